@@ -1,0 +1,16 @@
+"""Megatron-Core training of Pixtral-shaped vision-language models by the Apriel-1.5 recipe.
+
+The package is layered; imports run downward only:
+
+    errors, architecture            what can go wrong; shapes of the model
+    batch, config, surgery          the typed batch; the stage schema; bytes-level checkpoint edits (no torch but in batch)
+    parallel                        rank arithmetic, process groups, Megatron Core on CPU
+    model | data, visual_tasks      two rooms that do not know each other
+    checkpoint                      names, sharded loading, export, resumable training state
+    train                           the one loop
+
+``tools/`` and ``examples/`` stand above the package. ``config`` and ``surgery`` never import torch, so that command
+lines answer at once and run on a login node.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,74 @@
+"""The project's errors, and how a command line turns them into a message and an exit code.
+
+Everything a person can get wrong raises one of these. A message has three parts: what happened (with the values), why
+that cannot work, and how to mend it::
+
+    ConfigError: parallel.tensor=3 does not divide the decoder's 8 key-value groups.
+      Every tensor-parallel rank must own whole groups. Possible here: 1, 2, 4, 8.
+      Set in examples/cpt_stage2.yaml (or parallel.tensor=... on the command line).
+
+This file may import nothing of the project.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes that scripts can rely on."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REQUEUE = 75
+    """Stopped by a signal after saving; starting the same command again continues (``EX_TEMPFAIL`` of sysexits.h)."""
+    INTERRUPTED = 130
+
+
+class AprielError(Exception):
+    """Base of the project's errors.
+
+    Args:
+        what: one sentence, with the values that were found.
+        why: the reason, if ``what`` does not already give it.
+        fix: what to do about it, with the valid choices.
+    """
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__("\n".join([what, *(f"  {part}" for part in (why, fix) if part)]))
+
+
+class ConfigError(AprielError):
+    """A configuration, command line or layout that cannot be run."""
+
+
+class DataError(AprielError):
+    """A record, image, corpus or mixture that cannot be used as asked."""
+
+
+class CheckpointError(AprielError):
+    """Weights that are missing, left over, damaged, or do not fit the model."""
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Run a command line's ``main`` and return its exit code; every tool ends with ``sys.exit(run_command(main))``.
+
+    The project's own errors are printed on standard error without a traceback, since they already say what to do. Any
+    other exception is a defect of the program and keeps its traceback.
+    """
+    try:
+        return int(main() or ExitCode.OK)
+    except AprielError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left half-written", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (`| head`) went away: not an error of ours, and nothing more can be printed.
+        sys.stderr.close()
+        return ExitCode.OK
