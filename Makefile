@@ -1,0 +1,30 @@
+# The two commands are `make quickstart` and `make test`; each does all set-up by itself.
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint format clean
+
+PY := .venv/bin/python
+export PYTHON
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## create .venv (Python 3.12 or newer) and install the pinned set
+	@tools/setup_environment.sh
+
+quickstart: setup  ## the whole recipe in miniature, on CPU, in under ten minutes: result in runs/quickstart
+	@$(PY) examples/quickstart.py
+
+test: lint  ## ruff, mypy and every test that needs no GPU
+	@$(PY) -m pytest tests
+
+lint: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: setup  ## apply ruff's fixes and formatting
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean:  ## remove the runs and caches that these commands made; keeps .venv
+	@rm -rf runs/quickstart .mypy_cache .ruff_cache .pytest_cache
