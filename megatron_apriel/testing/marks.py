@@ -1,0 +1,30 @@
+"""Marks for tests that need hardware or a library that is not everywhere; each skips with its reason.
+
+Use as decorators, or as a module's ``pytestmark``::
+
+    @needs_gpus(2)
+    def test_two_gpus(): ...
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+
+def needs_gpus(number: int) -> pytest.MarkDecorator:
+    """Skips unless at least ``number`` CUDA devices are present."""
+    present = torch.cuda.device_count()
+    return pytest.mark.skipif(present < number, reason=f"needs {number} CUDA device(s), found {present}")
+
+
+needs_gpu = needs_gpus(1)
+"""Skips unless a CUDA device is present."""
+
+needs_transformer_engine = pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("transformer_engine") is None,
+    reason="needs Transformer Engine and a CUDA device",
+)
+"""Skips unless Transformer Engine is installed and a CUDA device is present."""
