@@ -106,6 +106,8 @@ class ParallelSection(Section):
     pipeline: Annotated[int, Field(ge=1)] = 1
     virtual: Annotated[int, Field(ge=1)] = 1
     """Model chunks per pipeline rank (interleaved schedule) where above 1."""
+    layers_per_stage: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Decoder layers of each of the pipeline x virtual stages in order; None: as many on each."""
     context: Annotated[int, Field(ge=1)] = 1
     overlap: bool = True
     """Overlap gradient reduction and parameter gathering with computation."""
