@@ -12,7 +12,7 @@ setup:  ## create .venv (Python 3.12 or newer) and install the pinned set
 	@tools/setup_environment.sh
 
 quickstart: setup  ## the whole recipe in miniature, on CPU, in under ten minutes: result in runs/quickstart
-	@$(PY) examples/quickstart.py
+	@$(PY) examples/quickstart/run.py
 
 test: lint  ## ruff, mypy and every test that needs no GPU
 	@$(PY) -m pytest tests

@@ -1,0 +1,53 @@
+"""Load an exported checkpoint with transformers alone, and let it answer: about text, and about an image if given.
+
+usage: generate.py MODEL [--image FILE] [--prompt TEXT] [--max-new-tokens N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+
+def answer(
+    model: LlavaForConditionalGeneration, processor: AutoProcessor, prompt: str, image: Path | None, most: int
+) -> str:
+    """The model's greedy answer to one question."""
+    parts: list[dict[str, str]] = [{"type": "text", "text": prompt}]
+    images = [Image.open(image).convert("RGB")] if image else None
+    if image:
+        parts.insert(0, {"type": "image"})
+    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    inputs = processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=most, do_sample=False)
+    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--prompt", default="What is json.dumps for in Python?")
+    parser.add_argument("--max-new-tokens", type=int, default=40)
+    arguments = parser.parse_args(argv)
+    processor = AutoProcessor.from_pretrained(arguments.model)
+    model, report = LlavaForConditionalGeneration.from_pretrained(
+        arguments.model, dtype=torch.float32, output_loading_info=True
+    )
+    problems = {name: list(found) for name, found in report.items() if found}
+    if problems:
+        print(f"transformers did not take the checkpoint as it is: {problems}", file=sys.stderr)
+        return 1
+    print(f"> {arguments.prompt}")
+    print(answer(model, processor, arguments.prompt, arguments.image, arguments.max_new_tokens))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

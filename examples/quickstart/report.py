@@ -1,0 +1,100 @@
+"""Table and plot of a quickstart run: what each stage trained on, and what it did to the loss on held-out data.
+
+usage: report.py [runs/quickstart]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from megatron_apriel.errors import DataError, run_command
+from megatron_apriel.train.metrics import clock, short
+
+STAGES = ("stage1", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """A stage's records; where a step was repeated after an interruption, the later one."""
+    file = run / "metrics.jsonl"
+    if not file.exists():
+        raise DataError(f"{file} does not exist.", fix="Run the quickstart to its end first.")
+    latest = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        latest[record["kind"], record["step"]] = record
+    return list(latest.values())
+
+
+def trained(run: Path) -> str:
+    """The components with a learning-rate factor above zero, from the run's own configuration."""
+    import yaml
+
+    parts = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))["train"]
+    names = [name for name in ("tower", "projector", "decoder") if parts[name]]
+    return "all" if len(names) == 3 else ", ".join(names)
+
+
+def table(root: Path, seconds: dict[str, float]) -> Table:
+    shown = Table(title="the recipe in miniature")
+    for heading, side in (("stage", "left"), ("tokens", "right"), ("trained", "left"), ("held-out loss", "left"),
+                          ("before", "right"), ("after", "right"), ("time", "right")):  # fmt: skip
+        shown.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for name in STAGES:
+        records = read(root / name)
+        steps = [record for record in records if record["kind"] == "step"]
+        checks = sorted((record for record in records if record["kind"] == "validation"), key=lambda r: r["step"])
+        before, after = checks[0]["loss_by_source"], checks[-1]["loss_by_source"]
+        lines = {key: "\n".join(f"{losses[label]:.3f}" for label in after) for key, losses in
+                 (("before", before), ("after", after))}  # fmt: skip
+        shown.add_row(name, short(steps[-1]["tokens"]), trained(root / name), "\n".join(after), lines["before"],
+                      lines["after"], clock(seconds.get(f"stage {name}", 0)))  # fmt: skip
+    return shown
+
+
+def plot(root: Path) -> Path:
+    """All losses across the stages against the tokens seen so far."""
+    figure, axes = plt.subplots(figsize=(11, 4.5), layout="constrained")
+    offset = 0
+    for number, name in enumerate(STAGES):
+        records = sorted(read(root / name), key=lambda record: record["step"])
+        steps = [record for record in records if record["kind"] == "step"]
+        per_step = steps[-1]["tokens"] / steps[-1]["step"]
+        color = f"C{number}"
+        axes.plot([offset + r["tokens"] for r in steps], [r["loss"] for r in steps], color=color, lw=1.4, label=name)
+        checks = [record for record in records if record["kind"] == "validation"]
+        for label in checks[-1]["loss_by_source"]:
+            points = [(offset + r["step"] * per_step, r["loss_by_source"][label]) for r in checks]
+            axes.plot(*zip(*points, strict=True), "o--", color=color, ms=4, lw=0.8, alpha=0.7)
+            axes.annotate(label, points[-1], xytext=(3, 3), textcoords="offset points", fontsize=7, color=color)
+        offset += steps[-1]["tokens"]
+        axes.axvline(offset, color="0.85", lw=0.8, zorder=0)
+    axes.set(xlabel="tokens", ylabel="loss per token", title="lines: training; dots: held-out data before and after")
+    axes.legend(ncols=len(STAGES), fontsize=8, loc="upper right")
+    file = root / "losses.png"
+    figure.savefig(file, dpi=130)
+    return file
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, nargs="?", default=Path("runs/quickstart"))
+    root = parser.parse_args(argv).root
+    record = root / "seconds.json"
+    Console().print(table(root, json.loads(record.read_text()) if record.exists() else {}))
+    print(f"plot of all losses: {plot(root)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

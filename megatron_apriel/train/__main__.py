@@ -1,0 +1,64 @@
+"""``torchrun -m megatron_apriel.train STAGE.yaml key=value ...``: train one stage, on CPU or GPUs.
+
+A dry run answers without torch, for any number of ranks, on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.errors import run_command
+
+EXAMPLES = """\
+examples:
+  one process (CPU, or one GPU):
+      python -m megatron_apriel.train examples/cpt_stage2.yaml output=runs/trial tokens=10M
+  the eight GPUs of one machine:
+      torchrun --nproc-per-node 8 -m megatron_apriel.train examples/cpt_stage2.yaml
+  what would run on 640 GPUs, without starting anything:
+      python -m megatron_apriel.train examples/cpt_stage2.yaml --dry-run --world-size 640
+
+The same command again goes on from the newest checkpoint in the stage's output directory.
+
+exit codes: 0 the stage is complete; 75 stopped by SIGTERM, SIGUSR1 or the job's time limit after saving (start the
+same command again); 130 stopped by Ctrl-C after saving; anything else is a failure, explained on standard error.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line; plan or train."""
+    parser = argparse.ArgumentParser(
+        prog="megatron_apriel.train",
+        description="Train one stage of the recipe from its YAML file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", type=Path, help="the stage's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    planning = parser.add_argument_group("planning")
+    planning.add_argument("--dry-run", action="store_true", help="print what would run, and check it; start nothing")
+    planning.add_argument("--world-size", type=int, help="ranks to plan for (default: WORLD_SIZE, or 1)")
+    planning.add_argument(
+        "--architecture", help="with --dry-run: a preset such as apriel-15b, where init_from does not exist yet"
+    )
+    arguments = parser.parse_args(argv)
+    config = load_stage(arguments.stage, arguments.overrides)
+    if arguments.dry_run:
+        from megatron_apriel.train.plan import print_plan
+
+        world_size = arguments.world_size or int(os.environ.get("WORLD_SIZE", "1"))
+        print_plan(config, world_size, architecture=arguments.architecture)
+        return 0
+    if arguments.world_size or arguments.architecture:
+        parser.error("--world-size and --architecture go with --dry-run")
+    from megatron_apriel.train.run import run_stage
+
+    return run_stage(config)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,181 @@
+"""Where a run's figures go: console, ``metrics.jsonl``, TensorBoard, Weights & Biases. Written by rank 0 only.
+
+``metrics.jsonl`` is always written and is what other programs should read: one JSON object a line, with ``kind``
+(``start``, ``step``, ``validation``, ``skipped``, ``checkpoint``, ``end``) and ``step``. A resumed run appends; where
+it repeats steps that a killed attempt had already logged, the later line counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.errors import ConfigError
+
+
+class Sink(Protocol):
+    """Takes the records of a run."""
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def clock(seconds: float) -> str:
+    """``3723`` -> ``1:02:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+def short(number: float) -> str:
+    """``12345`` -> ``12.3k``."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+class Console:
+    """One line a record, for a person who watches the log."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        formatter = getattr(self, f"_{record['kind']}", None)
+        if formatter is not None:
+            print(formatter(record), flush=True)
+
+    def _step(self, record: Mapping[str, Any]) -> str:
+        sources = record["loss_by_source"]
+        parts = ", ".join(f"{name} {loss:.3f}" for name, loss in sources.items())
+        by_source = f" ({parts})" if len(sources) > 1 else ""
+        flops = f" | {record['tflops_per_gpu']:.3g} TFLOP/s each" if record["tflops_per_gpu"] >= 0.1 else ""
+        return (
+            f"step {record['step']}/{record['steps']} | loss {record['loss']:.4f}{by_source} | lr {record['lr']:.2e}"
+            f" | grad norm {record['gradient_norm']:.3f} | {short(record['tokens_per_second'])} tok/s{flops}"
+            f" | data wait {record['data_wait']:.0%} | left {clock(record['seconds_left'])}"
+        )
+
+    def _validation(self, record: Mapping[str, Any]) -> str:
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in record["loss_by_source"].items())
+        return f"step {record['step']}/{record['steps']} | held-out loss {losses}"
+
+    def _skipped(self, record: Mapping[str, Any]) -> str:
+        return (
+            f"step {record['step']}/{record['steps']} | SKIPPED: loss {record['loss']}, gradient norm"
+            f" {record['gradient_norm']}; {record['in_a_row']} in a row, {record['skipped']} in all; the sequences and"
+            f" samples are in {record['details']}"
+        )
+
+    def _checkpoint(self, record: Mapping[str, Any]) -> str:
+        return f"step {record['step']}/{record['steps']} | saved {record['path']} in {record['seconds']:.1f} s"
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+
+class JsonLines:
+    """Every record, as one line of ``metrics.jsonl``; flushed at once so that a killed run loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps({"time": round(time.time(), 3), **record}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record under the names that plots use; losses by source get a name each."""
+    group = "train" if record["kind"] in ("step", "skipped") else record["kind"]
+    scalars = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            scalars.update({f"{group}/loss/{name}": float(number) for name, number in value.items()})
+        elif isinstance(value, int | float) and key not in ("step", "steps"):
+            scalars[f"{group}/{key}"] = float(value)
+    return scalars
+
+
+class TensorBoard:
+    """The same figures as TensorBoard scalars."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                f"logging.tensorboard is on, and TensorBoard cannot be imported: {error}.",
+                fix="pip install tensorboard, or set logging.tensorboard=false.",
+            ) from None
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        for name, number in _scalars(record).items():
+            self._writer.add_scalar(name, number, record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """The same figures to Weights & Biases; ``offline`` writes below the output directory and needs no network."""
+
+    def __init__(self, config: StageConfig) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                f"logging.wandb={config.logging.wandb}, and wandb cannot be imported: {error}.",
+                fix="pip install 'megatron_apriel[wandb]', or set logging.wandb=off.",
+            ) from None
+        self._run = wandb.init(
+            project=config.logging.wandb_project,
+            name=config.stage,
+            dir=str(config.output),
+            mode=config.logging.wandb,
+            config=config.model_dump(mode="json"),
+            resume="allow",
+            id=hashlib.sha256(f"{config.stage} {config.output.resolve()}".encode()).hexdigest()[:16],
+        )
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        scalars = _scalars(record)
+        if scalars:
+            self._run.log(scalars, step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Metrics:
+    """All sinks of a run; on every rank but 0 it has none and does nothing."""
+
+    def __init__(self, config: StageConfig, rank: int) -> None:
+        self._sinks: list[Sink] = []
+        if rank:
+            return
+        config.output.mkdir(parents=True, exist_ok=True)
+        self._sinks += [Console(), JsonLines(config.output / "metrics.jsonl")]
+        if config.logging.tensorboard:
+            self._sinks.append(TensorBoard(config.output / "tensorboard"))
+        if config.logging.wandb != "off":
+            self._sinks.append(WeightsAndBiases(config))
+
+    def write(self, kind: str, step: int, **figures: Any) -> None:
+        """Give a record to every sink. ``step`` counts finished steps."""
+        for sink in self._sinks:
+            sink.write({"kind": kind, "step": step, **figures})
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
