@@ -54,6 +54,10 @@ class CheckpointError(AprielError):
     """Weights that are missing, left over, damaged, or do not fit the model."""
 
 
+class OutputError(AprielError):
+    """A destination that may not be replaced or that cannot be written (disk full, no permission)."""
+
+
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command line's ``main`` and return its exit code; every tool ends with ``sys.exit(run_command(main))``.
 

@@ -1,0 +1,307 @@
+"""Output directories that are whole or absent.
+
+A result that takes minutes to write can be stopped at any moment: by Ctrl-C, by the scheduler, by a full disk, by a
+power cut. A half-written checkpoint that looks like a checkpoint is worse than none. So nothing is ever written at its
+final place. The work goes to a hidden directory beside it, on the same file system::
+
+    runs/.average.partial-node17-4711-889123/      <- being written
+    runs/average/                                  <- appears by one rename, when everything is on disk
+
+When an existing result is replaced, the two directories change places in one atomic system call
+(``renameat2(RENAME_EXCHANGE)``), so that at every moment there is a whole directory under the final name. Where a file
+system lacks that call, two renames stand in for it, and a process killed between them is repaired by the next run.
+
+The hidden name says who is writing: host, process and the process's start time. What a killed process left is removed
+by the next run that writes to the same place. What a live process is writing is never touched: beside the name, the
+writer holds a lock on the directory, which the kernel releases only with the process.
+
+This file may import only ``errors``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from megatron_apriel.errors import OutputError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
+
+
+def check_destination(
+    destination: str | Path, overwrite: bool = False, marker: str = "config.json", sources: Sequence[str | Path] = ()
+) -> Path:
+    """Check that ``destination`` may be written, before any work is done.
+
+    Args:
+        destination: directory to be made. A link is followed: the directory that it points to is meant.
+        overwrite: an existing directory is replaced if it contains ``marker``, or nothing at all.
+        marker: file that tells an earlier result of ours from a directory of somebody's.
+        sources: inputs; the destination may neither lie in one of them nor contain one.
+
+    Returns:
+        The destination as an absolute path with links resolved.
+
+    Raises:
+        OutputError: if it exists and may not be replaced, or overlaps an input.
+    """
+    target = Path(destination).resolve()
+    for source in map(Path, sources):
+        place = source.resolve()
+        if target == place or target in place.parents or place in target.parents:
+            relation = "is" if target == place else "contains" if target in place.parents else "lies inside"
+            raise OutputError(
+                f"the destination {destination} {relation} the source {source}.",
+                "A source is only read; replacing it would lose it if anything went wrong.",
+                "Give a destination outside of it.",
+            )
+    if not os.path.lexists(target):
+        return target
+    if not target.is_dir():
+        raise OutputError(f"the destination {destination} is a file.", fix="Give the name of a directory.")
+    if not overwrite:
+        raise OutputError(
+            f"the destination {destination} exists.",
+            "Nothing is overwritten without being told to.",
+            "Give another destination, or --overwrite to replace it.",
+        )
+    if not (target / marker).is_file() and any(target.iterdir()):
+        raise OutputError(
+            f"the destination {destination} exists and has no {marker}.",
+            f"Only a directory with {marker} in it is taken for an earlier result; this one may be something else.",
+            "Remove it yourself if it is not needed, or give another destination.",
+        )
+    return target
+
+
+def check_space(destination: str | Path, needed: int) -> None:
+    """Raise OutputError if the file system of ``destination`` has less than ``needed`` bytes free."""
+    place = Path(destination).resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OutputError(
+            f"{destination} needs {needed:,} bytes, and {place} has {free:,} bytes free.",
+            "An existing result is kept until the new one is whole, so both need room for a while.",
+            "Free some space or give a destination on another file system.",
+        )
+
+
+@contextmanager
+def whole_directory(
+    destination: str | Path, overwrite: bool = False, marker: str = "config.json", sources: Sequence[str | Path] = ()
+) -> Iterator[Path]:
+    """Yield a directory to write into; it becomes ``destination`` when the block ends well, and vanishes otherwise.
+
+    The block must write ``marker``. SIGTERM and SIGHUP end the block like an error, with the usual exit code
+    (128 + signal), unless the program has handlers of its own for them. All files are flushed to disk before the rename.
+
+    Args:
+        destination, overwrite, marker, sources: see :func:`check_destination`, which is called first.
+
+    Raises:
+        OutputError: if the destination is refused, or the disk is full, read-only, or appeared in the meantime.
+    """
+    target = check_destination(destination, overwrite, marker, sources)
+    made = _make_parents(target.parent)
+    partial: Path | None = None
+    lock: int | None = None
+    try:
+        with _terminating_signals_raise():
+            _remove_stale(target)
+            partial = target.parent / f".{target.name}.partial-{_writer()}-{secrets.token_hex(3)}"
+            partial.mkdir()
+            lock = _lock(partial)
+            yield partial
+            if not (partial / marker).is_file():
+                raise RuntimeError(f"the block that wrote {destination} did not write {marker}")
+            _flush(partial)
+            _publish(partial, target, overwrite)
+    except OSError as error:
+        raise _explained(error, destination) from error
+    finally:
+        if lock is not None:
+            os.close(lock)
+        if partial is not None:
+            # Either unfinished work, or the replaced result, which the exchange left under this name, or nothing.
+            shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # not empty: the result is in it
+                parent.rmdir()
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Create missing parents; returns those created, innermost first, so that a failure can take them away again."""
+    missing = [path for path in (parent, *parent.parents) if not path.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explained(error, parent) from error
+    return missing
+
+
+def _explained(error: OSError, destination: str | Path) -> OutputError:
+    if error.errno in _FULL:
+        reason = "The disk, the quota or the largest allowed file is full."
+    elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        reason = "It appeared while the work was going on; another process may write to the same place."
+    else:
+        reason = f"The system says: {error.filename or ''} {error.strerror}.".replace("  ", " ")
+    return OutputError(
+        f"{destination} could not be written: {error.strerror or error}.", reason, "What was there before is unchanged."
+    )
+
+
+def _flush(directory: Path) -> None:
+    """Wait until every file and directory below is on disk, so that the rename cannot overtake the contents."""
+    for folder, _, files in os.walk(directory):
+        for path in [*(os.path.join(folder, name) for name in files), folder]:  # noqa: PTH118 - os.walk gives strings
+            if not os.path.islink(path):  # noqa: PTH114
+                _fsync(path)
+
+
+def _fsync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush a directory
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _publish(partial: Path, target: Path, overwrite: bool) -> None:
+    if overwrite and target.is_dir():
+        if not _exchange(partial, target):
+            _swap_by_two_renames(partial, target)
+    else:
+        os.rename(partial, target)  # noqa: PTH104 - fails on a directory that is not empty, as it must
+    _fsync(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places atomically. Returns False where the system or the file system cannot do so."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_SUCH_CALL:
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _swap_by_two_renames(partial: Path, target: Path) -> None:
+    """Replace ``target`` without an atomic exchange; a kill between the two renames is mended by ``_remove_stale``."""
+    aside = target.parent / f".{target.name}.replaced-{_writer()}-{secrets.token_hex(3)}"
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _writer() -> str:
+    """Host, process and start time of this process: together they name one process for good."""
+    host = "".join(letter if letter.isalnum() else "_" for letter in socket.gethostname())[:64]
+    return f"{host}-{os.getpid()}-{_start_time(os.getpid())}"
+
+
+def _start_time(process: int) -> str:
+    """Start time of a live process in clock ticks since boot, "" if there is none (or only its zombie)."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()  # the command's name, in parentheses, may itself contain spaces
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def _lock(directory: Path) -> int | None:
+    """Lock a directory; returns the descriptor that holds the lock, or None if it is taken.
+
+    On a file system without locks the descriptor is returned all the same: the writer's name is then the only guard.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass
+    return descriptor
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove what killed processes left beside ``target``; restore a result that was cut off between two renames."""
+    ours = _writer().rpartition("-")[0].rpartition("-")[0]
+    for kind in ("replaced", "partial"):
+        prefix = f".{target.name}.{kind}-"
+        for path in sorted(target.parent.iterdir()):
+            if not path.name.startswith(prefix) or path.is_symlink() or not path.is_dir():
+                continue
+            host, process, started, _ = (*path.name.removeprefix(prefix).split("-"), "", "", "", "")[:4]
+            if host != ours or not process.isdecimal():
+                print(
+                    f"note: {path} was begun on {host or 'another host'} and not finished. "
+                    "If no process there is writing it, remove it.",
+                    file=sys.stderr,
+                )
+                continue
+            if _start_time(int(process)) == started:
+                continue  # its writer lives
+            lock = _lock(path)
+            if lock is None:
+                continue  # its writer lives in another process namespace
+            os.close(lock)
+            if kind == "replaced" and not os.path.lexists(target):
+                path.rename(target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _terminating_signals_raise() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit(128 + signal) inside the block, where they have their default effect."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        print(f"stopped by {signal.Signals(number).name}; nothing was left half-written", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    replaced = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
+                replaced.append(number)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
