@@ -1,0 +1,338 @@
+"""A prepared corpus on disk: what preparation writes once and every stage reads by document number.
+
+A directory of plain files, each readable without this project::
+
+    corpus.json              manifest: version, counts, file sizes, tokenizer, image rule, inputs, problems met
+    tokens.bin, tokens.idx   Megatron IndexedDataset, int32, one entry per document; image tokens already expanded
+    responses.bin            uint8 per token: 1 where the token is part of a response
+    images.bin               encoded images (JPEG, PNG) end to end; alpha composited, orientation applied
+    images.npy               one row per image: which document, where its bytes are, its pixels, grid and first token
+    documents.npy            one row per document: tokens, images, first image, response tokens
+
+The manifest is written last: a directory without it is not a corpus. Opening compares every file's size and every
+table with the manifest, so that a truncated copy is refused before a run starts; contents are read through memory maps,
+so that opening costs no memory and many processes of a host share one copy.
+
+Knows nothing of sequences, mixtures or ranks.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from numpy.typing import NDArray
+
+from megatron_apriel.data.corpus_format import (
+    DATA_FILES,
+    DOCUMENT_COLUMNS,
+    DOCUMENT_DTYPE,
+    IMAGE_COLUMNS,
+    IMAGE_DTYPE,
+    MANIFEST_FILE,
+    PREPARE_AGAIN,
+    CorpusManifest,
+    Counts,
+    ImageRecord,
+    StoredImage,
+    TokenizerRecord,
+    image_block,
+)
+from megatron_apriel.data.image_size import patch_grid
+from megatron_apriel.errors import DataError
+
+__all__ = ["Corpus", "CorpusManifest", "CorpusWriter", "ImageRecord", "StoredImage", "TokenizerRecord", "image_block"]
+
+_INDEX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents: megatron's .idx
+_INT32_CODE = 4
+
+
+def _table(numbers: array[int], dtype: np.dtype[np.void]) -> NDArray[np.void]:
+    """Flat numbers as rows of ``dtype``."""
+    columns = np.array(numbers, dtype=np.int64).reshape(-1, len(dtype.names or ()))
+    table = np.empty(len(columns), dtype=dtype)
+    for place, name in enumerate(dtype.names or ()):
+        table[name] = columns[:, place]
+    return table
+
+
+class CorpusWriter:
+    """Writes a corpus document by document into an existing empty directory.
+
+    Use as a context manager and call :meth:`close` when all documents are in: without it no manifest is written and
+    the directory is no corpus.
+    """
+
+    def __init__(self, directory: Path, manifest: CorpusManifest) -> None:
+        self.directory, self.manifest = Path(directory), manifest
+        self._tokens = IndexedDatasetBuilder(str(self.directory / "tokens.bin"), dtype=np.int32)
+        self._responses: BinaryIO = (self.directory / "responses.bin").open("wb")
+        self._images: BinaryIO = (self.directory / "images.bin").open("wb")
+        # Flat 64-bit numbers, a row of the table at a time: lists of tuples would take ten times the memory.
+        self._documents, self._image_rows = array("q"), array("q")
+        self._image_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for file in (self._tokens.data_file, self._responses, self._images):
+            file.close()
+
+    def add(self, tokens: NDArray[np.int32], responses: NDArray[np.bool_], images: Sequence[StoredImage] = ()) -> None:
+        """Append one document.
+
+        Args:
+            tokens: int32 [n], n > 0, image tokens expanded.
+            responses: bool [n], whether each token is part of a response.
+            images: in the order of their tokens.
+
+        Raises DataError if the tokens are outside the vocabulary, or do not hold exactly the blocks of ``images``.
+        """
+        number = len(self._documents) // len(DOCUMENT_COLUMNS)
+        if tokens.ndim != 1 or tokens.size == 0 or responses.shape != tokens.shape:
+            raise DataError(
+                f"document {number}: tokens of shape {tokens.shape} and responses of shape {responses.shape}.",
+                "A document is a non-empty row of tokens with one response flag each.",
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.manifest.tokenizer.vocab_size:
+            raise DataError(
+                f"document {number}: token {low if low < 0 else high} is outside the tokenizer's vocabulary "
+                f"of {self.manifest.tokenizer.vocab_size}."
+            )
+        self._check_images(number, tokens, images)
+        responses = responses.astype(bool)
+        self._tokens.add_document(torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int32)), [tokens.size])
+        self._responses.write(responses.astype(np.uint8).tobytes())
+        first_image = len(self._image_rows) // len(IMAGE_COLUMNS)
+        self._documents.extend((tokens.size, len(images), first_image, int(responses.sum())))
+        for image in images:
+            size = self._images.write(image.data)
+            self._image_rows.extend(
+                (number, self._image_bytes, size, image.height, image.width, image.rows, image.columns, image.start)
+            )
+            self._image_bytes += size
+
+    def _check_images(self, number: int, tokens: NDArray[np.int32], images: Sequence[StoredImage]) -> None:
+        record = self.manifest.images
+        if record is None:
+            if images:
+                raise DataError(f"document {number} has {len(images)} images, but the manifest has no image tokens.")
+            return
+        for place, image in enumerate(images):
+            where = f"document {number}, image {place} ({image.height} x {image.width} pixels)"
+            grid = patch_grid(image.height, image.width, record.image_size, record.patch_size, record.rounding)
+            if grid != (image.rows, image.columns):
+                raise DataError(
+                    f"{where}: grid {image.rows} x {image.columns} where the rule gives {grid[0]} x {grid[1]}."
+                )
+            block = image_block(image.rows, image.columns, record)
+            if image.start < 0 or not np.array_equal(tokens[image.start : image.start + block.size], block):
+                raise DataError(f"{where}: its {block.size} tokens do not stand at {image.start}.")
+            if not image.data:
+                raise DataError(f"{where}: no bytes.")
+        starts = [image.start for image in images]
+        found, expected = int((tokens == record.image_token_id).sum()), sum(im.rows * im.columns for im in images)
+        if found != expected or starts != sorted(set(starts)):
+            raise DataError(
+                f"document {number} holds {found} image tokens; its {len(images)} images make {expected}.",
+                "Every image token must belong to one image, images in order.",
+                f"Text must not be encoded into token {record.image_token_id}.",
+            )
+
+    def close(self, problems: dict[str, Any] | None = None) -> CorpusManifest:
+        """Write the tables and, last, the manifest; returns it. Raises DataError if there is no document."""
+        if not self._documents:
+            raise DataError("no document was left to write.", "A corpus needs at least one.", "Check the inputs.")
+        self.__exit__(None, None, None)
+        self._tokens.finalize(str(self.directory / "tokens.idx"))
+        documents = _table(self._documents, DOCUMENT_DTYPE)
+        images = _table(self._image_rows, IMAGE_DTYPE)
+        np.save(self.directory / "documents.npy", documents)
+        np.save(self.directory / "images.npy", images)
+        manifest = self.manifest.model_copy(
+            update={
+                "counts": Counts(
+                    documents=documents.size,
+                    tokens=int(documents["tokens"].sum()),
+                    response_tokens=int(documents["responses"].sum()),
+                    images=images.size,
+                ),
+                "files": {name: (self.directory / name).stat().st_size for name in DATA_FILES},
+                "problems": dict(problems or {}),
+            }
+        )
+        partial = self.directory / f".{MANIFEST_FILE}.partial"
+        partial.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.directory / MANIFEST_FILE)
+        return manifest
+
+
+class Corpus:
+    """A prepared corpus, open for reading by document and image number; safe to read from several threads.
+
+    Attributes:
+        path: its directory.
+        manifest: what ``corpus.json`` says.
+        documents: DOCUMENT_DTYPE [documents].
+        image_rows: IMAGE_DTYPE [images], of all documents in order.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: CorpusManifest,
+        documents: NDArray[np.void],
+        image_rows: NDArray[np.void],
+    ) -> None:
+        """Use :meth:`open`, which checks what it passes here."""
+        self.path, self.manifest, self.documents, self.image_rows = path, manifest, documents, image_rows
+        self._tokens = IndexedDataset(str(path / "tokens"))
+        self._responses = np.memmap(path / "responses.bin", dtype=np.uint8, mode="r")
+        # A file of no bytes cannot be mapped.
+        self._bytes = np.memmap(path / "images.bin", dtype=np.uint8, mode="r") if image_rows.size else b""
+        self._first_token = np.concatenate([[0], np.cumsum(documents["tokens"])])
+
+    @classmethod
+    def open(cls, path: str | Path) -> Corpus:
+        """Open a corpus after comparing all of its files with each other.
+
+        Raises DataError that names the file and the numbers if something is absent, truncated or inconsistent.
+        """
+        directory = Path(path).absolute()
+        manifest = CorpusManifest.read(directory)
+        for name in DATA_FILES:
+            expected = manifest.files.get(name, -1)
+            actual = (directory / name).stat().st_size if (directory / name).is_file() else None
+            if actual != expected:
+                found = "is missing" if actual is None else f"has {actual} bytes"
+                raise _damaged(directory / name, f"{found}; its manifest says {expected}.")
+        documents = _load_table(directory / "documents.npy", DOCUMENT_DTYPE, manifest.counts.documents)
+        image_rows = _load_table(directory / "images.npy", IMAGE_DTYPE, manifest.counts.images)
+        _check_documents(directory, manifest, documents)
+        _check_index(directory / "tokens.idx", documents)
+        _check_images(directory, manifest, documents, image_rows)
+        return cls(directory, manifest, documents, image_rows)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def tokens(self, document: int, start: int = 0, length: int | None = None) -> NDArray[np.int32]:
+        """Token ids of a document or of a piece of it, int32, read-only view."""
+        return self._tokens.get(document, start, length)
+
+    def responses(self, document: int, start: int = 0, length: int | None = None) -> NDArray[np.bool_]:
+        """Whether each token of the document (or piece) is part of a response, bool."""
+        first = int(self._first_token[document]) + start
+        last = first + length if length is not None else int(self._first_token[document + 1])
+        return self._responses[first:last].view(np.bool_)
+
+    def images(self, document: int) -> NDArray[np.void]:
+        """The document's images, IMAGE_DTYPE [n], in the order of their tokens."""
+        first, number = int(self.documents["first_image"][document]), int(self.documents["images"][document])
+        return self.image_rows[first : first + number]
+
+    def image_bytes(self, row: np.void) -> NDArray[np.uint8]:
+        """Encoded bytes of the image of one row of :meth:`images`, uint8, read-only view."""
+        offset, size = int(row["offset"]), int(row["size"])
+        return np.asarray(self._bytes[offset : offset + size])
+
+
+def _damaged(file: Path, found: str) -> DataError:
+    return DataError(f"{file} {found}", "The corpus is damaged or was copied in part.", PREPARE_AGAIN)
+
+
+def _load_table(file: Path, dtype: np.dtype[np.void], rows: int) -> NDArray[np.void]:
+    try:
+        table = np.load(file, mmap_mode="r" if rows else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(file, f"cannot be read: {error}.") from None
+    if table.dtype != dtype or table.shape != (rows,):
+        raise _damaged(file, f"holds {table.shape} of {table.dtype}; its manifest says {rows} rows of {dtype}.")
+    return table
+
+
+def _check_documents(directory: Path, manifest: CorpusManifest, documents: NDArray[np.void]) -> None:
+    counts, file = manifest.counts, directory / "documents.npy"
+    if counts.documents == 0:
+        raise DataError(f"{directory} holds no documents.", "There is nothing to train on.", PREPARE_AGAIN)
+    for column, expected in (
+        ("tokens", counts.tokens),
+        ("images", counts.images),
+        ("responses", counts.response_tokens),
+    ):
+        values = documents[column]
+        if int(values.sum()) != expected or int(values.min()) < (column == "tokens"):
+            raise _damaged(
+                file,
+                f"sums to {int(values.sum())} {column} (least {int(values.min())}); its manifest says {expected}.",
+            )
+    for name, width in (("tokens.bin", 4), ("responses.bin", 1)):
+        if manifest.files[name] != counts.tokens * width:
+            raise _damaged(
+                directory / name,
+                f"has {manifest.files[name]} bytes; {counts.tokens} tokens take {counts.tokens * width}.",
+            )
+    if np.any(documents["first_image"] != np.cumsum(documents["images"]) - documents["images"]):
+        raise _damaged(file, "does not number the images in order.")
+
+
+def _check_index(file: Path, documents: NDArray[np.void]) -> None:
+    """Compare Megatron's index with the table of documents; its own checks are asserts that name nothing."""
+    with file.open("rb") as stream:
+        header = stream.read(_INDEX_HEADER.size)
+        if len(header) < _INDEX_HEADER.size:
+            raise _damaged(file, f"has {len(header)} bytes, less than its header of {_INDEX_HEADER.size}.")
+        magic, version, code, sequences, entries = _INDEX_HEADER.unpack(header)
+        expected = (b"MMIDIDX\x00\x00", 1, _INT32_CODE, documents.size, documents.size + 1)
+        if (magic, version, code, sequences, entries) != expected:
+            raise _damaged(
+                file, f"begins with {(magic, version, code, sequences, entries)}, where {expected} is expected."
+            )
+        lengths = np.fromfile(stream, dtype="<i4", count=sequences)
+        pointers = np.fromfile(stream, dtype="<i8", count=sequences)
+        bounds = np.fromfile(stream, dtype="<i8", count=entries)
+    tokens = documents["tokens"]
+    whole = (
+        np.array_equal(lengths, tokens)
+        and np.array_equal(pointers, (np.cumsum(tokens) - tokens) * 4)
+        and np.array_equal(bounds, np.arange(entries))
+    )
+    if not whole:
+        raise _damaged(file, f"disagrees with documents.npy about the {documents.size} documents' lengths.")
+
+
+def _check_images(
+    directory: Path, manifest: CorpusManifest, documents: NDArray[np.void], images: NDArray[np.void]
+) -> None:
+    if images.size == 0:
+        return
+    file, stored = directory / "images.npy", manifest.files["images.bin"]
+    if manifest.images is None:
+        raise _damaged(directory / MANIFEST_FILE, f"counts {images.size} images but does not say their tokens.")
+    if not np.array_equal(images["document"], np.repeat(np.arange(documents.size), documents["images"])):
+        raise _damaged(file, "disagrees with documents.npy about which document each image belongs to.")
+    ends = images["start"] + images["rows"].astype(np.int64) * (images["columns"].astype(np.int64) + 1)
+    following = np.append(images["start"][1:], 0)
+    following[np.append(images["document"][1:] != images["document"][:-1], True)] = np.iinfo(np.int64).max
+    limits = np.minimum(following, documents["tokens"][images["document"]])
+    wrong = (images["size"] < 1) | (images["offset"] < 0) | (images["offset"] + images["size"] > stored)
+    wrong |= (images["rows"] < 1) | (images["columns"] < 1) | (images["start"] < 0) | (ends > limits)
+    wrong |= (images["height"] < 1) | (images["width"] < 1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise _damaged(
+            file,
+            f"row {first} is impossible: {dict(zip(IMAGE_COLUMNS, images[first].tolist(), strict=True))}, "
+            f"with {stored} bytes in images.bin.",
+        )
