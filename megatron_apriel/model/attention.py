@@ -1,0 +1,118 @@
+"""Attention over packed sequences: rotary positions per token, and never across the borders of documents or images.
+
+:class:`PackedSelfAttention` is Megatron's ``SelfAttention`` with its own way from hidden states to output. Megatron's
+applies rotary positions by document, which asks the device for the documents' lengths in every layer; here the angles
+come per token (``rotary.py``) and nothing waits. :class:`LocalCoreAttention` does the attention itself where
+Transformer Engine is absent.
+
+Shape letters: S tokens, N query heads, G key-value heads, D numbers per head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_apriel.model.rotary import Rotary, apply_rotary
+
+
+def packed(cu_seqlens: Tensor, longest: int) -> PackedSeqParams:
+    """How a sequence is divided into documents, or a list of patches into images.
+
+    Args:
+        cu_seqlens: int32, cumulative lengths from 0.
+        longest: the largest length, as a plain number.
+    """
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+
+
+class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
+    """Self-attention of a packed sequence; parameters and sharding are those of Megatron's ``SelfAttention``."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Rotary | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [S, 1, H] (S over tensor-parallel ranks under sequence parallelism) to the same shape.
+
+        Args:
+            hidden_states: normalised already, or by the fused first layer.
+            attention_mask: none is ever used; documents come from ``packed_seq_params``.
+            rotary_pos_emb: cosine and sine of all S tokens.
+            packed_seq_params: see :func:`packed`.
+        """
+        query, key, value = (x.squeeze(1) for x in self.get_query_key_value_tensors(hidden_states))
+        query, key = apply_rotary(query, rotary_pos_emb), apply_rotary(key, rotary_pos_emb)
+        context = self.core_attention(
+            query,
+            key,
+            value,
+            None,
+            attn_mask_type=self.attn_mask_type,
+            attention_bias=None,
+            packed_seq_params=packed_seq_params,
+        )
+        return self.linear_proj(context.reshape(context.shape[0], 1, -1))
+
+    def extra_repr(self) -> str:
+        heads, groups = self.num_attention_heads_per_partition, self.num_query_groups_per_partition
+        return (
+            f"heads {heads} of {self.config.num_attention_heads}, "
+            f"key-value heads {groups} of {self.config.num_query_groups}, "
+            f"head size {self.config.kv_channels}, tensor shard {self.tp_group.rank()} of {self.tp_group.size()}"
+        )
+
+
+class LocalCoreAttention(torch.nn.Module):
+    """torch's scaled-dot-product attention, one document (or image) at a time.
+
+    Reads the documents' lengths on the host, which costs a wait where they are on a GPU; Transformer Engine's kernel
+    is the one for GPUs.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **_: Any
+    ) -> None:
+        super().__init__()
+        self.causal = attn_mask_type == AttnMaskType.causal
+
+    def forward(
+        self,
+        query_SND: Tensor,
+        key_SGD: Tensor,
+        value_SGD: Tensor,
+        attention_mask: None,
+        *,
+        attn_mask_type: AttnMaskType,
+        attention_bias: None,
+        packed_seq_params: PackedSeqParams,
+    ) -> Tensor:
+        """Attention within each document; returns [S, N, D]."""
+        bounds = packed_seq_params.cu_seqlens_q.tolist()
+        outputs = []
+        for start, end in zip(bounds, bounds[1:], strict=False):
+            query, key, value = (x[None, start:end].transpose(1, 2) for x in (query_SND, key_SGD, value_SGD))
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=self.causal, enable_gqa=query.shape[1] != key.shape[1]
+            )
+            outputs.append(output[0].transpose(0, 1))
+        return torch.cat(outputs)
+
+    def extra_repr(self) -> str:
+        return "causal within each document" if self.causal else "full within each image"

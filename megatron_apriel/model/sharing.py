@@ -1,0 +1,88 @@
+"""How ranks share a sequence's images, and how their features get into the sequence.
+
+Tower and projector are held whole by every tensor-parallel rank of the first pipeline stage. Running every image on
+every rank would repeat the same work; dividing the tower's matrices would make each of them tiny. So each rank takes
+whole images instead, its *share*, and the projected features of all shares are gathered afterwards:
+
+    patches of my share -> tower -> projector -> features of my share -> gather -> features of all -> slots
+
+Backward, every rank holds the same gradient for all features, because the decoder's input gradient is summed over the
+tensor-parallel ranks, and keeps the part that belongs to its share. A tower weight's gradient is then the **sum** over
+ranks, each having seen other images. Megatron knows how to *average* a replicated parameter's gradient over the
+tensor-parallel ranks (the mark ``average_gradients_across_tp_domain``), with and without sequence parallelism. The sum
+is the average of gradients that are larger by the number of ranks, so that is what the gather passes down.
+
+A rank without images still owes gradients: data-parallel buckets wait for every parameter.
+:func:`with_zero_gradients` ties parameters to the graph with gradients of zero.
+
+Shape letters: S sequence, H hidden, K patches of all shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _GatherShares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, sizes: tuple[int, ...], group: dist.ProcessGroup) -> Tensor:
+        ctx.sizes, ctx.group = sizes, group
+        largest = max(sizes)
+        # Collectives want equal sizes: shares are balanced, so padding to the largest costs little.
+        padded = share.new_zeros(largest, share.shape[1])
+        padded[: share.shape[0]] = share
+        gathered = share.new_empty(len(sizes) * largest, share.shape[1])
+        dist.all_gather_into_tensor(gathered, padded, group=group)
+        return torch.cat([gathered[rank * largest : rank * largest + size] for rank, size in enumerate(sizes)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        rank = ctx.group.rank()
+        start = sum(ctx.sizes[:rank])
+        return gradients[0][start : start + ctx.sizes[rank]] * len(ctx.sizes), None, None
+
+
+def gather_shares(share_H: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """Features of all shares [K, H] from this rank's [sizes[rank], H]; see the module's text for the gradient.
+
+    Raises:
+        ValueError: if the images were shared over another number of ranks than ``group`` has, or this rank's share has
+            another size than announced.
+    """
+    if len(sizes) != group.size():
+        raise ValueError(f"images are shared over {len(sizes)} rank(s), but {group.size()} rank(s) gather them")
+    if share_H.shape[0] != sizes[group.rank()]:
+        raise ValueError(f"share {group.rank()} has {share_H.shape[0]} patches, announced were {sizes[group.rank()]}")
+    if len(sizes) == 1:
+        return share_H
+    return _GatherShares.apply(share_H, tuple(sizes), group)
+
+
+class _WithZeroGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.like = [(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters]
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
+        return (gradients[0], *zeros)
+
+
+def with_zero_gradients(tensor: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """``tensor``, whose backward pass also gives every trained one of ``parameters`` a gradient of zero."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained or not torch.is_grad_enabled():
+        return tensor
+    return _WithZeroGradients.apply(tensor, *trained)
+
+
+def place_features(embeddings_S1H: Tensor, features_KH: Tensor, slots_K: Tensor) -> Tensor:
+    """The embeddings with each feature in its slot; what stood there gets no gradient."""
+    return embeddings_S1H.index_copy(0, slots_K, features_KH[:, None].to(embeddings_S1H.dtype))

@@ -1,0 +1,135 @@
+"""Which implementation the layers have: chosen once, for the whole model.
+
+Transformer Engine on a GPU (FP8, fused kernels, packed attention); Megatron's own parallel linear layers with torch's
+attention elsewhere. Both have the same parameters; only the names of the norms differ inside the model, because
+Transformer Engine fuses a norm with the linear layer after it. Distributed checkpoints use one name for both
+(:data:`CHECKPOINT_NAMES`), so a checkpoint written by one can be read by the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention
+from megatron_apriel.model.norm import RMSNorm
+
+LayerKind = Literal["auto", "local", "transformer_engine"]
+
+CHECKPOINT_NAMES = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+"""Names of the local layers' norms -> their names in a distributed checkpoint, which are Transformer Engine's."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The classes that a transformer layer is built from.
+
+    Attributes:
+        name: ``local`` or ``transformer_engine``.
+        norm: a norm on its own.
+        norm_linear: column-parallel linear layer for the way into attention and MLP; includes its norm if ``fused``.
+        row_linear: row-parallel linear layer for the way out.
+        core_attention: attention proper.
+    """
+
+    name: str
+    norm: type
+    norm_linear: type
+    row_linear: type
+    core_attention: type
+
+    @property
+    def fused(self) -> bool:
+        return self.name == "transformer_engine"
+
+
+@cache
+def choose_layers(kind: LayerKind = "auto") -> Layers:
+    """The implementation for this machine; the choice and its reason are logged once.
+
+    Raises:
+        ConfigError: if Transformer Engine is asked for and cannot run here.
+    """
+    missing = _why_no_transformer_engine()
+    if kind == "transformer_engine" and missing:
+        raise ConfigError(f"Transformer Engine's layers cannot be used: {missing}.", fix="Use layers 'local' here.")
+    if kind == "local" or missing:
+        logger.info("layers: Megatron's own, torch attention (%s)", "as asked for" if kind == "local" else missing)
+        return Layers("local", RMSNorm, ColumnParallelLinear, RowParallelLinear, LocalCoreAttention)
+    logger.info("layers: Transformer Engine (it and a CUDA device are present)")
+    from megatron.core.extensions import transformer_engine as te
+
+    return Layers(
+        "transformer_engine",
+        te.TENorm,
+        te.TELayerNormColumnParallelLinear,
+        te.TERowParallelLinear,
+        te.TEDotProductAttention,
+    )
+
+
+def _why_no_transformer_engine() -> str:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return "" if find_spec("transformer_engine") else "Transformer Engine is not installed"
+
+
+def block_spec(
+    layers: Layers, *, num_layers: int, ffn_hidden_size: int, causal: bool, final_norm: bool
+) -> TransformerBlockSubmodules:
+    """What Megatron's ``TransformerBlock`` needs to build ``num_layers`` equal layers.
+
+    Args:
+        layers: see :func:`choose_layers`.
+        num_layers: layers of this pipeline stage and chunk.
+        ffn_hidden_size: width of the gated MLP.
+        causal: a token sees the tokens before it; else all of its document or image.
+        final_norm: give the block a norm after its last layer.
+    """
+    mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
+    norm: Any = IdentityOp if layers.fused else layers.norm
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=PackedSelfAttention,
+                params={"attn_mask_type": mask},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=layers.norm_linear,
+                    core_attention=layers.core_attention,
+                    linear_proj=layers.row_linear,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=partial(
+                MLP.as_mlp_submodule,
+                submodules=MLPSubmodules(linear_fc1=layers.norm_linear, linear_fc2=layers.row_linear),
+                ffn_hidden_size=ffn_hidden_size,
+            ),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={} if layers.fused else CHECKPOINT_NAMES,
+        ),
+    )
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=layers.norm if final_norm else None)

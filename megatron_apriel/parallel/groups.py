@@ -1,0 +1,118 @@
+"""Process groups, device and random states of a run, made from a layout and taken down again.
+
+The arithmetic of who stands where is in ``layout.py`` and needs no torch; here it becomes communicators. Megatron Core
+keeps its groups in a module (``parallel_state``); this file is the only one that makes or destroys them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import random
+from collections.abc import Iterator
+
+import numpy
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.parallel import cpu
+from megatron_apriel.parallel.layout import Layout
+
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long a collective may wait for the slowest rank before the run is given up."""
+
+
+@contextlib.contextmanager
+def initialized(layout: Layout, seed: int = 1234, timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
+    """Within it, this rank has its device, process groups and random states; yields the device.
+
+    Takes rank and world size from the environment that torchrun and Slurm's ``srun`` set, and a single process without
+    one as a world of one. A default process group that exists already is used and left in place.
+
+    Args:
+        layout: how the ranks are laid out.
+        seed: of parameters' initialisation and of dropout; shifted per tensor-parallel and pipeline rank.
+        timeout: see :data:`TIMEOUT`.
+
+    Raises:
+        ConfigError: if the number of ranks is not the layout's, or there are more ranks on this host than devices.
+    """
+    cpu.enable()
+    device = _take_device()
+    mine = not dist.is_initialized()
+    if mine:
+        _join(timeout)
+    try:
+        if dist.get_world_size() != layout.world_size:
+            raise ConfigError(
+                f"the layout is for {layout.world_size} rank(s), but {dist.get_world_size()} were started.",
+                fix="Start as many processes as the layout has ranks (torchrun --nproc-per-node, --nnodes).",
+            )
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+            context_parallel_size=layout.context,
+            distributed_timeout_minutes=int(timeout.total_seconds() // 60),
+        )
+        seed_all(seed)
+        yield device
+    finally:
+        parallel_state.destroy_model_parallel()
+        if mine:
+            dist.destroy_process_group()
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's, torch's and Megatron's random states; Megatron's differ where the parameters do."""
+    stage_seed = seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(stage_seed)
+    numpy.random.seed(stage_seed % 2**32)
+    torch.manual_seed(stage_seed)
+    model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
+
+
+def current_device() -> torch.device:
+    """The device that this rank computes on."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _take_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"rank {local_rank} of this host has no device: {torch.cuda.device_count()} CUDA device(s) are visible.",
+            "Every process drives one device.",
+            "Start as many processes per host as it has devices, or widen CUDA_VISIBLE_DEVICES.",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _join(timeout: datetime.timedelta) -> None:
+    """Make the default process group from the environment, or alone where there is none."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    elif "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ:
+        rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def image_shares_group() -> dist.ProcessGroup:
+    """The tensor- and context-parallel ranks of one model replica and stage: those that share a sequence's images."""
+    return parallel_state.get_tensor_and_context_parallel_group()
+
+
+def group_of_one() -> dist.ProcessGroup:
+    """A group of this rank alone, for modules that hold all of their parameters on every rank."""
+    # Made by its member only, so that a job of a thousand ranks does not make a thousand groups one after another.
+    return dist.new_group([dist.get_rank()], use_local_synchronization=True)
