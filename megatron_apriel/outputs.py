@@ -110,7 +110,7 @@ def whole_directory(
     """Yield a directory to write into; it becomes ``destination`` when the block ends well, and vanishes otherwise.
 
     The block must write ``marker``. SIGTERM and SIGHUP end the block like an error, with the usual exit code
-    (128 + signal), unless the program has handlers of its own for them. All files are flushed to disk before the rename.
+    (128 + signal), unless the program has handlers of its own for them. All files are on disk before the rename.
 
     Args:
         destination, overwrite, marker, sources: see :func:`check_destination`, which is called first.

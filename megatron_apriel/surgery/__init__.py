@@ -1,0 +1,1 @@
+"""Checkpoint edits on bytes: depth upscaling and averaging. Imports neither torch nor Megatron Core."""

@@ -1,0 +1,390 @@
+"""Safetensors by byte ranges: what is in a checkpoint directory, and writing one in a stream.
+
+A safetensors file is eight bytes (the header's length, little-endian), a JSON header (per tensor: dtype, shape, first
+and last byte within the data that follow) and the tensors' bytes, row-major, without gaps. So a tensor, or some of its
+rows, is a byte range of a file: it can be copied, hashed or compared without being understood, in memory that does not
+depend on its size. A model is one such file, or several with an index (``*.safetensors.index.json``) that says which
+tensor is in which file. The Hugging Face form calls them ``model*.safetensors``, Mistral's form
+``consolidated*.safetensors``.
+
+Everything a header or an index says is checked before it is believed: a truncated download or a leftover shard ends
+in a CheckpointError with the file and the numbers, never in wrong weights.
+
+Source of the format: https://github.com/huggingface/safetensors (README, "Format"). May import only ``errors``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from megatron_apriel.errors import CheckpointError
+
+DTYPE_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes per element of the dtypes that are read here. The format's sub-byte dtypes are not among them."""
+
+CHUNK_BYTES = 4 << 20
+"""Largest piece that is held in memory while copying, hashing or comparing."""
+
+_MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
+_SHARD_NAME = "{base}-{number:05}-of-{count:05}.safetensors"
+
+Base = Literal["model", "consolidated"]
+"""How weight files begin: ``model`` in the Hugging Face form, ``consolidated`` in Mistral's."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, safetensors dtype (``BF16``) and shape of a tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.elements * DTYPE_BYTES[self.dtype]
+
+    @property
+    def rows(self) -> int:
+        """Length of the first dimension; a scalar is one row."""
+        return self.shape[0] if self.shape else 1
+
+
+@dataclass(frozen=True)
+class TensorEntry(TensorSpec):
+    """A tensor in a file: ``size`` bytes from ``offset``, counted from the file's beginning."""
+
+    file: Path
+    offset: int
+
+    def chunks(self, start_row: int = 0, stop_row: int | None = None, limit: int = CHUNK_BYTES) -> Iterator[memoryview]:
+        """The bytes of rows ``start_row`` to ``stop_row`` in pieces of at most ``limit`` bytes.
+
+        A piece is valid until the next one is asked for. Raises CheckpointError if the file has become shorter.
+        """
+        row_bytes = self.size // self.rows if self.rows else 0
+        position = self.offset + start_row * row_bytes
+        left = ((self.rows if stop_row is None else stop_row) - start_row) * row_bytes
+        buffer = memoryview(bytearray(min(limit, left)))
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(position)
+            while left:
+                count = stream.readinto(buffer[: min(limit, left)])
+                if not count:
+                    raise CheckpointError(
+                        f"{self.file} ended {left:,} bytes before the end of {self.name}.",
+                        "It was complete when its header was read: something changed it meanwhile.",
+                    )
+                yield buffer[:count]
+                left -= count
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """Read and check the header of one safetensors file; entries are in the order of their bytes.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, longer than its header says, or its header is not JSON of
+            the format, names a tensor twice, has an unknown dtype, or gives ranges that overlap, leave gaps or do not
+            fit dtype and shape.
+    """
+    try:
+        file_size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if length < 0 or 8 + length > file_size or length > _MAX_HEADER_BYTES:
+                _refuse(file, f"its header would be {max(length, 0):,} bytes long, in a file of {file_size:,} bytes")
+            raw = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+    fields = _parse_json(raw, file)
+    metadata = fields.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _refuse(file, "its __metadata__ is not a table of strings")
+    data_start = 8 + length
+    entries = [_entry(file, data_start, name, field) for name, field in fields.items()]
+    entries.sort(key=lambda entry: (entry.offset, entry.size))
+    position = data_start
+    for entry in entries:
+        if entry.offset != position:
+            relation = "overlaps the tensor before it" if entry.offset < position else "leaves a gap before it"
+            _refuse(file, f"{entry.name} begins at byte {entry.offset:,} instead of {position:,}: it {relation}")
+        position += entry.size
+    if position != file_size:
+        problem = "truncated" if position > file_size else "followed by something else"
+        _refuse(file, f"its header describes {position:,} bytes and it has {file_size:,}: it is {problem}")
+    return {entry.name: entry for entry in entries}
+
+
+def _refuse(file: Path, problem: str) -> NoReturn:
+    raise CheckpointError(
+        f"{file} is damaged: {problem}.",
+        fix="Download or export it again; compare its size and hash with the original's.",
+    )
+
+
+def _parse_json(raw: bytes, file: Path) -> dict[str, Any]:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            seen: set[str] = set()
+            repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            _refuse(file, f"{repeated!r} is there twice")
+        return table
+
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=without_repeats)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        _refuse(file, f"its JSON cannot be read: {error}")
+    if not isinstance(value, dict):
+        _refuse(file, f"its JSON is a {type(value).__name__}, not an object")
+    return value
+
+
+def _entry(file: Path, data_start: int, name: str, field: Any) -> TensorEntry:
+    if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:
+        _refuse(file, f"{name} is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        _refuse(file, f"{name} has dtype {dtype!r}, which is none of {', '.join(DTYPE_BYTES)}")
+    for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+            _refuse(file, f"{name} has {what} {numbers!r}, which is no list of numbers")
+    if len(offsets) != 2:
+        _refuse(file, f"{name} has data_offsets {offsets!r}, which is no pair")
+    begin, end = offsets
+    entry = TensorEntry(name, dtype, tuple(shape), file, data_start + begin)
+    if end - begin != entry.size:
+        _refuse(file, f"{name} ({dtype} {shape}) takes {entry.size:,} bytes and was given bytes {begin:,} to {end:,}")
+    return entry
+
+
+@dataclass(frozen=True)
+class TensorDirectory:
+    """All tensors of a checkpoint directory.
+
+    Attributes:
+        path: the directory.
+        base: ``model`` (Hugging Face) or ``consolidated`` (Mistral).
+        files: weight files, in the order of their names.
+        entries: by name; in the order of files and of bytes within them.
+    """
+
+    path: Path
+    base: Base
+    files: tuple[Path, ...]
+    entries: dict[str, TensorEntry]
+
+    @classmethod
+    def open(cls, path: str | Path, base: Base | None = None) -> TensorDirectory:
+        """Read and check all headers.
+
+        Args:
+            path: directory with ``model.safetensors``, or an index and its files; or the same with ``consolidated``.
+            base: which of the two to read; by default the Hugging Face form where both are present.
+
+        Raises:
+            CheckpointError: naming what is missing, left over or damaged.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory} is not a directory.", fix="Give a directory with safetensors files.")
+        bases: tuple[Base, ...] = ("model", "consolidated") if base is None else (base,)
+        for candidate in bases:
+            present = _weight_files(directory, candidate)
+            index = directory / f"{candidate}.safetensors.index.json"
+            if index.is_file():
+                return cls._from_index(directory, candidate, index, present)
+            single = directory / f"{candidate}.safetensors"
+            if single.is_file() and present == [single]:
+                return cls(directory, candidate, (single,), read_header(single))
+            if present:
+                raise CheckpointError(
+                    f"{directory} has {', '.join(file.name for file in present)} and no {index.name}.",
+                    "Without it, nothing says which files belong together.",
+                )
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern))
+        raise CheckpointError(
+            f"{directory} has no {' or '.join(f'{name}.safetensors' for name in bases)}.",
+            f"It has {', '.join(pickles[:3])}; pickled weights are not read here." if pickles else "",
+            "Give a directory in the Hugging Face form (model.safetensors) or in Mistral's (consolidated.safetensors).",
+        )
+
+    @classmethod
+    def _from_index(cls, directory: Path, base: Base, index: Path, present: list[Path]) -> TensorDirectory:
+        weight_map = _parse_json(index.read_bytes(), index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            _refuse(index, "it has no weight_map")
+        for name, file_name in weight_map.items():
+            if not isinstance(file_name, str) or Path(file_name).name != file_name:
+                _refuse(index, f"{name} lies in {file_name!r}, which is no file name")
+        files = tuple(directory / name for name in sorted(set(weight_map.values())))
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(f"{index} names {', '.join(missing)}, which {directory} does not have.")
+        left_over = [file.name for file in present if file not in files]
+        if left_over:
+            raise CheckpointError(
+                f"{directory} has {', '.join(left_over)}, which {index.name} does not name.",
+                "It may be left over from another export; loaders differ in which of the two they believe.",
+                "Remove what does not belong to the model.",
+            )
+        entries: dict[str, TensorEntry] = {}
+        for file in files:
+            for name, entry in read_header(file).items():
+                if weight_map.get(name) != file.name:
+                    place = f"places in {weight_map[name]}" if name in weight_map else "does not name"
+                    raise CheckpointError(f"{file} has {name}, which {index.name} {place}.")
+                entries[name] = entry
+        for name, file_name in weight_map.items():
+            if name not in entries:
+                raise CheckpointError(f"{directory / file_name} lacks {name}, which {index.name} places there.")
+        return cls(directory, base, files, entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.size for entry in self.entries.values())
+
+
+def _weight_files(directory: Path, base: Base) -> list[Path]:
+    pattern = re.compile(rf"{base}(-\d+-of-\d+)?\.safetensors")
+    return sorted(file for file in directory.iterdir() if pattern.fullmatch(file.name))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to be written, and what goes into it, in order."""
+
+    file_name: str
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def plan_shards(tensors: Iterable[TensorSpec], max_shard_size: int | None, base: Base = "model") -> list[Shard]:
+    """Fill files in the given order, each up to ``max_shard_size`` bytes (None: one file).
+
+    A tensor larger than that gets a file of its own. Raises CheckpointError if a name is there twice, or there are no
+    tensors.
+    """
+    groups: list[list[TensorSpec]] = []
+    filled, names = 0, set[str]()
+    for tensor in tensors:
+        if tensor.name in names:
+            raise CheckpointError(f"{tensor.name} would be written twice.")
+        names.add(tensor.name)
+        if not groups or (max_shard_size is not None and filled and filled + tensor.size > max_shard_size):
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.size
+    if not groups:
+        raise CheckpointError("there are no tensors to write.")
+    if len(groups) == 1:
+        return [Shard(f"{base}.safetensors", tuple(groups[0]))]
+    return [
+        Shard(_SHARD_NAME.format(base=base, number=number, count=len(groups)), tuple(group))
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+Contents = Callable[[TensorSpec], Iterable[bytes | bytearray | memoryview]]
+"""Gives a tensor's bytes, row-major and little-endian, in pieces of any size. A piece is used up before the next."""
+
+
+def write_tensors(
+    directory: Path,
+    shards: Sequence[Shard],
+    contents: Contents,
+    *,
+    base: Base = "model",
+    step: Callable[[int], None] | None = None,
+) -> dict[str, str]:
+    """Write the planned files, and their index if there are several, tensor by tensor in the planned order.
+
+    Args:
+        directory: where; must exist, usually the partial directory of ``outputs.whole_directory``.
+        shards: from :func:`plan_shards`.
+        contents: called once per tensor, in order.
+        base: as given to :func:`plan_shards`.
+        step: told the number of bytes written.
+
+    Returns:
+        SHA-256 of each file, by name (the index included).
+
+    Raises:
+        CheckpointError: if ``contents`` gives more or fewer bytes than the tensor has.
+        OSError: if the disk is full; ``whole_directory`` explains it.
+    """
+    hashes = {shard.file_name: _write_file(directory / shard.file_name, shard, contents, step) for shard in shards}
+    if len(shards) > 1:
+        weight_map = {tensor.name: shard.file_name for shard in shards for tensor in shard.tensors}
+        index = {"metadata": {"total_size": sum(shard.size for shard in shards)}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+        (directory / f"{base}.safetensors.index.json").write_text(text, encoding="utf-8")
+        hashes[f"{base}.safetensors.index.json"] = hashlib.sha256(text.encode()).hexdigest()
+    return hashes
+
+
+def _header(tensors: Sequence[TensorSpec]) -> bytes:
+    # "format" says that the tensors follow torch's conventions; transformers refuses files without it.
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        offsets = [position, position + tensor.size]
+        fields[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        position += tensor.size
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned for every dtype
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[int], None] | None) -> str:
+    digest = hashlib.sha256()
+    with file.open("xb", buffering=0) as stream:
+
+        def put(piece: bytes | bytearray | memoryview) -> int:
+            view = memoryview(piece)
+            if not view.nbytes:
+                return 0  # a view with a zero in its shape cannot be cast
+            view = view.cast("B")
+            digest.update(view)
+            written = 0
+            while written < len(view):  # a single write may take less, for example above 2 GB
+                written += stream.write(view[written:])
+            return written
+
+        put(_header(shard.tensors))
+        for tensor in shard.tensors:
+            written = 0
+            for piece in contents(tensor):
+                count = put(piece)
+                written += count
+                if step is not None:
+                    step(count)
+            if written != tensor.size:
+                raise CheckpointError(
+                    f"{tensor.name}: {written:,} bytes were given for {tensor.dtype} {list(tensor.shape)}, "
+                    f"which takes {tensor.size:,}."
+                )
+    return digest.hexdigest()
