@@ -2,16 +2,27 @@
 
 Unknown keys are errors. Checks that need only the configuration itself stand here, those that also need the model's
 shapes or the number of ranks in ``config.checks``; neither imports torch, so a job is refused before it is queued.
+
+The text under each field is its documentation: ``python -m megatron_apriel.config.reference`` prints it as the table
+in ``docs/configuration.md``. Several findings about one section are raised together, one a line.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from megatron_apriel.config.quantities import ByteCount, Count, Fraction
+from megatron_apriel.config.quantities import ByteCount, Count, Fraction, PathValue
 
 COMPONENTS = ("tower", "projector", "decoder")
 """The parts that are trained or frozen as a whole; the decoder includes the embedding, final norm and head."""
@@ -20,14 +31,31 @@ COMPONENTS = ("tower", "projector", "decoder")
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values cannot change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _number(value: Any) -> Any:
+    """Refuse ``true`` where a number is meant; it would otherwise count as 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+def _raise_all(problems: Iterable[str]) -> None:
+    found = list(problems)
+    if found:
+        raise ValueError("\n".join(found))
 
 
 def _factor(value: Any) -> float:
     if value == "frozen":
         return 0.0
     try:
-        return float(value)
+        return float(_number(value))
     except (TypeError, ValueError):
         raise ValueError(f"{value!r} is neither 'frozen' nor a learning-rate factor such as 1.0") from None
 
@@ -37,11 +65,14 @@ Factor = Annotated[float, BeforeValidator(_factor), Field(ge=0)]
 
 
 class TrainedParts(Section):
-    """Which parts train, each with a factor on the learning rate."""
+    """Which parts train, each with a factor on the learning rate; `frozen` (or 0): no gradient and no update."""
 
     tower: Factor = 0.0
+    """Vision tower: patch embedding and transformer."""
     projector: Factor = 0.0
+    """The two linear layers between tower and decoder."""
     decoder: Factor = 0.0
+    """Text decoder with embedding, final norm and head."""
 
     @model_validator(mode="after")
     def _something_trains(self) -> TrainedParts:
@@ -51,41 +82,51 @@ class TrainedParts(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW and the learning-rate schedule. Warm-up is a fraction of the stage's steps."""
+    """AdamW and the learning-rate schedule."""
 
-    peak: Annotated[float, Field(gt=0)]
-    minimum: Fraction = 0.1  # assumption: the recipe does not state it; as a fraction of peak
+    peak: Annotated[Number, Field(gt=0)]
+    """Highest learning rate, reached at the end of the warm-up; times the part's factor."""
+    minimum: Fraction = 0.1  # assumption: the recipe does not state it
+    """Last learning rate, as a fraction of `peak`."""
     warmup: Fraction = 0.1
+    """Fraction of the stage's steps over which the rate rises linearly."""
     decay: Literal["linear", "cosine", "constant"] = "cosine"
-    betas: tuple[float, float] = (0.9, 0.95)  # assumption
-    eps: float = 1e-8  # assumption
-    weight_decay: float = 0.1  # assumption; none on norms and biases
-    clip: Annotated[float, Field(gt=0)] = 1.0  # assumption
+    """Shape of the way from `peak` to `minimum`; `constant` stays at `peak`."""
+    betas: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(ge=0, lt=1)]] = (0.9, 0.95)  # assumption
+    """AdamW's decay of the first and second moment."""
+    eps: Annotated[Number, Field(gt=0)] = 1e-8  # assumption
+    """AdamW's epsilon."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.1  # assumption
+    """Decoupled weight decay; none on norms and biases."""
+    clip: Annotated[Number, Field(gt=0)] = 1.0  # assumption
+    """Largest norm of the whole gradient; a longer one is scaled down to it."""
 
 
 class SourceSection(Section):
     """One source of a mixture: a prepared corpus and its share of the tokens."""
 
-    corpus: Path
+    corpus: PathValue
+    """Directory that `tools/prepare_data.py` wrote."""
     weight: Fraction = 1.0
+    """Share of the stage's tokens; the weights of a mixture sum to 100%."""
     loss: Literal["all", "responses"] = "all"
+    """Which tokens are targets: every text token, or those of responses. Image tokens never are."""
     name: str = ""
     """How the source is called in logs; the corpus directory's name where empty."""
     long_documents: Literal["split", "truncate", "drop", "error"] = "error"
     """What happens to a document longer than the sequence."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[Number, Field(gt=0)] | None = None
     """Most passes over the corpus; more would be an error. None: as many as its share of the tokens needs."""
 
     @property
     def label(self) -> str:
-        return self.name or self.corpus.name
+        return self.name or self.corpus.name or str(self.corpus)
 
 
 def _unique_labels(sources: list[SourceSection]) -> list[SourceSection]:
     labels = [source.label for source in sources]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ValueError(f"two sources are called {label!r}; give each its own name")
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    _raise_all(f"two sources are called {label!r}; give each its own name" for label in twice)
     return sources
 
 
@@ -93,7 +134,9 @@ class ImagesSection(Section):
     """How images are decoded and resized; must agree with the tower that reads them."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    threads: Annotated[int, Field(ge=1)] = 4
+    """Where DALI decodes; `auto`: on the GPU where there is one."""
+    threads: Annotated[Whole, Field(ge=1)] = 4
+    """Decoding threads of each rank."""
     damaged: Literal["error", "skip"] = "error"
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
 
@@ -101,39 +144,83 @@ class ImagesSection(Section):
 class ParallelSection(Section):
     """How the work is laid out over ranks; data parallelism takes what the others leave."""
 
-    tensor: Annotated[int, Field(ge=1)] = 1
+    tensor: Annotated[Whole, Field(ge=1)] = 1
+    """Ranks over which every decoder layer is split."""
     sequence: bool = False
-    pipeline: Annotated[int, Field(ge=1)] = 1
-    virtual: Annotated[int, Field(ge=1)] = 1
+    """Split the activations between tensor-parallel regions along the sequence."""
+    pipeline: Annotated[Whole, Field(ge=1)] = 1
+    """Ranks over which the stack of decoder layers is split."""
+    virtual: Annotated[Whole, Field(ge=1)] = 1
     """Model chunks per pipeline rank (interleaved schedule) where above 1."""
-    layers_per_stage: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    layers_per_stage: tuple[Annotated[Whole, Field(ge=1)], ...] | None = None
     """Decoder layers of each of the pipeline x virtual stages in order; None: as many on each."""
-    context: Annotated[int, Field(ge=1)] = 1
+    context: Annotated[Whole, Field(ge=1)] = 1
+    """Ranks over which a sequence is split in attention."""
     overlap: bool = True
     """Overlap gradient reduction and parameter gathering with computation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ParallelSection:
+        problems = []
+        if self.virtual > 1 and self.pipeline == 1:
+            problems.append(
+                f"virtual={self.virtual} needs pipeline above 1; model chunks interleave over pipeline ranks"
+            )
+        if self.sequence and self.tensor == 1:
+            problems.append("sequence=true needs tensor above 1; set sequence=false, or split the layers over ranks")
+        _raise_all(problems)
+        return self
 
 
 class PrecisionSection(Section):
     """Numbers that the model computes in."""
 
     compute: Literal["bf16", "fp32"] = "bf16"
+    """Type of weights and activations; main gradients and optimizer state are fp32 in any case."""
     fp8: Literal["none", "delayed", "tensorwise", "blockwise"] = "none"
-    bf16_layers_at_start: Annotated[int, Field(ge=0)] = 0
-    bf16_layers_at_end: Annotated[int, Field(ge=0)] = 0
+    """Scaling recipe for the decoder's matrix products in 8 bits (Transformer Engine; Hopper or newer)."""
+    bf16_layers_at_start: Annotated[Whole, Field(ge=0)] = 0
+    """With fp8: so many first decoder layers stay in bf16."""
+    bf16_layers_at_end: Annotated[Whole, Field(ge=0)] = 0
+    """With fp8: so many last decoder layers stay in bf16."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrecisionSection:
+        problems = []
+        if self.fp8 != "none" and self.compute != "bf16":
+            problems.append(
+                f"fp8={self.fp8} needs compute=bf16, not {self.compute}; what is not in 8 bits runs in bf16"
+            )
+        if self.fp8 == "delayed" and (self.bf16_layers_at_start or self.bf16_layers_at_end):
+            problems.append(
+                f"fp8=delayed cannot keep layers in bf16 (bf16_layers_at_start={self.bf16_layers_at_start},"
+                f" bf16_layers_at_end={self.bf16_layers_at_end}); set both to 0, or fp8=tensorwise or blockwise"
+            )
+        _raise_all(problems)
+        return self
 
 
 class RecomputeSection(Section):
     """Activations computed again in the backward pass instead of kept."""
 
     mode: Literal["none", "selective", "full"] = "none"
-    layers: Annotated[int, Field(ge=1)] | None = None
-    """With ``full``: how many layers of each pipeline chunk; None means all."""
+    """`selective`: attention's core only; `full`: whole layers."""
+    layers: Annotated[Whole, Field(ge=1)] | None = None
+    """With `full`: how many layers of each pipeline chunk; None means all."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RecomputeSection:
+        if self.layers is not None and self.mode != "full":
+            raise ValueError(
+                f"layers={self.layers} has no meaning with mode={self.mode}; set mode=full, or layers=null"
+            )
+        return self
 
 
 def _keep(value: Any) -> Any:
     if isinstance(value, str):
-        kind, _, number = value.partition(" ")
-        if kind not in ("all", "last", "equispaced") or (kind != "all") != number.isdigit():
+        kind, _, number = value.strip().partition(" ")
+        if kind not in ("all", "last", "equispaced") or (kind != "all") != number.isdecimal():
             raise ValueError(f"{value!r} is no policy; write 'all', 'last 3' or 'equispaced 6'")
         return {"policy": kind, "number": int(number or 0)}
     return value
@@ -143,13 +230,19 @@ class KeepPolicy(Section):
     """Which checkpoints stay on disk, besides the newest: all, the last N, or N equally spaced over the run."""
 
     policy: Literal["all", "last", "equispaced"]
-    number: Annotated[int, Field(ge=0)] = 0
+    """`all`, `last` or `equispaced`."""
+    number: Annotated[Whole, Field(ge=0)] = 0
+    """How many, for `last` and `equispaced`."""
 
     @model_validator(mode="after")
     def _number_given(self) -> KeepPolicy:
         if self.policy != "all" and self.number < 1:
             raise ValueError(f"'{self.policy}' needs a number above 0, as in '{self.policy} 3'")
         return self
+
+    @model_serializer
+    def _as_written(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         return self.policy if self.policy == "all" else f"{self.policy} {self.number}"
@@ -158,19 +251,24 @@ class KeepPolicy(Section):
 class CheckpointSection(Section):
     """Saving of the training state and of the stage's result."""
 
-    every: Annotated[int, Field(ge=1)] = 500
+    every: Annotated[Whole, Field(ge=1)] = 500
+    """Steps between two saves; the last step is always saved."""
     keep: Annotated[KeepPolicy, BeforeValidator(_keep)] = KeepPolicy(policy="last", number=2)
+    """Which checkpoints stay besides the newest: `all`, `last 3`, or `equispaced 6` over the whole run."""
     export: bool = True
     """Write the last step as a Hugging Face directory, ``OUTPUT/final``."""
-    max_shard_size: ByteCount = 5 * 10**9
+    max_shard_size: Annotated[ByteCount, Field(ge=1)] = 5 * 10**9
+    """Largest safetensors file of an export."""
 
 
 class ValidationSection(Section):
     """Loss on held-out data, at the start, every so many steps, and at the end."""
 
     corpora: Annotated[list[SourceSection], Field(min_length=1)]
-    every: Annotated[int, Field(ge=1)] = 500
-    sequences: Annotated[int, Field(ge=1)] = 64
+    """Held-out corpora; their weights are not used."""
+    every: Annotated[Whole, Field(ge=1)] = 500
+    """Steps between two validations."""
+    sequences: Annotated[Whole, Field(ge=1)] = 64
     """Sequences of each corpus, the same ones every time."""
 
     _labels = field_validator("corpora")(_unique_labels)
@@ -179,18 +277,22 @@ class ValidationSection(Section):
 class LoggingSection(Section):
     """Where figures go, besides the console and ``OUTPUT/metrics.jsonl``."""
 
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Annotated[Whole, Field(ge=1)] = 1
+    """Steps between two records."""
     tensorboard: bool = True
+    """Write TensorBoard files to ``OUTPUT/tensorboard``."""
     wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; `offline` writes below the output directory and needs no network."""
     wandb_project: str = "megatron_apriel"
+    """Weights & Biases project."""
 
 
 class FaultSection(Section):
     """What happens when a step goes wrong, or the machine is about to be taken away."""
 
-    max_skipped_in_a_row: Annotated[int, Field(ge=1)] = 5
+    max_skipped_in_a_row: Annotated[Whole, Field(ge=1)] = 5
     """Steps with a non-finite loss or gradient that are skipped before the run ends."""
-    save_before_end_of_job_s: Annotated[int, Field(ge=0)] = 300
+    save_before_end_of_job_s: Annotated[Whole, Field(ge=0)] = 300
     """Seconds before Slurm's time limit at which the run saves and asks to be requeued."""
 
 
@@ -198,26 +300,41 @@ class StageConfig(Section):
     """Everything about one stage."""
 
     stage: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    init_from: Path
+    """Name of the stage in logs: letters, digits, `_`, `.`, `-`."""
+    init_from: PathValue
     """Any Hugging Face directory, a directory in Mistral's own form, or a run's checkpoint (weights only)."""
-    output: Path
+    output: PathValue
+    """Directory of this run: checkpoints, logs, result. The same command again goes on from its newest checkpoint."""
     train: TrainedParts
+    """Which parts train."""
     sequence_length: Count
+    """Tokens of one packed sequence, which is one micro-batch."""
     batch_tokens: Count
     """Tokens per optimizer step over all ranks; a multiple of sequence_length x data-parallel ranks."""
     tokens: Count
     """Tokens of the whole stage; rounded up to whole steps."""
     mixture: Annotated[list[SourceSection], Field(min_length=1)]
+    """Sources of the training data."""
     optimizer: OptimizerSection
+    """Optimizer and schedule."""
     images: ImagesSection = ImagesSection()
+    """Image decoding."""
     parallel: ParallelSection = ParallelSection()
+    """Parallel layout."""
     precision: PrecisionSection = PrecisionSection()
+    """Number formats."""
     recompute: RecomputeSection = RecomputeSection()
+    """Recomputed activations."""
     checkpoint: CheckpointSection = CheckpointSection()
+    """Saving."""
     validation: ValidationSection | None = None
+    """Held-out loss; None: not measured."""
     logging: LoggingSection = LoggingSection()
+    """Logging."""
     faults: FaultSection = FaultSection()
-    seed: int = 1234
+    """Faults and the end of a job."""
+    seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 1234
+    """Seed of the order of the data and of whatever else is drawn."""
 
     _labels = field_validator("mixture")(_unique_labels)
 
@@ -230,19 +347,19 @@ class StageConfig(Section):
 
     @model_validator(mode="after")
     def _adds_up(self) -> StageConfig:
+        problems = []
         total = sum(source.weight for source in self.mixture)
         if abs(total - 1) > 1e-6:
             shares = ", ".join(f"{source.label} {source.weight:.4%}" for source in self.mixture)
-            raise ValueError(f"the mixture's weights sum to {total:.4%}, not 100% ({shares})")
+            problems.append(f"the mixture's weights sum to {total:.4%}, not 100% ({shares})")
         if self.batch_tokens % self.sequence_length:
             below = self.batch_tokens // self.sequence_length * self.sequence_length
             choices = [size for size in (below, below + self.sequence_length) if size]
-            raise ValueError(
+            problems.append(
                 f"batch_tokens={self.batch_tokens} is not a multiple of sequence_length={self.sequence_length}; "
                 f"nearest: {' or '.join(map(str, choices))}"
             )
-        if self.parallel.virtual > 1 and self.parallel.pipeline == 1:
-            raise ValueError(f"parallel.virtual={self.parallel.virtual} needs parallel.pipeline above 1")
+        _raise_all(problems)
         return self
 
     @property

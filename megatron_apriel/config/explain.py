@@ -1,0 +1,141 @@
+"""Findings of the schema in the project's own words: where it was set, what is wrong, what would be right.
+
+All findings of a file stand in one message, so that a person mends them in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from megatron_apriel.config.fields import dotted, nearest_setting, section_at
+from megatron_apriel.config.yaml_text import Location
+from megatron_apriel.errors import ConfigError
+
+Item = Mapping[str, Any]
+"""One of pydantic's findings."""
+Origins = Mapping[Location, str]
+"""Places that the command line set, with the words that set them."""
+
+
+def config_error(error: ValidationError, path: str, lines: Mapping[Location, int], overrides: Origins) -> ConfigError:
+    """One ConfigError for everything that the schema found.
+
+    Args:
+        path: the stage's file.
+        lines: line of each value in the file.
+        overrides: places that the command line set, with the words that set them.
+    """
+    findings = []
+    for item in error.errors():
+        location = _own_location(item["loc"])
+        place = _place(location, lines, overrides)
+        findings += [(f"{place}: {what}" if place else what, more) for what, more in _describe(item, location)]
+    findings = list(dict.fromkeys(findings))
+    reference = "docs/configuration.md explains every setting."
+    if len(findings) == 1:
+        what, more = findings[0]
+        joint = ", " if what.startswith(("line ", "override ")) else ": "
+        return ConfigError(f"{path}{joint}{what}", more, reference)
+    listing = "\n  ".join(f"{what} {more}".rstrip() for what, more in findings)
+    return ConfigError(f"{path} has {len(findings)} mistakes.", listing, reference)
+
+
+def _own_location(location: tuple[str | int, ...]) -> Location:
+    """Pydantic's location without the marks that it adds for functions and unions."""
+    return tuple(part for part in location if isinstance(part, int) or not any(mark in part for mark in "[("))
+
+
+def _place(location: Location, lines: Mapping[Location, int], overrides: Origins) -> str:
+    """The override or the line of the nearest value that exists at or above ``location``."""
+    for length in range(len(location), 0, -1):
+        if location[:length] in overrides:
+            return f"override {overrides[location[:length]]}"
+        if location[:length] in lines:
+            below = [text for key, text in overrides.items() if key[:length] == location[:length]]
+            return f"override {below[-1]}" if below else f"line {lines[location[:length]]}"
+    below = [text for key, text in overrides.items() if location and key[: len(location)] == location]
+    return f"override {below[-1]}" if below else ""
+
+
+def _describe(item: Item, location: Location) -> list[tuple[str, str]]:
+    """What is wrong, and what would be right; several pairs where a section's own check found several things."""
+    kind, value, context = item["type"], item.get("input"), item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return [_unknown(location)]
+    if kind == "missing":
+        return [_missing(location)]
+    if kind == "value_error":
+        # The schema's own sentences, each with the name of the setting before it.
+        prefix = f"{dotted(location)}: " if location else ""
+        return [(f"{prefix}{line.rstrip('.')}.", "") for line in str(context["error"]).split("\n")]
+    expected = _EXPECTED[kind](context) if kind in _EXPECTED else "another kind of value"
+    more = f"It must be {expected}."
+    if isinstance(value, str) and "${" in value:
+        more += " Variables are replaced in paths only; give it on the command line instead."
+    return [(f"{dotted(location)}={_shown(value)} is not possible.", more)]
+
+
+def _unknown(location: Location) -> tuple[str, str]:
+    near = nearest_setting(location)
+    more = f"Did you mean {near}?"
+    if near is None:
+        section = section_at(location[:-1])
+        where = dotted(tuple(part for part in location[:-1] if not isinstance(part, int))) or "a stage"
+        more = f"Settings of {where}: {', '.join(section.model_fields if section is not None else ())}."
+    return f"{dotted(location)} is not a setting.", more
+
+
+def _missing(location: Location) -> tuple[str, str]:
+    section = section_at(location[:-1])
+    field = section.model_fields.get(str(location[-1])) if section is not None else None
+    if field is None:
+        return f"{dotted(location[:-1])} has too few values.", f"{dotted(location)} is missing."
+    meaning = (field.description or "").split("\n")[0].rstrip(".")
+    return f"{dotted(location)} is missing and has no default.", f"Its meaning: {meaning}."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    if value is None:
+        text = "null (empty)"
+    elif isinstance(value, bool):
+        text = text.lower()
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _choices(context: Mapping[str, Any]) -> str:
+    return f"one of {context['expected']}".replace(" or ", ", ").replace("'", "")
+
+
+_EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "literal_error": _choices,
+    "greater_than": lambda context: f"above {context['gt']:g}",
+    "greater_than_equal": lambda context: f"at least {context['ge']:g}",
+    "less_than": lambda context: f"below {context['lt']:g}",
+    "less_than_equal": lambda context: f"at most {context['le']:g}",
+    "too_short": lambda context: f"at least {context['min_length']} value(s)",
+    "too_long": lambda context: f"at most {context['max_length']} value(s)",
+    "string_pattern_mismatch": lambda context: f"text that matches {context['pattern']}",
+    "string_type": lambda _: "text (in quotes, if it looks like a number)",
+    "finite_number": lambda _: "a finite number",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), lambda _: "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), lambda _: "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), lambda _: "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), lambda _: "a list"),
+    **dict.fromkeys(
+        ("model_type", "model_attributes_type", "dict_type"), lambda _: "a section with settings of its own"
+    ),
+}
+
+
+def not_a_mapping(path: str, value: Any) -> ConfigError:
+    """For a file whose top is not ``name: value`` lines."""
+    found = "is empty" if value is None else f"holds a {type(value).__name__}"
+    return ConfigError(
+        f"{path} {found}, not settings.",
+        "A stage is described by lines of the form 'name: value'.",
+        "Start from one of the files in examples/.",
+    )
