@@ -1,0 +1,166 @@
+"""Whether a stage fits a model and a number of ranks: checked before anything starts, without torch.
+
+Each check yields its findings instead of raising, so that one run of the command shows all of them. Numbers that must
+divide are given with where they come from and the choices that are possible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.parallel.layout import Layout, divisors
+
+CONTEXT_PARALLEL_SUPPORTED = False
+"""Whether the model can split a packed sequence over ranks in attention (parallel.context above 1)."""
+
+FP8_TOKEN_MULTIPLE = {"delayed": 16, "tensorwise": 16, "blockwise": 128}
+"""Tokens per rank must be a multiple of this: the tile of the 8-bit matrix products of each scaling recipe."""
+
+FP8_WEIGHT_MULTIPLE = 16
+"""Both sides of an 8-bit weight matrix must be a multiple of this on every rank (Transformer Engine, cuBLASLt)."""
+
+
+def check_layout(config: StageConfig, architecture: Architecture, world_size: int) -> Layout:
+    """The parallel layout of a stage, after every check that needs the model's shapes or the number of ranks.
+
+    Raises ConfigError that names all findings.
+    """
+    findings = [
+        *_model_parts(config, architecture),
+        *_positions(config, architecture),
+        *_tensor(config, architecture),
+        *_context(config),
+        *_sequence_length(config),
+        *_fp8(config, architecture),
+    ]
+    layout = None
+    try:
+        layout = Layout.from_config(config.parallel, world_size)
+    except ConfigError as error:
+        findings.append(error)
+    if layout is not None:
+        for check in (
+            lambda: layout.layers_per_virtual_stage(architecture.decoder.num_layers),
+            lambda: layout.micro_batches(config.sequences_per_step),
+        ):
+            try:
+                check()
+            except ConfigError as error:
+                findings.append(error)
+    if len(findings) > 1:
+        raise ConfigError(
+            f"stage {config.stage} cannot run on {world_size} ranks; {len(findings)} things do not fit.",
+            "\n  ".join(str(finding) for finding in findings),
+        )
+    if layout is None or findings:
+        raise findings[0]
+    return layout
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _model_parts(config: StageConfig, architecture: Architecture) -> Iterator[ConfigError]:
+    for name in ("tower", "projector"):
+        if getattr(config.train, name) > 0 and getattr(architecture, name) is None:
+            yield ConfigError(
+                f"train.{name}={getattr(config.train, name):g}, and the model of {config.init_from} is text only.",
+                f"There is no {name} to train.",
+                f"Set train.{name}=frozen, or start from a model with images.",
+            )
+
+
+def _positions(config: StageConfig, architecture: Architecture) -> Iterator[ConfigError]:
+    limit = architecture.decoder.max_positions
+    if config.sequence_length > limit:
+        yield ConfigError(
+            f"sequence_length={config.sequence_length} is more than the model's {limit} positions"
+            " (max_position_embeddings).",
+            "A document may fill a whole sequence, and the model was made for no longer one.",
+            f"Set sequence_length to {limit} or less.",
+        )
+
+
+def _tensor(config: StageConfig, architecture: Architecture) -> Iterator[ConfigError]:
+    decoder, tensor = architecture.decoder, config.parallel.tensor
+    sizes = {
+        "attention heads": (decoder.num_heads, "whole heads"),
+        "key-value groups": (decoder.num_kv_heads, "whole groups"),
+        "feed-forward units (intermediate_size)": (decoder.ffn_hidden_size, "as many units as the others"),
+        "vocabulary entries (vocab_size)": (decoder.vocab_size, "as many rows of the embedding as the others"),
+    }
+    possible = divisors(math.gcd(*(size for size, _ in sizes.values())))
+    for what, (size, unit) in sizes.items():
+        if size % tensor:
+            yield ConfigError(
+                f"parallel.tensor={tensor} does not divide the decoder's {size} {what}.",
+                f"Every tensor-parallel rank must own {unit}. Possible here: {_listed(possible)}.",
+                "Set in the stage's file, or parallel.tensor=... on the command line.",
+            )
+
+
+def _context(config: StageConfig) -> Iterator[ConfigError]:
+    if config.parallel.context > 1 and not CONTEXT_PARALLEL_SUPPORTED:
+        yield ConfigError(
+            f"parallel.context={config.parallel.context} is not supported yet.",
+            "The model does not split packed sequences over ranks in attention.",
+            "Set parallel.context=1; for long sequences use parallel.tensor with parallel.sequence=true,"
+            " and recompute.mode=full.",
+        )
+
+
+def sequence_multiple(config: StageConfig) -> tuple[int, str]:
+    """What ``sequence_length`` must be a multiple of, and why, in words."""
+    parallel, fp8 = config.parallel, config.precision.fp8
+    factors = []
+    if parallel.sequence:
+        factors.append((parallel.tensor, f"parallel.tensor={parallel.tensor} with parallel.sequence=true"))
+    if parallel.context > 1:
+        # Causal attention is balanced by giving each rank one early and one late piece of the sequence.
+        factors.append((2 * parallel.context, f"2 x parallel.context={parallel.context}"))
+    if fp8 != "none":
+        factors.append((FP8_TOKEN_MULTIPLE[fp8], f"{FP8_TOKEN_MULTIPLE[fp8]} tokens per rank for fp8={fp8}"))
+    return math.prod(number for number, _ in factors), " x ".join(reason for _, reason in factors)
+
+
+def _sequence_length(config: StageConfig) -> Iterator[ConfigError]:
+    multiple, reason = sequence_multiple(config)
+    if config.sequence_length % multiple:
+        below = config.sequence_length // multiple * multiple
+        choices = [size for size in (below, below + multiple) if size]
+        yield ConfigError(
+            f"sequence_length={config.sequence_length} is not a multiple of {multiple} ({reason}).",
+            "Every rank must own equally many tokens, in whole tiles of its matrix products.",
+            f"Nearest: {' or '.join(map(str, choices))}; batch_tokens must stay a multiple of it.",
+        )
+
+
+def _fp8(config: StageConfig, architecture: Architecture) -> Iterator[ConfigError]:
+    precision, decoder, tensor = config.precision, architecture.decoder, config.parallel.tensor
+    if precision.fp8 == "none":
+        return
+    kept = precision.bf16_layers_at_start + precision.bf16_layers_at_end
+    if kept > decoder.num_layers:
+        yield ConfigError(
+            f"precision keeps {kept} layers in bf16, the decoder has {decoder.num_layers}.",
+            fix="Lower precision.bf16_layers_at_start or bf16_layers_at_end, or set precision.fp8=none.",
+        )
+    sides = {
+        "hidden size": decoder.hidden_size,
+        "query, key and value width": (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim // tensor,
+        "attention output width": decoder.num_heads * decoder.head_dim // tensor,
+        "feed-forward width": decoder.ffn_hidden_size // tensor,
+    }
+    for what, size in sides.items():
+        if size % FP8_WEIGHT_MULTIPLE:
+            yield ConfigError(
+                f"precision.fp8={precision.fp8}: the decoder's {what} is {size} per rank, not a multiple of"
+                f" {FP8_WEIGHT_MULTIPLE} (parallel.tensor={tensor}).",
+                "8-bit matrix products work on whole tiles.",
+                "Lower parallel.tensor, or set precision.fp8=none.",
+            )
