@@ -1,0 +1,376 @@
+"""From raw files to a corpus: read, understand, decode, tokenise, write; bad records counted, nothing half-written.
+
+One process reads chunks of raw records and writes documents; worker processes do all the work between: parsing, image
+decoding, rendering the chat format, tokenisation. Results are written in the order of the input, whichever worker
+finished first, so the corpus is the same byte for byte whatever the number of workers. Only a few chunks are under way
+at any time, which bounds memory by their size and not by the input's.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from array import array
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_apriel.data.chat import EncodedDocument, encode_chat, encode_text
+from megatron_apriel.data.corpus import CorpusWriter
+from megatron_apriel.data.corpus_format import MANIFEST_FILE, CorpusManifest, StoredImage
+from megatron_apriel.data.image_size import Rounding, image_tokens, patch_grid
+from megatron_apriel.data.image_sources import ImageLoader
+from megatron_apriel.data.problems import BadRecord, Problem, ProblemTally
+from megatron_apriel.data.raw_chunks import Chunk
+from megatron_apriel.data.readers import SavedDataset, Source, find_sources
+from megatron_apriel.data.records import TextDocument, columns_of, parse_record, recognise
+from megatron_apriel.data.stored_images import MAX_PIXELS, EncodedImage, encode_for_corpus
+from megatron_apriel.data.tokens import TokenTable
+from megatron_apriel.errors import DataError
+from megatron_apriel.outputs import whole_directory
+from megatron_apriel.progress import progress
+
+HOPELESS_RECORDS = 1000
+"""If all of the first so many records are bad, the options are wrong and the rest is not looked at."""
+
+_CHUNKS_PER_WORKER = 4
+_SNIFFED_RECORDS = 1000
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How records are read.
+
+    Attributes:
+        record_format: ``auto``, or one of ``records.FORMATS``.
+        text_field: field of plain text.
+        split: split of a saved ``DatasetDict``.
+        image_root: directory that image paths are relative to; the input's own directory if None.
+        rounding: of the patch grid.
+        max_pixels: largest image, height x width.
+        max_bad: fraction of bad records that is tolerated.
+        limit: read the first so many records only; 0 means all.
+        workers: processes; 1 does everything in this one.
+    """
+
+    record_format: str = "auto"
+    text_field: str = "text"
+    split: str = ""
+    image_root: Path | None = None
+    rounding: Rounding = "floor"
+    max_pixels: int = MAX_PIXELS
+    max_bad: float = 0.001
+    limit: int = 0
+    workers: int = 1
+
+
+@dataclass
+class InputSummary:
+    """One input file: what it was taken for and what became of it."""
+
+    path: str
+    kind: str
+    record_format: str
+    records: int = 0
+    documents: int = 0
+
+
+@dataclass
+class PrepareSummary:
+    """What preparation did; lengths are tokens per document."""
+
+    inputs: list[InputSummary]
+    problems: ProblemTally = field(default_factory=ProblemTally)
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    response_tokens: int = 0
+    images: int = 0
+    image_tokens: int = 0
+
+    @property
+    def documents(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def percentiles(self, points: Sequence[float]) -> list[int]:
+        """Document lengths below which so many percent of the documents lie."""
+        if not self.lengths:
+            return [0] * len(points)
+        return np.percentile(np.frombuffer(self.lengths, dtype=np.int64), points, method="lower").tolist()
+
+
+@dataclass(frozen=True)
+class PreparedDocument:
+    """A document and its images, ready for :class:`CorpusWriter`."""
+
+    encoded: EncodedDocument
+    images: list[StoredImage]
+
+
+@dataclass(frozen=True)
+class RecordEncoder:
+    """Turns raw records into documents; one lives in every worker."""
+
+    table: TokenTable
+    text_field: str = "text"
+    max_pixels: int = MAX_PIXELS
+
+    def encode(self, record: Mapping[str, Any], record_format: str, loader: ImageLoader) -> PreparedDocument:
+        """The document of one record. Raises BadRecord with the reason."""
+        document = parse_record(record, record_format, self.text_field)
+        rule = self.table.images
+        if rule is None and document.images:
+            raise BadRecord(f"it has {len(document.images)} images, and the model has no vision tower")
+        images = [encode_for_corpus(loader.load(image), self.max_pixels) for image in document.images]
+        grids = [self._grid(image) for image in images]
+        if isinstance(document, TextDocument):
+            encoded = encode_text(self.table, document.parts, grids)
+        else:
+            encoded = encode_chat(self.table, document.messages, document.tools, grids)
+        stored = [
+            StoredImage(image.data, image.height, image.width, rows, columns, start)
+            for image, (rows, columns), start in zip(images, grids, encoded.image_starts, strict=True)
+        ]
+        return PreparedDocument(encoded, stored)
+
+    def _grid(self, image: EncodedImage) -> tuple[int, int]:
+        rule = self.table.images
+        assert rule is not None, "checked in encode"
+        short, long = sorted((image.height, image.width))
+        if short * rule.image_size < long:
+            raise BadRecord(
+                f"an image of {image.height}x{image.width} pixels would be less than one pixel thin "
+                f"when its longer side is reduced to {rule.image_size}"
+            )
+        return patch_grid(image.height, image.width, rule.image_size, rule.patch_size, rule.rounding)
+
+    def encode_chunk(self, task: ChunkTask) -> list[PreparedDocument | Problem]:
+        """The documents of a chunk, or the problem in place of each that is none."""
+        results: list[PreparedDocument | Problem] = []
+        for raw in task.chunk.records():
+            try:
+                if raw.problem:
+                    raise BadRecord(raw.problem)
+                loader = ImageLoader(task.image_root, raw.attachments)
+                results.append(self.encode(raw.value, task.record_format, loader))
+            except BadRecord as problem:
+                results.append(Problem(raw.place, str(problem)))
+            except RecursionError:
+                results.append(Problem(raw.place, "the record is nested too deeply"))
+            except Exception as error:
+                error.add_note(f"while preparing {raw.place}")
+                raise
+        return results
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """A chunk on its way to a worker, with what its source says about it."""
+
+    source: int
+    chunk: Chunk
+    record_format: str
+    image_root: Path
+
+
+def prepare(
+    destination: str | Path | None,
+    inputs: Sequence[str | Path],
+    model: str | Path,
+    options: PrepareOptions = PrepareOptions(),
+    *,
+    overwrite: bool = False,
+) -> PrepareSummary:
+    """Prepare a corpus.
+
+    Args:
+        destination: directory of the corpus; None reads and checks everything and writes nothing.
+        inputs: files and directories, see :func:`~megatron_apriel.data.readers.find_sources`.
+        model: Hugging Face directory whose tokenizer and ``config.json`` the corpus is made for.
+        options: see :class:`PrepareOptions`.
+        overwrite: replace an existing corpus.
+
+    Raises:
+        DataError: an input cannot be read or recognised, or too many records are bad; nothing is written.
+        OutputError: the destination may not be written.
+    """
+    sources = find_sources(inputs, options.split)
+    output = (
+        whole_directory(destination, overwrite, MANIFEST_FILE, [*inputs, model])
+        if destination is not None
+        else nullcontext(None)
+    )
+    with output as directory:
+        table = TokenTable.from_directory(model, options.rounding)
+        encoder = RecordEncoder(table, options.text_field, options.max_pixels)
+        with _Workers(encoder, options.workers) as workers:
+            summary = PrepareSummary(_recognise_all(sources, options))
+            results = workers.in_order(_tasks(sources, summary.inputs, options))
+            if directory is None:
+                _collect(results, summary, options, None)
+                return summary
+            with CorpusWriter(directory, CorpusManifest(tokenizer=table.record, images=table.images)) as writer:
+                _collect(results, summary, options, writer)
+                writer.manifest = writer.manifest.model_copy(update={"inputs": [vars(one) for one in summary.inputs]})
+                writer.close(_problems(summary.problems))
+    return summary
+
+
+def _recognise_all(sources: Sequence[Source], options: PrepareOptions) -> list[InputSummary]:
+    """What every input is, before any work is done: a wrong one at the end of a long list should not cost hours."""
+    return [InputSummary(str(source.path), source.kind, _format_of(source, options)) for source in sources]
+
+
+def _format_of(source: Source, options: PrepareOptions) -> str:
+    """The format of the first record that has one; "no records" for an empty file."""
+    seen, fields, problem = 0, set[str](), ""
+    for chunk in source.chunks(columns_of(options.text_field)):
+        for raw in chunk.records():
+            found = recognise(raw.value, options.text_field)
+            if found and options.record_format in ("auto", found):
+                return found
+            if not raw.problem and options.record_format != "auto":
+                return options.record_format
+            seen, problem = seen + 1, problem or raw.problem
+            fields.update(raw.value)
+        if seen >= _SNIFFED_RECORDS:
+            break
+    if not seen:
+        return "no records"
+    raise DataError(
+        f"{source.path}: none of its first {seen} records has messages, conversations or {options.text_field}.",
+        f"Their fields: {', '.join(sorted(fields))}." if fields else f"The first one: {problem}.",
+        "Name the field of plain text with --text-field, or bring the records into one of these shapes (docs/data.md).",
+    )
+
+
+def _tasks(sources: Sequence[Source], inputs: Sequence[InputSummary], options: PrepareOptions) -> Iterator[ChunkTask]:
+    left = options.limit or float("inf")
+    for number, (source, summary) in enumerate(zip(sources, inputs, strict=True)):
+        if summary.record_format == "no records":
+            continue
+        root = options.image_root or (source.path if isinstance(source, SavedDataset) else source.path.parent)
+        for chunk in source.chunks(columns_of(options.text_field)):
+            if left <= 0:
+                return
+            chunk = chunk if len(chunk) <= left else chunk.head(int(left))
+            left -= len(chunk)
+            yield ChunkTask(number, chunk, summary.record_format, root)
+
+
+def _collect(
+    results: Iterator[tuple[ChunkTask, list[PreparedDocument | Problem]]],
+    summary: PrepareSummary,
+    options: PrepareOptions,
+    writer: CorpusWriter | None,
+) -> None:
+    """Write and count the documents in the order of the input, then judge the number of bad records."""
+    problems = summary.problems
+    with progress("preparing", total=options.limit or None, unit="records") as step:
+        for task, documents in results:
+            source = summary.inputs[task.source]
+            source.records += len(documents)
+            problems.records += len(documents)
+            for document in documents:
+                if isinstance(document, Problem):
+                    problems.add(source.path, document)
+                    continue
+                source.documents += 1
+                summary.lengths.append(len(document.encoded.tokens))
+                summary.response_tokens += int(document.encoded.responses.sum())
+                summary.images += len(document.images)
+                summary.image_tokens += sum(image_tokens(image.rows, image.columns) for image in document.images)
+                if writer is not None:
+                    writer.add(document.encoded.tokens, document.encoded.responses, document.images)
+            step(len(documents))
+            if problems.count == problems.records >= HOPELESS_RECORDS:
+                problems.check(min(options.max_bad, 0.5))
+    problems.check(options.max_bad)
+    if not summary.documents:
+        raise DataError("the inputs hold no documents.", fix="Check --input and --limit.")
+
+
+def _problems(tally: ProblemTally) -> dict[str, Any]:
+    return {
+        "records": tally.records,
+        "bad": tally.count,
+        "files": dict(sorted(tally.files.items())),
+        "first": [{"place": problem.place, "reason": problem.reason} for problem in tally.first],
+    }
+
+
+class _Workers:
+    """Worker processes that encode chunks; with one worker everything happens in this process."""
+
+    def __init__(self, encoder: RecordEncoder, workers: int) -> None:
+        self.encoder, self.workers = encoder, workers
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Workers:
+        if self.workers > 1:
+            # Forked, so that no worker spends seconds on imports and on reading the tokenizer; and forked now, by a
+            # first task, before reading starts threads in this process.
+            self.pool = ProcessPoolExecutor(
+                self.workers,
+                mp_context=multiprocessing.get_context("fork"),
+                initializer=_begin_worker,
+                initargs=(self.encoder,),
+            )
+            self.pool.submit(os.getpid).result()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def in_order(self, tasks: Iterator[ChunkTask]) -> Iterator[tuple[ChunkTask, list[PreparedDocument | Problem]]]:
+        """Results in the order of the tasks, which are taken only a little ahead."""
+        if self.pool is None:
+            for task in tasks:
+                yield task, self.encoder.encode_chunk(task)
+            return
+        under_way: deque[tuple[ChunkTask, Future[list[PreparedDocument | Problem]]]] = deque()
+        try:
+            for task in tasks:
+                without_data = replace(task, chunk=task.chunk.head(0))
+                under_way.append((without_data, self.pool.submit(_encode_in_worker, task)))
+                if len(under_way) >= self.workers * _CHUNKS_PER_WORKER:
+                    first, future = under_way.popleft()
+                    yield first, future.result()
+            while under_way:
+                first, future = under_way.popleft()
+                yield first, future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"one of {self.workers} worker processes ended without an answer.",
+                "The system ends processes when memory runs out.",
+                "Use fewer --workers, or a lower --max-pixels.",
+            ) from None
+
+
+_encoder: RecordEncoder | None = None
+"""The worker's own encoder; set once in each worker process."""
+
+
+def _begin_worker(encoder: RecordEncoder) -> None:
+    global _encoder
+    _encoder = encoder
+    # Ctrl-C reaches the whole process group: the parent ends the work. Handlers inherited from it mean nothing here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _encode_in_worker(task: ChunkTask) -> list[PreparedDocument | Problem]:
+    assert _encoder is not None, "workers begin with _begin_worker"
+    return _encoder.encode_chunk(task)

@@ -1,0 +1,63 @@
+"""Records that cannot become documents: what went wrong, where, and how many of them are tolerated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from megatron_apriel.errors import DataError
+
+KEPT_PROBLEMS = 1000
+"""Problems listed one by one in a corpus; beyond that they are only counted, so that memory stays bounded."""
+
+
+class BadRecord(DataError):
+    """One record that cannot become a document; the message is the reason, without the place."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A bad record: the file with the line or row, and the reason."""
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+@dataclass
+class ProblemTally:
+    """Counts records and bad records, and keeps the first problems in the order of the input.
+
+    Attributes:
+        records: records seen, good and bad.
+        count: bad ones among them.
+        first: the first ``KEPT_PROBLEMS`` problems.
+        files: bad records per file.
+    """
+
+    records: int = 0
+    count: int = 0
+    first: list[Problem] = field(default_factory=list)
+    files: Counter[str] = field(default_factory=Counter)
+
+    def add(self, file: str, problem: Problem) -> None:
+        """Count one bad record of ``file``."""
+        self.count += 1
+        self.files[file] += 1
+        if len(self.first) < KEPT_PROBLEMS:
+            self.first.append(problem)
+
+    def check(self, tolerated: float) -> None:
+        """Raise DataError if more than the fraction ``tolerated`` of the records is bad."""
+        if self.count <= tolerated * self.records:
+            return
+        listed = "\n    ".join(map(str, self.first[:5]))
+        files = ", ".join(f"{file} ({count})" for file, count in self.files.most_common(3))
+        raise DataError(
+            f"{self.count} of {self.records} records are bad ({self.count / self.records:.3%}), "
+            f"more than the tolerated {tolerated:.3%}; no corpus was written.\n    {listed}",
+            f"Most are in: {files}.",
+            "Mend the records or the options (--format, --image-root), or raise --max-bad.",
+        )

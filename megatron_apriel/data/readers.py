@@ -1,0 +1,262 @@
+"""Raw files as a stream of small chunks: JSON lines, Parquet, Hugging Face datasets on disk, WebDataset tars.
+
+The process that reads does as little as possible: it cuts a file into chunks of a few dozen records and hands them on
+unparsed, so that parsing, image decoding and tokenisation all happen in the workers. No file is held in memory as a
+whole. A file that cannot be read to its end is not one bad record: the documents that are missing cannot be counted, so
+it raises DataError.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed
+from megatron_apriel.data.raw_chunks import Chunk, LineChunk, SampleChunk, TableChunk
+from megatron_apriel.errors import DataError
+
+CHUNK_RECORDS = 64
+CHUNK_BYTES = 4 * 2**20
+
+JSON_LINES = tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json"))
+PARQUET = (".parquet",)
+TARS = (".tar", ".tar.gz", ".tgz")
+
+
+class Source(ABC):
+    """One input: a file, or a data set directory that is read as a whole."""
+
+    kind: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+        """Its records in order, from the beginning.
+
+        Args:
+            columns: fields that are wanted, where the format can leave out others.
+
+        Raises:
+            DataError: the file is damaged or cut short.
+        """
+
+
+class JsonLines(Source):
+    """One JSON object per line; blank lines do not count as records."""
+
+    kind = "JSON lines"
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+        lines: list[tuple[int, bytes | None]] = []
+        size = number = 0
+        try:
+            with decompressed(self.path) as stream:
+                for number, line in bounded_lines(stream):
+                    if number == 1 and line is not None:
+                        line = self._first_line(line)
+                    if line is not None and not line.strip():
+                        continue
+                    lines.append((number, line))
+                    size += len(line or b"")
+                    if len(lines) == CHUNK_RECORDS or size >= CHUNK_BYTES:
+                        yield LineChunk(str(self.path), lines)
+                        lines, size = [], 0
+        except READ_ERRORS as error:
+            raise _unreadable(self.path, f"after line {number}", error) from None
+        if lines:
+            yield LineChunk(str(self.path), lines)
+
+    def _first_line(self, line: bytes) -> bytes:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.lstrip().startswith(b"["):
+            raise DataError(
+                f"{self.path} is one JSON array, not one object per line.",
+                "An array has to be read whole before its first record is known.",
+                f"Write it as lines: jq -c '.[]' {self.path} > {self.path.with_suffix('.jsonl')}",
+            )
+        return line
+
+
+class Parquet(Source):
+    """A Parquet file; only the wanted columns are read."""
+
+    kind = "Parquet"
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+        import pyarrow
+        import pyarrow.parquet
+
+        row = 0
+        try:
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                wanted = [name for name in file.schema_arrow.names if name in columns]
+                if not wanted:
+                    raise _no_column(self.path, columns, file.schema_arrow.names)
+                for batch in file.iter_batches(batch_size=CHUNK_RECORDS, columns=wanted):
+                    table = pyarrow.Table.from_batches([batch])
+                    for piece in _bounded_tables(table):
+                        yield TableChunk(str(self.path), row, piece)
+                        row += piece.num_rows
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _unreadable(self.path, f"after row {row}", error) from None
+
+
+class SavedDataset(Source):
+    """A directory written by ``datasets.Dataset.save_to_disk``; images are not decoded here."""
+
+    kind = "Hugging Face dataset"
+
+    def __init__(self, path: Path, split: str = "") -> None:
+        super().__init__(path)
+        self.split = split
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+        import datasets
+        import pyarrow
+
+        row = 0
+        try:
+            dataset = datasets.load_from_disk(str(self.path))
+            if isinstance(dataset, datasets.DatasetDict):
+                dataset = dataset[self.split]
+            wanted = [name for name in dataset.column_names if name in columns]
+            if not wanted:
+                raise _no_column(self.path, columns, dataset.column_names)
+            for table in dataset.select_columns(wanted).with_format("arrow").iter(batch_size=CHUNK_RECORDS):
+                for piece in _bounded_tables(table):
+                    yield TableChunk(str(self.path), row, piece)
+                    row += piece.num_rows
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise _unreadable(self.path, f"after row {row}", error) from None
+
+
+class WebDataset(Source):
+    """A tar whose members share a name up to its first dot: one ``.json`` (or ``.txt``) and its images."""
+
+    kind = "WebDataset tar"
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+        samples: list[tuple[str, dict[str, bytes]]] = []
+        size, key = 0, ""
+        try:
+            with tarfile.open(self.path, "r|*") as tar:
+                for key, members in _tar_samples(tar):
+                    samples.append((key, members))
+                    size += sum(map(len, members.values()))
+                    if len(samples) == CHUNK_RECORDS or size >= CHUNK_BYTES:
+                        yield SampleChunk(str(self.path), samples)
+                        samples, size = [], 0
+        except (tarfile.TarError, *READ_ERRORS) as error:
+            raise _unreadable(self.path, f"after sample {key!r}", error) from None
+        if samples:
+            yield SampleChunk(str(self.path), samples)
+
+
+def find_sources(inputs: Sequence[str | Path], split: str = "") -> list[Source]:
+    """The sources that the given files and directories hold, in a fixed order.
+
+    Args:
+        inputs: files; directories written by ``save_to_disk``; other directories, which are searched for files of the
+            known kinds in alphabetical order.
+        split: which split of a saved ``DatasetDict`` is meant.
+
+    Raises:
+        DataError: a path that does not exist, is of no known kind, or holds nothing.
+    """
+    sources: list[Source] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            found = _in_directory(path, split)
+            if not found:
+                raise DataError(f"{path} holds no file that can be read.", fix=f"Known: {_known_suffixes()}.")
+            sources += found
+        elif path.is_file():
+            reader = _reader_of(path)
+            if reader is None:
+                raise DataError(f"{path}: unknown kind of file.", fix=f"Known: {_known_suffixes()}.")
+            sources.append(reader(path))
+        else:
+            raise DataError(f"input {path} does not exist.")
+    return sources
+
+
+def _known_suffixes() -> str:
+    return ", ".join((*JSON_LINES, *PARQUET, *TARS)) + ", and directories of datasets.save_to_disk"
+
+
+def _reader_of(path: Path) -> type[Source] | None:
+    readers = ((JSON_LINES, JsonLines), (PARQUET, Parquet), (TARS, WebDataset))
+    return next((reader for suffixes, reader in readers if path.name.lower().endswith(suffixes)), None)
+
+
+def _in_directory(path: Path, split: str) -> list[Source]:
+    if (path / "dataset_dict.json").is_file():
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        if split not in splits and len(splits) != 1:
+            raise DataError(
+                f"{path} has the splits {', '.join(splits)}, and split {split!r} was asked for.",
+                fix=f"Choose with --split {splits[0] if splits else ''}.",
+            )
+        return [SavedDataset(path, split if split in splits else splits[0])]
+    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+        return [SavedDataset(path)]
+    found: list[Source] = []
+    for entry in sorted(path.iterdir()):
+        reader = _reader_of(entry)
+        if entry.is_dir():
+            found += _in_directory(entry, split)
+        elif reader is not None:
+            found.append(reader(entry))
+    return found
+
+
+def _unreadable(path: Path, where: str, error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read to its end: {error or type(error).__name__} ({where}).",
+        "What is missing cannot be counted, so this is not one bad record.",
+        "Copy or download the file again, or leave it out.",
+    )
+
+
+def _no_column(path: Path, columns: Sequence[str], present: Sequence[str]) -> DataError:
+    return DataError(
+        f"{path} has none of the columns {', '.join(columns)}; it has {', '.join(present)}.",
+        fix="Name the column of plain text with --text-field, or rename the columns.",
+    )
+
+
+def _bounded_tables(table: Any) -> Iterator[Any]:
+    """The table in pieces of about CHUNK_BYTES: rows with images are large.
+
+    A piece is a copy of its rows; a slice would take all of its parent's memory along on the way to a worker.
+    """
+    import pyarrow
+
+    pieces = min(max(1, table.nbytes // CHUNK_BYTES), max(1, table.num_rows))
+    step = -(-table.num_rows // pieces) or 1
+    for start in range(0, table.num_rows, step):
+        yield table.take(pyarrow.array(range(start, min(start + step, table.num_rows))))
+
+
+def _tar_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
+    current, members = "", dict[str, bytes]()
+    for member in tar:
+        if not member.isfile():
+            continue
+        path = PurePosixPath(member.name)
+        key = str(path.with_name(path.name.partition(".")[0] or path.name))
+        if key != current:
+            if members:
+                yield current, members
+            current, members = key, {}
+        stream = tar.extractfile(member)
+        if stream is not None:
+            members[member.name] = stream.read()
+    if members:
+        yield current, members

@@ -1,0 +1,147 @@
+"""Images as a corpus stores them: encoded bytes that every decoder turns into the same 8-bit RGB pixels.
+
+Raw data sets hold everything: photographs that a flag says to rotate, drawings with transparency, CMYK scans, 16-bit
+microscopy, palettes, animations. Decoders disagree on all of these (DALI drops alpha without blending, nvJPEG ignores
+the flag), so they are settled here, once, when a corpus is prepared: orientation applied, transparency blended onto
+white, everything else turned into an RGB PNG, which loses nothing. A plain 8-bit JPEG or RGB PNG, the usual case,
+is kept byte for byte. Every image is decoded completely, so that damage is found now and not in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_apriel.data.problems import BadRecord
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+"""Formats that are accepted; an animation or a multi-page file gives its first picture."""
+
+MAX_PIXELS = 100_000_000
+"""Default limit on height x width: decoding more takes over 300 MB, and few real pictures have it."""
+
+_ORIENTATION = 0x0112
+_JPEG_SIZE_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all Huffman-coded
+_JPEG_WITHOUT_LENGTH = (0x01, 0xD8, *range(0xD0, 0xD8))
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Bytes of a JPEG or PNG, with the height and width that they decode to."""
+
+    data: bytes
+    height: int
+    width: int
+
+
+def encode_for_corpus(data: bytes, max_pixels: int = MAX_PIXELS) -> EncodedImage:
+    """Check an image by decoding it and return it in the form that a corpus stores.
+
+    Args:
+        data: the bytes of an image file in one of ``FORMATS``.
+        max_pixels: limit on height x width, looked at before decoding.
+
+    Raises:
+        BadRecord: not an image, damaged, too large, or of a kind whose pixels have no defined colours.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise BadRecord("an image has 0 bytes")
+    with warnings.catch_warnings():
+        # Pillow warns about sizes that are checked below, and about harmless metadata.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if height * width > max_pixels:
+                    raise BadRecord(f"an image of {height}x{width} pixels exceeds the limit of {max_pixels} pixels")
+                image.load()
+                if _is_plain(image, data):
+                    return EncodedImage(data, height, width)
+                return _as_png(_upright_rgb(image, data))
+        except UnidentifiedImageError:
+            raise BadRecord(
+                f"an image of {len(data)} bytes, beginning {data[:8]!r}, is none of {', '.join(FORMATS)}"
+            ) from None
+        except Image.DecompressionBombError as error:
+            raise BadRecord(f"an image is too large to decode: {error}") from None
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, MemoryError) as error:
+            # What Pillow's decoders raise for damaged data, depending on the format and the place of the damage.
+            raise BadRecord(f"an image of {len(data)} bytes is damaged: {error or type(error).__name__}") from None
+
+
+def _is_plain(image: Image.Image, data: bytes) -> bool:
+    """Whether every decoder reads the bytes as they are: no rotation, alpha, palette, CMYK, 16 bits or animation."""
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        return False
+    if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further pictures, as some phones write
+        # Transform 0 says that three components are RGB itself; not every decoder reads that mark.
+        return image.mode in ("L", "RGB") and image.info.get("adobe_transform") != 0 and _plain_jpeg(data)
+    if image.format == "PNG":
+        # The header's fixed place: bit depth, colour type (2 is RGB without alpha or palette).
+        animated = getattr(image, "is_animated", False)
+        return data[24] == 8 and data[25] == 2 and "transparency" not in image.info and not animated
+    return False
+
+
+def _plain_jpeg(data: bytes) -> bool:
+    """Whether the frame is 8-bit baseline, extended or progressive with Huffman coding."""
+    place = 0
+    while place + 4 <= len(data):
+        if data[place] != 0xFF:
+            return False
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+        elif marker in _JPEG_WITHOUT_LENGTH:
+            place += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return marker in _JPEG_SIZE_MARKERS and data[place + 4 : place + 5] == b"\x08"
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
+
+
+def _upright_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    """The first picture as 8-bit RGB: orientation applied, 16 bits scaled, transparency blended onto white."""
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise BadRecord("an image has floating-point pixels, which have no defined white")
+    if upright.mode.startswith("I"):
+        upright = _eight_bits(upright)
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+        premultiplied = {"RGBa": "RGBA", "La": "LA"}.get(upright.mode)
+        transparent = (upright.convert(premultiplied) if premultiplied else upright).convert("RGBA")
+        white = Image.new("RGBA", transparent.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, transparent).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit grey image on the scale of 8 bits, rounded to nearest; 65535 is white."""
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadRecord(f"an image has values from {values.min()} to {values.max()}, more than 16 bits")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _as_png(image: Image.Image) -> EncodedImage:
+    # A fresh image without the source's metadata, whose colour profile or orientation would be applied a second time.
+    clean = image.copy()
+    clean.info = {}
+    buffer = io.BytesIO()
+    clean.save(buffer, format="PNG", exif=b"", icc_profile=None)
+    return EncodedImage(buffer.getvalue(), clean.height, clean.width)

@@ -1,0 +1,163 @@
+"""Turn raw files into a prepared corpus that any stage can read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_apriel.config.quantities import parse_count, parse_fraction
+from megatron_apriel.errors import run_command
+
+if TYPE_CHECKING:
+    from megatron_apriel.data.prepare import PrepareSummary
+
+EXAMPLES = """
+examples:
+  plain text, from compressed JSON lines
+    python tools/prepare_data.py data/web --input raw/web-*.jsonl.gz --model models/pixtral-12b
+  conversations with images, their paths relative to one directory
+    python tools/prepare_data.py data/llava --input llava.jsonl --image-root coco/train2017 --model models/pixtral-12b
+  a data set saved by Hugging Face's datasets, its split "train", with eight processes
+    python tools/prepare_data.py data/docs --input raw/docvqa --split train --workers 8 --model models/pixtral-12b
+  see what the first thousand records would become, and write nothing
+    python tools/prepare_data.py data/sft --input raw/sft.parquet --model models/pixtral-12b --limit 1000 --dry-run
+
+inputs:
+  JSON lines (.jsonl, .json, also .gz and .zst), Parquet, directories of datasets.save_to_disk, WebDataset tars, and
+  directories of these. Records: text; messages (OpenAI); conversations (LLaVA). Which, is found out for every file.
+  Images: paths, data URLs, base64, embedded bytes. URLs are never fetched. See docs/data.md.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    result.add_argument("destination", metavar="DST", type=Path, help="directory of the corpus; complete or absent")
+    what = result.add_argument_group("what is read")
+    what.add_argument("--input", nargs="+", type=Path, required=True, metavar="PATH", help="files and directories")
+    what.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="Hugging Face directory: tokenizer, config.json"
+    )
+    what.add_argument(
+        "--format", choices=("auto", "text", "messages", "conversations"), default="auto", help="shape of the records"
+    )
+    what.add_argument("--text-field", default="text", metavar="NAME", help="field of plain text (default: text)")
+    what.add_argument("--split", default="", metavar="NAME", help="split of a saved data set that has several")
+    what.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N records, as 1000 or 10K")
+    images = result.add_argument_group("images")
+    images.add_argument(
+        "--image-root",
+        type=Path,
+        metavar="DIR",
+        help="paths are relative to it and stay inside (default: input's)",
+    )
+    images.add_argument(
+        "--rounding",
+        choices=("floor", "round"),
+        default="floor",
+        help="patch grid of transformers, or of mistral-common",
+    )
+    images.add_argument(
+        "--max-pixels", type=_count, default=100_000_000, metavar="N", help="refuse larger images (default: 100M)"
+    )
+    how = result.add_argument_group("how")
+    how.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes (default: all cores); the corpus does not depend on it",
+    )
+    how.add_argument(
+        "--max-bad", type=_fraction, default=0.001, metavar="F", help="tolerated share of bad records (default: 0.1%%)"
+    )
+    how.add_argument("--overwrite", action="store_true", help="replace an existing corpus at DST")
+    how.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
+    return result
+
+
+def _count(text: str) -> int:
+    try:
+        number = parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _fraction(text: str) -> float:
+    try:
+        return parse_fraction(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    if arguments.workers < 1:
+        parser().error(f"--workers {arguments.workers} is not above 0")
+    # Megatron Core tells everybody that it found no Transformer Engine; no model is made here.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    # Only now: the imports take seconds, and --help should not.
+    from megatron_apriel.data.prepare import PrepareOptions, prepare
+
+    options = PrepareOptions(
+        record_format=arguments.format,
+        text_field=arguments.text_field,
+        split=arguments.split,
+        image_root=arguments.image_root,
+        rounding=arguments.rounding,
+        max_pixels=arguments.max_pixels,
+        max_bad=arguments.max_bad,
+        limit=arguments.limit,
+        workers=arguments.workers,
+    )
+    destination = None if arguments.dry_run else arguments.destination
+    summary = prepare(destination, arguments.input, arguments.model, options, overwrite=arguments.overwrite)
+    show(summary)
+    print(
+        f"dry run: {arguments.destination} was not written" if arguments.dry_run else f"wrote {arguments.destination}"
+    )
+    return 0
+
+
+def show(summary: PrepareSummary) -> None:
+    """Print what was read and what became of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    inputs = Table("input", "kind", "format", "records", "documents", title="inputs", title_justify="left")
+    for one in summary.inputs:
+        inputs.add_row(one.path, one.kind, one.record_format, f"{one.records:,}", f"{one.documents:,}")
+    p50, p90, p99, longest = summary.percentiles((50, 90, 99, 100))
+    share = summary.response_tokens / max(summary.tokens, 1)
+    corpus = Table(title="corpus", title_justify="left", show_header=False)
+    for name, value in (
+        ("documents", f"{summary.documents:,}"),
+        ("tokens", f"{summary.tokens:,}"),
+        ("response tokens", f"{summary.response_tokens:,} ({share:.1%})"),
+        ("images", f"{summary.images:,}"),
+        ("image tokens", f"{summary.image_tokens:,}"),
+        ("tokens per document", f"median {p50:,}, 90% {p90:,}, 99% {p99:,}, longest {longest:,}"),
+        ("bad records", f"{summary.problems.count:,} of {summary.problems.records:,}"),
+    ):
+        corpus.add_row(name, value)
+    console.print(inputs)
+    console.print(corpus)
+    for problem in summary.problems.first[:5]:
+        print(f"bad record: {problem}", file=sys.stderr)
+    if summary.problems.count > 5:
+        print(f"... and {summary.problems.count - 5:,} more, listed in corpus.json", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
