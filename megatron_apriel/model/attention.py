@@ -10,6 +10,7 @@ Shape letters: S tokens, N query heads, G key-value heads, D numbers per head.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,9 +45,10 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        rotary_pos_emb: Rotary | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        attention_mask: None = None,
+        *,
+        rotary_pos_emb: Rotary,
+        packed_seq_params: PackedSeqParams,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states [S, 1, H] (S over tensor-parallel ranks under sequence parallelism) to the same shape.
@@ -106,7 +108,7 @@ class LocalCoreAttention(torch.nn.Module):
         """Attention within each document; returns [S, N, D]."""
         bounds = packed_seq_params.cu_seqlens_q.tolist()
         outputs = []
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             query, key, value = (x[None, start:end].transpose(1, 2) for x in (query_SND, key_SGD, value_SGD))
             output = torch.nn.functional.scaled_dot_product_attention(
                 query, key, value, is_causal=self.causal, enable_gqa=query.shape[1] != key.shape[1]

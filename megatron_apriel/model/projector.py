@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +23,10 @@ class Projector(MegatronModule):  # type: ignore[misc]
 
     def __init__(self, architecture: ProjectorArchitecture, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.activation = ACTIVATIONS[architecture.activation]
-        sizes = (architecture.input_size, architecture.output_size, architecture.output_size)
-        self.linear_1, self.linear_2 = (
-            torch.nn.Linear(width, height, bias=architecture.bias, dtype=config.params_dtype, device=current_device())
-            for width, height in zip(sizes, sizes[1:], strict=False)
-        )
+        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[architecture.activation]
+        linear = partial(torch.nn.Linear, bias=architecture.bias, dtype=config.params_dtype, device=current_device())
+        self.linear_1 = linear(architecture.input_size, architecture.output_size)
+        self.linear_2 = linear(architecture.output_size, architecture.output_size)
         mark_replicated(self)
 
     def forward(self, features: Tensor) -> Tensor:
