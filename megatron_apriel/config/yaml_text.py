@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     # Both sets of rules, so that a word such as 'off' is quoted and other programs read the file alike.
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
         character: _resolvers().get(character, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(character, [])
         for character in {*_resolvers(), *yaml.SafeDumper.yaml_implicit_resolvers}
     }
