@@ -157,7 +157,7 @@ def _refuse_unsupported(params: Mapping[str, Any], origin: str) -> None:
 
 
 def _refuse_unsayable(architecture: Architecture) -> None:
-    said = {"decoder activation": (architecture.decoder.activation, "silu")}
+    said: dict[str, tuple[object, object]] = {"decoder activation": (architecture.decoder.activation, "silu")}
     if architecture.tower is not None and architecture.projector is not None:
         said["tower activation"] = (architecture.tower.activation, "silu")
         said["tower norm_eps"] = (architecture.tower.norm_eps, 1e-5)

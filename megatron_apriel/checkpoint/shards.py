@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from megatron_apriel.checkpoint.names import Parameter, Split, parameter_key, pa
 from megatron_apriel.checkpoint.sources import listed
 from megatron_apriel.errors import CheckpointError
 
-Shard: TypeAlias = Any
+type Shard = Any
 """``ShardedTensor``, or ``ShardedTensorFactory`` where one tensor is kept as several."""
 
 

@@ -8,8 +8,7 @@ left over, of another shape or of a dtype that needs decoding, without an error 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint.forms import INDEX, Kind, recognise
-from megatron_apriel.checkpoint.names import Resolution, Weight, resolve, weights
+from megatron_apriel.checkpoint.forms import Kind, recognise
+from megatron_apriel.checkpoint.names import Form, Resolution, Weight, resolve, weights
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.surgery.tensor_files import TensorDirectory
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes of weights that are read, as safetensors calls them; others hold quantised numbers."""
@@ -60,36 +60,7 @@ def open_source(path: str | Path, architecture: Architecture) -> WeightSource:
         from megatron_apriel.checkpoint.reader import DistributedWeights
 
         return DistributedWeights(path, architecture)
-    return SafetensorsWeights(path, architecture, weight_files(path, kind))
-
-
-def weight_files(path: Path, kind: Kind) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises CheckpointError if there are none or an index names absent ones."""
-    if kind is Kind.MISTRAL:
-        return sorted(path.glob("consolidated*.safetensors"))
-    index, single = path / INDEX, path / "model.safetensors"
-    if not index.exists():
-        if single.exists():
-            return [single]
-        pickled = sorted(file.name for file in path.glob("*.bin"))
-        raise CheckpointError(
-            f"{path} has neither {single.name} nor {index.name}"
-            + (f", only {', '.join(pickled[:3])}." if pickled else "."),
-            "Weights are read from safetensors only: a pickle can run anybody's code." if pickled else "",
-            "Save the model again with transformers' save_pretrained(safe_serialization=True)." if pickled else "",
-        )
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is damaged: {error!r}.", "It must map tensor names to file names.") from None
-    if bad := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{index} names {bad[0]!r}, which is not a file beside it.")
-    if absent := [name for name in names if not (path / name).is_file()]:
-        raise CheckpointError(
-            f"{path}: {len(absent)} of the {len(names)} files that {index.name} names are missing: {listed(absent)}.",
-            fix="Copy or download the directory again, whole.",
-        )
-    return [path / name for name in names]
+    return SafetensorsWeights(path, architecture, kind)
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
@@ -102,24 +73,19 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 class SafetensorsWeights:
     """A Hugging Face directory, or Mistral's own form, through memory-mapped safetensors files."""
 
-    def __init__(self, path: Path, architecture: Architecture, files: list[Path]) -> None:
-        self._files = [_opened(file) for file in files]
-        self._place: dict[str, tuple[Any, str]] = {}
-        for handle, file in zip(self._files, files, strict=True):
-            for stored in handle.keys():  # noqa: SIM118 - a handle is not iterable
-                if stored in self._place:
-                    raise CheckpointError(f"{path}: tensor {stored} is in two files, {file.name} and another.")
-                self._place[stored] = (handle, file.name)
-        _check_index(path, self._place)
-        resolution = resolve(self._place, architecture, str(path))
+    def __init__(self, path: Path, architecture: Architecture, kind: Kind) -> None:
+        directory = TensorDirectory.open(path, "consolidated" if kind is Kind.MISTRAL else "model")
+        resolution = resolve(directory.entries, architecture, str(path))
         check_complete(resolution, path)
-        self.description = f"{len(files)} safetensors file{'s' if len(files) > 1 else ''}, {resolution.form}"
+        self._entries = {name: directory.entries[stored] for name, stored in resolution.stored.items()}
+        self._permuted = resolution.form is Form.MISTRAL
+        self._handles: dict[Path, Any] = {}
+        many = len(directory.files) > 1
+        self.description = f"{len(directory.files)} safetensors file{'s' if many else ''}, {resolution.form}"
         self.table = weights(architecture)
         self.skipped = resolution.skipped + resolution.buffers
         self.bytes_read = 0
-        self._stored = resolution.stored
-        self._permuted = resolution.form is resolution.form.MISTRAL
-        self.dtypes = {name: self._checked_dtype(weight, path) for name, weight in self.table.items()}
+        self.dtypes = {name: self._checked_dtype(weight) for name, weight in self.table.items()}
 
     def read(self, name: str, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
         head = self.table[name].interleaved_head if self._permuted else 0
@@ -132,33 +98,32 @@ class SafetensorsWeights:
         return ordered[start - first : stop - first]
 
     def _rectangle(self, name: str, start: int, stop: int, columns: tuple[int, int] | None) -> Tensor:
-        stored = self._stored[name]
-        handle, file = self._place[stored]
+        entry = self._entries[name]
         try:
-            view = handle.get_slice(stored)
+            if entry.file not in self._handles:
+                self._handles[entry.file] = safe_open(str(entry.file), framework="pt", device="cpu").__enter__()
+            view = self._handles[entry.file].get_slice(entry.name)
             rows: Tensor = view[start:stop] if columns is None else view[start:stop, columns[0] : columns[1]]
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(f"{file}: cannot read {stored}: {error}.") from error
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{entry.file}: cannot read {entry.name}: {error}.") from error
         self.bytes_read += rows.numel() * rows.element_size()
         return rows.reshape(rows.shape[0], -1) if rows.dim() > 2 else rows
 
-    def _checked_dtype(self, weight: Weight, path: Path) -> torch.dtype:
-        stored = self._stored[weight.name]
-        handle, file = self._place[stored]
-        view = handle.get_slice(stored)
-        shape, dtype = tuple(view.get_shape()), view.get_dtype()
-        if shape != weight.shape:
+    def _checked_dtype(self, weight: Weight) -> torch.dtype:
+        entry = self._entries[weight.name]
+        if entry.shape != weight.shape:
             raise CheckpointError(
-                f"{path / file}: {stored} has shape {list(shape)}, the architecture says {list(weight.shape)}.",
+                f"{entry.file}: {entry.name} has shape {list(entry.shape)}, "
+                f"the architecture says {list(weight.shape)}.",
                 "Configuration and weights are not of the same model.",
             )
-        if dtype not in DTYPES:
+        if entry.dtype not in DTYPES:
             raise CheckpointError(
-                f"{path / file}: {stored} is stored as {dtype}.",
+                f"{entry.file}: {entry.name} is stored as {entry.dtype}.",
                 "Quantised weights cannot be trained further.",
                 f"Give a checkpoint in one of {', '.join(DTYPES)}.",
             )
-        return DTYPES[dtype]
+        return DTYPES[entry.dtype]
 
 
 def check_complete(resolution: Resolution, path: Path) -> None:
@@ -173,29 +138,4 @@ def check_complete(resolution: Resolution, path: Path) -> None:
             f"{path}: its tensors are not those of the architecture: {'; '.join(problems)}.",
             f"The names are spelled as {resolution.form}; {len(resolution.stored)} agree.",
             "Give the directory's own config.json and a whole set of files.",
-        )
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(str(file), framework="pt", device="cpu").__enter__()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is not a whole safetensors file: {error}.",
-            f"It has {file.stat().st_size if file.exists() else 0} bytes; a copy or download may have been cut off.",
-            "Copy or download it again.",
-        ) from None
-
-
-def _check_index(path: Path, place: Mapping[str, tuple[Any, str]]) -> None:
-    index = path / INDEX
-    if not index.exists() or not any(file.startswith("model") for _, file in place.values()):
-        return
-    mapped = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    wrong = [name for name, file in mapped.items() if name not in place or place[name][1] != file]
-    if wrong or len(mapped) != len(place):
-        wrong += [name for name in place if name not in mapped]
-        raise CheckpointError(
-            f"{index} and the headers of its files disagree on {len(wrong)} tensors: {listed(wrong)}.",
-            fix="Copy or download the directory again, whole.",
         )

@@ -40,14 +40,14 @@ class StandIn(nn.Module):
                 if not first <= layer < stop:
                     continue
                 name = key.replace(f"layers.{layer}.", f"layers.{layer - first}.")
-            elif key.startswith(("tower", "projector", "embedding")) and first > 0:
-                continue
-            elif key.startswith(("decoder.final", "output")) and stop < layers:
+            elif key.startswith(("decoder.final", "output") if stop < layers else ()) or (
+                key.startswith(("tower", "projector", "embedding")) and first > 0
+            ):
                 continue
             for spelled, local in SPELLED_LOCALLY.items():
                 name = name.replace(spelled, local)
             self._place(name, nn.Parameter(torch.zeros(parameter.shard_shape(tensor_size), dtype=dtype)))
-        for number, layer in enumerate(getattr(self.decoder, "layers").children()):
+        for number, layer in enumerate(self.decoder.layers.children()):
             layer.layer_number = first + number + 1
         self.decoder.layers = nn.ModuleList(self.decoder.layers.children())
 

@@ -1,0 +1,238 @@
+"""A run's state, to and from a distributed checkpoint: weights, optimizer, random states.
+
+Everything large is tensors, cut into shards that say where they lie in the whole, so that any layout can read what any
+other wrote. The optimizer's state is kept per parameter and in the parameter's shape ("fully reshardable"), although
+each rank holds it as slices of flat buffers. Everything small (step counts, learning rates) is plain JSON. Nothing is
+pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor, nn
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
+from megatron_apriel.checkpoint.names import Parameter, parameters
+from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
+from megatron_apriel.checkpoint.saving import load_strategy, save_strategy
+from megatron_apriel.checkpoint.shards import Place, Shard, owned_parameters, shard_of
+from megatron_apriel.checkpoint.sources import listed
+from megatron_apriel.errors import CheckpointError
+
+_RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
+_MAIN_PARAMETER = "optimizer.state.param."
+"""Beginning of the keys of the optimizer's own float32 copies of the parameters."""
+
+Owned = list[tuple[Parameter, nn.Parameter]]
+
+
+def unwrapped(chunks: Iterable[nn.Module]) -> list[nn.Module]:
+    """The bare models inside data-parallel and precision wrappers."""
+    bare = []
+    for chunk in chunks:
+        while isinstance(inner := getattr(chunk, "module", None), nn.Module):
+            chunk = inner
+        bare.append(chunk)
+    return bare
+
+
+def architecture_of_model(chunks: Sequence[nn.Module]) -> Architecture:
+    """The architecture that the bare chunks were built from."""
+    architecture: Any = chunks[0].architecture
+    return architecture
+
+
+def current_layout() -> dict[str, int]:
+    """Sizes of the process groups, for the record and to know whether random states are of the same layout."""
+    if not parallel_state.model_parallel_is_initialized():
+        return {"world_size": 1, "tensor": 1, "pipeline": 1, "virtual": 1, "context": 1}
+    return {
+        "world_size": dist.get_world_size(),
+        "tensor": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
+        "virtual": parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1,
+        "context": parallel_state.get_context_parallel_world_size(),
+    }
+
+
+@torch.no_grad()
+def save_state(directory: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None) -> dict[str, Any]:
+    """Write this rank's part of the state into ``directory``; collective.
+
+    Args:
+        directory: exists and is empty.
+        chunks: bare models.
+        optimizer: None to save weights only.
+
+    Returns:
+        What is not tensors, plain and the same on all ranks, for :func:`load_state`.
+    """
+    owned, shards = _sharded(chunks)
+    del owned
+    state: dict[str, Any] = {"model": shards, "random": _sharded_random_states()}
+    groups: list[dict[str, Any]] | None = None
+    if optimizer is not None:
+        state["optimizer"], groups = {}, []
+        for number, part in enumerate(_distributed_parts(optimizer)):
+            _ensure_moments(part)
+            described = part.sharded_state_dict(shards, metadata=_RESHARDABLE)
+            state["optimizer"][number] = described["param_state"]
+            groups += [_plain_group(group) for group in described["optimizer"]["param_groups"]]
+        groups = _first_not_empty(groups)
+    dist_checkpointing.save(state, str(directory), save_strategy())
+    return {"layout": current_layout(), "optimizer_groups": groups}
+
+
+@torch.no_grad()
+def load_state(
+    directory: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None, saved: dict[str, Any]
+) -> bool:
+    """Read this rank's part of the state from ``directory``, written by any layout; collective.
+
+    Args:
+        directory: of a complete checkpoint.
+        chunks: bare models, filled in place.
+        optimizer: None to read weights only, and then the random states stay as they are, too.
+        saved: what :func:`save_state` returned.
+
+    Returns:
+        Whether random states were restored: only onto the layout that they were saved from.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model, or its optimizer trained other parameters.
+    """
+    owned, shards = _sharded(chunks)
+    stored = tensors_in(read_metadata(directory))
+    _check_model(directory, stored, architecture_of_model(chunks))
+    state: dict[str, Any] = {"model": shards}
+    parts: list[DistributedOptimizer] = []
+    same_layout = False
+    if optimizer is not None:
+        _check_optimizer(directory, stored, owned, saved.get("optimizer_groups"))
+        parts = _distributed_parts(optimizer)
+        described = [part.sharded_state_dict(shards, is_loading=True, metadata=_RESHARDABLE) for part in parts]
+        state["optimizer"] = {number: each["param_state"] for number, each in enumerate(described)}
+        random = _sharded_random_states()
+        same_layout = saved.get("layout") == current_layout() and all(shard.key in stored for shard in random.values())
+        if same_layout:
+            state["random"] = random
+    loaded = dist_checkpointing.load(state, str(directory), load_strategy())
+    for parameter, tensor in owned:
+        value = loaded["model"][parameter.key]
+        if value.data_ptr() != tensor.data_ptr():
+            tensor.copy_(value)
+    for number, part in enumerate(parts):
+        _give_state(part, loaded["optimizer"][number], saved["optimizer_groups"])
+    if same_layout:
+        restore_random_states({name: state[0] for name, state in loaded["random"].items()})
+    return same_layout
+
+
+def _sharded(chunks: Sequence[nn.Module]) -> tuple[Owned, dict[str, Shard]]:
+    place = Place.current()
+    owned = list(owned_parameters(chunks, architecture_of_model(chunks), place))
+    return owned, {parameter.key: shard_of(parameter, tensor, place) for parameter, tensor in owned}
+
+
+def _sharded_random_states() -> dict[str, ShardedTensor]:
+    place = (0, dist.get_rank(), dist.get_world_size())
+    return {
+        name: ShardedTensor.from_rank_offsets(f"random.{name}", state[None], place)
+        for name, state in random_states().items()
+    }
+
+
+def _distributed_parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    """The distributed optimizers with something to do on this rank: none where everything here is frozen."""
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    parts = [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
+    if others := {type(part).__name__ for part in parts if not isinstance(part, DistributedOptimizer)}:
+        raise TypeError(f"checkpoints are of Megatron's DistributedOptimizer, not of {', '.join(others)}")
+    return parts
+
+
+def _ensure_moments(part: DistributedOptimizer) -> None:
+    """Give an optimizer that has not made a step yet the moments that it would begin with: zeros."""
+    if len(part.optimizer.state) == 0:
+        part.load_state_dict(part.state_dict())
+        for moments in part.optimizer.state.values():
+            for value in moments.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+
+def _plain_group(group: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+    for key, value in plain.items():
+        if not isinstance(value, bool | int | float | str | list | tuple | None):
+            raise TypeError(f"the optimizer group's {key}={value!r} cannot be written as JSON")
+    return plain
+
+
+def _first_not_empty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Megatron gives all ranks the same groups, but a rank on which everything is frozen has no optimizer at all."""
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, groups)
+    return next((each for each in everywhere if each), [])
+
+
+def _give_state(part: DistributedOptimizer, tensors: Any, groups: list[dict[str, Any]]) -> None:
+    groups = [{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()} for group in groups]
+    try:
+        part.load_state_dict(
+            {
+                "optimizer": {"param_groups": groups},
+                "param_state": tensors,
+                "param_state_sharding_type": _RESHARDABLE["distrib_optim_sharding_type"],
+            }
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"the checkpoint's optimizer has no parameter group like {error.args[0]}.",
+            "Groups are told apart by peak learning rate and weight decay: the run's factors were changed.",
+            "Go on with the settings that the run was begun with, or give the checkpoint as init_from of a new stage.",
+        ) from None
+
+
+def _check_model(directory: Path, stored: dict[str, Any], architecture: Architecture) -> None:
+    for key, parameter in parameters(architecture).items():
+        shape = list(stored[key].size) if key in stored else None
+        if shape != list(parameter.shape):
+            raise CheckpointError(
+                f"{directory}: {key} " + (f"has shape {shape}, not" if shape else "is not in it; it should have shape")
+                + f" {list(parameter.shape)}.",
+                "The checkpoint is of another model.",
+            )  # fmt: skip
+    weights = [key for key in stored if key.startswith(("decoder.", "tower.", "projector."))]
+    if surplus := sorted(set(weights) - parameters(architecture).keys()):
+        raise CheckpointError(
+            f"{directory}: the model has no {listed(surplus)} ({len(surplus)} tensors in all).",
+            "The checkpoint is of another model.",
+        )
+
+
+def _check_optimizer(
+    directory: Path, stored: dict[str, Any], owned: Owned, groups: list[dict[str, Any]] | None
+) -> None:
+    another_stage = "To begin another stage from its weights, give the checkpoint as init_from."
+    if groups is None:
+        raise CheckpointError(f"{directory} holds weights and no optimizer state.", fix=another_stage)
+    for parameter, tensor in owned:
+        was_trained = _MAIN_PARAMETER + parameter.key in stored
+        if was_trained != tensor.requires_grad:
+            raise CheckpointError(
+                f"{directory}: {parameter.key} was {'trained' if was_trained else 'frozen'} in it and is "
+                f"{'trained' if tensor.requires_grad else 'frozen'} now.",
+                "A run goes on with the parts that it was begun with (train: in its configuration).",
+                another_stage,
+            )
