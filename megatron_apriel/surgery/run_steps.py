@@ -1,0 +1,72 @@
+"""Which of a run's checkpoints are averaged: found on disk, chosen by number, by count or evenly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_apriel.errors import CheckpointError, ConfigError
+
+_STEP = re.compile(r"step_(\d{8,})")
+
+
+def available_steps(run: str | Path) -> dict[int, Path]:
+    """The complete checkpoints of a run, by step, in order.
+
+    A checkpoint is complete once ``run.json``, which is written last, is there.
+
+    Args:
+        run: a stage's output directory, holding ``checkpoints/step_00000500/`` and so on.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    folder = Path(run) / "checkpoints"
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _STEP.fullmatch(path.name)
+        if match and (path / "run.json").is_file():
+            found[int(match[1])] = path
+    if not found:
+        raise CheckpointError(
+            f"{run} has no checkpoints.",
+            f"Looked for {folder}/step_*/run.json.",
+            "Give a stage's output directory, or Hugging Face directories with --checkpoints.",
+        )
+    return dict(sorted(found.items()))
+
+
+def equispaced(steps: Sequence[int], count: int) -> list[int]:
+    """``count`` of the available steps, equally spaced and ending with the last: of 1 to 12, six are 2, 4, ... 12."""
+    _require(steps, count, "--equispaced")
+    return [steps[(number + 1) * len(steps) // count - 1] for number in range(count)]
+
+
+def last(steps: Sequence[int], count: int) -> list[int]:
+    """The last ``count`` available steps."""
+    _require(steps, count, "--last")
+    return list(steps[-count:])
+
+
+def chosen(steps: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """The wanted steps, all of which must be available."""
+    missing = [step for step in wanted if step not in steps]
+    if missing:
+        raise ConfigError(
+            f"the run has no checkpoint of step {', '.join(map(str, missing))}.", fix=f"It has {_listed(steps)}."
+        )
+    return list(wanted)
+
+
+def _require(steps: Sequence[int], count: int, option: str) -> None:
+    if not 1 <= count <= len(steps):
+        raise ConfigError(
+            f"{option} {count} is not possible: the run has {len(steps)} checkpoints.",
+            f"They are of steps {_listed(steps)}.",
+            f"Give 1 to {len(steps)}, or let the run keep more (checkpoint.keep).",
+        )
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))

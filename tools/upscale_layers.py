@@ -1,0 +1,127 @@
+"""Make a deeper model from a trained one by repeating decoder layers. Bytes in, bytes out: no GPU, no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_apriel.config.quantities import parse_bytes
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.outputs import check_destination
+from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
+from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.upscale import UpscalePlan, plan_upscale, upscale
+
+EXAMPLES = """\
+examples:
+  # what would be done: the layer map, sizes and files; nothing is written
+  python tools/upscale_layers.py models/pixtral-12b models/pixtral-15b --num-layers 48 --dry-run
+
+  # 40 layers become 48, copies spread over the middle half (the default); read the result again and compare
+  python tools/upscale_layers.py models/pixtral-12b models/pixtral-15b --num-layers 48 --verify
+
+  # the deeper model computes exactly what its source does, until it is trained
+  python tools/upscale_layers.py models/pixtral-12b models/pixtral-15b --num-layers 48 --init identity
+
+  # a map of one's own, for a source of four layers
+  python tools/upscale_layers.py SRC DST --num-layers 6 --map 0,1,1,2,2,3
+
+maps:
+  spread-middle  each copy right after its source, evenly over the middle half; first and last quarter untouched
+  block          one contiguous run in the middle is repeated (SOLAR)
+  interval       a copy after every k-th layer (LLaMA-Pro)
+  top-half       copies in the upper half only (OpT-DeUS)
+  0,1,2,2,...    the source layer of each layer; all source layers, for the first time in their own order
+
+SRC is a Hugging Face directory (LLaVA with a Pixtral tower, or Mistral; sharded or not) or Mistral's own form
+(consolidated.safetensors, params.json). Only decoder layers are renumbered. DST is whole or as it was.
+"""
+
+
+def _size(text: str) -> int:
+    try:
+        size = parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return size
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SRC", help="directory of the model to repeat layers of")
+    parser.add_argument("destination", metavar="DST", help="directory to be made")
+    layers = parser.add_argument_group("layers")
+    layers.add_argument("--num-layers", type=int, required=True, metavar="N", help="decoder layers of the result")
+    layers.add_argument(
+        "--map",
+        default="spread-middle",
+        metavar="MAP",
+        help=f"{', '.join(MAP_NAMES)}, or a list (default: %(default)s)",
+    )
+    layers.add_argument(
+        "--init",
+        choices=("copy", "identity"),
+        default="copy",
+        help="copies start with their source's weights, or so that they add exactly nothing (default: %(default)s)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--max-shard-size",
+        type=_size,
+        metavar="SIZE",
+        help="largest weight file (default: 5GB; a single file for Mistral's form, as its readers expect)",
+    )
+    output.add_argument("--dry-run", action="store_true", help="print the map, sizes and files, and write nothing")
+    output.add_argument("--verify", action="store_true", help="read the result again and compare every byte")
+    output.add_argument("--overwrite", action="store_true", help="replace an earlier result at DST")
+    return parser
+
+
+def _print_plan(plan: UpscalePlan, console: Console) -> None:
+    layers = plan.layers
+    print(f"{plan.source.num_layers} -> {len(layers.sources)} layers, map {layers.name}, init {plan.initialisation}")
+    table = Table()
+    for heading in ("layer", "source", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    start = "zero output" if plan.initialisation == "identity" else "copy"
+    for layer, (source, is_copy) in enumerate(zip(layers.sources, layers.copies, strict=True)):
+        table.add_row(str(layer), str(source), start if is_copy else "", style="bold" if is_copy else None)
+    console.print(table)
+    print(f"{len(plan.origins)} tensors, {plan.size:,} bytes")
+    files = Table()
+    for heading in ("file", "tensors", "bytes"):
+        files.add_column(heading, justify="left" if heading == "file" else "right")
+    for shard in plan.shards:
+        files.add_row(shard.file_name, str(len(shard.tensors)), f"{shard.size:,}")
+    console.print(files)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns 0 only when the result is whole."""
+    arguments = _parser().parse_args(argv)
+    if not Path(arguments.source).is_dir():
+        raise ConfigError(f"the source {arguments.source} is not a directory.", fix="Give the directory of a model.")
+    source = SourceModel.open(arguments.source)
+    layers = layer_map(arguments.map, source.num_layers, arguments.num_layers)
+    default_size = None if source.tensors.base == "consolidated" else 5 * 10**9
+    plan = plan_upscale(source, layers, arguments.init, arguments.max_shard_size or default_size)
+    _print_plan(plan, Console())
+    check_destination(arguments.destination, arguments.overwrite, source.config_file.name, [arguments.source])
+    if arguments.dry_run:
+        return ExitCode.OK
+    upscale(plan, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)
+    checked = "; read again and equal to its source byte for byte" if arguments.verify else ""
+    print(f"{arguments.destination} is whole{checked}.")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
