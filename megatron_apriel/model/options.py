@@ -6,6 +6,7 @@ model uses, of the decoder and of the tower, are made here and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from megatron_apriel.architecture import DecoderArchitecture, TowerArchitecture
 from megatron_apriel.config.schema import StageConfig
@@ -20,7 +22,7 @@ from megatron_apriel.errors import ConfigError
 from megatron_apriel.model.specs import LayerKind, Layers, choose_layers
 from megatron_apriel.parallel.layout import Layout
 
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 """Gate activations; ``gelu`` is the exact form."""
 
 FP8_FORMATS = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ class Projector(MegatronModule):  # type: ignore[misc]
 
     def __init__(self, architecture: ProjectorArchitecture, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[architecture.activation]
+        self.activation = ACTIVATIONS[architecture.activation]
         linear = partial(torch.nn.Linear, bias=architecture.bias, dtype=config.params_dtype, device=current_device())
         self.linear_1 = linear(architecture.input_size, architecture.output_size)
         self.linear_2 = linear(architecture.output_size, architecture.output_size)

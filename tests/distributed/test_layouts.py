@@ -1,0 +1,219 @@
+"""Every parallel layout against one process: losses over several steps, gradients, gradient norms.
+
+``LAYOUTS`` is the table; a layout that the trainer offers belongs in it. Each one runs every case of ``CASES``, which
+vary what trains and what the batches hold, from the same weights on the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
+
+from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+from megatron_apriel.batch import Batch
+from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.model.builder import build_model
+from megatron_apriel.model.freeze import apply_freezing
+from megatron_apriel.model.options import ModelOptions
+from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.batches import make_batch, random_document
+from megatron_apriel.testing.checkpoints import hf_model
+from megatron_apriel.testing.ranks import run_ranks
+from megatron_apriel.testing.weights import from_transformers, gather_full, load_full
+
+ARCHITECTURE = Architecture(
+    decoder=DecoderArchitecture(32, 4, 4, 2, 16, 48, 64, rope_theta=1e6),
+    tower=TowerArchitecture(32, 2, 2, 16, 48, "silu", patch_size=4, image_size=32),
+    projector=ProjectorArchitecture(32, 32),
+)
+SEQUENCE_LENGTH, SEQUENCES, STEPS = 48, 4, 3
+
+
+class Setup(NamedTuple):
+    """One row of the table."""
+
+    layout: Layout
+    distributed_optimizer: bool = False
+    overlap: bool = False
+    options: ModelOptions = ModelOptions()
+
+
+LAYOUTS = {
+    "TP2": Setup(Layout(2, tensor=2)),
+    "TP2 SP": Setup(Layout(2, tensor=2, sequence=True)),
+    "TP2 SP recompute": Setup(Layout(2, tensor=2, sequence=True), options=ModelOptions(recompute="full")),
+    "PP2": Setup(Layout(2, pipeline=2)),
+    "PP2 uneven": Setup(Layout(2, pipeline=2, layers_per_stage=(1, 3))),
+    "PP2 VP2": Setup(Layout(2, pipeline=2, virtual=2)),
+    "DP2": Setup(Layout(2)),
+    "DP2 distributed optimizer": Setup(Layout(2), distributed_optimizer=True),
+    "DP2 distributed optimizer overlap": Setup(Layout(2), distributed_optimizer=True, overlap=True),
+    "PP2 VP2 distributed optimizer overlap": Setup(Layout(2, pipeline=2, virtual=2), True, True),
+    "TP2 SP DP2 distributed optimizer overlap": Setup(Layout(4, tensor=2, sequence=True), True, True),
+    "TP2 SP PP2": Setup(Layout(4, tensor=2, pipeline=2, sequence=True), True),
+}
+
+
+class Case(NamedTuple):
+    """What trains, and the images of each of a step's sequences: per document the grids of its images."""
+
+    train: TrainedParts
+    images: list[list[list[tuple[int, int]]]]
+
+
+ALL = TrainedParts(tower=1, projector=1, decoder=1)
+TEXT: list[list[list[tuple[int, int]]]] = [[[]], [[], []], [[]], [[]]]
+# With two shares: both have images; none has any; only the first has; both, in two documents.
+MIXED: list[list[list[tuple[int, int]]]] = [[[(2, 3), (1, 2), (3, 1)]], [[]], [[(3, 3)], []], [[(1, 1)], [(2, 4)]]]
+IMAGES: list[list[list[tuple[int, int]]]] = [[[(4, 5), (3, 2)]], [[(2, 8)], [(2, 2)]], [[(5, 4)]], [[(4, 4), (1, 6)]]]
+
+CASES = {
+    "all, text": Case(ALL, TEXT),
+    "all, mixed": Case(ALL, MIXED),
+    "all, images": Case(ALL, IMAGES),
+    "projector, mixed": Case(TrainedParts(projector=1), MIXED),
+    "projector, text": Case(TrainedParts(projector=1), TEXT),
+    "projector and decoder, mixed": Case(TrainedParts(projector=1, decoder=1), MIXED),
+    "decoder, mixed": Case(TrainedParts(decoder=1), MIXED),
+    "tower, images": Case(TrainedParts(tower=1), IMAGES),
+}
+
+
+@dataclass
+class Outcome:
+    """What a run shows: loss and gradient norm per step, and the first step's gradients of the whole model."""
+
+    losses: list[float]
+    norms: list[float]
+    gradients: dict[str, torch.Tensor]
+
+
+def batches(case: Case, step: int, layout: Layout) -> Iterator[Batch]:
+    """This rank's micro-batches of a step: sequence m * d + r for data rank r of d, with its share of the images."""
+    shares = groups.image_shares_group()
+    for number in range(parallel_state.get_data_parallel_rank(), SEQUENCES, layout.data):
+        generator = torch.Generator().manual_seed(1000 * step + number)
+        documents = [random_document(ARCHITECTURE, 8, grids, generator) for grids in case.images[number]]
+        yield make_batch(
+            ARCHITECTURE,
+            documents,
+            sequence_length=SEQUENCE_LENGTH,
+            shares=shares.size(),
+            share=shares.rank(),
+            sequence=number,
+        )
+
+
+def forward_step(iterator: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+    batch = next(iterator)
+
+    def loss(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return losses.sum(), torch.tensor(batch.num_loss_tokens, dtype=torch.int), losses.detach().sum()
+
+    return chunk(batch), loss
+
+
+def run_case(case: Case, setup: Setup, weights: dict[str, torch.Tensor]) -> Outcome:
+    layout = setup.layout
+    chunks = build_model(ARCHITECTURE, setup.options, layout)
+    load_full(chunks, weights)
+    apply_freezing(chunks, case.train)
+    config = chunks[0].config
+    settings = DistributedDataParallelConfig(
+        use_distributed_optimizer=setup.distributed_optimizer,
+        overlap_grad_reduce=setup.overlap,
+        overlap_param_gather=setup.overlap,
+        bucket_size=4000 if setup.overlap else None,
+    )
+    wrapped = [DistributedDataParallel(config, settings, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            lr=1e-3,
+            weight_decay=0.1,
+            clip_grad=1.0,
+            use_distributed_optimizer=setup.distributed_optimizer,
+            overlap_param_gather=setup.overlap,
+        ),
+        wrapped,
+    )
+    config.grad_scale_func, config.finalize_model_grads_func = optimizer.scale_loss, finalize_model_grads
+    single = len(wrapped) == 1
+    if setup.overlap:
+        config.no_sync_func = wrapped[0].no_sync if single else [chunk.no_sync for chunk in wrapped]
+        starts = [chunk.start_param_sync for chunk in wrapped]
+        config.param_sync_func = starts[0] if single else starts
+    outcome = Outcome([], [], {})
+    for step in range(STEPS):
+        for chunk in wrapped:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+        iterators = [batches(case, step, layout) for _ in wrapped]
+        sums = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators[0] if single else iterators,
+            model=wrapped[0] if single else wrapped,
+            num_microbatches=SEQUENCES // layout.data,
+            seq_length=SEQUENCE_LENGTH,
+            micro_batch_size=1,
+            forward_only=False,
+            # The distributed optimizer leaves each rank its own part of the gradients; the first step's are compared.
+            force_all_reduce=step == 0,
+        )
+        if step == 0:
+            outcome.gradients = gather_full(chunks, lambda p: p.main_grad if p.requires_grad else None)
+        _, norm, _ = optimizer.step()
+        outcome.losses.append(total_loss(sums))
+        outcome.norms.append(float(norm))
+    return outcome
+
+
+def total_loss(sums: list[torch.Tensor]) -> float:
+    """Loss summed over the global batch; only the last stage has it, once per tensor-parallel rank."""
+    total = torch.stack(sums).sum() if sums else torch.zeros(())
+    dist.all_reduce(total)
+    return total.item() / parallel_state.get_tensor_model_parallel_world_size()
+
+
+def run_all(rank: int, size: int, setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, Outcome] | None:
+    with groups.initialized(setup.layout):
+        outcomes = {name: run_case(case, setup, weights) for name, case in CASES.items()}
+    return outcomes if rank == 0 else None
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return from_transformers(hf_model(ARCHITECTURE, seed=1).state_dict(), ARCHITECTURE)
+
+
+@pytest.fixture(scope="module")
+def expected(weights: dict[str, torch.Tensor]) -> dict[str, Outcome]:
+    return run_ranks(1, run_all, Setup(Layout()), weights)[0]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_equals_one_process(
+    name: str, weights: dict[str, torch.Tensor], expected: dict[str, Outcome]
+) -> None:
+    setup = LAYOUTS[name]
+    outcomes = run_ranks(setup.layout.world_size, run_all, setup, weights)[0]
+    for case, reference in expected.items():
+        outcome = outcomes[case]
+        assert outcome.losses == pytest.approx(reference.losses, rel=1e-5), case
+        assert outcome.norms == pytest.approx(reference.norms, rel=1e-5, abs=1e-6), case
+        assert outcome.gradients.keys() == reference.gradients.keys(), case
+        for parameter, gradient in reference.gradients.items():
+            largest = gradient.abs().max()
+            difference = (outcome.gradients[parameter] - gradient).abs().max()
+            assert difference <= 1e-5 * largest, (case, parameter, difference, largest)
