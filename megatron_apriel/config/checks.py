@@ -36,29 +36,39 @@ def check_layout(config: StageConfig, architecture: Architecture, world_size: in
         *_context(config),
         *_sequence_length(config),
         *_fp8(config, architecture),
+        *_kept_checkpoints(config),
     ]
-    layout = None
+    layout: Layout | None = None
     try:
         layout = Layout.from_config(config.parallel, world_size)
     except ConfigError as error:
         findings.append(error)
-    if layout is not None:
-        for check in (
-            lambda: layout.layers_per_virtual_stage(architecture.decoder.num_layers),
-            lambda: layout.micro_batches(config.sequences_per_step),
-        ):
-            try:
-                check()
-            except ConfigError as error:
-                findings.append(error)
-    if len(findings) > 1:
-        raise ConfigError(
-            f"stage {config.stage} cannot run on {world_size} ranks; {len(findings)} things do not fit.",
-            "\n  ".join(str(finding) for finding in findings),
-        )
+    else:
+        findings += _layout(config, architecture, layout)
     if layout is None or findings:
-        raise findings[0]
+        raise _together(config, world_size, findings)
     return layout
+
+
+def _together(config: StageConfig, world_size: int, findings: list[ConfigError]) -> ConfigError:
+    if len(findings) == 1:
+        return findings[0]
+    listing = "\n  ".join("- " + str(finding).replace("\n", "\n  ") for finding in findings)
+    return ConfigError(
+        f"stage {config.stage} cannot run as configured on {world_size} ranks; {len(findings)} things do not fit.",
+        listing,
+    )
+
+
+def _layout(config: StageConfig, architecture: Architecture, layout: Layout) -> Iterator[ConfigError]:
+    try:
+        layout.layers_per_virtual_stage(architecture.decoder.num_layers)
+    except ConfigError as error:
+        yield error
+    try:
+        layout.micro_batches(config.sequences_per_step)
+    except ConfigError as error:
+        yield error
 
 
 def _listed(numbers: list[int]) -> str:
@@ -89,19 +99,34 @@ def _positions(config: StageConfig, architecture: Architecture) -> Iterator[Conf
 def _tensor(config: StageConfig, architecture: Architecture) -> Iterator[ConfigError]:
     decoder, tensor = architecture.decoder, config.parallel.tensor
     sizes = {
-        "attention heads": (decoder.num_heads, "whole heads"),
-        "key-value groups": (decoder.num_kv_heads, "whole groups"),
-        "feed-forward units (intermediate_size)": (decoder.ffn_hidden_size, "as many units as the others"),
-        "vocabulary entries (vocab_size)": (decoder.vocab_size, "as many rows of the embedding as the others"),
+        "attention heads": decoder.num_heads,
+        "key-value groups": decoder.num_kv_heads,
+        "feed-forward units": decoder.ffn_hidden_size,
+        "vocabulary entries": decoder.vocab_size,
     }
-    possible = divisors(math.gcd(*(size for size, _ in sizes.values())))
-    for what, (size, unit) in sizes.items():
-        if size % tensor:
-            yield ConfigError(
-                f"parallel.tensor={tensor} does not divide the decoder's {size} {what}.",
-                f"Every tensor-parallel rank must own {unit}. Possible here: {_listed(possible)}.",
-                "Set in the stage's file, or parallel.tensor=... on the command line.",
-            )
+    uneven = [f"{size} {what}" for what, size in sizes.items() if size % tensor]
+    if uneven:
+        yield ConfigError(
+            f"parallel.tensor={tensor} does not divide the decoder's {', '.join(uneven)}.",
+            f"Every tensor-parallel rank must own whole ones, equally many."
+            f" Possible here: {_listed(divisors(math.gcd(*sizes.values())))}.",
+            "Set it in the stage's file, or parallel.tensor=... on the command line.",
+        )
+
+
+def _kept_checkpoints(config: StageConfig) -> Iterator[ConfigError]:
+    keep, every = config.checkpoint.keep, config.checkpoint.every
+    saves = -(-config.steps // every)
+    if keep.policy == "equispaced" and saves < keep.number:
+        possible = config.steps // keep.number
+        yield ConfigError(
+            f"checkpoint.keep='{keep}' cannot be met: checkpoint.every={every} saves {saves} times in"
+            f" {config.steps} steps.",
+            "What is to be averaged later must have been saved.",
+            f"Set checkpoint.every to {possible} or less."
+            if possible
+            else f"Set checkpoint.keep='last 1', or train for at least {keep.number} steps.",
+        )
 
 
 def _context(config: StageConfig) -> Iterator[ConfigError]:
@@ -156,11 +181,11 @@ def _fp8(config: StageConfig, architecture: Architecture) -> Iterator[ConfigErro
         "attention output width": decoder.num_heads * decoder.head_dim // tensor,
         "feed-forward width": decoder.ffn_hidden_size // tensor,
     }
-    for what, size in sides.items():
-        if size % FP8_WEIGHT_MULTIPLE:
-            yield ConfigError(
-                f"precision.fp8={precision.fp8}: the decoder's {what} is {size} per rank, not a multiple of"
-                f" {FP8_WEIGHT_MULTIPLE} (parallel.tensor={tensor}).",
-                "8-bit matrix products work on whole tiles.",
-                "Lower parallel.tensor, or set precision.fp8=none.",
-            )
+    uneven = [f"{what} {size}" for what, size in sides.items() if size % FP8_WEIGHT_MULTIPLE]
+    if uneven:
+        yield ConfigError(
+            f"precision.fp8={precision.fp8} with parallel.tensor={tensor}: per rank the decoder's {', '.join(uneven)}"
+            f" is not a multiple of {FP8_WEIGHT_MULTIPLE}.",
+            "8-bit matrix products work on whole tiles.",
+            "Choose another parallel.tensor, or set precision.fp8=none.",
+        )

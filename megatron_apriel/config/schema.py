@@ -204,7 +204,7 @@ class RecomputeSection(Section):
     """Activations computed again in the backward pass instead of kept."""
 
     mode: Literal["none", "selective", "full"] = "none"
-    """`selective`: attention's core only; `full`: whole layers."""
+    """`selective`: the MLPs, whose activations are the widest; `full`: whole layers, tower included."""
     layers: Annotated[Whole, Field(ge=1)] | None = None
     """With `full`: how many layers of each pipeline chunk; None means all."""
 

@@ -1,0 +1,161 @@
+"""Expected memory of a rank, from shapes alone: for planning a layout, not for the last gigabyte. No torch.
+
+What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and data-parallel ranks:
+
+* weights: 2 in bf16, 4 in fp32, frozen ones too; decoder matrices, embedding and head are divided by T, norms, tower
+  and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed);
+* gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in;
+* optimizer: fp32 master weights and two moments, 12 a trained parameter, divided by D (Megatron's distributed
+  optimizer; 8 in fp32, where the weights are their own master);
+* activations of a decoder layer kept for the backward pass, after Korthikanti et al. 2022 ("Reducing Activation
+  Recomputation", section 4) for this layer: no dropout, fused attention that keeps no scores, gated MLP, grouped
+  queries. In elements a token, with hidden size h, query width q, key and value width k, feed-forward width f::
+
+      none        4h + (2q + 2k)/T + 3f/T     both norms' inputs and outputs; q, k, v, attention's output; gate, up,
+                                              and their product
+      selective   3h + (2q + 2k)/T            the MLP is computed again from its input
+      full        h                           the whole layer is
+
+  h is divided by T under sequence parallelism. A decoder that is frozen keeps no inputs of its matrices: 2h less and
+  f/T less. Recomputation needs one layer's ``none`` at a time on top. Pipeline rank p of P keeps P - p micro-batches
+  (one forward, one backward; more with interleaving, as in Megatron's schedule);
+* logits, on the last stage: 8 a token and vocabulary entry of this rank (bf16 logits, float32 softmax, gradient);
+* images, on the first stage, for a sequence full of them, shared out over T: a trained tower keeps ``8h + 3f``
+  elements a patch and layer (7h with ``selective``, h with ``full``), a frozen one holds one layer at a time; a trained
+  projector keeps its three widths; the features of all shares are gathered on every rank.
+
+Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from megatron_apriel.architecture import Architecture, DecoderArchitecture, TowerArchitecture
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.parallel.layout import Layout
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    images: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Parameters on one rank: of the decoder's matrices in layers, and of all parts."""
+
+    layer_matrices: float
+    decoder: float
+    tower: float
+    projector: float
+
+
+def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> RankMemory:
+    """Expected bytes on each rank of a pipeline stage while it trains.
+
+    Args:
+        config: the stage.
+        architecture: the model.
+        layout: the layout; already checked against both.
+        pipeline_rank: which pipeline stage.
+    """
+    held = _held(architecture, layout, pipeline_rank)
+    compute = 2 if config.precision.compute == "bf16" else 4
+    everything = held.decoder + held.tower + held.projector
+    trained = sum(getattr(held, part) for part in config.trained_components)
+    fp8_copies = 2 * held.layer_matrices if config.precision.fp8 != "none" else 0
+    moments_and_master = 12 if config.precision.compute == "bf16" else 8
+    is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
+    tokens = config.sequence_length / layout.context
+    vocabulary = architecture.decoder.vocab_size / layout.tensor
+    return RankMemory(
+        weights=compute * everything + fp8_copies,
+        gradients=4 * trained,
+        optimizer=moments_and_master * trained / layout.optimizer_shards,
+        activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
+        logits=8 * tokens * vocabulary if is_last else 0,
+        images=compute * _image_elements(config, architecture, layout) if is_first else 0,
+    )
+
+
+def _held(architecture: Architecture, layout: Layout, pipeline_rank: int) -> _Held:
+    decoder, tensor = architecture.decoder, layout.tensor
+    counts = [len(layout.layers_of(decoder.num_layers, pipeline_rank, chunk)) for chunk in range(layout.virtual)]
+    norms = 2 * decoder.hidden_size
+    matrices = sum(counts) * (decoder.layer_parameters - norms) / tensor
+    on_rank = matrices + sum(counts) * norms
+    is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
+    on_rank += (is_first + is_last) * decoder.embedding_parameters / tensor + is_last * decoder.hidden_size
+    tower = architecture.tower.parameters if architecture.tower and is_first else 0
+    projector = architecture.projector.parameters if architecture.projector and is_first else 0
+    return _Held(matrices, on_rank, tower, projector)
+
+
+def micro_batches_in_flight(layout: Layout, pipeline_rank: int, micro_batches: int) -> float:
+    """Micro-batches whose activations a pipeline rank keeps at the fullest moment, in units of all its layers."""
+    if layout.virtual == 1:
+        return min(layout.pipeline - pipeline_rank, micro_batches)
+    chunks = 2 * (layout.pipeline - pipeline_rank - 1) + (layout.virtual - 1) * layout.pipeline + 1
+    return min(chunks, micro_batches * layout.virtual) / layout.virtual
+
+
+def layer_elements(decoder: DecoderArchitecture, mode: str, tensor: int, sequence: bool, trained: bool) -> float:
+    """Elements a token that one decoder layer keeps for the backward pass, by the module's table."""
+    hidden = decoder.hidden_size / (tensor if sequence else 1)
+    attention = 2 * (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim / tensor
+    feed_forward = decoder.ffn_hidden_size / tensor
+    if mode == "full":
+        return hidden
+    if mode == "selective":
+        return (3 if trained else 2) * hidden + attention
+    return (4 if trained else 2) * hidden + attention + (3 if trained else 2) * feed_forward
+
+
+def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout: Layout, pipeline_rank: int) -> float:
+    counts = [len(layout.layers_of(decoder.num_layers, pipeline_rank, chunk)) for chunk in range(layout.virtual)]
+    trained, mode = config.train.decoder > 0, config.recompute.mode
+
+    def kept(how: str) -> float:
+        return layer_elements(decoder, how, layout.tensor, layout.sequence, trained)
+
+    recomputed = sum(min(count, config.recompute.layers or count) for count in counts) if mode != "none" else 0
+    everything = recomputed * kept(mode) + (sum(counts) - recomputed) * kept("none")
+    micro_batches = layout.micro_batches(config.sequences_per_step)
+    in_flight = micro_batches_in_flight(layout, pipeline_rank, micro_batches)
+    tokens = config.sequence_length / layout.context
+    return tokens * (everything * in_flight + (kept("none") if recomputed else 0))
+
+
+def _image_elements(config: StageConfig, architecture: Architecture, layout: Layout) -> float:
+    tower, projector = architecture.tower, architecture.projector
+    if tower is None or projector is None:
+        return 0
+    patches = config.sequence_length / (layout.tensor * layout.context)
+    in_flight = min(layout.pipeline, layout.micro_batches(config.sequences_per_step))
+    elements = patches * tower.patch_values + config.sequence_length * projector.output_size
+    layers = tower.num_layers * in_flight if config.train.tower else 1
+    elements += patches * layers * _tower_layer_elements(tower, config)
+    if config.train.projector or config.train.tower:
+        elements += patches * in_flight * (projector.input_size + 2 * projector.output_size)
+    return elements
+
+
+def _tower_layer_elements(tower: TowerArchitecture, config: StageConfig) -> float:
+    hidden = tower.hidden_size
+    if config.train.tower and config.recompute.mode == "full":
+        return hidden
+    if config.train.tower and config.recompute.mode == "selective":
+        return 7 * hidden
+    return 8 * hidden + 3 * tower.ffn_hidden_size
