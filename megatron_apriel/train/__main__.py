@@ -45,16 +45,20 @@ def main(argv: list[str] | None = None) -> int:
     planning.add_argument(
         "--architecture", help="with --dry-run: a preset such as apriel-15b, where init_from does not exist yet"
     )
-    arguments = parser.parse_args(argv)
+    planning.add_argument(
+        "--check-data", action="store_true", help="with --dry-run: missing or damaged corpora are errors, not notes"
+    )
+    # Intermixed, so that overrides may also stand after options.
+    arguments = parser.parse_intermixed_args(argv)
     config = load_stage(arguments.stage, arguments.overrides)
     if arguments.dry_run:
         from megatron_apriel.train.plan import print_plan
 
         world_size = arguments.world_size or int(os.environ.get("WORLD_SIZE", "1"))
-        print_plan(config, world_size, architecture=arguments.architecture)
+        print_plan(config, world_size, architecture=arguments.architecture, check_data=arguments.check_data)
         return 0
-    if arguments.world_size or arguments.architecture:
-        parser.error("--world-size and --architecture go with --dry-run")
+    if arguments.world_size or arguments.architecture or arguments.check_data:
+        parser.error("--world-size, --architecture and --check-data go with --dry-run")
     from megatron_apriel.train.run import run_stage
 
     return run_stage(config)

@@ -212,8 +212,9 @@ def _corpora(config: StageConfig, check: bool) -> tuple[dict[str, CorpusManifest
             if source in config.mixture:
                 manifests[source.label] = manifest
     if check and problems:
+        count = len(config.mixture) + len(validation)
         raise DataError(
-            f"stage {config.stage}: {len(problems)} of its {len(config.mixture) + len(validation)} corpora cannot be read.",
+            f"{len(problems)} of the {count} corpora of stage {config.stage} cannot be read.",
             "\n  ".join(problem.replace("\n", "\n  ") for problem in problems),
             "Prepare them with tools/prepare_data.py, or correct the paths.",
         )
