@@ -4,8 +4,8 @@ Averaging checkpoints in their own precision loses what averaging is for: the me
 bfloat16, keeps two or three digits. And rounding twice, to float32 and then to bfloat16, is wrong wherever the first
 rounding lands halfway between two bfloat16 numbers. So here:
 
-* **Equal weights.** The result is the exact mean, rounded once to the tensor's dtype, ties to even. Sums run in float64,
-  which is exact unless the summands differ by more than some 2^29 (float32) or 2^45 (bfloat16) in size; the few elements
+* **Equal weights.** The result is the exact mean, rounded once to the tensor's dtype, ties to even. Sums run in
+  float64, exact unless summands differ by more than some 2^29 (float32) or 2^45 (bfloat16) in size; the few elements
   where it is not, or where the quotient falls on a tie, are found and computed again with exact fractions.
 * **Given weights.** They are divided by their sum. The result is ``w0*x0 + w1*x1 + ...``, in that order in float64,
   rounded once.

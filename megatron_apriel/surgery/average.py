@@ -1,0 +1,323 @@
+"""Averaging checkpoints: the mean of several models' weights, as a new model.
+
+The published recipe averages three times: six checkpoints of stage 1, three of CPT-1, and the two last runs. All of
+them are equal means; weights are possible. What "mean" is, to the last bit, is said in ``mean.py``.
+
+Inputs are Hugging Face directories or a run's own distributed checkpoints: whatever offers a ``TensorSource``. The
+result is always a Hugging Face directory. Tensors are read in pieces, of which only a few are in memory at a time, so
+that 15 billion parameters average in the memory that is allowed. Reading goes on in one thread (sources need not
+allow more), arithmetic in others: NumPy computes without holding the interpreter.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_apriel.errors import CheckpointError, ConfigError
+from megatron_apriel.outputs import check_space, whole_directory
+from megatron_apriel.progress import progress
+from megatron_apriel.surgery.average_inputs import AverageInput, FileSource, check_agreement
+from megatron_apriel.surgery.mean import FLOATS, STORAGE, Raw, mean, to_float64
+from megatron_apriel.surgery.sidecars import copy_sidecars, earlier_manifest, sha256_of, write_json, write_manifest
+from megatron_apriel.surgery.tensor_files import Shard, TensorSpec, plan_shards, write_tensors
+
+_BLOCK = 1 << 15
+"""Elements per arithmetic step: its float64 intermediates then stay in a core's cache, which is three times faster."""
+
+_LARGEST_PIECE = 1 << 23
+"""Elements read at once at most; more is no faster."""
+
+_MARGIN_BYTES = 48 << 20
+"""Kept free of ``max_memory`` for arithmetic blocks, allocator and headers."""
+
+
+@dataclass(frozen=True)
+class AveragePlan:
+    """All that will be computed, checked before anything is.
+
+    Attributes:
+        inputs: two or more checkpoints that agree in everything but their numbers.
+        weights: adding up to 1, or None for the equal mean.
+        shards: the files of the result.
+        piece_bytes: bytes of one input's piece.
+        workers: threads for arithmetic.
+    """
+
+    inputs: tuple[AverageInput, ...]
+    weights: tuple[float, ...] | None
+    shards: tuple[Shard, ...]
+    piece_bytes: int
+    workers: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result's tensors."""
+        return sum(shard.size for shard in self.shards)
+
+
+@dataclass
+class Distances:
+    """Squared distances of the inputs from the mean, gathered per component.
+
+    Attributes:
+        squares: per component, one sum of squared differences per input.
+        norms: per component, the mean's sum of squares.
+    """
+
+    squares: dict[str, np.ndarray] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+
+    def add(self, component: str, squares: np.ndarray, norm: float) -> None:
+        """Take in one piece."""
+        self.squares[component] = self.squares.get(component, 0) + squares
+        self.norms[component] = self.norms.get(component, 0.0) + norm
+
+    def relative(self) -> dict[str, list[float]]:
+        """Per component, each input's L2 distance from the mean divided by the mean's norm."""
+        return {
+            component: [
+                math.sqrt(square / self.norms[component]) if self.norms[component] else (math.inf if square else 0.0)
+                for square in squares
+            ]
+            for component, squares in self.squares.items()
+        }
+
+
+def component_of(name: str) -> str:
+    """Part of the model that a Hugging Face tensor name belongs to."""
+    for mark, component in (
+        ("vision_tower.", "tower"),
+        ("multi_modal_projector.", "projector"),
+        ("embed_tokens.", "embedding"),
+        ("lm_head.", "head"),
+    ):
+        if mark in name:
+            return component
+    return "decoder"
+
+
+def plan_average(
+    inputs: Sequence[AverageInput],
+    weights: tuple[float, ...] | None = None,
+    *,
+    max_memory: int = 2 * 10**9,
+    max_shard_size: int = 5 * 10**9,
+) -> AveragePlan:
+    """Check that the inputs can be averaged, and cut the work to the memory allowed.
+
+    Args:
+        inputs: at least one.
+        weights: as ``mean.normalised`` gives them.
+        max_memory: bytes that the whole process may hold, its program included.
+        max_shard_size: bytes per file of the result.
+
+    Raises:
+        CheckpointError: tensors or configs that disagree, by name; dtypes that cannot be averaged.
+        ConfigError: too little memory.
+    """
+    check_agreement(inputs)
+    tensors = list(inputs[0].source.tensors.values())
+    shards = plan_shards(tensors, max_shard_size)
+    workers = min(4, os.cpu_count() or 1)
+    piece_bytes = _piece_bytes(tensors, len(inputs), workers, max_memory)
+    return AveragePlan(tuple(inputs), weights, tuple(shards), piece_bytes, workers)
+
+
+def _resident_bytes() -> int:
+    """Memory that the process holds now; what no plan can save."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    except OSError:
+        return 100 << 20
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _piece_bytes(tensors: Sequence[TensorSpec], inputs: int, workers: int, max_memory: int) -> int:
+    """Bytes of one input's piece, so that all that is in flight fits: every input's, and the result, per worker."""
+    pieces = (inputs + 1) * (workers + 2)
+    fixed = _resident_bytes() + _MARGIN_BYTES
+    allowed = (max_memory - fixed) // pieces
+    row = max(spec.size // max(spec.rows, 1) for spec in tensors)
+    smallest = max(row, 1 << 16)
+    if allowed < smallest:
+        raise ConfigError(
+            f"--max-memory {max_memory:,} is too little to average {inputs} checkpoints.",
+            f"The program takes {fixed:,} bytes, and {pieces} pieces of {smallest:,} bytes (at least a row) the rest.",
+            f"Give {-(-(fixed + smallest * pieces) // 10**6)}MB or more.",
+        )
+    return allowed
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of one tensor of the result, and how far the inputs lie from them."""
+
+    spec: TensorSpec
+    start_row: int
+    stop_row: int
+    values: Raw
+    squares: np.ndarray
+    norm: float
+
+
+def _row_ranges(spec: TensorSpec, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    limit = min(piece_bytes, _LARGEST_PIECE * STORAGE[spec.dtype].itemsize)
+    rows = max(1, limit // max(spec.size // max(spec.rows, 1), 1))
+    for start in range(0, spec.rows if spec.size else 0, rows):
+        yield start, min(start + rows, spec.rows)
+
+
+def _computed(plan: AveragePlan, pool: ThreadPoolExecutor, spec: TensorSpec) -> Generator[_Piece]:
+    """The mean of one tensor, piece by piece, in order; a few pieces are computed ahead."""
+    waiting: deque[Future[_Piece]] = deque()
+    try:
+        for start, stop in _row_ranges(spec, plan.piece_bytes):
+            raws = [_read(given, spec, start, stop) for given in plan.inputs]
+            waiting.append(pool.submit(_combine, plan, spec, start, stop, raws))
+            del raws
+            if len(waiting) > plan.workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _read(given: AverageInput, spec: TensorSpec, start: int, stop: int) -> Raw:
+    array = np.ascontiguousarray(given.source.read(spec.name, start, stop)).reshape(-1)
+    expected = spec.elements // max(spec.rows, 1) * (stop - start)
+    if array.dtype != STORAGE[spec.dtype] or array.size != expected:
+        raise TypeError(
+            f"{given.label}: {spec.name} came as {array.size} of {array.dtype}, not {expected} {spec.dtype}"
+        )
+    return array
+
+
+def _combine(plan: AveragePlan, spec: TensorSpec, start: int, stop: int, raws: list[Raw]) -> _Piece:
+    squares, norm = np.zeros(len(raws)), 0.0
+    if spec.dtype not in FLOATS:
+        for given, raw in zip(plan.inputs, raws, strict=True):
+            if not np.array_equal(raw, raws[0]):
+                place = int(np.nonzero(raw != raws[0])[0][0])
+                raise CheckpointError(
+                    f"{spec.name}{_index(spec, start, place)} is {raws[0][place]} in {plan.inputs[0].label} "
+                    f"and {raw[place]} in {given.label}.",
+                    f"Tensors of whole numbers ({spec.dtype}) have no mean; they must be the same in all inputs.",
+                )
+        return _Piece(spec, start, stop, raws[0], squares, norm)
+    values = np.empty_like(raws[0])
+    for begin in range(0, values.size, _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        for given, raw in zip(plan.inputs, raws, strict=True):
+            _check_finite(given, spec, start, begin, raw[block])
+        values[block] = mean([raw[block] for raw in raws], spec.dtype, plan.weights)
+        center = to_float64(values[block], spec.dtype)
+        norm += float(center @ center)
+        for number, raw in enumerate(raws):
+            difference = to_float64(raw[block], spec.dtype) - center
+            squares[number] += difference @ difference
+    return _Piece(spec, start, stop, values, squares, norm)
+
+
+def _check_finite(given: AverageInput, spec: TensorSpec, start: int, begin: int, raw: Raw) -> None:
+    finite = (raw & 0x7F80) != 0x7F80 if spec.dtype == "BF16" else np.isfinite(raw)
+    if not finite.all():
+        place = int(np.nonzero(~finite)[0][0])
+        value = to_float64(raw[place : place + 1], spec.dtype)[0]
+        raise CheckpointError(
+            f"{spec.name}{_index(spec, start, begin + place)} is {value} in {given.label}.",
+            "One such number makes the mean useless.",
+            "Leave this checkpoint out, and look at what the run did before it.",
+        )
+
+
+def _index(spec: TensorSpec, start_row: int, place: int) -> str:
+    """``[3, 17]``: the index of an element, given its place after the beginning of a row."""
+    if not spec.shape:
+        return ""
+    place += start_row * (spec.elements // max(spec.rows, 1))
+    return str([int(number) for number in np.unravel_index(place, spec.shape)])
+
+
+def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = False, verify: bool = False) -> Distances:
+    """Write the mean; the destination is whole or as it was.
+
+    Args:
+        plan: from :func:`plan_average`.
+        destination: directory to be made.
+        overwrite: replace an earlier result there.
+        verify: also compute everything again and compare with what was written, before it is put in place.
+
+    Returns:
+        How far each input lies from the mean.
+
+    Raises:
+        CheckpointError: NaN or infinity in an input, by name and index; whole-number tensors that differ.
+        OutputError: the destination is refused, or the disk is full.
+    """
+    distances = Distances()
+    first = plan.inputs[0]
+    sources = [given.sidecars for given in plan.inputs]
+    with (
+        whole_directory(destination, overwrite, "config.json", sources) as partial,
+        ThreadPoolExecutor(plan.workers) as pool,
+    ):
+        check_space(partial, plan.size)
+        with progress("averaging", plan.size, "bytes") as step:
+
+            def contents(spec: TensorSpec) -> Iterator[memoryview]:
+                with closing(_computed(plan, pool, spec)) as pieces:
+                    for piece in pieces:
+                        distances.add(component_of(spec.name), piece.squares, piece.norm)
+                        yield memoryview(piece.values)
+
+            hashes = write_tensors(partial, plan.shards, contents, step=step)
+        write_json(partial / "config.json", first.config)
+        for name in ["config.json", *copy_sidecars(first.sidecars, partial)]:
+            hashes[name] = sha256_of(partial / name)
+        write_manifest(partial, "average", **_manifest(plan, distances, hashes))
+        if verify:
+            _verify(plan, pool, partial)
+    return distances
+
+
+def _manifest(plan: AveragePlan, distances: Distances, hashes: dict[str, str]) -> dict[str, Any]:
+    weights = plan.weights or [1 / len(plan.inputs)] * len(plan.inputs)
+    relative = distances.relative()
+    inputs = []
+    for number, (given, weight) in enumerate(zip(plan.inputs, weights, strict=True)):
+        entry: dict[str, Any] = {"path": str(Path(given.label).resolve()), "weight": weight}
+        entry["relative_distance"] = {component: values[number] for component, values in relative.items()}
+        if (earlier := earlier_manifest(given.sidecars)) is not None:
+            entry["made_by"] = earlier
+        inputs.append(entry)
+    return {"inputs": inputs, "sha256": hashes}
+
+
+def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, directory: Path) -> None:
+    written = FileSource(directory)
+    if dict(written.tensors).keys() != {tensor.name for shard in plan.shards for tensor in shard.tensors}:
+        raise CheckpointError(f"{directory} does not hold the tensors that were planned.")
+    with progress("verifying", plan.size, "bytes") as step:
+        for shard in plan.shards:
+            for spec in shard.tensors:
+                with closing(_computed(plan, pool, spec)) as pieces:
+                    for piece in pieces:
+                        found = written.read(spec.name, piece.start_row, piece.stop_row)
+                        if found.tobytes() != piece.values.tobytes():
+                            raise CheckpointError(
+                                f"{spec.name}, rows {piece.start_row} to {piece.stop_row}, came out otherwise.",
+                                "A disk or memory is at fault, or an input was changed meanwhile.",
+                            )
+                        step(found.nbytes)

@@ -1,0 +1,132 @@
+"""What can be averaged: checkpoints that offer their tensors by rows, and agree in everything but their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.surgery.mean import FLOATS, STORAGE
+from megatron_apriel.surgery.models import read_json
+from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorSpec
+
+_SAME_IN_ALL = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *(
+        "intermediate_size",
+        "vocab_size",
+        "hidden_act",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_parameters",
+        "sliding_window",
+    ),
+    *("patch_size", "image_size", "num_channels", "projector_hidden_act", "vision_feature_layer"),
+    *("vision_feature_select_strategy", "image_token_index", "tie_word_embeddings", "quantization_config"),
+)
+"""Config keys that decide what the weights mean."""
+
+
+class TensorSource(Protocol):
+    """A checkpoint's tensors under Hugging Face names, read by rows."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Name, safetensors dtype and shape of each."""
+        ...
+
+    def read(self, name: str, start_row: int, stop_row: int) -> np.ndarray:
+        """Rows of a tensor (a scalar is one row), any shape of the right number of elements, row-major.
+
+        In the dtype of ``mean.STORAGE``: bfloat16 as its bits in uint16.
+        """
+        ...
+
+
+class FileSource:
+    """A Hugging Face directory as a :class:`TensorSource`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._entries = TensorDirectory.open(path, "model").entries
+        self.tensors: Mapping[str, TensorSpec] = self._entries
+
+    def read(self, name: str, start_row: int, stop_row: int) -> np.ndarray:
+        entry = self._entries[name]
+        count = entry.elements // max(entry.rows, 1) * (stop_row - start_row)
+        array = np.empty(count, STORAGE[entry.dtype])
+        view, position = memoryview(array).cast("B") if count else memoryview(b""), 0
+        for chunk in entry.chunks(start_row, stop_row):
+            view[position : position + len(chunk)] = chunk
+            position += len(chunk)
+        return array
+
+
+@dataclass(frozen=True)
+class AverageInput:
+    """One checkpoint to be averaged.
+
+    Attributes:
+        label: how tables and messages call it.
+        source: its tensors.
+        sidecars: directory with its config.json and, where present, tokenizer and processor files.
+        config: that config.
+    """
+
+    label: str
+    source: TensorSource
+    sidecars: Path
+    config: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> AverageInput:
+        """A Hugging Face directory. Raises CheckpointError if it is damaged."""
+        directory = Path(path)
+        return cls(str(path), FileSource(directory), directory, read_json(directory / "config.json"))
+
+
+def check_agreement(inputs: Sequence[AverageInput]) -> None:
+    """Raise CheckpointError, naming the first tensor or key, if the inputs do not describe one and the same model."""
+    for other in inputs[1:]:
+        _check_same_tensors(inputs[0], other)
+        _check_same_config(inputs[0], other)
+    for spec in inputs[0].source.tensors.values():
+        if spec.dtype not in STORAGE:
+            raise CheckpointError(
+                f"{spec.name} has dtype {spec.dtype}, which cannot be averaged.",
+                "Its numbers mean something only together with their scales.",
+                f"Averaged are {', '.join(FLOATS)}.",
+            )
+
+
+def _check_same_tensors(first: AverageInput, other: AverageInput) -> None:
+    ours, theirs = first.source.tensors, other.source.tensors
+    for one, two, holder, lacker in ((ours, theirs, first, other), (theirs, ours, other, first)):
+        missing = [name for name in one if name not in two]
+        if missing:
+            raise CheckpointError(
+                f"{lacker.label} lacks {missing[0]}, which {holder.label} has ({len(missing)} such tensors).",
+                "Only checkpoints of one architecture, under one layout of names, can be averaged.",
+            )
+    for name, spec in ours.items():
+        here, there = (f"{given.dtype} {list(given.shape)}" for given in (spec, theirs[name]))
+        if here != there:
+            raise CheckpointError(
+                f"{name} is {here} in {first.label} and {there} in {other.label}.",
+                "Only checkpoints of one architecture and precision can be averaged.",
+            )
+
+
+def _check_same_config(first: AverageInput, other: AverageInput) -> None:
+    for part in (None, "text_config", "vision_config"):
+        ours, theirs = [(config.get(part) or {}) if part else config for config in (first.config, other.config)]
+        for key in _SAME_IN_ALL:
+            if key in ours and key in theirs and ours[key] != theirs[key]:
+                raise CheckpointError(
+                    f"{f'{part}.' if part else ''}{key} is {ours[key]!r} in {first.label}'s config "
+                    f"and {theirs[key]!r} in {other.label}'s.",
+                    "The same weights would mean different models.",
+                )
