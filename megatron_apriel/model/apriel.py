@@ -8,6 +8,7 @@ tensor-parallel ranks under sequence parallelism.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from megatron_apriel.model.decoder import TokenEmbedding, build_head, gather_log
 from megatron_apriel.model.loss import token_losses
 from megatron_apriel.model.projector import Projector
 from megatron_apriel.model.rotary import decoder_rotary
-from megatron_apriel.model.sharing import gather_shares, place_features, with_zero_gradients
+from megatron_apriel.model.sharing import await_parameters, gather_shares, place_features, with_zero_gradients
 from megatron_apriel.model.specs import Layers, block_spec
 from megatron_apriel.model.vision import VisionTower
 from megatron_apriel.parallel.groups import image_shares_group
@@ -121,13 +122,13 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
     def _embed(self, batch: Batch) -> Tensor:
         """Embeddings of tokens and patches; this rank's tokens only under sequence parallelism."""
         embeddings_S1H = self.embedding(batch.tokens_S)
+        if self.tower is not None and self.projector is not None:
+            await_parameters(self.tower, self.projector)
         if batch.images.num_patches:
             features_KH = self._image_features(batch.images)
             embeddings_S1H = place_features(embeddings_S1H, features_KH, batch.images.slots_K)
-        elif self.tower is not None and self.projector is not None:
-            embeddings_S1H = with_zero_gradients(
-                embeddings_S1H, [*self.tower.parameters(), *self.projector.parameters()]
-            )
+        else:
+            embeddings_S1H = with_zero_gradients(embeddings_S1H, self._image_parameters())
         if self.config.sequence_parallel:
             embeddings_S1H = scatter_to_sequence_parallel_region(embeddings_S1H)
         return embeddings_S1H
@@ -148,8 +149,14 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
             share = self.projector(features if trained else features.detach())
         else:
             share = self.embedding.word_embeddings.weight.new_zeros(0, self.architecture.decoder.hidden_size)
-            share = with_zero_gradients(share, [*self.tower.parameters(), *self.projector.parameters()])
+            share = with_zero_gradients(share, self._image_parameters())
         return gather_shares(share, images.share_sizes, group)
+
+    def _image_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Parameters of tower and projector in the order of their use."""
+        for part in (self.tower, self.projector):
+            if part is not None:
+                yield from part.parameters()
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
         """Take hidden states from the previous stage; called by Megatron's schedules."""

@@ -12,8 +12,12 @@ ranks, each having seen other images. Megatron knows how to *average* a replicat
 tensor-parallel ranks (the mark ``average_gradients_across_tp_domain``), with and without sequence parallelism. The sum
 is the average of gradients that are larger by the number of ranks, so that is what the gather passes down.
 
-A rank without images still owes gradients: data-parallel buckets wait for every parameter.
-:func:`with_zero_gradients` ties parameters to the graph with gradients of zero.
+A rank without images skips tower and projector, but not what the data-parallel ranks do together about their
+parameters. Those collectives must come in the same order on every rank, whatever its batches hold, or ranks would add
+up different parameters. Forward, parameters are gathered bucket by bucket as modules come to use them:
+:func:`await_parameters` has every rank gather all of these, in the modules' order, before any of them is used.
+Backward, a bucket is reduced when its last gradient is there: :func:`with_zero_gradients` gives gradients of zero, one
+parameter after another, in the order that a real backward pass has.
 
 Shape letters: S sequence, H hidden, K patches of all shares.
 """
@@ -63,24 +67,40 @@ def gather_shares(share_H: Tensor, sizes: Sequence[int], group: dist.ProcessGrou
     return _GatherShares.apply(share_H, tuple(sizes), group)
 
 
-class _WithZeroGradients(torch.autograd.Function):
+class _WithZeroGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.like = [(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters]
+    def forward(ctx: Any, tensor: Tensor, parameter: Tensor) -> Tensor:
+        ctx.parameter_like = (parameter.shape, parameter.dtype, parameter.device)
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
-        return (gradients[0], *zeros)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        shape, dtype, device = ctx.parameter_like
+        return gradients[0], torch.zeros(shape, dtype=dtype, device=device)
 
 
 def with_zero_gradients(tensor: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """``tensor``, whose backward pass also gives every trained one of ``parameters`` a gradient of zero."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not trained or not torch.is_grad_enabled():
-        return tensor
-    return _WithZeroGradients.apply(tensor, *trained)
+    """``tensor``, whose backward pass also gives every trained one of ``parameters`` a gradient of zero.
+
+    The last parameter gets its gradient first, as in the backward pass of modules that run in this order.
+    """
+    if torch.is_grad_enabled():
+        # One node each: autograd runs later nodes first and a leaf at once, which fixes the order.
+        for parameter in parameters:
+            if parameter.requires_grad:
+                tensor = _WithZeroGradient.apply(tensor, parameter)
+    return tensor
+
+
+def await_parameters(*modules: torch.nn.Module) -> None:
+    """Have the newest parameters of ``modules`` gathered from the data-parallel ranks, in the modules' order.
+
+    Megatron waits for them in hooks before a module's forward pass; here those run without the pass.
+    """
+    for module in modules:
+        for part in module.modules():
+            for hook in part._forward_pre_hooks.values():
+                hook(part, ())
 
 
 def place_features(embeddings_S1H: Tensor, features_KH: Tensor, slots_K: Tensor) -> Tensor:
