@@ -12,7 +12,6 @@ Releases of Mistral carry the first two in one directory; the Hugging Face files
 from __future__ import annotations
 
 import json
-import shutil
 from enum import StrEnum
 from pathlib import Path
 
@@ -25,22 +24,6 @@ RUN_FILE = "run.json"
 SIDECAR_DIRECTORY = "hf"
 """Inside a distributed checkpoint: config, tokenizer and processor files."""
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-
-SIDECARS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer.model.v3",
-    "tekken.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Files beside the weights that belong to a model; copied where present, never demanded."""
 
 
 class Kind(StrEnum):
@@ -98,14 +81,6 @@ def architecture_of(path: str | Path) -> Architecture:
     if recognise(path) is Kind.MISTRAL:
         return architecture_from_params(path / "params.json")
     return Architecture.from_directory(sidecar_directory(path))
-
-
-def copy_sidecars(source: Path, destination: Path) -> list[str]:
-    """Copy those of ``SIDECARS`` that are in ``source``; their names."""
-    names = [name for name in SIDECARS if (source / name).is_file()]
-    for name in names:
-        shutil.copyfile(source / name, destination / name)
-    return names
 
 
 def config_for(architecture: Architecture, source: Path, dtype: str) -> dict[str, object]:

@@ -15,19 +15,23 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy
 import torch
 from torch import Tensor
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.forms import architecture_of, sidecar_directory
 from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
-from megatron_apriel.checkpoint.names import parameters, weights
-from megatron_apriel.checkpoint.sources import DTYPES, listed
+from megatron_apriel.checkpoint.names import Form, parameters, weights
+from megatron_apriel.checkpoint.run_file import read_run_file
+from megatron_apriel.checkpoint.sources import DTYPES, SAFETENSORS_NAMES, listed
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.surgery.tensor_files import TensorSpec
 
 NOT_WEIGHTS = ("optimizer.", "random.", "common_state")
 """Beginnings of the keys of everything in a checkpoint that is not a weight."""
@@ -142,6 +146,40 @@ class DistributedWeights:
     def _all_pieces(self) -> Iterator[_Piece]:
         for pieces in self._pieces.values():
             yield from pieces
+
+
+class DistributedCheckpointSource:
+    """A run's distributed checkpoint as tensors of Hugging Face's names and shapes, in NumPy's arrays.
+
+    Implements ``TensorSource`` of :mod:`megatron_apriel.surgery.average_inputs`. Not for several threads at a time.
+
+    Args:
+        path: a directory ``OUTPUT/checkpoints/step_00000500``; its files are verified by size.
+
+    Attributes:
+        sidecars: directory with config, tokenizer and processor files.
+
+    Raises:
+        CheckpointError: damaged, incomplete or of another model than its config says.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        read_run_file(Path(path))
+        self.sidecars = sidecar_directory(path)
+        architecture = architecture_of(path)
+        form = Form.TEXT_ONLY if architecture.tower is None else Form.LEGACY
+        self._weights = DistributedWeights(Path(path), architecture)
+        self._names = {weight.stored_as(form): name for name, weight in self._weights.table.items()}
+        self.tensors: Mapping[str, TensorSpec] = {
+            stored: TensorSpec(stored, SAFETENSORS_NAMES[self._weights.dtypes[name]], self._weights.table[name].shape)
+            for stored, name in self._names.items()
+        }
+
+    def read(self, name: str, start_row: int, stop_row: int) -> numpy.ndarray:
+        """Rows ``start_row`` to ``stop_row`` of a tensor as a flat array; bfloat16 as its bits in uint16."""
+        rows = self._weights.read(self._names[name], start_row, stop_row).reshape(-1)
+        array: numpy.ndarray = (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+        return array
 
 
 def _check_keys(path: Path, architecture: Architecture, stored: dict[str, Any]) -> None:

@@ -94,18 +94,8 @@ def check_all_owned(keys: set[str], architecture: Architecture) -> None:
 
 def first_layer_of(chunk: nn.Module) -> int:
     """Global number, from 0, of the first decoder layer in a model chunk."""
-    decoder: Any = getattr(chunk, "decoder", None)
-    layers = getattr(decoder, "layers", None)
-    # Megatron numbers layers from 1.
-    return int(layers[0].layer_number) - 1 if layers is not None and len(layers) else 0
-
-
-def sharded_parameters(chunks: Sequence[nn.Module], architecture: Architecture, place: Place) -> dict[str, Shard]:
-    """This rank's parameters as Megatron's distributed checkpointing wants them, by key."""
-    return {
-        parameter.key: shard_of(parameter, tensor, place)
-        for parameter, tensor in owned_parameters(chunks, architecture, place)
-    }
+    layers: Any = chunk.decoder_layers
+    return int(layers.start)
 
 
 def shard_of(parameter: Parameter, tensor: Tensor, place: Place) -> Shard:

@@ -24,6 +24,7 @@ from megatron_apriel.surgery.tensor_files import TensorDirectory
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes of weights that are read, as safetensors calls them; others hold quantised numbers."""
+SAFETENSORS_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class WeightSource(Protocol):

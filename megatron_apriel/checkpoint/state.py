@@ -132,7 +132,9 @@ def load_state(
         if value.data_ptr() != tensor.data_ptr():
             tensor.copy_(value)
     for number, part in enumerate(parts):
-        _give_state(part, loaded["optimizer"][number], saved["optimizer_groups"])
+        # An optimizer whose groups are all empty on this rank, because their parameters are elsewhere, has no tensors.
+        tensors = loaded.get("optimizer", {}).get(number, {})
+        _give_state(part, tensors, saved["optimizer_groups"])
     if same_layout:
         restore_random_states({name: state[0] for name, state in loaded["random"].items()})
     return same_layout

@@ -11,11 +11,9 @@ an older one instead is the user's decision, never made in silence.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,14 @@ import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
-from megatron_apriel.checkpoint.forms import (
-    CONFIG,
-    RUN_FILE,
-    SIDECAR_DIRECTORY,
-    config_for,
-    copy_sidecars,
-    sidecar_directory,
-)
+from megatron_apriel.checkpoint.agreement import on_first_rank
+from megatron_apriel.checkpoint.forms import CONFIG, SIDECAR_DIRECTORY, config_for, sidecar_directory
 from megatron_apriel.checkpoint.retention import steps_to_keep
+from megatron_apriel.checkpoint.run_file import read_run_file, write_run_file, write_sidecars
 from megatron_apriel.checkpoint.state import architecture_of_model, load_state, save_state, unwrapped
 from megatron_apriel.config.schema import KeepPolicy
-from megatron_apriel.errors import AprielError, CheckpointError
+from megatron_apriel.errors import CheckpointError
 
-FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})")
 _PARTIAL = ".partial"
 
@@ -105,7 +97,7 @@ class CheckpointStore:
         models = unwrapped(chunks)
         path = self.directory / f"step_{step:08d}"
         partial = path.with_name(path.name + _PARTIAL)
-        _on_first_rank(lambda: self._prepare(partial), path)
+        on_first_rank(lambda: self._prepare(partial), path)
         try:
             saved = save_state(partial, models, optimizer)
         except Exception as error:
@@ -113,7 +105,6 @@ class CheckpointStore:
                 shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(f"{path} could not be written: {error}.", _UNCHANGED) from error
         record = {
-            "format": FORMAT,
             "step": step,
             **saved,
             "extra": extra,
@@ -127,7 +118,7 @@ class CheckpointStore:
             publish(partial, path, record)
             self._remove_superseded()
 
-        _on_first_rank(finish, path)
+        on_first_rank(finish, path)
         return path
 
     def load(
@@ -173,21 +164,10 @@ class CheckpointStore:
             shutil.rmtree(going, ignore_errors=True)
 
 
-def write_sidecars(checkpoint: Path, config: dict[str, object], source: Path) -> None:
-    """Put ``config`` and the tokenizer and processor files of ``source`` into a distributed checkpoint."""
-    directory = checkpoint / SIDECAR_DIRECTORY
-    directory.mkdir()
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    copy_sidecars(source, directory)
-
-
 def publish(partial: Path, path: Path, record: dict[str, Any]) -> None:
     """Write ``run.json`` with the sizes of all files, flush everything to disk and give it its name."""
-    files = sorted(file for file in partial.rglob("*") if file.is_file())
-    sizes = {str(file.relative_to(partial)): file.stat().st_size for file in files}
-    text = json.dumps({**record, "files": sizes}, indent=2)
-    (partial / RUN_FILE).write_text(text + "\n", encoding="utf-8")
-    for entry in [*files, partial / RUN_FILE, *(entry for entry in partial.rglob("*") if entry.is_dir()), partial]:
+    write_run_file(partial, record)
+    for entry in [*partial.rglob("*"), partial]:
         flush(entry)
     if path.exists():
         # Saved again at the same step, after a resume: the same state, so that which of the two stays is no matter.
@@ -209,33 +189,6 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_run_file(path: Path) -> dict[str, Any]:
-    """``run.json`` of a checkpoint whose files all have the sizes that it records.
-
-    Raises:
-        CheckpointError: naming the file that is missing, damaged or of another size.
-    """
-    file = path / RUN_FILE
-    try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        known, sizes = record["format"], dict(record["files"])
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file} does not exist." if path.is_dir() else f"{path} does not exist.",
-            "A run's checkpoint has one; it is written last.",
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged: {error!r}.") from None
-    if known != FORMAT:
-        raise CheckpointError(f"{file} is of format {known!r}; this version of the project reads {FORMAT}.")
-    for name, size in sizes.items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found:,} bytes"
-            raise CheckpointError(f"{path / name} {state}; {size:,} were written.", "The checkpoint is damaged.")
-    return record
-
-
 def _is_whole(path: Path) -> bool:
     try:
         read_run_file(path)
@@ -245,16 +198,3 @@ def _is_whole(path: Path) -> bool:
 
 
 _UNCHANGED = "Earlier checkpoints are unchanged."
-
-
-def _on_first_rank(work: Callable[[], None], path: Path) -> None:
-    """Do ``work`` on rank 0 and let every rank know how it ended, so that they go on or fail together."""
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            work()
-        except (AprielError, OSError, TypeError, ValueError) as error:
-            outcome[0] = f"{path} could not be written: {error}"
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise CheckpointError(outcome[0], _UNCHANGED)

@@ -47,8 +47,7 @@ class StandIn(nn.Module):
             for spelled, local in SPELLED_LOCALLY.items():
                 name = name.replace(spelled, local)
             self._place(name, nn.Parameter(torch.zeros(parameter.shard_shape(tensor_size), dtype=dtype)))
-        for number, layer in enumerate(self.decoder.layers.children()):
-            layer.layer_number = first + number + 1
+        self.decoder_layers = range(first, stop)
         self.decoder.layers = nn.ModuleList(self.decoder.layers.children())
 
     def _place(self, name: str, parameter: nn.Parameter) -> None:

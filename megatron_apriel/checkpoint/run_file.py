@@ -1,0 +1,55 @@
+"""``run.json`` and ``hf/``: what lies in a distributed checkpoint beside the shards. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.checkpoint.forms import CONFIG, RUN_FILE, SIDECAR_DIRECTORY
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
+
+FORMAT = 1
+
+
+def write_sidecars(checkpoint: Path, config: dict[str, object], source: Path) -> None:
+    """Put ``config`` and the tokenizer and processor files of ``source`` into a distributed checkpoint."""
+    directory = checkpoint / SIDECAR_DIRECTORY
+    directory.mkdir()
+    write_json(directory / CONFIG, config)
+    copy_sidecars(source, directory)
+
+
+def write_run_file(checkpoint: Path, record: dict[str, Any]) -> None:
+    """Write ``run.json``: ``record``, plain, and the size of every file that is there; the last file to be written."""
+    files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
+    sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in files}
+    write_json(checkpoint / RUN_FILE, {"format": FORMAT, **record, "files": sizes})
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """``run.json`` of a checkpoint whose files all have the sizes that it records.
+
+    Raises:
+        CheckpointError: naming the file that is missing, damaged or of another size.
+    """
+    file = path / RUN_FILE
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        known, sizes = record["format"], dict(record["files"])
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file} does not exist." if path.is_dir() else f"{path} does not exist.",
+            "A run's checkpoint has one; it is written last.",
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged: {error!r}.") from None
+    if known != FORMAT:
+        raise CheckpointError(f"{file} is of format {known!r}; this version of the project reads {FORMAT}.")
+    for name, size in sizes.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found:,} bytes"
+            raise CheckpointError(f"{path / name} {state}; {size:,} were written.", "The checkpoint is damaged.")
+    return record
