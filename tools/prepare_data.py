@@ -32,6 +32,9 @@ inputs:
   Images: paths, data URLs, base64, embedded bytes. URLs are never fetched. See docs/data.md.
 """
 
+SHOWN_INPUTS = 20
+"""Inputs listed one by one at the end; corpus.json has all."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -134,10 +137,14 @@ def show(summary: PrepareSummary) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    # A file or a pipe has no width of its own: wide enough there that no path is broken.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
     inputs = Table("input", "kind", "format", "records", "documents", title="inputs", title_justify="left")
-    for one in summary.inputs:
+    for one in summary.inputs[:SHOWN_INPUTS]:
         inputs.add_row(one.path, one.kind, one.record_format, f"{one.records:,}", f"{one.documents:,}")
+    if rest := summary.inputs[SHOWN_INPUTS:]:
+        records, documents = sum(one.records for one in rest), sum(one.documents for one in rest)
+        inputs.add_row(f"... and {len(rest):,} more", "", "", f"{records:,}", f"{documents:,}")
     p50, p90, p99, longest = summary.percentiles((50, 90, 99, 100))
     share = summary.response_tokens / max(summary.tokens, 1)
     corpus = Table(title="corpus", title_justify="left", show_header=False)

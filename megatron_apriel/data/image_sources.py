@@ -54,9 +54,9 @@ class ImageLoader:
             return _from_base64(body)
         if "://" in text[:32]:
             raise BadRecord(f"{_shortened(text)} is a URL: images are never fetched; download it and give its path")
-        for name in (text, PurePosixPath(text).name):
-            if name in self.attachments:
-                return self.attachments[name]
+        for name, data in self.attachments.items():
+            if PurePosixPath(name).name == PurePosixPath(text).name:
+                return data
         return embedded if (embedded := _embedded_base64(text)) is not None else self._from_path(text)
 
     def _from_path(self, text: str) -> bytes:

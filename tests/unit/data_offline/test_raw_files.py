@@ -1,0 +1,210 @@
+"""Readers of raw files: same records from every container, places named, damage never taken for the end."""
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from megatron_apriel.data import compressed, raw_chunks, readers
+from megatron_apriel.data.readers import find_sources
+from megatron_apriel.errors import DataError
+
+COLUMNS = ("text", "images")
+TEXTS = [f"line {number} \u2028 ü" for number in range(300)]
+LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
+
+
+def read(path: Path, **options) -> list[raw_chunks.RawRecord]:
+    return [
+        raw for source in find_sources([path], **options) for chunk in source.chunks(COLUMNS) for raw in chunk.records()
+    ]
+
+
+def texts(path: Path, **options) -> list[str]:
+    return [raw.value["text"] for raw in read(path, **options)]
+
+
+def packed(name: str) -> bytes:
+    if name.endswith(".gz"):
+        return gzip.compress(LINES[:500]) + gzip.compress(LINES[500:])  # two members, as from `cat a.gz b.gz`
+    if name.endswith(".zst"):
+        return zstandard.compress(LINES[:500]) + zstandard.compress(LINES[500:])
+    return LINES
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "A.JSONL.ZST"])
+def test_json_lines(name, tmp_path):
+    (tmp_path / name).write_bytes(packed(name.lower()))
+    assert texts(tmp_path / name) == TEXTS
+    assert read(tmp_path / name)[123].place == f"{tmp_path / name}:124"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("cut", [0.2, 0.6, 0.999])
+def test_truncated_compression_is_an_error_of_the_file(name, cut, tmp_path):
+    data = packed(name)
+    (tmp_path / name).write_bytes(data[: int(len(data) * cut)])
+    with pytest.raises(DataError, match=rf"{name} cannot be read to its end: .*after line \d+"):
+        texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_wrong_or_damaged_compression(name, tmp_path):
+    damaged = bytearray(packed(name))
+    damaged[len(damaged) // 2] ^= 0xFF
+    for data in (LINES, bytes(damaged)):
+        (tmp_path / name).write_bytes(data)
+        try:
+            assert texts(tmp_path / name) != TEXTS
+        except DataError as error:
+            assert "cannot be read to its end" in str(error)
+
+
+def test_bad_lines_have_a_place_and_a_reason(tmp_path):
+    lines = [b'{"text": "ok"}', b"", b'{"text": "b\xff"}', b"[1]", b'{"text": ', b"   ", b"\x00", b'{"text": "end"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    found = {raw.place.rpartition(":")[2]: raw.problem or raw.value for raw in read(tmp_path / "a.jsonl")}
+    assert found["1"] == {"text": "ok"} and found["8"] == {"text": "end"}
+    assert "2" not in found and "6" not in found
+    assert "not valid UTF-8" in found["3"] and "0xff" in found["3"]
+    assert found["4"] == "a JSON list, not an object"
+    assert "not valid JSON" in found["5"] and "not valid JSON" in found["7"]
+
+
+def test_deep_nesting_and_long_numbers_are_bad_records(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": ' + "[" * 100_000 + "\n" + '{"n": ' + "9" * 5000 + "}\n")
+    assert all("not valid JSON" in raw.problem for raw in read(tmp_path / "a.jsonl"))
+
+
+def test_an_overlong_line_is_skipped_without_being_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(compressed, "MAX_RECORD_BYTES", 100)
+    (tmp_path / "a.jsonl").write_text('{"text": "1"}\n' + "x" * 1000 + '\n{"text": "3"}\n')
+    first, second, third = read(tmp_path / "a.jsonl")
+    assert (first.value, third.value) == ({"text": "1"}, {"text": "3"})
+    assert second.place.endswith(":2") and "the line is longer than" in second.problem
+
+
+def test_a_json_array_is_refused_with_the_command_that_mends_it(tmp_path):
+    (tmp_path / "a.json").write_text('[\n{"text": "x"}]')
+    with pytest.raises(DataError, match=r"is one JSON array(?s:.*)jq -c '\.\[\]'"):
+        read(tmp_path / "a.json")
+
+
+def test_parquet(tmp_path):
+    table = pyarrow.table({"text": TEXTS, "other": list(range(300)), "images": [[{"bytes": b"1", "path": None}]] * 300})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=70)
+    found = read(tmp_path / "a.parquet")
+    assert [raw.value["text"] for raw in found] == TEXTS
+    assert found[200].place.endswith("a.parquet: row 200")
+    assert found[0].value == {"text": TEXTS[0], "images": [{"bytes": b"1", "path": None}]}, "no other column is read"
+
+
+def test_parquet_with_a_string_that_is_no_utf8(tmp_path):
+    raw = pyarrow.array([b"ok", b"\xff\xfe", b"fine"]).cast(pyarrow.binary())
+    strings = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": strings}), tmp_path / "a.parquet")
+    first, second, third = read(tmp_path / "a.parquet")
+    assert first.value["text"] == "ok" and third.value["text"] == "fine"
+    assert "not valid UTF-8" in second.problem and second.place.endswith("row 1")
+
+
+def test_damaged_parquet(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "a.parquet")
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[:-50])
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read to its end"):
+        read(tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="none of the columns text, images; it has body"):
+        read(tmp_path / "b.parquet")
+
+
+def test_large_rows_travel_in_small_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 10_000)
+    rows = [[{"bytes": bytes(5000), "path": str(number)}] for number in range(100)]
+    pyarrow.parquet.write_table(pyarrow.table({"images": rows}), tmp_path / "a.parquet")
+    (source,) = find_sources([tmp_path / "a.parquet"])
+    chunks = list(source.chunks(COLUMNS))
+    assert max(chunk.table.get_total_buffer_size() for chunk in chunks) < 20_000
+    assert [raw.value["images"][0]["path"] for chunk in chunks for raw in chunk.records()] == [
+        str(number) for number in range(100)
+    ]
+
+
+def test_saved_datasets(tmp_path, photographs):
+    columns = {"text": TEXTS[:5], "image": [{"bytes": photographs["china.jpg"], "path": "a.jpg"}] * 5}
+    features = datasets.Features({"text": datasets.Value("string"), "image": datasets.Image()})
+    saved = datasets.Dataset.from_dict(columns, features=features).select([4, 0, 2])
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "both")
+    (source,) = find_sources([tmp_path / "one"])
+    found = [raw for chunk in source.chunks(("text", "image")) for raw in chunk.records()]
+    assert [raw.value["text"] for raw in found] == [TEXTS[4], TEXTS[0], TEXTS[2]]
+    assert found[1].value["image"]["bytes"] == photographs["china.jpg"]
+    assert texts(tmp_path / "both", split="test") == [TEXTS[4]]
+    with pytest.raises(DataError, match="has the splits train, test, and split '' was asked for"):
+        find_sources([tmp_path / "both"])
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"damaged")
+    with pytest.raises(DataError, match="one cannot be read to its end"):
+        read(tmp_path / "one")
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_webdataset_tars(name, tmp_path):
+    members = {
+        "d/1.json": b'{"text": "<image> one"}',
+        "d/1.png": b"png",
+        "d/2.jpg": b"first",
+        "d/2.seg.jpg": b"second",
+        "d/2.txt": "zwei ü".encode(),
+        "d/3.json": b'{"text": "three", "images": ["3.png"]}',
+        "d/3.png": b"named",
+        "d/4.cls": b"1",
+        "d/5.json": b"{",
+    }
+    write_tar(tmp_path / name, members)
+    found = read(tmp_path / name)
+    assert found[0].value == {"text": "<image> one", "images": [b"png"]}
+    assert found[1].value == {"text": "<image>\n<image>\nzwei ü", "images": [b"first", b"second"]}
+    assert found[2].value["images"] == ["3.png"] and found[2].attachments == {"d/3.png": b"named"}
+    assert found[3].problem == "no .json and no .txt among d/4.cls"
+    assert found[4].place.endswith("sample d/5") and "not valid JSON" in found[4].problem
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 3] if name == "a.tar.gz" else data[:5000])
+    with pytest.raises(DataError, match="cannot be read to its end"):
+        read(tmp_path / name)
+
+
+def test_directories_are_searched_in_a_fixed_order(tmp_path):
+    for name in ("b/2.jsonl", "a.jsonl", "b/1.jsonl.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(packed(name))
+    (tmp_path / "b" / "readme.txt").write_text("x")
+    datasets.Dataset.from_dict({"text": ["x"]}).save_to_disk(tmp_path / "c")
+    names = [str(source.path.relative_to(tmp_path)) for source in find_sources([tmp_path])]
+    assert names == ["a.jsonl", "b/1.jsonl.gz", "b/2.jsonl", "c"]
+
+
+def test_unknown_inputs(tmp_path):
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(DataError, match=r"a\.csv: unknown kind of file(?s:.*)\.jsonl, .*\.parquet"):
+        find_sources([tmp_path / "a.csv"])
+    with pytest.raises(DataError, match="holds no file that can be read"):
+        find_sources([tmp_path])
+    with pytest.raises(DataError, match=r"input .*absent does not exist"):
+        find_sources([tmp_path / "absent"])

@@ -1,0 +1,195 @@
+"""Images as a corpus stores them, against Pillow and transformers' PixtralImageProcessor."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.stored_images import encode_for_corpus
+
+
+def file_of(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(data))
+    assert image.mode == "RGB" and image.format == "PNG" and not image.getexif() and not image.info
+    return np.asarray(image)
+
+
+def handmade_png(height: int, width: int, bits: int, colour_type: int, rows: bytes = b"") -> bytes:
+    """A PNG chunk by chunk, for what Pillow does not write."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+
+
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def test_photographs_are_kept_byte_for_byte(photographs):
+    for data in photographs.values():
+        image = encode_for_corpus(data)
+        assert image.data == data
+        assert (image.width, image.height) == Image.open(io.BytesIO(data)).size
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {"progressive": True}), ("JPEG", {"exif": orientation(1)}), ("JPEG", {"subsampling": 2}), ("PNG", {})],
+)
+def test_plain_files_are_kept(kind, options, small_photograph):
+    data = file_of(small_photograph, kind, **options)
+    assert encode_for_corpus(data).data == data
+    if kind == "JPEG":
+        grey = file_of(small_photograph.convert("L"), kind, **options)
+        assert encode_for_corpus(grey).data == grey
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_is_applied_once(turn, kind, small_photograph):
+    data = file_of(small_photograph, kind, exif=orientation(turn))
+    plain = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    turned = {
+        2: plain[:, ::-1],
+        3: plain[::-1, ::-1],
+        4: plain[::-1],
+        5: plain.transpose(1, 0, 2),
+        6: plain.transpose(1, 0, 2)[:, ::-1],
+        7: plain[::-1, ::-1].transpose(1, 0, 2),
+        8: plain.transpose(1, 0, 2)[::-1],
+    }[turn]
+    image = encode_for_corpus(data)
+    assert np.array_equal(pixels(image.data), turned)
+    assert (image.height, image.width) == turned.shape[:2]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_transparency_is_blended_onto_white(kind, small_photograph):
+    rgba = np.dstack([np.asarray(small_photograph), np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))])
+    data = file_of(Image.fromarray(rgba), kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    result = pixels(encode_for_corpus(data).data)
+    assert np.abs(result - expected).max() <= 1
+    assert (result[:, 0] == 255).all(), "where it is fully transparent, it is white"
+
+
+def test_grey_with_alpha_and_transparent_palettes_are_blended(small_photograph):
+    grey = small_photograph.convert("LA")
+    grey.putalpha(0)
+    assert (pixels(encode_for_corpus(file_of(grey, "PNG")).data) == 255).all()
+    palette = small_photograph.convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    for kind in ("PNG", "GIF"):
+        result = pixels(encode_for_corpus(file_of(palette, kind, transparency=3)).data)
+        hidden = np.asarray(palette) == 3
+        assert (result[hidden] == 255).all()
+        assert np.array_equal(result[~hidden], np.asarray(palette.convert("RGB"))[~hidden])
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    ramp = np.linspace(0, 65535, 2400).round().reshape(40, 60).astype(np.uint16)
+    expected = np.rint(ramp / 257)
+    for data in (file_of(Image.fromarray(ramp), "PNG"), file_of(Image.fromarray(ramp), "TIFF")):
+        result = pixels(encode_for_corpus(data).data)
+        assert np.array_equal(result, np.dstack([expected] * 3))
+    colour = np.dstack([ramp, ramp[::-1], ramp[:, ::-1]])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colour)
+    image = encode_for_corpus(data := handmade_png(40, 60, 16, 2, rows))
+    assert image.data != data
+    assert np.abs(pixels(image.data) - colour / 257).max() <= 1
+
+
+def test_other_kinds_become_rgb(small_photograph):
+    for kind, source in (
+        ("JPEG", small_photograph.convert("CMYK")),
+        ("BMP", small_photograph),
+        ("TIFF", small_photograph),
+        ("GIF", small_photograph.convert("P")),
+        ("PNG", small_photograph.convert("1")),
+        ("PNG", small_photograph.convert("L")),
+        ("PNG", small_photograph.convert("P")),
+    ):
+        data = file_of(source, kind)
+        reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(pixels(encode_for_corpus(data).data), reference)
+    kept_rgb = file_of(small_photograph, "JPEG", keep_rgb=True)
+    assert encode_for_corpus(kept_rgb).data != kept_rgb
+
+
+def test_animations_give_their_first_picture(small_photograph):
+    frames = [small_photograph, Image.new("RGB", small_photograph.size)]
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        data = file_of(frames[0], kind, save_all=True, append_images=frames[1:])
+        first = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert first.any()
+        assert np.array_equal(pixels(encode_for_corpus(data).data), first)
+
+
+def test_result_is_reproducible(small_photograph):
+    data = file_of(small_photograph, "BMP")
+    assert encode_for_corpus(data) == encode_for_corpus(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated_files_are_refused_at_every_length(kind, small_photograph):
+    data = file_of(small_photograph, kind)
+    for length in range(0, len(data) - 8, max(1, len(data) // 40)):
+        try:
+            cut = encode_for_corpus(data[:length])
+        except BadRecord as problem:
+            assert "image" in str(problem)
+            continue
+        # What was cut off was not part of the pixels.
+        assert np.array_equal(pixels(cut.data), pixels(encode_for_corpus(data).data))
+
+
+def test_noise_is_refused_or_decodes(photographs):
+    """Damage anywhere gives an image or a BadRecord, never another exception."""
+    generator = np.random.default_rng(0)
+    for data in (photographs["china.jpg"][:60000], photographs["chelsea.png"][:60000]):
+        for _ in range(40):
+            damaged = np.frombuffer(data, dtype=np.uint8).copy()
+            damaged[generator.integers(0, 600, 20)] = generator.integers(0, 256, 20)
+            try:
+                encode_for_corpus(damaged.tobytes())
+            except BadRecord as problem:
+                assert str(problem)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "an image has 0 bytes"),
+        (b"<html>not found</html>", r"22 bytes, beginning b'<html>no', is none of JPEG, PNG, WEBP, GIF, TIFF, BMP"),
+        (file_of(Image.new("F", (4, 4)), "TIFF"), "floating-point pixels"),
+        (handmade_png(10000, 12000, 8, 2), "10000x12000 pixels exceeds the limit of 100000000 pixels"),
+        (handmade_png(100000, 100000, 1, 0), "too large to decode"),
+    ],
+)
+def test_refused_images(data, message):
+    with pytest.raises(BadRecord, match=message):
+        encode_for_corpus(data)
+
+
+def test_the_limit_can_be_set(small_photograph):
+    data = file_of(small_photograph, "PNG")
+    assert encode_for_corpus(data, max_pixels=2400).height == 40
+    with pytest.raises(BadRecord, match="40x60 pixels exceeds the limit of 2399 pixels"):
+        encode_for_corpus(data, max_pixels=2399)
