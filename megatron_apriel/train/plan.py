@@ -153,7 +153,7 @@ def steps_table(config: StageConfig, layout: Layout, architecture: Architecture)
         "tokens of the stage": _thousands(steps * config.batch_tokens),
         "checkpoints": f"every {config.checkpoint.every} steps, keep {config.checkpoint.keep}",
         "text, one document a sequence": f"{per_token / 1e9:.1f} GFLOP per token",
-        "the stage": f"{per_token * steps * config.batch_tokens:.3g} FLOP",
+        "the stage, if it were such text": f"{per_token * steps * config.batch_tokens:.3g} FLOP",
     }
     tower = architecture.tower
     if tower is not None:
