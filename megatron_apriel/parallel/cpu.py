@@ -13,8 +13,6 @@ It does nothing where CUDA is present, and nothing outside this file asks whethe
 3. Random states live in the CPU's generator.
 4. Adam: torch's ``AdamW`` keeps its step count per parameter, which Megatron's distributed optimizer can save but not
    load. :class:`FusedAdam` has the state layout of Transformer Engine's.
-5. The queue through which a checkpoint's writer returns its results: Megatron starts a process for it, which imports
-   the main program again. Saving is synchronous on a CPU, so a queue inside the process does.
 
 May import torch and megatron-core only.
 """
@@ -22,7 +20,6 @@ May import torch and megatron-core only.
 from __future__ import annotations
 
 import contextlib
-import queue
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,7 +49,6 @@ def enable() -> bool:
         _replace_streams()
         _replace_random_states()
         _replace_adam()
-        _replace_results_queue()
         _active = _CudaAsCpu()
         # Entered for good: the mode lasts as long as the process, as the absence of CUDA does.
         _active.__enter__()
@@ -222,10 +218,3 @@ def _replace_adam() -> None:
     optimizers.Adam, optimizers.USING_PYTORCH_OPTIMIZER = FusedAdam, False
     # "Apex" is how Megatron calls an Adam whose step count belongs to the parameter group.
     distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = FusedAdam, True, True
-
-
-def _replace_results_queue() -> None:
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    results: queue.Queue[Any] = queue.Queue()
-    filesystem_async.get_write_results_queue = lambda mp_mode="spawn": results

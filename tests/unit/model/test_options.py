@@ -1,0 +1,93 @@
+"""Configurations of the layers: FP8 recipes, recomputation, pipeline splits, and what cannot be run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.model import options, specs
+from megatron_apriel.model.options import ModelOptions, decoder_config, tower_config
+from megatron_apriel.parallel.layout import Layout
+
+ARCHITECTURE = Architecture.from_preset("tiny")
+
+
+@pytest.fixture(autouse=True)
+def backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options.dist, "get_backend", lambda: "gloo")
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU with Transformer Engine, as far as configurations go."""
+    layers = specs.Layers("transformer_engine", *[torch.nn.Identity] * 4)
+    monkeypatch.setattr(options, "choose_layers", lambda kind="auto": layers)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "number_format"), [("delayed", "hybrid"), ("tensorwise", "hybrid"), ("blockwise", "e4m3")]
+)
+def test_fp8_is_for_the_decoder_only(fused: None, recipe: str, number_format: str) -> None:
+    how = ModelOptions(dtype=torch.bfloat16, fp8=recipe)
+    config = decoder_config(ARCHITECTURE.decoder, how, Layout())
+    assert (config.fp8, config.fp8_recipe, config.first_last_layers_bf16) == (number_format, recipe, False)
+    assert not config.fp8_dot_product_attention
+    assert tower_config(ARCHITECTURE.tower, how).fp8 is None
+
+
+def test_first_and_last_layers_can_stay_in_bfloat16(fused: None) -> None:
+    how = ModelOptions(dtype=torch.bfloat16, fp8="tensorwise", bf16_layers_at_start=1, bf16_layers_at_end=2)
+    config = decoder_config(ARCHITECTURE.decoder, how, Layout())
+    assert config.first_last_layers_bf16
+    assert (config.num_layers_at_start_in_bf16, config.num_layers_at_end_in_bf16) == (1, 2)
+
+
+def test_head_size_is_its_own_number() -> None:
+    decoder = Architecture.from_preset("apriel-15b").decoder
+    config = decoder_config(decoder, ModelOptions(), Layout())
+    assert (config.kv_channels, config.hidden_size // config.num_attention_heads) == (128, 160)
+
+
+def test_recomputation() -> None:
+    def fields(**how: object) -> tuple:
+        config = decoder_config(ARCHITECTURE.decoder, ModelOptions(**how), Layout())
+        return config.recompute_granularity, config.recompute_method, config.recompute_num_layers
+
+    assert fields() == (None, None, None)
+    assert fields(recompute="full") == ("full", "uniform", 1)
+    assert fields(recompute="full", recompute_layers=3) == ("full", "block", 3)
+    assert fields(recompute="selective") == ("selective", None, None)
+    assert tower_config(ARCHITECTURE.tower, ModelOptions(recompute="full", recompute_layers=3)).recompute_method == (
+        "uniform"
+    )
+
+
+def test_exact_gelu_is_never_fused(monkeypatch: pytest.MonkeyPatch, fused: None) -> None:
+    monkeypatch.setattr(options.torch.cuda, "is_available", lambda: True)
+    fields = {name: options._shared_fields(name, ModelOptions(), options.choose_layers()) for name in ("silu", "gelu")}
+    assert fields["silu"]["bias_activation_fusion"]
+    assert not fields["gelu"]["bias_activation_fusion"]
+    assert fields["gelu"]["activation_func"] is torch.nn.functional.gelu
+
+
+@pytest.mark.parametrize(
+    ("how", "layout", "message"),
+    [
+        (ModelOptions(fp8="delayed"), Layout(), "precision.fp8=delayed needs Transformer Engine on a CUDA device"),
+        (ModelOptions(), Layout(2, context=2), "parallel.context=2 is not supported"),
+        (ModelOptions(fuse_weight_gradients=True), Layout(), "fused weight gradients need Transformer Engine"),
+        (ModelOptions(layers="transformer_engine"), Layout(), "cannot be used: no CUDA device"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has Transformer Engine's layers")
+def test_what_cannot_be_run_is_refused(how: ModelOptions, layout: Layout, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        decoder_config(ARCHITECTURE.decoder, how, layout)
+
+
+def test_delayed_scaling_has_no_bfloat16_layers(fused: None) -> None:
+    how = ModelOptions(fp8="delayed", bf16_layers_at_start=1)
+    with pytest.raises(ConfigError, match="1 first and 0 last layers in bfloat16 cannot be run"):
+        decoder_config(ARCHITECTURE.decoder, how, Layout())

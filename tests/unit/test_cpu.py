@@ -1,0 +1,79 @@
+"""Megatron Core on a CPU: the optimizer stand-in, and that switching it on twice or beside CUDA does nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_apriel.parallel import cpu
+from megatron_apriel.parallel.cpu import FusedAdam
+from megatron_apriel.testing.ranks import run_ranks
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_is_torchs_adamw(weight_decay: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(7, 3, generator=generator)) for _ in range(2)]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": weight_decay}
+    optimizers = FusedAdam(ours, **settings), torch.optim.AdamW(theirs, **settings)
+    for _ in range(5):
+        for mine, its in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            its.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-7)
+    assert optimizers[0].param_groups[0]["step"] == 5
+    assert set(optimizers[0].state[ours[0]]) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_adam_refuses_what_only_a_gpu_has() -> None:
+    with pytest.raises(ValueError, match="knows no master_weights"):
+        FusedAdam([torch.nn.Parameter(torch.zeros(1))], master_weights=True, capturable=False)
+
+
+def test_nothing_changes_where_cuda_is_present(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.cuda.current_device
+    assert cpu.enable() is False
+    assert torch.cuda.current_device is before
+
+
+def test_tensors_asked_of_cuda_are_on_the_cpu() -> None:
+    def probe(rank: int, size: int) -> None:
+        assert cpu.enable() and cpu.enable()
+        for tensor in (
+            torch.zeros(2, device="cuda"),
+            torch.zeros(2, device=torch.cuda.current_device()),
+            torch.zeros(2).cuda(),
+            torch.zeros(2).to("cuda"),
+            torch.zeros(2, pin_memory=True),
+        ):
+            assert tensor.device.type == "cpu"
+            assert tensor.type() == "torch.cuda.FloatTensor"
+
+    run_ranks(1, probe)
+
+
+def test_random_states_are_apart_and_go_on() -> None:
+    def probe(rank: int, size: int) -> None:
+        from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+
+        states = CudaRNGStatesTracker()
+        states.add("model", 5)
+        with pytest.raises(ValueError, match="'model' or its seed 6"):
+            states.add("model", 6)
+        torch.manual_seed(1)
+        with states.fork("model"):
+            first = torch.rand(3)
+        outside = torch.rand(3)
+        with states.fork("model"):
+            second = torch.rand(3)
+        generator = torch.Generator().manual_seed(5)
+        assert torch.equal(torch.cat([first, second]), torch.rand(6, generator=generator))
+        torch.manual_seed(1)
+        assert torch.equal(outside, torch.rand(3))
+
+    run_ranks(1, probe)
