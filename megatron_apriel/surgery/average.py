@@ -223,11 +223,15 @@ def _combine(plan: AveragePlan, spec: TensorSpec, start: int, stop: int, raws: l
             _check_finite(given, spec, start, begin, raw[block])
         values[block] = mean([raw[block] for raw in raws], spec.dtype, plan.weights)
         center = to_float64(values[block], spec.dtype)
-        norm += float(center @ center)
+        norm += _square(center)
         for number, raw in enumerate(raws):
-            difference = to_float64(raw[block], spec.dtype) - center
-            squares[number] += difference @ difference
+            squares[number] += _square(to_float64(raw[block], spec.dtype) - center)
     return _Piece(spec, start, stop, values, squares, norm)
+
+
+def _square(numbers: np.ndarray) -> float:
+    # Not ``numbers @ numbers``: that would start the linear-algebra library's own threads inside each of ours.
+    return float(np.einsum("i,i->", numbers, numbers))
 
 
 def _check_finite(given: AverageInput, spec: TensorSpec, start: int, begin: int, raw: Raw) -> None:
