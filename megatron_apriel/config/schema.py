@@ -51,7 +51,8 @@ def _raise_all(problems: Iterable[str]) -> None:
         raise ValueError("\n".join(found))
 
 
-def _factor(value: Any) -> float:
+def parse_factor(value: Any) -> float:
+    """``frozen`` -> 0, otherwise the number. Raises ValueError."""
     if value == "frozen":
         return 0.0
     try:
@@ -60,7 +61,7 @@ def _factor(value: Any) -> float:
         raise ValueError(f"{value!r} is neither 'frozen' nor a learning-rate factor such as 1.0") from None
 
 
-Factor = Annotated[float, BeforeValidator(_factor), Field(ge=0)]
+Factor = Annotated[float, BeforeValidator(parse_factor), Field(ge=0)]
 """Learning-rate factor of a component; ``frozen`` (0) means no gradient, no optimizer state, no update."""
 
 
@@ -116,7 +117,7 @@ class SourceSection(Section):
     long_documents: Literal["split", "truncate", "drop", "error"] = "error"
     """What happens to a document longer than the sequence."""
     epochs: Annotated[Number, Field(gt=0)] | None = None
-    """Most passes over the corpus; more would be an error. None: as many as its share of the tokens needs."""
+    """Most passes over the corpus; more would be an error. `null`: as many as its share of the tokens needs."""
 
     @property
     def label(self) -> str:
@@ -153,7 +154,7 @@ class ParallelSection(Section):
     virtual: Annotated[Whole, Field(ge=1)] = 1
     """Model chunks per pipeline rank (interleaved schedule) where above 1."""
     layers_per_stage: tuple[Annotated[Whole, Field(ge=1)], ...] | None = None
-    """Decoder layers of each of the pipeline x virtual stages in order; None: as many on each."""
+    """Decoder layers of each of the pipeline x virtual stages in order; `null`: as many on each."""
     context: Annotated[Whole, Field(ge=1)] = 1
     """Ranks over which a sequence is split in attention."""
     overlap: bool = True
@@ -206,7 +207,7 @@ class RecomputeSection(Section):
     mode: Literal["none", "selective", "full"] = "none"
     """`selective`: the MLPs, whose activations are the widest; `full`: whole layers, tower included."""
     layers: Annotated[Whole, Field(ge=1)] | None = None
-    """With `full`: how many layers of each pipeline chunk; None means all."""
+    """With `full`: how many layers of each pipeline chunk; `null`: all."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RecomputeSection:
@@ -265,7 +266,7 @@ class ValidationSection(Section):
     """Loss on held-out data, at the start, every so many steps, and at the end."""
 
     corpora: Annotated[list[SourceSection], Field(min_length=1)]
-    """Held-out corpora; their weights are not used."""
+    """Held-out corpora, each with the settings of a source of the mixture; weights are not used."""
     every: Annotated[Whole, Field(ge=1)] = 500
     """Steps between two validations."""
     sequences: Annotated[Whole, Field(ge=1)] = 64
@@ -328,7 +329,7 @@ class StageConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     """Saving."""
     validation: ValidationSection | None = None
-    """Held-out loss; None: not measured."""
+    """Held-out loss; `null`: not measured."""
     logging: LoggingSection = LoggingSection()
     """Logging."""
     faults: FaultSection = FaultSection()

@@ -1,0 +1,121 @@
+"""All settings as one Markdown table, made from the schema: ``python -m megatron_apriel.config.reference``.
+
+``docs/configuration.md`` holds its output; ``--update docs/configuration.md`` puts it there anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from megatron_apriel.config.fields import all_settings, section_of
+from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction, parse_path
+from megatron_apriel.config.schema import KeepPolicy, Section, parse_factor
+from megatron_apriel.errors import ConfigError, run_command
+
+BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
+
+_WRITTEN = {
+    parse_count: "count, as `4Mi`, `20B`",
+    parse_bytes: "bytes, as `5GB`",
+    parse_fraction: "fraction, as `10%`",
+    parse_path: "path",
+    parse_factor: "`frozen` or factor",
+}
+
+
+def table() -> str:
+    """The Markdown table of all settings."""
+    rows = ["| setting | value | default | meaning |", "|---|---|---|---|"]
+    rows += [f"| {' | '.join(row)} |" for row in _rows()]
+    return "\n".join(rows)
+
+
+def _rows() -> Iterator[tuple[str, str, str, str]]:
+    for name, field in all_settings():
+        if name.startswith("validation.corpora[]."):
+            continue  # the same as those of the mixture
+        meaning = " ".join((field.description or "").split()).replace("``", "`").replace("|", "\\|")
+        section = section_of(field.annotation)
+        if section is not None and section is not KeepPolicy:
+            purpose = " ".join((section.__doc__ or "").split()).replace("``", "`")
+            kind = "list of sections" if "list" in str(field.annotation) else "section"
+            yield f"**`{name}`**", kind, _default(field, section), meaning if kind.startswith("list") else purpose
+            continue
+        yield f"`{name}`", _kind(field), _default(field, None), meaning
+
+
+def _kind(field: FieldInfo) -> str:
+    for mark in field.metadata:
+        written = _WRITTEN.get(getattr(mark, "func", None))
+        if written:
+            return written
+    return _kind_of(field.annotation)
+
+
+def _kind_of(annotation: Any) -> str:
+    if annotation is KeepPolicy:
+        return "policy"
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    text = str(annotation)
+    optional = " or `null`" if type(None) in get_args(annotation) else ""
+    if "tuple" in text:
+        return f"list of numbers{optional}"
+    for python_type, words in (
+        ("bool", "`true`, `false`"),
+        ("int", "whole number"),
+        ("float", "number"),
+        ("str", "text"),
+    ):
+        if python_type in text:
+            return words + optional
+    return text
+
+
+def _default(field: FieldInfo, section: type[Section] | None) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if section is not None:
+        return "none" if field.default is None else ""
+    value = field.default
+    if value is None:
+        return "`null`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    return f"`{value}`" if str(value) else "empty"
+
+
+def updated(text: str) -> str:
+    """``text`` with the table between its two marks made anew. Raises ConfigError if the marks are missing."""
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ConfigError(f"the text has no marks {BEGIN} and {END}.", "The table is put between them.")
+    return pattern.sub(lambda _: f"{BEGIN}\n{table()}\n{END}", text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, or put it into a file."""
+    parser = argparse.ArgumentParser(
+        prog="megatron_apriel.config.reference", description="Print all settings of a stage as a Markdown table."
+    )
+    parser.add_argument("--update", type=Path, metavar="FILE", help="put the table into this file instead")
+    arguments = parser.parse_args(argv)
+    if arguments.update is None:
+        print(table())
+    else:
+        arguments.update.write_text(updated(arguments.update.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
