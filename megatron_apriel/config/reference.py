@@ -22,7 +22,7 @@ from megatron_apriel.errors import ConfigError, run_command
 
 BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 
-_WRITTEN = {
+_WRITTEN: dict[Any, str] = {
     parse_count: "count, as `4Mi`, `20B`",
     parse_bytes: "bytes, as `5GB`",
     parse_fraction: "fraction, as `10%`",
