@@ -25,6 +25,8 @@ CHUNK_BYTES = 4 * 2**20
 JSON_LINES = tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json"))
 PARQUET = (".parquet",)
 TARS = (".tar", ".tar.gz", ".tgz")
+MANIFEST = "manifest.json"
+"""Describes the files beside it, in what ``make_visual_tasks.py`` writes; no records of a directory's."""
 
 
 class Source(ABC):
@@ -208,6 +210,8 @@ def _in_directory(path: Path, split: str) -> list[Source]:
         return [SavedDataset(path)]
     found: list[Source] = []
     for entry in sorted(path.iterdir()):
+        if entry.name == MANIFEST:
+            continue
         reader = _reader_of(entry)
         if entry.is_dir():
             found += _in_directory(entry, split)

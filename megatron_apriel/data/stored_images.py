@@ -28,6 +28,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 MAX_PIXELS = 100_000_000
 """Default limit on height x width: decoding takes 3 bytes for each. Pillow itself refuses above 178,956,970."""
 
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, MemoryError)
+"""What Pillow's decoders raise for damaged data, depending on the format and the place of the damage."""
+
 _ORIENTATION = 0x0112
 _JPEG_SIZE_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all Huffman-coded
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8, *range(0xD0, 0xD8))
@@ -67,15 +70,14 @@ def encode_for_corpus(data: bytes, max_pixels: int = MAX_PIXELS) -> EncodedImage
                 image.load()
                 if _is_plain(image, data):
                     return EncodedImage(data, height, width)
-                return _as_png(_upright_rgb(image, data))
+                return _as_png(upright_rgb(image))
         except UnidentifiedImageError:
             raise BadRecord(
                 f"an image of {len(data)} bytes, beginning {data[:8]!r}, is none of {', '.join(FORMATS)}"
             ) from None
         except Image.DecompressionBombError as error:
             raise BadRecord(f"an image is too large to decode: {error}") from None
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, MemoryError) as error:
-            # What Pillow's decoders raise for damaged data, depending on the format and the place of the damage.
+        except DECODER_ERRORS as error:
             raise BadRecord(f"an image of {len(data)} bytes is damaged: {error or type(error).__name__}") from None
 
 
@@ -111,8 +113,11 @@ def _plain_jpeg(data: bytes) -> bool:
     return False
 
 
-def _upright_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """The first picture as 8-bit RGB: orientation applied, 16 bits scaled, transparency blended onto white."""
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The first picture as 8-bit RGB: orientation applied, 16 bits scaled, transparency blended onto white.
+
+    Raises BadRecord for pixels that have no defined colours, and what ``DECODER_ERRORS`` lists for damaged data.
+    """
     from PIL import Image, ImageOps
 
     upright = ImageOps.exif_transpose(image)
