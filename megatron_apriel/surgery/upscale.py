@@ -225,11 +225,12 @@ def verify_upscaled(plan: UpscalePlan, directory: Path) -> None:
         for name, origin in plan.origins.items():
             written = result.entries[name].chunks()
             wanted = _zeros(origin.entry.size) if origin.zero else origin.entry.chunks()
+            wanted_name = "zero" if origin.zero else f"the source's {origin.entry.name}"
             position = 0
             for ours, theirs in zip(written, wanted, strict=True):
                 if ours != theirs:
                     raise CheckpointError(
-                        f"{name} differs from {'zero' if origin.zero else origin.entry.name} near byte {position:,}.",
+                        f"{name} differs from {wanted_name} near byte {position:,}.",
                         "It was written otherwise: a disk or memory at fault, or the source was changed meanwhile.",
                     )
                 position += len(ours)

@@ -1,0 +1,138 @@
+"""Small checkpoints, written and read without the code under test."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+
+ROOT = Path(__file__).parents[3]
+Tensors = Mapping[str, tuple[str, np.ndarray]]
+"""By name: safetensors dtype, and numbers (bfloat16 as its bits)."""
+
+SMALL = Architecture(
+    decoder=DecoderArchitecture(32, 5, 4, 2, 16, 48, 64, rope_theta=1e6, max_positions=512),
+    tower=TowerArchitecture(24, 2, 2, 12, 40, "gelu", image_size=64),
+    projector=ProjectorArchitecture(24, 32),
+)
+"""Five layers, grouped queries, a head size that is not hidden/heads."""
+
+
+def write_file(file: Path, tensors: Tensors) -> None:
+    """A safetensors file, by the format's description."""
+    header, data = {}, b""
+    for name, (dtype, numbers) in tensors.items():
+        content = np.ascontiguousarray(numbers).tobytes()
+        offsets = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": dtype, "shape": list(numbers.shape), "data_offsets": offsets}
+        data += content
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def write_model(directory: Path, tensors: Tensors, config: Any, files: int = 1, base: str = "model") -> Path:
+    """A checkpoint directory, its tensors dealt out to ``files`` files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / ("params.json" if base == "consolidated" else "config.json")).write_text(json.dumps(config))
+    if files == 1:
+        write_file(directory / f"{base}.safetensors", tensors)
+        return directory
+    parts: list[dict[str, Any]] = [{} for _ in range(files)]
+    for position, (name, tensor) in enumerate(tensors.items()):
+        parts[position % files][name] = tensor
+    weight_map = {}
+    for number, part in enumerate(parts, start=1):
+        file_name = f"{base}-{number:05}-of-{files:05}.safetensors"
+        write_file(directory / file_name, part)
+        weight_map.update(dict.fromkeys(part, file_name))
+    (directory / f"{base}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return directory
+
+
+def read_model(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """All tensors of a directory, read without the code under test."""
+    tensors = {}
+    for file in directory.glob("*.safetensors"):
+        raw = file.read_bytes()
+        length = struct.unpack("<Q", raw[:8])[0]
+        header = json.loads(raw[8 : 8 + length])
+        assert header.pop("__metadata__", {"format": "pt"}) == {"format": "pt"}
+        for name, field in header.items():
+            begin, end = (8 + length + offset for offset in field["data_offsets"])
+            assert name not in tensors
+            tensors[name] = (field["dtype"], tuple(field["shape"]), raw[begin:end])
+    return tensors
+
+
+def text_tensors(layers: int, *, hidden: int = 8, ffn: int = 12, seed: int = 0, dtype: str = "BF16") -> dict[str, Any]:
+    """A text-only Mistral of 2 query heads and 1 group of size 4, under Hugging Face names."""
+    rng = np.random.default_rng(seed)
+    shapes = {"model.embed_tokens": (16, hidden)}
+    for layer in range(layers):
+        parts = {"q": (8, hidden), "k": (4, hidden), "v": (4, hidden), "o": (hidden, 8)}
+        for letter, shape in parts.items():
+            shapes[f"model.layers.{layer}.self_attn.{letter}_proj"] = shape
+        for name, shape in {"gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn)}.items():
+            shapes[f"model.layers.{layer}.mlp.{name}_proj"] = shape
+        for name in ("input", "post_attention"):
+            shapes[f"model.layers.{layer}.{name}_layernorm"] = (hidden,)
+    shapes |= {"model.norm": (hidden,), "lm_head": (16, hidden)}
+    tensors = {}
+    for name, shape in shapes.items():
+        numbers = rng.standard_normal(shape).astype(np.float32)
+        if dtype == "BF16":
+            tensors[f"{name}.weight"] = ("BF16", (numbers.view(np.uint32) >> 16).astype(np.uint16))
+        else:
+            tensors[f"{name}.weight"] = (dtype, numbers.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]))
+    return tensors
+
+
+def text_config(layers: int, **changes: Any) -> dict[str, Any]:
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+    }
+    return {"model_type": "mistral", "num_hidden_layers": layers, **sizes, "rms_norm_eps": 1e-05, **changes}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too, with its contents."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """For subprocesses: the package can be imported, and no library starts threads."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
+
+
+_MEASURED = """
+import json, re, runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
+    print(json.dumps([end.code, int(peak) / 1024, sorted({"torch", "numpy", "megatron.core"} & set(sys.modules))]))
+"""
+
+
+def measured(tool: str, *arguments: object) -> tuple[int, float, list[str]]:
+    """Run a tool in a process of its own; its exit code, peak memory in MiB, and which large packages it imported."""
+    command = [sys.executable, "-c", _MEASURED, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.stdout, done.stderr
+    code, megabytes, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    return code, megabytes, modules

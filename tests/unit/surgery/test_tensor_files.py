@@ -1,0 +1,187 @@
+"""Safetensors by byte ranges: damaged files are refused, and what is written is read back by others."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from surgery_files import read_model, write_file, write_model
+
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorSpec, plan_shards, read_header, write_tensors
+
+PAIR = {"a": ("F32", np.arange(6, dtype="<f4").reshape(2, 3)), "b": ("U8", np.arange(5, dtype="u1"))}
+
+
+def raw_file(file: Path, header: Any, data: int, length: int | None = None) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(data))
+    return file
+
+
+def field(begin: int, end: int, dtype: Any = "U8", shape: Any = None) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+def test_entries_are_byte_ranges(tmp_path: Path) -> None:
+    write_file(tmp_path / "model.safetensors", PAIR)
+    entries = TensorDirectory.open(tmp_path).entries
+    assert (entries["a"].dtype, entries["a"].shape, entries["a"].size, entries["a"].rows) == ("F32", (2, 3), 24, 2)
+    for name, (_, numbers) in PAIR.items():
+        assert b"".join(bytes(chunk) for chunk in entries[name].chunks(limit=5)) == numbers.tobytes()
+    assert b"".join(bytes(chunk) for chunk in entries["a"].chunks(1, 2)) == PAIR["a"][1][1].tobytes()
+
+
+def test_empty_tensors_and_scalars(tmp_path: Path) -> None:
+    tensors = {"none": ("F32", np.zeros((0, 4), "<f4")), "one": ("F32", np.float32(3).reshape(()))}
+    write_file(tmp_path / "model.safetensors", tensors)
+    entries = TensorDirectory.open(tmp_path).entries
+    assert [bytes(chunk) for chunk in entries["none"].chunks()] == []
+    assert [bytes(chunk) for chunk in entries["one"].chunks()] == [np.float32(3).tobytes()]
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "message"),
+    [
+        (b"{", 0, "its JSON cannot be read"),
+        (b"\xff\xfe", 0, "its JSON cannot be read"),
+        (b"[" * 100_000, 0, "its JSON cannot be read"),
+        (b"[1]", 0, "its JSON is a list, not an object"),
+        (b'{"a": {"dtype": "U8", "dtype": "U8"}}', 0, "'dtype' is there twice"),
+        ({"__metadata__": {"a": 1}}, 0, "__metadata__ is not a table of strings"),
+        ({"a": {"dtype": "U8", "shape": [1]}}, 1, "a is not described by dtype, shape and data_offsets"),
+        ({"a": field(0, 4, "F4", [8])}, 4, "a has dtype 'F4', which is none of"),
+        ({"a": field(0, 4, ["F4"], [8])}, 4, r"a has dtype \['F4'\]"),
+        ({"a": field(0, 4, "U8", [-4])}, 4, r"a has shape \[-4\]"),
+        ({"a": field(0, 4, "U8", [True])}, 4, r"a has shape \[True\]"),
+        ({"a": {**field(0, 4), "data_offsets": [0, 4, 8]}}, 4, "which is no pair"),
+        ({"a": field(0, 4, "F32", [2])}, 4, r"a \(F32 \[2\]\) takes 8 bytes and was given bytes 0 to 4"),
+        ({"a": field(4, 0, "U8", [4])}, 4, "takes 4 bytes and was given bytes 4 to 0"),
+        ({"a": field(0, 4), "b": field(2, 6)}, 6, "b begins at byte .*: it overlaps the tensor before it"),
+        ({"a": field(0, 4), "b": field(6, 8)}, 8, "b begins at byte .*: it leaves a gap before it"),
+        ({"a": field(0, 10**18)}, 4, "it is truncated"),
+        ({"a": field(0, 4)}, 3, "it is truncated"),
+        ({"a": field(0, 4)}, 5, "it is followed by something else"),
+    ],
+)
+def test_damaged_headers(tmp_path: Path, header: Any, data: int, message: str) -> None:
+    file = raw_file(tmp_path / "model.safetensors", header, data)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_header(file)
+    assert str(file) in str(caught.value)
+
+
+def test_header_that_does_not_fit(tmp_path: Path) -> None:
+    for length in (100, 2**63):
+        with pytest.raises(CheckpointError, match=rf"its header would be {length:,} bytes long, in a file of 10 bytes"):
+            read_header(raw_file(tmp_path / "model.safetensors", b"{}", 0, length))
+    (tmp_path / "model.safetensors").write_bytes(b"123")
+    with pytest.raises(CheckpointError, match="in a file of 3 bytes"):
+        read_header(tmp_path / "model.safetensors")
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    write_file(file, PAIR)
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read_header(file)
+
+
+def change_index(directory: Path, change: Any) -> None:
+    index = directory / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    change(value)
+    index.write_text(json.dumps(value))
+
+
+def test_disagreeing_index(tmp_path: Path) -> None:
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+
+    def opened(name: str, change: Any) -> None:
+        directory = write_model(tmp_path / name, PAIR, {}, files=2)
+        change_index(directory, change)
+        TensorDirectory.open(directory)
+
+    opened("good", lambda index: None)
+    for name, change, message in (
+        ("file", lambda index: index["weight_map"].update(c="model-3.safetensors"), "names model-3.safetensors, which"),
+        ("tensor", lambda index: index["weight_map"].update(c=files[0]), f"{files[0]} lacks c, which"),
+        ("unnamed", lambda index: index["weight_map"].pop("a"), r"has model-00001.*does not name"),
+        (
+            "moved",
+            lambda index: index["weight_map"].update(a=files[1], b=files[0]),
+            f"has a, which .* places in {files[1]}",
+        ),
+        ("path", lambda index: index["weight_map"].update(a="../a.safetensors"), "which is no file name"),
+        ("number", lambda index: index["weight_map"].update(a=1), "which is no file name"),
+        ("empty", lambda index: index.pop("weight_map"), "it has no weight_map"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            opened(name, change)
+
+
+def test_tensor_in_two_files_and_unnamed_tensor(tmp_path: Path) -> None:
+    directory = write_model(tmp_path, PAIR, {}, files=2)
+    write_file(directory / "model-00002-of-00002.safetensors", PAIR)
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors has a, which .* places in model-00001"):
+        TensorDirectory.open(directory)
+    write_file(directory / "model-00002-of-00002.safetensors", {"b": PAIR["b"], "c": PAIR["b"]})
+    with pytest.raises(CheckpointError, match=r"has c, which .* does not name"):
+        TensorDirectory.open(directory)
+
+
+def test_directories_that_hold_no_one_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        TensorDirectory.open(tmp_path / "absent")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no model.safetensors or consolidated.safetensors\.\n.*pickled weights"):
+        TensorDirectory.open(tmp_path)
+    write_file(tmp_path / "model-00001-of-00002.safetensors", PAIR)
+    with pytest.raises(CheckpointError, match=r"and no model\.safetensors\.index\.json"):
+        TensorDirectory.open(tmp_path)
+    write_model(tmp_path / "both", PAIR, {}, files=2)
+    write_file(tmp_path / "both" / "model.safetensors", PAIR)
+    with pytest.raises(CheckpointError, match=r"has model\.safetensors, which .* does not name"):
+        TensorDirectory.open(tmp_path / "both")
+
+
+def test_shards_fill_in_order() -> None:
+    tensors = [TensorSpec(name, "U8", (size,)) for name, size in (("a", 4), ("b", 4), ("c", 20), ("d", 0), ("e", 3))]
+    shards = plan_shards(tensors, 8)
+    assert [[tensor.name for tensor in shard.tensors] for shard in shards] == [["a", "b"], ["c"], ["d", "e"]]
+    assert shards[1].file_name == "model-00002-of-00003.safetensors"
+    assert [shard.file_name for shard in plan_shards(tensors, None, "consolidated")] == ["consolidated.safetensors"]
+    with pytest.raises(CheckpointError, match="a would be written twice"):
+        plan_shards([tensors[0], tensors[0]], None)
+    with pytest.raises(CheckpointError, match="no tensors"):
+        plan_shards([], None)
+
+
+@pytest.mark.parametrize("limit", [10, None])
+def test_what_is_written_is_read_by_the_reference(tmp_path: Path, limit: int | None) -> None:
+    from safetensors import safe_open
+
+    tensors = {**PAIR, "empty": ("F16", np.zeros((0, 2), "<f2")), "ä": ("F64", np.float64([1.5]))}
+    specs = [TensorSpec(name, dtype, numbers.shape) for name, (dtype, numbers) in tensors.items()]
+    shards = plan_shards(specs, limit)
+    hashes = write_tensors(tmp_path, shards, lambda spec: [memoryview(tensors[spec.name][1])])
+    assert hashes.keys() == {path.name for path in tmp_path.iterdir()}
+    for shard in shards:
+        with safe_open(tmp_path / shard.file_name, framework="numpy") as reference:
+            assert reference.metadata() == {"format": "pt"}
+            for spec in shard.tensors:
+                np.testing.assert_array_equal(reference.get_tensor(spec.name), tensors[spec.name][1])
+    assert TensorDirectory.open(tmp_path).entries.keys() == tensors.keys() == read_model(tmp_path).keys()
+
+
+def test_wrong_number_of_bytes(tmp_path: Path) -> None:
+    shards = plan_shards([TensorSpec("a", "F32", (2,))], None)
+    with pytest.raises(CheckpointError, match=r"a: 4 bytes were given for F32 \[2\], which takes 8"):
+        write_tensors(tmp_path, shards, lambda spec: [b"1234"])
