@@ -1,0 +1,274 @@
+"""The batches of a run, for one rank: training sequences by number, and held-out sequences.
+
+Step k takes the sequences k*B to (k+1)*B - 1 of the run, B being sequences per step. Micro-batch m of data rank r of d
+is sequence k*B + m*d + r. So the ranks of a step together read the same sequences whatever the layout, and the loader's
+whole state is the number of sequences that the run has consumed.
+
+Ranks that share a sequence (tensor, context, pipeline) each read its tokens for themselves, which is cheap and needs no
+communication; of its images, each decodes its own share only, and later pipeline stages none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.batch import Batch
+from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
+from megatron_apriel.data.assemble import ImageShare, make_batch, padding_sequence, read_sequence
+from megatron_apriel.data.images import ImageDecoder
+from megatron_apriel.data.mixture import Mixture
+from megatron_apriel.data.prefetch import Prefetcher
+from megatron_apriel.data.sources import Source, log_sources, open_sources
+from megatron_apriel.errors import AprielError, ConfigError, DataError
+
+PREFETCHED = 4
+"""Batches ready ahead of the step. A batch of 16384 tokens that are all image has 48 MB of pixels."""
+
+VALIDATION_SEED = 0
+"""Held-out sequences do not depend on the run's seed, so that runs can be compared."""
+
+
+class _SequenceReader:
+    """Makes the batch of (number, source, pack) for one rank; what both loaders are built on."""
+
+    def __init__(self, sources: Sequence[Source], images: ImageShare) -> None:
+        self.sources, self._images = sources, images
+        # Background threads start on device 0; this rank's is remembered for them.
+        self._cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def batch(self, number: int, source: int, pack: int) -> Batch:
+        """The batch of a pack. Whatever goes wrong is raised with the sequence's number and source."""
+        try:
+            content = read_sequence(self.sources[source], pack)
+            images = self._images.pack(content.images)
+        except AprielError as error:
+            raise type(error)(f"sequence {number}: {error.what}", error.why, error.fix) from error
+        except Exception as error:
+            label = self.sources[source].label
+            raise DataError(f"sequence {number} (source {label!r}, pack {pack}) cannot be read: {error!r}.") from error
+        return self._pinned(make_batch(content, images, number, source))
+
+    def padding(self, number: int, source: int) -> Batch:
+        """A batch without loss."""
+        return self._pinned(make_batch(padding_sequence(self.sources[source]), self._images.pack(()), number, source))
+
+    def _pinned(self, batch: Batch) -> Batch:
+        if self._cuda is None:
+            return batch
+        patches = batch.images.patches_PC
+        with torch.cuda.device(self._cuda):
+            if not patches.is_cuda:
+                return batch.pin_memory()
+            # Patches decoded on the GPU are where they belong; only the rest is pinned.
+            none = torch.zeros(0, patches.shape[1])
+            rest = replace(batch, images=replace(batch.images, patches_PC=none)).pin_memory()
+        return replace(rest, images=replace(rest.images, patches_PC=patches))
+
+    def close(self) -> None:
+        if self._images.decoder is not None:
+            self._images.decoder.close()
+
+
+def _open_reader(
+    sections: Sequence[SourceSection],
+    architecture: Architecture,
+    config: StageConfig,
+    seed: int,
+    *,
+    data_rank: int,
+    share: int,
+    shares: int,
+    with_images: bool,
+) -> _SequenceReader:
+    sources = open_sources(sections, architecture, config.sequence_length, seed)
+    if data_rank == 0 and share == 0 and with_images:
+        log_sources(sources)
+    tower = architecture.tower
+    decoder = None
+    if tower is not None and with_images and any(source.corpus.manifest.counts.images for source in sources):
+        decoder = _decoder(config.images, tower.patch_size)
+    return _SequenceReader(sources, ImageShare(share, shares, tower.patch_values if tower else 0, decoder))
+
+
+def _decoder(section: ImagesSection, patch_size: int) -> ImageDecoder:
+    return ImageDecoder(patch_size, device=section.device, threads=section.threads, damaged=section.damaged)
+
+
+class TrainingLoader:
+    """An iterator over this rank's batches of a run, prepared ahead in a background thread.
+
+    Ends with the run. Use as a context manager, or call :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        config: StageConfig,
+        architecture: Architecture,
+        *,
+        data_rank: int = 0,
+        data_size: int = 1,
+        share: int = 0,
+        shares: int = 1,
+        with_images: bool = True,
+        first_sequence: int = 0,
+    ) -> None:
+        """Open the mixture of ``config`` and start at sequence ``first_sequence``.
+
+        Args:
+            config: the stage.
+            architecture: of the model that reads the batches.
+            data_rank, data_size: this rank's place among the data-parallel ranks.
+            share, shares: this rank's place among the ranks that share a sequence's images.
+            with_images: False on ranks without a tower, which need slots but no pixels.
+            first_sequence: how many sequences the run has consumed.
+
+        Raises DataError if a corpus is damaged, does not fit the model, or has too few tokens for its ``epochs``;
+        ConfigError if the step cannot be divided over the data-parallel ranks.
+        """
+        per_step = config.sequences_per_step
+        if per_step % data_size:
+            raise ConfigError(
+                f"batch_tokens={config.batch_tokens} makes {per_step} sequences of {config.sequence_length} per step, "
+                f"which {data_size} data-parallel ranks cannot share.",
+                "Every rank runs the same number of sequences.",
+                f"Set batch_tokens to a multiple of {data_size * config.sequence_length}.",
+            )
+        self._number = config.steps * per_step
+        if not 0 <= first_sequence <= self._number or (self._number - first_sequence) % data_size:
+            raise DataError(
+                f"a run of {self._number} sequences cannot go on at sequence {first_sequence} with {data_size} "
+                "data-parallel ranks.",
+                "Every rank must get the same number of the sequences that are left.",
+            )
+        self._reader = _open_reader(
+            config.mixture,
+            architecture,
+            config,
+            config.seed,
+            data_rank=data_rank,
+            share=share,
+            shares=shares,
+            with_images=with_images,
+        )
+        sources = self._reader.sources
+        self.mixture = Mixture(config.mixture, [source.plan for source in sources], self._number)
+        own = range(first_sequence + data_rank, self._number, data_size)
+        self._batches = Prefetcher(self._batch, own, PREFETCHED)
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the consumer has waited for batches so far."""
+        return self._batches.wait_seconds
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the background thread and release the image decoder."""
+        self._batches.close()
+        self._reader.close()
+
+    def describe(self, sequence: int) -> dict[str, Any]:
+        """Where a sequence of the run comes from: its source, corpus and sample numbers, fit for JSON."""
+        number, pack = self.mixture.place(sequence)
+        source = self._reader.sources[number]
+        return {
+            "sequence": sequence,
+            "source": source.label,
+            "corpus": str(source.corpus.path),
+            "samples": [piece.document for piece in source.plan.pieces(pack, source.corpus)],
+        }
+
+    def _batch(self, sequence: int) -> Batch:
+        return self._reader.batch(sequence, *self.mixture.place(sequence))
+
+
+class ValidationLoader:
+    """This rank's batches of held-out sequences; iterating again gives the same ones again.
+
+    The first sequences of each corpus, corpus after corpus, are dealt out over the data-parallel ranks. Where they do
+    not divide, some ranks get a last batch of padding without loss, since all ranks must run equally many. A corpus
+    with fewer sequences than asked for gives all that it has, once.
+
+    Attributes:
+        micro_batches: batches of one pass.
+    """
+
+    def __init__(
+        self,
+        config: StageConfig,
+        architecture: Architecture,
+        *,
+        data_rank: int = 0,
+        data_size: int = 1,
+        share: int = 0,
+        shares: int = 1,
+        with_images: bool = True,
+    ) -> None:
+        """Open the corpora of ``config.validation``; arguments and errors as of :class:`TrainingLoader`."""
+        if config.validation is None:
+            raise ConfigError(
+                "the stage has no validation section, so there are no held-out sequences.",
+                fix="Give validation.corpora.",
+            )
+        self._reader = _open_reader(
+            config.validation.corpora,
+            architecture,
+            config,
+            VALIDATION_SEED,
+            data_rank=data_rank,
+            share=share,
+            shares=shares,
+            with_images=with_images,
+        )
+        places = [
+            (source, int(pack))
+            for source, opened in enumerate(self._reader.sources)
+            for pack in opened.plan.order(0)[: config.validation.sequences]
+        ]
+        self.micro_batches = -(-len(places) // data_size)
+        numbers = range(data_rank, self.micro_batches * data_size, data_size)
+        self._own = [(number, *places[number]) if number < len(places) else (number, 0, None) for number in numbers]
+        self._running: Prefetcher[Any, Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._stop()
+        self._running = Prefetcher(lambda place: self._batch(*place), self._own, PREFETCHED)
+        return self._running
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the background thread and release the image decoder."""
+        self._stop()
+        self._reader.close()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+
+    def _batch(self, number: int, source: int, pack: int | None) -> Batch:
+        return self._reader.padding(number, source) if pack is None else self._reader.batch(number, source, pack)
