@@ -56,9 +56,10 @@ def print_plan(
     console.print(f"Dry run of stage {config.stage} on {world_size} ranks: nothing is started.\n", highlight=False)
     console.print("Resolved configuration", style="bold")
     console.print(to_yaml(config), highlight=False, markup=False)
+    console.print(f"The model's shapes come from {origin}.\n", highlight=False, markup=False, soft_wrap=True)
     for table in (
         layout_table(layout, model),
-        parameters_table(config, model, origin),
+        parameters_table(config, model),
         steps_table(config, layout, model),
         _sources_table(config, corpora),
         memory_table(config, model, layout),
@@ -122,9 +123,9 @@ def layout_table(layout: Layout, architecture: Architecture) -> Table:
     return table
 
 
-def parameters_table(config: StageConfig, architecture: Architecture, origin: str) -> Table:
+def parameters_table(config: StageConfig, architecture: Architecture) -> Table:
     """Parameters of each part, trained and frozen."""
-    table = _table(f"Parameters (shapes from {origin})", "part", "parameters", "trained", "frozen", "rate factor")
+    table = _table("Parameters", "part", "parameters", "trained", "frozen", "rate factor")
     totals = [0, 0]
     for name in COMPONENTS:
         part = getattr(architecture, name)

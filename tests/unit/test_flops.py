@@ -50,11 +50,11 @@ def counted_forward(architecture: Architecture, documents: list[int], images: li
 @pytest.mark.parametrize(
     ("trained", "factors"),
     [
-        (dict(tower=1, projector=1, decoder=1), (3, 3, 3, 3, 3)),
-        (dict(projector=1, decoder=1), (3, 3, 1, 1, 3)),
-        (dict(decoder=1), (3, 3, 1, 1, 1)),
-        (dict(projector=1), (2, 3, 1, 1, 3)),
-        (dict(tower=1), (2, 3, 3, 3, 2)),
+        ({"tower": 1, "projector": 1, "decoder": 1}, (3, 3, 3, 3, 3)),
+        ({"projector": 1, "decoder": 1}, (3, 3, 1, 1, 3)),
+        ({"decoder": 1}, (3, 3, 1, 1, 1)),
+        ({"projector": 1}, (2, 3, 1, 1, 3)),
+        ({"tower": 1}, (2, 3, 3, 3, 2)),
     ],
 )
 def test_trained_and_frozen_parts(trained: dict[str, float], factors: tuple[int, ...]) -> None:

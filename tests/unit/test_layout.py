@@ -54,9 +54,9 @@ def test_neighbours_in_tensor_are_adjacent() -> None:
 @pytest.mark.parametrize(
     ("num_layers", "pipeline", "virtual", "expected"),
     [
-        (8, 1, 1, [[range(0, 8)]]),
-        (8, 2, 1, [[range(0, 4)], [range(4, 8)]]),
-        (8, 2, 2, [[range(0, 2), range(4, 6)], [range(2, 4), range(6, 8)]]),
+        (8, 1, 1, [[range(8)]]),
+        (8, 2, 1, [[range(4)], [range(4, 8)]]),
+        (8, 2, 2, [[range(2), range(4, 6)], [range(2, 4), range(6, 8)]]),
         (8, 2, 4, [[range(i, i + 1) for i in (0, 2, 4, 6)], [range(i, i + 1) for i in (1, 3, 5, 7)]]),
     ],
 )
@@ -80,7 +80,7 @@ def test_every_layer_stands_once(pipeline: int, virtual: int) -> None:
 def test_explicit_split_and_megatrons_form_of_it() -> None:
     layout = Layout(4, pipeline=2, virtual=2, layers_per_stage=(1, 3, 3, 2))
     assert [layout.layers_of(9, rank, chunk) for chunk in (0, 1) for rank in (0, 1)] == [
-        range(0, 1), range(1, 4), range(4, 7), range(7, 9),
+        range(1), range(1, 4), range(4, 7), range(7, 9),
     ]  # fmt: skip
     assert layout.megatron_layer_layout(9) == [
         ["embedding", "decoder"],

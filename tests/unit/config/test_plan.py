@@ -1,0 +1,160 @@
+"""The dry run: its figures, and that it answers anywhere."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.train.memory import layer_elements, micro_batches_in_flight, rank_memory
+from megatron_apriel.train.plan import print_plan
+
+APRIEL = Architecture.from_preset("apriel-15b")
+
+
+def stage(**changes: Any) -> StageConfig:
+    settings: dict[str, Any] = {
+        "stage": "trial",
+        "init_from": "no/such/model",
+        "output": "runs/trial",
+        "train": {"projector": 1, "decoder": 1},
+        "sequence_length": 8192,
+        "batch_tokens": 8192 * 64,
+        "tokens": "1B",
+        "mixture": [{"corpus": "no/such/a", "weight": 0.75}, {"corpus": "no/such/b", "weight": 0.25}],
+        "optimizer": {"peak": 1e-5},
+    }
+    return StageConfig.model_validate(settings | changes)
+
+
+def plan(config: StageConfig, world_size: int, **options: Any) -> str:
+    output = io.StringIO()
+    print_plan(config, world_size, console=Console(file=output, width=120), **options)
+    return output.getvalue()
+
+
+def row(text: str, name: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"│ {name} "))
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+def test_report() -> None:
+    config = stage(parallel={"tensor": 4, "sequence": True, "pipeline": 2, "virtual": 2})
+    text = plan(config, 64, architecture="apriel-15b")
+    assert "Dry run of stage trial on 64 ranks: nothing is started." in text
+    assert "sequence_length: 8192" in text
+    assert row(text, "tensor") == ["4", "8 heads, 2 groups, sequence parallel"]
+    assert row(text, "data")[0] == "8"
+    assert row(text, "  stage 0") == ["32", "tower, projector, embedding, layers 0-11, 24-35"]
+    assert row(text, "  stage 1") == ["32", "layers 12-23, 36-47, head"]
+    assert row(text, "tower") == ["403,489,792", "0", "403,489,792", "frozen"]
+    assert row(text, "decoder") == ["14,428,902,400", "14,428,902,400", "0", "1"]
+    assert row(text, "tokens per step") == ["524,288"]
+    assert row(text, "micro-batches per step and rank") == ["8"]
+    assert row(text, "steps") == ["1,908"]
+    assert row(text, "text, one document a sequence") == ["92.2 GFLOP per token"]
+    assert row(text, "a")[:2] == ["75.0%", "750,256,128"]
+    assert "note: init_from no/such/model does not exist yet." in text
+    assert "note: mixture a: no/such/a is not a prepared corpus" in text
+
+
+def test_shapes_come_from_the_checkpoint(tmp_path: Path) -> None:
+    tiny = Architecture.from_preset("tiny")
+    (tmp_path / "config.json").write_text(json.dumps(tiny.to_hf_config()))
+    config = stage(init_from=tmp_path, sequence_length=64, batch_tokens=640)
+    text = plan(config, 5)
+    assert f"The model's shapes come from {tmp_path}." in text
+    assert row(text, "decoder")[0] == f"{tiny.decoder.parameters:,}"
+    assert "init_from" not in text.split("note:", 1)[1]
+
+
+def test_a_missing_model_needs_a_preset() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(stage(), 8)
+    assert "init_from=no/such/model does not exist, so the model's shapes are not known." in str(caught.value)
+    assert "--architecture apriel-15b" in str(caught.value)
+
+
+def test_missing_corpora_are_errors_where_asked_for() -> None:
+    with pytest.raises(DataError, match="3 of the 3 corpora of stage trial cannot be read"):
+        validation = {"corpora": [{"corpus": "no/such/c"}]}
+        plan(stage(validation=validation), 8, architecture="apriel-15b", check_data=True)
+
+
+def test_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert plan(stage(), 8, architecture="apriel-15b") == ""
+
+
+def test_memory_of_weights_gradients_and_optimizer() -> None:
+    """Without parallelism these are plain products; with it, shards add up to the whole."""
+    whole = rank_memory(stage(), APRIEL, Layout(), 0)
+    assert APRIEL.projector is not None
+    trained = APRIEL.decoder.parameters + APRIEL.projector.parameters
+    assert whole.weights == 2 * APRIEL.parameters
+    assert (whole.gradients, whole.optimizer) == (4 * trained, 12 * trained)
+    assert whole.logits == 8 * 8192 * 131072
+    sharded = rank_memory(stage(), APRIEL, Layout(16), 0)
+    assert sharded.optimizer == whole.optimizer / 16 and sharded.gradients == whole.gradients
+    in_fp32 = rank_memory(stage(precision={"compute": "fp32"}), APRIEL, Layout(), 0)
+    assert (in_fp32.weights, in_fp32.optimizer) == (4 * APRIEL.parameters, 8 * trained)
+    stages = [rank_memory(stage(), APRIEL, Layout(4, pipeline=4), number) for number in range(4)]
+    assert sum(memory.weights for memory in stages) == whole.weights
+    assert [memory.logits > 0 for memory in stages] == [False, False, False, True]
+    assert [memory.images > 0 for memory in stages] == [True, False, False, False]
+
+
+def test_tensor_parallel_memory_keeps_norms_and_tower_whole() -> None:
+    decoder, tensor = APRIEL.decoder, 8
+    whole = (2 * decoder.num_layers + 1) * decoder.hidden_size
+    assert APRIEL.tower is not None and APRIEL.projector is not None
+    images = APRIEL.tower.parameters + APRIEL.projector.parameters
+    memory = rank_memory(stage(), APRIEL, Layout(tensor, tensor=tensor), 0)
+    assert memory.weights == 2 * ((decoder.parameters - whole) / tensor + whole + images)
+
+
+def test_fp8_adds_two_copies_of_the_matrices() -> None:
+    plain = rank_memory(stage(), APRIEL, Layout(), 0)
+    fp8 = rank_memory(stage(precision={"fp8": "tensorwise"}), APRIEL, Layout(), 0)
+    matrices = APRIEL.decoder.num_layers * (APRIEL.decoder.layer_parameters - 2 * APRIEL.decoder.hidden_size)
+    assert fp8.weights - plain.weights == 2 * matrices
+
+
+def test_activations_of_a_layer() -> None:
+    """By hand for h=5120, q=4096, k=1024, f=14336."""
+    sizes = {mode: layer_elements(APRIEL.decoder, mode, 1, False, True) for mode in ("none", "selective", "full")}
+    assert sizes == {"none": 4 * 5120 + 10240 + 3 * 14336, "selective": 3 * 5120 + 10240, "full": 5120}
+    assert layer_elements(APRIEL.decoder, "none", 8, True, True) == sizes["none"] / 8
+    assert layer_elements(APRIEL.decoder, "none", 8, False, True) == 4 * 5120 + (10240 + 3 * 14336) / 8
+    assert layer_elements(APRIEL.decoder, "none", 1, False, False) == 2 * 5120 + 10240 + 2 * 14336
+
+
+def test_recomputation_and_pipelines_in_activations() -> None:
+    kept = {
+        mode: rank_memory(stage(recompute={"mode": mode}), APRIEL, Layout(), 0).activations
+        for mode in ("none", "selective", "full")
+    }
+    assert kept["full"] < kept["selective"] < kept["none"]
+    assert kept["none"] == 2 * 8192 * 48 * layer_elements(APRIEL.decoder, "none", 1, False, True)
+    half = rank_memory(stage(recompute={"mode": "full", "layers": 24}), APRIEL, Layout(), 0).activations
+    assert kept["full"] < half < kept["none"]
+    assert [micro_batches_in_flight(Layout(4, pipeline=4), rank, 16) for rank in range(4)] == [4, 3, 2, 1]
+    assert micro_batches_in_flight(Layout(4, pipeline=4), 0, 2) == 2
+    # Megatron's schedule: 2 x (4 - 1) + (2 - 1) x 4 warm-up chunks and one more, of two chunks a rank.
+    assert micro_batches_in_flight(Layout(4, pipeline=4, virtual=2), 0, 16) == 11 / 2
+
+
+def test_a_trained_tower_needs_more_than_a_frozen_one() -> None:
+    frozen = rank_memory(stage(), APRIEL, Layout(8, tensor=8), 0).images
+    trained = rank_memory(stage(train={"tower": 1, "decoder": 1}), APRIEL, Layout(8, tensor=8), 0).images
+    recomputed = stage(train={"tower": 1, "decoder": 1}, recompute={"mode": "full"})
+    assert frozen < rank_memory(recomputed, APRIEL, Layout(8, tensor=8), 0).images < trained
+    assert rank_memory(stage(train={"decoder": 1}), Architecture(APRIEL.decoder), Layout(), 0).images == 0

@@ -1,0 +1,74 @@
+"""Numbers and paths as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction, parse_path
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        ("4M", 4_000_000), ("4Mi", 4_194_304), ("20B", 20_000_000_000), ("1.5K", 1500), ("16384", 16384), (7, 7),
+        ("1_000", 1000), (" 2 T ", 2 * 10**12), (4e6, 4_000_000), ("4.35K", 4350), ("2e10", 2 * 10**10),
+        ("100gi", 100 * 2**30),
+    ],
+)  # fmt: skip
+def test_counts(written: object, number: int) -> None:
+    assert parse_count(written) == number
+
+
+@pytest.mark.parametrize(("written", "number"), [("5GB", 5 * 10**9), ("512MiB", 2**29), ("7", 7), ("1 kb", 1000)])
+def test_bytes(written: object, number: int) -> None:
+    assert parse_bytes(written) == number
+
+
+@pytest.mark.parametrize(("written", "number"), [("10%", 0.1), ("0.1", 0.1), (1, 1.0), ("33.3%", 0.333), ("7 %", 0.07)])
+def test_fractions(written: object, number: float) -> None:
+    assert parse_fraction(written) == number
+
+
+@pytest.mark.parametrize(
+    ("parse", "written", "message"),
+    [
+        (parse_count, "4X", "'4X' is not a number with a unit; write for example 4Mi, 20B or 16384"),
+        (parse_count, "1.5", "'1.5' is not a whole number"),
+        (parse_count, -3, "-3 is not a number with a unit"),
+        (parse_count, True, "True is not a number"),
+        (parse_count, float("nan"), "nan is not a number"),
+        (parse_count, None, "None is not a number"),
+        (parse_bytes, "5 GX", "write for example 5GB, 512MiB or 1000000"),
+        (parse_fraction, "ten", "'ten' is not a fraction; write for example 10% or 0.1"),
+        (parse_fraction, "x%", "'x%' is not a fraction"),
+        (parse_fraction, "110%", "'110%' is not between 0% and 100%"),
+        (parse_fraction, "nan", "is not between"),
+        (parse_fraction, "NaN%", "is not between"),
+        (parse_path, "", "'' is not a path"),
+        (parse_path, 3, "3 is not a path"),
+        (parse_path, "a/${B", "malformed variable; write ${NAME} or ${NAME:-default}"),
+        (parse_path, "a/${B:+c}", "malformed variable"),
+        (parse_path, "~nobody_of_this_name/x", "there is no such home directory"),
+    ],
+)
+def test_mistakes(parse: Callable[[object], object], written: object, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse(written)
+    assert message in str(caught.value)
+
+
+def test_variables_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_ROOT", "/data/x")
+    monkeypatch.setenv("EMPTY_ROOT", "")
+    monkeypatch.delenv("MISSING_ROOT", raising=False)
+    assert parse_path("${SOME_ROOT}/a/${SOME_ROOT:-other}") == Path("/data/x/a/data/x")
+    assert parse_path("${MISSING_ROOT:-runs}/a") == Path("runs/a")
+    assert parse_path("${EMPTY_ROOT:-runs}/a") == Path("runs/a")
+    assert parse_path("$SOME_ROOT/a") == Path("$SOME_ROOT/a")
+    assert parse_path("~/a") == Path.home() / "a"
+    for name in ("MISSING_ROOT", "EMPTY_ROOT"):
+        with pytest.raises(ValueError, match=f"the environment variable {name}, which is not set; export {name}="):
+            parse_path(f"${{{name}}}/a")
