@@ -93,7 +93,7 @@ CASES = {
 
 @dataclass
 class Outcome:
-    """What a run shows: loss and gradient norm per step, and the first step's gradients of the whole model."""
+    """Losses of the steps and of an evaluation after them, gradient norms, and the first step's gradients."""
 
     losses: list[float]
     norms: list[float]
@@ -161,24 +161,35 @@ def run_case(case: Case, setup: Setup, weights: dict[str, torch.Tensor]) -> Outc
         for chunk in wrapped:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
-        iterators = [batches(case, step, layout) for _ in wrapped]
-        sums = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iterators[0] if single else iterators,
-            model=wrapped[0] if single else wrapped,
-            num_microbatches=SEQUENCES // layout.data,
-            seq_length=SEQUENCE_LENGTH,
-            micro_batch_size=1,
-            forward_only=False,
-            # The distributed optimizer leaves each rank its own part of the gradients; the first step's are compared.
-            force_all_reduce=step == 0,
-        )
+        # The distributed optimizer leaves each rank its own part of the gradients; the first step's are compared.
+        sums = run_schedule(wrapped, case, step, layout, force_all_reduce=step == 0)
         if step == 0:
             outcome.gradients = gather_full(chunks, lambda p: p.main_grad if p.requires_grad else None)
         _, norm, _ = optimizer.step()
         outcome.losses.append(total_loss(sums))
         outcome.norms.append(float(norm))
+    # Marks the parameters as not gathered since the last update, as the beginning of a training step does.
+    for chunk in wrapped:
+        chunk.zero_grad_buffer()
+    with torch.no_grad():
+        outcome.losses.append(total_loss(run_schedule(wrapped, case, STEPS, layout, forward_only=True)))
     return outcome
+
+
+def run_schedule(
+    wrapped: list[DistributedDataParallel], case: Case, step: int, layout: Layout, **how: bool
+) -> list[torch.Tensor]:
+    """One pass of Megatron's schedule over a global batch."""
+    iterators, single = [batches(case, step, layout) for _ in wrapped], len(wrapped) == 1
+    return get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iterators[0] if single else iterators,
+        model=wrapped[0] if single else wrapped,
+        num_microbatches=SEQUENCES // layout.data,
+        seq_length=SEQUENCE_LENGTH,
+        micro_batch_size=1,
+        **{"forward_only": False} | how,
+    )
 
 
 def total_loss(sums: list[torch.Tensor]) -> float:
