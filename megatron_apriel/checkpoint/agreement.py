@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from megatron_apriel.errors import AprielError, CheckpointError
 
+UNCHANGED = "What was there before is unchanged."
+
 
 def on_first_rank(work: Callable[[], None], path: Path) -> None:
     """Do ``work``, which writes ``path``, on rank 0 and let every rank know how it ended; collective.
@@ -33,4 +35,4 @@ def agree(failure: Exception | None, path: Path) -> None:
     if isinstance(failure, AprielError):
         raise failure
     if outcome[0] is not None:
-        raise CheckpointError(f"{path} could not be written: {outcome[0]}") from failure
+        raise CheckpointError(f"{path} could not be written: {outcome[0]}", UNCHANGED) from failure

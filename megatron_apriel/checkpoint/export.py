@@ -8,7 +8,6 @@ what training changed set anew.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.agreement import agree, on_first_rank
 from megatron_apriel.checkpoint.forms import CONFIG, Kind, config_for, recognise, sidecar_directory
+from megatron_apriel.checkpoint.hf_files import as_bytes, write_hf_sidecars
 from megatron_apriel.checkpoint.names import Form, Parameter, Split, parameters, weights
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
 from megatron_apriel.checkpoint.sources import SAFETENSORS_NAMES
@@ -27,13 +27,7 @@ from megatron_apriel.checkpoint.state import unwrapped
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.outputs import check_destination, whole_directory
 from megatron_apriel.progress import progress
-from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
 from megatron_apriel.surgery.tensor_files import TensorSpec, plan_shards, write_tensors
-
-SAMPLING = {"do_sample": True, "temperature": 0.6}
-"""How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
-_BOS, _EOS, _PAD = 1, 2, 11
-"""Tekken's ids."""
 
 
 @torch.no_grad()
@@ -105,38 +99,6 @@ def sidecar_source(source: Path) -> Path:
     return sidecar_directory(source) if recognise(source) is Kind.MEGATRON else source
 
 
-def write_hf_sidecars(
-    directory: Path, config: dict[str, object], source: Path, chat_template: str | None = None
-) -> None:
-    """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
-    copy_sidecars(source, directory)
-    write_json(directory / CONFIG, config)
-    generation_file = directory / "generation_config.json"
-    given = json.loads(generation_file.read_text(encoding="utf-8")) if generation_file.exists() else {}
-    text = config.get("text_config")
-    ids = text if isinstance(text, dict) else config
-    standard = {
-        "bos_token_id": ids.get("bos_token_id", _BOS),
-        "eos_token_id": ids.get("eos_token_id", _EOS),
-        "pad_token_id": _PAD,
-    }
-    write_json(generation_file, {**standard, **SAMPLING, **given})
-    if chat_template is not None:
-        _set_chat_template(directory, chat_template)
-
-
-def _set_chat_template(directory: Path, template: str) -> None:
-    """One template in one place: transformers 5 reads chat_template.jinja, and older places would contradict it."""
-    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-    (directory / "chat_template.json").unlink(missing_ok=True)
-    for name in ("tokenizer_config.json", "processor_config.json"):
-        file = directory / name
-        if file.exists():
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            if fields.pop("chat_template", None) is not None:
-                write_json(file, fields)
-
-
 def _check(destination: Path, architecture: Architecture, source: Path, dtype: str, overwrite: bool) -> None:
     check_destination(destination, overwrite)
     config_for(architecture, sidecar_source(source), dtype)
@@ -162,11 +124,6 @@ def _write_weights(
             yield as_bytes(tensor)
 
         write_tensors(directory, plan_shards(specs, max_shard_size), contents, step=step)
-
-
-def as_bytes(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor on the CPU, row by row, as stored."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _order(architecture: Architecture) -> list[str]:

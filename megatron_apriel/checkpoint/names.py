@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
+from typing import Any
 
 from megatron_apriel.architecture import Architecture, DecoderArchitecture, TowerArchitecture
 from megatron_apriel.errors import CheckpointError
@@ -106,10 +107,16 @@ class Weight:
         return self.shape[0], prod(self.shape[1:])
 
 
-def interleaved_row(row: int, head: int) -> int:
-    """Where Mistral's form keeps Hugging Face's ``row`` of a matrix whose heads have ``head`` rows."""
-    start, half, place = row - row % head, head // 2, row % head
-    return start + 2 * (place % half) + place // half
+def halves_from_pairs[Rows: Any](rows: Rows, head: int) -> Rows:
+    """Whole heads in Mistral's order of rows, put into Hugging Face's; any array [rows, columns], torch's or NumPy's."""
+    ordered: Rows = rows.reshape(-1, head // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+    return ordered
+
+
+def pairs_from_halves[Rows: Any](rows: Rows, head: int) -> Rows:
+    """Whole heads in Hugging Face's order of rows, put into Mistral's; inverse of :func:`halves_from_pairs`."""
+    ordered: Rows = rows.reshape(-1, 2, head // 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+    return ordered
 
 
 class Split(StrEnum):

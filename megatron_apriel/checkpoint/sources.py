@@ -18,7 +18,8 @@ from torch import Tensor
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.forms import Kind, recognise
-from megatron_apriel.checkpoint.names import Form, Resolution, Weight, resolve, weights
+from megatron_apriel.checkpoint.names import Form, Resolution, Weight, halves_from_pairs, resolve, weights
+from megatron_apriel.checkpoint.run_file import read_run_file
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.surgery.tensor_files import TensorDirectory
 
@@ -60,8 +61,21 @@ def open_source(path: str | Path, architecture: Architecture) -> WeightSource:
     if kind is Kind.MEGATRON:
         from megatron_apriel.checkpoint.reader import DistributedWeights
 
+        read_run_file(path)
         return DistributedWeights(path, architecture)
     return SafetensorsWeights(path, architecture, kind)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """``tensor`` in ``dtype``, rounded to nearest. Raises CheckpointError if a number overflows, naming ``name``."""
+    result = tensor.to(dtype)
+    if dtype != tensor.dtype and not torch.equal(result.isfinite(), tensor.isfinite()):
+        raise CheckpointError(
+            f"{name} has numbers that {str(dtype).removeprefix('torch.')} cannot hold.",
+            f"The largest is {float(tensor[tensor.isfinite()].abs().max()):g}.",
+            "Keep the stored dtype, or choose bfloat16 or float32.",
+        )
+    return result
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
@@ -94,9 +108,8 @@ class SafetensorsWeights:
             return self._rectangle(name, start, stop, columns)
         # Rows change places inside a head only: read whole heads, put them in order, cut.
         first = start - start % head
-        rows = self._rectangle(name, first, stop + -stop % head, columns)
-        ordered = rows.view(-1, head // 2, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
-        return ordered[start - first : stop - first]
+        rows = halves_from_pairs(self._rectangle(name, first, stop + -stop % head, columns), head)
+        return rows[start - first : stop - first]
 
     def _rectangle(self, name: str, start: int, stop: int, columns: tuple[int, int] | None) -> Tensor:
         entry = self._entries[name]

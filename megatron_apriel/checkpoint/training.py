@@ -22,11 +22,13 @@ import torch
 import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 
-from megatron_apriel.checkpoint.agreement import on_first_rank
+from megatron_apriel.checkpoint.agreement import UNCHANGED, on_first_rank
 from megatron_apriel.checkpoint.forms import CONFIG, SIDECAR_DIRECTORY, config_for, sidecar_directory
 from megatron_apriel.checkpoint.retention import steps_to_keep
 from megatron_apriel.checkpoint.run_file import read_run_file, write_run_file, write_sidecars
+from megatron_apriel.checkpoint.shard_writer import first_failure
 from megatron_apriel.checkpoint.state import architecture_of_model, load_state, save_state, unwrapped
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
@@ -100,10 +102,10 @@ class CheckpointStore:
         on_first_rank(lambda: self._prepare(partial), path)
         try:
             saved = save_state(partial, models, optimizer)
-        except Exception as error:
+        except CheckpointException as error:  # torch raises it on all ranks alike
             if dist.get_rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"{path} could not be written: {error}.", _UNCHANGED) from error
+            raise CheckpointError(f"{path} could not be written: {first_failure(error)}.", UNCHANGED) from error
         record = {
             "step": step,
             **saved,
@@ -114,8 +116,12 @@ class CheckpointStore:
 
         def finish() -> None:
             architecture, source = architecture_of_model(models), self._sidecars(Path(sidecars))
-            write_sidecars(partial, config_for(architecture, source, dtype), source)
-            publish(partial, path, record)
+            try:
+                write_sidecars(partial, config_for(architecture, source, dtype), source)
+                publish(partial, path, record)
+            except Exception:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
             self._remove_superseded()
 
         on_first_rank(finish, path)
@@ -195,6 +201,3 @@ def _is_whole(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-_UNCHANGED = "Earlier checkpoints are unchanged."

@@ -290,22 +290,24 @@ def test_killed_in_mid_save(checkpoint, tmp_path):
     assert names == ["step_00000001", "step_00000002"]
 
 
-def _disk_full(rank: int, world_size: int, source: Path, where: Path) -> str:
+def _disk_full(rank: int, world_size: int, source: Path, where: Path, at: str) -> str:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
     layout = Layout(2, tensor=2)
     with groups.initialized(layout):
         run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
-        if rank == 0:
-
-            def full(*arguments: Any) -> None:
-                raise OSError(28, "No space left on device")
-
+        if at == "shards" and rank == 1:
+            torch.distributed.checkpoint.FileSystemWriter.write_data = full
+        if at == "sidecars" and rank == 0:
             training.write_sidecars = full
         with pytest.raises(CheckpointError) as caught:
             store.save(1, run.chunks, run.optimizer, {}, source)
         return str(caught.value)
 
 
-def test_a_save_that_fails_fails_on_all_ranks(checkpoint, tmp_path):
-    messages = run_ranks(2, _disk_full, checkpoint, tmp_path, timeout=60)
-    assert all("No space left" in message for message in messages)
-    assert CheckpointStore(tmp_path, KEEP_ALL, 4).latest() is None
+@pytest.mark.parametrize("at", ["shards", "sidecars"])
+def test_a_save_that_fails_fails_on_all_ranks(checkpoint, tmp_path, at):
+    messages = run_ranks(2, _disk_full, checkpoint, tmp_path, at, timeout=60)
+    assert all("No space left" in message and "unchanged" in message for message in messages)
+    assert list(tmp_path.iterdir()) == []

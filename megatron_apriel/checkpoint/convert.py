@@ -1,0 +1,223 @@
+"""Converts a checkpoint between Hugging Face's form, Mistral's own, and a run's distributed checkpoint.
+
+The numbers are not touched unless another dtype is asked for: only names, the order of rows and the cutting into files
+change. Everything is streamed, a few megabytes of rows at a time, and appears at its destination when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.forms import (
+    RUN_FILE,
+    SIDECAR_DIRECTORY,
+    Kind,
+    architecture_of,
+    config_for,
+    recognise,
+    sidecar_directory,
+)
+from megatron_apriel.checkpoint.hf_files import as_bytes, write_hf_sidecars
+from megatron_apriel.checkpoint.names import Form, Weight, pairs_from_halves
+from megatron_apriel.checkpoint.params import architecture_from_params, params_from_architecture
+from megatron_apriel.checkpoint.processors import write_processor
+from megatron_apriel.checkpoint.run_file import write_run_file, write_sidecars
+from megatron_apriel.checkpoint.sources import SAFETENSORS_NAMES, WeightSource, cast, open_source
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.outputs import check_destination, check_space, whole_directory
+from megatron_apriel.progress import progress
+from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
+from megatron_apriel.surgery.tensor_files import Base, TensorSpec, plan_shards, write_tensors
+
+PARAMS = "params.json"
+MARKERS = {Kind.HF: "config.json", Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
+"""File that tells an earlier result of each form from a directory of somebody's."""
+
+_PIECE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """All that will be done, checked before anything is.
+
+    Attributes:
+        source, kind: the checkpoint and its form.
+        to: form of the result.
+        architecture: of the model.
+        weights: the source's, all accounted for.
+        dtype: to cast to; None keeps each tensor's own.
+        max_shard_size: bytes per safetensors file; None for one file.
+    """
+
+    source: Path
+    kind: Kind
+    to: Kind
+    architecture: Architecture
+    weights: WeightSource
+    dtype: torch.dtype | None
+    max_shard_size: int | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result's tensors."""
+        return sum(spec.size for spec in self.specs.values())
+
+    @property
+    def form(self) -> Form:
+        """How the result spells names, where it is safetensors."""
+        if self.to is Kind.MISTRAL:
+            return Form.MISTRAL
+        return Form.TEXT_ONLY if self.architecture.tower is None else Form.LEGACY
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """What safetensors would hold, by legacy name."""
+        return {
+            name: TensorSpec(weight.stored_as(self.form), SAFETENSORS_NAMES[self.dtype_of(name)], weight.shape)
+            for name, weight in self.weights.table.items()
+        }
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Dtype of a weight in the result."""
+        return self.dtype or self.weights.dtypes[name]
+
+    def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """A weight in pieces of whole heads: first row, and rows in the result's order and dtype."""
+        weight, dtype = self.weights.table[name], self.dtype_of(name)
+        row_bytes, unit = weight.matrix[1] * 4, weight.interleaved_head or 1
+        count = max(1, _PIECE_BYTES // (row_bytes * unit)) * unit
+        for start in range(0, weight.matrix[0], count):
+            rows = self.weights.read(name, start, min(start + count, weight.matrix[0]))
+            yield start, self.stored(cast(rows, dtype, name), weight)
+
+    def stored(self, rows: Tensor, weight: Weight) -> Tensor:
+        """Whole heads of a weight in the order in which the result keeps them."""
+        in_pairs = self.form is Form.MISTRAL and weight.interleaved_head
+        return pairs_from_halves(rows, weight.interleaved_head) if in_pairs else rows
+
+
+def plan_conversion(
+    source: str | Path, to: Kind, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
+) -> Conversion:
+    """Recognise the source and account for all of its tensors.
+
+    Raises:
+        CheckpointError: no checkpoint, damaged, incomplete, or of a model that the other form cannot say.
+    """
+    path = Path(source)
+    kind, architecture = recognise(path), architecture_of(path)
+    conversion = Conversion(path, kind, to, architecture, open_source(path, architecture), dtype, max_shard_size)
+    if to is Kind.MISTRAL:
+        params_from_architecture(architecture)
+    return conversion
+
+
+def convert(conversion: Conversion, destination: str | Path, *, overwrite: bool = False, verify: bool = False) -> None:
+    """Write the result; the destination is whole or as it was.
+
+    Args:
+        conversion: from :func:`plan_conversion`.
+        destination: directory to be made.
+        overwrite: replace an earlier result of the same form there.
+        verify: also read everything again and compare, before it is put in place.
+
+    Raises:
+        CheckpointError, OutputError: nothing was written.
+    """
+    marker = MARKERS[conversion.to]
+    check_destination(destination, overwrite, marker, [conversion.source])
+    with whole_directory(destination, overwrite, marker, [conversion.source]) as partial:
+        check_space(partial, conversion.size)
+        with progress("converting", total=conversion.size, unit="bytes") as step:
+            if conversion.to is Kind.MEGATRON:
+                from megatron_apriel.checkpoint.shard_writer import write_shards
+
+                write_shards(partial, conversion.weights, conversion.architecture, conversion.dtype, step)
+            else:
+                _write_safetensors(conversion, partial, step)
+        _WRITE_SIDECARS[conversion.to](conversion, partial)
+        if verify:
+            _verify(conversion, partial)
+
+
+def _write_safetensors(conversion: Conversion, directory: Path, step: Any) -> None:
+    base: Base = "consolidated" if conversion.to is Kind.MISTRAL else "model"
+    specs = conversion.specs
+    names = {spec.name: name for name, spec in specs.items()}
+
+    def contents(spec: TensorSpec) -> Iterator[memoryview]:
+        for _, rows in conversion.rows(names[spec.name]):
+            yield as_bytes(rows)
+
+    write_tensors(
+        directory, plan_shards(specs.values(), conversion.max_shard_size, base), contents, base=base, step=step
+    )
+
+
+def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
+    source = sidecar_directory(conversion.source)
+    config = _config(conversion)
+    write_hf_sidecars(directory, config, source)
+    tekken = source / "tekken.json"
+    if tekken.is_file() and not (directory / "tokenizer.json").exists():
+        write_processor(tekken, conversion.architecture, directory)
+
+
+def _mistral_sidecars(conversion: Conversion, directory: Path) -> None:
+    source = sidecar_directory(conversion.source)
+    params = params_from_architecture(conversion.architecture)
+    given = source / PARAMS
+    if given.is_file() and architecture_from_params(given) == conversion.architecture:
+        params = json.loads(given.read_text(encoding="utf-8"))
+    write_json(directory / PARAMS, params)
+    copy_sidecars(source, directory)
+
+
+def _megatron_sidecars(conversion: Conversion, directory: Path) -> None:
+    source = sidecar_directory(conversion.source)
+    write_sidecars(directory, _config(conversion), source)
+    if conversion.kind is Kind.MISTRAL:
+        # Mistral's description of the model goes along, so that the way back gives the same file.
+        write_json(directory / SIDECAR_DIRECTORY / PARAMS, json.loads((source / PARAMS).read_text(encoding="utf-8")))
+    # No layout wrote it and no optimizer belongs to it: weights to begin a run from.
+    write_run_file(directory, {"step": 0, "layout": None, "optimizer_groups": None, "extra": {}})
+
+
+_WRITE_SIDECARS = {Kind.HF: _hf_sidecars, Kind.MISTRAL: _mistral_sidecars, Kind.MEGATRON: _megatron_sidecars}
+
+
+def _config(conversion: Conversion) -> dict[str, object]:
+    dtypes = {conversion.dtype_of(name) for name in conversion.weights.table}
+    # Of several dtypes the widest, into which the others fit.
+    widest = max(dtypes, key=lambda dtype: (dtype.itemsize, dtype == torch.bfloat16))
+    source = sidecar_directory(conversion.source)
+    return config_for(conversion.architecture, source, str(widest).removeprefix("torch."))
+
+
+def _verify(conversion: Conversion, directory: Path) -> None:
+    """Read the result as any user would, and compare every number with the source's."""
+    written = open_source(directory, conversion.architecture)
+    with progress("verifying", total=conversion.size, unit="bytes") as step:
+        for name, weight in conversion.weights.table.items():
+            for start, rows in conversion.rows(name):
+                found = written.read(name, start, start + rows.shape[0])
+                found = conversion.stored(found, weight)
+                if found.dtype != rows.dtype or not torch.equal(_bits(found), _bits(rows)):
+                    raise CheckpointError(
+                        f"{name}, from row {start}, came out otherwise than it went in.",
+                        "A disk or memory is at fault, or the source was changed meanwhile.",
+                    )
+                step(rows.numel() * rows.element_size())
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """As bytes, so that NaN equals itself."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

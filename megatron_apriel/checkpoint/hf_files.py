@@ -1,0 +1,54 @@
+"""What lies in a Hugging Face directory beside the weights, and the bytes of the weights themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_apriel.checkpoint.forms import CONFIG
+from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
+
+SAMPLING = {"do_sample": True, "temperature": 0.6}
+"""How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
+_BOS, _EOS, _PAD = 1, 2, 11
+"""Tekken's ids."""
+
+
+def write_hf_sidecars(
+    directory: Path, config: dict[str, object], source: Path, chat_template: str | None = None
+) -> None:
+    """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
+    copy_sidecars(source, directory)
+    write_json(directory / CONFIG, config)
+    generation_file = directory / "generation_config.json"
+    given = json.loads(generation_file.read_text(encoding="utf-8")) if generation_file.exists() else {}
+    text = config.get("text_config")
+    ids = text if isinstance(text, dict) else config
+    standard = {
+        "bos_token_id": ids.get("bos_token_id", _BOS),
+        "eos_token_id": ids.get("eos_token_id", _EOS),
+        "pad_token_id": _PAD,
+    }
+    write_json(generation_file, {**standard, **SAMPLING, **given})
+    if chat_template is not None:
+        _set_chat_template(directory, chat_template)
+
+
+def _set_chat_template(directory: Path, template: str) -> None:
+    """One template in one place: transformers 5 reads chat_template.jinja, and older places would contradict it."""
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (directory / "chat_template.json").unlink(missing_ok=True)
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        file = directory / name
+        if file.exists():
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            if fields.pop("chat_template", None) is not None:
+                write_json(file, fields)
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor on the CPU, row by row, as stored."""
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,276 @@
+"""tools/convert_checkpoint.py: round trips to the bit, and Mistral's order of rows against transformers' formula."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.hf import load_weights
+from megatron_apriel.checkpoint.params import architecture_from_params, params_from_architecture
+from megatron_apriel.checkpoint.reader import DistributedCheckpointSource
+from megatron_apriel.errors import CheckpointError, run_command
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.tokenizers import write_small_tekken
+
+TINY = Architecture.from_preset("tiny")
+TEXT = Architecture(TINY.decoder)
+ROOT = Path(__file__).parents[3]
+
+
+def _tool() -> Any:
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", ROOT / "tools" / "convert_checkpoint.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def convert(*arguments: object) -> int:
+    return run_command(lambda: _tool().main([str(argument) for argument in arguments]))
+
+
+def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor for file in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(file).items()
+    }
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]), name
+
+
+def to_mistral(stored: dict[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Mistral's form, made here from the published description alone: names, and q and k permuted head by head."""
+
+    def permuted(weight: torch.Tensor, head: int) -> torch.Tensor:
+        # The inverse of transformers' conversion: view(H, d//2, 2, in).transpose(1, 2).reshape(H*d, in).
+        return weight.view(-1, 2, head // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape).contiguous()
+
+    decoder, tower, result = architecture.decoder, architecture.tower, {}
+    renamed = {
+        "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv",
+        "self_attn.o_proj": "attention.wo", "attention.q_proj": "attention.wq", "attention.k_proj": "attention.wk",
+        "attention.v_proj": "attention.wv", "attention.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3", "gate_proj": "w1", "down_proj": "w2",
+        "up_proj": "w3", "post_attention_layernorm": "ffn_norm", "input_layernorm": "attention_norm",
+        "linear_1": "w_in", "linear_2": "w_out", "embed_tokens": "tok_embeddings",
+    }  # fmt: skip
+    for name, tensor in stored.items():
+        in_tower = name.startswith("vision_tower")
+        new = name.replace("language_model.model.", "").replace("language_model.lm_head", "output")
+        new = new.replace("vision_tower", "vision_encoder").replace("multi_modal_projector", "vision_language_adapter")
+        for old, mistral in renamed.items():
+            new = new.replace(old, mistral)
+        rotary = name.endswith(("q_proj.weight", "k_proj.weight"))
+        result[new] = permuted(tensor, tower.head_dim if in_tower else decoder.head_dim) if rotary else tensor
+    return result
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf_checkpoint(tmp_path_factory.mktemp("forms") / "hf", TINY, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def mistral(hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("forms") / "mistral"
+    directory.mkdir()
+    save_file(to_mistral(load_file(hf / "model.safetensors"), TINY), directory / "consolidated.safetensors")
+    # As Mistral writes it, with a key that this project does not know.
+    params = {**params_from_architecture(TINY), "model_type": "transformer"}
+    (directory / "params.json").write_text(json.dumps(params))
+    return directory
+
+
+def test_mistral_form_is_the_published_one(hf, mistral, tmp_path):
+    assert convert(hf, tmp_path / "out", "--to", "mistral", "--verify") == 0
+    assert_same(tensors_of(tmp_path / "out"), tensors_of(mistral))
+    assert architecture_from_params(tmp_path / "out" / "params.json") == architecture_from_params(
+        mistral / "params.json"
+    )
+
+
+def test_mistral_to_hf_gives_the_same_logits(mistral, hf, tmp_path):
+    from transformers import LlavaForConditionalGeneration
+
+    assert convert(mistral, tmp_path / "out", "--to", "hf", "--verify") == 0
+    assert_same(tensors_of(tmp_path / "out"), tensors_of(hf))
+    inputs = {"input_ids": torch.tensor([[1, 10, 10, 12, 10, 10, 13, 40, 41]]), "image_sizes": torch.tensor([[32, 32]])}
+    inputs["pixel_values"] = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for directory in (hf, tmp_path / "out"):
+        model, report = LlavaForConditionalGeneration.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True
+        )
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        with torch.no_grad():
+            logits.append(model.eval()(**inputs).logits)
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("hf", "mistral", "hf"),
+        ("hf", "megatron", "hf"),
+        ("mistral", "megatron", "mistral"),
+        ("mistral", "hf", "mistral"),
+    ],
+)
+def test_round_trips_are_exact(hf, mistral, tmp_path, path):
+    source = {"hf": hf, "mistral": mistral}[path[0]]
+    assert convert(source, tmp_path / "there", "--to", path[1], "--verify") == 0
+    assert convert(tmp_path / "there", tmp_path / "back", "--to", path[2], "--max-shard-size", "200KB") == 0
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 2
+    assert_same(tensors_of(tmp_path / "back"), tensors_of(source))
+    if path == ("hf", "megatron", "hf"):
+        assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads(
+            (hf / "config.json").read_text()
+        )
+    if path == ("mistral", "megatron", "mistral"):
+        given, back = (json.loads((place / "params.json").read_text()) for place in (mistral, tmp_path / "back"))
+        assert given == back
+
+
+def test_text_only(tmp_path):
+    source = write_hf_checkpoint(tmp_path / "text", TEXT)
+    assert convert(source, tmp_path / "mistral", "--to", "mistral") == 0
+    assert "vision_encoder" not in json.loads((tmp_path / "mistral" / "params.json").read_text())
+    assert convert(tmp_path / "mistral", tmp_path / "back", "--to", "hf") == 0
+    assert_same(tensors_of(tmp_path / "back"), tensors_of(source))
+
+
+def test_megatron_form_loads_and_reads_by_rows(hf, stand_in, tmp_path, monkeypatch):
+    """Pieces of a few rows each: what training loads and what averaging reads are the source's numbers."""
+    from megatron_apriel.checkpoint import shard_writer
+
+    monkeypatch.setattr(shard_writer, "PIECE_BYTES", 5000)
+    assert convert(hf, tmp_path / "run", "--to", "megatron") == 0
+    expected, model = stand_in(TINY), stand_in(TINY)
+    load_weights([expected], hf, TINY)
+    load_weights([model], tmp_path / "run", TINY)
+    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), model.parameters(), strict=True))
+    source, stored = DistributedCheckpointSource(tmp_path / "run"), load_file(hf / "model.safetensors")
+    assert source.tensors.keys() == stored.keys()
+    for name, spec in source.tensors.items():
+        assert spec.shape == tuple(stored[name].shape) and spec.dtype == "BF16"
+        start, stop = spec.rows // 3, spec.rows // 3 + max(1, spec.rows // 2)
+        rows = source.read(name, start, stop)
+        assert rows.dtype == numpy.uint16
+        assert rows.tobytes() == stored[name][start:stop].contiguous().view(torch.uint8).numpy().tobytes(), name
+
+
+def test_dtype(hf, tmp_path, capsys):
+    assert convert(hf, tmp_path / "wide", "--to", "hf", "--dtype", "float32") == 0
+    narrow = load_file(hf / "model.safetensors")
+    assert_same(tensors_of(tmp_path / "wide"), {name: tensor.float() for name, tensor in narrow.items()})
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
+    narrow["vision_tower.ln_pre.weight"][3] = 1e30
+    (tmp_path / "large").mkdir()
+    shutil.copy(hf / "config.json", tmp_path / "large")
+    save_file(narrow, tmp_path / "large" / "model.safetensors")
+    assert convert(tmp_path / "large", tmp_path / "half", "--to", "hf", "--dtype", "float16") == 1
+    assert "vision_tower.ln_pre.weight has numbers that float16 cannot hold" in capsys.readouterr().err
+    assert not (tmp_path / "half").exists()
+
+
+def test_tokenizer_and_processor_from_tekken(tmp_path):
+    """What Mistral publishes becomes a directory that transformers' own classes load."""
+    from dataclasses import replace
+
+    from transformers import AutoProcessor
+
+    architecture = replace(TINY, decoder=replace(TINY.decoder, vocab_size=1300))
+    hf = write_hf_checkpoint(tmp_path / "hf", architecture)
+    assert convert(hf, tmp_path / "mistral", "--to", "mistral") == 0
+    write_small_tekken(tmp_path / "mistral" / "tekken.json", 1300)
+    assert convert(tmp_path / "mistral", tmp_path / "out", "--to", "hf") == 0
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert processor.tokenizer("Hello")["input_ids"]
+    assert processor.image_processor.size["longest_edge"] == 256
+
+
+def test_existing_destination_and_dry_run(hf, tmp_path, capsys):
+    target = tmp_path / "out"
+    assert convert(hf, target, "--to", "mistral", "--dry-run") == 0
+    assert "nothing was written" in capsys.readouterr().out and not target.exists()
+    target.mkdir()
+    (target / "mine.txt").write_text("precious")
+    assert convert(hf, target, "--to", "mistral") == 1
+    assert convert(hf, target, "--to", "mistral", "--overwrite") == 1
+    assert "has no params.json" in capsys.readouterr().err
+    assert [path.name for path in target.iterdir()] == ["mine.txt"]
+    (target / "params.json").write_text("{}")
+    assert convert(hf, target, "--to", "mistral", "--overwrite") == 0
+    assert not (target / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-7]), "truncated"),
+        (lambda path: save_file({"layers.0.attention.wq.weight": torch.ones(2, 2)}, path), "missing (vision_encoder."),
+        (lambda path: save_file({"other": torch.ones(2, 2)}, path), "none of its 1 tensors is a decoder weight"),
+        (lambda path: path.unlink(), "holds no checkpoint"),
+    ],
+)
+def test_damaged_sources(mistral, tmp_path, capsys, damage, message):
+    shutil.copytree(mistral, tmp_path / "source")
+    damage(tmp_path / "source" / "consolidated.safetensors")
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "hf") == 1
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_failure_in_mid_write_leaves_nothing(hf, tmp_path, capsys, monkeypatch):
+    from megatron_apriel.checkpoint import sources
+
+    read, calls = sources.SafetensorsWeights.read, []
+
+    def fails(self, *arguments):
+        calls.append(1)
+        if len(calls) > 20:
+            raise CheckpointError("the disk went away")
+        return read(self, *arguments)
+
+    monkeypatch.setattr(sources.SafetensorsWeights, "read", fails)
+    for form in ("hf", "mistral", "megatron"):
+        calls.clear()
+        assert convert(hf, tmp_path / "out", "--to", form) == 1
+        assert "the disk went away" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_mistrals_form_cannot_say(tmp_path, capsys):
+    from dataclasses import replace
+
+    gelu = replace(TINY, tower=replace(TINY.tower, activation="gelu"))
+    source = write_hf_checkpoint(tmp_path / "gelu", gelu)
+    assert convert(source, tmp_path / "out", "--to", "mistral") == 1
+    assert "tower activation 'gelu' cannot be said in Mistral's params.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"moe": {"num_experts": 8}}, "moe={'num_experts': 8} is not supported"),
+        ({"n_layers": "four"}, "n_layers='four' is not a positive whole number"),
+        ({"n_kv_heads": 3}, "n_heads=4 is not a multiple of n_kv_heads=3"),
+        ({"sliding_window": 128}, "sliding_window=128 is not supported"),
+    ],
+)
+def test_unsupported_params(tmp_path, params, message):
+    (tmp_path / "params.json").write_text(json.dumps({**params_from_architecture(TINY), **params}))
+    with pytest.raises(CheckpointError) as caught:
+        architecture_from_params(tmp_path / "params.json")
+    assert message in str(caught.value)

@@ -1,0 +1,212 @@
+"""What stays on disk, what is read back, and what a damaged or hostile checkpoint does: says so, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.convert import convert, plan_conversion
+from megatron_apriel.checkpoint.forms import Kind, architecture_of, recognise
+from megatron_apriel.checkpoint.metadata import read_metadata
+from megatron_apriel.checkpoint.reader import DistributedCheckpointSource
+from megatron_apriel.checkpoint.retention import steps_to_keep
+from megatron_apriel.checkpoint.run_file import read_run_file
+from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.config.schema import KeepPolicy
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.model.builder import build_model
+from megatron_apriel.model.options import ModelOptions
+from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+
+TINY = Architecture.from_preset("tiny")
+ALL = KeepPolicy(policy="all")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf_checkpoint(tmp_path_factory.mktemp("store") / "hf", TINY, dtype="bfloat16")
+
+
+@pytest.fixture
+def store(source: Path, tmp_path: Path) -> CheckpointStore:
+    """Three checkpoints of weights only."""
+    for step in (10, 20, 30):
+        convert(plan_conversion(source, Kind.MEGATRON), tmp_path / "checkpoints" / f"step_{step:08d}")
+    return CheckpointStore(tmp_path / "checkpoints", ALL, 30)
+
+
+def simulate(saves: list[int], policy: KeepPolicy, total: int) -> list[int]:
+    """The checkpoints on disk at the end of a run that saves at ``saves``."""
+    on_disk: set[int] = set()
+    for step in saves:
+        on_disk |= {step}
+        kept = steps_to_keep(on_disk, policy, total)
+        assert step in kept and kept <= on_disk
+        on_disk = kept
+    return sorted(on_disk)
+
+
+def test_policies():
+    every_ten = list(range(10, 101, 10))
+    assert simulate(every_ten, ALL, 100) == every_ten
+    assert simulate(every_ten, KeepPolicy(policy="last", number=3), 100) == [80, 90, 100]
+    assert simulate(every_ten, KeepPolicy(policy="last", number=1), 100) == [100]
+    assert steps_to_keep([], ALL, 100) == set()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7])
+@pytest.mark.parametrize(("every", "total"), [(1, 6), (10, 60), (500, 4768), (7, 100), (33, 500), (3, 20)])
+def test_equispaced_leaves_the_nearest(number, every, total):
+    """Deleting as the run goes leaves the same as choosing at the end with everything still there."""
+    saves = [*range(every, total, every), total]
+    left = simulate(saves, KeepPolicy(policy="equispaced", number=number), total)
+    nearest = {min(saves, key=lambda step: abs(step - total * part / number)) for part in range(1, number + 1)}
+    assert {min(abs(s - total * p / number) for s in left) for p in range(1, number + 1)} == {
+        min(abs(s - total * p / number) for s in saves) for p in range(1, number + 1)
+    }
+    assert len(left) == len(nearest) and left[-1] == total
+    if len(saves) >= 2 * number:
+        assert len(left) == number
+
+
+def test_equispaced_survives_extra_saves():
+    """A save at SIGTERM at an odd step moves nothing but itself."""
+    policy = KeepPolicy(policy="equispaced", number=3)
+    assert simulate([10, 20, 23, 30, 40, 50, 60], policy, 60) == [20, 40, 60]
+
+
+def test_listing(store):
+    (store.directory / "step_00000040.partial").mkdir()
+    (store.directory / "notes").mkdir()
+    assert list(store.complete()) == [10, 20, 30]
+    assert store.latest() == store.directory / "step_00000030"
+    assert CheckpointStore(store.directory / "absent", ALL, 30).latest() is None
+    assert recognise(store.latest()) is Kind.MEGATRON
+    assert architecture_of(store.latest()) == TINY
+    with pytest.raises(CheckpointError, match=r"Did you mean .*checkpoints/step_00000030"):
+        recognise(store.directory.parent)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: os.truncate(path / "__0_0.distcp", 1000), r"__0_0.distcp has 1,000 bytes; [0-9,]+ were written"),
+        (lambda path: (path / "__0_0.distcp").unlink(), r"__0_0.distcp is missing"),
+        (lambda path: (path / ".metadata").unlink(), r"\.metadata is missing"),
+        (lambda path: (path / "hf" / "config.json").unlink(), r"config.json is missing"),
+        (lambda path: (path / "run.json").unlink(), r"run.json does not exist"),
+        (lambda path: (path / "run.json").write_text("{"), r"run.json is damaged"),
+        (lambda path: (path / "run.json").write_text('{"format": 9, "files": {}}'), r"format 9"),
+    ],
+)
+def test_a_damaged_newest_is_named_and_never_skipped(store, damage, message):
+    damage(store.directory / "step_00000030")
+    damage(store.directory / "step_00000020")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        store.latest()
+    assert "Remove or rename" in str(caught.value) and "to go on from step_00000010" in str(caught.value)
+
+
+def test_damaged_inside(store, source):
+    """Bytes changed in place keep the size; what describes the tensors is checked against it all the same."""
+    path = store.directory / "step_00000030"
+    file = path / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    place = data.index(b"BFloat16Storage")
+    data[place : place + 15] = b"XFloat16Storage"
+    file.write_bytes(data)
+    checkpoint = DistributedCheckpointSource(path)
+    with pytest.raises(CheckpointError, match="distcp"):
+        for name, spec in checkpoint.tensors.items():
+            checkpoint.read(name, 0, spec.rows)
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch hostile_was_here",)
+
+
+def test_metadata_executes_nothing(store, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = store.directory / "step_00000030"
+    metadata = read_metadata(path)
+    metadata.planner_data = _Hostile()
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=r"cannot be read: it asks for (posix|os)\.system"):
+        read_metadata(path)
+    with groups.initialized(Layout(1)):
+        sizes = json.loads((path / "run.json").read_text())
+        sizes["files"][".metadata"] = (path / ".metadata").stat().st_size
+        (path / "run.json").write_text(json.dumps(sizes))
+        with pytest.raises(CheckpointError, match="it asks for"):
+            store.load(path, build_model(TINY, ModelOptions(), Layout(1)))
+    assert not (tmp_path / "hostile_was_here").exists()
+
+
+def test_metadata_points_into_its_directory_only(store):
+    path = store.directory / "step_00000030"
+    metadata = read_metadata(path)
+    index, place = next(iter(metadata.storage_data.items()))
+    place.relative_path = "../step_00000020/__0_0.distcp"
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="which is not a file in it"):
+        read_metadata(path)
+    place.relative_path, place.length = "__0_0.distcp", 1 << 40
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=f"{index.fqn} should lie at"):
+        read_metadata(path)
+    (path / ".metadata").write_bytes(pickle.dumps(Metadata({})))
+    with pytest.raises(CheckpointError, match="is not the directory of a distributed checkpoint"):
+        read_metadata(path)
+
+
+def test_load_weights_only_and_refuse_as_resume(store, source, tmp_path):
+    from megatron_apriel.checkpoint.hf import load_weights
+
+    with groups.initialized(Layout(1)):
+        expected, model = (build_model(TINY, ModelOptions(), Layout(1)) for _ in range(2))
+        load_weights(expected, source, TINY)
+        assert store.load(store.latest(), model) == {}
+        for one, other in zip(expected[0].parameters(), model[0].parameters(), strict=True):
+            assert torch.equal(one, other)
+        with pytest.raises(CheckpointError, match=r"holds weights and no optimizer state.*\n.*init_from"):
+            store.load(store.latest(), model, optimizer=object())
+        deeper = TINY.with_layers(5)
+        with pytest.raises(CheckpointError, match=r"decoder.layers.4\S+ is not in it"):
+            store.load(store.latest(), build_model(deeper, ModelOptions(), Layout(1)))
+        shallower = TINY.with_layers(3)
+        with pytest.raises(CheckpointError, match=r"the model has no decoder.layers.3"):
+            store.load(store.latest(), build_model(shallower, ModelOptions(), Layout(1)))
+
+
+def test_save_prunes_and_replaces(source, tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", KeepPolicy(policy="equispaced", number=2), 4)
+    with groups.initialized(Layout(1)):
+        chunks = build_model(TINY, ModelOptions(), Layout(1))
+        for step in (1, 2, 2, 3, 4):
+            (tmp_path / "checkpoints" / "step_00000099.partial").mkdir(parents=True, exist_ok=True)
+            path = store.save(step, chunks, None, {"sequences": step}, source)
+            assert read_run_file(path)["extra"] == {"sequences": step}
+    assert sorted(entry.name for entry in store.directory.iterdir()) == ["step_00000002", "step_00000004"]
+
+
+def test_sidecars_survive_their_source(source, tmp_path):
+    """A resumed run takes them from the checkpoint that it resumed from, which the policy may remove."""
+    store = CheckpointStore(tmp_path / "checkpoints", KeepPolicy(policy="last", number=1), 9)
+    with groups.initialized(Layout(1)):
+        chunks = build_model(TINY, ModelOptions(), Layout(1))
+        first = store.save(1, chunks, None, {}, source)
+        for step in (2, 3):
+            path = store.save(step, chunks, None, {}, first / "hf")
+    assert not first.exists()
+    assert architecture_of(path) == TINY
+    assert json.loads((path / "hf" / "config.json").read_text())["dtype"] == "float32"

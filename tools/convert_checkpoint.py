@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Convert a checkpoint between Hugging Face's form, Mistral's own, and a run's distributed checkpoint.
+
+The form of SRC is recognised. DST appears when it is whole; if anything goes wrong it is left as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_apriel.errors import CheckpointError, ConfigError, run_command
+
+EXAMPLES = """
+examples:
+  # What Mistral publishes (consolidated.safetensors, params.json, tekken.json), for transformers:
+  %(prog)s downloads/pixtral-12b models/pixtral-12b --to hf
+
+  # A step of a run, for serving or as the start of another stage, in files of 2 GB:
+  %(prog)s runs/cpt_stage2/checkpoints/step_00000500 models/step_500 --to hf --max-shard-size 2GB
+
+  # Back to Mistral's form, with every number read again and compared before the result is put in place:
+  %(prog)s models/apriel models/apriel-mistral --to mistral --verify
+
+  # What would be done, without doing it:
+  %(prog)s downloads/pixtral-12b models/pixtral-12b --to megatron --dry-run
+
+forms:
+  hf         config.json, model*.safetensors; tensor names as public Pixtral checkpoints have them
+  mistral    params.json, consolidated.safetensors; q and k in Mistral's order of rows
+  megatron   run.json, .metadata, *.distcp, hf/; readable on any parallel layout, and as init_from of a stage
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("source", metavar="SRC", type=Path, help="directory with a checkpoint of any form")
+    result.add_argument("destination", metavar="DST", type=Path, help="directory to be made")
+    result.add_argument("--to", required=True, choices=("hf", "mistral", "megatron"), help="form of the result")
+    what = result.add_argument_group("what is written")
+    what.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="cast to (default: as stored)")
+    what.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="bytes per safetensors file, such as 5GB (default: 5GB for hf, one file for mistral)",
+    )
+    how = result.add_argument_group("how")
+    how.add_argument("--dry-run", action="store_true", help="check SRC and say what would be written")
+    how.add_argument("--verify", action="store_true", help="read the result again and compare every number")
+    how.add_argument("--overwrite", action="store_true", help="replace an earlier result at DST")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the conversion; exit code 0 only when the result is whole."""
+    arguments = parser().parse_args(argv)
+    import torch
+
+    from megatron_apriel.checkpoint.convert import MARKERS, convert, plan_conversion
+    from megatron_apriel.checkpoint.forms import Kind
+    from megatron_apriel.outputs import check_destination
+
+    to = Kind(arguments.to)
+    shard_size = _shard_size(arguments.max_shard_size, to)
+    check_destination(arguments.destination, arguments.overwrite, MARKERS[to], [arguments.source])
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    conversion = plan_conversion(arguments.source, to, dtype=dtype, max_shard_size=shard_size)
+    tensors, parameters = len(conversion.weights.table), conversion.architecture.parameters
+    print(f"{arguments.source}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
+    if conversion.weights.skipped:
+        print(f"left out, because they follow from the config: {', '.join(conversion.weights.skipped)}")
+    print(f"{arguments.destination}: {to}, {conversion.size:,} bytes of tensors")
+    if arguments.dry_run:
+        print("dry run: nothing was written")
+        return 0
+    convert(conversion, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)
+    print(f"wrote {arguments.destination}" + (", verified number by number" if arguments.verify else ""))
+    return 0
+
+
+def _shard_size(text: str | None, to: str) -> int | None:
+    from megatron_apriel.config.quantities import parse_bytes
+
+    if text is None:
+        return 5 * 10**9 if to == "hf" else None
+    if to == "megatron":
+        raise ConfigError("--max-shard-size has no meaning with --to megatron.", fix="Leave it out.")
+    try:
+        size = parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--max-shard-size {text}: {error}.", fix="Write a size such as 5GB or 500MB.") from None
+    if size < 1:
+        raise CheckpointError(f"--max-shard-size {text} leaves no room for a tensor.")
+    return size
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
