@@ -168,9 +168,6 @@ def run_case(case: Case, setup: Setup, weights: dict[str, torch.Tensor]) -> Outc
         _, norm, _ = optimizer.step()
         outcome.losses.append(total_loss(sums))
         outcome.norms.append(float(norm))
-    # Marks the parameters as not gathered since the last update, as the beginning of a training step does.
-    for chunk in wrapped:
-        chunk.zero_grad_buffer()
     with torch.no_grad():
         outcome.losses.append(total_loss(run_schedule(wrapped, case, STEPS, layout, forward_only=True)))
     return outcome
