@@ -102,9 +102,8 @@ def _inputs(arguments: argparse.Namespace) -> list[AverageInput]:
 
     inputs = []
     for path in (available[step] for step in chosen):
-        sidecars = path / "hf"
         source = DistributedCheckpointSource(path)
-        inputs.append(AverageInput(str(path), source, sidecars, read_json(sidecars / "config.json")))
+        inputs.append(AverageInput(str(path), source, source.sidecars, read_json(source.sidecars / "config.json")))
     return inputs
 
 

@@ -1,0 +1,415 @@
+"""tools/average_checkpoints.py: every element right, disagreement refused by name, DST whole or as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from surgery_files import (
+    ROOT,
+    environment,
+    measured,
+    read_model,
+    snapshot,
+    text_config,
+    text_tensors,
+    write_file,
+    write_model,
+)
+
+from megatron_apriel.errors import CheckpointError, ConfigError
+from megatron_apriel.surgery import average as module
+from megatron_apriel.surgery import run_steps
+from megatron_apriel.surgery.average_inputs import AverageInput, FileSource
+from megatron_apriel.surgery.mean import from_float64, to_float64
+
+Tool = Callable[..., int]
+
+
+def models(folder: Path, count: int = 3, **options: Any) -> list[Path]:
+    """Checkpoints of one shape and different numbers, cut into different files."""
+    return [
+        write_model(folder / f"m{seed}", text_tensors(2, seed=seed, **options), text_config(2), files=1 + seed)
+        for seed in range(count)
+    ]
+
+
+def numbers(tensor: tuple[str, tuple[int, ...], bytes]) -> np.ndarray:
+    dtype, shape, data = tensor
+    if dtype == "BF16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).astype(float).reshape(shape)
+    return np.frombuffer(data, {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).astype(float).reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize("weights", [(), (1, 2, 0.5)])
+def test_every_element(dtype: str, weights: tuple[float, ...], tmp_path: Path, average_checkpoints: Tool) -> None:
+    inputs = models(tmp_path, dtype=dtype)
+    arguments = ("--weights", *weights) if weights else ()
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", *inputs, *arguments, "--verify") == 0
+    read = [read_model(path) for path in inputs]
+    result = read_model(tmp_path / "mean")
+    assert result.keys() == read[0].keys()
+    for name, tensor in result.items():
+        stack = np.stack([numbers(given[name]) for given in read])
+        if weights:
+            wanted = np.zeros(stack.shape[1:])
+            for row, weight in zip(stack, weights, strict=True):
+                wanted += row * (weight / sum(weights))
+        else:
+            wanted = stack.sum(0) / 3
+        rounded = to_float64(from_float64(wanted, dtype), dtype)  # compared with fractions in test_mean.py
+        tolerance = 1e-15 if dtype == "F64" else 0  # NumPy's own sum of float64 is not exact
+        np.testing.assert_allclose(numbers(tensor), rounded, rtol=tolerance, atol=tolerance)
+        assert tensor[:2] == read[0][name][:2]
+
+
+def test_result_is_a_directory_that_transformers_loads(
+    tmp_path: Path, llava_checkpoints: dict[str, Path], average_checkpoints: Tool
+) -> None:
+    torch = pytest.importorskip("torch")
+    from surgery_files import SMALL
+    from transformers import LlavaForConditionalGeneration
+
+    from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+
+    other = write_hf_checkpoint(tmp_path / "other", SMALL, seed=1)
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", llava_checkpoints["legacy"], other) == 0
+    loaded = []
+    for path in (llava_checkpoints["legacy"], other, tmp_path / "mean"):
+        model, report = LlavaForConditionalGeneration.from_pretrained(path, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        loaded.append(model.state_dict())
+    for name, tensor in loaded[2].items():
+        assert torch.equal(tensor, ((loaded[0][name].double() + loaded[1][name].double()) / 2).float()), name
+
+
+def test_pieces_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [AverageInput.from_directory(path) for path in models(tmp_path)]
+    plan = module.plan_average(inputs)
+    module.average(plan, tmp_path / "whole")
+    monkeypatch.setattr(module, "_LARGEST_PIECE", 20)
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    module.average(plan, tmp_path / "pieces", verify=True)
+    assert read_model(tmp_path / "pieces") == read_model(tmp_path / "whole")
+
+
+def test_distances_and_manifest(tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = text_tensors(2, dtype="F32")
+    embedding = tensors["model.embed_tokens.weight"][1]
+    for name, factor in (("a", 1), ("b", 3)):
+        changed = {**tensors, "model.embed_tokens.weight": ("F32", embedding * np.float32(factor))}
+        write_model(tmp_path / name, changed, text_config(2))
+        (tmp_path / name / "tokenizer.json").write_text(name)
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", tmp_path / "a", tmp_path / "b") == 0
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["embedding", "0.5", "0.5"] in rows  # the mean is twice the first, half as far from either
+    assert ["decoder", "0", "0"] in rows
+    assert ["head", "0", "0"] in rows
+    manifest = json.loads((tmp_path / "mean" / "surgery.json").read_text())
+    assert [entry["path"] for entry in manifest["inputs"]] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert [entry["weight"] for entry in manifest["inputs"]] == [0.5, 0.5]
+    assert manifest["inputs"][1]["relative_distance"]["embedding"] == pytest.approx(0.5)
+    assert manifest["sha256"].keys() == {"model.safetensors", "config.json", "tokenizer.json"}
+    for name, value in manifest["sha256"].items():
+        assert hashlib.sha256((tmp_path / "mean" / name).read_bytes()).hexdigest() == value
+    assert json.loads((tmp_path / "mean" / "config.json").read_text()) == text_config(2)
+
+
+def test_components() -> None:
+    for name, component in (
+        ("vision_tower.transformer.layers.0.attention.q_proj.weight", "tower"),
+        ("model.vision_tower.patch_conv.weight", "tower"),
+        ("multi_modal_projector.linear_1.bias", "projector"),
+        ("language_model.model.embed_tokens.weight", "embedding"),
+        ("model.language_model.layers.3.mlp.up_proj.weight", "decoder"),
+        ("language_model.model.norm.weight", "decoder"),
+        ("language_model.lm_head.weight", "head"),
+    ):
+        assert module.component_of(name) == component
+
+
+def test_whole_numbers_must_be_the_same(
+    tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, values in (("a", [1, 2, 3]), ("b", [1, 2, 3]), ("c", [1, 9, 3])):
+        tensors = {**text_tensors(1), "steps": ("I64", np.array(values, "<i8"))}
+        write_model(tmp_path / name, tensors, text_config(1))
+    assert average_checkpoints(tmp_path / "same", "--checkpoints", tmp_path / "a", tmp_path / "b") == 0
+    assert read_model(tmp_path / "same")["steps"] == ("I64", (3,), np.array([1, 2, 3], "<i8").tobytes())
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", tmp_path / "a", tmp_path / "c") == 1
+    assert f"steps[1] is 2 in {tmp_path / 'a'} and 9 in {tmp_path / 'c'}" in capsys.readouterr().err
+    assert not (tmp_path / "mean").exists()
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none(
+    dtype: str, value: float, tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = models(tmp_path, dtype=dtype)
+    tensors = text_tensors(2, seed=1, dtype=dtype)
+    bad = tensors["model.layers.1.mlp.down_proj.weight"][1]
+    bad[5, 7] = np.float32(value).view(np.uint32) >> 16 if dtype == "BF16" else value
+    write_model(inputs[1], tensors, text_config(2), files=2)
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", *inputs) == 1
+    assert f"model.layers.1.mlp.down_proj.weight[5, 7] is {value} in {inputs[1]}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m0", "m1", "m2"]
+
+
+NORM = "model.norm.weight"
+DISAGREEMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "missing": ({NORM: None}, {}, "other lacks model.norm.weight, which"),
+    "surplus": ({"extra": ("BF16", np.zeros(1, "<u2"))}, {}, "first lacks extra, which"),
+    "shape": ({NORM: ("BF16", np.zeros(7, "<u2"))}, {}, "model.norm.weight is BF16 [8] in"),
+    "dtype": ({NORM: ("F16", np.zeros(8, "<f2"))}, {}, "and F16 [8] in"),
+    "heads": ({}, {"num_attention_heads": 4}, "num_attention_heads is 2 in"),
+    "positions": ({}, {"rope_theta": 1e4}, "rope_theta is 1000000.0 in"),
+    "tower": ({}, {"vision_config": {"hidden_act": "gelu"}}, "vision_config.hidden_act is 'silu' in"),
+}
+
+
+@pytest.mark.parametrize("kind", DISAGREEMENTS)
+def test_checkpoints_that_disagree(
+    kind: str, tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, config, message = DISAGREEMENTS[kind]
+    plain = text_config(2, rope_theta=1e6, vision_config={"hidden_act": "silu"})
+    write_model(tmp_path / "first", text_tensors(2), plain)
+    changed = {name: tensor for name, tensor in {**text_tensors(2), **tensors}.items() if tensor is not None}
+    write_model(tmp_path / "other", changed, {**plain, **config})
+    before = snapshot(tmp_path)
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", tmp_path / "first", tmp_path / "other") == 1
+    assert message in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_quantised_weights_are_refused(
+    tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_model(tmp_path / name, {"w": ("F8_E4M3", np.zeros(4, "u1"))}, text_config(1))
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", tmp_path / "a", tmp_path / "b") == 1
+    assert "w has dtype F8_E4M3, which cannot be averaged" in capsys.readouterr().err
+
+
+def test_command_lines_that_are_refused(
+    tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, _ = models(tmp_path)
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", a, b) == 0
+    before = snapshot(tmp_path)
+    both = ("--checkpoints", a, b)
+    for arguments, message in (
+        ((tmp_path / "mean", *both), "exists"),
+        ((a, *both, "--overwrite"), "is the source"),
+        ((tmp_path / "x", *both, "--weights", 1), "--weights has 1 numbers for 2 checkpoints"),
+        ((tmp_path / "x", *both, "--weights", 1, 0), "--weights 1 0: every weight must be a positive number"),
+        ((tmp_path / "x", *both, "--weights", 1, "nan"), "every weight must be a positive number"),
+        ((tmp_path / "x", *both, "--last", 2), "choose among a run's checkpoints"),
+        ((tmp_path / "x", "--checkpoints", a, a), "more than once"),
+        ((tmp_path / "x", "--checkpoints", a, tmp_path / "absent"), "absent is not a directory"),
+        ((tmp_path / "x", *both, "--max-memory", "10MB"), "--max-memory 10,000,000 is too little"),
+        ((tmp_path / "x", "--run", tmp_path, "--last", 2), "has no checkpoints"),
+    ):
+        assert average_checkpoints(*arguments) == 1
+        assert message in capsys.readouterr().err
+        assert snapshot(tmp_path) == before
+    for usage in (
+        (tmp_path / "x",),
+        (tmp_path / "x", *both, "--max-memory", "many"),
+        (tmp_path / "x", "--checkpoints"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            average_checkpoints(*usage)
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = models(tmp_path)
+    before = snapshot(tmp_path)
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", *inputs, "--dry-run") == 0
+    assert "21 tensors" in capsys.readouterr().out
+    assert snapshot(tmp_path) == before
+
+
+def test_verify_finds_a_flipped_bit(
+    tmp_path: Path, average_checkpoints: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = models(tmp_path)
+    write = module.write_tensors
+
+    def write_then_flip(directory: Path, *arguments: Any, **options: Any) -> Any:
+        hashes = write(directory, *arguments, **options)
+        with (directory / "model.safetensors").open("r+b") as stream:
+            stream.seek(-7, os.SEEK_END)
+            byte = stream.read(1)
+            stream.seek(-7, os.SEEK_END)
+            stream.write(bytes([byte[0] ^ 1]))
+        return hashes
+
+    monkeypatch.setattr(module, "write_tensors", write_then_flip)
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", *inputs, "--verify") == 1
+    assert "lm_head.weight, rows 0 to 16, came out otherwise" in capsys.readouterr().err
+    assert not (tmp_path / "mean").exists()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with eight checkpoints, whose tensors come from files: the reader itself is tested with the checkpoints."""
+    reader = pytest.importorskip("megatron_apriel.checkpoint.reader")
+
+    class Source(FileSource):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path / "tensors")
+            self.sidecars = path / "hf"
+
+    monkeypatch.setattr(reader, "DistributedCheckpointSource", Source)
+    for number in range(1, 9):
+        step = tmp_path / "run" / "checkpoints" / f"step_{number * 50:08}"
+        write_model(step / "tensors", text_tensors(1, seed=number), {})
+        (step / "hf").mkdir()
+        (step / "hf" / "config.json").write_text(json.dumps(text_config(1)))
+        (step / "hf" / "tokenizer.json").write_text("tokens")
+        (step / "run.json").write_text("{}")
+    (tmp_path / "run" / "checkpoints" / "step_00000450").mkdir()  # not finished: has no run.json
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("choice", "steps"),
+    [
+        (("--equispaced", 4), [100, 200, 300, 400]),
+        (("--equispaced", 8), [50, 100, 150, 200, 250, 300, 350, 400]),
+        (("--last", 2), [350, 400]),
+        (("--steps", 50, 300), [50, 300]),
+    ],
+)
+def test_checkpoints_of_a_run(
+    choice: tuple[Any, ...], steps: list[int], run: Path, tmp_path: Path, average_checkpoints: Tool
+) -> None:
+    assert average_checkpoints(tmp_path / "mean", "--run", run, *choice) == 0
+    directories = []
+    for step in steps:
+        model = write_model(tmp_path / "hf" / str(step), text_tensors(1, seed=step // 50), text_config(1))
+        directories.append(model)
+    assert average_checkpoints(tmp_path / "wanted", "--checkpoints", *directories) == 0
+    assert read_model(tmp_path / "mean") == read_model(tmp_path / "wanted")
+    assert (tmp_path / "mean" / "tokenizer.json").read_text() == "tokens"
+    manifest = json.loads((tmp_path / "mean" / "surgery.json").read_text())
+    assert [int(entry["path"][-8:]) for entry in manifest["inputs"]] == steps
+
+
+def test_choices_that_a_run_does_not_have(
+    run: Path, tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for choice, message in (
+        (("--equispaced", 9), "--equispaced 9 is not possible: the run has 8 checkpoints"),
+        (("--last", 0), "--last 0 is not possible"),
+        (("--steps", 50, 75), "no checkpoint of step 75.\n  It has 50, 100"),
+        (("--steps", 50, 50), "--steps names 50 more than once"),
+        ((), "--run needs to know which checkpoints"),
+    ):
+        assert average_checkpoints(tmp_path / "mean", "--run", run, *choice) == 1
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_equispaced_ends_with_the_last_and_is_even() -> None:
+    assert run_steps.equispaced(range(1, 13), 6) == [2, 4, 6, 8, 10, 12]
+    for available in range(1, 30):
+        for count in range(1, available + 1):
+            steps = run_steps.equispaced(range(available), count)
+            gaps = {second - first for first, second in zip([-1, *steps], steps, strict=False)}
+            assert len(steps) == count
+            assert steps[-1] == available - 1
+            assert max(gaps) - min(gaps) <= 1
+    with pytest.raises(ConfigError, match="the run has 2 checkpoints"):
+        run_steps.equispaced([1, 2], 3)
+    with pytest.raises(CheckpointError, match="has no checkpoints"):
+        run_steps.available_steps("/nowhere")
+
+
+def large(directory: Path, megabytes: int) -> Path:
+    """A model of one large and one small tensor, mostly zeros that take no room on disk."""
+    write_model(directory, {"a": ("BF16", np.zeros(3, "<u2"))}, text_config(1))
+    rows = megabytes * 1000
+    header = {"w": {"dtype": "BF16", "shape": [rows, 500], "data_offsets": [0, rows * 1000]}}
+    text = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + rows * 1000)
+    return directory
+
+
+@pytest.mark.slow
+def test_memory_stays_below_what_is_allowed(tmp_path: Path) -> None:
+    inputs = [large(tmp_path / name, 48) for name in "abcdef"]  # more in sum than is allowed
+    arguments = ("--checkpoints", *inputs, "--max-memory", "160MiB")
+    code, used, modules = measured("average_checkpoints", tmp_path / "mean", *arguments)
+    assert code == 0
+    assert used < 160
+    assert modules == ["numpy"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_kill_in_mid_write_leaves_the_destination_as_it_was(
+    number: signal.Signals, tmp_path: Path, average_checkpoints: Tool
+) -> None:
+    folder = tmp_path / "results"
+    small = models(tmp_path)
+    assert average_checkpoints(folder / "mean", "--checkpoints", *small) == 0
+    before = snapshot(folder)
+    command = [sys.executable, str(ROOT / "tools" / "average_checkpoints.py"), str(folder / "mean"), "--overwrite"]
+    command += ["--checkpoints", str(large(tmp_path / "a", 2000)), str(large(tmp_path / "b", 2000))]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 2**20 for path in folder.glob(".mean.partial-*/*.safetensors")):
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    for name, data in before.items():
+        assert (folder / name).read_bytes() == data
+    if number == signal.SIGTERM:
+        assert "nothing was left half-written" in errors
+    else:
+        assert average_checkpoints(folder / "mean", "--checkpoints", *small, "--overwrite") == 0
+    assert [path.name for path in folder.iterdir()] == ["mean"]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    inputs = models(tmp_path)
+    command = [sys.executable, str(ROOT / "tools" / "average_checkpoints.py"), str(tmp_path / "mean"), "--checkpoints"]
+    done = subprocess.run(
+        [*command, *map(str, inputs)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )
+    assert done.returncode == 1
+    assert "OutputError" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m0", "m1", "m2"]
+
+
+def test_truncated_input(tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = models(tmp_path)
+    write_file(tmp_path / "whole", text_tensors(2))
+    (inputs[0] / "model.safetensors").write_bytes((tmp_path / "whole").read_bytes()[:-1])
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", *inputs) == 1
+    assert "it is truncated" in capsys.readouterr().err
