@@ -8,6 +8,7 @@ at any time, which bounds memory by their size and not by the input's.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ HOPELESS_RECORDS = 1000
 """If all of the first so many records are bad, the options are wrong and the rest is not looked at."""
 
 _CHUNKS_PER_WORKER = 4
+_SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 _SNIFFED_RECORDS = 1000
 
 
@@ -369,6 +371,9 @@ def _begin_worker(encoder: RecordEncoder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # A parent that is killed tells nobody; without this its workers would wait for work for ever.
+    with suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
 
 
 def _encode_in_worker(task: ChunkTask) -> list[PreparedDocument | Problem]:
