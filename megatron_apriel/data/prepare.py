@@ -39,7 +39,7 @@ from megatron_apriel.errors import DataError
 from megatron_apriel.outputs import whole_directory
 from megatron_apriel.progress import progress
 
-HOPELESS_RECORDS = 1000
+HOPELESS_RECORDS = 10_000
 """If all of the first so many records are bad, the options are wrong and the rest is not looked at."""
 
 _CHUNKS_PER_WORKER = 4
@@ -296,7 +296,7 @@ def _collect(
                     writer.add(document.encoded.tokens, document.encoded.responses, document.images)
             step(len(documents))
             if problems.count == problems.records >= HOPELESS_RECORDS:
-                problems.check(min(options.max_bad, 0.5))
+                problems.check(options.max_bad)
     problems.check(options.max_bad)
     if not summary.documents:
         raise DataError("the inputs hold no documents.", fix="Check --input and --limit.")
