@@ -22,6 +22,11 @@ def section_of(annotation: Any) -> type[Section] | None:
     return next((section for section in found if section is not None), None)
 
 
+def holds_list(annotation: Any) -> bool:
+    """Whether a field holds a list of sections rather than one."""
+    return get_origin(annotation) is list or any(holds_list(argument) for argument in get_args(annotation))
+
+
 def section_at(location: Location) -> type[Section] | None:
     """The section at a place of a stage's configuration; list positions are passed over."""
     section: type[Section] | None = StageConfig
@@ -41,7 +46,7 @@ def all_settings(section: type[Section] = StageConfig, prefix: str = "") -> Iter
         inner = section_of(field.annotation)
         # The policy of kept checkpoints is written as one word and number, not as a section.
         if inner is not None and name != "keep":
-            brackets = "[]" if "list" in str(field.annotation) else ""
+            brackets = "[]" if holds_list(field.annotation) else ""
             yield from all_settings(inner, f"{prefix}{name}{brackets}.")
 
 

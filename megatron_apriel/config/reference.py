@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from megatron_apriel.config.fields import all_settings, section_of
+from megatron_apriel.config.fields import all_settings, holds_list, section_of
 from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 from megatron_apriel.config.schema import KeepPolicy, Section, parse_factor
 from megatron_apriel.errors import ConfigError, run_command
@@ -46,7 +46,7 @@ def _rows() -> Iterator[tuple[str, str, str, str]]:
         section = section_of(field.annotation)
         if section is not None and section is not KeepPolicy:
             purpose = " ".join((section.__doc__ or "").split()).replace("``", "`")
-            kind = "list of sections" if "list" in str(field.annotation) else "section"
+            kind = "list of sections" if holds_list(field.annotation) else "section"
             yield f"**`{name}`**", kind, _default(field, section), meaning if kind.startswith("list") else purpose
             continue
         yield f"`{name}`", _kind(field), _default(field, None), meaning

@@ -74,7 +74,9 @@ def test_packed_documents_cost_less_than_one() -> None:
     assert one - two == 3 * decoder.num_layers * 2 * (64**2 - 2 * 32**2) * decoder.num_heads * decoder.head_dim
 
 
-def test_of_a_batch() -> None:
+@pytest.mark.parametrize("shares", [1, 2])
+def test_of_a_batch(shares: int) -> None:
+    """Other ranks' shares of the images are taken to be like this rank's."""
     import torch
 
     from megatron_apriel.batch import Batch, PackedImages
@@ -87,12 +89,12 @@ def test_of_a_batch() -> None:
         columns_P=none,
         cu_seqlens=torch.tensor([0, 8, 24], dtype=torch.int32),
         max_patches=16,
-        share_sizes=(24,),
+        share_sizes=(24,) * shares,
         slots_K=none,
     )
     token = torch.zeros(50, dtype=torch.int64)
     lengths = torch.tensor([0, 30, 50], dtype=torch.int32)
     batch = Batch(token, token, token, lengths, 30, 50, 0, 0, (0, 1), images)
     assert step_flops(architecture, EVERYTHING, batch) == model_flops(
-        architecture, 50, 30**2 + 20**2, [8, 16], EVERYTHING
+        architecture, 50, 30**2 + 20**2, [8, 16] * shares, EVERYTHING
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.parallel.layout import Layout
@@ -64,6 +67,21 @@ def test_report() -> None:
     assert row(text, "a")[:2] == ["75.0%", "750,256,128"]
     assert "note: init_from no/such/model does not exist yet." in text
     assert "note: mixture a: no/such/a is not a prepared corpus" in text
+
+
+def test_command_without_torch(tmp_path: Path) -> None:
+    """As on a login node: the whole command line answers though torch cannot be imported."""
+    path = tmp_path / "stage.yaml"
+    path.write_text(to_yaml(stage()))
+    words = [str(path), "--dry-run", "--world-size", "32", "--architecture", "apriel-15b", "tokens=2B"]
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'megatron', 'transformers')));"
+        f" from megatron_apriel.train.__main__ import main; sys.exit(main({words!r}))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "tokens: 2000000000" in finished.stdout
+    assert max(map(len, finished.stdout.splitlines())) < 200
 
 
 def test_shapes_come_from_the_checkpoint(tmp_path: Path) -> None:
