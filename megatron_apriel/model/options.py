@@ -66,7 +66,7 @@ class ModelOptions:
             bf16_layers_at_end=precision.bf16_layers_at_end,
             recompute=recompute.mode,
             recompute_layers=recompute.layers,
-            fuse_weight_gradients=choose_layers().fused,
+            fuse_weight_gradients=choose_layers("auto").fused,
         )
 
 

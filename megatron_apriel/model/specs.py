@@ -24,6 +24,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.utils import log_single_rank
 
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention
@@ -64,7 +65,7 @@ class Layers:
 
 
 @cache
-def choose_layers(kind: LayerKind = "auto") -> Layers:
+def choose_layers(kind: LayerKind) -> Layers:
     """The implementation for this machine; the choice and its reason are logged once.
 
     Raises:
@@ -74,9 +75,10 @@ def choose_layers(kind: LayerKind = "auto") -> Layers:
     if kind == "transformer_engine" and missing:
         raise ConfigError(f"Transformer Engine's layers cannot be used: {missing}.", fix="Use layers 'local' here.")
     if kind == "local" or missing:
-        logger.info("layers: Megatron's own, torch attention (%s)", "as asked for" if kind == "local" else missing)
+        reason = "as asked for" if kind == "local" else missing
+        log_single_rank(logger, logging.INFO, f"layers: Megatron's own, torch's attention ({reason})")
         return Layers("local", RMSNorm, ColumnParallelLinear, RowParallelLinear, LocalCoreAttention)
-    logger.info("layers: Transformer Engine (it and a CUDA device are present)")
+    log_single_rank(logger, logging.INFO, "layers: Transformer Engine (it and a CUDA device are present)")
     from megatron.core.extensions import transformer_engine as te
 
     return Layers(

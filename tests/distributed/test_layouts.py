@@ -37,7 +37,7 @@ ARCHITECTURE = Architecture(
     tower=TowerArchitecture(32, 2, 2, 16, 48, "silu", patch_size=4, image_size=32),
     projector=ProjectorArchitecture(32, 32),
 )
-SEQUENCE_LENGTH, SEQUENCES, STEPS = 48, 4, 3
+SEQUENCE_LENGTH, SEQUENCES, STEPS = 48, 4, 2
 
 
 class Setup(NamedTuple):

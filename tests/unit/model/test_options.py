@@ -23,7 +23,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU with Transformer Engine, as far as configurations go."""
     layers = specs.Layers("transformer_engine", *[torch.nn.Identity] * 4)
-    monkeypatch.setattr(options, "choose_layers", lambda kind="auto": layers)
+    monkeypatch.setattr(options, "choose_layers", lambda kind: layers)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,9 @@ def test_recomputation() -> None:
 
 def test_exact_gelu_is_never_fused(monkeypatch: pytest.MonkeyPatch, fused: None) -> None:
     monkeypatch.setattr(options.torch.cuda, "is_available", lambda: True)
-    fields = {name: options._shared_fields(name, ModelOptions(), options.choose_layers()) for name in ("silu", "gelu")}
+    fields = {
+        name: options._shared_fields(name, ModelOptions(), options.choose_layers("auto")) for name in ("silu", "gelu")
+    }
     assert fields["silu"]["bias_activation_fusion"]
     assert not fields["gelu"]["bias_activation_fusion"]
     assert fields["gelu"]["activation_func"] is torch.nn.functional.gelu
@@ -91,3 +93,12 @@ def test_delayed_scaling_has_no_bfloat16_layers(fused: None) -> None:
     how = ModelOptions(fp8="delayed", bf16_layers_at_start=1)
     with pytest.raises(ConfigError, match="1 first and 0 last layers in bfloat16 cannot be run"):
         decoder_config(ARCHITECTURE.decoder, how, Layout())
+
+
+def test_choice_of_layers_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    specs.choose_layers.cache_clear()
+    with caplog.at_level("INFO", logger=specs.__name__):
+        assert [specs.choose_layers("local").name for _ in range(2)] == ["local", "local"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "layers: Megatron's own, torch's attention (as asked for)"
+    ]
