@@ -54,10 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         from megatron_apriel.train.plan import print_plan
 
-        world_size = arguments.world_size or int(os.environ.get("WORLD_SIZE", "1"))
+        given = arguments.world_size
+        world_size = int(os.environ.get("WORLD_SIZE", "1")) if given is None else given
         print_plan(config, world_size, architecture=arguments.architecture, check_data=arguments.check_data)
         return 0
-    if arguments.world_size or arguments.architecture or arguments.check_data:
+    if arguments.world_size is not None or arguments.architecture or arguments.check_data:
         parser.error("--world-size, --architecture and --check-data go with --dry-run")
     from megatron_apriel.train.run import run_stage
 
