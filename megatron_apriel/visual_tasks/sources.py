@@ -1,0 +1,165 @@
+"""Raw images: which files of a folder can be used, and their pixels.
+
+The folder is gone through once, reading headers only, so that a million files take minutes and not hours; the order is
+that of the sorted relative paths, whatever the file system says. Damage behind a header is found when an image is first
+drawn, and the sample is then drawn again from another: the result is still a pure function of the folder's contents.
+Pixels follow the corpus's rules (orientation applied, transparency on white, 16 bits scaled, grey made RGB).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.stored_images import DECODER_ERRORS, FORMATS, MAX_PIXELS, upright_rgb
+from megatron_apriel.errors import DataError
+from megatron_apriel.visual_tasks.pixels import Picture
+from megatron_apriel.visual_tasks.sample import Ambiguous
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+MIN_SIDE = 64
+"""Shorter side in pixels below which an image holds too little to ask about."""
+
+_CACHE_BYTES = 64 * 2**20
+_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
+
+
+class Unreadable(Ambiguous):
+    """A raw image that turned out damaged when its pixels were read."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__("the image file is damaged")
+        self.name, self.damage = name, reason
+
+    def __reduce__(self) -> tuple[type[Unreadable], tuple[str, str]]:
+        return type(self), (self.name, self.damage)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file's header says.
+
+    Attributes:
+        name: path relative to the folder, with forward slashes.
+        width, height: of the upright picture; 0 if it cannot be used.
+        problem: why it cannot be used, "" if it can.
+    """
+
+    name: str
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+@dataclass
+class RawImages:
+    """The usable images of a folder.
+
+    Attributes:
+        root: the folder.
+        names: relative paths, sorted.
+        sizes: (width, height) of each, upright.
+        max_side: pixels of the longer side that pictures are given.
+    """
+
+    root: Path
+    names: Sequence[str]
+    sizes: Sequence[tuple[int, int]]
+    max_side: int
+    _cache: OrderedDict[int, Picture] = field(default_factory=OrderedDict, repr=False)
+    _cached: int = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> Picture:
+        """The image upright in RGB, scaled so that its longer side has ``max_side`` pixels.
+
+        An image more than twice as long as wide keeps ``max_side / 2`` pixels on its shorter side and is longer than
+        ``max_side``: what is made of it is cut from it, or shrunk. Raises Unreadable.
+        """
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        picture = self._read(self.names[index])
+        self._cache[index] = picture
+        self._cached += _bytes(picture)
+        while self._cached > _CACHE_BYTES and len(self._cache) > 1:
+            self._cached -= _bytes(self._cache.popitem(last=False)[1])
+        return picture
+
+    def _read(self, name: str) -> Picture:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # harmless metadata; sizes were looked at with the header
+                with Image.open(self.root / name, formats=FORMATS) as image:
+                    size = _scaled(image.size, self.max_side)
+                    # JPEG decodes straight to half, a quarter or an eighth, which for a camera's pictures is most of
+                    # the time; never below twice the size wanted, so that the last step is still a proper resize.
+                    image.draft("RGB", (2 * size[0], 2 * size[1]))
+                    upright = upright_rgb(image)
+        except (BadRecord, UnidentifiedImageError, Image.DecompressionBombError, *DECODER_ERRORS) as error:
+            raise Unreadable(name, str(error) or type(error).__name__) from None
+        return upright.resize(_scaled(upright.size, self.max_side), Image.Resampling.BICUBIC)
+
+
+def _bytes(picture: Picture) -> int:
+    return picture.width * picture.height * 3
+
+
+def _scaled(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    longest, shortest = max(size), min(size)
+    scale = max_side / longest if longest <= 2 * shortest else max_side / 2 / shortest
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def image_files(root: Path) -> tuple[list[str], int]:
+    """Names of the image files below a folder, sorted, and the number of other files. Hidden ones are passed over.
+
+    Raises DataError if the folder does not exist or holds no image file.
+    """
+    if not root.is_dir():
+        raise DataError(f"the folder of images {root} is not there, or is no folder.", fix="Give it with --images DIR.")
+    names, others = [], 0
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            if file.startswith("."):
+                continue
+            if file.lower().endswith(SUFFIXES):
+                names.append((Path(folder) / file).relative_to(root).as_posix())
+            else:
+                others += 1
+    if not names:
+        raise DataError(
+            f"{root} holds no image: {others} files, none ending in {', '.join(SUFFIXES)}.",
+            fix="Give a folder of images with --images DIR; folders below it are searched too.",
+        )
+    return sorted(names), others
+
+
+def read_header(root: Path, name: str) -> Header:
+    """Size of an image file, and whether it can be used, without decoding it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(root / name, formats=FORMATS) as image:
+                width, height = image.size
+                turned = image.getexif().get(_ORIENTATION) in _TURNED
+    except UnidentifiedImageError:
+        return Header(name, problem=f"is none of {', '.join(FORMATS)}, or its header is damaged")
+    except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
+        return Header(name, problem=f"cannot be opened: {error or type(error).__name__}")
+    if width * height > MAX_PIXELS:
+        return Header(name, problem=f"is {width}x{height} pixels, more than {MAX_PIXELS} in all")
+    if min(width, height) < MIN_SIDE:
+        return Header(name, problem=f"is too small: {width}x{height} pixels, shorter side under {MIN_SIDE}")
+    return Header(name, height, width) if turned else Header(name, width, height)

@@ -1,0 +1,157 @@
+"""Make questions with known answers from raw images: reconstruction, matching, detection, counting."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_apriel.config.quantities import parse_count
+from megatron_apriel.errors import ExitCode, run_command
+
+if TYPE_CHECKING:
+    from megatron_apriel.visual_tasks.generate import Summary
+
+EXAMPLES = """\
+examples:
+  # ten thousand samples of all four tasks, from easy to hard
+  python tools/make_visual_tasks.py data/visual_raw --images photographs --samples 10K --seed 1
+
+  # with COCO's annotations, detection and counting also ask about the photographs themselves
+  python tools/make_visual_tasks.py data/visual_raw --images coco/train2017 \\
+      --annotations coco/annotations/instances_train2017.json --samples 1M --workers 32
+
+  # the ablation without counting, and twice as much matching as the others
+  python tools/make_visual_tasks.py data/no_counting --images photographs --samples 10K \\
+      --tasks reconstruct,match,detect --weights 1,2,1
+
+  # only hard ones; look at the folder and make a few samples, but write nothing
+  python tools/make_visual_tasks.py data/hard --images photographs --samples 1K --difficulty 0.7..1 --dry-run
+
+then:
+  python tools/prepare_data.py corpora/visual --input data/visual_raw --image-root data/visual_raw --model MODEL
+
+The answer of every sample is found again from its finished pictures before it is written. The same seed gives the same
+samples with any number of workers, and more samples continue fewer. See docs/visual_tasks.md.
+"""
+
+
+def _count(text: str) -> int:
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 1,2,1") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("destination", metavar="DST", type=Path, help="directory to be made; complete or absent")
+    given = parser.add_argument_group("what is given")
+    given.add_argument("--images", type=Path, required=True, metavar="DIR", help="raw images, also in folders below")
+    given.add_argument("--annotations", type=Path, metavar="FILE", help="COCO instances (JSON) of images in the folder")
+    made = parser.add_argument_group("what is made")
+    made.add_argument("--samples", type=_count, required=True, metavar="N", help="how many, as 500 or 10K")
+    made.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (default: 0)")
+    made.add_argument(
+        "--difficulty",
+        default="easy..hard",
+        metavar="D",
+        help="easy, medium, hard, a number from 0 to 1, or a range such as 0.2..0.8 (default: %(default)s)",
+    )
+    made.add_argument(
+        "--tasks",
+        type=_names,
+        default=("reconstruct", "match", "detect", "count"),
+        metavar="LIST",
+        help="some of reconstruct,match,detect,count (default: all)",
+    )
+    made.add_argument("--weights", type=_numbers, metavar="LIST", help="share of each task (default: equal)")
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument(
+        "--max-side", type=int, default=512, metavar="PX", help="longer side of pictures, pixels (default: 512)"
+    )
+    pictures.add_argument(
+        "--image-format", choices=("jpeg", "png"), default="jpeg", help="of all pictures (default: jpeg)"
+    )
+    pictures.add_argument("--quality", type=int, default=92, metavar="Q", help="of JPEG, 50 to 100 (default: 92)")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes (default: all cores); the result does not depend on it",
+    )
+    how.add_argument("--overwrite", action="store_true", help="replace an earlier result at DST")
+    how.add_argument("--dry-run", action="store_true", help="check everything, make a few samples, write nothing")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns 0 only when the result is whole."""
+    arguments = _parser().parse_args(argv)
+    # Only now: the imports take a while, and --help should not.
+    from megatron_apriel.visual_tasks.difficulty import Range
+    from megatron_apriel.visual_tasks.generate import Options, generate
+
+    options = Options(
+        samples=arguments.samples,
+        seed=arguments.seed,
+        difficulty=Range.parse(arguments.difficulty),
+        tasks=arguments.tasks,
+        weights=arguments.weights,
+        max_side=arguments.max_side,
+        image_format=arguments.image_format,
+        quality=arguments.quality,
+        workers=arguments.workers,
+    )
+    destination = None if arguments.dry_run else arguments.destination
+    summary = generate(destination, arguments.images, options, arguments.annotations, overwrite=arguments.overwrite)
+    _show(summary)
+    if arguments.dry_run:
+        print(f"dry run: {arguments.destination} was not written; {arguments.samples:,} samples were asked for")
+    else:
+        print(f"wrote {arguments.samples:,} samples to {arguments.destination}")
+    return ExitCode.OK
+
+
+def _show(summary: Summary) -> None:
+    """Print what was found and made."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    print(f"images: {summary.usable:,} of {summary.files:,} files can be used; {summary.others:,} other files")
+    if summary.annotated:
+        print(f"annotations: of {summary.annotated:,} images")
+    for reason, count in summary.annotation_problems.items():
+        print(f"  passed over: {count:,} {reason}", file=sys.stderr)
+    table = Table("task", "variant", "samples", "drawn again")
+    for name, count in sorted(summary.made.items()):
+        again = sum(number for reason, number in summary.rejected.items() if reason.startswith(f"{name}: "))
+        table.add_row(*name.split(" "), f"{count:,}", f"{again:,}")
+    console.print(table)
+    print(f"{sum(summary.made.values()):,} samples with {summary.pictures:,} pictures, every answer checked")
+    for file, problem in sorted(summary.unusable.items())[:5]:
+        print(f"unusable image: {file} {problem}", file=sys.stderr)
+    if len(summary.unusable) > 5:
+        print(f"... and {len(summary.unusable) - 5:,} more, listed in manifest.json", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
