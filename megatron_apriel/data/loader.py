@@ -221,8 +221,12 @@ class ValidationLoader:
         share: int = 0,
         shares: int = 1,
         with_images: bool = True,
+        micro_batch_multiple: int = 1,
     ) -> None:
-        """Open the corpora of ``config.validation``; arguments and errors as of :class:`TrainingLoader`."""
+        """Open the corpora of ``config.validation``; arguments and errors as of :class:`TrainingLoader`.
+
+        ``micro_batch_multiple``: what the number of a rank's batches must be a multiple of (interleaved pipelines).
+        """
         if config.validation is None:
             raise ConfigError(
                 "the stage has no validation section, so there are no held-out sequences.",
@@ -243,7 +247,7 @@ class ValidationLoader:
             for source, opened in enumerate(self._reader.sources)
             for pack in opened.plan.order(0)[: config.validation.sequences]
         ]
-        self.micro_batches = -(-len(places) // data_size)
+        self.micro_batches = -(-len(places) // (data_size * micro_batch_multiple)) * micro_batch_multiple
         numbers = range(data_rank, self.micro_batches * data_size, data_size)
         self._own = [(number, *places[number]) if number < len(places) else (number, 0, None) for number in numbers]
         self._running: Prefetcher[Any, Batch] | None = None

@@ -42,7 +42,6 @@ def run_stage(config: StageConfig) -> ExitCode:
 
     Raises the project's errors before anything is written where the mistake can be known that early.
     """
-    layout = Layout.from_config(config.parallel, int(os.environ.get("WORLD_SIZE", "1")))
     final = config.output / "final"
     store = CheckpointStore(config.output / "checkpoints", config.checkpoint.keep, config.steps)
     newest = store.latest()
@@ -50,7 +49,7 @@ def run_stage(config: StageConfig) -> ExitCode:
         _check_same(config, newest)
     source = newest / "hf" if newest is not None else config.init_from
     architecture = Architecture.from_directory(source) if newest is not None else architecture_of(source)
-    check_layout(config, architecture, layout.world_size)
+    layout = check_layout(config, architecture, world_size())
     if newest is not None and _step_of(newest) == config.steps and (final.exists() or not config.checkpoint.export):
         print(f"{config.stage}: all {config.steps} steps are done; the result is in {final}")
         return ExitCode.OK
@@ -77,6 +76,11 @@ def _export(stage: Stage, final: Path) -> None:
             chat_template=exported_chat_template(),
             overwrite=final.exists(),
         )
+
+
+def world_size() -> int:
+    """Ranks of this run, as torchrun or Slurm's ``srun`` say."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1")
 
 
 @contextlib.contextmanager
@@ -109,7 +113,10 @@ def assembled(
         )
         validation = None
         if config.validation is not None:
-            validation = stack.enter_context(ValidationLoader(config, architecture, **placement))
+            multiple = layout.pipeline if layout.virtual > 1 else 1
+            validation = stack.enter_context(
+                ValidationLoader(config, architecture, micro_batch_multiple=multiple, **placement)
+            )
         yield Stage(
             config=config,
             architecture=architecture,

@@ -1,0 +1,291 @@
+"""Whole runs of the loop: every layout the same, resumable to the bit, and well-behaved when things go wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+from megatron_apriel.batch import IGNORED_LABEL, Batch
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.data.loader import TrainingLoader
+from megatron_apriel.errors import ConfigError, DataError, ExitCode
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.corpora import VOCAB, random_pixels, write_corpus
+from megatron_apriel.testing.ranks import RankFailure, run_ranks
+from megatron_apriel.train import step as step_module
+from megatron_apriel.train.run import run_stage
+
+ARCHITECTURE = Architecture(
+    decoder=DecoderArchitecture(32, 4, 4, 2, 16, 48, VOCAB, rope_theta=1e6),
+    tower=TowerArchitecture(32, 2, 2, 16, 48, "silu", patch_size=4, image_size=32),
+    projector=ProjectorArchitecture(32, 32),
+)
+STAGE = """
+stage: trial
+init_from: {root}/model
+output: {root}/{name}
+train: {{tower: 0.5, projector: 1.0, decoder: 1.0}}
+sequence_length: 128
+batch_tokens: 512
+tokens: 3072
+optimizer: {{peak: 1.0e-2, warmup: 20%, decay: cosine}}
+mixture:
+  - {{corpus: {root}/text, weight: 50%, long_documents: split}}
+  - {{corpus: {root}/images, weight: 50%, loss: responses}}
+validation: {{every: 3, sequences: 3, corpora: [{{corpus: {root}/text, long_documents: split}}]}}
+precision: {{compute: fp32}}
+checkpoint: {{every: 2, keep: last 2}}
+logging: {{tensorboard: false}}
+images: {{threads: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a text corpus and one with images."""
+    root = tmp_path_factory.mktemp("training")
+    write_hf_checkpoint(root / "model", ARCHITECTURE)
+    generator = np.random.default_rng(0)
+    write_corpus(root / "text", [int(length) for length in generator.integers(10, 160, 40)])
+    documents = [[8, random_pixels(generator, *map(int, generator.integers(9, 32, 2))), 24] for _ in range(24)]
+    write_corpus(root / "images", documents, seed=1)
+    return root
+
+
+def stage_file(root: Path, name: str) -> Path:
+    file = root / f"{name}.yaml"
+    file.write_text(STAGE.format(root=root, name=name), encoding="utf-8")
+    return file
+
+
+def run(root: Path, name: str, *overrides: str, ranks: int = 1) -> list[int]:
+    """Run the stage in forked ranks; returns their exit codes."""
+    file = stage_file(root, name)
+    return run_ranks(ranks, lambda rank, size: int(run_stage(load_stage(file, overrides))))
+
+
+def records(root: Path, name: str, kind: str) -> list[dict[str, Any]]:
+    lines = (root / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def losses(root: Path, name: str) -> list[float]:
+    """Losses by step; of a repeated step the last."""
+    by_step = {record["step"]: record["loss"] for record in records(root, name, "step")}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path) -> list[float]:
+    """Losses of the undisturbed run in one process."""
+    assert run(root, "reference") == [ExitCode.OK]
+    values = losses(root, "reference")
+    assert len(values) == 6
+    assert len(set(values)) == 6
+    return values
+
+
+def test_first_loss_is_that_of_transformers_on_the_same_documents(root: Path, reference: list[float]) -> None:
+    model = LlavaForConditionalGeneration.from_pretrained(root / "model", attn_implementation="eager").eval()
+    config = load_stage(stage_file(root, "reference"))
+    total, count = 0.0, 0
+    with TrainingLoader(config, ARCHITECTURE) as loader, torch.no_grad():
+        for _, batch in zip(range(config.sequences_per_step), loader, strict=False):
+            for start, stop in itertools.pairwise(batch.cu_seqlens.tolist()):
+                labels = batch.labels_S[start:stop]
+                if (labels == IGNORED_LABEL).all():
+                    continue
+                logits = model(input_ids=batch.tokens_S[None, start:stop], **pixels_of(batch, start, stop)).logits[0]
+                total += F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum").item()
+                count += int((labels != IGNORED_LABEL).sum())
+    assert reference[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def pixels_of(batch: Batch, start: int, stop: int) -> dict[str, torch.Tensor]:
+    """The images of one document as transformers takes them: padded to one size, with their true sizes."""
+    images, patch = [], ARCHITECTURE.tower.patch_size
+    bounds = batch.images.cu_seqlens.tolist()
+    for first, last in itertools.pairwise(bounds):
+        if start <= int(batch.images.slots_K[first]) < stop:
+            rows, columns = (int(index[last - 1]) + 1 for index in (batch.images.rows_P, batch.images.columns_P))
+            patches = batch.images.patches_PC[first:last].view(rows, columns, 3, patch, patch)
+            images.append(patches.permute(2, 0, 3, 1, 4).reshape(3, rows * patch, columns * patch))
+    if not images:
+        return {}
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    padded = torch.zeros(len(images), 3, *sizes.max(0).values.tolist())
+    for row, image in zip(padded, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return {"pixel_values": padded, "image_sizes": sizes}
+
+
+LAYOUTS = {
+    "data": (2, []),
+    "tensor and sequence": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
+    "pipeline": (2, ["parallel.pipeline=2"]),
+    "interleaved pipeline": (2, ["parallel.pipeline=2", "parallel.virtual=2"]),
+    "all": (4, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_losses_of_one_process(root: Path, reference: list[float], layout: str) -> None:
+    ranks, overrides = LAYOUTS[layout]
+    name = layout.replace(" ", "_")
+    assert run(root, name, *overrides, ranks=ranks) == [ExitCode.OK] * ranks
+    assert losses(root, name) == pytest.approx(reference, rel=2e-5)
+    ours, one = (records(root, run_name, "validation") for run_name in (name, "reference"))
+    assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in one], rel=2e-5)
+
+
+def test_resumes_on_another_layout(root: Path, reference: list[float]) -> None:
+    assert run(root, "moved", "faults.save_before_end_of_job_s=0", ranks=2) == [0, 0]
+    file = root / "moved" / "checkpoints"
+    for step in (6,):
+        for path in file.glob(f"step_{step:08d}"):
+            path.rename(root / "moved" / "aside")
+    assert run(root, "moved", "parallel.tensor=2", ranks=2) == [0, 0]
+    steps = [record["step"] for record in records(root, "moved", "step")]
+    assert steps == [1, 2, 3, 4, 5, 6, 5, 6]
+    assert losses(root, "moved") == pytest.approx(reference, rel=2e-5)
+
+
+def start(root: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+    """The stage as a user starts it."""
+    command = [sys.executable, "-m", "megatron_apriel.train", str(stage_file(root, name)), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for_line(process: subprocess.Popen[str], beginning: str) -> None:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith(beginning):
+            return
+    pytest.fail(f"no line {beginning!r} in\n{''.join(seen)}")
+
+
+def test_killed_runs_continue_to_the_bit(root: Path, reference: list[float]) -> None:
+    process = start(root, "killed")
+    wait_for_line(process, "step 5/6")
+    process.kill()
+    process.wait()
+    again = start(root, "killed")
+    output, _ = again.communicate(timeout=180)
+    assert again.returncode == ExitCode.OK, output
+    assert "resumed from" in output
+    assert losses(root, "killed") == reference
+    final, expected = (load_file(root / name / "final" / "model.safetensors") for name in ("killed", "reference"))
+    assert all(torch.equal(final[name], expected[name]) for name in expected)
+
+
+def test_sigterm_saves_and_asks_to_be_started_again(root: Path, reference: list[float]) -> None:
+    process = start(root, "terminated", "checkpoint.every=100")
+    wait_for_line(process, "step 1/6")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.REQUEUE, output
+    assert "SIGTERM; run the same command to go on" in output
+    assert not (root / "terminated" / "final").exists()
+    assert run(root, "terminated", "checkpoint.every=100") == [ExitCode.OK]
+    assert losses(root, "terminated") == reference
+
+
+def test_a_finished_run_says_so_and_does_nothing(root: Path, reference: list[float]) -> None:
+    before = sorted((path, path.stat().st_mtime) for path in (root / "reference" / "final").iterdir())
+    assert run(root, "reference") == [ExitCode.OK]
+    assert sorted((path, path.stat().st_mtime) for path in (root / "reference" / "final").iterdir()) == before
+    assert losses(root, "reference") == reference
+
+
+def test_frozen_parts_leave_as_they_came_and_trained_ones_do_not(root: Path) -> None:
+    assert run(root, "frozen", "train={projector: 1.0}", "tokens=1024", ranks=2) == [0, 0]
+    before, after = (load_file(root / name / "model.safetensors") for name in ("model", "frozen/final"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("multi_modal_projector")}
+
+
+def test_going_on_with_another_meaning_is_refused(root: Path, reference: list[float]) -> None:
+    with pytest.raises(RankFailure, match="seed: 1234 then, 7 now"):
+        run(root, "reference", "seed=7")
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, sequences: set[int]) -> None:
+    """Make the loss of these sequences NaN, as a damaged sample would."""
+    sound = step_module._sum_loss
+
+    def poisoned(batch: Batch, losses_S: torch.Tensor) -> Any:
+        return sound(batch, losses_S * (float("nan") if batch.sequence in sequences else 1.0))
+
+    monkeypatch.setattr(step_module, "_sum_loss", poisoned)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_samples_named(
+    root: Path, reference: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {9})
+    assert run(root, "poisoned", ranks=2) == [0, 0]
+    skipped = records(root, "poisoned", "skipped")
+    assert [(record["step"], record["in_a_row"], record["skipped"]) for record in skipped] == [(3, 1, 1)]
+    (line,) = (root / "poisoned" / "skipped_steps.jsonl").read_text(encoding="utf-8").splitlines()
+    (named,) = json.loads(line)["sequences"]
+    assert named["sequence"] == 9
+    assert named["samples"]
+    values = {record["step"]: record["loss"] for record in records(root, "poisoned", "step")}
+    assert [values[1], values[2]] == pytest.approx(reference[:2], rel=2e-5)
+    assert set(values) == {1, 2, 4, 5, 6}
+    assert all(np.isfinite(value) for value in values.values())
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, set(range(4, 100)))
+    with pytest.raises(RankFailure) as caught:
+        run(root, "hopeless", "faults.max_skipped_in_a_row=2")
+    message = str(caught.value)
+    assert DataError.__name__ in message
+    assert "2 steps in a row, the last of them step 3" in message
+    assert "skipped_steps.jsonl" in message
+
+
+def test_a_missing_corpus_is_an_error_before_training(root: Path) -> None:
+    with pytest.raises(RankFailure, match="nowhere"):
+        run(root, "missing", f"mixture.0.corpus={root}/nowhere")
+    assert not (root / "missing" / "checkpoints").exists()
+
+
+def test_offline_wandb_and_tensorboard_get_the_figures(root: Path) -> None:
+    pytest.importorskip("wandb")
+    assert run(root, "logged", "logging={tensorboard: true, wandb: offline}", "tokens=1024") == [ExitCode.OK]
+    assert list((root / "logged" / "wandb").glob("offline-run-*/*.wandb"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(root / "logged" / "tensorboard"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx([record["loss"] for record in records(root, "logged", "step")], rel=1e-6)
+
+
+def test_configuration_errors_come_before_torch(root: Path) -> None:
+    file = stage_file(root, "wrong")
+    command = [sys.executable, "-X", "importtime", "-m", "megatron_apriel.train", str(file), "optimiser.peak=1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == ExitCode.FAILED
+    assert ConfigError.__name__ in result.stderr
+    assert "optimizer" in result.stderr
+    assert " torch\n" not in result.stderr
