@@ -6,7 +6,7 @@ rounding lands halfway between two bfloat16 numbers. So here:
 
 * **Equal weights.** The result is the exact mean, rounded once to the tensor's dtype, ties to even. Sums run in
   float64, exact unless summands differ by more than some 2^29 (float32) or 2^45 (bfloat16) in size; the few elements
-  where it is not, or where the quotient falls on a tie, are found and computed again with exact fractions.
+  where it is not are found and computed again with exact fractions.
 * **Given weights.** They are divided by their sum. The result is ``w0*x0 + w1*x1 + ...``, in that order in float64,
   rounded once.
 
@@ -98,11 +98,9 @@ def _equal_mean(inputs: Sequence[Raw], dtype: str) -> Raw:
         uncertain |= (larger - total != summand) | (larger - summand != total)
         total = larger
     quotient = total / len(inputs)
-    if dtype != "F64":
-        # A tie of float32 has at most 25 significant bits, of the others fewer. A quotient that looks like one is one
-        # only if the division had no remainder; the product is exact, since so few bits are left.
-        looks_like_tie = (quotient.view(np.uint64) & np.uint64((1 << 28) - 1)) == 0
-        uncertain |= looks_like_tie & (quotient * len(inputs) != total)
+    # Where the sum is exact, rounding the quotient once more is right: a quotient that falls on a tie is that tie. For if
+    # it were off by less than half its last bit, the sum would be off by less than half of n times that bit, which is
+    # less than the sum's own last bit; and both the sum and n times a tie are multiples of that.
     result = from_float64(quotient, dtype)
     for place in zip(*np.nonzero(uncertain), strict=True):
         numbers = [Fraction(float(to_float64(raw[place], dtype))) for raw in inputs]
