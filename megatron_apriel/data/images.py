@@ -13,6 +13,8 @@ makes. Three of its habits are not DALI's, and each is worth several grey levels
 
 Measured on photographs against both of its backends: at most 2 grey levels anywhere, 0.01 on average.
 
+An axis that keeps its length is left alone, as in the reference: there is a pipeline for each set of axes to resize.
+
 DALI stops a whole batch at one damaged image and invalidates the pipeline; the images of that batch are then decoded
 one by one, so that the culprit is known and the others are kept.
 """
@@ -42,6 +44,12 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_IMAGES = 32
 MAX_PIXELS = 48_000_000
 """Images decoded together, and their source pixels (one larger image is decoded alone): bounds the memory."""
+
+_ORDER = (1, 0)
+_NAMES = {1: "horizontal", 0: "vertical"}
+"""Axes of the resizing passes in the reference's order, and their names."""
+
+_Axes = tuple[int, ...]
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +100,7 @@ class ImageDecoder:
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.skipped = 0
         self._lock = threading.Lock()
-        self._pipeline: Any = None
+        self._pipelines: dict[_Axes, Any] = {}
         self._stream = torch.cuda.Stream(self.device) if on_gpu else None
         _dali()
 
@@ -107,7 +115,7 @@ class ImageDecoder:
     def close(self) -> None:
         """Release DALI's threads and memory."""
         with self._lock:
-            self._pipeline = None
+            self._pipelines.clear()
 
     def patches(self, images: Sequence[EncodedImage]) -> Tensor:
         """Normalised patches of all images, one after the other: float32 [patches, 3 * patch_size**2] on ``device``.
@@ -115,16 +123,36 @@ class ImageDecoder:
         Raises DataError naming the image's place if one is damaged or has other dimensions than recorded, unless
         ``damaged`` is ``skip``: then its patches are zero, the mean colour.
         """
-        values = 3 * self.patch_size**2
+        if not images:
+            return torch.zeros(0, 3 * self.patch_size**2, device=self.device)
+        groups: dict[_Axes, list[int]] = {}
+        for number, image in enumerate(images):
+            groups.setdefault(self._axes(image), []).append(number)
+        decoded: dict[int, Tensor] = {}
         with self._lock:
-            decoded = [patches for chunk in _chunks(images) for patches in self._decoded(chunk)]
-        return torch.cat(decoded) if decoded else torch.zeros(0, values, device=self.device)
+            for numbers in groups.values():
+                chunks = _chunks([images[number] for number in numbers])
+                patches = [result for chunk in chunks for result in self._decoded(chunk)]
+                decoded.update(zip(numbers, patches, strict=True))
+        return torch.cat([decoded[number] for number in range(len(images))])
+
+    def _target(self, image: EncodedImage) -> tuple[int, int]:
+        return image.rows * self.patch_size, image.columns * self.patch_size
+
+    def _axes(self, image: EncodedImage) -> _Axes:
+        """The axes along which an image is resized, in order."""
+        source, target = (image.height, image.width), self._target(image)
+        return tuple(axis for axis in _ORDER if source[axis] != target[axis])
 
     def _decoded(self, images: Sequence[EncodedImage]) -> list[Tensor]:
+        """Patches of images with the same axes, the damaged ones among them dealt with."""
+        axes = self._axes(images[0])
+        if axes not in self._pipelines:
+            self._pipelines[axes] = _build_pipeline(self.threads, self.device, axes)
         try:
-            return self._run(images)
+            return self._run(self._pipelines[axes], axes, images)
         except RuntimeError as error:
-            self._pipeline = None
+            del self._pipelines[axes]
             if len(images) > 1:
                 return [patches for image in images for patches in self._decoded([image])]
             return [self._damaged(images[0], _cause(error))]
@@ -140,15 +168,11 @@ class ImageDecoder:
         logger.warning("%s cannot be decoded (%s) and is left grey; %d so far", image.place, cause, self.skipped)
         return torch.zeros(image.rows * image.columns, 3 * self.patch_size**2, device=self.device)
 
-    def _run(self, images: Sequence[EncodedImage]) -> list[Tensor]:
-        """Patches of images that fit into one run of the pipeline. Raises RuntimeError if DALI cannot decode one."""
-        if self._pipeline is None:
-            self._pipeline = _build_pipeline(self.threads, self.device)
-        pipeline = self._pipeline
+    def _run(self, pipeline: Any, axes: _Axes, images: Sequence[EncodedImage]) -> list[Tensor]:
+        """Patches of at most MAX_IMAGES images with the same axes. Raises RuntimeError if DALI cannot decode one."""
         inputs: dict[str, list[NDArray[Any]]] = {"encoded": [image.data for image in images]}
         for image in images:
-            target = (image.rows * self.patch_size, image.columns * self.patch_size)
-            for name, value in _pass_inputs((image.height, image.width), target).items():
+            for name, value in _pass_inputs((image.height, image.width), self._target(image), axes).items():
                 inputs.setdefault(name, []).append(value)
         for name, values in inputs.items():
             pipeline.feed_input(name, values)
@@ -226,15 +250,12 @@ def _inside_weight(source: int, target: int) -> NDArray[np.float64]:
     return np.asarray((weights * inside).sum(1) / weights.sum(1))
 
 
-_PASSES = (("horizontal", 1), ("vertical", 0))
-"""Name and axis of the two resizing passes, in the reference's order."""
-
-
-def _pass_inputs(source: tuple[int, int], target: tuple[int, int]) -> dict[str, NDArray[Any]]:
+def _pass_inputs(source: tuple[int, int], target: tuple[int, int], axes: _Axes) -> dict[str, NDArray[Any]]:
     """Numbers that the pipeline needs for an image of ``source`` height and width."""
     inputs: dict[str, NDArray[Any]] = {}
     size = list(source)
-    for name, axis in _PASSES:
+    for axis in axes:
+        name = _NAMES[axis]
         border = math.ceil(2 * max(1.0, source[axis] / target[axis])) + 1
         begin, end = [0, 0], list(size)
         begin[axis], end[axis] = border, border + size[axis]
@@ -251,7 +272,7 @@ def _pass_inputs(source: tuple[int, int], target: tuple[int, int]) -> dict[str, 
     return inputs
 
 
-def _build_pipeline(threads: int, device: torch.device) -> Any:
+def _build_pipeline(threads: int, device: torch.device, axes: _Axes) -> Any:
     """The pipeline; batches of 1 to MAX_IMAGES. Outputs: normalised pixels float32 CHW, and shapes as decoded."""
     dali = _dali()
     fn, types = dali.fn, dali.types
@@ -299,8 +320,8 @@ def _build_pipeline(threads: int, device: torch.device) -> Any:
             jpeg_fancy_upsampling=True,
         )
         shape = fn.peek_image_shape(encoded, adjust_orientation=False)
-        for name, axis in _PASSES:
-            image = resized(image, name, axis)
+        for axis in axes:
+            image = resized(image, _NAMES[axis], axis)
         normalised = fn.crop_mirror_normalize(
             image,
             dtype=types.FLOAT,
