@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    VocabParallelEmbedding,
+    gather_from_tensor_model_parallel_region,
+)
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -48,7 +52,5 @@ def build_head(architecture: DecoderArchitecture, config: TransformerConfig) -> 
 
 def gather_logits(logits_S1V: Tensor) -> Tensor:
     """Logits of the whole vocabulary [S, V] on every tensor-parallel rank."""
-    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
-
     gathered: Tensor = gather_from_tensor_model_parallel_region(logits_S1V)
     return torch.squeeze(gathered, 1)
