@@ -98,9 +98,9 @@ def _equal_mean(inputs: Sequence[Raw], dtype: str) -> Raw:
         uncertain |= (larger - total != summand) | (larger - summand != total)
         total = larger
     quotient = total / len(inputs)
-    # Where the sum is exact, rounding its quotient again is right: a quotient that falls on a tie is that tie. If it were
-    # off, by at most half its last bit, the sum would differ from n ties by at most n/2 of that bit, which is less than
-    # the sum's own last bit; and both are multiples of that.
+    # Where the sum is exact, rounding its quotient again is right: a quotient that falls on a tie is that tie. If it
+    # were off, by at most half its last bit, the sum would differ from n ties by at most n/2 of that bit, which is less
+    # than the sum's own last bit; and both are multiples of that.
     result = from_float64(quotient, dtype)
     for place in zip(*np.nonzero(uncertain), strict=True):
         numbers = [Fraction(float(to_float64(raw[place], dtype))) for raw in inputs]
