@@ -1,8 +1,8 @@
 """From a folder of raw images to a directory of samples, checked one by one.
 
-    DST/samples-00000.jsonl        one record per sample: messages, task, variant, difficulty, answer, construction, ...
+    DST/records.jsonl                  one record per sample: messages, task, variant, difficulty, answer, ...
     DST/images/00000/00000017-1.jpg    second picture of sample 17
-    DST/manifest.json              what was asked for, what was found, what was made, what was rejected
+    DST/manifest.json                  what was asked for, what was found, what was made, what was rejected
 
 Sample i is a function of the seed, of i, of the options and of the images in the order of their sorted paths: not of
 the number of workers, nor of how many samples are asked for. More samples continue fewer.
@@ -31,12 +31,12 @@ from megatron_apriel.visual_tasks.tasks import TASKS, Menu, Variant
 from megatron_apriel.visual_tasks.workers import Workers
 
 MANIFEST = "manifest.json"
+RECORDS = "records.jsonl"
 FORMATS = {"jpeg": "jpg", "png": "png"}
 MIN_MAX_SIDE, MAX_MAX_SIDE = 128, 4096
 ATTEMPTS = 100
 """Pictures tried for one sample before the folder is called unfit."""
 
-_SHARD = 10_000  # samples per file
 _FOLDER = 1_000  # samples whose pictures share a folder
 _CHUNK = 8  # samples per piece of work
 _HEADERS = 256  # files per piece of work
@@ -235,16 +235,16 @@ def generate(
         ConfigError, DataError, OutputError: before anything is written, or with everything removed again.
     """
     options.check()
+    sources = [images] if annotations is None else [images, annotations]
     if destination is not None:
-        sources = [images] if annotations is None else [images, annotations.parent]
-        check_destination(destination, overwrite, MANIFEST, sources[:1])
+        check_destination(destination, overwrite, MANIFEST, sources)
     summary = Summary()
     generator = prepare_generator(images, annotations, options, summary)
     if destination is None:
         for index in range(min(options.samples, _TRIED)):
             _account(generator.make(index), summary)
         return summary
-    with whole_directory(destination, overwrite, MANIFEST, [images]) as partial:
+    with whole_directory(destination, overwrite, MANIFEST, sources) as partial:
         _write(generator, partial, summary)
         manifest = _manifest(images, annotations, options, summary)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -303,21 +303,16 @@ def _write(generator: Generator, directory: Path, summary: Summary) -> None:
     samples = generator.options.samples
     chunks = (range(start, min(start + _CHUNK, samples)) for start in range(0, samples, _CHUNK))
     number = min(generator.options.workers, -(-samples // _CHUNK))
-    with Workers((generator, directory), number) as workers, progress("making samples", samples, "samples") as step:
-        for shard, records in _shards(workers.in_order(_make_chunk, chunks), samples):
-            with (directory / f"samples-{shard:05}.jsonl").open("w", encoding="utf-8") as file:
-                for made in records:
-                    file.write(json.dumps(made.record, ensure_ascii=False) + "\n")
-                    _account(made, summary)
-                    step(1)
-
-
-def _shards(chunks: Iterator[list[Made]], samples: int) -> Iterator[tuple[int, Iterator[Made]]]:
-    """(number, samples) of each file; its samples must be taken before the next file's."""
-    flat = (made for chunk in chunks for made in chunk)
-    for shard in range(-(-samples // _SHARD)):
-        size = min(_SHARD, samples - shard * _SHARD)
-        yield shard, (next(flat) for _ in range(size))
+    with (
+        Workers((generator, directory), number) as workers,
+        progress("making samples", samples, "samples") as step,
+        (directory / RECORDS).open("w", encoding="utf-8") as file,
+    ):
+        for chunk in workers.in_order(_make_chunk, chunks):
+            for made in chunk:
+                file.write(json.dumps(made.record, ensure_ascii=False) + "\n")
+                _account(made, summary)
+            step(len(chunk))
 
 
 def _content(sample: Sample, names: list[str]) -> Iterator[dict[str, str]]:

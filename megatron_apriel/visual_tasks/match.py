@@ -99,8 +99,10 @@ def retrieval(draw: Draw) -> Sample:
     number = knobs.RETRIEVAL_CANDIDATES.count(draw.difficulty)
     truth = int(draw.choices.integers(number))
     mirror = bool(draw.choices.integers(2)) and draw.difficulty >= 0.5
-    picture = draw.picture()
-    pool = draw.others((number - 1) * knobs.RETRIEVAL_POOL.count(draw.difficulty))
+    # All of one shape: an anchor that is as wide as one candidate only would be matched without looking.
+    picture = _cut_square(draw.picture(), draw.rng)
+    wanted = (number - 1) * knobs.RETRIEVAL_POOL.count(draw.difficulty)
+    pool = [_cut_square(other, draw.rng) for other in draw.others(wanted)]
     if len(pool) < number - 1:
         raise Ambiguous("there are too few other pictures")
     pool.sort(key=lambda other: distance(picture, other))
@@ -169,6 +171,10 @@ def _panel(draw: Draw) -> int:
 def _square(picture: Picture, side: int, rng: np.random.Generator) -> Box:
     left, top = int(rng.integers(picture.width - side + 1)), int(rng.integers(picture.height - side + 1))
     return left, top, left + side, top + side
+
+
+def _cut_square(picture: Picture, rng: np.random.Generator) -> Picture:
+    return picture.crop(_square(picture, min(picture.size), rng))
 
 
 def _around(spot: tuple[float, float], radius: float, size: tuple[int, int]) -> Box:

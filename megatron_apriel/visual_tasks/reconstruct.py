@@ -126,7 +126,10 @@ def shuffle(draw: Draw) -> Sample:
     order = draw.choices.permutation(pieces)
     while (order == np.arange(pieces)).all():
         order = draw.choices.permutation(pieces)
-    picture = _whole_pieces(draw.picture(), rows, columns)
+    picture = draw.picture()
+    # Room for the gaps: with them the pieces are no larger than the picture was.
+    room = (picture.width - (columns - 1) * _GAP, picture.height - (rows - 1) * _GAP)
+    picture = _whole_pieces(picture.crop((0, 0, *room)), rows, columns)
     boxes = _grid(picture, rows, columns)
     cut = [picture.crop(box) for box in boxes]
     for one in cut:
