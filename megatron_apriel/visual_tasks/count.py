@@ -13,6 +13,7 @@ The same questions about annotated photographs are in :mod:`annotated`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from megatron_apriel.visual_tasks import difficulty as knobs
 from megatron_apriel.visual_tasks.pixels import Pixels
@@ -63,18 +64,30 @@ def _counted(draw: Draw, kinds: list[Kind], asked: Test, number: int, question: 
     size = round(knobs.COUNT_SIZE.at(draw.difficulty) * min(scene.background.size))
     # In a random order, so that the counted ones are neither all below nor all above the others.
     for index in draw.rng.permutation(len(kinds)):
-        scene.place(kinds[int(index)], round(size * draw.rng.uniform(0.85, 1.15)), draw.rng)
+        _place(scene, kinds[int(index)], round(size * draw.rng.uniform(0.85, 1.15)), draw)
     if any(scene.shown(index) < visible for index in range(len(kinds))):
         raise Ambiguous("an object is hidden by two others together")
+    scene.require_visible()
 
     def check(pictures: Sequence[Pixels]) -> int | None:
         seen = [scene.objects[index].kind for index in range(len(scene.objects)) if scene.shown(index) >= visible]
-        return sum(map(asked, seen)) if scene.mark_intact(pictures[0]) else None
+        return sum(map(asked, seen)) if scene.seen_in(pictures[0]) else None
 
     construction = {
         "what": what,
         "objects": scene.described(),
-        "visible": [round(scene.shown(index), 3) for index in range(len(kinds))],
+        "shown": [round(scene.shown(index), 3) for index in range(len(kinds))],
         "opacity": round(scene.opacity, 3),
     }
     return Sample((scene.picture, "\n" + question), str(number), number, construction, check)
+
+
+def _place(scene: Scene, kind: Kind, size: int, draw: Draw) -> None:
+    """Put an object beside or partly over an earlier one, as often as the difficulty says, and else anywhere."""
+    if scene.objects and draw.rng.random() < knobs.COUNT_CROWDED.at(draw.difficulty):
+        near = scene.objects[int(draw.rng.integers(len(scene.objects)))]
+        reach = 0.85 * near.size
+        with suppress(Ambiguous):
+            scene.place(kind, size, draw.rng, (near.x - reach, near.y - reach, near.x + reach, near.y + reach))
+            return
+    scene.place(kind, size, draw.rng)

@@ -50,7 +50,8 @@ INSET_QUESTIONS = (
     "the top left, holds its centre? Answer as: row R, column C.",
 )
 _CELL_MARGIN = 0.15  # of a cell: a centre nearer to its edge could be taken for the neighbour's
-_SEEN_AGAIN = 0.6  # correlation of a patch and its pasted self
+_SEEN_AGAIN = 0.6  # correlation of a patch and its pasted self in the decoded picture
+_SEEN = 0.75  # and before encoding
 _UNTOUCHED = 6.0  # root-mean-square grey levels that encoding may change where nothing was pasted
 
 
@@ -64,10 +65,11 @@ def presence(draw: Draw) -> Sample:
     others = _other_kinds(kind, number - 1 if yes else number, draw)
     for one in ([kind] if yes else []) + others:
         scene.place(one, size, draw.rng)
+    scene.require_visible()
 
     def check(pictures: Sequence[Pixels]) -> bool | None:
         found = any(scene.objects[int(owner)].kind == kind for owner in np.unique(scene.owner) if owner >= 0)
-        return found if scene.mark_intact(pictures[0]) else None
+        return found if scene.seen_in(pictures[0]) else None
 
     return Sample(
         (scene.picture, "\n" + draw.phrase(PRESENCE_QUESTIONS, kind=kind)),
@@ -89,13 +91,14 @@ def location(draw: Draw) -> Sample:
     target = scene.place(kind, size, draw.rng, _inside_cell(scene.background, grid, row, column))
     for other in _other_kinds(kind, number - 1, draw):
         scene.place(other, size, draw.rng)
+    scene.require_visible()
 
     def check(pictures: Sequence[Pixels]) -> list[int] | None:
         mine = [index for index, one in enumerate(scene.objects) if one.kind == kind]
         ys, xs = np.nonzero(scene.owner == mine[0])
         height, width = pictures[0].shape[:2]
         found = [int((ys.min() + ys.max()) / 2 / height * grid) + 1, int((xs.min() + xs.max()) / 2 / width * grid) + 1]
-        return found if len(mine) == 1 and scene.mark_intact(pictures[0]) else None
+        return found if len(mine) == 1 and scene.seen_in(pictures[0]) else None
 
     return Sample(
         (scene.picture, "\n" + draw.phrase(LOCATION_QUESTIONS, grid=grid, kind=kind)),
@@ -130,6 +133,8 @@ def inset(draw: Draw) -> Sample:
     pasted = recoloured(patch, knobs.INSET_COLOUR.at(draw.difficulty), draw.rng)
     if distance(picture.crop(box), pasted) < 2 * DISTINCT:
         raise Ambiguous("the patch looks like what it covers")
+    if correlation(pixels_of(patch), pixels_of(pasted)) < _SEEN:
+        raise Ambiguous("the patch was recoloured beyond recognition")
     scene = picture.copy()
     scene.paste(pasted, corner)
 

@@ -79,6 +79,7 @@ COUNT_OBJECTS = Knob("count", "objects of the counted kind, at most", 4, 12, who
 COUNT_OTHERS = Knob("count", "objects of other kinds, at most", 2, 8, whole=True)
 COUNT_SIZE = Knob("count", "size of an object", 0.20, 0.11)
 COUNT_VISIBLE = Knob("count", "part of every object that stays visible, at least", 1.0, 0.6)
+COUNT_CROWDED = Knob("count", "share of objects put where they may cover another in part", 0.0, 0.6)
 COUNT_OPACITY = Knob("count", "opacity of an object", 1.0, 0.8)
 COUNT_ANNOTATED = Knob("count", "annotated objects, at most", 3, 15, whole=True)
 

@@ -25,8 +25,8 @@ from megatron_apriel.progress import progress
 from megatron_apriel.visual_tasks.coco import Annotations, read_annotations
 from megatron_apriel.visual_tasks.difficulty import FULL_RANGE, Range
 from megatron_apriel.visual_tasks.pixels import decoded, encoded
-from megatron_apriel.visual_tasks.sample import Ambiguous, Draw, Sample
-from megatron_apriel.visual_tasks.sources import Header, RawImages, Unreadable, image_files, read_header
+from megatron_apriel.visual_tasks.sample import Ambiguous, Draw, Sample, Unreadable
+from megatron_apriel.visual_tasks.sources import Header, RawImages, image_files, read_header
 from megatron_apriel.visual_tasks.tasks import TASKS, Menu, Variant
 from megatron_apriel.visual_tasks.workers import Workers
 
@@ -150,7 +150,7 @@ class Generator:
         damaged: dict[str, str] = {}
         for attempt in range(ATTEMPTS):
             rng, choices = self._random(index, 2 + attempt), self._random(index, 1)
-            draw = Draw(self.images, self.annotations, difficulty, rng, choices)
+            draw = Draw(self.images, self.annotations, difficulty, rng, choices, damaged=damaged)
             try:
                 sample = variant.make(draw)
             except Ambiguous as reason:

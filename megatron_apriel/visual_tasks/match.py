@@ -24,6 +24,7 @@ from megatron_apriel.visual_tasks.pixels import (
     distance,
     exact_distance,
     pixels_of,
+    require_best,
     require_texture,
     resized,
 )
@@ -54,7 +55,8 @@ MIN_PANEL = 96
 """Smallest longer side of a picture that is shown beside others, pixels."""
 
 _CELL_MARGIN = 0.15  # of a cell: a spot nearer to its edge could be taken for the neighbour's
-_ALIKE = 0.5  # correlation from which two patches are the same thing in other colours
+_ALIKE = 0.5  # correlation from which two decoded patches are the same thing in other colours
+_CLEARLY_ALIKE = 0.7  # and before encoding
 _LEAST_EDIT = 12  # pixels
 
 
@@ -78,10 +80,12 @@ def point(draw: Draw) -> Sample:
     require_texture(picture.crop(around), "the marked spot")
     second = looked_at(picture, view, knobs.VIEW_COLOUR.at(draw.difficulty), draw.rng)
     intact = pixels_of(picture)
+    if _sameness(intact, pixels_of(second), view, spot, radius) < _CLEARLY_ALIKE:
+        raise Ambiguous("the marked spot was recoloured beyond recognition")
 
     def check(pictures: Sequence[Pixels]) -> list[int] | None:
         x, y = view.from_picture(spot)
-        if not _same_place(intact, pictures[1], view, spot, radius):
+        if _sameness(intact, pictures[1], view, spot, radius) < _ALIKE:
             return None
         return [int(y // cell[1]) + 1, int(x // cell[0]) + 1]
 
@@ -117,11 +121,14 @@ def retrieval(draw: Draw) -> Sample:
     candidates = [resized(wrong[int(index)], panel) for index in draw.rng.permutation(number - 1)]
     candidates.insert(truth, resized(picture, panel))
 
-    def check(pictures: Sequence[Pixels]) -> str | None:
+    def likeness(shown: Pixels, options: Sequence[Pixels]) -> list[float]:
         # Only the right picture, seen through the same window, looks like the anchor.
-        likeness = [correlation(pictures[0], pixels_of(_stretched(one, view, picture.size))) for one in pictures[1:]]
-        best = int(np.argmax(likeness))
-        return LETTERS[best] if likeness[best] > _ALIKE else None
+        return [correlation(shown, pixels_of(_stretched(one, view, picture.size))) for one in options]
+
+    require_best(likeness(pixels_of(anchor), list(map(pixels_of, candidates))), truth, "the anchor's picture")
+
+    def check(pictures: Sequence[Pixels]) -> str:
+        return LETTERS[int(np.argmax(likeness(pictures[0], pictures[1:])))]
 
     return Sample(
         (anchor, "\n" + draw.phrase(RETRIEVAL_QUESTIONS), *lettered(candidates)),
@@ -197,8 +204,8 @@ def _with_ring(picture: Picture, spot: tuple[float, float]) -> Picture:
     return marked
 
 
-def _same_place(intact: Pixels, seen: Pixels, view: View, spot: tuple[float, float], radius: float) -> bool:
-    """Whether the decoded view, mapped back, shows around the spot what the picture has there."""
+def _sameness(intact: Pixels, seen: Pixels, view: View, spot: tuple[float, float], radius: float) -> float:
+    """Correlation of what the view, mapped back, shows around the spot, with what the picture has there."""
     steps = np.linspace(-radius, radius, 16)
     around = [(spot[0] + x, spot[1] + y) for y in steps for x in steps]
     height, width = seen.shape[:2]
@@ -209,7 +216,9 @@ def _same_place(intact: Pixels, seen: Pixels, view: View, spot: tuple[float, flo
         if inside and 0 <= x < width and 0 <= y < height:
             expected.append(intact[int(place[1]), int(place[0])].astype(float).mean())
             found.append(seen[int(y), int(x)].astype(float).mean())
-    return bool(np.corrcoef(expected, found)[0, 1] > _ALIKE)
+    if np.std(expected) == 0 or np.std(found) == 0:
+        return 0.0
+    return float(np.corrcoef(expected, found)[0, 1])
 
 
 def _stretched(pixels: Pixels, view: View, size: tuple[int, int]) -> Picture:

@@ -8,6 +8,7 @@ shrunk to a few cells: noise and JPEG's rounding vanish there, while what a pers
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,13 @@ def correlation(first: Pixels, second: Pixels) -> float:
     centred = [one - one.mean() for one in grey]
     size = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
     return float((centred[0] * centred[1]).sum() / size) if size > 0 else 0.0
+
+
+def require_best(likeness: Sequence[float], truth: int, what: str) -> None:
+    """Raise Ambiguous unless the true option is like what is shown, and clearly more so than every other."""
+    others = [value for index, value in enumerate(likeness) if index != truth]
+    if likeness[truth] < 0.7 or likeness[truth] < max(others) + 0.1:
+        raise Ambiguous(f"{what} cannot be told")
 
 
 def recoloured(picture: Picture, strength: float, rng: np.random.Generator) -> Picture:

@@ -28,6 +28,7 @@ from megatron_apriel.visual_tasks.pixels import (
     exact_distance,
     pixels_of,
     recoloured,
+    require_best,
     require_distinct,
     require_texture,
 )
@@ -40,11 +41,11 @@ PATCH_QUESTIONS = (
     "The grey square hides a part of the picture. Choose the patch that was there. Give only its letter.",
 )
 SHUFFLE_QUESTIONS = (
-    "This picture was cut into {rows} rows of {columns} pieces, and the pieces were mixed up. Number the pieces as "
-    "they are shown, from left to right and top to bottom, beginning with 1. In which order do they restore the "
-    "picture? Answer with the {pieces} numbers in the restored reading order, separated by spaces.",
-    "The {pieces} pieces of this picture ({rows} rows, {columns} columns) are out of order. Counting the shown pieces "
-    "row by row from 1, list the pieces in the order in which they give the original picture, row by row. "
+    "This picture was cut into {pieces} pieces (rows: {rows}, columns: {columns}), which were mixed up. Number the "
+    "pieces as they are shown, from left to right and top to bottom, beginning with 1. In which order do they restore "
+    "the picture? Answer with the {pieces} numbers in the restored reading order, separated by spaces.",
+    "The {pieces} pieces of this picture (rows: {rows}, columns: {columns}) are out of order. Counting the shown "
+    "pieces row by row from 1, list the pieces in the order in which they give the original picture, row by row. "
     "Answer with numbers separated by spaces.",
 )
 TURN_QUESTIONS = (
@@ -165,10 +166,13 @@ def turn(draw: Draw) -> Sample:
     require_distinct([_turned(piece, name) for name in TURNS], "two ways of turning the picture")
     changed = recoloured(_turned(piece, options[truth]), knobs.TURN_COLOUR.at(draw.difficulty), draw.rng)
 
+    def likeness(original: Picture, after: Pixels) -> list[float]:
+        return [correlation(pixels_of(_turned(original, name)), after) for name in options]
+
+    require_best(likeness(piece, pixels_of(changed)), truth, "the way of turning")
+
     def check(pictures: Sequence[Pixels]) -> str:
-        original, after = Image.fromarray(pictures[0]).crop(box), pictures[1]
-        likeness = [correlation(pixels_of(_turned(original, name)), after) for name in options]
-        return LETTERS[int(np.argmax(likeness))]
+        return LETTERS[int(np.argmax(likeness(Image.fromarray(pictures[0]).crop(box), pictures[1])))]
 
     listed = "\n".join(f"{letter}: {name}" for letter, name in zip(LETTERS, options, strict=False))
     words = " (a part of it)" if part < 1 else ""

@@ -9,8 +9,9 @@ again from another picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +24,19 @@ if TYPE_CHECKING:
 LETTERS = "ABCDEFGH"
 """Names of options; no task has more."""
 
+_REPLACEMENTS = 20  # images drawn instead of damaged ones before a folder counts as damaged
+
 
 class Ambiguous(Exception):
     """This picture cannot give a sample with one answer: draw again. The message is the reason, without numbers."""
+
+
+class Unreadable(Ambiguous):
+    """A raw image that turned out damaged when its pixels were read."""
+
+    def __init__(self, name: str, damage: str) -> None:
+        super().__init__("the image file is damaged")
+        self.name, self.damage = name, damage
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Draw:
         choices: what must not: the answer's position among the options and the like. It is the same at every attempt,
             so that rejections cannot favour an answer. Draw from it first and always in the same order.
         sources: names of the raw images used so far.
+        damaged: files that turned out damaged, and how.
     """
 
     images: RawImages
@@ -71,25 +83,34 @@ class Draw:
     rng: np.random.Generator
     choices: np.random.Generator
     sources: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def picture(self) -> Picture:
         """A raw image drawn at random, upright RGB, its longer side exactly ``images.max_side`` pixels."""
-        return self.one_of(int(self.rng.integers(len(self.images))))
+        drawn = (int(self.rng.integers(len(self.images))) for _ in range(_REPLACEMENTS))
+        for picture in self._readable(drawn):
+            return picture
+        raise Ambiguous("the image files are damaged")
 
     def others(self, number: int) -> list[Picture]:
         """``number`` pictures (fewer if there are not enough), none of them used in this sample yet."""
         used = set(self.sources)
         total = len(self.images)
-        # Enough of them that those in use can be passed over; the cost does not grow with the folder.
-        drawn = self.rng.choice(total, size=min(number + len(used), total), replace=False)
-        free = [int(index) for index in drawn if self.images.names[int(index)] not in used]
-        return [self.one_of(index) for index in free[:number]]
+        # Enough of them that those in use and those damaged can be passed over, but not all of a large folder.
+        drawn = self.rng.choice(total, size=min(2 * number + len(used) + _REPLACEMENTS, total), replace=False)
+        free = (int(index) for index in drawn if self.images.names[int(index)] not in used)
+        return list(islice(self._readable(free), number))
 
-    def one_of(self, index: int) -> Picture:
-        """The raw image of that number, cut to at most twice as long as wide."""
-        picture = self.images.load(index)
-        self.sources.append(self.images.names[index])
-        return _cut_to_aspect(picture, self.rng)
+    def _readable(self, numbers: Iterable[int]) -> Iterator[Picture]:
+        """The raw images of those numbers, cut to at most twice as long as wide; damaged ones are noted."""
+        for index in numbers:
+            try:
+                picture = self.images.load(index)
+            except Unreadable as reason:
+                self.damaged[reason.name] = reason.damage
+                continue
+            self.sources.append(self.images.names[index])
+            yield _cut_to_aspect(picture, self.rng)
 
     def phrase(self, templates: Sequence[str], **values: object) -> str:
         """One of several wordings of a question, filled in."""

@@ -128,11 +128,19 @@ class Scene:
         """Part of an object's area that is visible."""
         return float((self.owner == number).sum()) / self.areas[number]
 
-    def mark_intact(self, pixels: Pixels) -> bool:
+    def require_visible(self) -> None:
+        """Raise Ambiguous if what is left of an object hardly differs from the photograph."""
+        if self._least_change(pixels_of(self.picture)) < _CONTRAST * 0.8:
+            raise Ambiguous("what is left of an object hardly differs from the photograph")
+
+    def seen_in(self, pixels: Pixels) -> bool:
         """Whether every object can be told from the photograph in a decoded picture of the scene."""
-        before = pixels_of(self.background).astype(np.float64)
-        change = np.abs(pixels.astype(np.float64) - before).max(axis=2)
-        return all(change[self.owner == number].mean() > _CONTRAST / 2 for number in range(len(self.objects)))
+        return self._least_change(pixels) > _CONTRAST * 0.5
+
+    def _least_change(self, pixels: Pixels) -> float:
+        """Mean change of the photograph's grey levels where the least visible object is on top."""
+        change = np.abs(pixels.astype(np.float64) - pixels_of(self.background)).max(axis=2)
+        return min((float(change[self.owner == k].mean()) for k in range(len(self.objects))), default=255.0)
 
     def described(self) -> list[list[object]]:
         """Objects as JSON: [kind, x, y, size]."""
@@ -152,8 +160,8 @@ class Scene:
                 left = (self.owner == number).sum() - (solid & (under == number)).sum()
                 if left < self.visible * self.areas[int(number)] or self._same_kind(int(number), kind):
                     return False
-        behind = np.asarray(self.picture, dtype=np.float64)[window][solid]
-        change = np.abs(np.array(COLOURS[kind.colour]) - behind).max(axis=1) * self.opacity
+        behind = pixels_of(self.picture.crop((*corner, corner[0] + mask.width, corner[1] + mask.height)))[solid]
+        change = np.abs(np.array(COLOURS[kind.colour]) - behind.astype(np.float64)).max(axis=1) * self.opacity
         return bool(change.mean() > _CONTRAST and np.quantile(change, 0.2) > _CONTRAST / 2)
 
     def _same_kind(self, number: int, kind: Kind) -> bool:

@@ -21,7 +21,7 @@ from megatron_apriel.data.problems import BadRecord
 from megatron_apriel.data.stored_images import DECODER_ERRORS, FORMATS, MAX_PIXELS, upright_rgb
 from megatron_apriel.errors import DataError
 from megatron_apriel.visual_tasks.pixels import Picture
-from megatron_apriel.visual_tasks.sample import Ambiguous
+from megatron_apriel.visual_tasks.sample import Unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 MIN_SIDE = 64
@@ -30,17 +30,6 @@ MIN_SIDE = 64
 _CACHE_BYTES = 64 * 2**20
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
-
-
-class Unreadable(Ambiguous):
-    """A raw image that turned out damaged when its pixels were read."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__("the image file is damaged")
-        self.name, self.damage = name, reason
-
-    def __reduce__(self) -> tuple[type[Unreadable], tuple[str, str]]:
-        return type(self), (self.name, self.damage)
 
 
 @dataclass(frozen=True)
