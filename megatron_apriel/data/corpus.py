@@ -26,8 +26,6 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from numpy.typing import NDArray
 
 from megatron_apriel.data.corpus_format import (
@@ -50,6 +48,7 @@ from megatron_apriel.errors import DataError
 
 __all__ = ["Corpus", "CorpusManifest", "CorpusWriter", "ImageRecord", "StoredImage", "TokenizerRecord", "image_block"]
 
+_INDEX_MAGIC = b"MMIDIDX\x00\x00"
 _INDEX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents: megatron's .idx
 _INT32_CODE = 4
 
@@ -72,7 +71,7 @@ class CorpusWriter:
 
     def __init__(self, directory: Path, manifest: CorpusManifest) -> None:
         self.directory, self.manifest = Path(directory), manifest
-        self._tokens = IndexedDatasetBuilder(str(self.directory / "tokens.bin"), dtype=np.int32)
+        self._tokens: BinaryIO = (self.directory / "tokens.bin").open("wb")
         self._responses: BinaryIO = (self.directory / "responses.bin").open("wb")
         self._images: BinaryIO = (self.directory / "images.bin").open("wb")
         # Flat 64-bit numbers, a row of the table at a time: lists of tuples would take ten times the memory.
@@ -85,7 +84,7 @@ class CorpusWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for file in (self._tokens.data_file, self._responses, self._images):
+        for file in (self._tokens, self._responses, self._images):
             file.close()
 
     def add(self, tokens: NDArray[np.int32], responses: NDArray[np.bool_], images: Sequence[StoredImage] = ()) -> None:
@@ -112,7 +111,7 @@ class CorpusWriter:
             )
         self._check_images(number, tokens, images)
         responses = responses.astype(bool)
-        self._tokens.add_document(torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int32)), [tokens.size])
+        self._tokens.write(tokens.astype("<i4").tobytes())
         self._responses.write(responses.astype(np.uint8).tobytes())
         first_image = len(self._image_rows) // len(IMAGE_COLUMNS)
         self._documents.extend((tokens.size, len(images), first_image, int(responses.sum())))
@@ -155,8 +154,8 @@ class CorpusWriter:
         if not self._documents:
             raise DataError("no document was left to write.", "A corpus needs at least one.", "Check the inputs.")
         self.__exit__(None, None, None)
-        self._tokens.finalize(str(self.directory / "tokens.idx"))
         documents = _table(self._documents, DOCUMENT_DTYPE)
+        _write_index(self.directory / "tokens.idx", documents["tokens"])
         images = _table(self._image_rows, IMAGE_DTYPE)
         np.save(self.directory / "documents.npy", documents)
         np.save(self.directory / "images.npy", images)
@@ -197,7 +196,7 @@ class Corpus:
     ) -> None:
         """Use :meth:`open`, which checks what it passes here."""
         self.path, self.manifest, self.documents, self.image_rows = path, manifest, documents, image_rows
-        self._tokens = IndexedDataset(str(path / "tokens"))
+        self._tokens = np.memmap(path / "tokens.bin", dtype="<i4", mode="r")
         self._responses = np.memmap(path / "responses.bin", dtype=np.uint8, mode="r")
         # A file of no bytes cannot be mapped.
         self._bytes = np.memmap(path / "images.bin", dtype=np.uint8, mode="r") if image_rows.size else b""
@@ -229,13 +228,16 @@ class Corpus:
 
     def tokens(self, document: int, start: int = 0, length: int | None = None) -> NDArray[np.int32]:
         """Token ids of a document or of a piece of it, int32, read-only view."""
-        return self._tokens.get(document, start, length)
+        return self._tokens[self._range(document, start, length)]
 
     def responses(self, document: int, start: int = 0, length: int | None = None) -> NDArray[np.bool_]:
         """Whether each token of the document (or piece) is part of a response, bool."""
+        return self._responses[self._range(document, start, length)].view(np.bool_)
+
+    def _range(self, document: int, start: int, length: int | None) -> slice:
+        """Where a piece of a document stands in the files that have an entry per token."""
         first = int(self._first_token[document]) + start
-        last = first + length if length is not None else int(self._first_token[document + 1])
-        return self._responses[first:last].view(np.bool_)
+        return slice(first, first + length if length is not None else int(self._first_token[document + 1]))
 
     def images(self, document: int) -> NDArray[np.void]:
         """The document's images, IMAGE_DTYPE [n], in the order of their tokens."""
@@ -287,6 +289,20 @@ def _check_documents(directory: Path, manifest: CorpusManifest, documents: NDArr
         raise _damaged(file, "does not number the images in order.")
 
 
+def _index_columns(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """What follows the header of Megatron's index: lengths, byte offsets, and which sequences begin a document."""
+    offsets = (np.cumsum(lengths) - lengths) * 4
+    return lengths.astype("<i4"), offsets.astype("<i8"), np.arange(lengths.size + 1, dtype="<i8")
+
+
+def _write_index(file: Path, lengths: NDArray[np.int64]) -> None:
+    """Megatron's index, written here so that preparing and reading a corpus needs neither Megatron nor torch."""
+    with file.open("wb") as stream:
+        stream.write(_INDEX_HEADER.pack(_INDEX_MAGIC, 1, _INT32_CODE, lengths.size, lengths.size + 1))
+        for column in _index_columns(lengths):
+            stream.write(column.tobytes())
+
+
 def _check_index(file: Path, documents: NDArray[np.void]) -> None:
     """Compare Megatron's index with the table of documents; its own checks are asserts that name nothing."""
     with file.open("rb") as stream:
@@ -294,7 +310,7 @@ def _check_index(file: Path, documents: NDArray[np.void]) -> None:
         if len(header) < _INDEX_HEADER.size:
             raise _damaged(file, f"has {len(header)} bytes, less than its header of {_INDEX_HEADER.size}.")
         magic, version, code, sequences, entries = _INDEX_HEADER.unpack(header)
-        expected = (b"MMIDIDX\x00\x00", 1, _INT32_CODE, documents.size, documents.size + 1)
+        expected = (_INDEX_MAGIC, 1, _INT32_CODE, documents.size, documents.size + 1)
         if (magic, version, code, sequences, entries) != expected:
             raise _damaged(
                 file, f"begins with {(magic, version, code, sequences, entries)}, where {expected} is expected."
@@ -302,13 +318,8 @@ def _check_index(file: Path, documents: NDArray[np.void]) -> None:
         lengths = np.fromfile(stream, dtype="<i4", count=sequences)
         pointers = np.fromfile(stream, dtype="<i8", count=sequences)
         bounds = np.fromfile(stream, dtype="<i8", count=entries)
-    tokens = documents["tokens"]
-    whole = (
-        np.array_equal(lengths, tokens)
-        and np.array_equal(pointers, (np.cumsum(tokens) - tokens) * 4)
-        and np.array_equal(bounds, np.arange(entries))
-    )
-    if not whole:
+    expected_columns = _index_columns(documents["tokens"])
+    if not all(map(np.array_equal, (lengths, pointers, bounds), expected_columns)):
         raise _damaged(file, f"disagrees with documents.npy about the {documents.size} documents' lengths.")
 
 

@@ -40,7 +40,9 @@ def test_documents_come_back(tmp_path):
         assert corpus.responses(number).dtype == bool
     assert np.array_equal(corpus.tokens(2, 10, 5), documents[2][10:15])
     assert np.array_equal(corpus.responses(2, 10, 5), flags[2][10:15])
-    assert len(IndexedDataset(str(tmp_path / "tokens"))) == 4  # Megatron itself reads it
+    megatron = IndexedDataset(str(tmp_path / "tokens"))
+    assert [megatron[number].tolist() for number in range(4)] == [tokens.tolist() for tokens in documents]
+    assert megatron.document_indices.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_images_come_back(corpus):
