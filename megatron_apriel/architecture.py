@@ -194,9 +194,7 @@ class Architecture:
         }
 
 
-def _expect(
-    config: Mapping[str, Any], key: str, supported: tuple[Any, ...], origin: str, default: Any = None
-) -> Any:
+def _expect(config: Mapping[str, Any], key: str, supported: tuple[Any, ...], origin: str, default: Any = None) -> Any:
     value = config.get(key, default)
     if value not in supported:
         raise CheckpointError(
@@ -209,7 +207,9 @@ def _positive(config: Mapping[str, Any], key: str, origin: str, default: int | N
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{origin}: {key}={value!r} is not a positive whole number.", "The shape cannot be known.")
+        raise CheckpointError(
+            f"{origin}: {key}={value!r} is not a positive whole number.", "The shape cannot be known."
+        )
     return value
 
 
@@ -224,8 +224,9 @@ def _rope_theta(config: Mapping[str, Any], default: float, types: tuple[str, ...
 
 
 def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitecture:
+    # The defaults are MistralConfig's own: published configs leave out what equals them (Pixtral-12B its 32 heads).
     number = partial(_positive, config, origin=origin)
-    hidden_size, num_heads = number("hidden_size"), number("num_attention_heads")
+    hidden_size, num_heads = number("hidden_size", default=4096), number("num_attention_heads", default=32)
     max_positions = number("max_position_embeddings", default=131072)
     # MistralConfig's own default is 4096 where the key is absent, so that absence is not "no window".
     window = config.get("sliding_window", 4096)
@@ -239,12 +240,12 @@ def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitect
     _expect(config, "tie_word_embeddings", (False, None), origin, default=False)
     decoder = DecoderArchitecture(
         hidden_size=hidden_size,
-        num_layers=number("num_hidden_layers"),
+        num_layers=number("num_hidden_layers", default=32),
         num_heads=num_heads,
-        num_kv_heads=number("num_key_value_heads", default=num_heads),
+        num_kv_heads=number("num_key_value_heads", default=8 if "num_key_value_heads" not in config else num_heads),
         head_dim=number("head_dim", default=hidden_size // num_heads),
-        ffn_hidden_size=number("intermediate_size"),
-        vocab_size=number("vocab_size"),
+        ffn_hidden_size=number("intermediate_size", default=14336),
+        vocab_size=number("vocab_size", default=32000),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_theta=_rope_theta(config, 1e4, ("default",), origin),
         activation=_expect(config, "hidden_act", ACTIVATIONS, origin, default="silu"),
@@ -338,7 +339,15 @@ def _pixtral(num_layers: int) -> Architecture:
 def _small(num_layers: int, hidden_size: int, vocab_size: int) -> Architecture:
     return Architecture(
         decoder=DecoderArchitecture(
-            hidden_size, num_layers, 4, 2, hidden_size // 2, 2 * hidden_size, vocab_size, rope_theta=1e6, max_positions=4096
+            hidden_size,
+            num_layers,
+            4,
+            2,
+            hidden_size // 2,
+            2 * hidden_size,
+            vocab_size,
+            rope_theta=1e6,
+            max_positions=4096,
         ),
         tower=TowerArchitecture(48, 2, 3, 16, 96, "silu", image_size=256),
         projector=ProjectorArchitecture(48, hidden_size),
