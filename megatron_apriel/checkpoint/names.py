@@ -108,7 +108,7 @@ class Weight:
 
 
 def halves_from_pairs[Rows: Any](rows: Rows, head: int) -> Rows:
-    """Whole heads in Mistral's order of rows, put into Hugging Face's; any array [rows, columns], torch's or NumPy's."""
+    """Whole heads in Mistral's order of rows, put into Hugging Face's; any array [rows, columns]."""
     ordered: Rows = rows.reshape(-1, head // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
     return ordered
 

@@ -29,7 +29,7 @@ from megatron_apriel.checkpoint.forms import architecture_of, sidecar_directory
 from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
 from megatron_apriel.checkpoint.names import Form, parameters, weights
 from megatron_apriel.checkpoint.run_file import read_run_file
-from megatron_apriel.checkpoint.sources import DTYPES, SAFETENSORS_NAMES, listed
+from megatron_apriel.checkpoint.sources import DTYPES, SAFETENSORS_NAMES, listed, read_bytes
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.surgery.tensor_files import TensorSpec
 
@@ -131,17 +131,9 @@ class DistributedWeights:
         if piece not in self._layouts:
             self._layouts[piece] = _locate(file, piece, dtype)
         begin, row_bytes = self._layouts[piece]
-        buffer = bytearray((stop - start) * row_bytes)
-        read = os.preadv(file.fileno(), [buffer], begin + start * row_bytes)
-        while 0 < read < len(buffer):  # one call moves at most 2 GiB
-            more = os.preadv(file.fileno(), [memoryview(buffer)[read:]], begin + start * row_bytes + read)
-            if not more:
-                break
-            read += more
-        if read != len(buffer):
-            raise CheckpointError(f"{self._path / piece.file} ended while it was read; is it being replaced?")
-        self.bytes_read += read
-        return torch.frombuffer(buffer, dtype=dtype).view(stop - start, piece.columns)
+        data = read_bytes(file, begin + start * row_bytes, (stop - start) * row_bytes)
+        self.bytes_read += len(data)
+        return torch.frombuffer(data, dtype=dtype).view(stop - start, piece.columns)
 
     def _all_pieces(self) -> Iterator[_Piece]:
         for pieces in self._pieces.values():

@@ -8,9 +8,10 @@ left over, of another shape or of a dtype that needs decoding, without an error 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,6 +67,17 @@ def open_source(path: str | Path, architecture: Architecture) -> WeightSource:
     return SafetensorsWeights(path, architecture, kind)
 
 
+def read_bytes(file: IO[bytes], offset: int, size: int) -> bytearray:
+    """``size`` bytes from ``offset``. Raises CheckpointError if the file ends before."""
+    data, done = bytearray(size), 0
+    while done < size:  # one call moves at most 2 GiB
+        count = os.preadv(file.fileno(), [memoryview(data)[done:]], offset + done)
+        if not count:
+            raise CheckpointError(f"{file.name} ended while it was read; is something replacing it?")
+        done += count
+    return data
+
+
 def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """``tensor`` in ``dtype``, rounded to nearest. Raises CheckpointError if a number overflows, naming ``name``."""
     result = tensor.to(dtype)
@@ -113,15 +125,23 @@ class SafetensorsWeights:
 
     def _rectangle(self, name: str, start: int, stop: int, columns: tuple[int, int] | None) -> Tensor:
         entry = self._entries[name]
+        if columns is None:
+            # Whole rows are read, not mapped: a mapped file counts as this process's memory once it has been looked at.
+            row_bytes = entry.size // entry.rows
+            with entry.file.open("rb", buffering=0) as file:
+                data = read_bytes(file, entry.offset + start * row_bytes, (stop - start) * row_bytes)
+            self.bytes_read += len(data)
+            rows = torch.frombuffer(data, dtype=DTYPES[entry.dtype]).view(stop - start, -1)
+            return rows[:, 0] if len(entry.shape) == 1 else rows
         try:
             if entry.file not in self._handles:
                 self._handles[entry.file] = safe_open(str(entry.file), framework="pt", device="cpu").__enter__()
             view = self._handles[entry.file].get_slice(entry.name)
-            rows: Tensor = view[start:stop] if columns is None else view[start:stop, columns[0] : columns[1]]
+            part: Tensor = view[start:stop, columns[0] : columns[1]]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{entry.file}: cannot read {entry.name}: {error}.") from error
-        self.bytes_read += rows.numel() * rows.element_size()
-        return rows.reshape(rows.shape[0], -1) if rows.dim() > 2 else rows
+        self.bytes_read += part.numel() * part.element_size()
+        return part
 
     def _checked_dtype(self, weight: Weight) -> torch.dtype:
         entry = self._entries[weight.name]

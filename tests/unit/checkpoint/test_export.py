@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alone import alone
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.export import export_hf
@@ -16,7 +17,6 @@ from megatron_apriel.checkpoint.hf import load_weights
 from megatron_apriel.errors import CheckpointError, OutputError
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions
-from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import hf_inputs, make_batch, random_document
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
@@ -32,12 +32,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hf_checkpoint(tmp_path_factory.mktemp("export") / "hf", SMALL, processor=True)
 
 
-def exported(architecture: Architecture, source: Path, destination: Path, **options: object) -> list:
-    with groups.initialized(Layout(1)):
+def exported(
+    architecture: Architecture, source: Path, destination: Path, documents: list | None = None, **options: object
+) -> list[list[int]]:
+    """Load, export, and say how the model goes on from each of ``documents``."""
+
+    @alone
+    def tokens() -> list[list[int]]:
         chunks = build_model(architecture, ModelOptions(), Layout(1))
         load_weights(chunks, source, architecture)
         export_hf(chunks, architecture, sidecars=source, destination=destination, **options)
-        return chunks
+        return [greedy(chunks[0], architecture, document, 6) for document in documents or []]
+
+    return tokens
 
 
 def greedy(model: torch.nn.Module, architecture: Architecture, document: list, count: int) -> list[int]:
@@ -56,14 +63,12 @@ def test_greedy_tokens_equal_transformers(source, tmp_path, architecture, grids)
 
     if architecture is TEXT:
         source = write_hf_checkpoint(tmp_path / "text", TEXT)
-    (model,) = exported(architecture, source, tmp_path / "out", max_shard_size=300_000)
+    documents = [random_document(architecture, 12, grids, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    continued = exported(architecture, source, tmp_path / "out", documents, max_shard_size=300_000)
     loader = MistralForCausalLM if architecture is TEXT else AutoModelForImageTextToText
     reference = loader.from_pretrained(tmp_path / "out").eval()
     seen: set[int] = set()
-    for seed in range(3):
-        document = random_document(architecture, 12, grids, torch.Generator().manual_seed(seed))
-        with groups.initialized(Layout(1)):
-            ours = greedy(model, architecture, document, 6)
+    for document, ours in zip(documents, continued, strict=True):
         inputs = hf_inputs(architecture, document)
         generated = reference.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=-1)
         assert generated[0, inputs["input_ids"].shape[1] :].tolist() == ours
@@ -107,10 +112,13 @@ def test_config_of_the_source_stays(source, tmp_path):
     config["text_config"]["num_hidden_layers"] = 2
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-    with groups.initialized(Layout(1)):
+
+    @alone
+    def checks() -> None:
         chunks = build_model(SMALL, ModelOptions(), Layout(1))
         load_weights(chunks, source, SMALL)
         export_hf(chunks, SMALL, sidecars=tmp_path / "other", destination=tmp_path / "out", dtype=torch.bfloat16)
+
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["somebody"] == {"else": 1}
     assert written["text_config"]["num_hidden_layers"] == 4
@@ -118,7 +126,8 @@ def test_config_of_the_source_stays(source, tmp_path):
 
 
 def test_refusals(source, tmp_path):
-    with groups.initialized(Layout(1)):
+    @alone
+    def checks() -> None:
         chunks = build_model(SMALL, ModelOptions(), Layout(1))
         with pytest.raises(CheckpointError, match=r"absent, whose config.* does not exist"):
             export_hf(chunks, SMALL, sidecars=tmp_path / "absent", destination=tmp_path / "out")
@@ -129,4 +138,5 @@ def test_refusals(source, tmp_path):
         (tmp_path / "out" / "mine").write_text("")
         with pytest.raises(OutputError, match="exists"):
             export_hf(chunks, SMALL, sidecars=source, destination=tmp_path / "out")
+
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]

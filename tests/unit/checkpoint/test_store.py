@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alone import alone
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_apriel.architecture import Architecture
@@ -23,7 +24,6 @@ from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions
-from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 
@@ -143,12 +143,15 @@ def test_metadata_executes_nothing(store, monkeypatch, tmp_path):
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"cannot be read: it asks for (posix|os)\.system"):
         read_metadata(path)
-    with groups.initialized(Layout(1)):
+
+    @alone
+    def checks() -> None:
         sizes = json.loads((path / "run.json").read_text())
         sizes["files"][".metadata"] = (path / ".metadata").stat().st_size
         (path / "run.json").write_text(json.dumps(sizes))
         with pytest.raises(CheckpointError, match="it asks for"):
             store.load(path, build_model(TINY, ModelOptions(), Layout(1)))
+
     assert not (tmp_path / "hostile_was_here").exists()
 
 
@@ -172,7 +175,8 @@ def test_metadata_points_into_its_directory_only(store):
 def test_load_weights_only_and_refuse_as_resume(store, source, tmp_path):
     from megatron_apriel.checkpoint.hf import load_weights
 
-    with groups.initialized(Layout(1)):
+    @alone
+    def checks() -> None:
         expected, model = (build_model(TINY, ModelOptions(), Layout(1)) for _ in range(2))
         load_weights(expected, source, TINY)
         assert store.load(store.latest(), model) == {}
@@ -190,23 +194,29 @@ def test_load_weights_only_and_refuse_as_resume(store, source, tmp_path):
 
 def test_save_prunes_and_replaces(source, tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints", KeepPolicy(policy="equispaced", number=2), 4)
-    with groups.initialized(Layout(1)):
+
+    @alone
+    def checks() -> None:
         chunks = build_model(TINY, ModelOptions(), Layout(1))
         for step in (1, 2, 2, 3, 4):
             (tmp_path / "checkpoints" / "step_00000099.partial").mkdir(parents=True, exist_ok=True)
             path = store.save(step, chunks, None, {"sequences": step}, source)
             assert read_run_file(path)["extra"] == {"sequences": step}
+
     assert sorted(entry.name for entry in store.directory.iterdir()) == ["step_00000002", "step_00000004"]
 
 
 def test_sidecars_survive_their_source(source, tmp_path):
     """A resumed run takes them from the checkpoint that it resumed from, which the policy may remove."""
     store = CheckpointStore(tmp_path / "checkpoints", KeepPolicy(policy="last", number=1), 9)
-    with groups.initialized(Layout(1)):
+
+    @alone
+    def checks() -> None:
         chunks = build_model(TINY, ModelOptions(), Layout(1))
         first = store.save(1, chunks, None, {}, source)
         for step in (2, 3):
             path = store.save(step, chunks, None, {}, first / "hf")
+
     assert not first.exists()
     assert architecture_of(path) == TINY
     assert json.loads((path / "hf" / "config.json").read_text())["dtype"] == "float32"
