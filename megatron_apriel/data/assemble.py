@@ -21,7 +21,7 @@ from torch import Tensor
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch, PackedImages
 from megatron_apriel.data.corpus import Corpus
-from megatron_apriel.data.images import EncodedImage, ImageDecoder
+from megatron_apriel.data.images import ImageRequest, ImageDecoder
 from megatron_apriel.data.packing import Piece
 from megatron_apriel.data.patches import patch_places
 from megatron_apriel.data.sources import Source
@@ -33,7 +33,7 @@ from megatron_apriel.parallel.images import share_images
 class SequenceImage:
     """An image of a sequence, still encoded, and the positions of its ``[IMG]`` tokens, int64 [rows * columns]."""
 
-    encoded: EncodedImage
+    encoded: ImageRequest
     slots: NDArray[np.int64]
 
 
@@ -119,7 +119,7 @@ def _images_of_piece(corpus: Corpus, piece: Piece, offset: int) -> list[Sequence
         if not 0 <= start < piece.length:
             continue
         slots = offset + start + np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)
-        encoded = EncodedImage(
+        encoded = ImageRequest(
             data=corpus.image_bytes(row),
             height=int(row["height"]),
             width=int(row["width"]),

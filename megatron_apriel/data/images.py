@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EncodedImage:
+class ImageRequest:
     """One image to decode.
 
     Attributes:
@@ -117,7 +117,7 @@ class ImageDecoder:
         with self._lock:
             self._pipelines.clear()
 
-    def patches(self, images: Sequence[EncodedImage]) -> Tensor:
+    def patches(self, images: Sequence[ImageRequest]) -> Tensor:
         """Normalised patches of all images, one after the other: float32 [patches, 3 * patch_size**2] on ``device``.
 
         Raises DataError naming the image's place if one is damaged or has other dimensions than recorded, unless
@@ -136,15 +136,15 @@ class ImageDecoder:
                 decoded.update(zip(numbers, patches, strict=True))
         return torch.cat([decoded[number] for number in range(len(images))])
 
-    def _target(self, image: EncodedImage) -> tuple[int, int]:
+    def _target(self, image: ImageRequest) -> tuple[int, int]:
         return image.rows * self.patch_size, image.columns * self.patch_size
 
-    def _axes(self, image: EncodedImage) -> _Axes:
+    def _axes(self, image: ImageRequest) -> _Axes:
         """The axes along which an image is resized, in order."""
         source, target = (image.height, image.width), self._target(image)
         return tuple(axis for axis in _ORDER if source[axis] != target[axis])
 
-    def _decoded(self, images: Sequence[EncodedImage]) -> list[Tensor]:
+    def _decoded(self, images: Sequence[ImageRequest]) -> list[Tensor]:
         """Patches of images with the same axes, the damaged ones among them dealt with."""
         axes = self._axes(images[0])
         if axes not in self._pipelines:
@@ -157,7 +157,7 @@ class ImageDecoder:
                 return [patches for image in images for patches in self._decoded([image])]
             return [self._damaged(images[0], _cause(error))]
 
-    def _damaged(self, image: EncodedImage, cause: str) -> Tensor:
+    def _damaged(self, image: ImageRequest, cause: str) -> Tensor:
         if self.damaged == "error":
             raise DataError(
                 f"{image.place} cannot be decoded: {cause}.",
@@ -168,7 +168,7 @@ class ImageDecoder:
         logger.warning("%s cannot be decoded (%s) and is left grey; %d so far", image.place, cause, self.skipped)
         return torch.zeros(image.rows * image.columns, 3 * self.patch_size**2, device=self.device)
 
-    def _run(self, pipeline: Any, axes: _Axes, images: Sequence[EncodedImage]) -> list[Tensor]:
+    def _run(self, pipeline: Any, axes: _Axes, images: Sequence[ImageRequest]) -> list[Tensor]:
         """Patches of at most MAX_IMAGES images with the same axes. Raises RuntimeError if DALI cannot decode one."""
         inputs: dict[str, list[NDArray[Any]]] = {"encoded": [image.data for image in images]}
         for image in images:
@@ -217,8 +217,8 @@ def _cause(error: RuntimeError) -> str:
     return next((line for line in lines if line), type(error).__name__).rstrip(".")
 
 
-def _chunks(images: Sequence[EncodedImage]) -> list[list[EncodedImage]]:
-    chunks: list[list[EncodedImage]] = []
+def _chunks(images: Sequence[ImageRequest]) -> list[list[ImageRequest]]:
+    chunks: list[list[ImageRequest]] = []
     pixels = 0
     for image in images:
         size = image.height * image.width

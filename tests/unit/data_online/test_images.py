@@ -20,7 +20,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import (
 from transformers.models.pixtral.image_processing_pixtral import PixtralImageProcessor
 
 from megatron_apriel.data.image_size import image_tokens, patch_grid
-from megatron_apriel.data.images import MAX_IMAGES, MEAN, STD, EncodedImage, ImageDecoder
+from megatron_apriel.data.images import MAX_IMAGES, MEAN, STD, ImageRequest, ImageDecoder
 from megatron_apriel.data.patches import patch_places, patchify
 from megatron_apriel.errors import ConfigError, DataError
 
@@ -33,13 +33,13 @@ def decoder():
         yield decoder
 
 
-def encoded(data: bytes, image_size: int = 1024, patch_size: int = PATCH, place: str = "here") -> EncodedImage:
+def encoded(data: bytes, image_size: int = 1024, patch_size: int = PATCH, place: str = "here") -> ImageRequest:
     width, height = Image.open(io.BytesIO(data)).size
     grid = patch_grid(height, width, image_size, patch_size)
-    return EncodedImage(np.frombuffer(data, np.uint8), height, width, *grid, place)
+    return ImageRequest(np.frombuffer(data, np.uint8), height, width, *grid, place)
 
 
-def grey_levels(patches: torch.Tensor, image: EncodedImage, patch_size: int = PATCH) -> np.ndarray:
+def grey_levels(patches: torch.Tensor, image: ImageRequest, patch_size: int = PATCH) -> np.ndarray:
     """Patches put together again and un-normalised, [height, width, 3] in 0..255."""
     cut = patches.reshape(image.rows, image.columns, 3, patch_size, patch_size)
     pixels = cut.permute(0, 3, 1, 4, 2).reshape(image.rows * patch_size, image.columns * patch_size, 3).numpy()
@@ -153,7 +153,7 @@ def damaged_files() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", damaged_files())
 def test_a_damaged_image_is_named(decoder, kind):
-    bad = EncodedImage(
+    bad = ImageRequest(
         np.frombuffer(damaged_files()[kind], np.uint8), 400, 600, 25, 38, "corpus c, document 7, image 2"
     )
     good = encoded(encode(photographs()["chelsea"]))
@@ -165,7 +165,7 @@ def test_a_damaged_image_is_named(decoder, kind):
 
 def test_damaged_images_are_left_grey_and_counted_when_skipped(caplog):
     good = encoded(encode(photographs()["chelsea"]), 128)
-    bad = [EncodedImage(np.frombuffer(data, np.uint8), 400, 600, 6, 8, kind) for kind, data in damaged_files().items()]
+    bad = [ImageRequest(np.frombuffer(data, np.uint8), 400, 600, 6, 8, kind) for kind, data in damaged_files().items()]
     with ImageDecoder(PATCH, device="cpu", threads=1, damaged="skip") as decoder:
         patches = decoder.patches([good, *bad, good])
         alone = decoder.patches([good])
@@ -180,7 +180,7 @@ def test_damaged_images_are_left_grey_and_counted_when_skipped(caplog):
 def test_an_image_of_other_dimensions_than_recorded_is_damaged(decoder):
     data = np.frombuffer(encode(photographs()["chelsea"]), np.uint8)
     with pytest.raises(DataError, match="it has 300 x 451 pixels"):
-        decoder.patches([EncodedImage(data, 300, 450, 19, 29, "c")])
+        decoder.patches([ImageRequest(data, 300, 450, 19, 29, "c")])
 
 
 def test_a_gpu_is_demanded_only_where_there_is_one():

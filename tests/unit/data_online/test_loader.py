@@ -17,7 +17,7 @@ from megatron_apriel.architecture import Architecture, DecoderArchitecture, Proj
 from megatron_apriel.batch import IGNORED_LABEL, Batch
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus import Corpus
-from megatron_apriel.data.images import EncodedImage, ImageDecoder
+from megatron_apriel.data.images import ImageRequest, ImageDecoder
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.prefetch import Prefetcher
 from megatron_apriel.errors import AprielError, ConfigError, DataError
@@ -132,7 +132,7 @@ def test_batches_equal_a_slow_recomputation(corpora):
                 continue
             sizes = [int(row["rows"] * row["columns"]) for row in rows]
             images = [
-                EncodedImage(corpus.image_bytes(r), *(int(r[c]) for c in ("height", "width", "rows", "columns")), "")
+                ImageRequest(corpus.image_bytes(r), *(int(r[c]) for c in ("height", "width", "rows", "columns")), "")
                 for r in rows
             ]
             assert torch.equal(batch.images.patches_PC, torch.cat([decoder.patches([image]) for image in images]))
@@ -298,7 +298,7 @@ def test_a_text_model_reads_text(corpora):
 def test_corpora_of_different_tokenizers_are_refused(corpora, tmp_path):
     other = write_corpus(tmp_path / "other", [5], tokenizer=TOKENIZER.model_copy(update={"sha256": "f" * 64}))
     sources = [{"corpus": path, "weight": 0.5} for path in (corpora["text"].path, other.path)]
-    with pytest.raises(DataError, match="other was prepared with tokenizer ffffffffffff, .*text with 000000000000"):
+    with pytest.raises(DataError, match=r"other was prepared with tokenizer ffffffffffff, .*text with 000000000000"):
         TrainingLoader(stage(corpora, sources=sources), MODEL)
 
 
@@ -428,4 +428,3 @@ def test_defects_name_the_sequence(corpora, monkeypatch):
     monkeypatch.setattr("megatron_apriel.data.loader.read_sequence", broken)
     with pytest.raises(AprielError, match=r"sequence 0 \(source 'pictures', pack \d+\) cannot be read: .*oops"):
         load(stage(corpora))
-
