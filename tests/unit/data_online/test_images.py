@@ -20,7 +20,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import (
 from transformers.models.pixtral.image_processing_pixtral import PixtralImageProcessor
 
 from megatron_apriel.data.image_size import image_tokens, patch_grid
-from megatron_apriel.data.images import MAX_IMAGES, MEAN, STD, ImageRequest, ImageDecoder
+from megatron_apriel.data.images import MAX_IMAGES, MEAN, STD, ImageDecoder, ImageRequest
 from megatron_apriel.data.patches import patch_places, patchify
 from megatron_apriel.errors import ConfigError, DataError
 

@@ -17,7 +17,7 @@ from megatron_apriel.architecture import Architecture, DecoderArchitecture, Proj
 from megatron_apriel.batch import IGNORED_LABEL, Batch
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus import Corpus
-from megatron_apriel.data.images import ImageRequest, ImageDecoder
+from megatron_apriel.data.images import ImageDecoder, ImageRequest
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.prefetch import Prefetcher
 from megatron_apriel.errors import AprielError, ConfigError, DataError
