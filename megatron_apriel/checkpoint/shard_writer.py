@@ -25,8 +25,8 @@ from megatron_apriel.checkpoint.sources import WeightSource, cast
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.progress import Step
 
-PIECE_BYTES = 256 << 20
-"""Largest piece of a parameter that is kept by itself, and so the most that is in memory at once."""
+PIECE_BYTES = 64 << 20
+"""Largest piece of a parameter that is kept by itself; a few times as much is in memory at once."""
 
 _COMMON_STATE = "common_state/shard_0_1"
 """Where Megatron keeps what is not tensors; here there is nothing."""
