@@ -319,7 +319,8 @@ def _check_index(file: Path, documents: NDArray[np.void]) -> None:
         pointers = np.fromfile(stream, dtype="<i8", count=sequences)
         bounds = np.fromfile(stream, dtype="<i8", count=entries)
     expected_columns = _index_columns(documents["tokens"])
-    if not all(map(np.array_equal, (lengths, pointers, bounds), expected_columns)):
+    pairs = zip((lengths, pointers, bounds), expected_columns, strict=True)
+    if not all(np.array_equal(found, wanted) for found, wanted in pairs):
         raise _damaged(file, f"disagrees with documents.npy about the {documents.size} documents' lengths.")
 
 
