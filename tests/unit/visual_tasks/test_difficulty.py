@@ -1,11 +1,13 @@
 """The difficulty setting: its spelling, and that it changes what is measured in the samples."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.visual_tasks import count, detect, match, reconstruct
-from megatron_apriel.visual_tasks.difficulty import KNOBS, Range
+from megatron_apriel.visual_tasks.difficulty import KNOBS, Range, table
 from megatron_apriel.visual_tasks.pixels import correlation
 from megatron_apriel.visual_tasks.sample import LETTERS
 
@@ -38,6 +40,14 @@ def test_every_setting_moves_one_way_only(knob):
     assert (steps >= -1e-12).all()
     assert values[0] == knob.easy != knob.hard
     assert values[-1] == pytest.approx(knob.hard)
+
+
+def test_the_documented_table_is_this_one():
+    page = (Path(__file__).parents[3] / "docs" / "visual_tasks.md").read_text(encoding="utf-8")
+    documented = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in page.splitlines()]
+    assert [
+        row for row in documented if len(row) == 5 and row[0] in ("reconstruct", "match", "detect", "count")
+    ] == table()
 
 
 def measured(one_sample, maker, measure, difficulty):
