@@ -45,9 +45,6 @@ def load_tokenizer(directory: str | Path) -> Any:
     Raises:
         DataError: neither file is there, or it cannot be read.
     """
-    from transformers import AutoTokenizer
-    from transformers.integrations.mistral import convert_tekken_tokenizer
-
     directory = Path(directory)
     table, tekken = directory / "tokenizer.json", directory / "tekken.json"
     if not table.is_file() and not tekken.is_file():
@@ -58,11 +55,13 @@ def load_tokenizer(directory: str | Path) -> Any:
         )
     try:
         if not table.is_file():
+            from transformers.integrations.mistral import convert_tekken_tokenizer
+
             # An empty template keeps the conversion from making one up; ours is given where it is needed.
             return convert_tekken_tokenizer(str(tekken), chat_template="")
         # With a tekken.json beside it, transformers would choose a tokenizer that reports no offsets.
         choice = {"mistral_format": False} if tekken.is_file() else {}
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = _tokenizer_class(directory).from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False, **choice
         )
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
@@ -76,6 +75,22 @@ def load_tokenizer(directory: str | Path) -> Any:
             "Use a tokenizer.json that the tokenizers library reads.",
         )
     return tokenizer
+
+
+def _tokenizer_class(directory: Path) -> Any:
+    """The class that reads ``tokenizer.json``: the generic one where the files name it or none, else by their choice.
+
+    Choosing by the files imports torch and takes seconds, which most tokenizers have no need of.
+    """
+    config = directory / "tokenizer_config.json"
+    named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") if config.is_file() else None
+    if named in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
