@@ -58,6 +58,8 @@ class PackedImages(_Movable):
         max_patches: patches of the largest image of this share, 0 when it is empty.
         share_sizes: patches of each rank's share in rank order; they sum to K. One entry without sharing.
         slots_K: int64, the position in the sequence that takes each patch's feature, shares in rank order.
+        sum_squared_patches: over the images of all shares, the squared number of an image's patches: the attention work
+            of the tower, known to every rank alike.
     """
 
     patches_PC: Tensor
@@ -67,6 +69,7 @@ class PackedImages(_Movable):
     max_patches: int
     share_sizes: tuple[int, ...]
     slots_K: Tensor
+    sum_squared_patches: int
 
     @property
     def num_patches(self) -> int:
@@ -85,6 +88,7 @@ class PackedImages(_Movable):
             max_patches=0,
             share_sizes=(0,) * shares,
             slots_K=none,
+            sum_squared_patches=0,
         )
 
 

@@ -78,16 +78,9 @@ def model_flops(
 
 
 def step_flops(architecture: Architecture, trained: Trained, batch: Batch) -> int:
-    """:func:`model_flops` of one micro-batch.
-
-    A rank knows the images of its own share one by one, of the other shares only their patches. Shares are balanced,
-    so their attention is counted in proportion to this rank's own.
-    """
+    """:func:`model_flops` of one micro-batch: the whole of it, on whichever rank that shares it."""
     lengths = batch.cu_seqlens.diff().tolist()
-    own = batch.images.cu_seqlens.diff().tolist()
-    patches, squared = batch.images.num_patches, sum(number**2 for number in own)
-    if own:
-        squared = squared * patches // sum(own)
+    patches, squared = batch.images.num_patches, batch.images.sum_squared_patches
     return _model_flops(architecture, sum(lengths), sum(length**2 for length in lengths), patches, squared, trained)
 
 

@@ -193,6 +193,7 @@ class ImageShare:
             max_patches=max(sizes, default=0),
             share_sizes=tuple(sum(images[number].slots.size for number in share) for share in numbers),
             slots_K=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *slots])),
+            sum_squared_patches=sum(image.slots.size**2 for image in images),
         )
 
 

@@ -151,6 +151,7 @@ def _pack_images(
         max_patches=max(sizes, default=0),
         share_sizes=tuple(sum(len(layout.slots[number]) for number in numbers) for numbers in images_per_share),
         slots_K=torch.tensor(slots, dtype=torch.int64),
+        sum_squared_patches=sum(len(layout.slots[number]) ** 2 for numbers in images_per_share for number in numbers),
     )
 
 

@@ -76,7 +76,7 @@ def test_packed_documents_cost_less_than_one() -> None:
 
 @pytest.mark.parametrize("shares", [1, 2])
 def test_of_a_batch(shares: int) -> None:
-    """Other ranks' shares of the images are taken to be like this rank's."""
+    """A rank counts the images of all shares, whichever are its own."""
     import torch
 
     from megatron_apriel.batch import Batch, PackedImages
@@ -91,6 +91,7 @@ def test_of_a_batch(shares: int) -> None:
         max_patches=16,
         share_sizes=(24,) * shares,
         slots_K=none,
+        sum_squared_patches=(8**2 + 16**2) * shares,
     )
     token = torch.zeros(50, dtype=torch.int64)
     lengths = torch.tensor([0, 30, 50], dtype=torch.int32)
