@@ -24,7 +24,6 @@ from megatron_apriel.visual_tasks.pixels import (
     Pixels,
     correlation,
     distance,
-    exact_distance,
     pixels_of,
     recoloured,
     require_texture,
@@ -52,7 +51,6 @@ INSET_QUESTIONS = (
 _CELL_MARGIN = 0.15  # of a cell: a centre nearer to its edge could be taken for the neighbour's
 _SEEN_AGAIN = 0.6  # correlation of a patch and its pasted self in the decoded picture
 _SEEN = 0.75  # and before encoding
-_UNTOUCHED = 6.0  # root-mean-square grey levels that encoding may change where nothing was pasted
 
 
 def presence(draw: Draw) -> Sample:
@@ -142,7 +140,7 @@ def inset(draw: Draw) -> Sample:
         seen = correlation(pictures[0][box[1] : box[3], box[0] : box[2]], pictures[1]) > _SEEN_AGAIN
         around = pictures[0].copy()
         around[box[1] : box[3], box[0] : box[2]] = pixels_of(picture.crop(box))
-        untouched = exact_distance(around, pixels_of(picture)) < _UNTOUCHED
+        untouched = distance(Image.fromarray(around), picture) < DISTINCT / 2
         found = _cell_of((box[0] + box[2]) / 2 / picture.width, (box[1] + box[3]) / 2 / picture.height, grid)
         return [found[0] + 1, found[1] + 1] if seen and untouched else None
 
