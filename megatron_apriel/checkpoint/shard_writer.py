@@ -16,8 +16,11 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, SavePlan
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlanner, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.names import Parameter, parameters
@@ -28,6 +31,7 @@ from megatron_apriel.progress import Step
 PIECE_BYTES = 64 << 20
 """Largest piece of a parameter that is kept by itself; a few times as much is in memory at once."""
 
+_FILE = "__0_0.distcp"
 _COMMON_STATE = "common_state/shard_0_1"
 """Where Megatron keeps what is not tensors; here there is nothing."""
 
@@ -48,12 +52,33 @@ def write_shards(
         CheckpointError: weights that make up one parameter are stored in different dtypes and none is asked for.
     """
     planner = _FromSource(weights, architecture, dtype, step)
-    writer = checkpoint.FileSystemWriter(directory, sync_files=False)
+    writer = _StreamingWriter(directory)
     try:
         checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except CheckpointException as error:
         raise first_failure(error) from None
     save_config(CheckpointingConfig("torch_dist", 1), str(directory))
+
+
+class _StreamingWriter(checkpoint.FileSystemWriter):
+    """torch's writer, which keeps all that it has written to a file in memory, without that."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results = []
+        with (Path(self.path) / _FILE).open("wb") as stream:
+            for item in plan.items:
+                start, data = stream.tell(), planner.resolve_data(item)
+                if isinstance(data, io.BytesIO):
+                    stream.write(data.getbuffer())
+                else:
+                    # torch would also save the rest of a storage of which the tensor is a part.
+                    alone = data.untyped_storage().nbytes() == data.nbytes and data.is_contiguous()
+                    torch.save(data if alone else data.clone(memory_format=torch.contiguous_format), stream)
+                place = _StorageInfo(_FILE, start, stream.tell() - start)
+                results.append(WriteResult(index=item.index, size_in_bytes=place.length, storage_data=place))
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
 
 
 class _FromSource(DefaultSavePlanner):
