@@ -106,7 +106,8 @@ def test_neither_workers_nor_the_number_of_samples_changes_a_sample(tool, folder
 def test_another_seed_gives_other_samples(tool, folder, made, tmp_path):
     run(tool, tmp_path / "other", folder, "--samples", 8, "--seed", 6, "--workers", 1)
     for one, other in zip(records_of(tmp_path / "other"), records_of(made), strict=False):
-        assert one["messages"] != other["messages"] or one["sources"] != other["sources"]
+        assert one["difficulty"] != other["difficulty"]
+        assert one["messages"] != other["messages"]
 
 
 def test_every_option_is_right_equally_often(folder):
@@ -115,11 +116,11 @@ def test_every_option_is_right_equally_often(folder):
     lettered = tuple(tuple(one for one in group if one.name in LETTERED) for group in generator.menu.variants)
     generator = replace(generator, menu=replace(generator.menu, variants=lettered))
     answers = {name: Counter() for name in LETTERED}
-    for index in range(240):
+    for index in range(160):
         record = generator.make(index).record
         answers[record["variant"]][record["answer"]] += 1
     for counts in answers.values():
-        assert sum(counts.values()) > 40
+        assert sum(counts.values()) > 25
         assert chisquare(list(counts.values())).pvalue > 0.001, counts
 
 

@@ -10,7 +10,7 @@ from megatron_apriel.visual_tasks import reconstruct
 from megatron_apriel.visual_tasks.pixels import GREY
 from megatron_apriel.visual_tasks.sample import LETTERS
 
-SAMPLES = range(6)
+SAMPLES = range(4)
 
 
 def text_of(sample) -> str:
