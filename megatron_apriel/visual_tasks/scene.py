@@ -129,18 +129,35 @@ class Scene:
         return float((self.owner == number).sum()) / self.areas[number]
 
     def require_visible(self) -> None:
-        """Raise Ambiguous if what is left of an object hardly differs from the photograph."""
-        if self._least_change(pixels_of(self.picture)) < _CONTRAST * 0.8:
-            raise Ambiguous("what is left of an object hardly differs from the photograph")
+        """Raise Ambiguous if what is left of an object hardly differs from the photograph, or has lost its colour."""
+        if not self._recognised(pixels_of(self.picture), _CONTRAST * 0.8, 1.4):
+            raise Ambiguous("an object or its colour can hardly be recognised")
 
     def seen_in(self, pixels: Pixels) -> bool:
-        """Whether every object can be told from the photograph in a decoded picture of the scene."""
-        return self._least_change(pixels) > _CONTRAST * 0.5
+        """Whether every object is there in a decoded picture of the scene, in its colour."""
+        return self._recognised(pixels, _CONTRAST * 0.5, 1.0)
 
-    def _least_change(self, pixels: Pixels) -> float:
-        """Mean change of the photograph's grey levels where the least visible object is on top."""
-        change = np.abs(pixels.astype(np.float64) - pixels_of(self.background)).max(axis=2)
-        return min((float(change[self.owner == k].mean()) for k in range(len(self.objects))), default=255.0)
+    def _recognised(self, pixels: Pixels, contrast: float, margin: float) -> bool:
+        """Whether all that is visible of every object differs from the photograph and has the object's colour.
+
+        Args:
+            pixels: a picture of the scene.
+            contrast: grey levels by which it must differ on average.
+            margin: how many times nearer to the object's colour it must be than to any other.
+        """
+        photograph, palette = pixels_of(self.background).astype(np.float64), np.array(list(COLOURS.values()))
+        for number, one in enumerate(self.objects):
+            own = self.owner == number
+            seen, behind = pixels[own].astype(np.float64), photograph[own]
+            colour = ((seen - (1 - self.opacity) * behind) / self.opacity).mean(axis=0)
+            away = np.linalg.norm(palette - colour, axis=1)
+            right = list(COLOURS).index(one.kind.colour)
+            if (
+                np.abs(seen - behind).max(axis=1).mean() < contrast
+                or away[right] * margin > np.delete(away, right).min()
+            ):
+                return False
+        return True
 
     def described(self) -> list[list[object]]:
         """Objects as JSON: [kind, x, y, size]."""

@@ -29,6 +29,7 @@ MIN_SIDE = 64
 
 _CACHE_BYTES = 64 * 2**20
 _ORIENTATION = 0x0112
+_DRAFTED = ("JPEG", "MPO")  # formats that may come smaller than their header says
 _TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
 
 
@@ -78,14 +79,15 @@ class RawImages:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        picture = self._read(self.names[index])
+        picture = self._read(index)
         self._cache[index] = picture
         self._cached += _bytes(picture)
         while self._cached > _CACHE_BYTES and len(self._cache) > 1:
             self._cached -= _bytes(self._cache.popitem(last=False)[1])
         return picture
 
-    def _read(self, name: str) -> Picture:
+    def _read(self, index: int) -> Picture:
+        name = self.names[index]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # harmless metadata; sizes were looked at with the header
@@ -95,6 +97,8 @@ class RawImages:
                     # the time; never below twice the size wanted, so that the last step is still a proper resize.
                     image.draft("RGB", (2 * size[0], 2 * size[1]))
                     upright = upright_rgb(image)
+                    if image.format not in _DRAFTED and upright.size != self.sizes[index]:
+                        raise Unreadable(name, "only its end says that it is to be turned")
         except (BadRecord, UnidentifiedImageError, Image.DecompressionBombError, *DECODER_ERRORS) as error:
             raise Unreadable(name, str(error) or type(error).__name__) from None
         return upright.resize(_scaled(upright.size, self.max_side), Image.Resampling.BICUBIC)
@@ -142,7 +146,8 @@ def read_header(root: Path, name: str) -> Header:
             warnings.simplefilter("ignore")
             with Image.open(root / name, formats=FORMATS) as image:
                 width, height = image.size
-                turned = image.getexif().get(_ORIENTATION) in _TURNED
+                # Not the PNG reader's own method, which would decode all pixels to look for EXIF behind them.
+                turned = Image.Image.getexif(image).get(_ORIENTATION) in _TURNED
     except UnidentifiedImageError:
         return Header(name, problem=f"is none of {', '.join(FORMATS)}, or its header is damaged")
     except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
