@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from megatron_apriel.visual_tasks.pixels import Picture, Pixels, pixels_of
 from megatron_apriel.visual_tasks.sample import Ambiguous
@@ -167,23 +167,20 @@ class Scene:
         window = (slice(corner[1], corner[1] + mask.height), slice(corner[0], corner[0] + mask.width))
         solid = np.asarray(mask) >= _SOLID
         under = self.owner[window]
-        if self.visible >= 1:
-            # Not even touching: a pixel's margin around every object.
-            spread = np.asarray(mask.filter(ImageFilter.MaxFilter(3))) > 0
-            if (under[spread] >= 0).any():
+        # One pixel more than the object on every side, also beyond the picture's edge.
+        spread = np.asarray(ImageOps.expand(mask, 1).filter(ImageFilter.MaxFilter(3))) > 0
+        near = np.pad(self.owner, 1, constant_values=-1)[corner[1] :, corner[0] :][: spread.shape[0], : spread.shape[1]]
+        for number in map(int, np.unique(near[spread & (near >= 0)])):
+            # Where objects may not cover each other they may not touch either; nor may two of one colour, ever, which
+            # would melt into one blot.
+            if self.visible >= 1 or self.objects[number].kind.colour == kind.colour:
                 return False
-        else:
-            for number in np.unique(under[solid & (under >= 0)]):
-                left = (self.owner == number).sum() - (solid & (under == number)).sum()
-                if left < self.visible * self.areas[int(number)] or self._same_kind(int(number), kind):
-                    return False
+            left = (self.owner == number).sum() - (solid & (under == number)).sum()
+            if left < self.visible * self.areas[number]:
+                return False
         behind = pixels_of(self.picture.crop((*corner, corner[0] + mask.width, corner[1] + mask.height)))[solid]
         change = np.abs(np.array(COLOURS[kind.colour]) - behind.astype(np.float64)).max(axis=1) * self.opacity
         return bool(change.mean() > _CONTRAST and np.quantile(change, 0.2) > _CONTRAST / 2)
-
-    def _same_kind(self, number: int, kind: Kind) -> bool:
-        """Overlapping objects of one colour would melt into one blot."""
-        return self.objects[number].kind.colour == kind.colour
 
     def _put(self, kind: Kind, corner: tuple[int, int], mask: Picture) -> Placed:
         solid = np.asarray(mask) >= _SOLID

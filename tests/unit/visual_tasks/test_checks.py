@@ -5,17 +5,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from skimage.measure import label
 
 from megatron_apriel.visual_tasks import generate as module
 from megatron_apriel.visual_tasks.difficulty import Range
 from megatron_apriel.visual_tasks.generate import Generator, Options, Summary, WrongAnswer, prepare_generator
 from megatron_apriel.visual_tasks.sample import Ambiguous, Draw, Sample
+from megatron_apriel.visual_tasks.scene import Kind, Scene
 from megatron_apriel.visual_tasks.tasks import TASKS, VARIANTS, Menu, Variant
 from megatron_apriel.visual_tasks.views import random_view
 
@@ -137,3 +140,25 @@ def test_a_stopped_run_leaves_nothing_behind(folder, tmp_path, number) -> None:
     _, message = process.communicate(timeout=60)
     assert process.returncode in (130, 143) and b"nothing was left half-written" in message
     assert not any(tmp_path.iterdir())
+
+
+def test_objects_of_one_colour_never_touch() -> None:
+    """Others may be covered in part in a crowded scene; two of one colour would be one blot to whoever counts them."""
+    scene = Scene(Image.new("RGB", (96, 96), (128, 128, 128)), visible=0.6)
+    rng, placed = np.random.default_rng(0), Counter()
+    for number in range(40):
+        colour = ("red", "blue")[number % 2]
+        with suppress(Ambiguous):
+            scene.place(Kind("circle", colour), 20, rng)
+            placed[colour] += 1
+    whole = [label(np.isin(scene.owner, mine)).max() for mine in _numbers_by_colour(scene).values()]
+    parts = [sum(label(scene.owner == k).max() for k in mine) for mine in _numbers_by_colour(scene).values()]
+    assert min(placed.values()) >= 3 and whole == parts  # connected areas of a colour: as many as of its objects
+    assert min(scene.shown(k) for k in range(len(scene.objects))) < 1
+
+
+def _numbers_by_colour(scene: Scene) -> dict[str, list[int]]:
+    numbers: dict[str, list[int]] = {}
+    for number, one in enumerate(scene.objects):
+        numbers.setdefault(one.kind.colour, []).append(number)
+    return numbers
