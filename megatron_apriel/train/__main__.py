@@ -6,8 +6,10 @@ A dry run answers without torch, for any number of ranks, on any machine.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from megatron_apriel.config.load import load_stage
@@ -60,9 +62,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.world_size is not None or arguments.architecture or arguments.check_data:
         parser.error("--world-size, --architecture and --check-data go with --dry-run")
+    _quiet_imports()
     from megatron_apriel.train.run import run_stage
 
     return run_stage(config)
+
+
+def _quiet_imports() -> None:
+    """Keep remarks off the log that libraries make on import about what this program itself says or chooses."""
+    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("megatron.core.distributed").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +62,8 @@ class Stage:
     finished_steps: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    """Of the last steps, for the time left."""
 
 
 @dataclass
@@ -133,6 +137,7 @@ def _record(stage: Stage, report: StepReport, work: _Work) -> None:
     """Log the step; count a skipped one, and end the run if there were too many."""
     config, steps = stage.config, stage.config.steps
     seconds = time.perf_counter() - work.started
+    stage.recent_seconds.append(seconds)
     if not report.applied:
         _record_skipped(stage, report)
         return
@@ -154,7 +159,7 @@ def _record(stage: Stage, report: StepReport, work: _Work) -> None:
         tflops_per_gpu=flops / seconds / stage.layout.world_size / 1e12,
         data_wait=min(work.waited / seconds, 1.0),
         seconds=seconds,
-        seconds_left=seconds * (steps - stage.finished_steps),
+        seconds_left=statistics.fmean(stage.recent_seconds) * (steps - stage.finished_steps),
         skipped=stage.skipped,
         memory_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
     )

@@ -1,0 +1,28 @@
+"""Reads the marked shell blocks of the README."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?```bash\n(?P<body>.*?)```", re.DOTALL)
+MARKS = ("run", "needs a GPU", "needs a cluster", "covered by: ")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A shell block and the comment that stands right above it."""
+
+    mark: str
+    commands: list[str]
+
+
+def blocks(page: Path) -> list[Block]:
+    """All shell blocks of a page, in order; a command over several lines is one."""
+    found = []
+    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
+        lines = match["body"].replace("\\\n", " ").splitlines()
+        found.append(Block(match["mark"] or "", [line for line in lines if line.strip() and not line.startswith("#")]))
+    return found

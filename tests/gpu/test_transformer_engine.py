@@ -1,0 +1,69 @@
+"""Transformer Engine's layers against the local ones on one GPU: losses and gradients, bf16 and every FP8 recipe."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+from megatron_apriel.model.builder import build_model
+from megatron_apriel.model.options import ModelOptions
+from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.batches import make_batch, random_document
+from megatron_apriel.testing.checkpoints import hf_model
+from megatron_apriel.testing.marks import needs_transformer_engine
+from megatron_apriel.testing.weights import from_transformers, load_full
+
+pytestmark = [pytest.mark.gpu, needs_transformer_engine]
+
+ARCHITECTURE = Architecture(
+    decoder=DecoderArchitecture(512, 4, 8, 2, 128, 1024, 1024, rope_theta=1e9),
+    tower=TowerArchitecture(256, 2, 4, 64, 512, "silu", image_size=256),
+    projector=ProjectorArchitecture(256, 512),
+)
+NORMS = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+
+
+def fused_name(name: str) -> str:
+    for local, fused in NORMS.items():
+        name = name.replace(local, fused)
+    return name
+
+
+def run(options: ModelOptions, images: bool = True) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    grids = [[(4, 6), (3, 3)], [], [(7, 5)]] if images else [[], []]
+    documents = [random_document(ARCHITECTURE, 60, grid, generator) for grid in grids]
+    weights = from_transformers(hf_model(ARCHITECTURE).state_dict(), ARCHITECTURE)
+    with groups.initialized(Layout()) as device:
+        model = build_model(ARCHITECTURE, options, Layout())[0]
+        if options.layers == "transformer_engine":
+            weights = {fused_name(name): tensor for name, tensor in weights.items()}
+        load_full([model], weights)
+        losses = model(make_batch(ARCHITECTURE, documents, sequence_length=384).to(device))
+        losses.sum().backward()
+        gradients = {fused_name(name): p.grad.float().cpu() for name, p in model.named_parameters()}
+        return losses.detach().cpu(), gradients
+
+
+def check(options: ModelOptions, tolerance: float, images: bool = True) -> None:
+    expected_losses, expected = run(ModelOptions(dtype=torch.float32, layers="local"), images)
+    losses, gradients = run(options, images)
+    assert (losses - expected_losses).norm() < tolerance * expected_losses.norm()
+    for name, reference in expected.items():
+        difference = (gradients[name] - reference).norm()
+        assert difference <= 5 * tolerance * reference.norm(), (name, float(difference / reference.norm()))
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_transformer_engine_equals_local_layers(images: bool) -> None:
+    check(ModelOptions(dtype=torch.bfloat16, layers="transformer_engine"), 0.02, images)
+
+
+@pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise"])
+def test_fp8_is_near(recipe: str) -> None:
+    check(ModelOptions(dtype=torch.bfloat16, layers="transformer_engine", fp8=recipe), 0.06)
