@@ -3,9 +3,10 @@
 The package is layered; imports run downward only:
 
     errors, architecture            what can go wrong; shapes of the model
-    batch, config, surgery          the typed batch; the stage schema; bytes-level checkpoint edits (no torch but in batch)
+    outputs, progress, flops        whole-or-absent results; progress on a terminal; the FLOPs rule
+    batch, config, surgery          the typed batch; the stage schema; byte-level checkpoint edits
     parallel                        rank arithmetic, process groups, Megatron Core on CPU
-    model | data, visual_tasks      two rooms that do not know each other
+    model | data, visual_tasks      rooms that do not know each other
     checkpoint                      names, sharded loading, export, resumable training state
     train                           the one loop
 

@@ -253,7 +253,8 @@ def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitect
     )
     if decoder.num_heads % decoder.num_kv_heads:
         raise CheckpointError(
-            f"{origin}: {decoder.num_heads} attention heads are not a multiple of {decoder.num_kv_heads} key-value heads."
+            f"{origin}: {decoder.num_heads} attention heads are not a multiple of {decoder.num_kv_heads} key-value"
+            " heads."
         )
     return decoder
 

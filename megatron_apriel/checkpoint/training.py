@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class CheckpointStore:
     def save(
         self,
         step: int,
-        chunks: list[nn.Module],
+        chunks: Sequence[nn.Module],
         optimizer: MegatronOptimizer | None,
         extra: dict[str, Any],
         sidecars: str | Path,
@@ -128,7 +129,7 @@ class CheckpointStore:
         return path
 
     def load(
-        self, path: str | Path, chunks: list[nn.Module], optimizer: MegatronOptimizer | None = None
+        self, path: str | Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None = None
     ) -> dict[str, Any]:
         """Continue from the checkpoint at ``path``, saved from this or any other layout; collective.
 

@@ -1,7 +1,7 @@
 """The one schema of a stage: everything that a run does is said by one YAML file of this shape.
 
 Unknown keys are errors. Checks that need only the configuration itself stand here, those that also need the model's
-shapes or the number of ranks in ``config.checks``; neither imports torch, so a job is refused before it is queued.
+shapes or the number of ranks in ``parallel.checks``; neither imports torch, so a job is refused before it is queued.
 
 The text under each field is its documentation: ``python -m megatron_apriel.config.reference`` prints it as the table
 in ``docs/configuration.md``. Several findings about one section are raised together, one a line.

@@ -49,6 +49,7 @@ def enable() -> bool:
         _replace_streams()
         _replace_random_states()
         _replace_adam()
+        _replace_multi_tensor_kernels()
         _active = _CudaAsCpu()
         # Entered for good: the mode lasts as long as the process, as the absence of CUDA does.
         _active.__enter__()
@@ -209,6 +210,18 @@ class FusedAdam(torch.optim.Optimizer):
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, dtype=torch.float32)
         return state
+
+
+def _replace_multi_tensor_kernels() -> None:
+    """Norm and scaling of many tensors at once: where Transformer Engine is installed its CUDA kernels are chosen."""
+    import megatron.core.optimizer.clip_grads as clipping
+    import megatron.core.optimizer.optimizer as optimizer
+    from megatron.core import utils
+
+    clipping.l2_norm_impl, clipping.multi_tensor_scale_tensor_impl = utils.local_multi_tensor_l2_norm, None
+    for module in (clipping, optimizer):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
 
 
 def _replace_adam() -> None:

@@ -142,7 +142,7 @@ class WeightsAndBiases:
             project=config.logging.wandb_project,
             name=config.stage,
             dir=str(config.output),
-            mode=config.logging.wandb,
+            mode="offline" if config.logging.wandb == "offline" else "online",
             config=config.model_dump(mode="json"),
             resume="allow",
             id=hashlib.sha256(f"{config.stage} {config.output.resolve()}".encode()).hexdigest()[:16],

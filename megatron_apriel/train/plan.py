@@ -15,12 +15,12 @@ from rich.table import Table
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.forms import architecture_of
-from megatron_apriel.config.checks import check_layout
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import COMPONENTS, SourceSection, StageConfig
 from megatron_apriel.data.corpus_format import CorpusManifest
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.flops import model_flops
+from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.memory import RankMemory, rank_memory
 from megatron_apriel.train.schedule import warmup_steps

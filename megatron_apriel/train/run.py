@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.hf import architecture_of, load_weights
 from megatron_apriel.checkpoint.training import CheckpointStore
-from megatron_apriel.config.checks import check_layout
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.chat import exported_chat_template
@@ -28,6 +28,7 @@ from megatron_apriel.errors import ConfigError, ExitCode
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.loop import Stage, gathered_parameters, train
 from megatron_apriel.train.metrics import Metrics
@@ -149,11 +150,18 @@ def _data_placement(layout: Layout) -> dict[str, Any]:
 
 
 def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
-    """Directory with the config, tokenizer and processor that go beside the weights into every checkpoint."""
+    """Directory with the config, tokenizer and processor that go beside the weights into every checkpoint.
+
+    A resumed run takes them from the checkpoint that it goes on from, and keeps its own copy of them: the policy may
+    remove that checkpoint before the stage ends.
+    """
+    sidecars = config.init_from if newest is None else config.output / "hf"
     if dist.get_rank() == 0:
         config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "config.resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
-    return newest / "hf" if newest is not None else config.init_from
+        if newest is not None:
+            shutil.copytree(newest / "hf", sidecars, dirs_exist_ok=True)
+    return sidecars
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.config.checks import check_layout
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.train.memory import rank_memory
 from megatron_apriel.train.plan import print_plan
 

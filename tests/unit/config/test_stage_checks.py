@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.config import checks
-from megatron_apriel.config.checks import check_layout, sequence_multiple
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.parallel import checks
+from megatron_apriel.parallel.checks import check_layout, sequence_multiple
 from megatron_apriel.parallel.layout import Layout
 
 APRIEL = Architecture.from_preset("apriel-15b")

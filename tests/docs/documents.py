@@ -1,8 +1,11 @@
-"""Reads the marked shell blocks of the README."""
+"""Reads the marked shell blocks of a page, and runs the quickstart as they say."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,3 +29,11 @@ def blocks(page: Path) -> list[Block]:
         lines = match["body"].replace("\\\n", " ").splitlines()
         found.append(Block(match["mark"] or "", [line for line in lines if line.strip() and not line.startswith("#")]))
     return found
+
+
+def run_quickstart(output: Path) -> subprocess.CompletedProcess[str]:
+    """The quickstart's command with a quarter of the tokens."""
+    script = ROOT / "examples" / "quickstart" / "run.py"
+    command = [sys.executable, str(script), "--output", str(output), "--scale", "0.25"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,0 +1,50 @@
+"""What the documents say is true: commands run or are marked, links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from documents import MARKS, ROOT, Block, blocks
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docker/README.md")] + sorted(ROOT.glob("docs/*.md"))
+README = blocks(ROOT / "README.md")
+RUN = [block for block in README if block.mark == "run"]
+
+
+def test_every_shell_block_of_the_readme_is_marked() -> None:
+    assert len(README) >= 8
+    for block in README:
+        assert block.mark.startswith(MARKS), f"no mark of {MARKS} above:\n{block.commands}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_file_tree_names_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("```\nmegatron_apriel/") + 4 :].partition("```")[0]
+    rooms = re.findall(r"^  (\w+)/", tree, re.MULTILINE)
+    assert set(rooms) == {path.parent.name for path in (ROOT / "megatron_apriel").glob("*/__init__.py")}
+    for top in re.findall(r"^(\w+)/", tree, re.MULTILINE):
+        assert (ROOT / top).is_dir(), top
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", RUN, ids=[block.commands[0].split()[1] for block in RUN])
+def test_commands_of_the_readme_run(block: Block, workplace: Path) -> None:
+    """In order, in one directory in which the (shortened) quickstart has run."""
+    environment = {**os.environ, "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
+    for command in block.commands:
+        result = subprocess.run(
+            shlex.split(command), cwd=workplace, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}{result.stderr[-4000:]}"

@@ -1,0 +1,107 @@
+"""Rules that a reader relies on: imports run downward, the ground needs no torch, files say what they are for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "megatron_apriel"
+LAYERS = [
+    {"errors"},
+    {"architecture"},
+    {"outputs", "progress", "flops"},
+    {"batch", "config", "surgery"},
+    {"parallel"},
+    {"model", "data", "visual_tasks"},
+    {"checkpoint"},
+    {"train"},
+    {"testing"},
+]
+STRANGERS = [{"model", "data"}, {"config", "surgery"}]
+"""Rooms that must not know each other although they stand on one level."""
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Rooms of the package that a file imports while running; imports for type checking do not count."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "megatron_apriel":
+            modules = [f"megatron_apriel.{alias.name}" for alias in node.names if not alias.name.startswith("__")]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module]
+        yield from (room(module) for module in modules if module.startswith("megatron_apriel"))
+
+
+def level(name: str) -> int:
+    return next(number for number, rooms in enumerate(LAYERS) if name in rooms)
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_run_downward(file: Path) -> None:
+    relative = file.relative_to(PACKAGE)
+    own = relative.parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for other in imports(file):
+        if other == own or not other:
+            continue
+        assert level(other) <= level(own), f"{relative} imports {other}, which stands above it"
+        assert not any({own, other} <= pair for pair in STRANGERS), f"{relative} imports {other}"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_say_what_they_are_for(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "errors",
+        "architecture",
+        "outputs",
+        "flops",
+        "config.load",
+        "parallel.checks",
+        "parallel.layout",
+        "surgery.upscale",
+        "surgery.average",
+        "train.plan",
+        "data.prepare",
+        "visual_tasks.generate",
+    ],
+)
+def test_what_runs_on_a_login_node_imports_no_torch(module: str) -> None:
+    code = f"import sys, megatron_apriel.{module}; sys.exit('torch' in sys.modules or 'megatron.core' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_file_executes_pickles_or_remote_code() -> None:
+    for file in [*SOURCES, *sorted((ROOT / "tools").glob("*.py"))]:
+        text = file.read_text(encoding="utf-8")
+        assert "trust_remote_code=True" not in text, file
+        assert "shell=True" not in text, file
+        if "weights_only=False" in text:
+            # Results of a test's own forked processes, over a pipe between them.
+            assert file.relative_to(PACKAGE).parts[0] == "testing", file
