@@ -318,9 +318,13 @@ def _check_index(file: Path, documents: NDArray[np.void]) -> None:
         lengths = np.fromfile(stream, dtype="<i4", count=sequences)
         pointers = np.fromfile(stream, dtype="<i8", count=sequences)
         bounds = np.fromfile(stream, dtype="<i8", count=entries)
-    expected_columns = _index_columns(documents["tokens"])
-    pairs = zip((lengths, pointers, bounds), expected_columns, strict=True)
-    if not all(np.array_equal(found, wanted) for found, wanted in pairs):
+    true_lengths, true_pointers, true_bounds = _index_columns(documents["tokens"])
+    whole = (
+        np.array_equal(lengths, true_lengths)
+        and np.array_equal(pointers, true_pointers)
+        and np.array_equal(bounds, true_bounds)
+    )
+    if not whole:
         raise _damaged(file, f"disagrees with documents.npy about the {documents.size} documents' lengths.")
 
 
