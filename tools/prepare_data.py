@@ -27,8 +27,9 @@ examples:
     python tools/prepare_data.py data/sft --input raw/sft.parquet --model models/pixtral-12b --limit 1000 --dry-run
 
 inputs:
-  JSON lines (.jsonl, .json, also .gz and .zst), Parquet, directories of datasets.save_to_disk, WebDataset tars, and
-  directories of these. Records: text; messages (OpenAI); conversations (LLaVA). Which, is found out for every file.
+  JSON lines or one array (.jsonl, .json, also .gz and .zst), Parquet, directories of datasets.save_to_disk, WebDataset
+  tars, and directories of these. Records: text; messages (OpenAI); conversations (LLaVA). Which, is found out for
+  every file.
   Images: paths, data URLs, base64, embedded bytes. URLs are never fetched. See docs/data.md.
 """
 

@@ -54,26 +54,29 @@ class Chunk(ABC):
 
 
 @dataclass(frozen=True)
-class LineChunk(Chunk):
-    """Lines of JSON with their numbers; a line of None was too long to be read."""
+class JsonChunk(Chunk):
+    """JSON texts with their numbers: lines, or elements of an array; a text of None was too long to be read.
 
-    file: str
-    lines: list[tuple[int, bytes | None]]
+    ``place`` stands before the number: ``a.jsonl:`` or ``a.json: record ``.
+    """
+
+    place: str
+    texts: list[tuple[int, bytes | None]]
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.texts)
 
-    def head(self, count: int) -> LineChunk:
-        return LineChunk(self.file, self.lines[:count])
+    def head(self, count: int) -> JsonChunk:
+        return JsonChunk(self.place, self.texts[:count])
 
     def records(self) -> Iterator[RawRecord]:
-        for number, line in self.lines:
-            place = f"{self.file}:{number}"
-            if line is None:
+        for number, text in self.texts:
+            place = f"{self.place}{number}"
+            if text is None:
                 yield RawRecord(place, problem=f"the line is longer than {MAX_RECORD_BYTES} bytes")
                 continue
             try:
-                yield RawRecord(place, parse_json_object(line))
+                yield RawRecord(place, parse_json_object(text))
             except BadRecord as problem:
                 yield RawRecord(place, problem=str(problem))
 

@@ -1,4 +1,4 @@
-"""Raw files as a stream of small chunks: JSON lines, Parquet, Hugging Face datasets on disk, WebDataset tars.
+"""Raw files as a stream of small chunks: JSON, Parquet, Hugging Face datasets on disk, WebDataset tars.
 
 The process that reads does as little as possible: it cuts a file into chunks of a few dozen records and hands them on
 unparsed, so that parsing, image decoding and tokenisation all happen in the workers. No file is held in memory as a
@@ -8,21 +8,24 @@ it raises DataError.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed
-from megatron_apriel.data.raw_chunks import Chunk, LineChunk, SampleChunk, TableChunk
+from megatron_apriel.data.json_arrays import BrokenArray, array_elements, is_array
+from megatron_apriel.data.raw_chunks import Chunk, JsonChunk, SampleChunk, TableChunk
 from megatron_apriel.errors import DataError
 
 CHUNK_RECORDS = 64
 CHUNK_BYTES = 4 * 2**20
 
-JSON_LINES = tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json"))
+JSON = tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json"))
 PARQUET = (".parquet",)
 TARS = (".tar", ".tar.gz", ".tgz")
 MANIFEST = "manifest.json"
@@ -49,40 +52,39 @@ class Source(ABC):
         """
 
 
-class JsonLines(Source):
-    """One JSON object per line; blank lines do not count as records."""
+class JsonRecords(Source):
+    """One JSON object per line, where blank lines do not count as records; or one JSON array of objects."""
 
-    kind = "JSON lines"
+    kind = "JSON"
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        lines: list[tuple[int, bytes | None]] = []
+        records: list[tuple[int, bytes | None]] = []
         size = number = 0
+        split: Callable[[io.BufferedIOBase], Iterator[tuple[int, bytes | None]]] = self._lines
+        place, counted = f"{self.path}:", "line"
         try:
             with decompressed(self.path) as stream:
-                for number, line in bounded_lines(stream):
-                    if number == 1 and line is not None:
-                        line = self._first_line(line)
-                    if line is not None and not line.strip():
-                        continue
-                    lines.append((number, line))
-                    size += len(line or b"")
-                    if len(lines) == CHUNK_RECORDS or size >= CHUNK_BYTES:
-                        yield LineChunk(str(self.path), lines)
-                        lines, size = [], 0
-        except READ_ERRORS as error:
-            raise _unreadable(self.path, f"after line {number}", error) from None
-        if lines:
-            yield LineChunk(str(self.path), lines)
+                if is_array(stream):
+                    split, place, counted = array_elements, f"{self.path}: record ", "record"
+            with decompressed(self.path) as stream:
+                for number, record in split(stream):
+                    records.append((number, record))
+                    size += len(record or b"")
+                    if len(records) == CHUNK_RECORDS or size >= CHUNK_BYTES:
+                        yield JsonChunk(place, records)
+                        records, size = [], 0
+        except (BrokenArray, *READ_ERRORS) as error:
+            raise _unreadable(self.path, f"after {counted} {number}", error) from None
+        if records:
+            yield JsonChunk(place, records)
 
-    def _first_line(self, line: bytes) -> bytes:
-        line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.lstrip().startswith(b"["):
-            raise DataError(
-                f"{self.path} is one JSON array, not one object per line.",
-                "An array has to be read whole before its first record is known.",
-                f"Write it as lines: jq -c '.[]' {self.path} > {self.path.with_suffix('.jsonl')}",
-            )
-        return line
+    @staticmethod
+    def _lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
+        for number, line in bounded_lines(stream):
+            if number == 1 and line is not None:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line is None or line.strip():
+                yield number, line
 
 
 class Parquet(Source):
@@ -189,11 +191,11 @@ def find_sources(inputs: Sequence[str | Path], split: str = "") -> list[Source]:
 
 
 def _known_suffixes() -> str:
-    return ", ".join((*JSON_LINES, *PARQUET, *TARS)) + ", and directories of datasets.save_to_disk"
+    return ", ".join((*JSON, *PARQUET, *TARS)) + ", and directories of datasets.save_to_disk"
 
 
 def _reader_of(path: Path) -> type[Source] | None:
-    readers = ((JSON_LINES, JsonLines), (PARQUET, Parquet), (TARS, WebDataset))
+    readers = ((JSON, JsonRecords), (PARQUET, Parquet), (TARS, WebDataset))
     return next((reader for suffixes, reader in readers if path.name.lower().endswith(suffixes)), None)
 
 

@@ -134,10 +134,10 @@ def test_manifest_says_where_it_came_from(corpus, raw):
         Path(one["path"]).name: (one["kind"], one["record_format"], one["documents"]) for one in corpus.manifest.inputs
     }
     assert inputs == {
-        "llava.jsonl": ("JSON lines", "conversations", 100),
+        "llava.jsonl": ("JSON", "conversations", 100),
         "rows.parquet": ("Parquet", "messages", 125),
-        "text.jsonl.gz": ("JSON lines", "text", 70),
-        "urls.jsonl": ("JSON lines", "messages", 5),
+        "text.jsonl.gz": ("JSON", "text", 70),
+        "urls.jsonl": ("JSON", "messages", 5),
     }
     assert corpus.manifest.problems == {"records": 300, "bad": 0, "files": {}, "first": []}
 

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_apriel.data import compressed, raw_chunks, readers
+from megatron_apriel.data import compressed, json_arrays, raw_chunks, readers
 from megatron_apriel.data.readers import find_sources
 from megatron_apriel.errors import DataError
 
@@ -91,9 +91,62 @@ def test_an_overlong_line_is_skipped_without_being_held(tmp_path, monkeypatch):
     assert second.place.endswith(":2") and "the line is longer than" in second.problem
 
 
-def test_a_json_array_is_refused_with_the_command_that_mends_it(tmp_path):
-    (tmp_path / "a.json").write_text('[\n{"text": "x"}]')
-    with pytest.raises(DataError, match=r"is one JSON array(?s:.*)jq -c '\.\[\]'"):
+ARRAY = [{"text": text, "n": [-1.5e-7, True, None, {"]": "[,"}]} for text in (*TEXTS, 'quote " and \\ "', "\U0001f600")]
+
+
+@pytest.mark.parametrize("style", [{}, {"indent": 2}, {"ensure_ascii": False}, {"separators": (",", ":")}])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("piece", [1, 7, 2**20])
+def test_a_json_array_is_read_element_by_element(name, style, piece, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_arrays, "_READ_BYTES", piece)
+    data = b"\xef\xbb\xbf \n" + json.dumps(ARRAY, **style).encode() + b"\n\n"
+    pack = {"gz": gzip.compress, "st": zstandard.compress}.get(name[-2:], bytes)
+    (tmp_path / name).write_bytes(pack(data))
+    records = read(tmp_path / name)
+    assert [raw.value for raw in records] == ARRAY
+    assert records[123].place == f"{tmp_path / name}: record 124"
+
+
+def test_bad_elements_of_an_array_have_a_place_and_a_reason(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'[{"text": "ok"}, [1], 12, {"text": "b\xff"}, null , {"text": "end"}]')
+    records = read(tmp_path / "a.json")
+    assert [raw.place.rpartition(" ")[2] for raw in records] == list("123456")
+    assert [raw.value.get("text") for raw in records] == ["ok", None, None, None, None, "end"]
+    problems = [raw.problem for raw in records]
+    assert problems[1:3] == ["a JSON list, not an object", "a JSON int, not an object"]
+    assert "not valid UTF-8" in problems[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"text": "a"}, {"text": "b"', r"ends in the middle of a record \(after record 1\)"),
+        ('[{"text": "a"}, {"te', r"ends in the middle of a record"),
+        ('[{"text": "a"}', r"',' is expected and the end of the file found"),
+        ('[{"text": "a"} {"text": "b"}]', r"',' is expected and '{' found \(after record 1\)"),
+        ('[{"text": tru}]', "Expecting value"),
+        ('[{"text": "a"},]', "Expecting value"),
+        ('[{"text" "a", "filler": "................................"}]', "Expecting ':' delimiter"),
+        ('[{"text": "a"}]\n{"text": "b"}', "something follows the array's end"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_broken_array_is_an_error_of_the_file(text, message, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=rf"a.json cannot be read to its end: .*{message}"):
+        read(tmp_path / "a.json")
+
+
+def test_an_array_of_nothing_has_no_records(tmp_path):
+    (tmp_path / "a.json").write_text(" [ ] ")
+    assert read(tmp_path / "a.json") == []
+
+
+def test_an_endless_element_of_an_array_is_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_arrays, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(json_arrays, "_READ_BYTES", 100)
+    (tmp_path / "a.json").write_text('[{"text": "' + "x" * 5000)
+    with pytest.raises(DataError, match="a record is longer than 1000 bytes"):
         read(tmp_path / "a.json")
 
 

@@ -1,0 +1,127 @@
+"""The records of a file that is one JSON array, as LLaVA's data is distributed, without holding the file in memory.
+
+Only where one element ends and the next begins is found out here; the elements go on as text, and workers parse them
+like lines. Memory is bounded by the longest element. An array cannot be entered again after a damaged place, as lines
+can: where it is not JSON, nothing behind that place is known, so the file as a whole is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+
+from megatron_apriel.data.raw_chunks import MAX_RECORD_BYTES
+
+_READ_BYTES = 2**20
+_SPACE = " \t\r\n"
+_BYTE_ORDER_MARK = "\ufeff"
+_LONGEST_CUT = 12
+"""A token of JSON other than a string is no longer than this, so an error so near the end may come from the cut."""
+
+
+class BrokenArray(ValueError):
+    """The text is no JSON array; the message says what is wrong."""
+
+
+def is_array(stream: io.BufferedIOBase) -> bool:
+    """Whether the first character that is no white space opens an array; reads as far as that."""
+    while beginning := stream.read(1024):
+        text = beginning.removeprefix(codecs.BOM_UTF8).lstrip(_SPACE.encode())
+        if text:
+            return text.startswith(b"[")
+    return False
+
+
+def array_elements(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
+    """Numbered elements from 1, each the bytes of one JSON value.
+
+    Raises:
+        BrokenArray: not JSON, cut short, something behind the array's end, or an element beyond MAX_RECORD_BYTES.
+    """
+    text = _Text(stream)
+    text.skip_space(_BYTE_ORDER_MARK)
+    text.take("[")
+    number = 0
+    while not text.ahead("]"):
+        if number:
+            text.take(",")
+        number += 1
+        yield number, text.value()
+    text.take("]")
+    if not text.at_end():
+        raise BrokenArray("something follows the array's end: it is neither one array nor one object a line")
+
+
+class _Text:
+    """The part of a stream's text that is being looked at, filled up as needed.
+
+    Bytes that are not UTF-8 travel through as they are: they are the problem of the element that holds them.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream, self._finished = stream, False
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._json = json.JSONDecoder()
+        self._text, self._place = "", 0
+
+    def skip_space(self, further: str = "") -> None:
+        while self._fill():
+            while self._place < len(self._text) and self._text[self._place] in _SPACE + further:
+                self._place += 1
+            if self._place < len(self._text):
+                return
+
+    def at_end(self) -> bool:
+        self.skip_space()
+        return not self._fill()
+
+    def ahead(self, character: str) -> bool:
+        self.skip_space()
+        return self._fill() and self._text[self._place] == character
+
+    def take(self, character: str) -> None:
+        if not self.ahead(character):
+            found = repr(self._text[self._place]) if self._fill() else "the end of the file"
+            raise BrokenArray(f"{character!r} is expected and {found} found")
+        self._place += 1
+
+    def value(self) -> bytes:
+        """The next value, whole."""
+        self.skip_space()
+        while True:
+            try:
+                _, stop = self._json.raw_decode(self._text, self._place)
+            except json.JSONDecodeError as error:
+                behind = len(self._text) - error.pos
+                open_string = error.msg.startswith("Unterminated string")
+                if (open_string or behind <= _LONGEST_CUT) and self._more():
+                    continue
+                cut = open_string or behind <= 0
+                raise BrokenArray("the file ends in the middle of a record" if cut else error.msg) from None
+            except (RecursionError, ValueError) as error:  # ValueError: a number of too many digits
+                raise BrokenArray(str(error)) from None
+            if stop < len(self._text) or not self._more():
+                element = self._text[self._place : stop]
+                self._place = stop
+                return element.encode("utf-8", "surrogateescape")
+
+    def _fill(self) -> bool:
+        """Whether any text is left, after reading some where none is at hand."""
+        while self._place >= len(self._text) and not self._finished:
+            self._more()
+        return self._place < len(self._text)
+
+    def _more(self) -> bool:
+        """Read as much again as is at hand, so that a long value is not tried too often; whether there was any."""
+        if self._finished:
+            return False
+        self._text = self._text[self._place :]
+        self._place = 0
+        if len(self._text) > MAX_RECORD_BYTES:
+            raise BrokenArray(f"a record is longer than {MAX_RECORD_BYTES} bytes")
+        data = self._stream.read(max(_READ_BYTES, len(self._text)))
+        self._finished = not data
+        self._text += self._decode(data, final=not data)
+        return bool(data)
