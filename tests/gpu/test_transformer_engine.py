@@ -34,11 +34,12 @@ def fused_name(name: str) -> str:
     return name
 
 
-def run(options: ModelOptions, images: bool = True) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def run(options: ModelOptions, images: bool = True, scale: float = 1.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     grids = [[(4, 6), (3, 3)], [], [(7, 5)]] if images else [[], []]
     documents = [random_document(ARCHITECTURE, 60, grid, generator) for grid in grids]
     weights = from_transformers(hf_model(ARCHITECTURE).state_dict(), ARCHITECTURE)
+    weights = {name: tensor * scale if tensor.dim() > 1 else tensor for name, tensor in weights.items()}
     with groups.initialized(Layout()) as device:
         model = build_model(ARCHITECTURE, options, Layout())[0]
         if options.layers == "transformer_engine":
@@ -71,10 +72,12 @@ def test_transformer_engine_rounds_no_worse_than_local_layers(images: bool) -> N
 
 @pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise"])
 def test_fp8_points_the_same_way(recipe: str) -> None:
-    """Losses within a tenth and gradients within 0.3 of float32's: these random weights amplify every rounding."""
-    expected_losses, expected = run(ModelOptions(dtype=torch.float32, layers="local"))
-    losses, gradients = run(ModelOptions(dtype=torch.bfloat16, layers="transformer_engine", fp8=recipe))
-    assert distance(losses, expected_losses) < 0.1
+    """With weights of a trained model's size: larger random ones amplify every rounding from layer to layer."""
+    scale = 0.3
+    expected_losses, expected = run(ModelOptions(dtype=torch.float32, layers="local"), scale=scale)
+    options = ModelOptions(dtype=torch.bfloat16, layers="transformer_engine", fp8=recipe)
+    losses, gradients = run(options, scale=scale)
+    assert distance(losses, expected_losses) < 0.01
     for name, reference in expected.items():
-        cosine = torch.cosine_similarity(gradients[name].flatten(), reference.flatten(), dim=0)
-        assert cosine > 0.9, (name, float(cosine))
+        cosine = float(torch.cosine_similarity(gradients[name].flatten(), reference.flatten(), dim=0))
+        assert cosine > 0.95, (name, cosine)
