@@ -36,3 +36,32 @@ def agree(failure: Exception | None, path: Path) -> None:
         raise failure
     if outcome[0] is not None:
         raise CheckpointError(f"{path} could not be written: {outcome[0]}", UNCHANGED) from failure
+
+
+def alike[Result](work: Callable[[], Result]) -> Result:
+    """What ``work`` returns to this rank, or an error on all ranks if it fails on any; collective.
+
+    For what each rank does for itself, without communication, and may fail at alone: a file that one host lacks, a
+    disk that one host cannot read. The others would wait for that rank until they are timed out.
+
+    Raises:
+        AprielError: on ranks where nothing went wrong, naming one where something did. That rank raises its own error.
+    """
+    result: Result | None = None
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        everywhere: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, None if failure is None else str(failure) or repr(failure))
+        failed = [rank for rank, message in enumerate(everywhere) if message is not None]
+        if failed and failure is None:
+            raise AprielError(
+                f"{len(failed)} of {len(everywhere)} ranks cannot go on, so all end; rank {failed[0]} says:",
+                everywhere[failed[0]].replace("\n", "\n  "),
+            )
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]

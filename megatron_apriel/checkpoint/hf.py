@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.checkpoint.forms import architecture_of
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
 from megatron_apriel.checkpoint.sources import listed, open_source
@@ -67,6 +68,13 @@ def load_weights(chunks: Sequence[nn.Module], source: str | Path, architecture: 
     Raises:
         CheckpointError: a tensor or parameter that is missing, left over, misshapen, quantised or damaged, by name.
     """
+    report, filled = alike(lambda: _fill(chunks, source, architecture))
+    check_all_owned(filled, architecture)
+    return report
+
+
+def _fill(chunks: Sequence[nn.Module], source: str | Path, architecture: Architecture) -> tuple[LoadReport, set[str]]:
+    """Read this rank's slices; returns the report and the keys of what was filled. No communication."""
     place, weights = Place.current(), open_source(source, architecture)
     report = LoadReport(Path(source), weights.description, len(weights.table), weights.skipped)
     filled = set()
@@ -80,6 +88,5 @@ def load_weights(chunks: Sequence[nn.Module], source: str | Path, architecture: 
                 report.casts[str(rows.dtype).removeprefix("torch."), str(tensor.dtype).removeprefix("torch.")] += 1
         filled.add(parameter.key)
         report.elements += tensor.numel()
-    check_all_owned(filled, architecture)
     report.parameters, report.bytes_read = len(filled), weights.bytes_read
-    return report
+    return report, filled

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -85,8 +86,9 @@ def _open_reader(
     share: int,
     shares: int,
     with_images: bool,
+    directory: Path | None,
 ) -> _SequenceReader:
-    sources = open_sources(sections, architecture, config.sequence_length, seed)
+    sources = open_sources(sections, architecture, config.sequence_length, seed, directory)
     if data_rank == 0 and share == 0 and with_images:
         log_sources(sources)
     tower = architecture.tower
@@ -117,6 +119,7 @@ class TrainingLoader:
         shares: int = 1,
         with_images: bool = True,
         first_sequence: int = 0,
+        directory: Path | None = None,
     ) -> None:
         """Open the mixture of ``config`` and start at sequence ``first_sequence``.
 
@@ -127,6 +130,7 @@ class TrainingLoader:
             share, shares: this rank's place among the ranks that share a sequence's images.
             with_images: False on ranks without a tower, which need slots but no pixels.
             first_sequence: how many sequences the run has consumed.
+            directory: with the model's processor files, if there are any.
 
         Raises DataError if a corpus is damaged, does not fit the model, or has too few tokens for its ``epochs``;
         ConfigError if the step cannot be divided over the data-parallel ranks.
@@ -155,11 +159,16 @@ class TrainingLoader:
             share=share,
             shares=shares,
             with_images=with_images,
+            directory=directory,
         )
-        sources = self._reader.sources
-        self.mixture = Mixture(config.mixture, [source.plan for source in sources], self._number)
+        self.mixture = Mixture(config.mixture, [source.plan for source in self.sources], self._number)
         own = range(first_sequence + data_rank, self._number, data_size)
         self._batches = Prefetcher(self._batch, own, PREFETCHED)
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The mixture's sources, opened."""
+        return self._reader.sources
 
     @property
     def wait_seconds(self) -> float:
@@ -222,6 +231,7 @@ class ValidationLoader:
         shares: int = 1,
         with_images: bool = True,
         micro_batch_multiple: int = 1,
+        directory: Path | None = None,
     ) -> None:
         """Open the corpora of ``config.validation``; arguments and errors as of :class:`TrainingLoader`.
 
@@ -241,6 +251,7 @@ class ValidationLoader:
             share=share,
             shares=shares,
             with_images=with_images,
+            directory=directory,
         )
         places = [
             (source, int(pack))
@@ -251,6 +262,11 @@ class ValidationLoader:
         numbers = range(data_rank, self.micro_batches * data_size, data_size)
         self._own = [(number, *places[number]) if number < len(places) else (number, 0, None) for number in numbers]
         self._running: Prefetcher[Any, Batch] | None = None
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The held-out sources, opened."""
+        return self._reader.sources
 
     def __iter__(self) -> Iterator[Batch]:
         self._stop()

@@ -10,12 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import SourceSection
 from megatron_apriel.data.corpus import Corpus
+from megatron_apriel.data.corpus_format import CorpusManifest
 from megatron_apriel.data.packing import PackingPlan
 from megatron_apriel.data.plan_cache import cached_plan
+from megatron_apriel.data.processor_files import longest_side
+from megatron_apriel.data.tokens import TOKENIZER_FILES, load_tokenizer, tokenizer_digest
 from megatron_apriel.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -35,16 +39,23 @@ class Source:
 
 
 def open_sources(
-    sections: Sequence[SourceSection], architecture: Architecture, sequence_length: int, seed: int
+    sections: Sequence[SourceSection],
+    architecture: Architecture,
+    sequence_length: int,
+    seed: int,
+    directory: Path | None = None,
 ) -> list[Source]:
     """Open all corpora, check them, and make or read their packing plans.
 
+    Args:
+        directory: with the model's processor files, which may ask for smaller images than its tower could read.
+
     Raises DataError if a corpus is damaged, was made for another model, by another tokenizer than the first of them,
-    or cannot be packed as configured.
+    has no responses where the loss is on them, or cannot be packed as configured.
     """
     corpora = [Corpus.open(section.corpus) for section in sections]
-    for corpus in corpora:
-        check_fits_model(corpus, architecture)
+    for section, corpus in zip(sections, corpora, strict=True):
+        check_fits(section, corpus.manifest, architecture, directory)
         _check_same_tokenizer(corpora[0], corpus)
     return [
         Source(section, corpus, cached_plan(corpus, sequence_length, seed, section.long_documents))
@@ -52,33 +63,57 @@ def open_sources(
     ]
 
 
-def check_fits_model(corpus: Corpus, architecture: Architecture) -> None:
-    """Raises DataError, with both values, if the corpus was prepared for another vocabulary or other images."""
-    vocab_size = architecture.decoder.vocab_size
-    if corpus.manifest.tokenizer.vocab_size > vocab_size:
+def check_fits(
+    section: SourceSection, manifest: CorpusManifest, architecture: Architecture, directory: Path | None = None
+) -> None:
+    """Raises DataError, with both values, if a corpus is of no use to the model: by its manifest, reading no data."""
+    counts, vocab_size = manifest.counts, architecture.decoder.vocab_size
+    if manifest.tokenizer.vocab_size > vocab_size:
         raise DataError(
-            f"{corpus.path}: its tokenizer has {corpus.manifest.tokenizer.vocab_size} tokens, "
+            f"{section.corpus}: its tokenizer has {manifest.tokenizer.vocab_size} tokens, "
             f"the model's vocabulary {vocab_size}.",
             "Tokens beyond the vocabulary have no embedding.",
             "Prepare the corpus with the tokenizer of the model that is trained.",
         )
-    if not corpus.manifest.counts.images:
+    if section.loss == "responses" and counts.response_tokens == 0:
+        raise DataError(
+            f"{section.corpus}: none of its {counts.tokens:,} tokens is part of a response, and loss is 'responses'.",
+            "There would be nothing to learn from: plain documents have no responses, only conversations do.",
+            f"Set loss of source {section.label!r} to all, or prepare conversations.",
+        )
+    if not counts.images:
         return
-    tower, record = architecture.tower, corpus.manifest.images
+    tower, record = architecture.tower, manifest.images
     if tower is None or record is None:
         raise DataError(
-            f"{corpus.path} has {corpus.manifest.counts.images} images; the model has no vision tower.",
+            f"{section.corpus} has {counts.images} images; the model has no vision tower.",
             fix="Train a model with a tower, or take the corpus out of the mixture.",
         )
+    image_size = longest_side(directory, architecture) if directory is not None else tower.image_size
     for what, corpus_value, model_value in (
         ("image token", record.image_token_id, architecture.image_token_id),
         ("patch size", record.patch_size, tower.patch_size),
-        ("image size", record.image_size, tower.image_size),
+        ("image size", record.image_size, image_size),
     ):
         if corpus_value != model_value:
             raise DataError(
-                f"{corpus.path}: prepared for {what} {corpus_value}, the model has {what} {model_value}.",
+                f"{section.corpus}: prepared for {what} {corpus_value}, the model has {what} {model_value}.",
                 "The number and place of image tokens depend on it, and so does what the model is served with.",
+                "Prepare the corpus with the directory of the model that is trained.",
+            )
+
+
+def check_tokenizer(sources: Sequence[Source], directory: Path) -> None:
+    """Raises DataError if a corpus was not made by the tokenizer in ``directory``; passes where there is none."""
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        return
+    digest = tokenizer_digest(load_tokenizer(directory))
+    for source in sources:
+        if source.corpus.manifest.tokenizer.sha256 != digest:
+            raise DataError(
+                f"{source.corpus.path} was prepared with tokenizer {source.corpus.manifest.tokenizer.sha256[:12]}, "
+                f"the model in {directory} has {digest[:12]}.",
+                "The same token would mean different text to the two, without any other error.",
                 "Prepare the corpus with the directory of the model that is trained.",
             )
 

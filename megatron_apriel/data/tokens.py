@@ -32,6 +32,9 @@ from megatron_apriel.errors import DataError
 
 IMAGE_TOKEN, IMAGE_BREAK_TOKEN, IMAGE_END_TOKEN = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 
+TOKENIZER_FILES = ("tokenizer.json", "tekken.json")
+"""Either is a tokenizer; the first counts where both are there."""
+
 # Two code points that Unicode sets aside as "not characters": no text in use contains them.
 _MARK_START, _MARK_END = "\ufdd0", "\ufdd1"
 
@@ -46,7 +49,7 @@ def load_tokenizer(directory: str | Path) -> Any:
         DataError: neither file is there, or it cannot be read.
     """
     directory = Path(directory)
-    table, tekken = directory / "tokenizer.json", directory / "tekken.json"
+    table, tekken = (directory / name for name in TOKENIZER_FILES)
     if not table.is_file() and not tekken.is_file():
         raise DataError(
             f"{directory} has no tokenizer: neither tokenizer.json nor tekken.json is there.",

@@ -27,19 +27,17 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 
 @contextlib.contextmanager
-def initialized(layout: Layout, seed: int = 1234, timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
-    """Within it, this rank has its device, process groups and random states; yields the device.
+def joined(timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
+    """Within it, this rank has its device and can talk to all others; yields the device.
 
     Takes rank and world size from the environment that torchrun and Slurm's ``srun`` set, and a single process without
     one as a world of one. A default process group that exists already is used and left in place.
 
     Args:
-        layout: how the ranks are laid out.
-        seed: of parameters' initialisation and of dropout; shifted per tensor-parallel and pipeline rank.
         timeout: see :data:`TIMEOUT`.
 
     Raises:
-        ConfigError: if the number of ranks is not the layout's, or there are more ranks on this host than devices.
+        ConfigError: if there are more ranks on this host than devices.
     """
     cpu.enable()
     device = _take_device()
@@ -47,24 +45,42 @@ def initialized(layout: Layout, seed: int = 1234, timeout: datetime.timedelta = 
     if mine:
         _join(timeout)
     try:
+        yield device
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def initialized(layout: Layout, seed: int = 1234, timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
+    """:func:`joined`, and within it Megatron's process groups of a layout and this rank's random states.
+
+    Args:
+        layout: how the ranks are laid out.
+        seed: of parameters' initialisation and of dropout; shifted per tensor-parallel and pipeline rank.
+        timeout: see :data:`TIMEOUT`.
+
+    Raises:
+        ConfigError: as :func:`joined`, and if the number of ranks is not the layout's.
+    """
+    with joined(timeout) as device:
         if dist.get_world_size() != layout.world_size:
             raise ConfigError(
                 f"the layout is for {layout.world_size} rank(s), but {dist.get_world_size()} were started.",
                 fix="Start as many processes as the layout has ranks (torchrun --nproc-per-node, --nnodes).",
             )
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=layout.tensor,
-            pipeline_model_parallel_size=layout.pipeline,
-            virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
-            context_parallel_size=layout.context,
-            distributed_timeout_minutes=int(timeout.total_seconds() // 60),
-        )
-        seed_all(seed)
-        yield device
-    finally:
-        parallel_state.destroy_model_parallel()
-        if mine:
-            dist.destroy_process_group()
+        try:
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=layout.tensor,
+                pipeline_model_parallel_size=layout.pipeline,
+                virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+                context_parallel_size=layout.context,
+                distributed_timeout_minutes=int(timeout.total_seconds() // 60),
+            )
+            seed_all(seed)
+            yield device
+        finally:
+            parallel_state.destroy_model_parallel()
 
 
 def seed_all(seed: int) -> None:

@@ -46,8 +46,9 @@ def write_corpus(
     images: ImageRecord | None = IMAGES,
     tokenizer: TokenizerRecord = TOKENIZER,
     seed: int = 0,
+    responses: bool = True,
 ) -> Corpus:
-    """Documents of random text and given images; the second half of each document is its response."""
+    """Documents of random text and given images; the second half of each document is its response, if ``responses``."""
     generator = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)
     with CorpusWriter(directory, CorpusManifest(tokenizer=tokenizer, images=images)) as writer:
@@ -66,6 +67,6 @@ def write_corpus(
                 parts.append(image_block(*grid, images))
                 stored.append(StoredImage(data, height, width, *grid, start))
             tokens = np.concatenate(parts)
-            writer.add(tokens, np.arange(tokens.size) >= tokens.size // 2, stored)
+            writer.add(tokens, (np.arange(tokens.size) >= tokens.size // 2) & responses, stored)
         writer.close()
     return Corpus.open(directory)

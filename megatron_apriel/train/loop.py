@@ -76,30 +76,29 @@ class _Work:
     waited: float = 0.0
 
 
-def train(stage: Stage) -> ExitCode:
-    """Run the stage from where it stands to its end; returns the process's exit code.
+def train(stage: Stage, stop: StopRequest) -> ExitCode:
+    """Run the stage from where it stands to its end, or to where it is asked to stop; returns the exit code.
 
     Raises DataError when too many steps in a row had to be skipped.
     """
     config, steps = stage.config, stage.config.steps
-    with StopRequest(config.faults.save_before_end_of_job_s) as stop:
-        if stage.finished_steps == 0:
+    if stage.finished_steps == 0:
+        _validate(stage)
+    while stage.finished_steps < steps:
+        report, work = _step(stage, ExitCode.OK if not stop.poll() else stop.exit_code)
+        stage.finished_steps += 1
+        _record(stage, report, work)
+        done = stage.finished_steps == steps
+        if config.validation and (done or stage.finished_steps % config.validation.every == 0):
             _validate(stage)
-        while stage.finished_steps < steps:
-            report, work = _step(stage, ExitCode.OK if not stop.poll() else stop.exit_code)
-            stage.finished_steps += 1
-            _record(stage, report, work)
-            done = stage.finished_steps == steps
-            if config.validation and (done or stage.finished_steps % config.validation.every == 0):
-                _validate(stage)
-            if done or report.stop_code or stage.finished_steps % config.checkpoint.every == 0:
-                _save(stage)
-            if report.stop_code and not done:
-                stop.adopt(report.stop_code)
-                stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
-                if dist.get_rank() == 0:
-                    print(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to go on")
-                return stop.exit_code
+        if done or report.stop_code or stage.finished_steps % config.checkpoint.every == 0:
+            _save(stage)
+        if report.stop_code and not done:
+            stop.adopt(report.stop_code)
+            stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
+            if dist.get_rank() == 0:
+                print(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to go on")
+            return stop.exit_code
     stage.metrics.write("end", stage.finished_steps, reason="all steps are done", complete=True)
     return ExitCode.OK
 
@@ -235,6 +234,7 @@ def _save(stage: Stage) -> None:
         "skipped": stage.skipped,
         "skipped_in_a_row": stage.skipped_in_a_row,
         "config": stage.config.model_dump(mode="json"),
+        "corpora": [source.corpus.fingerprint for source in stage.loader.sources],
     }
     with gathered_parameters(stage):
         path = stage.store.save(stage.finished_steps, stage.chunks, stage.optimizer, extra, stage.sidecars)

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint.forms import architecture_of
+from megatron_apriel.checkpoint.forms import architecture_of, sidecar_directory
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import COMPONENTS, SourceSection, StageConfig
 from megatron_apriel.data.corpus_format import CorpusManifest
+from megatron_apriel.data.sources import check_fits
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.flops import model_flops
 from megatron_apriel.parallel.checks import check_layout
@@ -42,14 +43,15 @@ def print_plan(
         config: the stage.
         world_size: ranks to plan for.
         architecture: a preset, used instead of what ``init_from`` holds.
-        check_data: whether corpora that are missing or damaged are errors; otherwise they are noted.
+        check_data: whether corpora that are missing or of no use to the model are errors; otherwise they are noted.
         console: where to print; standard output by default. Under torchrun only rank 0 prints.
 
     Raises ConfigError, CheckpointError or DataError with everything that does not fit.
     """
     model, origin = planned_architecture(config, architecture)
     layout = check_layout(config, model, world_size)
-    corpora, notes = _corpora(config, check_data)
+    directory = sidecar_directory(config.init_from) if architecture is None else None
+    corpora, notes = _corpora(config, model, directory, check_data)
     if os.environ.get("RANK", "0") != "0":
         return
     console = console or _console()
@@ -198,14 +200,17 @@ def _sources_table(config: StageConfig, corpora: dict[str, CorpusManifest]) -> T
     return table
 
 
-def _corpora(config: StageConfig, check: bool) -> tuple[dict[str, CorpusManifest], list[str]]:
-    """Manifests of the mixture's corpora that exist, and notes on those that do not."""
+def _corpora(
+    config: StageConfig, architecture: Architecture, directory: Path | None, check: bool
+) -> tuple[dict[str, CorpusManifest], list[str]]:
+    """Manifests of the mixture's corpora that can be used, and notes on those that cannot."""
     manifests, notes = {}, []
     validation = config.validation.corpora if config.validation else []
     problems = []
     for source in [*config.mixture, *validation]:
         try:
             manifest = CorpusManifest.read(source.corpus)
+            check_fits(source, manifest, architecture, directory)
         except DataError as error:
             problems.append(str(error))
             notes.append(f"{_role(source, config)} {source.label}: {error.what}")
@@ -215,7 +220,7 @@ def _corpora(config: StageConfig, check: bool) -> tuple[dict[str, CorpusManifest
     if check and problems:
         count = len(config.mixture) + len(validation)
         raise DataError(
-            f"{len(problems)} of the {count} corpora of stage {config.stage} cannot be read.",
+            f"{len(problems)} of the {count} corpora of stage {config.stage} cannot be used.",
             "\n  ".join(problem.replace("\n", "\n  ") for problem in problems),
             "Prepare them with tools/prepare_data.py, or correct the paths.",
         )

@@ -1,8 +1,8 @@
 """Puts a stage's parts together on this rank, runs the loop, and exports the result.
 
-Order matters and is the same everywhere: check the configuration, join the process groups, build the model, load
-weights (or resume), freeze, wrap for data parallelism, build the optimizer, load its state, open the data at the
-right sequence.
+Order matters and is the same everywhere: meet the other ranks, check the configuration, open the data at the right
+sequence, build the model, load weights, freeze, wrap for data parallelism, build the optimizer, resume. What a rank
+does for itself there ends on all ranks alike, so that none waits for one that has failed.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.checkpoint.export import export_hf
+from megatron_apriel.checkpoint.forms import sidecar_directory
 from megatron_apriel.checkpoint.hf import architecture_of, load_weights
 from megatron_apriel.checkpoint.training import CheckpointStore
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.chat import exported_chat_template
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
-from megatron_apriel.errors import ConfigError, ExitCode
+from megatron_apriel.data.sources import check_tokenizer
+from megatron_apriel.errors import CheckpointError, ConfigError, ExitCode
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.parallel import groups
@@ -33,36 +38,77 @@ from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.loop import Stage, gathered_parameters, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.optimizer import build_optimizer, wrap_data_parallel
+from megatron_apriel.train.signals import StopRequest
 
 SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
 """Settings that say what is trained on what, in which order: a run that goes on must not change them."""
 
 
+@dataclass(frozen=True)
+class _Beginning:
+    """Where a stage stands before it starts: its model, layout, and the checkpoint that it goes on from, if any.
+
+    ``progress`` is the run's own state in that checkpoint, as :func:`megatron_apriel.train.loop.train` saved it.
+    """
+
+    architecture: Architecture
+    layout: Layout
+    newest: Path | None
+    progress: Mapping[str, Any]
+    finished_steps: int
+
+
 def run_stage(config: StageConfig) -> ExitCode:
     """Train the stage from its newest checkpoint, or from ``init_from`` where there is none; then export it.
 
-    Raises the project's errors before anything is written where the mistake can be known that early.
+    Raises the project's errors before anything is written where the mistake can be known that early; on all ranks,
+    also where only one of them can see it.
     """
     final = config.output / "final"
     store = CheckpointStore(config.output / "checkpoints", config.checkpoint.keep, config.steps)
-    newest = store.latest()
-    if newest is not None:
-        _check_same(config, newest)
-    source = newest / "hf" if newest is not None else config.init_from
-    architecture = Architecture.from_directory(source) if newest is not None else architecture_of(source)
-    layout = check_layout(config, architecture, world_size())
-    if newest is not None and _step_of(newest) == config.steps and (final.exists() or not config.checkpoint.export):
-        print(f"{config.stage}: all {config.steps} steps are done; the result is in {final}")
-        return ExitCode.OK
-    with (
-        groups.initialized(layout, config.seed) as device,
-        contextlib.closing(Metrics(config, dist.get_rank())) as metrics,
-        assembled(config, architecture, layout, device, store, newest, metrics) as stage,
-    ):
-        code = train(stage)
-        if code == ExitCode.OK and config.checkpoint.export:
-            _export(stage, final)
+    with groups.joined():
+        beginning = alike(lambda: _beginning(config, store))
+        _check_same_everywhere(beginning.newest)
+        if beginning.finished_steps == config.steps and (final.exists() or not config.checkpoint.export):
+            if dist.get_rank() == 0:
+                print(f"{config.stage}: all {config.steps} steps are done; the result is in {final}")
+            return ExitCode.OK
+        with (
+            groups.initialized(beginning.layout, config.seed) as device,
+            contextlib.closing(alike(lambda: Metrics(config, dist.get_rank()))) as metrics,
+            assembled(config, beginning, device, store, metrics) as stage,
+            StopRequest(config.faults.save_before_end_of_job_s) as stop,
+        ):
+            code = train(stage, stop)
+            # A request to stop that comes now is not acted on: the export is nearly all that is left to do.
+            if code == ExitCode.OK and config.checkpoint.export:
+                _export(stage, final)
     return code
+
+
+def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
+    newest = store.latest()
+    if newest is None:
+        architecture = architecture_of(config.init_from)
+        return _Beginning(architecture, check_layout(config, architecture, world_size()), None, {}, 0)
+    record = json.loads((newest / "run.json").read_text(encoding="utf-8"))
+    _check_same(config, newest, record["extra"]["config"])
+    architecture = Architecture.from_directory(newest / "hf")
+    layout = check_layout(config, architecture, world_size())
+    return _Beginning(architecture, layout, newest, record["extra"], int(record["step"]))
+
+
+def _check_same_everywhere(newest: Path | None) -> None:
+    """Refuse to start where hosts see different checkpoints; collective."""
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, newest.name if newest is not None else "none")
+    other = next((rank for rank, name in enumerate(everywhere) if name != everywhere[0]), None)
+    if other is not None:
+        raise CheckpointError(
+            f"the newest checkpoint is {everywhere[0]} for rank 0 and {everywhere[other]} for rank {other}.",
+            "Ranks that go on from different steps would train different models.",
+            "The output directory must lie on a file system that all hosts share.",
+        )
 
 
 def _export(stage: Stage, final: Path) -> None:
@@ -85,39 +131,23 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
-def assembled(
-    config: StageConfig,
-    architecture: Architecture,
-    layout: Layout,
-    device: Any,
-    store: CheckpointStore,
-    newest: Path | None,
-    metrics: Metrics,
-) -> Any:
-    """This rank's :class:`Stage`, ready to train from ``newest`` or from ``config.init_from``; closes its loaders."""
-    chunks = build_model(architecture, config, layout)
+def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: CheckpointStore, metrics: Metrics) -> Any:
+    """This rank's :class:`Stage`, ready to train from where it stands; closes its loaders."""
+    architecture, layout, newest = beginning.architecture, beginning.layout, beginning.newest
     say = print if dist.get_rank() == 0 else lambda *words: None
-    if newest is None:
-        say(load_weights(chunks, config.init_from, architecture))
-    apply_freezing(chunks, config.train)
-    wrapped = wrap_data_parallel(chunks, config)
-    optimizer = build_optimizer(wrapped, config)
-    progress: dict[str, Any] = {}
-    if newest is not None:
-        progress = store.load(newest, chunks, optimizer)
-        say(f"resumed from {newest}")
-    finished = int(progress.get("sequences", 0)) // config.sequences_per_step
     with contextlib.ExitStack() as stack:
-        placement = _data_placement(layout)
-        loader = stack.enter_context(
-            TrainingLoader(config, architecture, first_sequence=finished * config.sequences_per_step, **placement)
-        )
-        validation = None
-        if config.validation is not None:
-            multiple = layout.pipeline if layout.virtual > 1 else 1
-            validation = stack.enter_context(
-                ValidationLoader(config, architecture, micro_batch_multiple=multiple, **placement)
-            )
+        # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
+        loader, validation = alike(lambda: _loaders(config, beginning, stack))
+        sidecars = alike(lambda: _keep_sidecars(config, newest))
+        chunks = build_model(architecture, config, layout)
+        if newest is None:
+            say(load_weights(chunks, config.init_from, architecture))
+        apply_freezing(chunks, config.train)
+        wrapped = wrap_data_parallel(chunks, config)
+        optimizer = build_optimizer(wrapped, config)
+        if newest is not None:
+            store.load(newest, chunks, optimizer)
+            say(f"resumed from {newest}")
         yield Stage(
             config=config,
             architecture=architecture,
@@ -130,11 +160,32 @@ def assembled(
             validation=validation,
             store=store,
             metrics=metrics,
-            sidecars=_keep_sidecars(config, newest),
-            finished_steps=finished,
-            skipped=int(progress.get("skipped", 0)),
-            skipped_in_a_row=int(progress.get("skipped_in_a_row", 0)),
+            sidecars=sidecars,
+            finished_steps=beginning.finished_steps,
+            skipped=int(beginning.progress.get("skipped", 0)),
+            skipped_in_a_row=int(beginning.progress.get("skipped_in_a_row", 0)),
         )
+
+
+def _loaders(
+    config: StageConfig, beginning: _Beginning, stack: contextlib.ExitStack
+) -> tuple[TrainingLoader, ValidationLoader | None]:
+    """This rank's loaders, closed with ``stack``; their corpora must be the model's, and those of the run so far."""
+    layout, newest, progress = beginning.layout, beginning.newest, beginning.progress
+    directory = newest / "hf" if newest is not None else sidecar_directory(config.init_from)
+    placement: dict[str, Any] = {**_data_placement(layout), "directory": directory}
+    first = int(progress.get("sequences", 0))
+    loader = stack.enter_context(TrainingLoader(config, beginning.architecture, first_sequence=first, **placement))
+    _check_same_corpora(config, progress.get("corpora"), loader)
+    validation = None
+    if config.validation is not None:
+        multiple = layout.pipeline if layout.virtual > 1 else 1
+        validation = stack.enter_context(
+            ValidationLoader(config, beginning.architecture, micro_batch_multiple=multiple, **placement)
+        )
+    if dist.get_rank() == 0:
+        check_tokenizer([*loader.sources, *(validation.sources if validation is not None else [])], directory)
+    return loader, validation
 
 
 def _data_placement(layout: Layout) -> dict[str, Any]:
@@ -164,19 +215,30 @@ def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
     return sidecars
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))["step"])
-
-
-def _check_same(config: StageConfig, newest: Path) -> None:
-    """Refuse to go on with a run whose meaning was changed."""
-    saved = json.loads((newest / "run.json").read_text(encoding="utf-8"))["extra"]["config"]
-    current = config.model_dump(mode="json")
-    changed = [key for key in SAME_ON_RESUME if saved.get(key) != current[key]]
-    if changed:
-        differences = "; ".join(f"{key}: {saved.get(key)} then, {current[key]} now" for key in changed)
+def _check_same(config: StageConfig, newest: Path, saved: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose meaning was changed. Corpora may have moved; see ``_check_same_corpora``."""
+    then, now = _meaning(saved), _meaning(config.model_dump(mode="json"))
+    differences = "; ".join(f"{key}: {then[key]} then, {now[key]} now" for key in now if then[key] != now[key])
+    if differences:
         raise ConfigError(
             f"{newest} was made with another configuration ({differences}).",
             "Going on would silently change what the run means.",
             f"Use the same settings, or another output than {config.output}.",
         )
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must stay the same of a configuration, without where the corpora lie."""
+    meaning = {key: config.get(key) for key in SAME_ON_RESUME}
+    return meaning | {"mixture": [{**source, "corpus": ""} for source in meaning["mixture"] or []]}
+
+
+def _check_same_corpora(config: StageConfig, saved: list[str] | None, loader: TrainingLoader) -> None:
+    """Refuse to go on with corpora of other documents: the position in the data would mean something else."""
+    for source, then in zip(loader.sources, saved or [], strict=False):
+        if source.corpus.fingerprint != then:
+            raise ConfigError(
+                f"{source.corpus.path} holds other documents than when this run was begun.",
+                "Sequences that were read already would come again, and others never.",
+                f"Bring back the corpus as it was, or give another output than {config.output}.",
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from megatron_apriel.architecture import Architecture, DecoderArchitecture, Proj
 from megatron_apriel.batch import IGNORED_LABEL, Batch
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.data.loader import TrainingLoader
-from megatron_apriel.errors import ConfigError, DataError, ExitCode
+from megatron_apriel.errors import AprielError, ConfigError, DataError, ExitCode
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import VOCAB, random_pixels, write_corpus
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
+from megatron_apriel.train import run as run_module
 from megatron_apriel.train import step as step_module
 from megatron_apriel.train.run import run_stage
 
@@ -224,6 +226,49 @@ def test_frozen_parts_leave_as_they_came_and_trained_ones_do_not(root: Path) -> 
 def test_going_on_with_another_meaning_is_refused(root: Path, reference: list[float]) -> None:
     with pytest.raises(RankFailure, match="seed: 1234 then, 7 now"):
         run(root, "reference", "seed=7")
+
+
+def test_a_run_goes_on_where_its_corpora_moved_but_not_with_others(root: Path, reference: list[float]) -> None:
+    assert run(root, "carried") == [0]
+    for path in (root / "carried" / "checkpoints").glob("step_00000006"):
+        path.rename(root / "carried" / "aside")
+    shutil.copytree(root / "text", root / "elsewhere")
+    assert run(root, "carried", f"mixture.0.corpus={root}/elsewhere") == [0]
+    assert losses(root, "carried") == reference
+    (root / "carried" / "checkpoints" / "step_00000006").rename(root / "carried" / "again")
+    write_corpus(root / "others", [50] * 40)
+    with pytest.raises(RankFailure, match="others holds other documents than when this run was begun"):
+        run(root, "carried", f"mixture.0.corpus={root}/others")
+
+
+@pytest.mark.parametrize("missing", ["mixture.0.corpus", "init_from", "output"])
+def test_what_one_rank_lacks_ends_all_of_them(root: Path, missing: str) -> None:
+    name = f"lacking_{missing.replace('.', '_')}"
+    # A file stands where the output directory would be made; only rank 0 writes there.
+    (root / "file").touch()
+    place = root / "file" / "output" if missing == "output" else root / "nowhere"
+
+    def one_rank_lacks(rank: int, size: int) -> str:
+        lacking = [f"{missing}={place}"] if rank == (0 if missing == "output" else 1) else []
+        with pytest.raises((AprielError, OSError)) as caught:
+            run_stage(load_stage(stage_file(root, name), lacking))
+        return str(caught.value)
+
+    messages = run_ranks(2, one_rank_lacks)
+    assert all(str(place) in message for message in messages)
+    assert sum("1 of 2 ranks cannot go on, so all end" in message for message in messages) == 1
+
+
+def test_a_request_to_stop_during_the_export_is_not_acted_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = run_module._export
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        export(*arguments)
+
+    monkeypatch.setattr(run_module, "_export", interrupted)
+    assert run(root, "late_signal", "tokens=1024") == [ExitCode.OK]
+    assert (root / "late_signal" / "final" / "model.safetensors").exists()
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, sequences: set[int]) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.checkpoint.agreement import alike
+from megatron_apriel.errors import AprielError, ConfigError, DataError
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
@@ -74,3 +75,25 @@ def test_groups_come_and_go() -> None:
     assert [size for size, _ in first] == [2, 1]
     # Tensor-parallel ranks draw alike, pipeline stages do not.
     assert first[0] == second[0] and first[1] != second[1]
+
+
+def test_what_fails_on_one_rank_ends_all_alike() -> None:
+    def work(rank: int, size: int, failing: int) -> tuple[str, str]:
+        def alone() -> int:
+            if rank == failing:
+                raise DataError("corpus.json is missing.", "This host lacks it.")
+            return rank
+
+        try:
+            return "", str(alike(alone))
+        except AprielError as error:
+            dist.barrier()
+            return type(error).__name__, str(error)
+
+    assert run_ranks(3, work, -1) == [("", "0"), ("", "1"), ("", "2")]
+    other, failed, another = run_ranks(3, work, 1)
+    assert failed == ("DataError", "corpus.json is missing.\n  This host lacks it.")
+    assert other == another
+    assert other[1] == (
+        "1 of 3 ranks cannot go on, so all end; rank 1 says:\n  corpus.json is missing.\n    This host lacks it."
+    )

@@ -17,6 +17,7 @@ from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.train.memory import layer_elements, micro_batches_in_flight, rank_memory
 from megatron_apriel.train.plan import print_plan
 
@@ -102,9 +103,21 @@ def test_a_missing_model_needs_a_preset() -> None:
 
 
 def test_missing_corpora_are_errors_where_asked_for() -> None:
-    with pytest.raises(DataError, match="3 of the 3 corpora of stage trial cannot be read"):
+    with pytest.raises(DataError, match="3 of the 3 corpora of stage trial cannot be used"):
         validation = {"corpora": [{"corpus": "no/such/c"}]}
         plan(stage(validation=validation), 8, architecture="apriel-15b", check_data=True)
+
+
+def test_corpora_of_no_use_are_errors_where_asked_for(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "text", [8], images=None)
+    mixture = [{"corpus": tmp_path / "text", "loss": "responses"}]
+    assert "note: mixture" not in plan(stage(mixture=mixture), 8, architecture="apriel-15b", check_data=True)
+    manifest = json.loads((tmp_path / "text" / "corpus.json").read_text())
+    manifest["counts"]["response_tokens"] = 0
+    (tmp_path / "text" / "corpus.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="none of its 8 tokens is part of a response, and loss is 'responses'"):
+        plan(stage(mixture=mixture), 8, architecture="apriel-15b", check_data=True)
+    assert "note: mixture text:" in plan(stage(mixture=mixture), 8, architecture="apriel-15b")
 
 
 def test_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch) -> None:

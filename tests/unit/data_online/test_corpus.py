@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from online_corpora import IMAGES, TOKENIZER, encode, random_pixels, write_corpus
 
 from megatron_apriel.data.corpus import Corpus, CorpusManifest, CorpusWriter, StoredImage, image_block
 from megatron_apriel.errors import DataError
+from megatron_apriel.testing.corpora import IMAGES, TOKENIZER, encode, random_pixels, write_corpus
 
 FILES = ("tokens.bin", "tokens.idx", "responses.bin", "images.bin", "images.npy", "documents.npy")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from online_corpora import encode
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers.image_utils import ChannelDimension
@@ -23,6 +22,7 @@ from megatron_apriel.data.image_size import image_tokens, patch_grid
 from megatron_apriel.data.images import MAX_IMAGES, MEAN, STD, ImageDecoder, ImageRequest
 from megatron_apriel.data.patches import patch_places, patchify
 from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.testing.corpora import encode
 
 PATCH = 16
 

@@ -11,7 +11,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from online_corpora import TOKENIZER, VOCAB, random_pixels, write_corpus
 
 from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.batch import IGNORED_LABEL, Batch
@@ -20,7 +19,11 @@ from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.images import ImageDecoder, ImageRequest
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.prefetch import Prefetcher
+from megatron_apriel.data.sources import check_tokenizer
+from megatron_apriel.data.tokens import load_tokenizer, tokenizer_digest
 from megatron_apriel.errors import AprielError, ConfigError, DataError
+from megatron_apriel.testing.corpora import TOKENIZER, VOCAB, random_pixels, write_corpus
+from megatron_apriel.testing.tokenizers import write_small_tekken
 
 LENGTH = 256
 DECODER = DecoderArchitecture(32, 2, 2, 1, 16, 64, VOCAB)
@@ -300,6 +303,46 @@ def test_corpora_of_different_tokenizers_are_refused(corpora, tmp_path):
     sources = [{"corpus": path, "weight": 0.5} for path in (corpora["text"].path, other.path)]
     with pytest.raises(DataError, match=r"other was prepared with tokenizer ffffffffffff, .*text with 000000000000"):
         TrainingLoader(stage(corpora, sources=sources), MODEL)
+
+
+def test_a_corpus_without_responses_is_refused_where_the_loss_is_on_them(tmp_path):
+    corpus = write_corpus(tmp_path / "plain", [9, 30], responses=False)
+    with TrainingLoader(stage({}, sources=[{"corpus": corpus.path}]), MODEL):
+        pass
+    source = {"corpus": corpus.path, "loss": "responses", "name": "web"}
+    with pytest.raises(DataError, match=r"none of its 39 tokens is part of a response(?s:.*)source 'web' to all"):
+        TrainingLoader(stage({}, sources=[source]), MODEL)
+
+
+def test_the_processor_may_ask_for_smaller_images_than_the_tower_reads(corpora, tmp_path):
+    model = dataclasses.replace(MODEL, tower=dataclasses.replace(TOWER, image_size=64))
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"longest_edge": 32}, "patch_size": 4}')
+    with TrainingLoader(stage(corpora), model, directory=tmp_path) as loader:
+        assert next(loader).num_loss_tokens
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"longest_edge": 64}, "patch_size": 4}')
+    with pytest.raises(DataError, match="prepared for image size 32, the model has image size 64"):
+        TrainingLoader(stage(corpora), model, directory=tmp_path)
+
+
+def test_the_models_own_tokenizer_must_have_made_the_corpora(corpora, tmp_path):
+    with TrainingLoader(stage(corpora), MODEL) as loader:
+        check_tokenizer(loader.sources, tmp_path)  # a model without a tokenizer cannot be asked
+        write_small_tekken(tmp_path / "tekken.json", VOCAB)
+        with pytest.raises(DataError, match=r"text was prepared with tokenizer 000000000000, the model in .* has "):
+            check_tokenizer(loader.sources, tmp_path)
+        digest = tokenizer_digest(load_tokenizer(tmp_path))
+        record = TOKENIZER.model_copy(update={"sha256": digest})
+        other = write_corpus(tmp_path / "other", [5], tokenizer=record)
+    with TrainingLoader(stage({}, sources=[{"corpus": other.path}]), MODEL) as loader:
+        check_tokenizer(loader.sources, tmp_path)
+
+
+def test_the_fingerprint_tells_documents_apart_but_not_places(corpora, tmp_path):
+    first, again = (write_corpus(tmp_path / name, [9, [5, np.zeros((8, 8, 3), np.uint8)]]) for name in "ab")
+    assert first.fingerprint == again.fingerprint
+    others = ([9, [5, np.zeros((4, 8, 3), np.uint8)]], [5, [9, np.zeros((8, 8, 3), np.uint8)]])
+    for number, documents_ in enumerate(others):
+        assert write_corpus(tmp_path / str(number), documents_).fingerprint != first.fingerprint
 
 
 def test_steps_that_do_not_divide_are_refused(corpora):

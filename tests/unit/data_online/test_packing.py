@@ -8,7 +8,6 @@ import stat
 
 import numpy as np
 import pytest
-from online_corpora import encode, random_pixels, write_corpus
 
 from megatron_apriel.data import plan_cache
 from megatron_apriel.data.corpus import Corpus
@@ -16,6 +15,7 @@ from megatron_apriel.data.order import shuffled
 from megatron_apriel.data.packing import best_fit_decreasing, make_plan, split_document
 from megatron_apriel.data.plan_cache import cached_plan, plan_key
 from megatron_apriel.errors import DataError
+from megatron_apriel.testing.corpora import encode, random_pixels, write_corpus
 
 
 def lognormal(median_log: float, sigma: float, number: int, limit: int, seed: int = 0) -> np.ndarray:
