@@ -106,7 +106,14 @@ class CheckpointStore:
         except CheckpointException as error:  # torch raises it on all ranks alike
             if dist.get_rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"{path} could not be written: {first_failure(error)}.", UNCHANGED) from error
+            # What torch says of a full disk does not tell that it is one.
+            free = shutil.disk_usage(self.directory).free
+            raise CheckpointError(
+                f"{path} could not be written: {first_failure(error)}.",
+                UNCHANGED,
+                f"The file system has {free:,} bytes free. Make room if that is too little, and start the same command"
+                " again.",
+            ) from error
         record = {
             "step": step,
             **saved,

@@ -7,11 +7,12 @@ it repeats steps that a killed attempt had already logged, the later line counts
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,7 +159,11 @@ class WeightsAndBiases:
 
 
 class Metrics:
-    """All sinks of a run; on every rank but 0 it has none and does nothing."""
+    """All sinks of a run; on every rank but 0 it has none and does nothing.
+
+    Once it is open, a figure that cannot be written (a full disk) is reported on standard error and the run goes on:
+    it would otherwise end on rank 0 alone, and the others would wait for it.
+    """
 
     def __init__(self, config: StageConfig, rank: int) -> None:
         self._sinks: list[Sink] = []
@@ -174,8 +179,19 @@ class Metrics:
     def write(self, kind: str, step: int, **figures: Any) -> None:
         """Give a record to every sink. ``step`` counts finished steps."""
         for sink in self._sinks:
-            sink.write({"kind": kind, "step": step, **figures})
+            with _reported(sink):
+                sink.write({"kind": kind, "step": step, **figures})
 
     def close(self) -> None:
         for sink in self._sinks:
-            sink.close()
+            with _reported(sink):
+                sink.close()
+
+
+@contextlib.contextmanager
+def _reported(sink: Sink) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            print(f"warning: {type(sink).__name__} cannot write figures: {error}", file=sys.stderr, flush=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,12 +25,13 @@ from megatron_apriel.architecture import Architecture, DecoderArchitecture, Proj
 from megatron_apriel.batch import IGNORED_LABEL, Batch
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.data.loader import TrainingLoader
-from megatron_apriel.errors import AprielError, ConfigError, DataError, ExitCode
+from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import VOCAB, random_pixels, write_corpus
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 from megatron_apriel.train import run as run_module
 from megatron_apriel.train import step as step_module
+from megatron_apriel.train.metrics import JsonLines
 from megatron_apriel.train.run import run_stage
 
 ARCHITECTURE = Architecture(
@@ -324,6 +327,37 @@ def test_offline_wandb_and_tensorboard_get_the_figures(root: Path) -> None:
     events.Reload()
     logged = [event.value for event in events.Scalars("train/loss")]
     assert logged == pytest.approx([record["loss"] for record in records(root, "logged", "step")], rel=1e-6)
+
+
+def test_figures_that_cannot_be_written_do_not_end_the_run(
+    root: Path, reference: list[float], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sound = JsonLines.write
+
+    def full(sink: JsonLines, record: Any) -> None:
+        if record["step"] == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sound(sink, record)
+
+    monkeypatch.setattr(JsonLines, "write", full)
+    assert run(root, "full_disk", ranks=2) == [0, 0]
+    assert [record["step"] for record in records(root, "full_disk", "step")] == [1, 3, 4, 5, 6]
+    assert losses(root, "full_disk")[1:] == pytest.approx(reference[2:], rel=2e-5)
+    assert "warning: JsonLines cannot write figures: [Errno 28] No space left on device" in capfd.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_and_says_how_much_room_there_is(root: Path) -> None:
+    def small_disk(rank: int, size: int) -> str:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        with pytest.raises(CheckpointError) as caught:
+            run_stage(load_stage(stage_file(root, "small_disk")))
+        return str(caught.value)
+
+    for message in run_ranks(2, small_disk):
+        assert "step_00000002 could not be written" in message
+        assert "bytes free. Make room if that is too little" in message
+    assert list((root / "small_disk" / "checkpoints").iterdir()) == []
 
 
 def test_configuration_errors_come_before_torch(root: Path) -> None:

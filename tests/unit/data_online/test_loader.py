@@ -314,6 +314,15 @@ def test_a_corpus_without_responses_is_refused_where_the_loss_is_on_them(tmp_pat
         TrainingLoader(stage({}, sources=[source]), MODEL)
 
 
+def test_a_tower_cannot_learn_from_text(corpora):
+    train = {"tower": 1.0, "projector": 0.5}
+    with TrainingLoader(stage(corpora, train=train), MODEL):
+        pass
+    message = "only tower and projector would train, and none of the 1 corpora has images"
+    with pytest.raises(DataError, match=message):
+        TrainingLoader(stage(corpora, train=train, sources=[{"corpus": corpora["text"].path}]), MODEL)
+
+
 def test_the_processor_may_ask_for_smaller_images_than_the_tower_reads(corpora, tmp_path):
     model = dataclasses.replace(MODEL, tower=dataclasses.replace(TOWER, image_size=64))
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"longest_edge": 32}, "patch_size": 4}')
