@@ -1,6 +1,6 @@
-"""Load an exported checkpoint with transformers alone, and let it answer: about text, and about an image if given.
+"""Load an exported checkpoint with transformers alone, and let it answer: a question, and one about an image.
 
-usage: generate.py MODEL [--image FILE] [--prompt TEXT] [--max-new-tokens N]
+usage: generate.py MODEL [--prompt TEXT] [--image FILE [--image-prompt TEXT]] [--max-new-tokens N]
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def answer(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL")
-    parser.add_argument("--image", type=Path)
     parser.add_argument("--prompt", default="What is json.dumps for in Python?")
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--image-prompt", default="What does this image show?")
     parser.add_argument("--max-new-tokens", type=int, default=40)
     arguments = parser.parse_args(argv)
     processor = AutoProcessor.from_pretrained(arguments.model)
@@ -44,8 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     if problems:
         print(f"transformers did not take the checkpoint as it is: {problems}", file=sys.stderr)
         return 1
-    print(f"> {arguments.prompt}")
-    print(answer(model, processor, arguments.prompt, arguments.image, arguments.max_new_tokens))
+    questions = [(arguments.prompt, None)]
+    if arguments.image:
+        questions.append((arguments.image_prompt, arguments.image))
+    for prompt, image in questions:
+        print(f"> {prompt}{f' ({image.name})' if image else ''}")
+        print(answer(model, processor, prompt, image, arguments.max_new_tokens).strip())
     return 0
 
 
