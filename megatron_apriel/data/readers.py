@@ -201,7 +201,7 @@ def _reader_of(path: Path) -> type[Source] | None:
 
 def _in_directory(path: Path, split: str) -> list[Source]:
     if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        splits = _splits(path / "dataset_dict.json")
         if split not in splits and len(splits) != 1:
             raise DataError(
                 f"{path} has the splits {', '.join(splits)}, and split {split!r} was asked for.",
@@ -220,6 +220,15 @@ def _in_directory(path: Path, split: str) -> list[Source]:
         elif reader is not None:
             found.append(reader(entry))
     return found
+
+
+def _splits(file: Path) -> list[str]:
+    try:
+        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["splits"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file} cannot be read: {error!r}.", "It names the splits of the data set.", "Save the data set again."
+        ) from None
 
 
 def _unreadable(path: Path, where: str, error: Exception) -> DataError:

@@ -126,6 +126,9 @@ class _ImageQueue:
 
 def _conversation(record: Mapping[str, Any], record_format: str) -> Conversation:
     turns = record.get(record_format)
+    if turns is None:
+        fields = ", ".join(name for name, value in record.items() if value is not None)
+        raise BadRecord(f"it has no {record_format}, as other records of its file do; its fields: {fields or 'none'}")
     if isinstance(turns, str):
         turns = _json_of(turns, f"field {record_format!r}")
     if not isinstance(turns, list) or not turns:
@@ -234,8 +237,9 @@ def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _images_of(record: Mapping[str, Any]) -> tuple[ImageValue, ...]:
-    value = next((record[name] for name in IMAGE_FIELDS if record.get(name) is not None), None)
-    if value is None or value == "":
+    # Tables that unite records of several shapes have both fields, one of them empty.
+    value = next((record[name] for name in IMAGE_FIELDS if record.get(name)), None)
+    if value is None:
         return ()
     images = value if isinstance(value, list) else [value]
     for image in images:

@@ -207,6 +207,9 @@ def test_saved_datasets(tmp_path, photographs):
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"damaged")
     with pytest.raises(DataError, match="one cannot be read to its end"):
         read(tmp_path / "one")
+    (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ')
+    with pytest.raises(DataError, match="dataset_dict.json cannot be read"):
+        find_sources([tmp_path / "both"])
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:

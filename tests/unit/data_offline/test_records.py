@@ -101,6 +101,11 @@ def test_fields_that_a_table_fills_with_none_are_ignored():
     assert document.tools == ({"name": "f"},)
 
 
+@pytest.mark.parametrize("fields", [{"images": [], "image": "a"}, {"images": ["a"], "image": ""}])
+def test_an_empty_field_of_images_leaves_the_other(fields):
+    assert parse_record({"conversations": [QUESTION, ANSWER], **fields}, CHAT).images == ("a",)
+
+
 def conversation(*turns, **fields):
     return {"conversations": list(turns), **fields}, CHAT
 
@@ -122,6 +127,7 @@ def call(**function):
         (({"text": "a\ud800"}, "text"), "half of a surrogate pair"),
         (({"text": "<image>", "images": ["a", "b"]}, "text"), "1 places for images .* but 2 images"),
         (conversation(), "'conversations' is not a list of turns"),
+        (({"text": "x", "messages": None}, "messages"), "it has no messages, as other .* do; its fields: text"),
         (conversation(QUESTION, ANSWER), "1 places for images .* but 0 images"),
         (conversation(QUESTION, ANSWER, images=["a", "b"]), "1 places for images .* but 2 images"),
         (conversation({"from": "human", "value": "x"}, ANSWER, image="a"), "0 places for images .* but 1 images"),
