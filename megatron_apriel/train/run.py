@@ -8,6 +8,7 @@ does for itself there ends on all ranks alike, so that none waits for one that h
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -74,6 +75,7 @@ def run_stage(config: StageConfig) -> ExitCode:
                 print(f"{config.stage}: all {config.steps} steps are done; the result is in {final}")
             return ExitCode.OK
         with (
+            alike(lambda: _locked(config.output)),
             groups.initialized(beginning.layout, config.seed) as device,
             contextlib.closing(alike(lambda: Metrics(config, dist.get_rank()))) as metrics,
             assembled(config, beginning, device, store, metrics) as stage,
@@ -109,6 +111,29 @@ def _check_same_everywhere(newest: Path | None) -> None:
             "Ranks that go on from different steps would train different models.",
             "The output directory must lie on a file system that all hosts share.",
         )
+
+
+def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
+    """The run's lock on its output directory, released with it or with its process; held by rank 0.
+
+    Two runs, as from a job that was submitted twice, would remove each other's unfinished checkpoints.
+    """
+    if dist.get_rank() != 0:
+        return contextlib.nullcontext()
+    output.mkdir(parents=True, exist_ok=True)
+    file = (output / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(
+            f"another run is writing to {output}.",
+            "Two runs would remove each other's checkpoints.",
+            "Wait until it has ended, or give another output.",
+        ) from None
+    except OSError as error:
+        print(f"{output} cannot be locked ({error}): make sure that no other run writes to it")
+    return file
 
 
 def _export(stage: Stage, final: Path) -> None:

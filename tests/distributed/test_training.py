@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -257,6 +258,15 @@ def test_what_one_rank_lacks_ends_all_of_them(root: Path, missing: str) -> None:
     messages = run_ranks(2, one_rank_lacks)
     assert all(str(place) in message for message in messages)
     assert sum("1 of 2 ranks cannot go on, so all end" in message for message in messages) == 1
+
+
+def test_two_runs_into_one_directory_are_refused(root: Path) -> None:
+    (root / "twice").mkdir()
+    with (root / "twice" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RankFailure, match=r"another run is writing to .*twice"):
+            run(root, "twice", "tokens=1024")
+    assert run(root, "twice", "tokens=1024") == [0]
 
 
 def test_a_request_to_stop_during_the_export_is_not_acted_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

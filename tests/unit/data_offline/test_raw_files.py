@@ -208,7 +208,7 @@ def test_saved_datasets(tmp_path, photographs):
     with pytest.raises(DataError, match="one cannot be read to its end"):
         read(tmp_path / "one")
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ')
-    with pytest.raises(DataError, match="dataset_dict.json cannot be read"):
+    with pytest.raises(DataError, match=r"dataset_dict\.json cannot be read"):
         find_sources([tmp_path / "both"])
 
 
