@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         from megatron_apriel.train.plan import print_plan
 
         given = arguments.world_size
+        if given is not None and given < 1:
+            parser.error(f"--world-size {given} is not above 0")
         world_size = int(os.environ.get("WORLD_SIZE", "1")) if given is None else given
         print_plan(config, world_size, architecture=arguments.architecture, check_data=arguments.check_data)
         return 0

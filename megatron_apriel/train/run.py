@@ -255,7 +255,8 @@ def _check_same(config: StageConfig, newest: Path, saved: Mapping[str, Any]) -> 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """What must stay the same of a configuration, without where the corpora lie."""
     meaning = {key: config.get(key) for key in SAME_ON_RESUME}
-    return meaning | {"mixture": [{**source, "corpus": ""} for source in meaning["mixture"] or []]}
+    mixture = [{key: value for key, value in source.items() if key != "corpus"} for source in meaning["mixture"] or []]
+    return meaning | {"mixture": mixture}
 
 
 def _check_same_corpora(config: StageConfig, saved: list[str] | None, loader: TrainingLoader) -> None:
