@@ -71,8 +71,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _quiet_imports() -> None:
-    """Keep remarks off the log that libraries make on import about what this program itself says or chooses."""
-    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    """Keep libraries' remarks off the log that are not for who runs a stage.
+
+    They speak of fallbacks that this program chose itself and says, and of what Megatron calls in torch.
+    """
+    for module in (r"megatron\.core", r"torch\.distributed"):
+        warnings.filterwarnings("ignore", module=module)
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("megatron.core.distributed").setLevel(logging.ERROR)
 
