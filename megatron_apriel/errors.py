@@ -12,9 +12,16 @@ This file may import nothing of the project.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+
+_REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE,
+    errno.ENOSPC, errno.EDQUOT,
+}  # fmt: skip
 
 
 class ExitCode(IntEnum):
@@ -26,6 +33,8 @@ class ExitCode(IntEnum):
     REQUEUE = 75
     """Stopped by a signal after saving; starting the same command again continues (``EX_TEMPFAIL`` of sysexits.h)."""
     INTERRUPTED = 130
+    PIPE_CLOSED = 141
+    """Whoever read the output went away before its end; the result may or may not be there."""
 
 
 class AprielError(Exception):
@@ -65,14 +74,28 @@ def run_command(main: Callable[[], int | None]) -> int:
     other exception is a defect of the program and keeps its traceback.
     """
     try:
-        return int(main() or ExitCode.OK)
+        code = int(main() or ExitCode.OK)
+        sys.stdout.flush()  # while a failure to print can still be told
+        return code
     except AprielError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return ExitCode.FAILED
+    except BrokenPipeError:
+        # The reader of our output (`| head`) went away, maybe before the work was done. What is still waiting to be
+        # printed goes nowhere: Python would complain of it when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.PIPE_CLOSED
+    except OSError as error:
+        # What the system refuses (permissions, names, a failing or full disk) is no defect of the program either.
+        if error.errno not in _REFUSALS:
+            raise
+        print(
+            f"{type(error).__name__}: {error.filename or 'standard output or a file'}: {error.strerror}.\n"
+            "  The operating system refused it.\n"
+            "  Check its permissions, those of the directories above it, and the disk (ls -ld, df).",
+            file=sys.stderr,
+        )
         return ExitCode.FAILED
     except KeyboardInterrupt:
         print("interrupted; nothing was left half-written", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output (`| head`) went away: not an error of ours, and nothing more can be printed.
-        sys.stderr.close()
-        return ExitCode.OK

@@ -1,0 +1,58 @@
+"""What a command line makes of an error: exit code, message, and no traceback for what is no defect."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+
+
+def test_own_errors_have_three_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise ConfigError("a=3 is odd.", "Only pairs fit.", "Give 2 or 4.")
+
+    assert run_command(main) == ExitCode.FAILED
+    out, err = capsys.readouterr()
+    assert err == "ConfigError: a=3 is odd.\n  Only pairs fit.\n  Give 2 or 4.\n"
+    assert not out
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ELOOP])
+def test_what_the_system_refuses_is_told_without_a_traceback(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise OSError(number, os.strerror(number), "models/x/config.json")
+
+    assert run_command(main) == ExitCode.FAILED
+    assert f"models/x/config.json: {os.strerror(number)}.\n" in capsys.readouterr().err
+
+
+def test_defects_keep_their_traceback() -> None:
+    with pytest.raises(FileNotFoundError):
+        run_command(lambda: os.stat("no such file").st_size)  # noqa: PTH116 - any call that fails
+
+
+@pytest.mark.parametrize("flush", [True, False], ids=["in the middle", "at the end"])
+def test_a_reader_that_goes_away_is_no_success(flush: bool) -> None:
+    """``tool | head``: the work may not have been done, so the exit code cannot be 0."""
+    program = (
+        "import sys; from megatron_apriel.errors import run_command\n"
+        "def main():\n"
+        "    sys.stdin.read()\n"
+        f"    print('line', flush={flush})\n"
+        "sys.exit(run_command(main))\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", program], text=True, **pipes)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(timeout=60) == ExitCode.PIPE_CLOSED
+    assert process.stderr.read() == ""
+    process.stderr.close()
