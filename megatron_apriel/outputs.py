@@ -60,7 +60,10 @@ def check_destination(
     Raises:
         OutputError: if it exists and may not be replaced, or overlaps an input.
     """
-    target = Path(destination).resolve()
+    try:
+        target = Path(destination).resolve()
+    except RuntimeError:  # what Path makes of a link that leads back to itself
+        raise OutputError(f"the destination {destination} is a link that leads back to itself.") from None
     for source in map(Path, sources):
         place = source.resolve()
         if target == place or target in place.parents or place in target.parents:
@@ -70,6 +73,7 @@ def check_destination(
                 "A source is only read; replacing it would lose it if anything went wrong.",
                 "Give a destination outside of it.",
             )
+    _check_place(destination, target)
     if not os.path.lexists(target):
         return target
     if not target.is_dir():
@@ -87,6 +91,21 @@ def check_destination(
             "Remove it yourself if it is not needed, or give another destination.",
         )
     return target
+
+
+def _check_place(destination: str | Path, target: Path) -> None:
+    """Raise OutputError if the directory in which ``target`` is to appear cannot be made or written to."""
+    place = next(path for path in (*target.parents, Path("/")) if os.path.lexists(path))
+    if not place.is_dir():
+        raise OutputError(
+            f"the destination {destination} cannot be made: {place} is a file.", fix="Give a path through directories."
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"the destination {destination} cannot be made: nothing may be written in {place}.",
+            "The result is written beside its final place and appears there by a rename.",
+            "Give another destination, or change the permissions of that directory.",
+        )
 
 
 def check_space(destination: str | Path, needed: int) -> None:
@@ -134,7 +153,7 @@ def whole_directory(
             _flush(partial)
             _publish(partial, target, overwrite)
     except OSError as error:
-        raise _explained(error, destination) from error
+        raise _explained(error, destination, target) from error
     finally:
         if lock is not None:
             os.close(lock)
@@ -152,19 +171,22 @@ def _make_parents(parent: Path) -> list[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _explained(error, parent) from error
+        raise _explained(error, parent, parent) from error
     return missing
 
 
-def _explained(error: OSError, destination: str | Path) -> OutputError:
+def _explained(error: OSError, destination: str | Path, target: Path) -> OutputError:
+    failure, file = "could not be written", error.filename
     if error.errno in _FULL:
         reason = "The disk, the quota or the largest allowed file is full."
     elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         reason = "It appeared while the work was going on; another process may write to the same place."
     else:
-        reason = f"The system says: {error.filename or ''} {error.strerror}.".replace("  ", " ")
+        reason = f"The system says: {file or ''} {error.strerror}.".replace("  ", " ")
+        if isinstance(file, str) and f".{target.name}." not in file and Path(file).absolute() not in target.parents:
+            failure = "could not be made"  # an input failed, not the output
     return OutputError(
-        f"{destination} could not be written: {error.strerror or error}.", reason, "What was there before is unchanged."
+        f"{destination} {failure}: {error.strerror or error}.", reason, "What was there before is unchanged."
     )
 
 

@@ -116,9 +116,30 @@ def test_refused_destinations(tmp_path: Path) -> None:
     for destination, relation in ((".", "contains"), ("x", "is"), ("x/inside", "lies inside")):
         with pytest.raises(OutputError, match=f"{relation} the source"):
             check_destination(tmp_path / destination, overwrite=True, sources=[tmp_path / "x"])
+    with pytest.raises(OutputError, match=r"y cannot be made: .*/thesis/chapter1 is a file"):
+        check_destination(tmp_path / "thesis" / "chapter1" / "x" / "y")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match="loop is a link that leads back to itself"):
+        check_destination(tmp_path / "loop")
     with pytest.raises(OutputError, match="bytes free"):
         check_space(tmp_path / "not" / "there", 10**18)
     assert check_destination(tmp_path / "y", sources=[tmp_path / "x"]) == tmp_path / "y"
+
+
+def test_refused_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(OutputError, match=f"cannot be made: nothing may be written in {tmp_path}"):
+        check_destination(tmp_path / "new" / "x")
+    (tmp_path / "there").mkdir()
+    assert check_destination(tmp_path / "there" / "x") == tmp_path / "there" / "x"
+
+
+def test_an_input_that_fails_is_not_called_an_output(tmp_path: Path) -> None:
+    with pytest.raises(OutputError) as caught, whole_directory(tmp_path / "x"):
+        (tmp_path / "source").read_bytes()
+    assert f"{tmp_path / 'x'} could not be made: No such file or directory." in str(caught.value)
+    assert str(tmp_path / "source") in str(caught.value)
+    assert names(tmp_path) == []
 
 
 def test_empty_directory_is_replaced_when_told_to(tmp_path: Path) -> None:
