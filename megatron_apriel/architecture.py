@@ -138,6 +138,8 @@ class Architecture:
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{file} is not valid JSON: {error}.") from None
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object.")
         return cls.from_hf_config(config, origin=str(file))
 
     @classmethod
@@ -157,7 +159,7 @@ class Architecture:
                 "The implementation is of LlavaForConditionalGeneration with a Pixtral tower and a Mistral decoder.",
                 "Supported: 'llava' (Pixtral), 'mistral' (text only).",
             )
-        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        text, vision = (_section(config, key, origin) for key in ("text_config", "vision_config"))
         _expect(vision, "model_type", ("pixtral",), f"{origin}: vision_config")
         _expect(text, "model_type", ("mistral",), f"{origin}: text_config")
         _expect(config, "vision_feature_layer", (-1,), origin, default=-1)
@@ -171,8 +173,9 @@ class Architecture:
             bias=bool(config.get("multimodal_projector_bias", True)),
         )
         # transformers 5 renamed image_token_index to image_token_id and writes either.
-        image_token_id = config.get("image_token_index", config.get("image_token_id", 10))
-        return cls(decoder=decoder, tower=tower, projector=projector, image_token_id=int(image_token_id))
+        key = "image_token_index" if "image_token_index" in config else "image_token_id"
+        image_token_id = _positive(config, key, origin, default=10)
+        return cls(decoder=decoder, tower=tower, projector=projector, image_token_id=image_token_id)
 
     def to_hf_config(self, dtype: str = "bfloat16") -> dict[str, Any]:
         """A ``config.json`` that transformers loads; inverse of :meth:`from_hf_config`."""
@@ -213,14 +216,29 @@ def _positive(config: Mapping[str, Any], key: str, origin: str, default: int | N
     return value
 
 
+def _section(config: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:
+    section = config.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{origin}: {key}={section!r} is not an object.")
+    return section
+
+
+def positive_number(config: Mapping[str, Any], key: str, default: float, origin: str) -> float:
+    """``config[key]``, or the default where it is absent. Raises CheckpointError if it is no number above zero."""
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise CheckpointError(f"{origin}: {key}={value!r} is not a positive number.")
+    return float(value)
+
+
 def _rope_theta(config: Mapping[str, Any], default: float, types: tuple[str, ...], origin: str) -> float:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = _section(config, "rope_parameters", origin) or _section(config, "rope_scaling", origin)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in types:
         raise CheckpointError(
             f"{origin}: rotary positions of type {kind!r} are not supported.", fix=f"Supported: {', '.join(types)}."
         )
-    return float(rope.get("rope_theta", config.get("rope_theta", default)))
+    return positive_number(rope if "rope_theta" in rope else config, "rope_theta", default, origin)
 
 
 def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitecture:
@@ -230,7 +248,7 @@ def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitect
     max_positions = number("max_position_embeddings", default=131072)
     # MistralConfig's own default is 4096 where the key is absent, so that absence is not "no window".
     window = config.get("sliding_window", 4096)
-    if window is not None and window < max_positions:
+    if window is not None and _positive(config, "sliding_window", origin, default=4096) < max_positions:
         raise CheckpointError(
             f"{origin}: sliding_window={window} with max_position_embeddings={max_positions} is not supported.",
             "Attention here sees the whole document; a shorter window would train another model.",
@@ -246,7 +264,7 @@ def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitect
         head_dim=number("head_dim", default=hidden_size // num_heads),
         ffn_hidden_size=number("intermediate_size", default=14336),
         vocab_size=number("vocab_size", default=32000),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=positive_number(config, "rms_norm_eps", 1e-6, origin),
         rope_theta=_rope_theta(config, 1e4, ("default",), origin),
         activation=_expect(config, "hidden_act", ACTIVATIONS, origin, default="silu"),
         max_positions=max_positions,

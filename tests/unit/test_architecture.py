@@ -133,6 +133,12 @@ def test_configs_go_there_and_back(name: str) -> None:
         ({"text_config__hidden_size": "wide"}, "hidden_size='wide' is not a positive whole number"),
         ({"text_config__num_key_value_heads": 7}, "32 attention heads are not a multiple of 7"),
         ({"text_config__rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type 'yarn'"),
+        ({"text_config": "mistral"}, "text_config='mistral' is not an object"),
+        ({"text_config__rope_parameters": [1]}, "rope_parameters=[1] is not an object"),
+        ({"text_config__rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5' is not a positive number"),
+        ({"text_config__sliding_window": "all"}, "sliding_window='all' is not a positive whole number"),
+        ({"vision_config__rope_theta": None}, "rope_theta=None is not a positive number"),
+        ({"image_token_index": "ten"}, "image_token_index='ten' is not a positive whole number"),
         ({"vision_config__image_size": 1000}, "image_size=1000 is not a multiple of patch_size=16"),
         ({"vision_config__head_dim": 32}, "hidden_size=1024 with 16 heads of 32"),
     ],
@@ -148,6 +154,9 @@ def test_absent_and_damaged_files_are_named(tmp_path: Path) -> None:
         Architecture.from_directory(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not valid JSON"):
+        Architecture.from_directory(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config\.json holds a list, not an object"):
         Architecture.from_directory(tmp_path)
 
 
