@@ -135,7 +135,7 @@ def convert(conversion: Conversion, destination: str | Path, *, overwrite: bool 
     marker = MARKERS[conversion.to]
     check_destination(destination, overwrite, marker, [conversion.source])
     with whole_directory(destination, overwrite, marker, [conversion.source]) as partial:
-        check_space(partial, conversion.size)
+        check_space(destination, conversion.size)
         with progress("converting", total=conversion.size, unit="bytes") as step:
             if conversion.to is Kind.MEGATRON:
                 from megatron_apriel.checkpoint.shard_writer import write_shards

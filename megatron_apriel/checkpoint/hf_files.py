@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from megatron_apriel.checkpoint.forms import CONFIG
+from megatron_apriel.surgery.models import read_json
 from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
 
 SAMPLING = {"do_sample": True, "temperature": 0.6}
@@ -23,8 +23,8 @@ def write_hf_sidecars(
     """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
     copy_sidecars(source, directory)
     write_json(directory / CONFIG, config)
-    generation_file = directory / "generation_config.json"
-    given = json.loads(generation_file.read_text(encoding="utf-8")) if generation_file.exists() else {}
+    generation_file = source / "generation_config.json"
+    given = read_json(generation_file) if generation_file.exists() else {}
     text = config.get("text_config")
     ids = text if isinstance(text, dict) else config
     standard = {
@@ -32,7 +32,7 @@ def write_hf_sidecars(
         "eos_token_id": ids.get("eos_token_id", _EOS),
         "pad_token_id": _PAD,
     }
-    write_json(generation_file, {**standard, **SAMPLING, **given})
+    write_json(directory / generation_file.name, {**standard, **SAMPLING, **given})
     if chat_template is not None:
         _set_chat_template(directory, chat_template)
 
@@ -44,7 +44,7 @@ def _set_chat_template(directory: Path, template: str) -> None:
     for name in ("tokenizer_config.json", "processor_config.json"):
         file = directory / name
         if file.exists():
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = read_json(file)
             if fields.pop("chat_template", None) is not None:
                 write_json(file, fields)
 

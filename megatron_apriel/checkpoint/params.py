@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+from megatron_apriel.architecture import (
+    Architecture,
+    DecoderArchitecture,
+    ProjectorArchitecture,
+    TowerArchitecture,
+    positive_number,
+)
 from megatron_apriel.errors import CheckpointError
 
 IMAGE_BREAK_ID, IMAGE_END_ID = 12, 13
@@ -41,7 +47,10 @@ def architecture_from_params(path: Path) -> Architecture:
         raise CheckpointError(f"{path} does not exist.", "The model's shapes are read from it.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
-    vision = params.get("vision_encoder")
+    vision = params.get("vision_encoder") if isinstance(params, dict) else None
+    for where, part in ((f"{path}", params), (f"{path}: vision_encoder", vision or {})):
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{where} holds a {type(part).__name__}, not an object.")
     _refuse_unsupported(params, str(path))
     decoder = _decoder(params, str(path))
     if not vision:
@@ -51,7 +60,7 @@ def architecture_from_params(path: Path) -> Architecture:
     projector = ProjectorArchitecture(
         tower.hidden_size, decoder.hidden_size, bias=bool(vision.get("adapter_bias", True))
     )
-    return Architecture(decoder, tower, projector, image_token_id=int(vision.get("image_token_id", 10)))
+    return Architecture(decoder, tower, projector, image_token_id=_positive(vision, "image_token_id", str(path), 10))
 
 
 def params_from_architecture(architecture: Architecture) -> dict[str, Any]:
@@ -102,12 +111,12 @@ def _decoder(params: Mapping[str, Any], origin: str) -> DecoderArchitecture:
         head_dim=_positive(params, "head_dim", origin, default=_positive(params, "dim", origin) // heads),
         ffn_hidden_size=_positive(params, "hidden_dim", origin),
         vocab_size=_positive(params, "vocab_size", origin),
-        norm_eps=float(params.get("norm_eps", 1e-5)),
-        rope_theta=float(params.get("rope_theta", 1e4)),
+        norm_eps=positive_number(params, "norm_eps", 1e-5, origin),
+        rope_theta=positive_number(params, "rope_theta", 1e4, origin),
         max_positions=_positive(params, "max_position_embeddings", origin, default=params.get("max_seq_len") or 131072),
     )
     window = params.get("sliding_window")
-    if window is not None and window < decoder.max_positions:
+    if window is not None and not (isinstance(window, int) and window >= decoder.max_positions):
         raise CheckpointError(
             f"{origin}: sliding_window={window} is not supported.", "Attention here sees the whole document."
         )
@@ -133,7 +142,7 @@ def _tower(vision: Mapping[str, Any], origin: str) -> TowerArchitecture:
         patch_size=_positive(vision, "patch_size", origin),
         image_size=_positive(vision, "image_size", origin),
         channels=_positive(vision, "num_channels", origin, default=3),
-        rope_theta=float(vision.get("rope_theta", 1e4)),
+        rope_theta=positive_number(vision, "rope_theta", 1e4, origin),
     )
 
 

@@ -9,14 +9,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.errors import CheckpointError
 
 
 def write_processor(tekken: Path, architecture: Architecture, directory: Path) -> None:
-    """Write the tokenizer of ``tekken``, and the image processor if the model has a tower, into ``directory``."""
+    """Write the tokenizer of ``tekken``, and the image processor if the model has a tower, into ``directory``.
+
+    Raises:
+        CheckpointError: ``tekken`` is damaged.
+    """
     from transformers import PixtralImageProcessor, PixtralProcessor
     from transformers.integrations.mistral import convert_tekken_tokenizer
 
-    tokenizer, tower = convert_tekken_tokenizer(str(tekken)), architecture.tower
+    try:
+        tokenizer, tower = convert_tekken_tokenizer(str(tekken)), architecture.tower
+    except Exception as error:  # whatever its contents happen to raise
+        raise CheckpointError(
+            f"{tekken} cannot be made into a tokenizer: {error!r}.",
+            "transformers reads it as Mistral's Tekken file.",
+            "Download it again, or move it away to convert the weights without a tokenizer.",
+        ) from error
     if tower is None:
         tokenizer.save_pretrained(directory)
         return

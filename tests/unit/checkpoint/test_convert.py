@@ -232,6 +232,22 @@ def test_damaged_sources(mistral, tmp_path, capsys, damage, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("generation_config.json", "source/generation_config.json cannot be read"),
+        ("tekken.json", "source/tekken.json cannot be made into a tokenizer"),
+        ("params.json", "source/params.json is not valid JSON"),
+    ],
+)
+def test_damaged_files_beside_the_weights(mistral, tmp_path, capsys, name, message):
+    shutil.copytree(mistral, tmp_path / "source")
+    (tmp_path / "source" / name).write_text("{")
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "hf") == 1
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
 def test_failure_in_mid_write_leaves_nothing(hf, tmp_path, capsys, monkeypatch):
     from megatron_apriel.checkpoint import sources
 
@@ -267,6 +283,9 @@ def test_what_mistrals_form_cannot_say(tmp_path, capsys):
         ({"n_layers": "four"}, "n_layers='four' is not a positive whole number"),
         ({"n_kv_heads": 3}, "n_heads=4 is not a multiple of n_kv_heads=3"),
         ({"sliding_window": 128}, "sliding_window=128 is not supported"),
+        ({"sliding_window": [128, None]}, "sliding_window=[128, None] is not supported"),
+        ({"norm_eps": "1e-5"}, "norm_eps='1e-5' is not a positive number"),
+        ({"vision_encoder": True}, "vision_encoder holds a bool, not an object"),
     ],
 )
 def test_unsupported_params(tmp_path, params, message):
