@@ -37,7 +37,16 @@ class LayerMap:
     @property
     def copies(self) -> tuple[bool, ...]:
         """Per layer of the result: whether it is a copy, not the original, of its source."""
-        return tuple(source in self.sources[:layer] for layer, source in enumerate(self.sources))
+        first = {source: layer for layer, source in reversed(list(enumerate(self.sources)))}
+        return tuple(first[source] != layer for layer, source in enumerate(self.sources))
+
+    @property
+    def places(self) -> dict[int, list[int]]:
+        """By source layer: its layers in the result, the original first."""
+        places: dict[int, list[int]] = {}
+        for layer, source in enumerate(self.sources):
+            places.setdefault(source, []).append(layer)
+        return places
 
 
 def _spread(first: int, stop: int, copies: int) -> list[int]:

@@ -99,7 +99,7 @@ class SourceModel:
         """The config of the same model with another number of decoder layers; all else as it is."""
         if self.config_file.name == "params.json":
             return {**self.config, "n_layers": num_layers}
-        if "text_config" in self.config:
+        if self.config["model_type"] == "llava":
             return {**self.config, "text_config": {**self.config["text_config"], "num_hidden_layers": num_layers}}
         return {**self.config, "num_hidden_layers": num_layers}
 
@@ -177,7 +177,7 @@ _SIZE_KEYS = {
 
 def _decoder_sizes(config: Mapping[str, Any], mistral: bool) -> dict[str, int]:
     """The sizes that the config states; those it leaves to the reference's defaults are not among them."""
-    part = config if mistral else config.get("text_config", config)
+    part = config["text_config"] if not mistral and config["model_type"] == "llava" else config
     sizes = {}
     for size, keys in _SIZE_KEYS.items():
         value = part.get(keys[mistral])

@@ -42,6 +42,8 @@ _SHARD_NAME = "{base}-{number:05}-of-{count:05}.safetensors"
 Base = Literal["model", "consolidated"]
 """How weight files begin: ``model`` in the Hugging Face form, ``consolidated`` in Mistral's."""
 
+_FORMS: dict[Base, str] = {"model": "the Hugging Face form", "consolidated": "Mistral's form"}
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -74,7 +76,7 @@ class TensorEntry(TensorSpec):
     offset: int
 
     def chunks(self, start_row: int = 0, stop_row: int | None = None, limit: int = CHUNK_BYTES) -> Iterator[memoryview]:
-        """The bytes of rows ``start_row`` to ``stop_row`` in pieces of at most ``limit`` bytes.
+        """The bytes of rows ``start_row`` to ``stop_row`` in pieces of ``limit`` bytes; the last may be shorter.
 
         A piece is valid until the next one is asked for. Raises CheckpointError if the file has become shorter.
         """
@@ -85,14 +87,18 @@ class TensorEntry(TensorSpec):
         with self.file.open("rb", buffering=0) as stream:
             stream.seek(position)
             while left:
-                count = stream.readinto(buffer[: min(limit, left)])
-                if not count:
-                    raise CheckpointError(
-                        f"{self.file} ended {left:,} bytes before the end of {self.name}.",
-                        "It was complete when its header was read: something changed it meanwhile.",
-                    )
-                yield buffer[:count]
-                left -= count
+                piece = buffer[: min(limit, left)]
+                filled = 0
+                while filled < len(piece):  # a single read may give less, above all from a network
+                    count = stream.readinto(piece[filled:])
+                    if not count:
+                        raise CheckpointError(
+                            f"{self.file} ended {left - filled:,} bytes before the end of {self.name}.",
+                            "It was complete when its header was read: something changed it meanwhile.",
+                        )
+                    filled += count
+                yield piece
+                left -= filled
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -208,6 +214,13 @@ class TensorDirectory:
         bases: tuple[Base, ...] = ("model", "consolidated") if base is None else (base,)
         for candidate in bases:
             present = _weight_files(directory, candidate)
+            dangling = [file for file in present if file.is_symlink() and not file.exists()]
+            if dangling:
+                raise CheckpointError(
+                    f"{dangling[0]} is a link to {dangling[0].readlink()}, which does not exist.",
+                    "In a download cache it points to the downloaded file: the download is not complete.",
+                    "Finish the download, or copy the directory with its links followed (cp -rL).",
+                )
             index = directory / f"{candidate}.safetensors.index.json"
             if index.is_file():
                 return cls._from_index(directory, candidate, index, present)
@@ -223,7 +236,8 @@ class TensorDirectory:
         raise CheckpointError(
             f"{directory} has no {' or '.join(f'{name}.safetensors' for name in bases)}.",
             f"It has {', '.join(pickles[:3])}; pickled weights are not read here." if pickles else "",
-            "Give a directory in the Hugging Face form (model.safetensors) or in Mistral's (consolidated.safetensors).",
+            f"Give a directory in {' or '.join(_FORMS[name] for name in bases)}; "
+            "tools/convert_checkpoint.py makes one from the other.",
         )
 
     @classmethod

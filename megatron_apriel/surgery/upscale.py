@@ -97,21 +97,18 @@ def plan_upscale(
     """
     tensors: list[TensorSpec] = []
     origins: dict[str, Origin] = {}
+    places = layers.places
     for entry in source.tensors.entries.values():
         place = source.layout.split(entry.name)
         if place is None:
-            targets = [(entry.name, False)]
+            names, zeroed = [entry.name], False
         else:
             layer, rest = place
+            names = [source.layout.join(number, rest) for number in places[layer]]
             zeroed = initialisation == "identity" and rest in source.layout.residual_outputs
-            targets = [
-                (source.layout.join(number, rest), zeroed and is_copy)
-                for number, (origin, is_copy) in enumerate(zip(layers.sources, layers.copies, strict=True))
-                if origin == layer
-            ]
-        for position, (name, zero) in enumerate(targets):
+        for position, name in enumerate(names):
             tensors.append(TensorSpec(name, entry.dtype, entry.shape))
-            origins[name] = Origin(entry, position == 0, zero)
+            origins[name] = Origin(entry, first=position == 0, zero=zeroed and position > 0)
     shards = plan_shards(tensors, max_shard_size, source.tensors.base)
     return UpscalePlan(source, layers, initialisation, tuple(shards), origins)
 
@@ -132,7 +129,7 @@ def upscale(plan: UpscalePlan, destination: str | Path, *, overwrite: bool = Fal
     source = plan.source
     marker = source.config_file.name
     with whole_directory(destination, overwrite, marker, [source.tensors.path]) as partial:
-        check_space(partial, plan.size)
+        check_space(destination, plan.size)
         contents = _SourceBytes(plan)
         with progress("upscaling", plan.size, "bytes") as step:
             written = write_tensors(partial, plan.shards, contents, base=source.tensors.base, step=step)
@@ -202,7 +199,7 @@ def check_upscaled(plan: UpscalePlan, directory: Path) -> None:
     """
     source, sources = plan.source, plan.layers.sources
     result = TensorDirectory.open(directory, source.tensors.base)
-    found: Counter[str] = Counter()
+    found, places = Counter[str](), plan.layers.places
     for name, entry in result.entries.items():
         place = source.layout.split(name)
         origin = name if place is None else source.layout.join(sources[place[0]], place[1])
@@ -212,7 +209,7 @@ def check_upscaled(plan: UpscalePlan, directory: Path) -> None:
         found[origin] += 1
     for name in source.tensors.entries:
         place = source.layout.split(name)
-        wanted = 1 if place is None else sources.count(place[0])
+        wanted = 1 if place is None else len(places[place[0]])
         if found[name] != wanted:
             raise CheckpointError(f"the result holds {name} {found[name]} times instead of {wanted}; it was not kept.")
     SourceModel.open(directory)

@@ -23,6 +23,9 @@ def test_every_map_is_the_same_decoder_made_deeper(name: str) -> None:
         assert sum(layers.copies) == target - source
         originals = [layer for layer, copy in zip(layers.sources, layers.copies, strict=True) if not copy]
         assert originals == list(range(source))
+        assert sorted(place for places in layers.places.values() for place in places) == list(range(target))
+        assert all(layers.sources[place] == layer for layer, places in layers.places.items() for place in places)
+        assert not any(layers.copies[places[0]] for places in layers.places.values())
         assert max(layers.sources.count(layer) for layer in range(source)) <= 2
         placed += 1
     assert placed >= 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -150,6 +151,39 @@ def test_directories_that_hold_no_one_model(tmp_path: Path) -> None:
     write_file(tmp_path / "both" / "model.safetensors", PAIR)
     with pytest.raises(CheckpointError, match=r"has model\.safetensors, which .* does not name"):
         TensorDirectory.open(tmp_path / "both")
+
+
+def test_links_of_a_download_cache(tmp_path: Path) -> None:
+    """A snapshot's files are links to blobs; where one was not downloaded, its link leads nowhere."""
+    blobs = write_model(tmp_path / "blobs", PAIR, {}, files=2)
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(Path("..") / "blobs" / file.name)
+    assert TensorDirectory.open(snapshot).entries.keys() == PAIR.keys()
+    (blobs / "model-00002-of-00002.safetensors").unlink()
+    message = r"model-00002-of-00002\.safetensors is a link to \.\./blobs/model-.*does not exist"
+    with pytest.raises(CheckpointError, match=message):
+        TensorDirectory.open(snapshot)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "model.safetensors").symlink_to("gone")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link to gone, which does not exist"):
+        TensorDirectory.open(tmp_path / "one")
+
+
+def test_pieces_are_full_where_a_read_gives_less_than_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files compared piece by piece may lie on different file systems, whose reads end at different places."""
+
+    class Slow(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            return super().readinto(memoryview(buffer)[:7]) or 0
+
+    file = raw_file(tmp_path / "model.safetensors", {"a": field(0, 50)}, 50)
+    entry = read_header(file)["a"]
+    monkeypatch.setattr(Path, "open", lambda path, *mode, **options: Slow(path))
+    assert [len(piece) for piece in entry.chunks(limit=20)] == [20, 20, 10]
 
 
 def test_shards_fill_in_order() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,6 +296,24 @@ def test_verify_finds_a_flipped_bit(
     assert upscale_layers(source, tmp_path / "result", "--num-layers", 6, *arguments) == (1 if verify else 0)
     assert (tmp_path / "result").exists() != verify
     assert message is None or message in capsys.readouterr().err
+
+
+def test_too_little_room_names_the_destination(
+    tmp_path: Path, upscale_layers: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_model(tmp_path / "source", text_tensors(4), text_config(4))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
+    assert upscale_layers(source, tmp_path / "new" / "result", "--num-layers", 6) == 1
+    assert f"OutputError: {tmp_path / 'new' / 'result'} needs " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_keys_of_another_kind_of_model_are_left_alone(tmp_path: Path, upscale_layers: Tool) -> None:
+    config = {**text_config(4), "text_config": None}
+    source = write_model(tmp_path / "source", text_tensors(4), config)
+    assert upscale_layers(source, tmp_path / "result", "--num-layers", 6) == 0
+    result = json.loads((tmp_path / "result" / "config.json").read_text())
+    assert result == {**config, "num_hidden_layers": 6}
 
 
 def sparse_model(directory: Path, layers: int) -> Path:
