@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("destination", metavar="DST", help="Hugging Face directory to be made")
     inputs = parser.add_argument_group("what is averaged")
     kind = inputs.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--checkpoints", nargs="+", metavar="DIR", help="Hugging Face directories")
+    kind.add_argument(
+        "--checkpoints", nargs="+", metavar="DIR", help="Hugging Face directories, or single steps of runs"
+    )
     kind.add_argument("--run", metavar="RUN", help="a stage's output directory, whose own checkpoints are averaged")
     steps = inputs.add_mutually_exclusive_group()
     steps.add_argument(
@@ -83,7 +85,7 @@ def _inputs(arguments: argparse.Namespace) -> list[AverageInput]:
                 "--equispaced, --last and --steps choose among a run's checkpoints.", fix="Give --run RUN."
             )
         _refuse_repeats([str(Path(path).resolve()) for path in arguments.checkpoints], "--checkpoints")
-        return [AverageInput.from_directory(path) for path in arguments.checkpoints]
+        return [_opened(Path(path)) for path in arguments.checkpoints]
     available = run_steps.available_steps(arguments.run)
     steps = list(available)
     if arguments.equispaced is not None:
@@ -97,14 +99,18 @@ def _inputs(arguments: argparse.Namespace) -> list[AverageInput]:
         raise ConfigError(
             "--run needs to know which checkpoints.", fix="Give --equispaced N, --last N or --steps STEP [STEP ...]."
         )
+    return [_opened(available[step]) for step in chosen]
+
+
+def _opened(path: Path) -> AverageInput:
+    """A Hugging Face directory, or a run's distributed checkpoint."""
+    if not (path / "run.json").is_file():
+        return AverageInput.from_directory(path)
     # Reading a distributed checkpoint needs torch; Hugging Face directories are averaged without it.
     from megatron_apriel.checkpoint.reader import DistributedCheckpointSource
 
-    inputs = []
-    for path in (available[step] for step in chosen):
-        source = DistributedCheckpointSource(path)
-        inputs.append(AverageInput(str(path), source, source.sidecars, read_json(source.sidecars / "config.json")))
-    return inputs
+    source = DistributedCheckpointSource(path)
+    return AverageInput(str(path), source, source.sidecars, read_json(source.sidecars / "config.json"))
 
 
 def _refuse_repeats(values: Sequence[str], option: str) -> None:
@@ -160,8 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     plan = plan_average(inputs, _weights(arguments, len(inputs)), max_memory=arguments.max_memory)
     console = Console()
     _print_plan(plan, console)
-    sources = [given.sidecars for given in inputs]
-    check_destination(arguments.destination, arguments.overwrite, "config.json", sources)
+    check_destination(arguments.destination, arguments.overwrite, "config.json", [given.label for given in inputs])
     if arguments.dry_run:
         return ExitCode.OK
     distances = average(plan, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)

@@ -272,12 +272,12 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
     """
     distances = Distances()
     first = plan.inputs[0]
-    sources = [given.sidecars for given in plan.inputs]
+    sources = [given.label for given in plan.inputs]
     with (
         whole_directory(destination, overwrite, "config.json", sources) as partial,
         ThreadPoolExecutor(plan.workers) as pool,
     ):
-        check_space(partial, plan.size)
+        check_space(destination, plan.size)
         with progress("averaging", plan.size, "bytes") as step:
 
             def contents(spec: TensorSpec) -> Iterator[memoryview]:

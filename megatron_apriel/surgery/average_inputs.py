@@ -70,7 +70,7 @@ class AverageInput:
     """One checkpoint to be averaged.
 
     Attributes:
-        label: how tables and messages call it.
+        label: its directory, as tables and messages call it.
         source: its tensors.
         sidecars: directory with its config.json and, where present, tokenizer and processor files.
         config: that config.
@@ -110,6 +110,7 @@ def _check_same_tensors(first: AverageInput, other: AverageInput) -> None:
             raise CheckpointError(
                 f"{lacker.label} lacks {missing[0]}, which {holder.label} has ({len(missing)} such tensors).",
                 "Only checkpoints of one architecture, under one layout of names, can be averaged.",
+                "If only the names differ, tools/convert_checkpoint.py --to hf writes both in one layout.",
             )
     for name, spec in ours.items():
         here, there = (f"{given.dtype} {list(given.shape)}" for given in (spec, theirs[name]))

@@ -62,11 +62,11 @@ def from_float64(numbers: NDArray[np.float64], dtype: str) -> Raw:
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...] | None:
-    """Weights divided by their sum, in float64; None if they are all equal, which is computed exactly."""
+    """Weights divided by their sum, rounded to float64; None if they are all equal, which is computed exactly."""
     if all(weight == weights[0] for weight in weights):
         return None
-    total = math.fsum(weights)
-    return tuple(weight / total for weight in weights)
+    exact = [Fraction(weight) for weight in weights]  # a sum of floats may overflow
+    return tuple(float(weight / sum(exact)) for weight in exact)
 
 
 def mean(inputs: Sequence[Raw], dtype: str, weights: Sequence[float] | None = None) -> Raw:

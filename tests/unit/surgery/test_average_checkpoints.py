@@ -210,6 +210,7 @@ def test_command_lines_that_are_refused(
 ) -> None:
     a, b, _ = models(tmp_path)
     assert average_checkpoints(tmp_path / "mean", "--checkpoints", a, b) == 0
+    mistral = write_model(tmp_path / "mistral", {}, {}, base="consolidated")
     before = snapshot(tmp_path)
     both = ("--checkpoints", a, b)
     for arguments, message in (
@@ -221,6 +222,10 @@ def test_command_lines_that_are_refused(
         ((tmp_path / "x", *both, "--last", 2), "choose among a run's checkpoints"),
         ((tmp_path / "x", "--checkpoints", a, a), "more than once"),
         ((tmp_path / "x", "--checkpoints", a, tmp_path / "absent"), "absent is not a directory"),
+        (
+            (tmp_path / "x", "--checkpoints", a, mistral),
+            "mistral has no model.safetensors.\n  Give a directory in the Hug",
+        ),
         ((tmp_path / "x", *both, "--max-memory", "10MB"), "--max-memory 10,000,000 is too little"),
         ((tmp_path / "x", "--run", tmp_path, "--last", 2), "has no checkpoints"),
     ):
@@ -309,6 +314,19 @@ def test_checkpoints_of_a_run(
     assert (tmp_path / "mean" / "tokenizer.json").read_text() == "tokens"
     manifest = json.loads((tmp_path / "mean" / "surgery.json").read_text())
     assert [int(entry["path"][-8:]) for entry in manifest["inputs"]] == steps
+
+
+def test_single_steps_are_inputs_like_directories(
+    run: Path, tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = run / "checkpoints" / "step_00000100"
+    model = write_model(tmp_path / "hf", text_tensors(1, seed=9), text_config(1))
+    twin = write_model(tmp_path / "twin", text_tensors(1, seed=2), text_config(1))
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", step, model) == 0
+    assert average_checkpoints(tmp_path / "wanted", "--checkpoints", twin, model) == 0
+    assert read_model(tmp_path / "mean") == read_model(tmp_path / "wanted")
+    assert average_checkpoints(step / "mean", "--checkpoints", step, model) == 1
+    assert "step_00000100/mean lies inside the source" in capsys.readouterr().err
 
 
 def test_choices_that_a_run_does_not_have(

@@ -99,6 +99,10 @@ def test_equal_weights_are_the_equal_mean() -> None:
     assert normalised([0.3, 0.3, 0.3]) is None
 
 
+def test_weights_whose_sum_overflows() -> None:
+    assert normalised([1e308, 1.5e308]) == (0.4, 0.6)
+
+
 def test_mean_stays_at_the_largest_number() -> None:
     for dtype, largest in (("BF16", 3.3895313892515355e38), ("F16", 65504.0), ("F32", 3.4028234663852886e38)):
         raws = [from_float64(np.array([largest]), dtype)] * 6
