@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ ARCHITECTURE = Architecture(
     tower=TowerArchitecture(32, 2, 2, 16, 48, "silu", patch_size=4, image_size=32),
     projector=ProjectorArchitecture(32, 32),
 )
+ROOT = Path(__file__).parents[2]
 ALL = TrainedParts(tower=1, projector=1, decoder=1)
 KEEP_ALL = KeepPolicy(policy="all")
 SEQUENCE_LENGTH, SEQUENCES = 48, 4
@@ -203,6 +206,29 @@ def test_hf_to_megatron_to_hf_is_bit_exact(checkpoint, tmp_path, name):
     assert json.loads((destination / "config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())
     if layout.model_ranks > 1:
         assert max(read) < (checkpoint / "model.safetensors").stat().st_size
+
+
+def _save_weights(rank: int, world_size: int, layout: Layout, source: Path, where: Path, step: int) -> None:
+    with groups.initialized(layout):
+        run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
+        run.start_from(source)
+        store.save(step, run.wrapped, run.optimizer, {"sequences": 0}, source)
+
+
+def test_average_of_steps_that_were_saved_on_different_layouts(tmp_path):
+    """A run that changed its layout twice: the command line gives the mean of what each step was saved from."""
+    sources = [write_hf_checkpoint(tmp_path / f"hf{seed}", ARCHITECTURE, seed=seed) for seed in (1, 2, 3)]
+    for step, (name, source) in enumerate(zip(("TP2", "PP2 VP2", "TP2 PP2"), sources, strict=True), start=1):
+        layout = LAYOUTS[name]
+        run_ranks(layout.world_size, _save_weights, layout, source, tmp_path / "run" / "checkpoints", step)
+    command = [sys.executable, str(ROOT / "tools" / "average_checkpoints.py"), str(tmp_path / "mean")]
+    command += ["--run", str(tmp_path / "run"), "--equispaced", "3", "--verify"]
+    subprocess.run(command, check=True, capture_output=True)
+    inputs = [load_file(source / "model.safetensors") for source in sources]
+    mean = load_file(tmp_path / "mean" / "model.safetensors")
+    assert mean.keys() == inputs[0].keys()
+    for name, tensor in mean.items():
+        assert torch.equal(tensor, (sum(given[name].double() for given in inputs) / 3).float()), name
 
 
 def _export_fails(rank: int, world_size: int, source: Path, destination: Path) -> str:
