@@ -41,6 +41,9 @@ _MISTRAL_LAYER = frozenset(
         "ffn_norm",
     )
 )
+_BUFFERS = frozenset({"self_attn.rotary_emb.inv_freq"})
+"""Tables that old versions of transformers stored in every layer; they go where their layer goes."""
+
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 
 
@@ -230,13 +233,13 @@ def _check_layers(model: SourceModel, sizes: Mapping[str, int]) -> None:
             raise CheckpointError(
                 f"{path} lacks {model.layout.join(layer, rest)}.", "A layer without it is no Mistral layer."
             )
-        for rest in sorted(layers[layer].keys() - model.layout.tensors):
+        for rest in sorted(layers[layer].keys() - model.layout.tensors - _BUFFERS):
             raise CheckpointError(
                 f"{path} has {model.layout.join(layer, rest)}.",
                 "A Mistral layer has no such tensor (no biases, no experts, no adapters, no quantisation scales).",
             )
-        for rest, entry in sorted(layers[layer].items()):
-            _check_tensor(model, entry, layers[0][rest], expected[rest])
+        for rest in sorted(model.layout.tensors):
+            _check_tensor(model, layers[layer][rest], layers[0][rest], expected[rest])
 
 
 def _check_tensor(model: SourceModel, entry: TensorEntry, first: TensorEntry, stated: tuple[int | None, ...]) -> None:

@@ -308,6 +308,15 @@ def test_too_little_room_names_the_destination(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_tables_of_rotary_frequencies_go_with_their_layers(tmp_path: Path, upscale_layers: Tool) -> None:
+    table = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": ("F32", np.full(2, n, "<f4")) for n in range(4)}
+    source = write_model(tmp_path / "source", {**text_tensors(4), **table}, text_config(4))
+    assert upscale_layers(source, tmp_path / "result", "--num-layers", 5, "--init", "identity", "--verify") == 0
+    result = read_model(tmp_path / "result")
+    found = [result[f"model.layers.{n}.self_attn.rotary_emb.inv_freq"][2] for n in range(5)]
+    assert found == [np.full(2, n, "<f4").tobytes() for n in (0, 1, 2, 2, 3)]
+
+
 def test_keys_of_another_kind_of_model_are_left_alone(tmp_path: Path, upscale_layers: Tool) -> None:
     config = {**text_config(4), "text_config": None}
     source = write_model(tmp_path / "source", text_tensors(4), config)
