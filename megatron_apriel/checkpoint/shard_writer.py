@@ -68,17 +68,21 @@ class _StreamingWriter(checkpoint.FileSystemWriter):
         with (Path(self.path) / _FILE).open("wb") as stream:
             for item in plan.items:
                 start, data = stream.tell(), planner.resolve_data(item)
-                if isinstance(data, io.BytesIO):
-                    stream.write(data.getbuffer())
-                else:
-                    # torch would also save the rest of a storage of which the tensor is a part.
-                    alone = data.untyped_storage().nbytes() == data.nbytes and data.is_contiguous()
-                    torch.save(data if alone else data.clone(memory_format=torch.contiguous_format), stream)
+                # By way of memory: a disk that is full is an error of writing then, not of torch's format.
+                stream.write((data if isinstance(data, io.BytesIO) else _saved(data)).getvalue())
                 place = _StorageInfo(_FILE, start, stream.tell() - start)
                 results.append(WriteResult(index=item.index, size_in_bytes=place.length, storage_data=place))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
+
+
+def _saved(tensor: Tensor) -> io.BytesIO:
+    # torch would also save the rest of a storage of which the tensor is a part.
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+    data = io.BytesIO()
+    torch.save(tensor if alone else tensor.clone(memory_format=torch.contiguous_format), data)
+    return data
 
 
 class _FromSource(DefaultSavePlanner):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import io
 import json
 import shutil
 from pathlib import Path
@@ -265,6 +267,26 @@ def test_failure_in_mid_write_leaves_nothing(hf, tmp_path, capsys, monkeypatch):
         assert convert(hf, tmp_path / "out", "--to", form) == 1
         assert "the disk went away" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_fills_in_the_middle_of_a_tensor(hf, tmp_path, capsys, monkeypatch):
+    """torch.save would make a riddle of it: that its archive is at an unexpected position."""
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            if self.tell() + len(data) > 50_100:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    ordinary = Path.open
+
+    def opened(path, mode="r", **options):
+        return Full() if mode == "wb" and path.suffix == ".distcp" else ordinary(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert convert(hf, tmp_path / "out", "--to", "megatron") == 1
+    assert f"OutputError: {tmp_path / 'out'} could not be written: No space left on device." in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_mistrals_form_cannot_say(tmp_path, capsys):
