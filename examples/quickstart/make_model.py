@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 import torch
-from megatron_apriel.outputs import whole_directory
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import run_command
+from megatron_apriel.outputs import whole_directory
 from megatron_apriel.testing.tokenizers import write_processor
 
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_apriel.config.load import load_stage
-
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.train.metrics import clock
 
