@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
 from collections import Counter
 
 import numpy as np
@@ -18,7 +17,6 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.images import ImageDecoder, ImageRequest
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
-from megatron_apriel.data.prefetch import Prefetcher
 from megatron_apriel.data.sources import check_tokenizer
 from megatron_apriel.data.tokens import load_tokenizer, tokenizer_digest
 from megatron_apriel.errors import AprielError, ConfigError, DataError
@@ -439,38 +437,6 @@ def test_a_loader_left_in_the_middle_stops_its_thread(corpora):
     assert threads() == 0
     with pytest.raises(StopIteration):
         next(loader)
-
-
-def test_prefetching_is_bounded_ordered_and_timed():
-    done: list[int] = []
-
-    def slow(number: int) -> int:
-        time.sleep(0.01)
-        done.append(number)
-        return number * number
-
-    batches = Prefetcher(slow, range(100), depth=3)
-    assert next(batches) == 0 and batches.wait_seconds > 0.005
-    time.sleep(0.2)
-    assert len(done) <= 1 + 3 + 1  # taken, waiting in the queue, and one in hand
-    assert [next(batches) for _ in range(5)] == [1, 4, 9, 16, 25]
-    batches.close()
-    assert threads() == 0
-
-
-@pytest.mark.parametrize("error", [DataError("bad", "why", "fix"), ValueError("unexpected"), KeyboardInterrupt()])
-def test_what_goes_wrong_ahead_is_raised_at_its_place(error):
-    def work(number: int) -> int:
-        if number == 2:
-            raise error
-        return number
-
-    batches = Prefetcher(work, range(5), depth=5)
-    assert [next(batches), next(batches)] == [0, 1]
-    with pytest.raises(type(error)) as caught:
-        next(batches)
-    assert caught.value is error
-    assert list(batches) == []
 
 
 def test_defects_name_the_sequence(corpora, monkeypatch):
