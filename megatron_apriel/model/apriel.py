@@ -28,7 +28,7 @@ from megatron_apriel.model.attention import packed
 from megatron_apriel.model.decoder import TokenEmbedding, build_head, gather_logits
 from megatron_apriel.model.loss import token_losses
 from megatron_apriel.model.projector import Projector
-from megatron_apriel.model.rotary import decoder_rotary
+from megatron_apriel.model.rotary import decoder_angles
 from megatron_apriel.model.sharing import await_parameters, gather_shares, place_features, with_zero_gradients
 from megatron_apriel.model.specs import Layers, block_spec
 from megatron_apriel.model.vision import VisionTower
@@ -108,9 +108,7 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
         hidden = self.decoder(
             hidden_states=self._embed(batch) if self.pre_process else None,
             attention_mask=None,
-            rotary_pos_emb=decoder_rotary(
-                batch.positions_S, decoder.head_dim, decoder.rope_theta, self.config.params_dtype
-            ),
+            rotary_pos_emb=decoder_angles(batch.positions_S, decoder.head_dim, decoder.rope_theta),
             packed_seq_params=packed(batch.cu_seqlens, batch.max_document),
         )
         if not self.post_process:

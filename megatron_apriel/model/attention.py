@@ -20,7 +20,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_apriel.model.rotary import Rotary, apply_rotary
+from megatron_apriel.model.rotary import split_and_rotate
 
 
 def packed(cu_seqlens: Tensor, longest: int) -> PackedSeqParams:
@@ -47,7 +47,7 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
         hidden_states: Tensor,
         attention_mask: None = None,
         *,
-        rotary_pos_emb: Rotary,
+        rotary_pos_emb: Tensor,
         packed_seq_params: PackedSeqParams,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -56,11 +56,12 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
         Args:
             hidden_states: normalised already, or by the fused first layer.
             attention_mask: none is ever used; documents come from ``packed_seq_params``.
-            rotary_pos_emb: cosine and sine of all S tokens.
+            rotary_pos_emb: angles of all S tokens, see ``rotary.py``.
             packed_seq_params: see :func:`packed`.
         """
-        query, key, value = (x.squeeze(1) for x in self.get_query_key_value_tensors(hidden_states))
-        query, key = apply_rotary(query, rotary_pos_emb), apply_rotary(key, rotary_pos_emb)
+        projected_S1GX, parts = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
+        fused = self.config.transformer_impl == "transformer_engine"
+        query, key, value = split_and_rotate(projected_S1GX, parts, rotary_pos_emb, fused=fused)
         context = self.core_attention(
             query,
             key,

@@ -8,6 +8,7 @@ import torch
 from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions
+from megatron_apriel.model.rotary import decoder_angles, split_and_rotate
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
@@ -81,3 +82,19 @@ def test_fp8_points_the_same_way(recipe: str) -> None:
     for name, reference in expected.items():
         cosine = float(torch.cosine_similarity(gradients[name].flatten(), reference.flatten(), dim=0))
         assert cosine > 0.95, (name, cosine)
+
+
+def test_fused_rotary_equals_the_written_out_one() -> None:
+    """Forward and backward, in float32, with positions that restart and reach far."""
+    positions = torch.cat([torch.arange(70), torch.arange(49000, 49090)]).cuda()
+    angles = decoder_angles(positions, 128, 1e9)
+    parts = [4 * 128, 128, 128]
+    projected = torch.randn(160, 1, 2, sum(parts), device="cuda", requires_grad=True)
+    results = []
+    for fused in (True, False):
+        outputs = split_and_rotate(projected, parts, angles, fused=fused)
+        weighted = sum((output * (1 + number)).square().sum() for number, output in enumerate(outputs))
+        (gradient,) = torch.autograd.grad(weighted, projected)
+        results.append([*outputs, gradient])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from megatron_apriel.model.rotary import apply_rotary, decoder_rotary, tower_rotary
+from megatron_apriel.model.rotary import decoder_angles, split_and_rotate, tower_angles
 
 
 def test_decoder_angles_are_position_times_frequency() -> None:
     positions, theta, size = torch.tensor([0, 1, 7, 49151]), 1e9, 8
-    cosine, sine = decoder_rotary(positions, size, theta, torch.float32)
-    assert cosine.shape == (4, 1, size)
-    for token, position in enumerate(positions.tolist()):
-        for pair in range(size // 2):
-            angle = position * theta ** (-2 * pair / size)
-            for place in (pair, pair + size // 2):
-                assert abs(cosine[token, 0, place] - math.cos(angle)) < 5e-3
-                assert abs(sine[token, 0, place] - math.sin(angle)) < 5e-3
-
-
-def test_angles_are_not_rounded_to_the_type_of_the_activations() -> None:
-    positions = torch.arange(49000, 49152)
-    exact, _ = decoder_rotary(positions, 128, 1e9, torch.float32)
-    rounded, _ = decoder_rotary(positions, 128, 1e9, torch.bfloat16)
-    assert rounded.dtype == torch.bfloat16
-    assert (rounded.float() - exact).abs().max() <= 2**-8
+    angles = decoder_angles(positions, size, theta)
+    assert angles.shape == (4, 1, 1, size)
+    frequencies = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    expected = positions[:, None].double() * torch.cat([frequencies, frequencies])
+    torch.testing.assert_close(angles[:, 0, 0].double(), expected, rtol=1e-6, atol=0)
 
 
 def test_rows_take_even_frequencies_and_columns_odd_ones() -> None:
     size, theta = 8, 1e4
     frequencies = [theta ** (-2 * pair / size) for pair in range(size // 2)]
-    cosine, sine = tower_rotary(torch.tensor([3]), torch.tensor([5]), size, theta, torch.float32)
-    angles = [3 * frequencies[0], 3 * frequencies[2], 5 * frequencies[1], 5 * frequencies[3]]
-    torch.testing.assert_close(cosine[0, 0], torch.tensor(angles * 2).cos())
-    torch.testing.assert_close(sine[0, 0], torch.tensor(angles * 2).sin())
+    angles = tower_angles(torch.tensor([3]), torch.tensor([5]), size, theta)
+    expected = [3 * frequencies[0], 3 * frequencies[2], 5 * frequencies[1], 5 * frequencies[3]]
+    torch.testing.assert_close(angles[0, 0, 0], torch.tensor(expected * 2))
 
 
-def test_halves_of_a_head_are_turned_as_complex_numbers() -> None:
+def test_queries_and_keys_are_turned_as_complex_numbers_and_values_are_not() -> None:
     generator = torch.Generator().manual_seed(0)
-    heads = torch.randn(5, 3, 8, generator=generator)
-    rotary = decoder_rotary(torch.arange(5), 8, 100.0, torch.float32)
-    turn = torch.complex(rotary[0][..., :4], rotary[1][..., :4])
-    turned = torch.complex(heads[..., :4], heads[..., 4:]) * turn
-    torch.testing.assert_close(apply_rotary(heads, rotary), torch.cat([turned.real, turned.imag], dim=-1))
+    tokens, groups, queries, size = 5, 2, 3, 8
+    projected = torch.randn(tokens, 1, groups, (queries + 2) * size, generator=generator, dtype=torch.float64)
+    angles = decoder_angles(torch.arange(tokens), size, 100.0)
+    parts = [queries * size, size, size]
+    query, key, value = split_and_rotate(projected, parts, angles, fused=False)
+    heads = projected.view(tokens, groups, queries + 2, size)
+    turn = torch.exp(1j * angles[..., : size // 2].double())
+    turned = torch.complex(heads[..., : size // 2], heads[..., size // 2 :]) * turn
+    turned = torch.cat([turned.real, turned.imag], dim=-1)
+    torch.testing.assert_close(query, turned[:, :, :queries].reshape(tokens, -1, size), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(key, turned[:, :, queries], rtol=1e-6, atol=1e-6)
+    assert torch.equal(value, heads[:, :, queries + 1])
+
+
+def test_cosine_and_sine_but_not_angles_are_rounded_to_the_type_of_the_activations() -> None:
+    angles = decoder_angles(torch.arange(49000, 49152), 128, 1e9)
+    ones = torch.ones(152, 1, 1, 3 * 128)
+    exact, _, _ = split_and_rotate(ones, [128, 128, 128], angles, fused=False)
+    rounded, _, _ = split_and_rotate(ones.bfloat16(), [128, 128, 128], angles, fused=False)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().max() <= 3 * 2**-8
