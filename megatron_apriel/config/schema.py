@@ -16,7 +16,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     field_validator,
     model_serializer,
     model_validator,
@@ -142,6 +144,14 @@ class ImagesSection(Section):
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
 
 
+# The tags are written in brackets so that findings are placed at the setting and not at a member of the union.
+LayersPerStage = Annotated[
+    Annotated[Literal["balanced"], Tag("(word)")] | Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], Tag("(list)")],
+    Discriminator(lambda value: "(word)" if isinstance(value, str) else "(list)"),
+]
+"""Decoder layers of each virtual pipeline stage, or the word that asks to compute them."""
+
+
 class ParallelSection(Section):
     """How the work is laid out over ranks; data parallelism takes what the others leave."""
 
@@ -153,8 +163,9 @@ class ParallelSection(Section):
     """Ranks over which the stack of decoder layers is split."""
     virtual: Annotated[Whole, Field(ge=1)] = 1
     """Model chunks per pipeline rank (interleaved schedule) where above 1."""
-    layers_per_stage: tuple[Annotated[Whole, Field(ge=1)], ...] | None = None
-    """Decoder layers of each of the pipeline x virtual stages in order; `null`: as many on each."""
+    layers_per_stage: LayersPerStage | None = None
+    """Decoder layers of each of the pipeline x virtual stages in order; `null`: as many on each; `balanced`: computed,
+    with fewer layers beside the tower and the head. A dry run prints the numbers."""
     context: Annotated[Whole, Field(ge=1)] = 1
     """Ranks over which a sequence is split in attention."""
     overlap: bool = True

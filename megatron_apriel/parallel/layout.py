@@ -82,7 +82,16 @@ class Layout:
 
     @classmethod
     def from_config(cls, parallel: ParallelSection, world_size: int) -> Layout:
-        """The layout of a configuration's ``parallel`` section over ``world_size`` ranks."""
+        """The layout of a configuration's ``parallel`` section over ``world_size`` ranks.
+
+        Raises ConfigError where it does not come out even, or where a balanced split has not been computed before.
+        """
+        if parallel.layers_per_stage == "balanced":
+            raise ConfigError(
+                "parallel.layers_per_stage=balanced is not resolved into numbers.",
+                "They depend on the model's shapes.",
+                "Set the list that a dry run prints, as in parallel.layers_per_stage=[13,12,12,11].",
+            )
         return cls(
             world_size=world_size,
             tensor=parallel.tensor,

@@ -21,6 +21,7 @@ from megatron_apriel.data.corpus_format import CorpusManifest
 from megatron_apriel.data.sources import check_fits
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.flops import model_flops
+from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.memory import RankMemory, rank_memory
@@ -49,6 +50,7 @@ def print_plan(
     Raises ConfigError, CheckpointError or DataError with everything that does not fit.
     """
     model, origin = planned_architecture(config, architecture)
+    config = resolved_split(config, model)
     layout = check_layout(config, model, world_size)
     directory = sidecar_directory(config.init_from) if architecture is None else None
     corpora, notes = _corpora(config, model, directory, check_data)
@@ -60,7 +62,7 @@ def print_plan(
     console.print(to_yaml(config), highlight=False, markup=False)
     console.print(f"The model's shapes come from {origin}.\n", highlight=False, markup=False, soft_wrap=True)
     for table in (
-        layout_table(layout, model),
+        layout_table(config, layout, model),
         parameters_table(config, model),
         steps_table(config, layout, model),
         _sources_table(config, corpora),
@@ -101,8 +103,8 @@ def _table(title: str, *columns: str, words: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def layout_table(layout: Layout, architecture: Architecture) -> Table:
-    """Ranks in each kind of parallelism, and the decoder layers of every pipeline stage."""
+def layout_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:
+    """Ranks in each kind of parallelism, and the decoder layers and load of every pipeline stage."""
     table = _table("Parallel layout", "", "ranks", "what each holds", words=("what each holds",))
     heads, groups = architecture.decoder.num_heads, architecture.decoder.num_kv_heads
     sequence = ", sequence parallel" if layout.sequence else ""
@@ -121,8 +123,22 @@ def layout_table(layout: Layout, architecture: Architecture) -> Table:
         first = "tower, projector, embedding, " if stage == 0 and architecture.tower else "embedding, " * (stage == 0)
         last = ", head" if stage == layout.pipeline - 1 else ""
         table.add_row(f"  stage {stage}", str(layout.world_size // layout.pipeline), f"{first}layers {layers}{last}")
+    if layout.pipeline > 1:
+        layers_per_stage = layout.layers_per_virtual_stage(num_layers)
+        extras = stage_extras(config, architecture)
+        table.add_row("  split", "", f"layers_per_stage={str(list(layers_per_stage)).replace(' ', '')}")
+        table.add_row("  loads", "", _loads(rank_loads(layers_per_stage, layout.pipeline, extras)))
+        table.caption = f"loads: the head counts as {extras.last:.2f} layers, tower and projector as {extras.first:.2f}"
+        table.caption_justify = "left"
     table.add_row("all", str(layout.world_size), "", end_section=True)
     return table
+
+
+def _loads(loads: list[float]) -> str:
+    """Each pipeline rank's load relative to the mean; the largest one sets the pace."""
+    mean = sum(loads) / len(loads)
+    each = ", ".join(f"{load / mean:.0%}" for load in loads)
+    return f"{each} of the mean: {max(loads) / mean - 1:.0%} slower than an even load"
 
 
 def parameters_table(config: StageConfig, architecture: Architecture) -> Table:
