@@ -19,7 +19,9 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   h is divided by T under sequence parallelism. A decoder that is frozen keeps no inputs of its matrices: 2h less and
   f/T less. Recomputation needs one layer's ``none`` at a time on top. Pipeline rank p of P keeps P - p micro-batches
   (one forward, one backward; more with interleaving, as in Megatron's schedule);
-* logits, on the last stage: 8 a token and vocabulary entry of this rank (bf16 logits, float32 softmax, gradient);
+* logits, on the last stage: 2 a token and vocabulary entry of this rank, of one chunk of tokens at a time, since the
+  loss computes logits and their gradient in chunks of at most ``LOGITS_PER_CHUNK`` elements; and 2h a token for the
+  gradient of the hidden states;
 * images, on the first stage, for a sequence full of them, shared out over T: a trained tower keeps ``8h + 3f``
   elements a patch and layer (7h with ``selective``, h with ``full``), a frozen one holds one layer at a time; a trained
   projector keeps its three widths; the features of all shares are gathered on every rank.
@@ -34,6 +36,9 @@ from dataclasses import dataclass, fields
 from megatron_apriel.architecture import Architecture, DecoderArchitecture, TowerArchitecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.parallel.layout import Layout
+
+LOGITS_PER_CHUNK = 2**29
+"""Elements of logits that exist at a time on a rank; the twin of the constant in ``model/linear_cross_entropy.py``."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,13 @@ def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout,
     moments_and_master = 12 if config.precision.compute == "bf16" else 8
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
     tokens = config.sequence_length / layout.context
-    vocabulary = architecture.decoder.vocab_size / layout.tensor
+    vocabulary, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
     return RankMemory(
         weights=compute * everything + fp8_copies,
         gradients=4 * trained,
         optimizer=moments_and_master * trained / layout.optimizer_shards,
         activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
-        logits=8 * tokens * vocabulary if is_last else 0,
+        logits=2 * (min(tokens * vocabulary, LOGITS_PER_CHUNK) + tokens * hidden) if is_last else 0,
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
     )
 

@@ -70,6 +70,16 @@ def test_report() -> None:
     assert "note: mixture a: no/such/a is not a prepared corpus" in text
 
 
+def test_a_computed_split_is_printed_with_its_loads() -> None:
+    """The head counts as 2.19 layers at 8192 tokens: 10 of them with it are 12.19, of a mean of 12.55."""
+    config = stage(train={"decoder": 1}, parallel={"pipeline": 4, "layers_per_stage": "balanced"})
+    text = plan(config, 8, architecture="apriel-15b")
+    assert row(text, "  split") == ["", "layers_per_stage=[12,13,13,10]"]
+    assert row(text, "  loads") == ["", "96%, 104%, 104%, 97% of the mean: 4% slower than an even load"]
+    assert "loads: the head counts as 2.19 layers" in text
+    assert "layers_per_stage: 12 13 13 10" in " ".join(text.split()).replace("- ", "")  # resolved configuration
+
+
 def test_command_without_torch(tmp_path: Path) -> None:
     """As on a login node: the whole command line answers though torch cannot be imported."""
     path = tmp_path / "stage.yaml"
@@ -132,7 +142,7 @@ def test_memory_of_weights_gradients_and_optimizer() -> None:
     trained = APRIEL.decoder.parameters + APRIEL.projector.parameters
     assert whole.weights == 2 * APRIEL.parameters
     assert (whole.gradients, whole.optimizer) == (4 * trained, 12 * trained)
-    assert whole.logits == 8 * 8192 * 131072
+    assert whole.logits == 2 * 2**29 + 2 * 8192 * 5120
     sharded = rank_memory(stage(), APRIEL, Layout(16), 0)
     assert sharded.optimizer == whole.optimizer / 16 and sharded.gradients == whole.gradients
     in_fp32 = rank_memory(stage(precision={"compute": "fp32"}), APRIEL, Layout(), 0)
