@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     VocabParallelEmbedding,
     gather_from_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
 )
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron_apriel.architecture import DecoderArchitecture
+from megatron_apriel.model.main_grad import placeholder_gradient
+from megatron_apriel.model.sharing import await_parameters
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of the table, and gradients added to just those rows of its ``main_grad``.
+
+    Of the gradient's 131072 rows a sequence touches a few thousand; as a tensor of the table's size it costs several
+    passes over more than a gigabyte in every micro-batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table_VH: Tensor, rows_S: Tensor, outside_S: Tensor) -> Tensor:
+        ctx.table_VH = table_VH
+        ctx.save_for_backward(rows_S, outside_S)
+        return torch.nn.functional.embedding(rows_S, table_VH).masked_fill_(outside_S[:, None], 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        table_VH: Tensor = ctx.table_VH
+        rows_S, outside_S = ctx.saved_tensors
+        main_grad: Tensor | None = getattr(table_VH, "main_grad", None)
+        sum_VH = torch.zeros_like(table_VH) if main_grad is None else main_grad
+        gradient_SH = gradients[0].masked_fill(outside_S[:, None], 0.0).to(sum_VH.dtype)
+        # Sorts equal rows together, so that the order of the additions, hence the rounding, is always the same.
+        sum_VH.index_put_((rows_S,), gradient_SH, accumulate=True)
+        return (sum_VH if main_grad is None else placeholder_gradient(table_VH)), None, None
 
 
 class TokenEmbedding(MegatronModule):  # type: ignore[misc]
@@ -28,7 +59,14 @@ class TokenEmbedding(MegatronModule):  # type: ignore[misc]
 
     def forward(self, tokens_S: Tensor) -> Tensor:
         """[S, 1, H], all tokens on every rank: images are placed before the sequence is divided."""
-        return self.word_embeddings(tokens_S[:, None])
+        table = self.word_embeddings
+        # The module itself is not called: what hooks of its forward pass do must be asked for.
+        await_parameters(table)
+        rows_S = tokens_S - table.vocab_start_index
+        outside_S = (rows_S < 0) | (rows_S >= table.num_embeddings_per_partition)
+        embeddings_SH = _Lookup.apply(table.weight, rows_S.masked_fill(outside_S, 0), outside_S)
+        embeddings_SH = reduce_from_tensor_model_parallel_region(embeddings_SH, group=table.tp_group)
+        return embeddings_SH[:, None]
 
     def extra_repr(self) -> str:
         table = self.word_embeddings

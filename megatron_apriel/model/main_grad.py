@@ -1,0 +1,23 @@
+"""Gradients that are added where they are needed at once, into a parameter's ``main_grad``.
+
+Megatron's data parallelism gives every trained parameter a part of a float32 buffer in which a step's gradients are
+added up and reduced over the ranks. Autograd's way there is a gradient tensor of the parameter's size, added to the
+buffer by a hook. For the vocabulary's two matrices that is gigabytes a micro-batch, and whoever computes the gradient
+can do without: add to ``main_grad`` directly, then give autograd :func:`placeholder_gradient`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def placeholder_gradient(weight: Tensor) -> Tensor | None:
+    """What to give autograd as the gradient of a weight whose ``main_grad`` has it already.
+
+    Megatron's hook on the weight starts the reduction over ranks, and insists on a gradient. It must be told not to add
+    it, and drops it at once. Any tensor of the weight's shape and type will do; the weight's own numbers cost nothing.
+    """
+    if not hasattr(weight, "grad_added_to_main_grad"):
+        return None
+    weight.grad_added_to_main_grad = True
+    return weight.detach()
