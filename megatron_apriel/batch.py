@@ -4,12 +4,15 @@ A batch is one packed sequence. Documents lie end to end in it, attention never 
 positions restart with each. Images are one packed list of patches; there is no padding inside the vision tower, and a
 batch without images is an ordinary batch whose list is empty.
 
-A sequence's images are shared out over the tensor- (and context-) parallel ranks, whole image by whole image; each
-rank's batch holds the pixels of its own share only, and the slots of everybody's. Everything that the model needs to
-know on the host (counts, longest document) travels as plain integers, so that no step waits for the device.
+A sequence's images are shared out over the tensor- and context-parallel ranks, whole image by whole image; each rank's
+batch holds the pixels of its own share only, and the slots of everybody's. A context-parallel rank's batch holds its
+own two chunks of the tokens, one after the other (``parallel/chunks.py``), and what it needs to know of the rest.
+Everything that the model needs to know on the host (counts, longest document) travels as plain integers, so that no
+step waits for the device.
 
-Shape letters: S sequence, D documents, I images of this rank's share, P patches of this rank's share, K patches of
-all shares, C numbers per patch.
+Shape letters: S tokens of this rank (without context parallelism, of the whole sequence), D documents, I images of this
+rank's share, P patches of this rank's share, K patches of all shares, L patches whose slots are among this rank's
+tokens, C numbers per patch.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class _Movable:
                 moved[field.name] = getattr(value, function_name)(*args, **kwargs)
             elif isinstance(value, _Movable):
                 moved[field.name] = value._map(function_name, *args, **kwargs)
+            elif isinstance(value, tuple) and value and isinstance(value[0], _Movable):
+                moved[field.name] = tuple(item._map(function_name, *args, **kwargs) for item in value)
         return replace(self, **moved)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str) -> Self:
@@ -57,7 +62,7 @@ class PackedImages(_Movable):
         cu_seqlens: int32 [I + 1], cumulative number of patches per image of this share; ``[0]`` when it is empty.
         max_patches: patches of the largest image of this share, 0 when it is empty.
         share_sizes: patches of each rank's share in rank order; they sum to K. One entry without sharing.
-        slots_K: int64, the position in the sequence that takes each patch's feature, shares in rank order.
+        slots_K: int64, the position in the whole sequence that takes each patch's feature, shares in rank order.
         sum_squared_patches: over the images of all shares, the squared number of an image's patches: the attention work
             of the tower, known to every rank alike.
     """
@@ -93,21 +98,57 @@ class PackedImages(_Movable):
 
 
 @dataclass(frozen=True)
+class Chunk(_Movable):
+    """A run of a sequence whose queries one context-parallel rank has, and the keys that they see.
+
+    Attributes:
+        length: tokens of the chunk.
+        first_key, stop: the keys are those at positions ``first_key`` to ``stop - 1`` of the whole sequence.
+        cu_queries, cu_keys: int32, cumulative numbers of queries and of keys per document that reaches into the chunk.
+        max_queries, max_keys: of the document with the most.
+    """
+
+    length: int
+    first_key: int
+    stop: int
+    cu_queries: Tensor
+    cu_keys: Tensor
+    max_queries: int
+    max_keys: int
+
+
+@dataclass(frozen=True)
+class ContextPart(_Movable):
+    """What a context-parallel rank knows about its part of a sequence.
+
+    Attributes:
+        chunks: the rank's chunks, in the order of its tokens.
+        slots_L: int64, positions among this rank's tokens that take a patch's feature.
+        features_L: int64, which of the K features each of them takes.
+    """
+
+    chunks: tuple[Chunk, ...]
+    slots_L: Tensor
+    features_L: Tensor
+
+
+@dataclass(frozen=True)
 class Batch(_Movable):
-    """One micro-batch: a packed sequence of S tokens.
+    """One micro-batch: a packed sequence, or a context-parallel rank's part of one.
 
     Attributes:
         tokens_S: int64 token ids. The tail after the last document, if any, is padding: a document of its own whose
             labels are all ignored.
         labels_S: int64, the token to predict at each position (already shifted), ``IGNORED_LABEL`` where no loss.
         positions_S: int64, restarting at 0 with each document.
-        cu_seqlens: int32 [D + 1], cumulative document lengths from 0 to S, the padding tail included.
+        cu_seqlens: int32 [D + 1], cumulative document lengths of the whole sequence from 0, the padding tail included.
         max_document: length of the longest document.
-        num_loss_tokens: labels that are not ignored.
+        num_loss_tokens: labels of this rank's tokens that are not ignored.
         sequence: global number of this sequence in the run; with the configuration it names the content exactly.
         source: index of the mixture's source that the sequence came from.
         samples: numbers of the corpus's samples in the sequence, in order.
         images: this rank's share of the images.
+        part: which part of the sequence the tokens are; None for the whole of it.
     """
 
     tokens_S: Tensor
@@ -120,3 +161,4 @@ class Batch(_Movable):
     source: int
     samples: tuple[int, ...]
     images: PackedImages
+    part: ContextPart | None = None

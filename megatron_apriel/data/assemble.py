@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_apriel.batch import IGNORED_LABEL, Batch, PackedImages
+from megatron_apriel.batch import IGNORED_LABEL, Batch, Chunk, ContextPart, PackedImages
 from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.images import ImageDecoder, ImageRequest
 from megatron_apriel.data.packing import Piece
 from megatron_apriel.data.patches import patch_places
 from megatron_apriel.data.sources import Source
 from megatron_apriel.errors import DataError
+from megatron_apriel.parallel.chunks import chunks_of_rank, seen_by_chunk
 from megatron_apriel.parallel.images import share_images
 
 
@@ -197,20 +198,63 @@ class ImageShare:
         )
 
 
-def make_batch(content: SequenceContent, images: PackedImages, sequence: int, source: int) -> Batch:
-    """The batch of a sequence; ``sequence`` is its number in the run, ``source`` that of its source."""
+def make_batch(
+    content: SequenceContent, images: PackedImages, sequence: int, source: int, *, context: int = 0, contexts: int = 1
+) -> Batch:
+    """The batch of a sequence, or of the part of it that a context-parallel rank owns.
+
+    Args:
+        content: the whole sequence.
+        images: this rank's share of its images.
+        sequence: its number in the run.
+        source: number of its source.
+        context, contexts: this rank's place among the context-parallel ranks.
+    """
+    tokens, labels, positions = content.tokens_S, content.labels_S, content.positions_S
+    part = None
+    if contexts > 1:
+        owned = chunks_of_rank(tokens.size, contexts, context)
+        tokens, labels, positions = (
+            np.concatenate([array[chunk.start : chunk.stop] for chunk in owned])
+            for array in (tokens, labels, positions)
+        )
+        part = _context_part(content.cu_seqlens.tolist(), images.slots_K, owned)
     return Batch(
-        tokens_S=_tensor(content.tokens_S),
-        labels_S=_tensor(content.labels_S),
-        positions_S=_tensor(content.positions_S),
+        tokens_S=_tensor(tokens),
+        labels_S=_tensor(labels),
+        positions_S=_tensor(positions),
         cu_seqlens=_tensor(content.cu_seqlens),
         max_document=int(np.diff(content.cu_seqlens).max()),
-        num_loss_tokens=int((content.labels_S != IGNORED_LABEL).sum()),
+        num_loss_tokens=int((labels != IGNORED_LABEL).sum()),
         sequence=sequence,
         source=source,
         samples=content.samples,
         images=images,
+        part=part,
     )
+
+
+def _context_part(bounds: list[int], slots_K: Tensor, owned: tuple[range, ...]) -> ContextPart:
+    """What the rank that owns these positions knows of its part of a sequence with documents at ``bounds``."""
+    chunks, slots, features, offset = [], [], [], 0
+    for chunk in owned:
+        seen = seen_by_chunk(bounds, chunk)
+        chunks.append(
+            Chunk(
+                length=len(chunk),
+                first_key=seen.first_key,
+                stop=chunk.stop,
+                cu_queries=torch.tensor([0, *itertools.accumulate(seen.query_lengths)], dtype=torch.int32),
+                cu_keys=torch.tensor([0, *itertools.accumulate(seen.key_lengths)], dtype=torch.int32),
+                max_queries=max(seen.query_lengths),
+                max_keys=max(seen.key_lengths),
+            )
+        )
+        inside = ((slots_K >= chunk.start) & (slots_K < chunk.stop)).nonzero()[:, 0]
+        features.append(inside)
+        slots.append(slots_K[inside] - chunk.start + offset)
+        offset += len(chunk)
+    return ContextPart(chunks=tuple(chunks), slots_L=torch.cat(slots), features_L=torch.cat(features))
 
 
 def _tensor(array: NDArray[np.integer]) -> Tensor:

@@ -5,13 +5,15 @@ is sequence k*B + m*d + r. So the ranks of a step together read the same sequenc
 whole state is the number of sequences that the run has consumed.
 
 Ranks that share a sequence (tensor, context, pipeline) each read its tokens for themselves, which is cheap and needs no
-communication; of its images, each decodes its own share only, and later pipeline stages none.
+communication; context-parallel ranks keep their own part of them. Of its images, each decodes its own share only, and
+later pipeline stages none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,8 +40,9 @@ VALIDATION_SEED = 0
 class _SequenceReader:
     """Makes the batch of (number, source, pack) for one rank; what both loaders are built on."""
 
-    def __init__(self, sources: Sequence[Source], images: ImageShare) -> None:
+    def __init__(self, sources: Sequence[Source], images: ImageShare, context: int, contexts: int) -> None:
         self.sources, self._images = sources, images
+        self._make_batch = partial(make_batch, context=context, contexts=contexts)
         # Background threads start on device 0; this rank's is remembered for them.
         self._cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
 
@@ -53,11 +56,12 @@ class _SequenceReader:
         except Exception as error:
             label = self.sources[source].label
             raise DataError(f"sequence {number} (source {label!r}, pack {pack}) cannot be read: {error!r}.") from error
-        return self._pinned(make_batch(content, images, number, source))
+        return self._pinned(self._make_batch(content, images, number, source))
 
     def padding(self, number: int, source: int) -> Batch:
         """A batch without loss."""
-        return self._pinned(make_batch(padding_sequence(self.sources[source]), self._images.pack(()), number, source))
+        content = padding_sequence(self.sources[source])
+        return self._pinned(self._make_batch(content, self._images.pack(()), number, source))
 
     def _pinned(self, batch: Batch) -> Batch:
         if self._cuda is None:
@@ -85,6 +89,8 @@ def _open_reader(
     data_rank: int,
     share: int,
     shares: int,
+    context: int,
+    contexts: int,
     with_images: bool,
     directory: Path | None,
 ) -> _SequenceReader:
@@ -95,7 +101,8 @@ def _open_reader(
     decoder = None
     if tower is not None and with_images and any(source.corpus.manifest.counts.images for source in sources):
         decoder = _decoder(config.images, tower.patch_size)
-    return _SequenceReader(sources, ImageShare(share, shares, tower.patch_values if tower else 0, decoder))
+    images = ImageShare(share, shares, tower.patch_values if tower else 0, decoder)
+    return _SequenceReader(sources, images, context, contexts)
 
 
 def _decoder(section: ImagesSection, patch_size: int) -> ImageDecoder:
@@ -117,6 +124,8 @@ class TrainingLoader:
         data_size: int = 1,
         share: int = 0,
         shares: int = 1,
+        context: int = 0,
+        contexts: int = 1,
         with_images: bool = True,
         first_sequence: int = 0,
         directory: Path | None = None,
@@ -128,6 +137,7 @@ class TrainingLoader:
             architecture: of the model that reads the batches.
             data_rank, data_size: this rank's place among the data-parallel ranks.
             share, shares: this rank's place among the ranks that share a sequence's images.
+            context, contexts: this rank's place among the ranks that divide a sequence's tokens.
             with_images: False on ranks without a tower, which need slots but no pixels.
             first_sequence: how many sequences the run has consumed.
             directory: with the model's processor files, if there are any.
@@ -158,6 +168,8 @@ class TrainingLoader:
             data_rank=data_rank,
             share=share,
             shares=shares,
+            context=context,
+            contexts=contexts,
             with_images=with_images,
             directory=directory,
         )
@@ -241,6 +253,8 @@ class ValidationLoader:
         data_size: int = 1,
         share: int = 0,
         shares: int = 1,
+        context: int = 0,
+        contexts: int = 1,
         with_images: bool = True,
         micro_batch_multiple: int = 1,
         directory: Path | None = None,
@@ -262,6 +276,8 @@ class ValidationLoader:
             data_rank=data_rank,
             share=share,
             shares=shares,
+            context=context,
+            contexts=contexts,
             with_images=with_images,
             directory=directory,
         )

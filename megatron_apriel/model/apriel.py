@@ -2,8 +2,9 @@
 
 A pipeline cuts the model into stages, and an interleaved pipeline cuts it into several chunks per rank; each chunk is
 an :class:`AprielModel` that has what belongs to it. The first has embedding, tower and projector, the last the final
-norm and the head. A micro-batch is one packed sequence, so hidden states are always [S, 1, H], with S divided over the
-tensor-parallel ranks under sequence parallelism.
+norm and the head. A micro-batch is one packed sequence, so hidden states are always [S, 1, H]; under context
+parallelism S are the rank's own tokens only, and under sequence parallelism those are divided over the tensor-parallel
+ranks too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch, PackedImages
 from megatron_apriel.errors import DataError
-from megatron_apriel.model.attention import packed
+from megatron_apriel.model.attention import packed_documents
 from megatron_apriel.model.decoder import TokenEmbedding, build_head, gather_logits
 from megatron_apriel.model.loss import token_losses
 from megatron_apriel.model.projector import Projector
@@ -32,7 +33,7 @@ from megatron_apriel.model.rotary import decoder_angles
 from megatron_apriel.model.sharing import await_parameters, gather_shares, place_features, with_zero_gradients
 from megatron_apriel.model.specs import Layers, block_spec
 from megatron_apriel.model.vision import VisionTower
-from megatron_apriel.parallel.groups import image_shares_group
+from megatron_apriel.parallel.groups import context_group, image_shares_group
 
 
 class AprielModel(MegatronModule):  # type: ignore[misc]
@@ -98,8 +99,8 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
             return_logits: on the last chunk, logits instead of losses.
 
         Returns:
-            On the last chunk the loss of each token, float32 [S], 0 where the label is ignored; or logits [S, V], the
-            same on all tensor-parallel ranks. On the others hidden states [S, 1, H].
+            On the last chunk the loss of each token of the batch, float32 [S], 0 where the label is ignored; or their
+            logits [S, V], the same on all tensor-parallel ranks. On the others hidden states [S, 1, H].
 
         Raises:
             DataError: if the batch has images and the model has no tower.
@@ -109,7 +110,7 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
             hidden_states=self._embed(batch) if self.pre_process else None,
             attention_mask=None,
             rotary_pos_emb=decoder_angles(batch.positions_S, decoder.head_dim, decoder.rope_theta),
-            packed_seq_params=packed(batch.cu_seqlens, batch.max_document),
+            packed_seq_params=packed_documents(batch),
         )
         if not self.post_process:
             return hidden
@@ -124,7 +125,10 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
             await_parameters(self.tower, self.projector)
         if batch.images.num_patches:
             features_KH = self._image_features(batch.images)
-            embeddings_S1H = place_features(embeddings_S1H, features_KH, batch.images.slots_K)
+            slots = batch.images.slots_K
+            if batch.part is not None:
+                features_KH, slots = features_KH.index_select(0, batch.part.features_L), batch.part.slots_L
+            embeddings_S1H = place_features(embeddings_S1H, features_KH, slots)
         else:
             embeddings_S1H = with_zero_gradients(embeddings_S1H, self._image_parameters())
         if self.config.sequence_parallel:
@@ -138,7 +142,6 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
                 f"a batch with {images.num_patches} image patches was given to a model without a vision tower.",
                 fix="Train on text, or start from a checkpoint that has a tower.",
             )
-        group = image_shares_group()
         if images.patches_PC.shape[0]:
             trained = any(parameter.requires_grad for parameter in self.tower.parameters())
             with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
@@ -148,7 +151,7 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
         else:
             share = self.embedding.word_embeddings.weight.new_zeros(0, self.architecture.decoder.hidden_size)
             share = with_zero_gradients(share, self._image_parameters())
-        return gather_shares(share, images.share_sizes, group)
+        return gather_shares(share, images.share_sizes, image_shares_group(), context_group())
 
     def _image_parameters(self) -> Iterator[torch.nn.Parameter]:
         """Parameters of tower and projector in the order of their use."""

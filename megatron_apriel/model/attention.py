@@ -2,14 +2,16 @@
 
 :class:`PackedSelfAttention` is Megatron's ``SelfAttention`` with its own way from hidden states to output. Megatron's
 applies rotary positions by document, which asks the device for the documents' lengths in every layer; here the angles
-come per token (``rotary.py``) and nothing waits. :class:`LocalCoreAttention` does the attention itself where
-Transformer Engine is absent.
+come per token (``rotary.py``) and nothing waits. Of a sequence that is divided over context-parallel ranks, see
+``context.py``. :class:`LocalCoreAttention` does the attention itself where Transformer Engine is absent.
 
-Shape letters: S tokens, N query heads, G key-value heads, D numbers per head.
+Shape letters: S tokens, N query heads, G key-value heads, D numbers per head; T keys, as many as S but for a chunk.
 """
 
 from __future__ import annotations
 
+import copy
+import enum
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +22,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_apriel.batch import Batch
+from megatron_apriel.model.context import ChunkedSeqParams, attend_by_chunks, gather_keys_and_values
 from megatron_apriel.model.rotary import split_and_rotate
 
 
@@ -39,8 +43,21 @@ def packed(cu_seqlens: Tensor, longest: int) -> PackedSeqParams:
     )
 
 
+def packed_documents(batch: Batch) -> PackedSeqParams:
+    """How the sequence of a batch is divided into documents, and its chunks if this rank has only a part of it."""
+    if batch.part is None:
+        return packed(batch.cu_seqlens, batch.max_document)
+    return ChunkedSeqParams(qkv_format="thd", chunks=batch.part.chunks)
+
+
 class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
     """Self-attention of a packed sequence; parameters and sharding are those of Megatron's ``SelfAttention``."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        # Transformer Engine's attention must not divide the sequence for itself: it is given all keys that it needs.
+        undivided = copy.copy(config)
+        undivided.context_parallel_size = 1
+        super().__init__(undivided, *args, **kwargs)
 
     def forward(
         self,
@@ -57,20 +74,24 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
             hidden_states: normalised already, or by the fused first layer.
             attention_mask: none is ever used; documents come from ``packed_seq_params``.
             rotary_pos_emb: angles of all S tokens, see ``rotary.py``.
-            packed_seq_params: see :func:`packed`.
+            packed_seq_params: see :func:`packed` and :func:`packed_documents`.
         """
         projected_S1GX, parts = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
         fused = self.config.transformer_impl == "transformer_engine"
         query, key, value = split_and_rotate(projected_S1GX, parts, rotary_pos_emb, fused=fused)
-        context = self.core_attention(
-            query,
-            key,
-            value,
-            None,
-            attn_mask_type=self.attn_mask_type,
-            attention_bias=None,
-            packed_seq_params=packed_seq_params,
-        )
+        if isinstance(packed_seq_params, ChunkedSeqParams):
+            key, value = gather_keys_and_values(key, value, self.pg_collection.cp)
+            context = attend_by_chunks(self.core_attention, query, key, value, packed_seq_params.chunks)
+        else:
+            context = self.core_attention(
+                query,
+                key,
+                value,
+                None,
+                attn_mask_type=self.attn_mask_type,
+                attention_bias=None,
+                packed_seq_params=packed_seq_params,
+            )
         return self.linear_proj(context.reshape(context.shape[0], 1, -1))
 
     def extra_repr(self) -> str:
@@ -98,21 +119,31 @@ class LocalCoreAttention(torch.nn.Module):
     def forward(
         self,
         query_SND: Tensor,
-        key_SGD: Tensor,
-        value_SGD: Tensor,
+        key_TGD: Tensor,
+        value_TGD: Tensor,
         attention_mask: None,
         *,
-        attn_mask_type: AttnMaskType,
+        attn_mask_type: enum.Enum,
         attention_bias: None,
         packed_seq_params: PackedSeqParams,
     ) -> Tensor:
-        """Attention within each document; returns [S, N, D]."""
-        bounds = packed_seq_params.cu_seqlens_q.tolist()
+        """Attention within each document, of its last tokens where it has fewer queries than keys: [S, N, D]."""
+        bounds = (packed_seq_params.cu_seqlens_q.tolist(), packed_seq_params.cu_seqlens_kv.tolist())
         outputs = []
-        for start, end in pairwise(bounds):
-            query, key, value = (x[None, start:end].transpose(1, 2) for x in (query_SND, key_SGD, value_SGD))
+        for (start, end), (first, last) in zip(*map(pairwise, bounds), strict=True):
+            query = query_SND[None, start:end].transpose(1, 2)
+            key, value = (x[None, first:last].transpose(1, 2) for x in (key_TGD, value_TGD))
+            earlier = (last - first) - (end - start)
+            mask = None
+            if self.causal and earlier:
+                mask = torch.ones(end - start, last - first, dtype=torch.bool, device=query.device).tril(earlier)
             output = torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, is_causal=self.causal, enable_gqa=query.shape[1] != key.shape[1]
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=self.causal and mask is None,
+                enable_gqa=query.shape[1] != key.shape[1],
             )
             outputs.append(output[0].transpose(0, 1))
         return torch.cat(outputs)

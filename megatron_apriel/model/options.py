@@ -77,7 +77,7 @@ def decoder_config(decoder: DecoderArchitecture, options: ModelOptions, layout: 
         ConfigError: for combinations that Megatron or Transformer Engine cannot run.
     """
     layers = choose_layers(options.layers)
-    _check(options, layers, layout)
+    _check(options, layers)
     interleaved = layout.virtual > 1
     return TransformerConfig(
         num_layers=decoder.num_layers,
@@ -89,6 +89,7 @@ def decoder_config(decoder: DecoderArchitecture, options: ModelOptions, layout: 
         layernorm_epsilon=decoder.norm_eps,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        context_parallel_size=layout.context,
         virtual_pipeline_model_parallel_size=layout.virtual if interleaved else None,
         pipeline_model_parallel_layout=layout.megatron_layer_layout(decoder.num_layers),
         sequence_parallel=layout.sequence and layout.tensor > 1,
@@ -123,13 +124,7 @@ def tower_config(tower: TowerArchitecture, options: ModelOptions) -> Transformer
     )
 
 
-def _check(options: ModelOptions, layers: Layers, layout: Layout) -> None:
-    if layout.context > 1:
-        raise ConfigError(
-            f"parallel.context={layout.context} is not supported by the model.",
-            "A sequence cannot be divided over context-parallel ranks yet.",
-            "Set parallel.context=1; parallel.tensor with parallel.sequence divides activations too.",
-        )
+def _check(options: ModelOptions, layers: Layers) -> None:
     if options.fp8 != "none" and not layers.fused:
         raise ConfigError(
             f"precision.fp8={options.fp8} needs Transformer Engine on a CUDA device; the layers here are local ones.",

@@ -1,16 +1,23 @@
 """How ranks share a sequence's images, and how their features get into the sequence.
 
-Tower and projector are held whole by every tensor-parallel rank of the first pipeline stage. Running every image on
-every rank would repeat the same work; dividing the tower's matrices would make each of them tiny. So each rank takes
-whole images instead, its *share*, and the projected features of all shares are gathered afterwards:
+Tower and projector are held whole by every tensor- and context-parallel rank of the first pipeline stage. Running every
+image on every rank would repeat the same work; dividing the tower's matrices would make each of them tiny. So each rank
+takes whole images instead, its *share*, and the projected features of all shares are gathered afterwards:
 
-    patches of my share -> tower -> projector -> features of my share -> gather -> features of all -> slots
+    patches of my share -> tower -> projector -> features of my share -> gather -> features of all -> my slots
 
-Backward, every rank holds the same gradient for all features, because the decoder's input gradient is summed over the
-tensor-parallel ranks, and keeps the part that belongs to its share. A tower weight's gradient is then the **sum** over
-ranks, each having seen other images. Megatron knows how to *average* a replicated parameter's gradient over the
-tensor-parallel ranks (the mark ``average_gradients_across_tp_domain``), with and without sequence parallelism. The sum
-is the average of gradients that are larger by the number of ranks, so that is what the gather passes down.
+An image is run by one rank and may have its slots on another: which rank owns which tokens is not asked when images
+are shared out, so that shares stay even.
+
+Backward, tensor-parallel ranks hold the same gradient for the features, because the decoder's input gradient is summed
+over them. Context-parallel ranks each hold the gradient of the features that stand among their own tokens, and zero for
+all others; the sum over these ranks is the gradient of all features. Of it a rank keeps the part of its share.
+
+A tower weight's gradient is then the **sum** over all of these ranks, each having seen other images. Over the
+context-parallel ranks Megatron sums every parameter's gradient, as over the data-parallel ones. Over the
+tensor-parallel ranks it can *average* a replicated parameter's gradient (the mark
+``average_gradients_across_tp_domain``), with and without sequence parallelism; the sum is the average of gradients that
+are larger by the number of tensor-parallel ranks, so that is what the gather passes down.
 
 A rank without images skips tower and projector, but not what the data-parallel ranks do together about their
 parameters. Those collectives must come in the same order on every rank, whatever its batches hold, or ranks would add
@@ -34,8 +41,10 @@ from torch import Tensor
 
 class _GatherShares(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, share: Tensor, sizes: tuple[int, ...], group: dist.ProcessGroup) -> Tensor:
-        ctx.sizes, ctx.group = sizes, group
+    def forward(
+        ctx: Any, share: Tensor, sizes: tuple[int, ...], group: dist.ProcessGroup, context: dist.ProcessGroup
+    ) -> Tensor:
+        ctx.sizes, ctx.group, ctx.context = sizes, group, context
         largest = max(sizes)
         # Collectives want equal sizes: shares are balanced, so padding to the largest costs little.
         padded = share.new_zeros(largest, share.shape[1])
@@ -45,14 +54,27 @@ class _GatherShares(torch.autograd.Function):
         return torch.cat([gathered[rank * largest : rank * largest + size] for rank, size in enumerate(sizes)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        rank = ctx.group.rank()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient_KH, rank, contexts = gradients[0], ctx.group.rank(), ctx.context.size()
+        if contexts > 1:
+            # A copy, because the gradient that autograd passes may have other readers.
+            gradient_KH = gradient_KH.clone()
+            dist.all_reduce(gradient_KH, group=ctx.context)
         start = sum(ctx.sizes[:rank])
-        return gradients[0][start : start + ctx.sizes[rank]] * len(ctx.sizes), None, None
+        own = gradient_KH[start : start + ctx.sizes[rank]]
+        return own * (len(ctx.sizes) // contexts), None, None, None
 
 
-def gather_shares(share_H: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+def gather_shares(
+    share_H: Tensor, sizes: Sequence[int], group: dist.ProcessGroup, context: dist.ProcessGroup
+) -> Tensor:
     """Features of all shares [K, H] from this rank's [sizes[rank], H]; see the module's text for the gradient.
+
+    Args:
+        share_H: features of this rank's images.
+        sizes: patches of each rank's share.
+        group: the ranks that share the images, tensor- and context-parallel.
+        context: those of them that divide the tokens.
 
     Raises:
         ValueError: if the images were shared over another number of ranks than ``group`` has, or this rank's share has
@@ -64,7 +86,7 @@ def gather_shares(share_H: Tensor, sizes: Sequence[int], group: dist.ProcessGrou
         raise ValueError(f"share {group.rank()} has {share_H.shape[0]} patches, announced were {sizes[group.rank()]}")
     if len(sizes) == 1:
         return share_H
-    return _GatherShares.apply(share_H, tuple(sizes), group)
+    return _GatherShares.apply(share_H, tuple(sizes), group, context)
 
 
 class _WithZeroGradient(torch.autograd.Function):

@@ -4,8 +4,8 @@ All images of a rank's share are one list of patches. A patch becomes a token by
 convolution of the reference with its filters flattened; attention stays inside each image; positions are rows and
 columns. There is no class token and no norm after the last layer (transformers, ``PixtralVisionModel``).
 
-Every tensor-parallel rank holds the whole tower: its layers belong to a group of one rank. See ``sharing.py`` for how
-ranks divide the images, and why its parameters are marked as they are.
+Every tensor- and context-parallel rank holds the whole tower: its layers belong to a group of one rank. See
+``sharing.py`` for how ranks divide the images, and why its parameters are marked as they are.
 """
 
 from __future__ import annotations
@@ -100,4 +100,4 @@ class VisionTower(MegatronModule):  # type: ignore[misc]
         return replicated_state(super().sharded_state_dict(prefix, sharded_offsets, metadata))
 
     def extra_repr(self) -> str:
-        return "replicated over tensor-parallel ranks, each runs its share of the images"
+        return "replicated over tensor- and context-parallel ranks, each runs its share of the images"

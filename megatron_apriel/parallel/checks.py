@@ -14,9 +14,6 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.parallel.layout import Layout, divisors
 
-CONTEXT_PARALLEL_SUPPORTED = False
-"""Whether the model can split a packed sequence over ranks in attention (parallel.context above 1)."""
-
 FP8_TOKEN_MULTIPLE = {"delayed": 16, "tensorwise": 16, "blockwise": 128}
 """Tokens per rank must be a multiple of this: the tile of the 8-bit matrix products of each scaling recipe."""
 
@@ -33,7 +30,6 @@ def check_layout(config: StageConfig, architecture: Architecture, world_size: in
         *_model_parts(config, architecture),
         *_positions(config, architecture),
         *_tensor(config, architecture),
-        *_context(config),
         *_sequence_length(config),
         *_fp8(config, architecture),
         *_kept_checkpoints(config),
@@ -126,16 +122,6 @@ def _kept_checkpoints(config: StageConfig) -> Iterator[ConfigError]:
             f"Set checkpoint.every to {possible} or less."
             if possible
             else f"Set checkpoint.keep='last 1', or train for at least {keep.number} steps.",
-        )
-
-
-def _context(config: StageConfig) -> Iterator[ConfigError]:
-    if config.parallel.context > 1 and not CONTEXT_PARALLEL_SUPPORTED:
-        yield ConfigError(
-            f"parallel.context={config.parallel.context} is not supported yet.",
-            "The model does not split packed sequences over ranks in attention.",
-            "Set parallel.context=1; for long sequences use parallel.tensor with parallel.sequence=true,"
-            " and recompute.mode=full.",
         )
 
 

@@ -128,6 +128,11 @@ def image_shares_group() -> dist.ProcessGroup:
     return parallel_state.get_tensor_and_context_parallel_group()
 
 
+def context_group() -> dist.ProcessGroup:
+    """The context-parallel ranks of one replica, stage and tensor shard: those that divide a sequence's tokens."""
+    return parallel_state.get_context_parallel_group()
+
+
 def group_of_one() -> dist.ProcessGroup:
     """A group of this rank alone, for modules that hold all of their parameters on every rank."""
     # Made by its member only, so that a job of a thousand ranks does not make a thousand groups one after another.

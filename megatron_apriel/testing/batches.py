@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.batch import IGNORED_LABEL, Batch, PackedImages
+from megatron_apriel.batch import IGNORED_LABEL, Batch, Chunk, ContextPart, PackedImages
 
 IMAGE_BREAK, IMAGE_END, PADDING = 12, 13, 11
 
@@ -78,6 +78,8 @@ def make_batch(
     images_per_share: Sequence[Sequence[int]] | None = None,
     unscored: Sequence[int] = (),
     sequence: int = 0,
+    context: int = 0,
+    contexts: int = 1,
 ) -> Batch:
     """One packed sequence of ``documents``, as seen by the rank with number ``share`` of ``shares``.
 
@@ -90,6 +92,7 @@ def make_batch(
         images_per_share: numbers of the images that each share takes; dealt out in turn where None.
         unscored: numbers of documents without loss.
         sequence: number of the sequence in its run.
+        context, contexts: this rank's number among the context-parallel ranks, and theirs.
     """
     layout, lengths = _lay_out(architecture, documents)
     tokens, scored = list(layout.tokens), [number not in unscored for number in range(len(lengths))]
@@ -110,17 +113,55 @@ def make_batch(
         start += length
     if images_per_share is None:
         images_per_share = [list(range(rank, len(layout.images), shares)) for rank in range(shares)]
+    images = _pack_images(architecture, layout, images_per_share, share)
+    owned = _owned(len(tokens), context, contexts)
+    labels = [labels[place] for place in owned]
     return Batch(
-        tokens_S=torch.tensor(tokens),
+        tokens_S=torch.tensor(tokens)[owned],
         labels_S=torch.tensor(labels),
-        positions_S=torch.tensor(positions),
+        positions_S=torch.tensor(positions)[owned],
         cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
         max_document=max(lengths),
         num_loss_tokens=sum(label != IGNORED_LABEL for label in labels),
         sequence=sequence,
         source=0,
         samples=(),
-        images=_pack_images(architecture, layout, images_per_share, share),
+        images=images,
+        part=_context_part(owned, lengths, images.slots_K.tolist()) if contexts > 1 else None,
+    )
+
+
+def _owned(length: int, context: int, contexts: int) -> list[int]:
+    """Positions that a context-parallel rank owns: of 2 x ``contexts`` parts one from the front, one from behind."""
+    if contexts == 1:
+        return list(range(length))
+    parts = torch.arange(length).view(2 * contexts, -1)
+    return [*parts[context].tolist(), *parts[-1 - context].tolist()]
+
+
+def _context_part(owned: list[int], lengths: list[int], slots: list[int]) -> ContextPart:
+    document_of = [number for number, length in enumerate(lengths) for _ in range(length)]
+    chunks = []
+    for half in (owned[: len(owned) // 2], owned[len(owned) // 2 :]):
+        documents = sorted({document_of[place] for place in half})
+        queries = [sum(document_of[place] == number for place in half) for number in documents]
+        keys = [document_of[: half[-1] + 1].count(number) for number in documents]
+        chunks.append(
+            Chunk(
+                length=len(half),
+                first_key=document_of.index(documents[0]),
+                stop=half[-1] + 1,
+                cu_queries=torch.tensor([0, *queries]).cumsum(0).int(),
+                cu_keys=torch.tensor([0, *keys]).cumsum(0).int(),
+                max_queries=max(queries),
+                max_keys=max(keys),
+            )
+        )
+    features = [number for number, slot in enumerate(slots) if slot in owned]
+    return ContextPart(
+        chunks=tuple(chunks),
+        slots_L=torch.tensor([owned.index(slots[number]) for number in features], dtype=torch.int64),
+        features_L=torch.tensor(features, dtype=torch.int64),
     )
 
 

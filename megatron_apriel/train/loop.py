@@ -127,7 +127,7 @@ def _step(stage: Stage, stop_code: int) -> tuple[StepReport, _Work]:
 def _counted(stage: Stage, batches: Iterator[Batch], work: _Work) -> Iterator[Batch]:
     """The batches on this rank's device, with their work added up while they are still on the host."""
     for batch in batches:
-        work.tokens += batch.tokens_S.numel()
+        work.tokens += stage.config.sequence_length
         work.flops += step_flops(stage.architecture, stage.config.train, batch)
         yield batch.to(stage.device)
 

@@ -214,13 +214,15 @@ def _loaders(
 
 
 def _data_placement(layout: Layout) -> dict[str, Any]:
-    """Which batches and which images this rank reads."""
+    """Which batches, which of their tokens and which images this rank reads."""
     place = layout.coordinates(dist.get_rank())
     return {
         "data_rank": place.data,
         "data_size": layout.data,
         "share": place.context * layout.tensor + place.tensor,
         "shares": layout.tensor * layout.context,
+        "context": place.context,
+        "contexts": layout.context,
         "with_images": place.pipeline == 0,
     }
 

@@ -116,7 +116,8 @@ def train_step(
         chunks: this rank's model chunks.
         batches: this rank's next ``micro_batches`` batches.
         sources: number of sources in the mixture.
-        totals: called once after the forward and backward passes; its numbers are summed over data-parallel ranks.
+        totals: called once after the forward and backward passes; its numbers, of this rank's whole sequences, are
+            summed over data-parallel ranks.
         stop_code: exit code this rank wants to stop with after the step, 0 for none.
     """
     for chunk in chunks:
@@ -154,11 +155,13 @@ def summarise(losses: list[MicroBatchLoss], sources: int, totals: list[float], s
     counts = [0.0] * sources
     for loss in losses:
         counts[loss.source] += loss.num_tokens
-    host = torch.tensor([*counts, *totals], dtype=torch.float64)
-    if not _counts_for_its_data_rank():
-        host.zero_()
+    # The caller's totals are of whole sequences, the losses of this context-parallel rank's tokens.
+    counts_losses = _first_with_losses()
+    counts_totals = counts_losses and parallel_state.get_context_parallel_rank() == 0
+    counted = [count * counts_losses for count in counts] + [total * counts_totals for total in totals]
+    host = torch.tensor(counted, dtype=torch.float64)
     sums = torch.zeros(sources, dtype=torch.float64, device=device)
-    if losses and _counts_for_its_data_rank():
+    if losses and counts_losses:
         index = torch.tensor([loss.source for loss in losses], device=device)
         sums.index_add_(0, index, torch.stack([loss.loss_sum.double() for loss in losses]))
     flat = torch.cat([sums, host.to(device)])
@@ -176,8 +179,8 @@ def summarise(losses: list[MicroBatchLoss], sources: int, totals: list[float], s
     )
 
 
-def _counts_for_its_data_rank() -> bool:
-    """One rank of each data-parallel replica: the last stage's first tensor-parallel rank, which holds the loss."""
+def _first_with_losses() -> bool:
+    """Whether this is the first of the ranks that hold the losses of the same tokens: tensor-parallel, last stage."""
     last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
     return last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
 

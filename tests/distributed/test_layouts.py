@@ -63,6 +63,12 @@ LAYOUTS = {
     "TP2 SP PP2 distributed optimizer recompute": Setup(
         Layout(4, tensor=2, pipeline=2, sequence=True), True, options=ModelOptions(recompute="full")
     ),
+    "PP4": Setup(Layout(4, pipeline=4)),
+    "CP2": Setup(Layout(2, context=2)),
+    "CP4": Setup(Layout(4, context=4)),
+    "CP2 DP2 distributed optimizer overlap": Setup(Layout(4, context=2), True, True),
+    "TP2 SP CP2": Setup(Layout(4, tensor=2, sequence=True, context=2)),
+    "CP2 PP2 recompute": Setup(Layout(4, context=2, pipeline=2), options=ModelOptions(recompute="full")),
 }
 
 
@@ -102,7 +108,7 @@ class Outcome:
 
 def batches(case: Case, step: int, layout: Layout) -> Iterator[Batch]:
     """This rank's micro-batches of a step: sequence m * d + r for data rank r of d, with its share of the images."""
-    shares = groups.image_shares_group()
+    shares, context = groups.image_shares_group(), groups.context_group()
     for number in range(parallel_state.get_data_parallel_rank(), SEQUENCES, layout.data):
         generator = torch.Generator().manual_seed(1000 * step + number)
         documents = [random_document(ARCHITECTURE, 8, grids, generator) for grids in case.images[number]]
@@ -113,6 +119,8 @@ def batches(case: Case, step: int, layout: Layout) -> Iterator[Batch]:
             shares=shares.size(),
             share=shares.rank(),
             sequence=number,
+            context=context.rank(),
+            contexts=context.size(),
         )
 
 

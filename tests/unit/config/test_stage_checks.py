@@ -11,7 +11,6 @@ import pytest
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.parallel import checks
 from megatron_apriel.parallel.checks import check_layout, sequence_multiple
 from megatron_apriel.parallel.layout import Layout
 
@@ -103,8 +102,7 @@ def test_layers_and_ranks_and_batches() -> None:
         ({"tensor": 2, "sequence": True, "context": 2}, "blockwise", 1024),
     ],
 )
-def test_sequence_multiple(parallel: dict[str, Any], fp8: str, multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "CONTEXT_PARALLEL_SUPPORTED", True)
+def test_sequence_multiple(parallel: dict[str, Any], fp8: str, multiple: int) -> None:
     precision = {"fp8": fp8}
     config = stage(parallel=parallel, precision=precision)
     assert sequence_multiple(config)[0] == multiple
@@ -115,13 +113,6 @@ def test_sequence_multiple(parallel: dict[str, Any], fp8: str, multiple: int, mo
         text = refusal(odd, world_size=config.parallel.tensor * config.parallel.context)
         assert f"sequence_length={length} is not a multiple of {multiple} (" in text
         assert f"Nearest: 16384 or {16384 + multiple};" in text
-
-
-def test_context_parallelism_has_one_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = stage(parallel={"context": 2})
-    assert "parallel.context=2 is not supported yet." in refusal(config)
-    monkeypatch.setattr(checks, "CONTEXT_PARALLEL_SUPPORTED", True)
-    assert check_layout(config, APRIEL, 64).data == 32
 
 
 def test_fp8() -> None:

@@ -78,7 +78,6 @@ def test_exact_gelu_is_never_fused(monkeypatch: pytest.MonkeyPatch, fused: None)
     ("how", "layout", "message"),
     [
         (ModelOptions(fp8="delayed"), Layout(), "precision.fp8=delayed needs Transformer Engine on a CUDA device"),
-        (ModelOptions(), Layout(2, context=2), "parallel.context=2 is not supported"),
         (ModelOptions(fuse_weight_gradients=True), Layout(), "fused weight gradients need Transformer Engine"),
         (ModelOptions(layers="transformer_engine"), Layout(), "cannot be used: no CUDA device"),
     ],
