@@ -1,0 +1,103 @@
+"""What cross entropy does to the rows of a matrix of logits: three numbers per row, and the gradient in place.
+
+Both functions read each logit in the type it has and compute in float32 (float64 for float64). On a GPU they are one
+kernel each (``cross_entropy_kernels.py``), so that no float32 copy of the logits exists there; elsewhere they are
+written in torch, a few rows at a time for the same reason.
+
+A row is a token. A tensor-parallel rank has a run of the vocabulary, from ``first_entry`` on; a label outside of it,
+``IGNORED_LABEL`` included, is somebody else's.
+
+Shape letters: C tokens, V entries of the vocabulary on this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_apriel.batch import IGNORED_LABEL
+
+LOGITS_AT_A_TIME = 2**22
+"""How many logits torch's version copies at once, so that its temporary tensors stay at 16 MiB each."""
+
+
+class RowStatistics(NamedTuple):
+    """Per row: its largest logit, the sum of exp(logit - largest), and its label's logit (0 where it has none)."""
+
+    maximum_C: Tensor
+    total_C: Tensor
+    target_C: Tensor
+
+    def losses(self) -> Tensor:
+        """log(sum of exp(logits)) - label's logit, per row."""
+        return self.total_C.log() + self.maximum_C - self.target_C
+
+
+def row_statistics(logits_CV: Tensor, labels_C: Tensor, first_entry: int) -> RowStatistics:
+    """The three numbers of every row, over this rank's entries."""
+    if _has_kernels(logits_CV):
+        from megatron_apriel.model import cross_entropy_kernels
+
+        return RowStatistics(*cross_entropy_kernels.row_statistics(logits_CV, labels_C, first_entry))
+    return row_statistics_by_torch(logits_CV, labels_C, first_entry)
+
+
+def turn_into_gradient(logits_CV: Tensor, labels_C: Tensor, first_entry: int, statistics: RowStatistics) -> None:
+    """Overwrite logits by the gradient of the sum of losses: softmax - onehot, and 0 in rows of ignored labels.
+
+    Args:
+        statistics: over the whole vocabulary, not this rank's entries only.
+    """
+    if _has_kernels(logits_CV):
+        from megatron_apriel.model import cross_entropy_kernels
+
+        cross_entropy_kernels.turn_into_gradient(
+            logits_CV, labels_C, first_entry, statistics.maximum_C, statistics.total_C
+        )
+    else:
+        turn_into_gradient_by_torch(logits_CV, labels_C, first_entry, statistics)
+
+
+def row_statistics_by_torch(logits_CV: Tensor, labels_C: Tensor, first_entry: int) -> RowStatistics:
+    """:func:`row_statistics` on any device."""
+    wide = torch.promote_types(logits_CV.dtype, torch.float32)
+    columns_C, mine_C = _columns(logits_CV, labels_C, first_entry)
+    maximum_C = logits_CV.amax(1).to(wide)
+    target_C = logits_CV.gather(1, columns_C[:, None])[:, 0].to(wide).where(mine_C, 0.0)
+    total_C = torch.empty_like(maximum_C)
+    for rows in _pieces(logits_CV):
+        total_C[rows] = (logits_CV[rows].to(wide) - maximum_C[rows, None]).exp_().sum(1)
+    return RowStatistics(maximum_C, total_C, target_C)
+
+
+def turn_into_gradient_by_torch(
+    logits_CV: Tensor, labels_C: Tensor, first_entry: int, statistics: RowStatistics
+) -> None:
+    """:func:`turn_into_gradient` on any device."""
+    columns_C, mine_C = _columns(logits_CV, labels_C, first_entry)
+    for rows in _pieces(logits_CV):
+        shifted_RV = logits_CV[rows].to(statistics.maximum_C.dtype) - statistics.maximum_C[rows, None]
+        softmax_RV = shifted_RV.exp_().div_(statistics.total_C[rows, None])
+        # The difference is taken before rounding to the logits' type: close to the label the two nearly cancel.
+        softmax_RV.scatter_add_(1, columns_C[rows, None], -mine_C[rows, None].to(softmax_RV.dtype))
+        logits_CV[rows] = softmax_RV.masked_fill_((labels_C[rows] == IGNORED_LABEL)[:, None], 0.0)
+
+
+def _has_kernels(logits_CV: Tensor) -> bool:
+    return logits_CV.is_cuda and logits_CV.dtype != torch.float64
+
+
+def _columns(logits_CV: Tensor, labels_C: Tensor, first_entry: int) -> tuple[Tensor, Tensor]:
+    """The label's column, 0 where it is not on this rank; and whether it is."""
+    columns_C = labels_C - first_entry
+    mine_C = (columns_C >= 0) & (columns_C < logits_CV.shape[1])
+    return columns_C.where(mine_C, 0), mine_C
+
+
+def _pieces(logits_CV: Tensor) -> Iterator[slice]:
+    rows, entries = logits_CV.shape
+    step = max(LOGITS_AT_A_TIME // entries, 1)
+    return (slice(start, start + step) for start in range(0, rows, step))
