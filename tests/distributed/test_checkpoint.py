@@ -58,6 +58,8 @@ LAYOUTS = {
     "PP2 VP2": Layout(2, pipeline=2, virtual=2),
     "TP2 PP2": Layout(4, tensor=2, pipeline=2, sequence=True),
     "TP2 DP2": Layout(4, tensor=2, sequence=True),
+    "CP2": Layout(2, context=2),
+    "TP2 CP2": Layout(4, tensor=2, sequence=True, context=2),
 }
 
 
@@ -112,7 +114,7 @@ class Run:
         return float(total) / self.layout.tensor
 
     def _batches(self, step: int) -> Iterator[Batch]:
-        shares = groups.image_shares_group()
+        shares, context = groups.image_shares_group(), groups.context_group()
         for number in range(parallel_state.get_data_parallel_rank(), SEQUENCES, self.layout.data):
             generator = torch.Generator().manual_seed(1000 * step + number)
             grids = [(2, 3), (1, 4)] if number % 2 else []
@@ -122,6 +124,8 @@ class Run:
                 sequence_length=SEQUENCE_LENGTH,
                 shares=shares.size(),
                 share=shares.rank(),
+                context=context.rank(),
+                contexts=context.size(),
             )
 
     def weights(self) -> list[torch.Tensor]:
@@ -162,7 +166,9 @@ def _resume(rank: int, world_size: int, layout: Layout, where: Path, dtype: torc
         return run.steps(2, 4), _draws(), run.weights()
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("one", "bfloat16"), ("TP2 DP2", "float32"), ("PP2 VP2", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("one", "bfloat16"), ("TP2 DP2", "float32"), ("TP2 CP2", "float32"), ("PP2 VP2", "bfloat16")]
+)
 def test_resume_on_the_same_layout_is_bit_identical(checkpoint, tmp_path, name, dtype):
     layout, dtype = LAYOUTS[name], getattr(torch, dtype)
     expected = run_ranks(layout.world_size, _save_and_go_on, layout, checkpoint, tmp_path, dtype)
@@ -178,7 +184,7 @@ def test_resume_on_the_same_layout_is_bit_identical(checkpoint, tmp_path, name, 
 def test_resume_on_other_layouts(checkpoint, tmp_path):
     """What two data-parallel ranks saved continues on every other layout with the same losses."""
     losses, _, _ = run_ranks(2, _save_and_go_on, LAYOUTS["DP2"], checkpoint, tmp_path, torch.float32)[0]
-    for name in ("one", "TP2", "PP2 VP2", "TP2 PP2"):
+    for name in ("one", "TP2", "PP2 VP2", "TP2 PP2", "CP2"):
         layout = LAYOUTS[name]
         for losses_again, _, _ in run_ranks(layout.world_size, _resume, layout, tmp_path, torch.float32):
             assert losses_again == pytest.approx(losses, rel=3e-6), name

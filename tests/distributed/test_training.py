@@ -144,6 +144,8 @@ LAYOUTS = {
     "tensor and sequence": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
     "pipeline": (2, ["parallel.pipeline=2"]),
     "interleaved pipeline": (2, ["parallel.pipeline=2", "parallel.virtual=2"]),
+    "context": (2, ["parallel.context=2"]),
+    "context and data": (4, ["parallel.context=2"]),
     "all": (4, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"]),
 }
 
@@ -156,15 +158,27 @@ def test_every_layout_gives_the_losses_of_one_process(root: Path, reference: lis
     assert losses(root, name) == pytest.approx(reference, rel=2e-5)
     ours, one = (records(root, run_name, "validation") for run_name in (name, "reference"))
     assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in one], rel=2e-5)
+    # Every token and every operation is counted once, however many ranks share it.
+    ours, one = (records(root, run_name, "step") for run_name in (name, "reference"))
+    for mine, alone in zip(ours, one, strict=True):
+        assert mine["loss_tokens"] == alone["loss_tokens"]
+        assert mine["tokens_per_second"] * mine["seconds"] == pytest.approx(512)
+        work, reference_work = (record["tflops_per_gpu"] * record["seconds"] for record in (mine, alone))
+        assert work * ranks == pytest.approx(reference_work)
 
 
-def test_resumes_on_another_layout(root: Path, reference: list[float]) -> None:
-    assert run(root, "moved", ranks=2) == [0, 0]
-    (root / "moved" / "checkpoints" / "step_00000006").rename(root / "moved" / "aside")
-    assert run(root, "moved", "parallel.tensor=2", ranks=2) == [0, 0]
-    steps = [record["step"] for record in records(root, "moved", "step")]
+@pytest.mark.parametrize(("first", "second"), [("data", "tensor"), ("context", "pipeline"), ("tensor", "context")])
+def test_resumes_on_another_layout(root: Path, reference: list[float], first: str, second: str) -> None:
+    def parallel(kind: str) -> list[str]:
+        return [] if kind == "data" else [f"parallel.{kind}=2"]
+
+    name = f"moved_{first}"
+    assert run(root, name, *parallel(first), ranks=2) == [0, 0]
+    (root / name / "checkpoints" / "step_00000006").rename(root / name / "aside")
+    assert run(root, name, *parallel(second), ranks=2) == [0, 0]
+    steps = [record["step"] for record in records(root, name, "step")]
     assert steps == [1, 2, 3, 4, 5, 6, 5, 6]
-    assert losses(root, "moved") == pytest.approx(reference, rel=2e-5)
+    assert losses(root, name) == pytest.approx(reference, rel=2e-5)
 
 
 def start(root: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
