@@ -66,7 +66,7 @@ def test_of_equal_stages_the_later_gets_more() -> None:
 
 
 def test_more_stages_than_layers() -> None:
-    with pytest.raises(ConfigError, match="12 pipeline stages .* for 8 decoder layers"):
+    with pytest.raises(ConfigError, match=r"12 pipeline stages .* for 8 decoder layers"):
         balanced_layers(8, 6, 2, Extras(0, 0))
 
 

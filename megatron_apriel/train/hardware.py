@@ -1,0 +1,167 @@
+"""What a plan takes for granted about GPUs and the links between them: stated numbers, each with where it is from.
+
+Rates of one layer's matrix products include everything that happens beside them in the layer (norms, activation,
+rotary positions, quantisation, accumulation of gradients): they are what a whole layer reached in a training step.
+``LayerTimes`` holds the measurement and :meth:`LayerTimes.rate` turns it into such a rate, so that a new measurement
+changes one line. Any value can be replaced by a file or on the command line of ``tools/plan.py``. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from megatron_apriel.architecture import PRESETS
+from megatron_apriel.config.schema import Number, Section, Whole
+from megatron_apriel.config.yaml_text import parse_yaml, read_yaml
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.flops import decoder_forward
+
+Positive = Annotated[Number, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Milliseconds of one decoder layer, forward and backward, in whole steps of 8 micro-batches of one document.
+
+    The steps include the optimizer, whose share of a layer is taken off again; so is attention, whose rate is known.
+    """
+
+    milliseconds: float
+    tokens: int
+    micro_batches: int
+    attention_forward: float
+    attention_backward: float
+    optimizer_milliseconds: float
+    """Of one optimizer step over the parameters of one layer."""
+
+    def rate(self) -> float:
+        """TFLOP/s of the layer's matrix products."""
+        decoder = PRESETS["apriel-15b"].with_layers(1).decoder
+        linear, attention = decoder_forward(decoder, self.tokens, self.tokens**2)
+        linear -= 2 * self.tokens * decoder.embedding_parameters
+        spent = attention / self.attention_forward + 2 * attention / self.attention_backward
+        spent += self.optimizer_milliseconds / self.micro_batches * 1e9
+        return 3 * linear / (self.milliseconds * 1e9 - spent)
+
+
+# Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches; cuDNN attention alone.
+_ATTENTION = {8192: (564.0, 486.0), 32768: (599.0, 541.0)}
+# The optimizer with gradient norm and copies took about 42 ms for 8 layers, embedding and head: 3.52 B parameters.
+_OPTIMIZER_MS_PER_LAYER = 42 * 0.2726 / 3.523
+_LAYER_MS = {"bf16": 25.8, "delayed": 17.7, "tensorwise": 18.3}
+
+
+def _linear(precision: str) -> float:
+    times = LayerTimes(_LAYER_MS[precision], 8192, 8, *_ATTENTION[8192], _OPTIMIZER_MS_PER_LAYER)
+    return round(times.rate(), 1)
+
+
+class Hardware(Section):
+    """GPUs and links; rates in TFLOP/s are those of one GPU, bandwidths in GB/s those of one GPU and direction."""
+
+    name: str = "H200"
+    """What the table's title says."""
+    memory: Positive = 139.0
+    """GiB of one GPU. Measured on one H200, 2026-11."""
+    reserve: Annotated[Number, Field(ge=0)] = 6.0
+    """GiB for CUDA, NCCL's buffers and the allocator's gaps. Assumption: commonly 3 to 6."""
+    gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
+    """GPUs that the fast links join. Assumption: datasheet of common servers."""
+    linear_bf16: Positive = _linear("bf16")
+    """A layer's matrix products with all beside them. From 25.8 ms a layer on one H200, 2026-11."""
+    linear_delayed: Positive = _linear("delayed")
+    """The same in FP8 delayed. From 17.7 ms a layer on one H200, 2026-11."""
+    linear_tensorwise: Positive = _linear("tensorwise")
+    """The same in FP8 tensorwise. From 18.3 ms a layer on one H200, 2026-11."""
+    linear_blockwise: Positive = _linear("bf16")
+    """The same in FP8 blockwise. Assumption: not measured, taken to be no faster than bf16."""
+    attention_8k_forward: Positive = _ATTENTION[8192][0]
+    """Causal attention, counted half, documents of 8192 tokens or less. cuDNN on one H200, 2026-11."""
+    attention_8k_backward: Positive = _ATTENTION[8192][1]
+    """Its backward pass. cuDNN on one H200, 2026-11."""
+    attention_32k_forward: Positive = _ATTENTION[32768][0]
+    """Documents of 32768 tokens or more; between, by the logarithm of the length. cuDNN on one H200, 2026-11."""
+    attention_32k_backward: Positive = _ATTENTION[32768][1]
+    """Its backward pass. cuDNN on one H200, 2026-11."""
+    head: Positive = 804.0
+    """The head's three bf16 matrix products. From 41 ms for 8192 tokens on one H200, 2026-11."""
+    tower: Positive = 300.0
+    """Tower and projector, attention included. Assumption: half a decoder layer's bf16 rate, for being narrower."""
+    copy_bandwidth: Positive = 4260.0
+    """GB/s of the GPU's own memory. Measured on one H200, 2026-11."""
+    loss_bytes: Annotated[Number, Field(ge=0)] = 95.0
+    """Memory traffic of the loss for each token and vocabulary entry. From 24 of the 70 ms beside the layers that are
+    neither the head's products nor the optimizer, for 8192 tokens on one H200, 2026-11."""
+    optimizer_bytes: Annotated[Number, Field(ge=0)] = 51.0
+    """Memory traffic of a step for each trained parameter. From about 42 ms for 3.52 B on one H200, 2026-11."""
+    intra_node: Positive = 370.0
+    """GB/s of collectives inside a node. Assumption: of NVLink's 450 (datasheet), what large collectives reach."""
+    inter_node: Positive = 50.0
+    """GB/s between nodes. Assumption: 400 Gb/s for each GPU (datasheet)."""
+    latency: Annotated[Number, Field(ge=0)] = 20.0
+    """Microseconds of one collective or message. Assumption."""
+
+    def linear(self, precision: str) -> float:
+        """TFLOP/s of a decoder layer's products under ``precision.fp8``; ``none`` is bf16."""
+        return float(getattr(self, "linear_bf16" if precision == "none" else f"linear_{precision}"))
+
+    def attention(self, length: float) -> tuple[float, float]:
+        """TFLOP/s of causal attention forward and backward over documents of so many tokens."""
+        share = min(max(log2(max(length, 1) / 8192) / 2, 0.0), 1.0)
+        forward = self.attention_8k_forward + share * (self.attention_32k_forward - self.attention_8k_forward)
+        return forward, self.attention_8k_backward + share * (self.attention_32k_backward - self.attention_8k_backward)
+
+    def link(self, span: int, world_size: int) -> float:
+        """GB/s between ranks of a group that reaches over ``span`` neighbouring ranks out of all of them."""
+        in_one_node = world_size <= self.gpus_per_node or self.gpus_per_node % span == 0
+        return self.intra_node if in_one_node else self.inter_node
+
+
+# H100: the same arithmetic units; memory by its datasheet, its bandwidth as much below it as the H200's was. Not
+# measured: what is bound by memory inside a layer is slower there than these rates say.
+KINDS: dict[str, Hardware] = {
+    "h200": Hardware(),
+    "h100": Hardware(name="H100", memory=79.6, copy_bandwidth=round(3350 * 4260 / 4800)),
+}
+
+
+def hardware(kind: str, file: Path | None = None, settings: Sequence[str] = ()) -> Hardware:
+    """A kind of GPU with what a YAML file and ``name=value`` words replace. Raises ConfigError.
+
+    Args:
+        kind: a key of ``KINDS``.
+        file: ``name: value`` lines; any of the names that ``tools/plan.py --print-hardware`` prints.
+        settings: words of the command line; they win.
+    """
+    values: dict[Any, Any] = KINDS[kind].model_dump()
+    if file is not None:
+        given, _ = read_yaml(file)
+        if not isinstance(given, dict):
+            raise ConfigError(f"{file} holds no name: value lines.", fix="--print-hardware prints such a file.")
+        values |= given
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: no value.", fix="Write name=value, as in --set inter_node=25.")
+        values[name.strip()] = parse_yaml(text, f"--set {setting}")[0]
+    try:
+        return Hardware.model_validate(values)
+    except ValidationError as error:
+        found = "\n  ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(
+            "these hardware numbers cannot be used:", found, f"Names: {', '.join(Hardware.model_fields)}."
+        ) from None
+
+
+def hardware_yaml(gpu: Hardware) -> str:
+    """All numbers with their meaning and origin, as a file that :func:`hardware` reads."""
+    lines = []
+    for name, field in Hardware.model_fields.items():
+        lines += [f"# {' '.join((field.description or '').split())}", f"{name}: {getattr(gpu, name)}"]
+    return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""tools/plan.py: what it ranks, what it says where nothing fits, and that its answer can be used as it stands."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.parallel.checks import check_layout
+from megatron_apriel.train.candidates import GIB, Candidates, candidates
+from megatron_apriel.train.hardware import KINDS, Hardware, hardware, hardware_yaml
+from megatron_apriel.train.memory import LOGITS_PER_CHUNK, rank_memory
+from megatron_apriel.train.step_time import Workload, step_time
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGE = ROOT / "examples" / "cpt_stage1.yaml"
+APRIEL = Architecture.from_preset("apriel-15b")
+WORDS = ["--stage", str(STAGE), "--architecture", "apriel-15b"]
+
+
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plan_tool", ROOT / "tools" / "plan.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PLAN = tool()
+
+
+def found(gpus: int, gpu: str = "h100", settings: tuple[str, ...] = (), **numbers: Any) -> Candidates:
+    config = load_stage(STAGE, settings)
+    return candidates(config, APRIEL, gpus, KINDS[gpu].model_copy(update=numbers), Workload.of(config))
+
+
+def test_every_layout_is_predicted_by_the_same_rules() -> None:
+    everything = found(64)
+    assert len(everything.accepted) > 50
+    for candidate in everything.accepted[::17]:
+        layout = check_layout(candidate.config, APRIEL, 64)
+        assert layout == candidate.layout
+        totals = [rank_memory(candidate.config, APRIEL, layout, rank).total for rank in range(layout.pipeline)]
+        assert candidate.memory.total == max(totals) == totals[candidate.fullest_stage]
+        work = Workload.of(candidate.config)
+        assert candidate.time == step_time(candidate.config, APRIEL, layout, KINDS["h100"], work)
+        assert candidate.over == max(totals) - (79.6 - 6) * GIB
+        sequences = candidate.config.sequences_per_step
+        assert candidate.gpu_hours == pytest.approx(candidate.config.steps * candidate.time.total * 64 / 3600)
+        assert candidate.tokens_per_second == pytest.approx(sequences * 32768 / candidate.time.total / 64)
+
+
+def test_order_and_one_row_for_each_layout() -> None:
+    everything = found(64)
+    fitting, missing = everything.fitting(), everything.missing()
+    times = [candidate.time.total for candidate in fitting]
+    assert times == sorted(times) and all(candidate.over <= 0 for candidate in fitting)
+    assert times[0] == min(candidate.time.total for candidate in everything.accepted if candidate.over <= 0)
+    misses = [candidate.over for candidate in missing]
+    assert misses == sorted(misses) and min(misses) > 0
+    labels = [candidate.label for candidate in (*fitting, *missing)]
+    assert len(labels) == len(set(labels)) and {*labels} == {candidate.label for candidate in everything.accepted}
+
+
+def test_tensor_parallelism_stays_in_a_node() -> None:
+    assert {candidate.layout.tensor for candidate in found(64, gpus_per_node=4).accepted} == {1, 2, 4}
+
+
+def test_what_cannot_run_is_kept_with_its_reason() -> None:
+    """160 sequences a step: 64 replicas cannot share them, 32 can."""
+    reasons = {label: str(error) for label, error in found(64).refused}
+    assert "160 sequences per step" in reasons["TP1 CP1 PP1 VP1"]
+    assert "TP2 CP1 PP1 VP1" not in reasons
+
+
+def test_a_split_by_load_is_taken_where_it_is_faster() -> None:
+    by_label = {(one.label, one.config.recompute.mode): one for one in found(64).accepted}
+    chosen = by_label["TP8 CP1 PP2 VP1", "selective"]
+    assert sum(chosen.layers) == 48 and chosen.layers[0] > chosen.layers[1]
+    parallel = chosen.config.parallel.model_copy(update={"layers_per_stage": None})
+    even = chosen.config.model_copy(update={"parallel": parallel})
+    layout = check_layout(even, APRIEL, 64)
+    assert chosen.time.total < step_time(even, APRIEL, layout, KINDS["h100"], Workload.of(even)).total
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "plan.json"
+    assert PLAN.main([*WORDS, "--gpus", "640", "--gpu", "h100", "--top", "4", "--json", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert "cpt_stage1 on 640 H100, fp8=none, documents of 32,768 tokens, 15% image tokens" in text
+    best = found(640).fitting()[0]
+    assert f"The fastest, {best.gpu_hours:,.0f} GPU-hours for 19,074 steps:" in text
+    assert text.split("┡", 1)[1].split("└", 1)[0].count("\n│") == 4
+    assert "each one packed sequence" in text
+    records = json.loads(output.read_text())
+    fastest = next(record for record in records if record["fits"])
+    assert fastest["gpu_hours"] == best.gpu_hours and fastest["recompute"] == best.config.recompute.mode
+    assert [record["step_seconds"]["total"] for record in records] == sorted(
+        record["step_seconds"]["total"] for record in records
+    )
+    with pytest.raises(ConfigError, match="exists"):
+        PLAN.main([*WORDS, "--gpus", "640", "--json", str(output)])
+
+
+@pytest.mark.parametrize("settings", [[], ["precision.fp8=tensorwise"], ["parallel.overlap=false"]])
+def test_the_printed_layout_runs_as_it_is_pasted(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert PLAN.main([*WORDS, "--gpus", "320", "--gpu", "h100", *settings]) == 0
+    printed = capsys.readouterr().out.partition("steps:\n\n")[2].strip().splitlines()
+    kept = [line for line in STAGE.read_text().splitlines() if not line.startswith(("parallel:", "recompute:"))]
+    pasted = tmp_path / "stage.yaml"
+    pasted.write_text("\n".join([*kept, *printed]))
+    best = found(320, settings=tuple(settings)).fitting()[0]
+    config = load_stage(pasted, settings)
+    assert (config.parallel, config.recompute) == (best.config.parallel, best.config.recompute)
+    assert check_layout(config, APRIEL, 320) == best.layout
+
+
+def test_a_layout_that_does_not_fit_says_by_how_much(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PLAN.main([*WORDS, "--gpus", "1", "--gpu", "h100"])
+    nearest = found(1).missing()[0]
+    over = f"{nearest.memory.total / GIB - 73.6:.1f} GiB"
+    assert f"fits 1 H100: the nearest, TP1 CP1 PP1 VP1 with recompute.mode=full, is over by {over}" in str(caught.value)
+    assert "optimizer 166.1 GiB" in str(caught.value) and "more GPUs" in str(caught.value)
+    assert over in capsys.readouterr().out
+
+
+def test_gpus_that_do_not_divide_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PLAN.main([*WORDS, "--gpus", "7", "--show-refused"])
+    assert "no layout of this stage can run on 7 GPUs" in str(caught.value)
+    assert "160 sequences per step" in str(caught.value) and "Set batch_tokens to a multiple" in str(caught.value)
+    assert "TP1 CP1 PP1 VP1: 160 sequences per step" in capsys.readouterr().out
+
+
+def test_hardware_numbers_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert PLAN.main(["--gpu", "h100", "--set", "inter_node=25", "--print-hardware"]) == 0
+    file = tmp_path / "hardware.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert hardware("h200", file) == KINDS["h100"].model_copy(update={"inter_node": 25.0})
+    assert hardware("h200", file, ["inter_node=12.5"]).inter_node == 12.5
+    for name in Hardware.model_fields:
+        assert f"\n{name}: " in f"\n{hardware_yaml(KINDS['h200'])}\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("inter_node", "no value"), ("inter_nod=25", "inter_nod"), ("memory=-3", "greater than 0"), ("head=x", "number")],
+)
+def test_wrong_hardware_numbers(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hardware("h200", settings=[setting])
+
+
+def test_the_chunk_of_logits_is_the_one_of_the_loss() -> None:
+    loss = pytest.importorskip("megatron_apriel.model.linear_cross_entropy")
+    assert loss.LOGITS_PER_CHUNK == LOGITS_PER_CHUNK
+
+
+def test_no_torch() -> None:
+    """As on a login node."""
+    words = [str(ROOT / "tools" / "plan.py"), *WORDS, "--gpus", "64"]
+    program = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'megatron', 'transformers')));"
+        f" sys.argv = {words!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "GPU-hours" in finished.stdout

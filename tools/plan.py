@@ -1,0 +1,242 @@
+"""Choose a parallel layout for a stage: predicted memory and time per step of every one that could run."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.config.quantities import parse_fraction
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.train.candidates import GIB, Candidate, Candidates, candidates
+from megatron_apriel.train.hardware import KINDS, Hardware, hardware, hardware_yaml
+from megatron_apriel.train.plan import planned_architecture
+from megatron_apriel.train.step_time import Workload
+
+EXAMPLES = """\
+examples:
+  # the ten fastest layouts of a stage on 640 H100, before its model exists
+  python tools/plan.py --gpus 640 --gpu h100 --stage examples/cpt_stage1.yaml --architecture apriel-15b
+
+  # the same stage in FP8, with documents of 4096 tokens and slower links between nodes
+  python tools/plan.py --gpus 640 --gpu h200 --stage examples/cpt_stage1.yaml --architecture apriel-15b \\
+      --document-tokens 4096 --set inter_node=25 precision.fp8=tensorwise
+
+  # all numbers that a prediction rests on, as a file to correct and give back with --hardware
+  python tools/plan.py --gpu h200 --print-hardware
+
+A micro-batch is always one packed sequence. Exit code 0: the fastest layout is printed; 1: none fits, with
+what is missing.
+"""
+WIDTH = 150
+
+
+def _share(text: str) -> float:
+    try:
+        return parse_fraction(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the stage")
+    parser.add_argument("--stage", type=Path, help="the stage's YAML file")
+    parser.add_argument("--architecture", help="a preset such as apriel-15b, where init_from does not exist yet")
+    machine = parser.add_argument_group("hardware")
+    machine.add_argument("--gpus", type=_above_zero, help="GPUs of the run")
+    machine.add_argument("--gpu", choices=sorted(KINDS), default="h200", help="kind of GPU (default: %(default)s)")
+    machine.add_argument("--hardware", type=Path, metavar="FILE", help="YAML with numbers that replace those of --gpu")
+    machine.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one such number; repeatable")
+    machine.add_argument("--print-hardware", action="store_true", help="print all numbers with their origin, and end")
+    data = parser.add_argument_group("what the sequences hold")
+    data.add_argument(
+        "--document-tokens", type=_above_zero, help="length of the documents (default: one fills the sequence)"
+    )
+    data.add_argument(
+        "--images-share",
+        type=_share,
+        help="part of the tokens that are image tokens (default: 15%% where tower or projector trains, else none)",
+    )
+    shown = parser.add_argument_group("output")
+    shown.add_argument("--top", type=_above_zero, default=10, help="how many layouts are listed (default: %(default)s)")
+    shown.add_argument("--show-refused", action="store_true", help="list the layouts that cannot run, with the reason")
+    shown.add_argument("--json", type=Path, metavar="FILE", help="write every layout that was predicted to a new file")
+    return parser
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", highlight=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("layers", "recompute") else "right")
+    return table
+
+
+def _layout_cells(candidate: Candidate) -> list[str]:
+    layout = candidate.layout
+    sizes = (layout.tensor, layout.context, layout.pipeline, layout.virtual, layout.data)
+    runs = [(count, len(list(equal))) for count, equal in itertools.groupby(candidate.layers)]
+    layers = ", ".join(f"{count} x{times}" if times > 1 else str(count) for count, times in runs)
+    return [*map(str, sizes), layers, candidate.config.recompute.mode]
+
+
+LAYOUT_COLUMNS = ("TP", "CP", "PP", "VP", "DP", "layers", "recompute")
+
+
+def ranking(found: Sequence[Candidate], title: str) -> Table:
+    """The layouts that fit, as they are ordered."""
+    figures = ("m.b.", "GiB", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "GPU-hours")
+    table = _table(title, (*LAYOUT_COLUMNS, *figures))
+    for candidate in found:
+        time = candidate.time
+        table.add_row(
+            *_layout_cells(candidate),
+            str(time.micro_batches),
+            f"{candidate.memory.total / GIB:.1f} of {candidate.available / GIB:.0f}",
+            f"{time.total:.2f}",
+            f"{candidate.tokens_per_second:,.0f}",
+            f"{candidate.teraflops:.0f}",
+            f"{time.bubble / time.total:.1%}",
+            f"{time.communication / time.total:.1%}",
+            f"{candidate.gpu_hours:,.0f}",
+        )
+    return table
+
+
+def misses(found: Sequence[Candidate]) -> Table:
+    """Layouts that do not fit, and by how much."""
+    table = _table("The nearest that do not fit", (*LAYOUT_COLUMNS, "GiB", "over by", "stage"))
+    for candidate in found:
+        needed = f"{candidate.memory.total / GIB:.1f} of {candidate.available / GIB:.0f}"
+        over = f"{candidate.over / GIB:.1f} GiB"
+        table.add_row(*_layout_cells(candidate), needed, over, str(candidate.fullest_stage))
+    return table
+
+
+def yaml_lines(best: Candidate) -> str:
+    """The best layout as the stage's file would say it."""
+    layout, parts = best.layout, {}
+    for name, default in (("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual", 1), ("context", 1)):
+        if getattr(layout, name) != default:
+            parts[name] = getattr(layout, name)
+    if layout.layers_per_stage is not None:
+        parts["layers_per_stage"] = list(layout.layers_per_stage)
+    if not best.config.parallel.overlap:
+        parts["overlap"] = False
+    words = ", ".join(f"{name}: {str(value).lower()}" for name, value in parts.items())
+    return f"parallel: {{{words}}}\nrecompute: {{mode: {best.config.recompute.mode}}}"
+
+
+def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
+    """Why there is no layout to name, and what would help."""
+    if not found.accepted:
+        reasons = dict.fromkeys(str(error) for _, error in found.refused)
+        listing = "\n  ".join("- " + reason.replace("\n", "\n  ") for reason in list(reasons)[:3])
+        more = f"\n  and {len(reasons) - 3} more with --show-refused" if len(reasons) > 3 else ""
+        return ConfigError(
+            f"no layout of this stage can run on {gpus} GPUs, for {len(reasons)} reason(s).", listing + more
+        )
+    nearest = found.missing()[0]
+    shares = sorted(asdict(nearest.memory).items(), key=lambda item: -item[1])
+    largest = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in shares[:3])
+    helps = ["more GPUs, over which more is split", "a GPU with more memory"]
+    if nearest.config.precision.fp8 != "none":
+        helps.insert(0, "precision.fp8=none, which keeps no 8-bit copies of the weights")
+    if shares[0][0] in ("activations", "images", "logits"):
+        helps.insert(0, "a shorter sequence_length")
+    return ConfigError(
+        f"no layout of this stage fits {gpus} {gpu.name}: the nearest, {nearest.label} with"
+        f" recompute.mode={nearest.config.recompute.mode}, is over by {nearest.over / GIB:.1f} GiB"
+        f" on pipeline stage {nearest.fullest_stage}.",
+        f"It needs {nearest.memory.total / GIB:.1f} of {nearest.available / GIB:.1f} GiB: {largest}.",
+        f"What helps: {'; '.join(helps)}.",
+    )
+
+
+def record(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as JSON: settings, bytes and seconds."""
+    return {
+        "parallel": candidate.config.parallel.model_dump(mode="json"),
+        "recompute": candidate.config.recompute.mode,
+        "data": candidate.layout.data,
+        "layers": candidate.layers,
+        "fits": candidate.over <= 0,
+        "over_bytes": candidate.over,
+        "memory_bytes": {**asdict(candidate.memory), "total": candidate.memory.total},
+        "fullest_stage": candidate.fullest_stage,
+        "step_seconds": {**asdict(candidate.time), "total": candidate.time.total},
+        "tokens_per_second_per_gpu": candidate.tokens_per_second,
+        "teraflops_per_gpu": candidate.teraflops,
+        "gpu_hours": candidate.gpu_hours,
+    }
+
+
+def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace, gpu: Hardware, work: Workload) -> None:
+    console = Console()
+    console = console if console.is_terminal else Console(width=WIDTH)
+    fitting, missing = found.fitting(), found.missing()
+    images = f"{work.image_tokens / config.sequence_length:.0%} image tokens"
+    documents = f"documents of {work.document_tokens:,} tokens, {images}"
+    title = f"{config.stage} on {arguments.gpus} {gpu.name}, fp8={config.precision.fp8}, {documents}"
+    if fitting:
+        console.print(ranking(fitting[: arguments.top], title))
+        print("m.b.: micro-batches per step and rank, each one packed sequence. comm.: waited for, nothing hides it.\n")
+    if missing:
+        console.print(misses(missing[:5]))
+    print(
+        f"{len(fitting)} layouts fit, {len(missing)} do not, {len(found.refused)} cannot run"
+        f"{'' if arguments.show_refused or not found.refused else ' (--show-refused says why)'}."
+    )
+    if arguments.show_refused:
+        for label, error in found.refused:
+            print(f"{label}: {error}")
+    if fitting:
+        print(f"\nThe fastest, {fitting[0].gpu_hours:,.0f} GPU-hours for {config.steps:,} steps:\n")
+        print(yaml_lines(fitting[0]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns 0 only when a layout fits."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    gpu = hardware(arguments.gpu, arguments.hardware, arguments.set)
+    if arguments.print_hardware:
+        print(hardware_yaml(gpu))
+        return ExitCode.OK
+    if arguments.stage is None or arguments.gpus is None:
+        parser.error("--stage and --gpus are needed")
+    if arguments.json is not None and arguments.json.exists():
+        raise ConfigError(f"--json {arguments.json} exists.", "Nothing is overwritten.", "Name a new file.")
+    config = load_stage(arguments.stage, arguments.overrides)
+    architecture, _ = planned_architecture(config, arguments.architecture)
+    work = Workload.of(config, arguments.document_tokens, arguments.images_share)
+    found = candidates(config, architecture, arguments.gpus, gpu, work)
+    _show(found, config, arguments, gpu, work)
+    if arguments.json is not None:
+        ordered = sorted(found.accepted, key=lambda candidate: candidate.time.total)
+        arguments.json.write_text(json.dumps([record(candidate) for candidate in ordered], indent=1) + "\n")
+    if not found.fitting():
+        raise nothing_fits(found, arguments.gpus, gpu)
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
