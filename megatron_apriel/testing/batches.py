@@ -114,7 +114,7 @@ def make_batch(
     if images_per_share is None:
         images_per_share = [list(range(rank, len(layout.images), shares)) for rank in range(shares)]
     images = _pack_images(architecture, layout, images_per_share, share)
-    owned = _owned(len(tokens), context, contexts)
+    owned = owned_positions(len(tokens), context, contexts)
     labels = [labels[place] for place in owned]
     return Batch(
         tokens_S=torch.tensor(tokens)[owned],
@@ -131,7 +131,7 @@ def make_batch(
     )
 
 
-def _owned(length: int, context: int, contexts: int) -> list[int]:
+def owned_positions(length: int, context: int, contexts: int) -> list[int]:
     """Positions that a context-parallel rank owns: of 2 x ``contexts`` parts one from the front, one from behind."""
     if contexts == 1:
         return list(range(length))

@@ -1,4 +1,4 @@
-"""Every parallel layout against one process: losses over several steps, gradients, gradient norms.
+"""Every parallel layout against one process: losses over several steps, layers' outputs, gradients and their norms.
 
 ``LAYOUTS`` is the table; a layout that the trainer offers belongs in it. Each one runs every case of ``CASES``, which
 vary what trains and what the batches hold, from the same weights on the same global batches.
@@ -29,6 +29,7 @@ from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.checkpoints import hf_model
+from megatron_apriel.testing.layouts import LayerOutputs, Outputs, gather_outputs
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.testing.weights import from_transformers, gather_full, load_full
 
@@ -99,10 +100,11 @@ CASES = {
 
 @dataclass
 class Outcome:
-    """Losses of the steps and of an evaluation after them, gradient norms, and the first step's gradients."""
+    """Losses of the steps and of an evaluation after them, gradient norms; layers' outputs and gradients of step 1."""
 
     losses: list[float]
     norms: list[float]
+    outputs: Outputs
     gradients: dict[str, torch.Tensor]
 
 
@@ -164,7 +166,8 @@ def run_case(case: Case, setup: Setup, weights: dict[str, torch.Tensor]) -> Outc
         config.no_sync_func = wrapped[0].no_sync if single else [chunk.no_sync for chunk in wrapped]
         starts = [chunk.start_param_sync for chunk in wrapped]
         config.param_sync_func = starts[0] if single else starts
-    outcome = Outcome([], [], {})
+    outcome = Outcome([], [], {}, {})
+    listening = LayerOutputs(chunks)
     for step in range(STEPS):
         for chunk in wrapped:
             chunk.zero_grad_buffer()
@@ -172,6 +175,7 @@ def run_case(case: Case, setup: Setup, weights: dict[str, torch.Tensor]) -> Outc
         # The distributed optimizer leaves each rank its own part of the gradients; the first step's are compared.
         sums = run_schedule(wrapped, case, step, layout, force_all_reduce=step == 0)
         if step == 0:
+            outcome.outputs = gather_outputs(listening.close(), SEQUENCE_LENGTH, config.sequence_parallel)
             outcome.gradients = gather_full(chunks, lambda p: p.main_grad if p.requires_grad else None)
         _, norm, _ = optimizer.step()
         outcome.losses.append(total_loss(sums))
@@ -228,8 +232,9 @@ def test_layout_equals_one_process(name: str, weights: dict[str, torch.Tensor], 
         outcome = outcomes[case]
         assert outcome.losses == pytest.approx(reference.losses, rel=1e-5), case
         assert outcome.norms == pytest.approx(reference.norms, rel=1e-5, abs=1e-6), case
-        assert outcome.gradients.keys() == reference.gradients.keys(), case
-        for parameter, gradient in reference.gradients.items():
-            largest = gradient.abs().max()
-            difference = (outcome.gradients[parameter] - gradient).abs().max()
-            assert difference <= 1e-5 * largest, (case, parameter, difference, largest)
+        assert len(reference.outputs) == ARCHITECTURE.decoder.num_layers * SEQUENCES
+        for found, expect in ((outcome.outputs, reference.outputs), (outcome.gradients, reference.gradients)):
+            assert found.keys() == expect.keys(), case
+            for key, tensor in expect.items():
+                largest, difference = tensor.abs().max(), (found[key] - tensor).abs().max()
+                assert difference <= 1e-5 * largest, (case, key, difference, largest)
