@@ -1,0 +1,229 @@
+"""From measured slices to the figures of the whole model, and their tables. Pure arithmetic: no torch, no device.
+
+Two depths of the same slice tell what a decoder layer costs, since everything else is the same in both. With t(L) the
+time of a micro-batch at L layers, its share of the optimizer step included, and l < h the two depths::
+
+    layer = (t(h) - t(l)) / (h - l)        rest = t(l) - l * layer        t(48) = rest + 48 * layer
+
+The same is done with the two parts that a step consists of: what every micro-batch costs (forward and backward), and
+what every optimizer step costs once (gradient norm, clipping, update, copies). FLOPs by the one rule of
+``megatron_apriel/flops.py``: forward and backward, causal attention counted half, documents by the sum of their squared
+lengths, recomputation never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
+
+FULL_DEPTH = 48
+"""Decoder layers of the model that slices are taken from."""
+GIB = 2**30
+MEMORY_PARTS = ("weights", "main gradients", "optimizer state", "activations and rest", "peak")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One subject on one case at one depth.
+
+    Attributes:
+        status: ``measured``; ``not possible`` for this subject; ``failed``; ``not run`` for want of time.
+        reason: why there are no figures.
+        micro_batches: of a timed optimizer step.
+        tokens: of a micro-batch.
+        flops, full_depth_flops: of a micro-batch, of this slice and of the whole model.
+        parameters: of the slice.
+        step_ms: of an optimizer step with its micro-batches, median.
+        per_step_ms: of that, what does not depend on the number of micro-batches.
+        loss: of the last timed step.
+        memory: bytes by part, see :data:`MEMORY_PARTS`.
+    """
+
+    subject: str
+    case: str
+    layers: int
+    status: Literal["measured", "not possible", "failed", "not run"]
+    reason: str = ""
+    micro_batches: int = 1
+    tokens: int = 0
+    flops: float = 0.0
+    full_depth_flops: float = 0.0
+    parameters: int = 0
+    step_ms: float = 0.0
+    per_step_ms: float = 0.0
+    loss: float = 0.0
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+    @property
+    def micro_batch_ms(self) -> float:
+        """A micro-batch with its share of the optimizer step."""
+        return self.step_ms / self.micro_batches
+
+    @property
+    def pass_ms(self) -> float:
+        """Forward and backward of a micro-batch alone."""
+        return (self.step_ms - self.per_step_ms) / self.micro_batches
+
+    @property
+    def tflops(self) -> float:
+        """Of the slice, optimizer included."""
+        return self.flops / self.micro_batch_ms / 1e9
+
+
+@dataclass(frozen=True)
+class Line:
+    """A quantity that grows by the same amount with every layer."""
+
+    per_layer: float
+    rest: float
+
+    @classmethod
+    def through(cls, low: tuple[int, float], high: tuple[int, float]) -> Self:
+        """The line through two points (layers, value)."""
+        per_layer = (high[1] - low[1]) / (high[0] - low[0])
+        return cls(per_layer, low[1] - low[0] * per_layer)
+
+    def at(self, layers: int) -> float:
+        return self.rest + layers * self.per_layer
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What two depths of one subject on one case say about the whole model.
+
+    Attributes:
+        low, high: the two slices.
+        whole: a micro-batch with its share of the optimizer step, ms.
+        passes: forward and backward of a micro-batch, ms: per decoder layer, and of embedding, head and loss (with the
+            tower and projector where there are images).
+        steps: what an optimizer step costs once, ms.
+    """
+
+    low: Measurement
+    high: Measurement
+    whole: Line
+    passes: Line
+    steps: Line
+
+    @property
+    def tokens_per_second(self) -> float:
+        return 1e3 * self.high.tokens / self.whole.at(FULL_DEPTH)
+
+    @property
+    def tflops(self) -> float:
+        return self.high.full_depth_flops / self.whole.at(FULL_DEPTH) / 1e9
+
+
+def figure(measurements: Iterable[Measurement]) -> Figure | None:
+    """From all depths of one subject on one case: the two deepest that were measured; None if there are not two."""
+    sound = sorted((one for one in measurements if one.status == "measured"), key=lambda one: one.layers)
+    if len(sound) < 2:
+        return None
+    low, high = sound[-2:]
+
+    def line(quantity: str) -> Line:
+        return Line.through((low.layers, getattr(low, quantity)), (high.layers, getattr(high, quantity)))
+
+    return Figure(low, high, line("micro_batch_ms"), line("pass_ms"), line("per_step_ms"))
+
+
+def grouped(measurements: Iterable[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
+    """By case and subject, in the order of their first appearance."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for one in measurements:
+        groups.setdefault((one.case, one.subject), []).append(one)
+    return groups
+
+
+SPEED_HEADINGS = (
+    "case", "subject", "micro-batches", "ms a layer", "ms embedding, head, loss", "ms an optimizer step, 48 layers",
+    "tokens/s, 48 layers", "TFLOP/s, 48 layers", "TFLOP/s of the slice", "loss",
+)  # fmt: skip
+MEMORY_HEADINGS = ("case", "subject", "layers", *(f"{part}, GiB" for part in MEMORY_PARTS))
+
+
+def speed_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
+    """One row a subject and case, in the columns of :data:`SPEED_HEADINGS`; reasons where figures are missing."""
+    rows = []
+    for (case, subject), group in grouped(measurements).items():
+        found = figure(group)
+        sound = [one for one in group if one.status == "measured"]
+        deepest = max(sound, key=lambda one: one.layers, default=None)
+        slices = f"{deepest.tflops:.0f} at {deepest.layers}" if deepest else "-"
+        loss = f"{deepest.loss:.3f}" if deepest else "-"
+        count = str(group[0].micro_batches if deepest is None else deepest.micro_batches) if deepest else "-"
+        if found:
+            rows.append([
+                case, subject, count, f"{found.passes.per_layer:.2f}", f"{found.passes.rest:.1f}",
+                f"{found.steps.at(FULL_DEPTH):.0f}", f"{found.tokens_per_second:,.0f}", f"{found.tflops:.0f}", slices,
+                loss,
+            ])  # fmt: skip
+        else:
+            rows.append([case, subject, count, "-", "-", "-", "-", "-", slices, loss])
+    return rows
+
+
+def memory_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
+    """One row for every measurement with memory figures, in the columns of :data:`MEMORY_HEADINGS`."""
+    return [
+        [one.case, one.subject, str(one.layers), *(f"{one.memory[part] / GIB:.1f}" for part in MEMORY_PARTS)]
+        for one in measurements
+        if one.memory
+    ]
+
+
+def remarks(measurements: Sequence[Measurement]) -> list[str]:
+    """Why figures are missing, and where a figure comes from other depths than its neighbours'."""
+    said = [
+        f"{one.case}, {one.subject}, {one.layers} layers: {one.status}: {one.reason}"
+        for one in measurements
+        if one.status != "measured"
+    ]
+    depths = {key: (found.low.layers, found.high.layers) for key, group in grouped(measurements).items()
+              if (found := figure(group))}  # fmt: skip
+    usual = max(depths.values(), default=None)
+    said += [
+        f"{case}, {subject}: from {low} and {high} layers"
+        for (case, subject), (low, high) in depths.items()
+        if (low, high) != usual
+    ]
+    return said
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [list(headings), ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """The result file for people, from the one for programs (see ``step.py``)."""
+    measurements = [Measurement.from_json(values) for values in record["measurements"]]
+    machine = record["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine.get("versions", {}).items())
+    said = remarks(measurements)
+    return "\n".join([
+        f"# Training step, {record['date']}",
+        "",
+        f"- command: `{record['command']}`",
+        f"- commit: {record['commit']}{' with changes that are not committed' if record['dirty'] else ''}",
+        f"- hardware: {machine.get('device', 'unknown')}, {machine.get('memory_gib', '?')} GiB, driver "
+        f"{record['driver']}",
+        f"- versions: {versions}; CUDA {machine.get('cuda', '-')}, cuDNN {machine.get('cudnn', '-')}",
+        f"- {record['steps']} timed steps after two, median; {FULL_DEPTH} layers from slices by the rule in "
+        "benchmarks/README.md; FLOPs by the rule of megatron_apriel/flops.py",
+        "",
+        markdown(SPEED_HEADINGS, speed_rows(measurements)),
+        "",
+        "Peak memory of a step:",
+        "",
+        markdown(MEMORY_HEADINGS, memory_rows(measurements)),
+        "",
+        *([*(f"- {line}" for line in said), ""] if said else []),
+    ])  # fmt: skip

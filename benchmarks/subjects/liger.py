@@ -1,0 +1,104 @@
+"""The peer outside Megatron: transformers' ``MistralForCausalLM`` with Liger's kernels and torch's own AdamW.
+
+``bf16``: all of Liger's kernels, nothing compiled. ``float8``: torchao's tensorwise float8 in every linear layer of the
+decoder's layers, which torchao means to be compiled, so that casts join the operations around them; there torch.compile
+fuses norms, rotary positions and SwiGLU, and Liger gives the fused linear cross entropy. Weights, gradients and moments
+are bf16, which is what transformers' users train in; Megatron's are float32 beside bf16 weights, and cost more time and
+memory. A model of text: image tokens are tokens to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from liger_kernel.transformers import apply_liger_kernel_to_mistral
+from torch import Tensor
+from transformers import AutoModelForCausalLM, MistralConfig
+from transformers.utils import is_flash_attn_2_available
+
+from benchmarks.cases import Case
+from benchmarks.subjects import NotPossible, bytes_of
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.batch import IGNORED_LABEL, Batch
+
+
+class Liger:
+    """The patched model and its optimizer."""
+
+    def __init__(self, architecture: Architecture, precision: str) -> None:
+        compiled = precision == "float8"
+        apply_liger_kernel_to_mistral(
+            rope=not compiled, rms_norm=not compiled, swiglu=not compiled, fused_linear_cross_entropy=True
+        )
+        settings = Architecture(architecture.decoder).to_hf_config()
+        config = MistralConfig(**{key: settings[key] for key in settings if key not in ("model_type", "architectures")})
+        attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+        with torch.device("cuda"):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+        if compiled:
+            _compile_in_float8(self.model.model.layers)
+        self.model.train()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
+
+    def step(self, batches: Sequence[Batch]) -> float:
+        """Gradients of all batches, clipping, update; the loss is a mean over the step's tokens, as everywhere here."""
+        tokens = sum(batch.num_loss_tokens for batch in batches)
+        total = torch.zeros((), device="cuda")
+        for batch in batches:
+            output = self.model(
+                input_ids=batch.tokens_S[None],
+                position_ids=batch.positions_S[None],
+                labels=_own_labels(batch)[None],
+                num_items_in_batch=tokens,
+                use_cache=False,
+            )
+            output.loss.backward()
+            total += output.loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(total)
+
+    def memory(self) -> dict[str, int]:
+        """Gradients are as large as the weights, and gone between steps."""
+        parameters = list(self.model.parameters())
+        state = [
+            value
+            for held in self.optimizer.state.values()
+            for value in held.values()
+            if isinstance(value, torch.Tensor) and value.is_cuda
+        ]
+        return {
+            "weights": bytes_of(parameters),
+            "main gradients": sum(parameter.nbytes for parameter in parameters),
+            "optimizer state": bytes_of(state),
+        }
+
+
+def _compile_in_float8(layers: torch.nn.ModuleList) -> None:
+    """Convert every linear layer of the decoder's layers, not of the head, and compile each layer in its place."""
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    convert_to_float8_training(layers, config=Float8LinearConfig.from_recipe_name("tensorwise"))
+    for layer in layers:
+        layer.compile()
+
+
+def _own_labels(batch: Batch) -> Tensor:
+    """Labels at the place of the token itself: transformers shifts them by one, over the borders of documents too."""
+    first = batch.labels_S.new_full((1,), IGNORED_LABEL)
+    return torch.cat([first, batch.labels_S[:-1]])
+
+
+@contextlib.contextmanager
+def opened(architecture: Architecture, case: Case, precision: str) -> Iterator[Liger]:
+    """transformers' training of ``architecture``'s decoder on this process's device."""
+    if not torch.cuda.is_available():
+        raise NotPossible("Liger's kernels need a CUDA device")
+    if case.documents != "one" and not is_flash_attn_2_available():
+        raise NotPossible("transformers attends within packed documents through flash-attn, which is not installed")
+    yield Liger(architecture, precision)

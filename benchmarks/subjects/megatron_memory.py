@@ -1,0 +1,46 @@
+"""What a model in Megatron's wrappers holds between steps, counted from its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from benchmarks.subjects import bytes_of
+
+
+def megatron_memory(wrapped: Iterable[Any], optimizer: Any) -> dict[str, int]:
+    """Bytes of weights, main gradients and optimizer state (master weights and moments).
+
+    Args:
+        wrapped: model chunks in Megatron's ``DistributedDataParallel``.
+        optimizer: Megatron's, after at least one step.
+    """
+    chunks = list(wrapped)
+    parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
+    gradients = [
+        buffer.grad_data for chunk in chunks for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]
+    ]  # fmt: skip
+    model = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    held = [
+        tensor
+        for part in getattr(optimizer, "chained_optimizers", [optimizer])
+        for tensor in _tensors(getattr(part, "optimizer", None))
+        if tensor.untyped_storage().data_ptr() not in model
+    ]
+    return {
+        "weights": bytes_of(parameters),
+        "main gradients": bytes_of(gradients),
+        "optimizer state": bytes_of(held),
+    }
+
+
+def _tensors(inner: Any) -> Iterable[torch.Tensor]:
+    """Parameters that an optimizer of torch's form updates, and its state."""
+    if inner is None:
+        return
+    for group in inner.param_groups:
+        yield from group["params"]
+    for state in inner.state.values():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))

@@ -1,0 +1,78 @@
+"""This project's own training step, put together as a stage puts it together (``train/run.py``), without its files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cases import Case
+from benchmarks.subjects.megatron_memory import megatron_memory
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.batch import Batch
+from megatron_apriel.config.schema import OptimizerSection, PrecisionSection, SourceSection, StageConfig
+from megatron_apriel.model.builder import build_model
+from megatron_apriel.model.freeze import apply_freezing
+from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.train.optimizer import build_optimizer, set_learning_rate, wrap_data_parallel
+from megatron_apriel.train.step import train_step
+
+
+class Ours:
+    """Model, wrapper and optimizer of a stage."""
+
+    def __init__(self, architecture: Architecture, config: StageConfig) -> None:
+        self.config = config
+        chunks = build_model(architecture, config, Layout())
+        apply_freezing(chunks, config.train)
+        self.wrapped = wrap_data_parallel(chunks, config)
+        self.optimizer = build_optimizer(self.wrapped, config)
+
+    def step(self, batches: Sequence[Batch]) -> float:
+        """As ``train/loop.py`` does a step."""
+        set_learning_rate(self.optimizer, self.config.optimizer.peak, self.config.optimizer)
+        report = train_step(
+            self.wrapped,
+            self.optimizer,
+            iter(batches),
+            micro_batches=len(batches),
+            sequence_length=self.config.sequence_length,
+            sources=1,
+            clip=self.config.optimizer.clip,
+            totals=list,
+            stop_code=0,
+        )
+        return report.loss
+
+    def memory(self) -> dict[str, int]:
+        return megatron_memory(self.wrapped, self.optimizer)
+
+
+def stage_config(case: Case, precision: str) -> StageConfig:
+    """A stage that does nothing but what is measured; ``precision`` is ``bf16`` or a recipe of FP8."""
+    nowhere = Path("unused")
+    fp8: Any = "none" if precision == "bf16" else precision
+    compute: Any = "bf16" if torch.cuda.is_available() else "fp32"
+    return StageConfig(
+        stage="benchmark",
+        init_from=nowhere,
+        output=nowhere,
+        train=case.train,
+        sequence_length=case.sequence_length,
+        batch_tokens=case.sequence_length * case.micro_batches,
+        tokens=case.sequence_length * case.micro_batches,
+        mixture=[SourceSection(corpus=nowhere)],
+        optimizer=OptimizerSection(peak=1e-5),
+        precision=PrecisionSection(compute=compute, fp8=fp8),
+    )
+
+
+@contextlib.contextmanager
+def opened(architecture: Architecture, case: Case, precision: str) -> Iterator[Ours]:
+    """This project's step on slices of ``architecture``, alone on this process's device."""
+    with groups.initialized(Layout()):
+        yield Ours(architecture, stage_config(case, precision))
