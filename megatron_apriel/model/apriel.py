@@ -29,7 +29,7 @@ from megatron_apriel.model.attention import packed_documents
 from megatron_apriel.model.decoder import TokenEmbedding, build_head, gather_logits
 from megatron_apriel.model.loss import token_losses
 from megatron_apriel.model.projector import Projector
-from megatron_apriel.model.rotary import decoder_angles
+from megatron_apriel.model.rotary import decoder_rotary
 from megatron_apriel.model.sharing import await_parameters, gather_shares, place_features, with_zero_gradients
 from megatron_apriel.model.specs import Layers, block_spec
 from megatron_apriel.model.vision import VisionTower
@@ -109,7 +109,7 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
         hidden = self.decoder(
             hidden_states=self._embed(batch) if self.pre_process else None,
             attention_mask=None,
-            rotary_pos_emb=decoder_angles(batch.positions_S, decoder.head_dim, decoder.rope_theta),
+            rotary_pos_emb=decoder_rotary(batch.positions_S, decoder.head_dim, decoder.rope_theta),
             packed_seq_params=packed_documents(batch),
         )
         if not self.post_process:

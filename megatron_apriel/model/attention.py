@@ -24,7 +24,7 @@ from torch import Tensor
 
 from megatron_apriel.batch import Batch
 from megatron_apriel.model.context import ChunkedSeqParams, attend_by_chunks, gather_keys_and_values
-from megatron_apriel.model.rotary import split_and_rotate
+from megatron_apriel.model.rotary import Rotary, split_and_rotate
 
 
 def packed(cu_seqlens: Tensor, longest: int) -> PackedSeqParams:
@@ -64,7 +64,7 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
         hidden_states: Tensor,
         attention_mask: None = None,
         *,
-        rotary_pos_emb: Tensor,
+        rotary_pos_emb: Rotary,
         packed_seq_params: PackedSeqParams,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -73,12 +73,13 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
         Args:
             hidden_states: normalised already, or by the fused first layer.
             attention_mask: none is ever used; documents come from ``packed_seq_params``.
-            rotary_pos_emb: angles of all S tokens, see ``rotary.py``.
+            rotary_pos_emb: of all S tokens.
             packed_seq_params: see :func:`packed` and :func:`packed_documents`.
         """
-        projected_S1GX, parts = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
+        projected_S1GX, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
+        queries = self.num_attention_heads_per_partition // self.num_query_groups_per_partition
         fused = self.config.transformer_impl == "transformer_engine"
-        query, key, value = split_and_rotate(projected_S1GX, parts, rotary_pos_emb, fused=fused)
+        query, key, value = split_and_rotate(projected_S1GX, queries, rotary_pos_emb, fused=fused)
         if isinstance(packed_seq_params, ChunkedSeqParams):
             key, value = gather_keys_and_values(key, value, self.pg_collection.cp)
             context = attend_by_chunks(self.core_attention, query, key, value, packed_seq_params.chunks)

@@ -44,6 +44,7 @@ from torch.autograd.function import once_differentiable
 
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.model.cross_entropy_rows import RowStatistics, row_statistics, turn_into_gradient
+from megatron_apriel.model.main_grad import placeholder_gradient
 
 LOGITS_PER_CHUNK = 2**29
 """Largest number of logits at a time: 1 GiB in bfloat16, 4096 tokens of 131072 entries. Each chunk reads and writes the
@@ -112,20 +113,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scaled_SH = torch.empty_like(grad_hidden_SH)
             grad_hidden_SH = torch.mul(grad_hidden_SH, grad_losses_S[:, None], out=scaled_SH)
         if ctx.weight_VH is not None:
-            grad_weight_VH = _tell_data_parallelism(ctx.weight_VH)
+            grad_weight_VH = placeholder_gradient(ctx.weight_VH)
         return grad_hidden_SH, grad_weight_VH, None, None
-
-
-def _tell_data_parallelism(weight_VH: Tensor) -> Tensor | None:
-    """What to give autograd as the gradient of a weight whose ``main_grad`` has it already.
-
-    Megatron's hook on the weight starts the reduction over ranks, and insists on a gradient. It must be told not to add
-    it, and drops it at once. Any tensor of the weight's shape and type will do; the weight's own numbers cost nothing.
-    """
-    if not hasattr(weight_VH, "grad_added_to_main_grad"):
-        return None
-    weight_VH.grad_added_to_main_grad = True
-    return weight_VH.detach()
 
 
 def _run_chunks(

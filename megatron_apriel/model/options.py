@@ -180,8 +180,10 @@ def _shared_fields(activation: str, options: ModelOptions, layers: Layers) -> di
         "bf16": options.dtype == torch.bfloat16,
         "use_cpu_initialization": not on_gpu,
         "transformer_impl": layers.name,
-        # Megatron's fused gated gelu is the tanh approximation, and no checkpoint here was trained with that.
-        "bias_activation_fusion": on_gpu and activation == "silu",
+        # Lets the MLP take this project's own SwiGLU. Gelu is written out: Megatron's and Transformer Engine's fused
+        # ones are the tanh approximation, and no checkpoint here was trained with that.
+        "use_te_activation_func": layers.fused and activation == "silu",
+        "bias_activation_fusion": False,
         "bias_dropout_fusion": on_gpu,
         # Rotary positions are applied per token by this model's own attention.
         "apply_rope_fusion": False,

@@ -9,23 +9,27 @@ nothing needs to know where documents begin. In the tower a patch has two positi
 even numbers to the row and those with odd numbers to the column; the first half of the angles then belongs to rows,
 the second to columns (transformers, ``PixtralVisionRotaryEmbedding``).
 
-Angles are float32, always: at theta 1e9 and position 49 000, bfloat16 would be off by a hundred turns. They are handed
-to the layers as angles, one row a token. On a GPU one kernel of Transformer Engine takes the output of the query, key
-and value projection apart, turns queries and keys, and writes all three for the attention; doing these one after
-another would read and write the same numbers five times. Elsewhere the same is written out, with cosine and sine
-rounded to the type of the activations, as transformers has it.
+Angles are float32, always: at theta 1e9 and position 49 000, bfloat16 would be off by a hundred turns. Their cosine
+and sine, one row a token, are computed once for all layers. On a GPU one kernel (``rotary_kernels.py``) takes the
+output of the query, key and value projection apart, turns queries and keys in float32, and writes all three for the
+attention; doing these one after another would read and write the same numbers five times. Elsewhere the same is
+written out, with cosine and sine rounded to the type of the activations, as transformers has it.
 
-Shape letters: S tokens, G key-value heads, N query heads, D numbers per head, X numbers per key-value head of all
-three: its queries, its key, its value.
+Shape letters: S tokens, G key-value heads, N query heads, D numbers per head, P = D/2 pairs, X numbers per key-value
+head of all three: its queries, its key, its value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosine and sine of every token's angles, float32 [S, P] each."""
 
 
 @lru_cache
@@ -35,48 +39,62 @@ def _frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
     return (1.0 / theta**exponents).to(device)
 
 
-def _both_halves(angles: Tensor) -> Tensor:
-    return torch.cat([angles, angles], dim=-1)[:, None, None]
+def decoder_rotary(positions_S: Tensor, head_dim: int, theta: float) -> Rotary:
+    """For tokens at ``positions_S`` (int64) of their documents."""
+    angles_SP = positions_S[:, None].float() * _frequencies(head_dim, theta, positions_S.device)
+    return angles_SP.cos(), angles_SP.sin()
 
 
-def decoder_angles(positions_S: Tensor, head_dim: int, theta: float) -> Tensor:
-    """Angles of tokens at ``positions_S`` (int64) of their documents, float32 [S, 1, 1, D]."""
-    return _both_halves(positions_S[:, None].float() * _frequencies(head_dim, theta, positions_S.device))
-
-
-def tower_angles(rows_P: Tensor, columns_P: Tensor, head_dim: int, theta: float) -> Tensor:
-    """Angles of patches at ``rows_P`` and ``columns_P`` (int64) of their images' grids, float32 [P, 1, 1, D]."""
-    frequencies = _frequencies(head_dim, theta, rows_P.device)
-    angles = [rows_P[:, None] * frequencies[0::2], columns_P[:, None] * frequencies[1::2]]
-    return _both_halves(torch.cat(angles, dim=-1))
+def tower_rotary(rows_S: Tensor, columns_S: Tensor, head_dim: int, theta: float) -> Rotary:
+    """For patches at ``rows_S`` and ``columns_S`` (int64) of their images' grids."""
+    frequencies = _frequencies(head_dim, theta, rows_S.device)
+    angles_SP = torch.cat([rows_S[:, None] * frequencies[0::2], columns_S[:, None] * frequencies[1::2]], dim=-1)
+    return angles_SP.cos(), angles_SP.sin()
 
 
 def split_and_rotate(
-    projected_S1GX: Tensor, parts: Sequence[int], angles_S11D: Tensor, *, fused: bool
+    projected_S1GX: Tensor, queries: int, rotary: Rotary, *, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query [S, N, D], key [S, G, D] and value [S, G, D], contiguous where ``fused``; query and key are rotated.
+    """Query [S, N, D], key [S, G, D] and value [S, G, D]; query and key are rotated.
 
     Args:
         projected_S1GX: output of the query, key and value projection.
-        parts: how many of the X numbers are queries, key and value; they sum to X.
-        angles_S11D: of every token.
-        fused: use Transformer Engine's kernel.
+        queries: query heads per key-value head.
+        rotary: of every token.
+        fused: use the kernel.
     """
+    projected_SGX = projected_S1GX.squeeze(1)
     if fused:
-        from transformer_engine.pytorch.attention.rope import apply_fused_qkv_rotary_pos_emb
-
-        # Its "sbhd" format takes the angle's row from the place in the sequence, and here a row belongs to a token.
-        query, key, value = apply_fused_qkv_rotary_pos_emb(projected_S1GX, angles_S11D, angles_S11D, list(parts))
-        return query.squeeze(1), key.squeeze(1), value.squeeze(1)
-    tokens, head_dim = projected_S1GX.shape[0], angles_S11D.shape[-1]
-    query, key, value = (
-        part.reshape(tokens, -1, head_dim) for part in projected_S1GX.squeeze(1).split(list(parts), dim=-1)
-    )
-    cosine, sine = (turn.to(query.dtype).squeeze(1) for turn in (angles_S11D.cos(), angles_S11D.sin()))
-    return _rotate(query, cosine, sine), _rotate(key, cosine, sine), value
+        parts: tuple[Tensor, Tensor, Tensor] = _SplitAndRotate.apply(projected_SGX, queries, *rotary)
+        return parts
+    tokens, groups, width = projected_SGX.shape
+    heads_SGHD = projected_SGX.view(tokens, groups, queries + 2, width // (queries + 2))
+    query_SND = heads_SGHD[:, :, :queries].reshape(tokens, groups * queries, -1)
+    return _rotate(query_SND, rotary), _rotate(heads_SGHD[:, :, queries], rotary), heads_SGHD[:, :, queries + 1]
 
 
-def _rotate(x_SND: Tensor, cosine_S1D: Tensor, sine_S1D: Tensor) -> Tensor:
+def _rotate(x_SND: Tensor, rotary: Rotary) -> Tensor:
     """Turn the pairs of every head by its token's angles."""
+    cosine_S1P, sine_S1P = (table.to(x_SND.dtype)[:, None] for table in rotary)
     first, second = x_SND.chunk(2, dim=-1)
-    return x_SND * cosine_S1D + torch.cat([-second, first], dim=-1) * sine_S1D
+    return torch.cat([first * cosine_S1P - second * sine_S1P, second * cosine_S1P + first * sine_S1P], dim=-1)
+
+
+class _SplitAndRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, projected_SGX: Tensor, queries: int, cosine_SP: Tensor, sine_SP: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from megatron_apriel.model.rotary_kernels import split
+
+        ctx.queries = queries
+        ctx.save_for_backward(cosine_SP, sine_SP)
+        return split(projected_SGX.contiguous(), queries, cosine_SP, sine_SP)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None, None, None]:
+        from megatron_apriel.model.rotary_kernels import merge
+
+        query, key, value = (gradient.contiguous() for gradient in incoming)
+        return merge(query, key, value, ctx.queries, *ctx.saved_tensors), None, None, None

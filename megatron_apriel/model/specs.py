@@ -1,9 +1,8 @@
 """Which implementation the layers have: chosen once, for the whole model.
 
-Transformer Engine on a GPU (FP8, fused kernels, packed attention); Megatron's own parallel linear layers with torch's
-attention elsewhere. Both have the same parameters; only the names of the norms differ inside the model, because
-Transformer Engine fuses a norm with the linear layer after it. Distributed checkpoints use one name for both
-(:data:`CHECKPOINT_NAMES`), so a checkpoint written by one can be read by the other.
+On a GPU, Transformer Engine's linear layers (FP8) and packed attention, with norms, activation and rotary positions in
+this project's own kernels; Megatron's own parallel linear layers with torch's attention elsewhere. Both have the same
+parameters under the same names, so a checkpoint written by one can be read by the other.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ import logging
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -27,8 +25,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron.core.utils import log_single_rank
 
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.model.activation import SwiGLU
 from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention
-from megatron_apriel.model.norm import RMSNorm
+from megatron_apriel.model.norm import BranchNorm, RMSNorm
 
 LayerKind = Literal["auto", "local", "transformer_engine"]
 
@@ -36,7 +35,8 @@ CHECKPOINT_NAMES = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
-"""Names of the local layers' norms -> their names in a distributed checkpoint, which are Transformer Engine's."""
+"""Names of the norms -> their names in a distributed checkpoint, which are those that Megatron gives them where
+Transformer Engine fuses a norm with the linear layer after it."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +47,13 @@ class Layers:
 
     Attributes:
         name: ``local`` or ``transformer_engine``.
-        norm: a norm on its own.
-        norm_linear: column-parallel linear layer for the way into attention and MLP; includes its norm if ``fused``.
+        column_linear: column-parallel linear layer for the way into attention and MLP.
         row_linear: row-parallel linear layer for the way out.
         core_attention: attention proper.
     """
 
     name: str
-    norm: type
-    norm_linear: type
+    column_linear: type
     row_linear: type
     core_attention: type
 
@@ -77,17 +75,11 @@ def choose_layers(kind: LayerKind) -> Layers:
     if kind == "local" or missing:
         reason = "as asked for" if kind == "local" else missing
         log_single_rank(logger, logging.INFO, f"layers: Megatron's own, torch's attention ({reason})")
-        return Layers("local", RMSNorm, ColumnParallelLinear, RowParallelLinear, LocalCoreAttention)
+        return Layers("local", ColumnParallelLinear, RowParallelLinear, LocalCoreAttention)
     log_single_rank(logger, logging.INFO, "layers: Transformer Engine (it and a CUDA device are present)")
     from megatron.core.extensions import transformer_engine as te
 
-    return Layers(
-        "transformer_engine",
-        te.TENorm,
-        te.TELayerNormColumnParallelLinear,
-        te.TERowParallelLinear,
-        te.TEDotProductAttention,
-    )
+    return Layers("transformer_engine", te.TEColumnParallelLinear, te.TERowParallelLinear, te.TEDotProductAttention)
 
 
 def _why_no_transformer_engine() -> str:
@@ -109,29 +101,30 @@ def block_spec(
         final_norm: give the block a norm after its last layer.
     """
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
-    norm: Any = IdentityOp if layers.fused else layers.norm
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
+            input_layernorm=BranchNorm,
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,
                 params={"attn_mask_type": mask},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=layers.norm_linear,
+                    linear_qkv=layers.column_linear,
                     core_attention=layers.core_attention,
                     linear_proj=layers.row_linear,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
+            pre_mlp_layernorm=BranchNorm,
             mlp=partial(
                 MLP.as_mlp_submodule,
-                submodules=MLPSubmodules(linear_fc1=layers.norm_linear, linear_fc2=layers.row_linear),
+                submodules=MLPSubmodules(
+                    linear_fc1=layers.column_linear, linear_fc2=layers.row_linear, activation_func=SwiGLU
+                ),
                 ffn_hidden_size=ffn_hidden_size,
             ),
             mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map={} if layers.fused else CHECKPOINT_NAMES,
+            sharded_state_dict_keys_map=CHECKPOINT_NAMES,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=layers.norm if final_norm else None)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm if final_norm else None)

@@ -25,7 +25,7 @@ from megatron_apriel.architecture import TowerArchitecture
 from megatron_apriel.batch import PackedImages
 from megatron_apriel.model.attention import packed
 from megatron_apriel.model.norm import RMSNorm
-from megatron_apriel.model.rotary import tower_angles
+from megatron_apriel.model.rotary import tower_rotary
 from megatron_apriel.model.specs import Layers, block_spec
 from megatron_apriel.parallel.groups import current_device, group_of_one
 
@@ -85,11 +85,11 @@ class VisionTower(MegatronModule):  # type: ignore[misc]
         """Features [P, hidden_size] of the share's P patches, P above 0."""
         dtype = self.config.params_dtype
         hidden_P1H = self.pre_norm(self.patch_embedding(images.patches_PC.to(dtype))[:, None])
-        angles = tower_angles(images.rows_P, images.columns_P, self.architecture.head_dim, self.architecture.rope_theta)
+        rotary = tower_rotary(images.rows_P, images.columns_P, self.architecture.head_dim, self.architecture.rope_theta)
         hidden_P1H = self.transformer(
             hidden_states=hidden_P1H,
             attention_mask=None,
-            rotary_pos_emb=angles,
+            rotary_pos_emb=rotary,
             packed_seq_params=packed(images.cu_seqlens, images.max_patches),
         )
         return hidden_P1H[:, 0]

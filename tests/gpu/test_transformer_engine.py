@@ -8,7 +8,6 @@ import torch
 from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions
-from megatron_apriel.model.rotary import decoder_angles, split_and_rotate
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
@@ -23,16 +22,6 @@ ARCHITECTURE = Architecture(
     tower=TowerArchitecture(256, 2, 4, 64, 512, "silu", image_size=256),
     projector=ProjectorArchitecture(256, 512),
 )
-NORMS = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-}
-
-
-def fused_name(name: str) -> str:
-    for local, fused in NORMS.items():
-        name = name.replace(local, fused)
-    return name
 
 
 def run(options: ModelOptions, images: bool = True, scale: float = 1.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -43,12 +32,10 @@ def run(options: ModelOptions, images: bool = True, scale: float = 1.0) -> tuple
     weights = {name: tensor * scale if tensor.dim() > 1 else tensor for name, tensor in weights.items()}
     with groups.initialized(Layout()) as device:
         model = build_model(ARCHITECTURE, options, Layout())[0]
-        if options.layers == "transformer_engine":
-            weights = {fused_name(name): tensor for name, tensor in weights.items()}
         load_full([model], weights)
         losses = model(make_batch(ARCHITECTURE, documents, sequence_length=384).to(device))
         losses.sum().backward()
-        gradients = {fused_name(name): p.grad.float().cpu() for name, p in model.named_parameters()}
+        gradients = {name: p.grad.float().cpu() for name, p in model.named_parameters()}
         return losses.detach().cpu(), gradients
 
 
@@ -82,19 +69,3 @@ def test_fp8_points_the_same_way(recipe: str) -> None:
     for name, reference in expected.items():
         cosine = float(torch.cosine_similarity(gradients[name].flatten(), reference.flatten(), dim=0))
         assert cosine > 0.95, (name, cosine)
-
-
-def test_fused_rotary_equals_the_written_out_one() -> None:
-    """Forward and backward, in float32, with positions that restart and reach far."""
-    positions = torch.cat([torch.arange(70), torch.arange(49000, 49090)]).cuda()
-    angles = decoder_angles(positions, 128, 1e9)
-    parts = [4 * 128, 128, 128]
-    projected = torch.randn(160, 1, 2, sum(parts), device="cuda", requires_grad=True)
-    results = []
-    for fused in (True, False):
-        outputs = split_and_rotate(projected, parts, angles, fused=fused)
-        weighted = sum((output * (1 + number)).square().sum() for number, output in enumerate(outputs))
-        (gradient,) = torch.autograd.grad(weighted, projected)
-        results.append([*outputs, gradient])
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

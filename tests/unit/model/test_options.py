@@ -22,7 +22,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU with Transformer Engine, as far as configurations go."""
-    layers = specs.Layers("transformer_engine", *[torch.nn.Identity] * 4)
+    layers = specs.Layers("transformer_engine", *[torch.nn.Identity] * 3)
     monkeypatch.setattr(options, "choose_layers", lambda kind: layers)
 
 
@@ -69,7 +69,8 @@ def test_exact_gelu_is_never_fused(monkeypatch: pytest.MonkeyPatch, fused: None)
     fields = {
         name: options._shared_fields(name, ModelOptions(), options.choose_layers("auto")) for name in ("silu", "gelu")
     }
-    assert fields["silu"]["bias_activation_fusion"]
+    assert fields["silu"]["use_te_activation_func"]
+    assert not fields["gelu"]["use_te_activation_func"]
     assert not fields["gelu"]["bias_activation_fusion"]
     assert fields["gelu"]["activation_func"] is torch.nn.functional.gelu
 
