@@ -1,0 +1,120 @@
+"""Which kernel does what, how long a step's kernels took, and the least that a device could take. Pure: no torch.
+
+Kernels are told by their names, the only thing that a trace says of them; the first pattern that fits decides. A name
+that no pattern knows is ``unknown`` and is listed, so that a new kernel cannot hide in a sum.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.flops import decoder_forward
+
+UNKNOWN, GAPS = "unknown", "gaps"
+PATTERNS = (
+    ("attention", r"sdpa|fmha|flash|attention|thd_"),
+    ("optimizer", r"multi_tensor|adam|l2norm|scalefunctor"),
+    ("loss", r"cross_entropy|softmax|nll_loss|_statistics_kernel|_gradient_kernel"),
+    ("rotary", r"rotary|rope|^_kernel$"),
+    ("activation", r"swiglu|silu|gated|dact|gelu"),
+    ("norms", r"rms_?norm|layer_?norm|ln_fwd|ln_bwd|_norm_|normalization"),
+    # Both files of the package name their kernels so; a trace cannot tell them apart.
+    ("norms and activation", r"^_forward_kernel|^_backward_kernel"),
+    ("matrix products", r"gemm|nvjet|xmma|wgmma|splitk|cublas|matmul|gemv"),
+    ("quantisation", r"quantize|cast_transpose|transpose|amax|fp8|cast|scaling|swizzle"),
+    ("copies and other", r"memcpy|memset|copy|elementwise|reduce|cat|fill|index|embedding|scatter|gather|sort|scan"
+     r"|distribution|nccl|triton_"),
+)  # fmt: skip
+"""Group -> names (any case) that belong to it, in order."""
+
+FP8_PRODUCTS, BF16_PRODUCTS = 1351e12, 707e12
+ATTENTION_FORWARD, ATTENTION_BACKWARD = 599e12, 541e12
+BANDWIDTH = 4.26e12
+"""Ceilings of one H200, measured: matrix products at this model's shapes (operations/s; 8 bits with fast accumulation),
+cuDNN's attention at its best length (backward counted as 2.5 times forward), and a copy (bytes/s)."""
+
+
+def group_of(kernel: str) -> str:
+    """The group of a kernel's name."""
+    lowered = kernel.lower()
+    return next((group for group, pattern in PATTERNS if re.search(pattern, lowered)), UNKNOWN)
+
+
+@dataclass
+class Inventory:
+    """Milliseconds of a step by group, and of each kernel.
+
+    Attributes:
+        span_ms: from the first kernel's start to the last one's end.
+        groups: time in which a group's kernels ran; kernels on several streams at once count each.
+        kernels: per group, name -> (milliseconds, launches).
+    """
+
+    span_ms: float
+    groups: dict[str, float]
+    kernels: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
+
+    def biggest(self, group: str, count: int) -> list[tuple[str, float, int]]:
+        """The ``count`` kernels of a group that took longest: name, milliseconds, launches."""
+        named = self.kernels.get(group, {}).items()
+        return sorted(((name, ms, n) for name, (ms, n) in named), key=lambda row: -row[1])[:count]
+
+
+def inventory(events: Iterable[Mapping[str, Any]]) -> Inventory:
+    """From the events of a Chrome trace (microseconds); whatever did not run on the device is passed over."""
+    ran = sorted(
+        (event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")),
+        key=lambda event: event["ts"],
+    )
+    groups: defaultdict[str, float] = defaultdict(float)
+    kernels: defaultdict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
+    idle, end = 0.0, ran[0]["ts"] if ran else 0.0
+    for event in ran:
+        group, ms = group_of(event["name"]), event["dur"] / 1e3
+        groups[group] += ms
+        before, launches = kernels[group].get(event["name"], (0.0, 0))
+        kernels[group][event["name"]] = (before + ms, launches + 1)
+        idle += max(event["ts"] - end, 0.0)
+        end = max(end, event["ts"] + event["dur"])
+    groups[GAPS] = idle / 1e3
+    return Inventory((end - ran[0]["ts"]) / 1e3 if ran else 0.0, dict(groups), dict(kernels))
+
+
+def least_ms(
+    architecture: Architecture, tokens: int, sum_squared_lengths: int, micro_batches: int, fp8: bool
+) -> dict[str, float]:
+    """Milliseconds below which no step can be on this device, by group; a text model with everything trained.
+
+    Products and attention by their operations. The others by the bytes that must move if every kernel reads its inputs
+    and writes its outputs once, in bf16, per token and layer (h hidden, f feed-forward, q and k query and key widths)::
+
+        norms         2 x (read and write h forward; read 2h, write h backward)
+        activation    read 2f, write f forward; read 3f, write 2f backward
+        rotary        read and write q + k, forward and backward
+        quantisation  read 2 bytes, write 2 of 1 byte (as it is and transposed), of each product's input and gradient
+        loss          logits: read twice, written once
+        optimizer     per parameter 34 bytes: gradient twice, master weight and moments read and written, weight
+    """
+    decoder = architecture.decoder
+    linear, attention = decoder_forward(decoder, tokens, sum_squared_lengths)
+    head = 2 * tokens * decoder.embedding_parameters
+    h, f, layers = decoder.hidden_size, decoder.ffn_hidden_size, decoder.num_layers
+    q, k = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
+    everywhere = tokens * layers / BANDWIDTH
+    products = 3 * (linear - head) / (FP8_PRODUCTS if fp8 else BF16_PRODUCTS) + 3 * head / BF16_PRODUCTS
+    seconds = {
+        "matrix products": products,
+        "attention": attention / ATTENTION_FORWARD + 2.5 * attention / ATTENTION_BACKWARD,
+        "norms": 2 * 2 * 5 * h * everywhere,
+        "activation": 2 * 8 * f * everywhere,
+        "rotary": 2 * 4 * (q + k) * everywhere,
+        "quantisation": (4 * ((h + q + h + f) + (q + 2 * k + h + 2 * f + h)) * everywhere) if fp8 else 0.0,
+        "loss": 2 * 3 * tokens * decoder.vocab_size / BANDWIDTH,
+    }
+    found = {group: 1e3 * micro_batches * value for group, value in seconds.items()}
+    return found | {"optimizer": 1e3 * 34 * decoder.parameters / BANDWIDTH}
