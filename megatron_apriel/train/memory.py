@@ -16,9 +16,11 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
       selective   3h + (2q + 2k)/T            the MLP is computed again from its input
       full        h                           the whole layer is
 
-  h is divided by T under sequence parallelism. A decoder that is frozen keeps no inputs of its matrices: 2h less and
-  f/T less. Recomputation needs one layer's ``none`` at a time on top. Pipeline rank p of P keeps P - p micro-batches
-  (one forward, one backward; more with interleaving, as in Megatron's schedule);
+  h is divided by T under sequence parallelism. Under context parallelism a rank has its share of the tokens, and of
+  each layer the keys and values of all tokens: k counts once for every context-parallel rank. A decoder that is frozen
+  keeps no inputs of its matrices: 2h less and f/T less. Recomputation needs one layer's ``none`` at a time on top.
+  Pipeline rank p of P keeps P - p micro-batches (one forward, one backward; more with interleaving, as in Megatron's
+  schedule);
 * logits, on the last stage: 2 a token and vocabulary entry of this rank, of one chunk of tokens at a time, since the
   loss computes logits and their gradient in chunks of at most ``LOGITS_PER_CHUNK`` elements; and 2h a token for the
   gradient of the hidden states;
@@ -116,10 +118,12 @@ def micro_batches_in_flight(layout: Layout, pipeline_rank: int, micro_batches: i
     return min(chunks, micro_batches * layout.virtual) / layout.virtual
 
 
-def layer_elements(decoder: DecoderArchitecture, mode: str, tensor: int, sequence: bool, trained: bool) -> float:
-    """Elements a token that one decoder layer keeps for the backward pass, by the module's table."""
+def layer_elements(
+    decoder: DecoderArchitecture, mode: str, tensor: int, sequence: bool, trained: bool, context: int = 1
+) -> float:
+    """Elements a token of a rank that one decoder layer keeps for the backward pass, by the module's table."""
     hidden = decoder.hidden_size / (tensor if sequence else 1)
-    attention = 2 * (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim / tensor
+    attention = 2 * (decoder.num_heads + context * decoder.num_kv_heads) * decoder.head_dim / tensor
     feed_forward = decoder.ffn_hidden_size / tensor
     if mode == "full":
         return hidden
@@ -133,7 +137,7 @@ def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout:
     trained, mode = config.train.decoder > 0, config.recompute.mode
 
     def kept(how: str) -> float:
-        return layer_elements(decoder, how, layout.tensor, layout.sequence, trained)
+        return layer_elements(decoder, how, layout.tensor, layout.sequence, trained, layout.context)
 
     recomputed = sum(min(count, config.recompute.layers or count) for count in counts) if mode != "none" else 0
     everything = recomputed * kept(mode) + (sum(counts) - recomputed) * kept("none")

@@ -12,7 +12,7 @@ A rank's micro-batch is the work of its layers, of tower or head where it has th
   (``full``) or of their MLPs (``selective``);
 * tensor parallelism: in each layer two all-gathers and two reduce-scatters forward and as many backward, of the
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
-* context parallelism: in each layer an all-gather of keys and values, twice as much again backward;
+* context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
 * pipeline: each chunk's hidden states and their gradients, sent once each;
 * data parallelism, once a step: float32 gradients are scattered and weights gathered over the replicas. With
   ``parallel.overlap`` the first hides behind the last micro-batch's backward pass and the second behind the first
@@ -226,7 +226,7 @@ def _waiting(
     one = collective(gpu.link(tensor, layout.world_size), hidden, tensor, gpu.latency)
     seconds = (8 * layers + again) * one
     keys = 2 * 2 * decoder.num_kv_heads * decoder.head_dim / tensor * config.sequence_length
-    gathers = 3 * layers + (recomputed if mode == "full" else 0)
+    gathers = 2 * layers + (recomputed if mode == "full" else 0)
     seconds += gathers * collective(gpu.link(tensor * context, layout.world_size), keys, context, gpu.latency)
     if layout.pipeline > 1:
         message = hidden / (tensor if layout.sequence else 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +180,20 @@ def test_no_torch() -> None:
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert "GPU-hours" in finished.stdout
+
+
+def commands_of_the_guide() -> list[str]:
+    text = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
+    assert text.count("```bash") == text.count("<!-- run -->\n```bash"), "a block without its mark"
+    return [block.replace("\\\n", " ").strip() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("command", commands_of_the_guide())
+def test_commands_of_the_guide_run(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    program, script, *words = shlex.split(command)
+    assert (program, script) == ("python", "tools/plan.py")
+    assert PLAN.main(words) == 0
+    assert "GPU-hours for" in capsys.readouterr().out or "--print-hardware" in words

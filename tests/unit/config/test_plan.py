@@ -175,6 +175,8 @@ def test_activations_of_a_layer() -> None:
     assert sizes == {"none": 4 * 5120 + 10240 + 3 * 14336, "selective": 3 * 5120 + 10240, "full": 5120}
     assert layer_elements(APRIEL.decoder, "none", 8, True, True) == sizes["none"] / 8
     assert layer_elements(APRIEL.decoder, "none", 8, False, True) == 4 * 5120 + (10240 + 3 * 14336) / 8
+    assert layer_elements(APRIEL.decoder, "selective", 1, False, True, context=4) == 3 * 5120 + 2 * (4096 + 4 * 1024)
+    assert layer_elements(APRIEL.decoder, "full", 1, False, True, context=4) == 5120
     assert layer_elements(APRIEL.decoder, "none", 1, False, False) == 2 * 5120 + 10240 + 2 * 14336
 
 
