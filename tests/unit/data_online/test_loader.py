@@ -20,6 +20,7 @@ from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.sources import check_tokenizer
 from megatron_apriel.data.tokens import load_tokenizer, tokenizer_digest
 from megatron_apriel.errors import AprielError, ConfigError, DataError
+from megatron_apriel.testing.batches import owned_positions
 from megatron_apriel.testing.corpora import TOKENIZER, VOCAB, random_pixels, write_corpus
 from megatron_apriel.testing.tokenizers import write_small_tekken
 
@@ -202,6 +203,42 @@ def test_shares_together_hold_every_image_once(corpora, shares):
         bare = without[number].images
         assert torch.equal(bare.slots_K, mine[0].images.slots_K) and bare.share_sizes == sizes
         assert bare.patches_PC.shape == (0, 48) and bare.cu_seqlens.tolist() == [0] and bare.max_patches == 0
+
+
+@pytest.mark.parametrize("contexts", [2, 4])
+def test_context_parts_together_are_the_sequence(corpora, contexts):
+    config = stage(corpora, steps=3)
+    whole = load(config)
+    parts = [load(config, context=context, contexts=contexts) for context in range(contexts)]
+    with_image = 0
+    for number, batch in enumerate(whole):
+        mine = [part[number] for part in parts]
+        filled = []
+        for context, part in enumerate(mine):
+            owned = torch.tensor(owned_positions(LENGTH, context, contexts))
+            for name in ("tokens_S", "labels_S", "positions_S"):
+                assert torch.equal(getattr(part, name), getattr(batch, name)[owned])
+            assert part.num_loss_tokens == int((part.labels_S != IGNORED_LABEL).sum())
+            assert torch.equal(part.cu_seqlens, batch.cu_seqlens)
+            assert torch.equal(owned[part.part.slots_L], batch.images.slots_K[part.part.features_L])
+            filled += part.part.features_L.tolist()
+            start = 0
+            for chunk in part.part.chunks:
+                places = owned[start : start + chunk.length]
+                start += chunk.length
+                begins = chunk.cu_queries.tolist()
+                # A document's first query sees what stands before it in the document, and itself.
+                before = chunk.cu_keys.diff() - chunk.cu_queries.diff()
+                assert before.tolist() == [int(batch.positions_S[places[begin]]) for begin in begins[:-1]]
+                assert chunk.first_key == places[0] - batch.positions_S[places[0]]
+                assert (chunk.stop, begins[-1]) == (int(places[-1]) + 1, chunk.length)
+                assert chunk.stop - chunk.first_key == chunk.cu_keys[-1]
+                assert chunk.max_queries == chunk.cu_queries.diff().max()
+                assert chunk.max_keys == chunk.cu_keys.diff().max()
+        assert sorted(filled) == list(range(batch.images.num_patches))
+        with_image += bool(filled)
+        assert sum(part.num_loss_tokens for part in mine) == batch.num_loss_tokens
+    assert with_image
 
 
 def test_split_documents_become_documents_of_their_own(corpora, tmp_path):
