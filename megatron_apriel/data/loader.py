@@ -12,101 +12,24 @@ later pipeline stages none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
-from megatron_apriel.data.assemble import ImageShare, make_batch, padding_sequence, read_sequence
-from megatron_apriel.data.images import ImageDecoder
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.mixture import Mixture
 from megatron_apriel.data.prefetch import Prefetcher
-from megatron_apriel.data.sources import Source, log_sources, open_sources
-from megatron_apriel.errors import AprielError, ConfigError, DataError
+from megatron_apriel.data.sequences import open_reader
+from megatron_apriel.data.sources import Source
+from megatron_apriel.errors import ConfigError, DataError
 
 PREFETCHED = 4
 """Batches ready ahead of the step. A batch of 16384 tokens that are all image has 48 MB of pixels."""
 
 VALIDATION_SEED = 0
 """Held-out sequences do not depend on the run's seed, so that runs can be compared."""
-
-
-class _SequenceReader:
-    """Makes the batch of (number, source, pack) for one rank; what both loaders are built on."""
-
-    def __init__(self, sources: Sequence[Source], images: ImageShare, context: int, contexts: int) -> None:
-        self.sources, self._images = sources, images
-        self._make_batch = partial(make_batch, context=context, contexts=contexts)
-        # Background threads start on device 0; this rank's is remembered for them.
-        self._cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
-
-    def batch(self, number: int, source: int, pack: int) -> Batch:
-        """The batch of a pack. Whatever goes wrong is raised with the sequence's number and source."""
-        try:
-            content = read_sequence(self.sources[source], pack)
-            images = self._images.pack(content.images)
-        except AprielError as error:
-            raise type(error)(f"sequence {number}: {error.what}", error.why, error.fix) from error
-        except Exception as error:
-            label = self.sources[source].label
-            raise DataError(f"sequence {number} (source {label!r}, pack {pack}) cannot be read: {error!r}.") from error
-        return self._pinned(self._make_batch(content, images, number, source))
-
-    def padding(self, number: int, source: int) -> Batch:
-        """A batch without loss."""
-        content = padding_sequence(self.sources[source])
-        return self._pinned(self._make_batch(content, self._images.pack(()), number, source))
-
-    def _pinned(self, batch: Batch) -> Batch:
-        if self._cuda is None:
-            return batch
-        patches = batch.images.patches_PC
-        with torch.cuda.device(self._cuda):
-            if not patches.is_cuda:
-                return batch.pin_memory()
-            # Patches decoded on the GPU are where they belong; only the rest is pinned.
-            none = torch.zeros(0, patches.shape[1])
-            rest = replace(batch, images=replace(batch.images, patches_PC=none)).pin_memory()
-        return replace(rest, images=replace(rest.images, patches_PC=patches))
-
-    def close(self) -> None:
-        if self._images.decoder is not None:
-            self._images.decoder.close()
-
-
-def _open_reader(
-    sections: Sequence[SourceSection],
-    architecture: Architecture,
-    config: StageConfig,
-    seed: int,
-    *,
-    data_rank: int,
-    share: int,
-    shares: int,
-    context: int,
-    contexts: int,
-    with_images: bool,
-    directory: Path | None,
-) -> _SequenceReader:
-    sources = open_sources(sections, architecture, config.sequence_length, seed, directory)
-    if data_rank == 0 and share == 0 and with_images:
-        log_sources(sources)
-    tower = architecture.tower
-    decoder = None
-    if tower is not None and with_images and any(source.corpus.manifest.counts.images for source in sources):
-        decoder = _decoder(config.images, tower.patch_size)
-    images = ImageShare(share, shares, tower.patch_values if tower else 0, decoder)
-    return _SequenceReader(sources, images, context, contexts)
-
-
-def _decoder(section: ImagesSection, patch_size: int) -> ImageDecoder:
-    return ImageDecoder(patch_size, device=section.device, threads=section.threads, damaged=section.damaged)
 
 
 class TrainingLoader:
@@ -160,7 +83,7 @@ class TrainingLoader:
                 "data-parallel ranks.",
                 "Every rank must get the same number of the sequences that are left.",
             )
-        self._reader = _open_reader(
+        self._reader = open_reader(
             config.mixture,
             architecture,
             config,
@@ -268,7 +191,7 @@ class ValidationLoader:
                 "the stage has no validation section, so there are no held-out sequences.",
                 fix="Give validation.corpora.",
             )
-        self._reader = _open_reader(
+        self._reader = open_reader(
             config.validation.corpora,
             architecture,
             config,

@@ -480,6 +480,6 @@ def test_defects_name_the_sequence(corpora, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("megatron_apriel.data.loader.read_sequence", broken)
+    monkeypatch.setattr("megatron_apriel.data.sequences.read_sequence", broken)
     with pytest.raises(AprielError, match=r"sequence 0 \(source 'pictures', pack \d+\) cannot be read: .*oops"):
         load(stage(corpora))
