@@ -32,9 +32,9 @@ class Ours:
         self.wrapped = wrap_data_parallel(chunks, config)
         self.optimizer = build_optimizer(self.wrapped, config)
 
-    def step(self, batches: Sequence[Batch]) -> float:
-        """As ``train/loop.py`` does a step."""
-        set_learning_rate(self.optimizer, self.config.optimizer.peak, self.config.optimizer)
+    def step(self, batches: Sequence[Batch], rate: float | None = None) -> float:
+        """As ``train/loop.py`` does a step; at the peak learning rate where no other is given."""
+        set_learning_rate(self.optimizer, rate or self.config.optimizer.peak, self.config.optimizer)
         report = train_step(
             self.wrapped,
             self.optimizer,

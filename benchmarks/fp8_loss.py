@@ -1,0 +1,246 @@
+"""Train the same small model on the same real text in bf16 and in each FP8 recipe, and compare the losses.
+
+Every run starts from the same weights and sees the same tokens in the same order, so what differs is the arithmetic.
+The text is Python's own: documentation and sources of whatever is installed. The result is a table, a plot, and an exit
+code: 1 if the judged recipe's loss, averaged over the last steps, differs from bf16's by more than the allowance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cases import CASES
+from benchmarks.measure import environment
+from benchmarks.processes import ROOT
+from megatron_apriel.architecture import Architecture, DecoderArchitecture
+from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
+
+PRECISIONS = ("bf16", "delayed", "tensorwise", "blockwise")
+VOCABULARY = 131072
+WINDOW = 20
+"""Steps over which differences are averaged."""
+WARM_UP = 20
+"""Steps over which the learning rate rises."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python benchmarks/fp8_loss.py --steps 200 --judged tensorwise",
+    )  # fmt: skip
+    model = parser.add_argument_group("model")
+    model.add_argument("--layers", type=int, default=8, help="decoder layers (%(default)s)")
+    model.add_argument("--hidden", type=int, default=2048, help="width, a multiple of 256 (%(default)s)")
+    training = parser.add_argument_group("training")
+    training.add_argument("--sequence-length", type=int, default=4096, help="tokens of a micro-batch (%(default)s)")
+    training.add_argument("--micro-batches", type=int, default=2, help="of a step (%(default)s)")
+    training.add_argument("--steps", type=int, default=200, help="%(default)s")
+    training.add_argument("--peak", type=float, default=3e-4, help="learning rate after the warm-up (%(default)g)")
+    compared = parser.add_argument_group("comparison")
+    compared.add_argument("--precisions", default=",".join(PRECISIONS), metavar="A,B", help="default: %(default)s")
+    compared.add_argument("--judged", choices=PRECISIONS[1:], default="tensorwise", help="must hold (%(default)s)")
+    compared.add_argument("--allowance", type=float, default=0.01, help="relative difference (%(default)g)")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
+                        help="directory for fp8_loss-DATE.json and .png (benchmarks/results)")  # fmt: skip
+    parser.add_argument("--run", metavar="PRECISION", help=argparse.SUPPRESS)  # one run, in a process of its own
+    parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # allowed without a GPU
+    return parser
+
+
+def smoothed(values: Sequence[float], window: int = WINDOW) -> list[float]:
+    """Mean of each value and those before it, ``window`` at most."""
+    means = []
+    for end in range(1, len(values) + 1):
+        last = values[max(end - window, 0) : end]
+        means.append(sum(last) / len(last))
+    return means
+
+
+def relative_difference(losses: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """How far each smoothed loss lies above the smoothed reference, as a fraction of it."""
+    pairs = zip(smoothed(losses), smoothed(reference), strict=True)
+    return [loss / base - 1 for loss, base in pairs]
+
+
+def real_text() -> Iterator[str]:
+    """Sources and documentation of the standard library and of installed packages, file by file in a fixed order."""
+    library = Path(json.__file__).parents[1]
+    yield from (_read(file) for file in [*sorted(library.glob("*.py")), *sorted(library.glob("[a-z]*/*.py"))])
+    yield from (_read(file) for file in sorted(Path(torch.__file__).parent.rglob("*.py")))
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="ignore")
+
+
+def token_stream(count: int) -> tuple[torch.Tensor, str]:
+    """``count`` tokens of real text, int64, and by which tokenizer.
+
+    Tekken's, where mistral-common is installed; otherwise words and signs, numbered by how often they occur.
+    """
+    try:
+        import mistral_common
+        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+    except ImportError:
+        return _words(count), "words"
+    table = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
+    tokenizer, tokens = Tekkenizer.from_file(table), []
+    for text in real_text():
+        tokens += tokenizer.encode(text[:60_000], bos=True, eos=True)
+        if len(tokens) >= count:
+            return torch.tensor(tokens[:count]), "tekken"
+    raise DataError(f"only {len(tokens):,} tokens of text are installed here, {count:,} are needed.")
+
+
+def _words(count: int) -> torch.Tensor:
+    pieces = (piece for text in real_text() for piece in re.findall(r" ?\w+|\s+|[^\w\s]", text[:60_000]))
+    words = list(islice(pieces, count))
+    if len(words) < count:
+        raise DataError(f"only {len(words):,} words of text are installed here, {count:,} are needed.")
+    ids = {word: number for number, (word, _) in enumerate(Counter(words).most_common(VOCABULARY - 1), start=1)}
+    return torch.tensor([ids.get(word, 0) for word in words])
+
+
+def train(arguments: argparse.Namespace) -> list[float]:
+    """The losses of one run in this process."""
+    from benchmarks.subjects.ours import Ours, stage_config
+    from megatron_apriel.parallel import groups
+    from megatron_apriel.parallel.layout import Layout
+    from megatron_apriel.testing.batches import make_batch
+
+    tokens = torch.load(arguments.tokens, weights_only=True)
+    hidden, length, count = arguments.hidden, arguments.sequence_length, arguments.micro_batches
+    heads = hidden // 128 or 1
+    decoder = DecoderArchitecture(
+        hidden, arguments.layers, heads, max(heads // 2, 1), 128, 11 * hidden // 4, VOCABULARY, rope_theta=1e6
+    )
+    architecture = Architecture(decoder)
+    case = replace(CASES["8192"], sequence_length=length, micro_batches=count)
+    losses = []
+    with groups.initialized(Layout()) as device:
+        subject = Ours(architecture, stage_config(case, arguments.run))
+        for step, part in enumerate(tokens.view(arguments.steps, count, length)):
+            batches = [make_batch(architecture, [row.tolist()]).to(device) for row in part]
+            rate = arguments.peak * min((step + 1) / WARM_UP, 1.0)
+            losses.append(subject.step(batches, rate))
+    return losses
+
+
+def _compare(arguments: argparse.Namespace, chosen: list[str], scratch: Path) -> dict[str, Any]:
+    """Run every precision in a process of its own; losses and seconds by precision."""
+    tokens, tokenizer = token_stream(arguments.steps * arguments.micro_batches * arguments.sequence_length)
+    torch.save(tokens, scratch / "tokens.pt")
+    runs: dict[str, Any] = {}
+    for number, precision in enumerate(chosen, start=1):
+        print(f"[{number}/{len(chosen)}] {precision}, {arguments.steps} steps", file=sys.stderr, flush=True)
+        names = ("layers", "hidden", "sequence-length", "micro-batches", "steps", "peak")
+        options = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in names]
+        paths = [f"--tokens={scratch / 'tokens.pt'}", f"--output={scratch}", f"--run={precision}"]
+        started = time.monotonic()
+        command = [sys.executable, str(Path(__file__).resolve()), *options, *paths]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = scratch / f"{precision}.json"
+        if done.returncode or not result.exists():
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            print(f"    failed: {last[:200]}", file=sys.stderr)
+            runs[precision] = {"failed": last}
+            continue
+        runs[precision] = {"losses": json.loads(result.read_text()), "seconds": time.monotonic() - started}
+    return {"tokenizer": tokenizer, "runs": runs}
+
+
+def _plot(runs: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
+    for name, run in runs.items():
+        above.plot(smoothed(run["losses"], 5), label=name, lw=1.2)
+        if name != "bf16" and "bf16" in runs:
+            difference = relative_difference(run["losses"], runs["bf16"]["losses"])
+            below.plot([100 * value for value in difference], label=name)
+    above.set_ylabel("loss, mean of 5 steps")
+    below.set_ylabel(f"difference from bf16, %\nmean of {WINDOW} steps")
+    below.set_xlabel("step")
+    below.axhline(0, color="black", lw=0.6)
+    above.legend()
+    figure.savefig(path, dpi=140)
+
+
+def _conclude(arguments: argparse.Namespace, record: dict[str, Any]) -> int:
+    """Write the files, print the table, judge."""
+    runs = {name: run for name, run in record["runs"].items() if "losses" in run}
+    ends = {name: relative_difference(run["losses"], runs["bf16"]["losses"])[-1] for name, run in runs.items()
+            if "bf16" in runs}  # fmt: skip
+    record |= {"relative_difference_at_the_end": ends, "environment": environment()}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path: Path = arguments.output / f"fp8_loss-{time.strftime('%Y%m%d-%H%M%S')}"
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    try:
+        _plot(runs, path.with_suffix(".png"))
+    except ImportError:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+    table = Table(title=f"{record['hidden']} wide, {record['layers']} layers, {record['steps']} steps of real text")
+    for heading in ("precision", "first loss", f"loss, last {WINDOW} steps", "difference from bf16", "seconds"):
+        table.add_column(heading, justify="right")
+    for name, run in runs.items():
+        last = smoothed(run["losses"])[-1]
+        difference = f"{ends[name]:+.2%}" if name in ends else "-"
+        table.add_row(name, f"{run['losses'][0]:.3f}", f"{last:.4f}", difference, f"{run['seconds']:.0f}")
+    Console().print(table)
+    print(f"{path}.json")
+    if len(runs) < len(record["runs"]):
+        return ExitCode.FAILED
+    # Not "greater": a loss that is no number compares as neither.
+    if arguments.judged in ends and not abs(ends[arguments.judged]) <= arguments.allowance:
+        print(f"{arguments.judged} differs by {ends[arguments.judged]:+.2%}, more than {arguments.allowance:.2%}")
+        return ExitCode.FAILED
+    return ExitCode.OK
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 0 if every run ended and the judged recipe holds."""
+    arguments = _parser().parse_args(argv)
+    if arguments.run:
+        losses = train(arguments)
+        (arguments.output / f"{arguments.run}.json").write_text(json.dumps(losses), encoding="utf-8")
+        return ExitCode.OK
+    chosen = [part for part in arguments.precisions.split(",") if part]
+    wrong = [part for part in chosen if part not in PRECISIONS]
+    if wrong or not (torch.cuda.is_available() or arguments.tiny):
+        what = f"there is no precision {wrong[0]!r}." if wrong else "there is no CUDA device here."
+        error = ConfigError(what, fix=f"Precisions: {', '.join(PRECISIONS)}; those of 8 bits need a GPU.")
+        print(f"ConfigError: {error}", file=sys.stderr)
+        return ExitCode.USAGE
+    with tempfile.TemporaryDirectory() as scratch:
+        compared = _compare(arguments, chosen, Path(scratch))
+    names = ("layers", "hidden", "sequence_length", "micro_batches", "steps", "peak")
+    settings = {name: getattr(arguments, name) for name in names}
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    return _conclude(arguments, {"date": now, **settings, **compared})
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,52 @@
+"""The comparison of losses in 8 bits: its arithmetic by hand, and the command in miniature."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import fp8_loss
+
+
+def test_smoothing_takes_the_last_values() -> None:
+    assert fp8_loss.smoothed([1, 2, 3, 6], window=2) == [1, 1.5, 2.5, 4.5]
+
+
+def test_difference_is_of_smoothed_losses() -> None:
+    assert fp8_loss.relative_difference([2.2, 4.2], [2.0, 4.0]) == pytest.approx([0.1, 0.2 / 3])
+
+
+@pytest.mark.parametrize(("last", "code"), [(2.01, 0), (2.05, 1), (1.95, 1), (float("nan"), 1)])
+def test_the_judged_recipe_must_hold(tmp_path: Path, last: float, code: int) -> None:
+    arguments = fp8_loss._parser().parse_args(["--output", str(tmp_path), "--judged", "delayed"])
+    runs = {"bf16": {"losses": [2.0] * 40, "seconds": 1}, "delayed": {"losses": [2.0] * 20 + [last] * 20, "seconds": 1}}
+    assert fp8_loss._conclude(arguments, {"runs": runs, "hidden": 1, "layers": 1, "steps": 40}) == code
+
+
+def test_a_failed_run_fails(tmp_path: Path) -> None:
+    arguments = fp8_loss._parser().parse_args(["--output", str(tmp_path)])
+    runs = {"bf16": {"losses": [2.0], "seconds": 1}, "delayed": {"failed": "why"}}
+    assert fp8_loss._conclude(arguments, {"runs": runs, "hidden": 1, "layers": 1, "steps": 1}) == 1
+
+
+def test_words_are_numbered_by_frequency() -> None:
+    tokens = fp8_loss._words(5000)
+    assert tokens.shape == (5000,)
+    counts = tokens.bincount()
+    assert counts[1] == counts.max()
+
+
+def test_the_command_in_miniature(tmp_path: Path) -> None:
+    options = ["--tiny", "--precisions", "bf16", "--layers=1", "--hidden=128", "--sequence-length=64", "--steps=6"]
+    command = [sys.executable, fp8_loss.__file__, *options, "--peak=1e-2", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (written,) = tmp_path.glob("fp8_loss-*.json")
+    losses = json.loads(written.read_text())["runs"]["bf16"]["losses"]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    assert len(list(tmp_path.glob("*.png"))) == 1
