@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
                         help="directory for step-DATE.json and step-DATE.md (benchmarks/results)")  # fmt: skip
+    output.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 
@@ -116,7 +117,7 @@ def _record(
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
-        "commit": _say(["git", "rev-parse", "--short=12", "HEAD"]) or "unknown",
+        "commit": arguments.commit or _say(["git", "rev-parse", "--short=12", "HEAD"]) or "unknown",
         "dirty": bool(_say(["git", "status", "--porcelain", "--untracked-files=no"])),
         "driver": (_say(query).splitlines() or ["unknown"])[0],
         "steps": arguments.steps,

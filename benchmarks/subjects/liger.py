@@ -53,11 +53,12 @@ class Liger:
                 input_ids=batch.tokens_S[None],
                 position_ids=batch.positions_S[None],
                 labels=_own_labels(batch)[None],
-                num_items_in_batch=tokens,
                 use_cache=False,
             )
-            output.loss.backward()
-            total += output.loss.detach()
+            # Not by num_items_in_batch, which reaches the compiled layers and would have them compiled again.
+            loss = output.loss * (batch.num_loss_tokens / tokens)
+            loss.backward()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
