@@ -58,7 +58,7 @@ def environment() -> dict[str, Any]:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found |= {"device": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
-        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        found["cuda"] = torch.version.cuda
     else:
         found["device"] = "CPU"
     return found

@@ -215,7 +215,7 @@ def page(record: Mapping[str, Any]) -> str:
         f"- commit: {record['commit']}{' with changes that are not committed' if record['dirty'] else ''}",
         f"- hardware: {machine.get('device', 'unknown')}, {machine.get('memory_gib', '?')} GiB, driver "
         f"{record['driver']}",
-        f"- versions: {versions}; CUDA {machine.get('cuda', '-')}, cuDNN {machine.get('cudnn', '-')}",
+        f"- versions: {versions}; CUDA {machine.get('cuda', '-')}",
         f"- {record['steps']} timed steps after two, median; {FULL_DEPTH} layers from slices by the rule in "
         "benchmarks/README.md; FLOPs by the rule of megatron_apriel/flops.py",
         "",

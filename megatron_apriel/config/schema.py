@@ -167,7 +167,7 @@ class ParallelSection(Section):
     """Decoder layers of each of the pipeline x virtual stages in order; `null`: as many on each; `balanced`: computed,
     with fewer layers beside the tower and the head. A dry run prints the numbers."""
     context: Annotated[Whole, Field(ge=1)] = 1
-    """Ranks over which a sequence is split in attention."""
+    """Ranks over which the tokens of a sequence are divided."""
     overlap: bool = True
     """Overlap gradient reduction and parameter gathering with computation."""
 

@@ -18,7 +18,7 @@ def swiglu(gate_up_RF: Tensor) -> Tensor:
     """silu(gate) * up [R, F] of rows that hold gate and up one after the other [R, 2F]."""
     rows, size = gate_up_RF.shape[0], gate_up_RF.shape[1] // 2
     product_RF = gate_up_RF.new_empty(rows, size)
-    _forward_kernel[(rows, triton.cdiv(size, BLOCK))](gate_up_RF, product_RF, size, BLOCK, num_warps=WARPS)
+    _swiglu_forward_kernel[(rows, triton.cdiv(size, BLOCK))](gate_up_RF, product_RF, size, BLOCK, num_warps=WARPS)
     return product_RF
 
 
@@ -27,12 +27,12 @@ def swiglu_gradient(grad_RF: Tensor, gate_up_RF: Tensor) -> Tensor:
     rows, size = grad_RF.shape
     gradient_RF = torch.empty_like(gate_up_RF)
     grid = (rows, triton.cdiv(size, BLOCK))
-    _backward_kernel[grid](grad_RF, gate_up_RF, gradient_RF, size, BLOCK, num_warps=WARPS)
+    _swiglu_backward_kernel[grid](grad_RF, gate_up_RF, gradient_RF, size, BLOCK, num_warps=WARPS)
     return gradient_RF
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _forward_kernel(gate_up: tl.tensor, product: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr) -> None:
+def _swiglu_forward_kernel(gate_up: tl.tensor, product: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr) -> None:
     """One program per row and block of columns."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -44,7 +44,7 @@ def _forward_kernel(gate_up: tl.tensor, product: tl.tensor, size: tl.tensor, BLO
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _backward_kernel(
+def _swiglu_backward_kernel(
     grad: tl.tensor, gate_up: tl.tensor, gradient: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
     """One program per row and block of columns."""

@@ -79,8 +79,9 @@ def attend_by_chunks(
         outputs.append(
             core_attention(
                 query_SND[start : start + chunk.length],
-                key_TGD[seen],
-                value_TGD[seen],
+                # Copies: Transformer Engine refuses keys that begin in the middle of their storage.
+                key_TGD[seen].clone(),
+                value_TGD[seen].clone(),
                 None,
                 attn_mask_type=ChunkMask.padding_causal_bottom_right,
                 attention_bias=None,

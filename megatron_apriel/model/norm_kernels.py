@@ -21,7 +21,7 @@ def normalise(hidden_RH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, 
     rows, size = hidden_RH.shape
     normed_RH, scale_R = torch.empty_like(hidden_RH), hidden_RH.new_empty(rows, dtype=torch.float32)
     block = triton.next_power_of_2(size)
-    _forward_kernel[(rows,)](hidden_RH, weight_H, normed_RH, scale_R, size, eps, block, num_warps=_warps(block))
+    _norm_forward_kernel[(rows,)](hidden_RH, weight_H, normed_RH, scale_R, size, eps, block, num_warps=_warps(block))
     return normed_RH, scale_R
 
 
@@ -35,7 +35,7 @@ def gradients(
     grad_hidden_RH = torch.empty_like(hidden_RH)
     parts_PH = torch.empty(programs if trains_weight else 0, size, dtype=torch.float32, device=device)
     block = triton.next_power_of_2(size)
-    _backward_kernel[(programs,)](
+    _norm_backward_kernel[(programs,)](
         grad_RH,
         grad_RH if past_RH is None else past_RH,
         hidden_RH,
@@ -58,7 +58,7 @@ def _warps(block: int) -> int:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _forward_kernel(
+def _norm_forward_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,
     normed: tl.tensor,
@@ -79,7 +79,7 @@ def _forward_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _backward_kernel(
+def _norm_backward_kernel(
     grad: tl.tensor,
     past: tl.tensor,
     hidden: tl.tensor,

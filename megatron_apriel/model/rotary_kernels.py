@@ -51,7 +51,7 @@ def _launch(
 ) -> None:
     tokens, groups, size = key.shape
     heads, half = groups * (queries + 2), size // 2
-    _kernel[(tokens,)](
+    _rotary_kernel[(tokens,)](
         projected,
         query,
         key,
@@ -70,7 +70,7 @@ def _launch(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(
+def _rotary_kernel(
     projected: tl.tensor,
     query: tl.tensor,
     key: tl.tensor,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.parallel.balance import resolved_split
 from megatron_apriel.parallel.layout import Layout, divisors
 
 FP8_TOKEN_MULTIPLE = {"delayed": 16, "tensorwise": 16, "blockwise": 128}
@@ -26,6 +27,7 @@ def check_layout(config: StageConfig, architecture: Architecture, world_size: in
 
     Raises ConfigError that names all findings.
     """
+    config = resolved_split(config, architecture)
     findings = [
         *_model_parts(config, architecture),
         *_positions(config, architecture),
