@@ -28,7 +28,8 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   elements a patch and layer (7h with ``selective``, h with ``full``), a frozen one holds one layer at a time; a trained
   projector keeps its three widths; the features of all shares are gathered on every rank.
 
-Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB.
+Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB. What is counted is
+held against measured peaks of text on one GPU by ``tests/unit/train/test_memory_measured.py``.
 """
 
 from __future__ import annotations
