@@ -50,11 +50,13 @@ class LayerTimes:
         return 3 * linear / (self.milliseconds * 1e9 - spent)
 
 
-# Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches; cuDNN attention alone.
+# Measured on one H200, 2026-11 (benchmarks/results/step-20261124-024946.md): slope between 4 and 8 layers, 8192 tokens,
+# 8 micro-batches; cuDNN attention alone.
 _ATTENTION = {8192: (564.0, 486.0), 32768: (599.0, 541.0)}
-# The optimizer with gradient norm and copies took about 42 ms for 8 layers, embedding and head: 3.52 B parameters.
-_OPTIMIZER_MS_PER_LAYER = 42 * 0.2726 / 3.523
-_LAYER_MS = {"bf16": 25.8, "delayed": 17.7, "tensorwise": 18.3}
+# What a step takes once (optimizer, gradient norm, clipping, copies): 54 ms for 8 layers, embedding and head, 3.52 B
+# parameters, the middle of the three precisions.
+_OPTIMIZER_MS_PER_LAYER = 54 * 0.2726 / 3.523
+_LAYER_MS = {"bf16": 25.9, "delayed": 17.7, "tensorwise": 17.8}
 
 
 def _linear(precision: str) -> float:
@@ -74,11 +76,11 @@ class Hardware(Section):
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
     linear_bf16: Positive = _linear("bf16")
-    """A layer's matrix products with all beside them. From 25.8 ms a layer on one H200, 2026-11."""
+    """A layer's matrix products with all beside them. From 25.9 ms a layer on one H200, 2026-11."""
     linear_delayed: Positive = _linear("delayed")
     """The same in FP8 delayed. From 17.7 ms a layer on one H200, 2026-11."""
     linear_tensorwise: Positive = _linear("tensorwise")
-    """The same in FP8 tensorwise. From 18.3 ms a layer on one H200, 2026-11."""
+    """The same in FP8 tensorwise. From 17.8 ms a layer on one H200, 2026-11."""
     linear_blockwise: Positive = _linear("bf16")
     """The same in FP8 blockwise. Assumption: not measured, taken to be no faster than bf16."""
     attention_8k_forward: Positive = _ATTENTION[8192][0]
@@ -89,17 +91,17 @@ class Hardware(Section):
     """Documents of 32768 tokens or more; between, by the logarithm of the length. cuDNN on one H200, 2026-11."""
     attention_32k_backward: Positive = _ATTENTION[32768][1]
     """Its backward pass. cuDNN on one H200, 2026-11."""
-    head: Positive = 804.0
-    """The head's three bf16 matrix products. From 41 ms for 8192 tokens on one H200, 2026-11."""
+    head: Positive = 714.0
+    """The head's three bf16 matrix products. From 46 ms for 8192 tokens on one H200, 2026-11."""
     tower: Positive = 300.0
     """Tower and projector, attention included. Assumption: half a decoder layer's bf16 rate, for being narrower."""
     copy_bandwidth: Positive = 4260.0
     """GB/s of the GPU's own memory. Measured on one H200, 2026-11."""
-    loss_bytes: Annotated[Number, Field(ge=0)] = 95.0
-    """Memory traffic of the loss for each token and vocabulary entry. From 24 of the 70 ms beside the layers that are
-    neither the head's products nor the optimizer, for 8192 tokens on one H200, 2026-11."""
-    optimizer_bytes: Annotated[Number, Field(ge=0)] = 51.0
-    """Memory traffic of a step for each trained parameter. From about 42 ms for 3.52 B on one H200, 2026-11."""
+    loss_bytes: Annotated[Number, Field(ge=0)] = 19.0
+    """Memory traffic of the loss, and of the embedding with it, for each token and vocabulary entry. From what is left
+    of 51 ms for embedding, head and loss beside the head's products, for 8192 tokens on one H200, 2026-11."""
+    optimizer_bytes: Annotated[Number, Field(ge=0)] = 66.0
+    """Memory traffic of a step for each trained parameter. From about 54 ms for 3.52 B on one H200, 2026-11."""
     intra_node: Positive = 370.0
     """GB/s of collectives inside a node. Assumption: of NVLink's 450 (datasheet), what large collectives reach."""
     inter_node: Positive = 50.0
