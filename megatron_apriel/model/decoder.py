@@ -43,8 +43,12 @@ class _Lookup(torch.autograd.Function):
         main_grad: Tensor | None = getattr(table_VH, "main_grad", None)
         sum_VH = torch.zeros_like(table_VH) if main_grad is None else main_grad
         gradient_SH = gradients[0].masked_fill(outside_S[:, None], 0.0).to(sum_VH.dtype)
+        # Image slots, padding and other ranks' tokens have no gradient, and all of them the same few rows. Equal rows
+        # are added one after another, so those tokens add their zeros to rows of their own instead.
+        idle_S = (gradient_SH == 0).all(dim=1)
+        apart_S = torch.arange(len(rows_S), device=rows_S.device) % len(table_VH)
         # Sorts equal rows together, so that the order of the additions, hence the rounding, is always the same.
-        sum_VH.index_put_((rows_S,), gradient_SH, accumulate=True)
+        sum_VH.index_put_((torch.where(idle_S, apart_S, rows_S),), gradient_SH, accumulate=True)
         return (sum_VH if main_grad is None else placeholder_gradient(table_VH)), None, None
 
 
