@@ -2,7 +2,8 @@
 
 ``bf16``: all of Liger's kernels, nothing compiled. ``float8``: torchao's tensorwise float8 in every linear layer of the
 decoder's layers, which torchao means to be compiled, so that casts join the operations around them; there torch.compile
-fuses norms, rotary positions and SwiGLU, and Liger gives the fused linear cross entropy. Weights, gradients and moments
+fuses norms, rotary positions and SwiGLU, and Liger gives the fused linear cross entropy. Attention is FlashAttention
+where it is installed and nothing is compiled, torch's own otherwise. Weights, gradients and moments
 are bf16, which is what transformers' users train in; Megatron's are float32 beside bf16 weights, and cost more time and
 memory. A model of text: image tokens are tokens to it.
 """
@@ -16,7 +17,7 @@ import torch
 from liger_kernel.transformers import apply_liger_kernel_to_mistral
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_4_available
 
 from benchmarks.cases import Case
 from benchmarks.subjects import NotPossible, bytes_of
@@ -34,7 +35,7 @@ class Liger:
         )
         settings = Architecture(architecture.decoder).to_hf_config()
         config = MistralConfig(**{key: settings[key] for key in settings if key not in ("model_type", "architectures")})
-        attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+        attention = _attention(compiled)
         with torch.device("cuda"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
         if compiled:
@@ -80,6 +81,15 @@ class Liger:
         }
 
 
+def _attention(compiled: bool) -> str:
+    """The fastest that is installed; what is compiled keeps torch's own, which the compiler sees through."""
+    if compiled:
+        return "sdpa"
+    if is_flash_attn_4_available():
+        return "flash_attention_4"
+    return "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+
+
 def _compile_in_float8(layers: torch.nn.ModuleList) -> None:
     """Convert every linear layer of the decoder's layers, not of the head, and compile each layer in its place."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
@@ -100,6 +110,6 @@ def opened(architecture: Architecture, case: Case, precision: str) -> Iterator[L
     """transformers' training of ``architecture``'s decoder on this process's device."""
     if not torch.cuda.is_available():
         raise NotPossible("Liger's kernels need a CUDA device")
-    if case.documents != "one" and not is_flash_attn_2_available():
-        raise NotPossible("transformers attends within packed documents through flash-attn, which is not installed")
+    if case.documents != "one" and _attention(precision == "float8") == "sdpa":
+        raise NotPossible("transformers attends within packed documents through flash-attn, which is not used here")
     yield Liger(architecture, precision)

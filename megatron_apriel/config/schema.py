@@ -335,6 +335,9 @@ class StageConfig(Section):
     """Parallel layout."""
     precision: PrecisionSection = PrecisionSection()
     """Number formats."""
+    attention: Literal["auto", "flash", "cudnn"] = "auto"
+    """Attention's kernels on a GPU: FlashAttention-4, or cuDNN through Transformer Engine; `auto`: the first on Hopper
+    GPUs where `flash-attn-4` is installed."""
     recompute: RecomputeSection = RecomputeSection()
     """Recomputed activations."""
     checkpoint: CheckpointSection = CheckpointSection()

@@ -8,7 +8,6 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, decoder_config, tower_config
-from megatron_apriel.model.specs import choose_layers
 from megatron_apriel.parallel.layout import Layout
 
 
@@ -34,7 +33,7 @@ def build_model(architecture: Architecture, how: StageConfig | ModelOptions, lay
             architecture,
             config,
             vision_config,
-            choose_layers(options.layers),
+            options.chosen_layers(),
             decoder_layers=layout.layers_of(architecture.decoder.num_layers, stage, chunk),
             pre_process=layout.holds_input(stage, chunk),
             post_process=layout.holds_output(stage, chunk),

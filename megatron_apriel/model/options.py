@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_apriel.architecture import DecoderArchitecture, TowerArchitecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.model.specs import LayerKind, Layers, choose_layers
+from megatron_apriel.model.specs import AttentionKind, LayerKind, Layers, choose_layers
 from megatron_apriel.parallel.layout import Layout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
@@ -43,7 +43,7 @@ class ModelOptions:
         recompute_layers: with ``full``, the number of decoder layers per pipeline chunk; None for all.
         fuse_weight_gradients: Transformer Engine's layers add weight gradients to Megatron's float32 buffer
             themselves; needs the model to be wrapped for data parallelism.
-        layers: see :func:`megatron_apriel.model.specs.choose_layers`.
+        layers, attention: see :func:`megatron_apriel.model.specs.choose_layers`.
     """
 
     dtype: torch.dtype = torch.float32
@@ -54,20 +54,27 @@ class ModelOptions:
     recompute_layers: int | None = None
     fuse_weight_gradients: bool = False
     layers: LayerKind = "auto"
+    attention: AttentionKind = "auto"
 
     @classmethod
     def from_stage(cls, config: StageConfig) -> Self:
         """What a stage's configuration asks for."""
         precision, recompute = config.precision, config.recompute
+        dtype = torch.bfloat16 if precision.compute == "bf16" else torch.float32
         return cls(
-            dtype=torch.bfloat16 if precision.compute == "bf16" else torch.float32,
+            dtype=dtype,
             fp8=precision.fp8,
             bf16_layers_at_start=precision.bf16_layers_at_start,
             bf16_layers_at_end=precision.bf16_layers_at_end,
             recompute=recompute.mode,
             recompute_layers=recompute.layers,
-            fuse_weight_gradients=choose_layers("auto").fused,
+            fuse_weight_gradients=choose_layers("auto", config.attention, dtype).fused,
+            attention=config.attention,
         )
+
+    def chosen_layers(self) -> Layers:
+        """The implementation that the layers of decoder and tower have here. Raises ConfigError."""
+        return choose_layers(self.layers, self.attention, self.dtype)
 
 
 def decoder_config(decoder: DecoderArchitecture, options: ModelOptions, layout: Layout) -> TransformerConfig:
@@ -76,7 +83,7 @@ def decoder_config(decoder: DecoderArchitecture, options: ModelOptions, layout: 
     Raises:
         ConfigError: for combinations that Megatron or Transformer Engine cannot run.
     """
-    layers = choose_layers(options.layers)
+    layers = options.chosen_layers()
     _check(options, layers)
     interleaved = layout.virtual > 1
     return TransformerConfig(
@@ -109,7 +116,7 @@ def decoder_config(decoder: DecoderArchitecture, options: ModelOptions, layout: 
 
 def tower_config(tower: TowerArchitecture, options: ModelOptions) -> TransformerConfig:
     """The tower's TransformerConfig: whole on every rank, never in FP8."""
-    layers = choose_layers(options.layers)
+    layers = options.chosen_layers()
     return TransformerConfig(
         num_layers=tower.num_layers,
         hidden_size=tower.hidden_size,

@@ -1,8 +1,8 @@
 """Which implementation the layers have: chosen once, for the whole model.
 
-On a GPU, Transformer Engine's linear layers (FP8) and packed attention, with norms, activation and rotary positions in
-this project's own kernels; Megatron's own parallel linear layers with torch's attention elsewhere. Both have the same
-parameters under the same names, so a checkpoint written by one can be read by the other.
+On a GPU, Transformer Engine's linear layers (FP8), attention by FlashAttention-4 or by cuDNN, with norms, activation and
+rotary positions in this project's own kernels; Megatron's own parallel linear layers with torch's attention elsewhere.
+All have the same parameters under the same names, so a checkpoint written by one can be read by the others.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from megatron.core.utils import log_single_rank
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.model.activation import SwiGLU
 from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention
+from megatron_apriel.model.flash_attention import PACKAGE, FlashCoreAttention, why_not_flash_attention
 from megatron_apriel.model.norm import BranchNorm, RMSNorm
 
 LayerKind = Literal["auto", "local", "transformer_engine"]
+AttentionKind = Literal["auto", "flash", "cudnn"]
 
 CHECKPOINT_NAMES = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -63,23 +65,50 @@ class Layers:
 
 
 @cache
-def choose_layers(kind: LayerKind) -> Layers:
+def choose_layers(kind: LayerKind, attention: AttentionKind = "auto", dtype: torch.dtype = torch.bfloat16) -> Layers:
     """The implementation for this machine; the choice and its reason are logged once.
 
+    Args:
+        kind: ``auto`` is Transformer Engine's layers where they can run.
+        attention: what attends within Transformer Engine's layers; ``auto`` is FlashAttention-4 on the GPUs that it was
+            measured on, where it is installed.
+        dtype: of the activations.
+
     Raises:
-        ConfigError: if Transformer Engine is asked for and cannot run here.
+        ConfigError: if something is asked for that cannot run here.
     """
     missing = _why_no_transformer_engine()
     if kind == "transformer_engine" and missing:
         raise ConfigError(f"Transformer Engine's layers cannot be used: {missing}.", fix="Use layers 'local' here.")
     if kind == "local" or missing:
         reason = "as asked for" if kind == "local" else missing
+        if attention != "auto":
+            raise ConfigError(
+                f"attention={attention} needs Transformer Engine's layers, and those are not used: {reason}.",
+                fix="Set attention=auto here.",
+            )
         log_single_rank(logger, logging.INFO, f"layers: Megatron's own, torch's attention ({reason})")
         return Layers("local", ColumnParallelLinear, RowParallelLinear, LocalCoreAttention)
     log_single_rank(logger, logging.INFO, "layers: Transformer Engine (it and a CUDA device are present)")
     from megatron.core.extensions import transformer_engine as te
 
-    return Layers("transformer_engine", te.TEColumnParallelLinear, te.TERowParallelLinear, te.TEDotProductAttention)
+    core_attention = _choose_attention(attention, dtype, te.TEDotProductAttention)
+    return Layers("transformer_engine", te.TEColumnParallelLinear, te.TERowParallelLinear, core_attention)
+
+
+def _choose_attention(attention: AttentionKind, dtype: torch.dtype, cudnn: type) -> type:
+    why_not = why_not_flash_attention(dtype, asked_for=attention == "flash")
+    if attention == "flash" and why_not:
+        raise ConfigError(
+            f"attention=flash cannot be used: {why_not}.", fix=f"Install {PACKAGE}, or set attention=cudnn or auto."
+        )
+    if attention == "cudnn" or why_not:
+        reason = "as asked for" if attention == "cudnn" else why_not
+        log_single_rank(logger, logging.INFO, f"attention: cuDNN, through Transformer Engine ({reason})")
+        return cudnn
+    reason = "as asked for" if attention == "flash" else "it is installed, and this is a Hopper GPU"
+    log_single_rank(logger, logging.INFO, f"attention: FlashAttention-4 ({reason})")
+    return FlashCoreAttention
 
 
 def _why_no_transformer_engine() -> str:

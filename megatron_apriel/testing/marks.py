@@ -28,3 +28,9 @@ needs_transformer_engine = pytest.mark.skipif(
     reason="needs Transformer Engine and a CUDA device",
 )
 """Skips unless Transformer Engine is installed and a CUDA device is present."""
+
+needs_flash_attention = pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None,
+    reason="needs flash-attn-4 and a CUDA device",
+)
+"""Skips unless FlashAttention-4 is installed and a CUDA device is present."""

@@ -7,7 +7,8 @@ import torch
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.model import options, specs
+from megatron_apriel.model import flash_attention, options, specs
+from megatron_apriel.model.flash_attention import FlashCoreAttention
 from megatron_apriel.model.options import ModelOptions, decoder_config, tower_config
 from megatron_apriel.parallel.layout import Layout
 
@@ -23,7 +24,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU with Transformer Engine, as far as configurations go."""
     layers = specs.Layers("transformer_engine", *[torch.nn.Identity] * 3)
-    monkeypatch.setattr(options, "choose_layers", lambda kind: layers)
+    monkeypatch.setattr(options, "choose_layers", lambda *_: layers)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_recomputation() -> None:
 def test_exact_gelu_is_never_fused(monkeypatch: pytest.MonkeyPatch, fused: None) -> None:
     monkeypatch.setattr(options.torch.cuda, "is_available", lambda: True)
     fields = {
-        name: options._shared_fields(name, ModelOptions(), options.choose_layers("auto")) for name in ("silu", "gelu")
+        name: options._shared_fields(name, ModelOptions(), ModelOptions().chosen_layers()) for name in ("silu", "gelu")
     }
     assert fields["silu"]["use_te_activation_func"]
     assert not fields["gelu"]["use_te_activation_func"]
@@ -81,6 +82,11 @@ def test_exact_gelu_is_never_fused(monkeypatch: pytest.MonkeyPatch, fused: None)
         (ModelOptions(fp8="delayed"), Layout(), "precision.fp8=delayed needs Transformer Engine on a CUDA device"),
         (ModelOptions(fuse_weight_gradients=True), Layout(), "fused weight gradients need Transformer Engine"),
         (ModelOptions(layers="transformer_engine"), Layout(), "cannot be used: no CUDA device"),
+        (
+            ModelOptions(attention="flash"),
+            Layout(),
+            "attention=flash needs Transformer Engine's layers.*no CUDA device",
+        ),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has Transformer Engine's layers")
@@ -102,3 +108,46 @@ def test_choice_of_layers_is_logged_once_with_its_reason(caplog: pytest.LogCaptu
     assert [record.getMessage() for record in caplog.records] == [
         "layers: Megatron's own, torch's attention (as asked for)"
     ]
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Hopper GPU with FlashAttention-4 installed."""
+    monkeypatch.setattr(flash_attention.importlib, "import_module", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+CUDNN = type("CuDNN", (), {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "capability", "chosen", "said"),
+    [
+        ("auto", torch.bfloat16, (9, 0), FlashCoreAttention, "FlashAttention-4 (it is installed, and this is a Hopper"),
+        ("flash", torch.bfloat16, (10, 0), FlashCoreAttention, "FlashAttention-4 (as asked for)"),
+        ("cudnn", torch.bfloat16, (9, 0), CUDNN, "cuDNN, through Transformer Engine (as asked for)"),
+        ("auto", torch.bfloat16, (10, 0), CUDNN, "was measured on Hopper GPUs, not on compute capability 10.0"),
+        ("auto", torch.float32, (9, 0), CUDNN, "computes in bfloat16, and the model in float32"),
+    ],
+)
+def test_attention_is_chosen_and_the_reason_said(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    asked: str, dtype: torch.dtype, capability: tuple[int, int], chosen: type, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with caplog.at_level("INFO", logger=specs.__name__):
+        assert specs._choose_attention(asked, dtype, CUDNN) is chosen
+    assert said in caplog.text
+
+
+def test_flash_attention_that_is_asked_for_and_absent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(flash_attention.importlib, "import_module", absent)
+    assert specs._choose_attention("auto", torch.bfloat16, CUDNN) is CUDNN
+    with pytest.raises(ConfigError, match=r"attention=flash cannot be used: flash-attn-4 is not installed"):
+        specs._choose_attention("flash", torch.bfloat16, CUDNN)
+    monkeypatch.setattr(flash_attention, "version", lambda package: "4.0.0")
+    with pytest.raises(ConfigError, match=r"flash-attn-4 cannot be imported: No module named 'flash_attn\.cute'"):
+        specs._choose_attention("flash", torch.bfloat16, CUDNN)
