@@ -36,8 +36,8 @@ class Case:
         sequence_length: tokens of a micro-batch.
         micro_batches: of an optimizer step; as many different batches are trained on in turn.
         probe: two smaller numbers of micro-batches, from which the cost of a step that is not of micro-batches follows.
-        documents: ``one`` document a sequence; ``packed`` from documents of about ``document_length``; ``mix``, of
-            which the sequences named in :data:`IMAGE_RICH` hold documents with images.
+        documents: ``one`` document a sequence; ``packed`` from documents of about ``document_length``; ``images``,
+            documents with images; ``mix``, where only the sequences named in :data:`IMAGE_RICH` hold such documents.
         document_length: mean length of packed documents of text.
         grid_divisor: images' grids are smaller by this.
         train: which parts train.
@@ -47,14 +47,18 @@ class Case:
     sequence_length: int
     micro_batches: int
     probe: tuple[int, int]
-    documents: Literal["one", "packed", "mix"]
+    documents: Literal["one", "packed", "images", "mix"]
     document_length: int = 3000
     grid_divisor: int = 1
     train: TrainedParts = TEXT
 
     @property
     def has_images(self) -> bool:
-        return self.documents == "mix"
+        return self.documents in ("images", "mix")
+
+    def is_rich(self, number: int) -> bool:
+        """Whether micro-batch ``number`` is full of images."""
+        return self.documents == "images" or (self.documents == "mix" and IMAGE_RICH[number % len(IMAGE_RICH)])
 
 
 CASES = {
@@ -64,6 +68,7 @@ CASES = {
         Case("32768", 32768, 2, (1, 2), "one"),
         Case("32768-packed", 32768, 2, (1, 2), "packed"),
         Case("16384-mix", 16384, 10, (1, 3), "mix", train=TrainedParts(projector=1, decoder=1)),
+        Case("8192-realign", 8192, 8, (1, 3), "images", train=TrainedParts(projector=1)),
     )
 }
 
@@ -90,8 +95,7 @@ def batches(case: Case, architecture: Architecture, seed: int = 1234) -> list[Ba
     made = []
     for number in range(case.micro_batches):
         ids = _zipf(architecture.decoder.vocab_size, case.sequence_length, generator)
-        with_images = case.has_images and IMAGE_RICH[number % len(IMAGE_RICH)]
-        documents = list(_documents(case, architecture, with_images, ids, generator))
+        documents = list(_documents(case, architecture, case.is_rich(number), ids, generator))
         made.append(make_batch(architecture, documents, sequence=number))
     return made
 

@@ -91,7 +91,8 @@ def _write(arguments: argparse.Namespace, found: Inventory, least: dict[str, flo
     record: dict[str, Any] = {
         "date": now.strftime("%Y-%m-%d %H:%M"), "subject": arguments.subject, "case": arguments.case,
         "layers": arguments.layers, "step_ms_without_profiler": undisturbed, "span_ms": found.span_ms,
-        "groups_ms": found.groups, "least_ms": least, "kernels": found.kernels, "environment": environment(),
+        "groups_ms": found.groups, "least_ms": least, "kernels": found.kernels, "longest_gaps": found.longest_gaps,
+        "environment": environment(),
     }  # fmt: skip
     arguments.output.mkdir(parents=True, exist_ok=True)
     path: Path = arguments.output / f"inventory-{now:%Y%m%d-%H%M%S}"
@@ -100,6 +101,8 @@ def _write(arguments: argparse.Namespace, found: Inventory, least: dict[str, flo
     under = f"{undisturbed:.1f} ms a step without the profiler. {record['environment']['device']}, {record['date']}."
     names = [f"- {group}: `{name}` {ms:.2f} ms in {launches}" for group in found.kernels
              for name, ms, launches in found.biggest(group, 4)]  # fmt: skip
+    names += [f"- gap of {ms:.2f} ms after `{before[:80]}`, before `{after[:80]}`" for ms, before, after in
+              found.longest_gaps]  # fmt: skip
     text = "\n".join([title, "", under, "", markdown(HEADINGS, rows(found, least)), "", *names, ""])
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     return path

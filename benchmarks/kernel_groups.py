@@ -16,14 +16,17 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.flops import decoder_forward
 
 UNKNOWN, GAPS = "unknown", "gaps"
+GAPS_KEPT = 12
+"""How many of the longest gaps an inventory keeps."""
 PATTERNS = (
-    ("attention", r"sdpa|fmha|flash|attention|thd_"),
+    ("attention", r"sdpa|fmha|flash|attention|thd_|fused_attn|cudnn::fusion"),
     ("optimizer", r"multi_tensor|adam|l2norm|scalefunctor"),
     ("loss", r"cross_entropy|softmax|nll_loss|_statistics_kernel|_gradient_kernel"),
     ("rotary", r"rotary|rope"),
     ("activation", r"swiglu|silu|gated|dact|gelu"),
     ("norms", r"rms_?norm|layer_?norm|ln_fwd|ln_bwd|_norm_|normalization"),
     ("matrix products", r"gemm|nvjet|xmma|wgmma|splitk|cublas|matmul|gemv"),
+    ("copies and other", r"at::native"),
     ("quantisation", r"quantize|cast_transpose|transpose|amax|fp8|cast|scaling|swizzle"),
     ("copies and other", r"memcpy|memset|copy|elementwise|reduce|cat|fill|index|embedding|scatter|gather|sort|scan"
      r"|distribution|nccl|triton_"),
@@ -51,11 +54,13 @@ class Inventory:
         span_ms: from the first kernel's start to the last one's end.
         groups: time in which a group's kernels ran; kernels on several streams at once count each.
         kernels: per group, name -> (milliseconds, launches).
+        longest_gaps: milliseconds, and the kernels before and after; the longest first.
     """
 
     span_ms: float
     groups: dict[str, float]
     kernels: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
+    longest_gaps: list[tuple[float, str, str]] = field(default_factory=list)
 
     def biggest(self, group: str, count: int) -> list[tuple[str, float, int]]:
         """The ``count`` kernels of a group that took longest: name, milliseconds, launches."""
@@ -71,16 +76,20 @@ def inventory(events: Iterable[Mapping[str, Any]]) -> Inventory:
     )
     groups: defaultdict[str, float] = defaultdict(float)
     kernels: defaultdict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
-    idle, end = 0.0, ran[0]["ts"] if ran else 0.0
+    gaps: list[tuple[float, str, str]] = []
+    end, last = (ran[0]["ts"], ran[0]["name"]) if ran else (0.0, "")
     for event in ran:
         group, ms = group_of(event["name"]), event["dur"] / 1e3
         groups[group] += ms
         before, launches = kernels[group].get(event["name"], (0.0, 0))
         kernels[group][event["name"]] = (before + ms, launches + 1)
-        idle += max(event["ts"] - end, 0.0)
-        end = max(end, event["ts"] + event["dur"])
-    groups[GAPS] = idle / 1e3
-    return Inventory((end - ran[0]["ts"]) / 1e3 if ran else 0.0, dict(groups), dict(kernels))
+        if event["ts"] > end:
+            gaps.append(((event["ts"] - end) / 1e3, last, event["name"]))
+        if event["ts"] + event["dur"] > end:
+            end, last = event["ts"] + event["dur"], event["name"]
+    groups[GAPS] = sum(gap for gap, _, _ in gaps)
+    longest = sorted(gaps, key=lambda gap: -gap[0])[:GAPS_KEPT]
+    return Inventory((end - ran[0]["ts"]) / 1e3 if ran else 0.0, dict(groups), dict(kernels), longest)
 
 
 def least_ms(

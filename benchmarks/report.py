@@ -149,7 +149,10 @@ MEMORY_HEADINGS = ("case", "subject", "layers", *(f"{part}, GiB" for part in MEM
 
 
 def speed_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
-    """One row a subject and case, in the columns of :data:`SPEED_HEADINGS`; reasons where figures are missing."""
+    """One row a subject and case, in the columns of :data:`SPEED_HEADINGS`.
+
+    The whole model's figures follow from two depths, or are those of the whole model where it alone was measured.
+    """
     rows = []
     for (case, subject), group in grouped(measurements).items():
         found = figure(group)
@@ -165,7 +168,10 @@ def speed_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
                 loss,
             ])  # fmt: skip
         else:
-            rows.append([case, subject, count, "-", "-", "-", "-", "-", slices, loss])
+            whole = ["-", "-"]
+            if deepest and deepest.layers == FULL_DEPTH:
+                whole = [f"{1e3 * deepest.tokens / deepest.micro_batch_ms:,.0f}", f"{deepest.tflops:.0f}"]
+            rows.append([case, subject, count, "-", "-", "-", *whole, slices, loss])
     return rows
 
 

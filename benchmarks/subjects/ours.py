@@ -46,6 +46,9 @@ class Ours:
             totals=list,
             stop_code=0,
         )
+        if not report.applied:
+            # Its time would be no training step's: numbers that are not finite cost less power, and no update was made.
+            raise ArithmeticError(f"a step was skipped: loss {report.loss}, gradient norm {report.gradient_norm}")
         return report.loss
 
     def memory(self) -> dict[str, int]:

@@ -12,8 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS_PER_MULTIPROCESSOR = 4
+FORWARD_WARPS = 8
+BACKWARD_WARPS = 16
+PROGRAMS_PER_MULTIPROCESSOR = 2
 """Programs of the backward kernel: each adds up the weight's gradient over many rows before it is written."""
+STAGES = 2
+"""Rows of the backward kernel that are on their way at a time: one is worked on while the next is loaded."""
 
 
 def normalise(hidden_RH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -21,7 +25,9 @@ def normalise(hidden_RH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, 
     rows, size = hidden_RH.shape
     normed_RH, scale_R = torch.empty_like(hidden_RH), hidden_RH.new_empty(rows, dtype=torch.float32)
     block = triton.next_power_of_2(size)
-    _norm_forward_kernel[(rows,)](hidden_RH, weight_H, normed_RH, scale_R, size, eps, block, num_warps=_warps(block))
+    _norm_forward_kernel[(rows,)](
+        hidden_RH, weight_H, normed_RH, scale_R, size, eps, block, num_warps=_warps(block, FORWARD_WARPS)
+    )
     return normed_RH, scale_R
 
 
@@ -48,13 +54,14 @@ def gradients(
         block,
         past_RH is not None,
         trains_weight,
-        num_warps=_warps(block),
+        STAGES,
+        num_warps=_warps(block, BACKWARD_WARPS),
     )
     return grad_hidden_RH, parts_PH.sum(0).to(weight_H.dtype) if trains_weight else None
 
 
-def _warps(block: int) -> int:
-    return min(max(block // 512, 1), 16)
+def _warps(block: int, most: int) -> int:
+    return min(max(block // 512, 1), most)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -92,6 +99,7 @@ def _norm_backward_kernel(
     BLOCK: tl.constexpr,
     HAS_PAST: tl.constexpr,
     TRAINS_WEIGHT: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:
     """One program for every n-th row; its part of the weight's gradient stays in registers."""
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -99,7 +107,7 @@ def _norm_backward_kernel(
     inside = columns < size
     factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     part = tl.zeros([BLOCK], dtype=tl.float32)
-    for row in range(program, rows, programs):
+    for row in tl.range(program, rows, programs, num_stages=STAGES):
         place = tl.cast(row, tl.int64) * size + columns
         dy = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32)

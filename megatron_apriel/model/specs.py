@@ -1,8 +1,8 @@
 """Which implementation the layers have: chosen once, for the whole model.
 
-On a GPU, Transformer Engine's linear layers (FP8), attention by FlashAttention-4 or by cuDNN, with norms, activation and
-rotary positions in this project's own kernels; Megatron's own parallel linear layers with torch's attention elsewhere.
-All have the same parameters under the same names, so a checkpoint written by one can be read by the others.
+On a GPU, Transformer Engine's linear layers (FP8), attention by FlashAttention-4 or cuDNN, and this project's own
+kernels for norms, activation and rotary positions; elsewhere Megatron's own parallel linear layers and torch's
+attention. All have the same parameters under the same names, so a checkpoint written by one can be read by the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
@@ -29,6 +29,7 @@ from megatron_apriel.model.activation import SwiGLU
 from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention
 from megatron_apriel.model.flash_attention import PACKAGE, FlashCoreAttention, why_not_flash_attention
 from megatron_apriel.model.norm import BranchNorm, RMSNorm
+from megatron_apriel.model.quantised_mlp import QuantisedMLP
 
 LayerKind = Literal["auto", "local", "transformer_engine"]
 AttentionKind = Literal["auto", "flash", "cudnn"]
@@ -146,7 +147,7 @@ def block_spec(
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=BranchNorm,
             mlp=partial(
-                MLP.as_mlp_submodule,
+                QuantisedMLP.as_mlp_submodule,
                 submodules=MLPSubmodules(
                     linear_fc1=layers.column_linear, linear_fc2=layers.row_linear, activation_func=SwiGLU
                 ),

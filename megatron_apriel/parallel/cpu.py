@@ -11,8 +11,7 @@ It does nothing where CUDA is present, and nothing outside this file asks whethe
 2. A :class:`TorchFunctionMode` that turns ``cuda`` devices into ``cpu`` and lets ``Tensor.type()`` answer as a CUDA
    tensor would. It costs about two microseconds per call of a torch function.
 3. Random states live in the CPU's generator.
-4. Adam: torch's ``AdamW`` keeps its step count per parameter, which Megatron's distributed optimizer can save but not
-   load. :class:`FusedAdam` has the state layout of Transformer Engine's.
+4. Norm and scaling of many tensors at once: Megatron's own loops over them, not Transformer Engine's kernels.
 
 May import torch and megatron-core only.
 """
@@ -48,7 +47,6 @@ def enable() -> bool:
     if _active is None:
         _replace_streams()
         _replace_random_states()
-        _replace_adam()
         _replace_multi_tensor_kernels()
         _active = _CudaAsCpu()
         # Entered for good: the mode lasts as long as the process, as the absence of CUDA does.
@@ -156,62 +154,6 @@ def _replace_random_states() -> None:
     megatron_random.CudaRNGStatesTracker = CpuRandomStates
 
 
-class FusedAdam(torch.optim.Optimizer):
-    """AdamW with the interface and state layout of Transformer Engine's ``FusedAdam``.
-
-    ``step`` is one number per parameter group; the state of a parameter is ``exp_avg`` and ``exp_avg_sq`` in float32.
-
-    Raises:
-        ValueError: for options that only exist on a GPU (master weights inside the optimizer, narrow moments).
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        bias_correction: bool = True,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        adam_w_mode: bool = True,
-        weight_decay: float = 0.0,
-        **options: Any,
-    ) -> None:
-        if unsupported := sorted(name for name, value in options.items() if value):
-            raise ValueError(f"FusedAdam on a CPU knows no {', '.join(unsupported)}")
-        self.adam_w_mode, self.bias_correction = adam_w_mode, bias_correction
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
-            beta1, beta2 = group["betas"]
-            correction1 = 1 - beta1 ** group["step"] if self.bias_correction else 1.0
-            correction2 = 1 - beta2 ** group["step"] if self.bias_correction else 1.0
-            lr, weight_decay = group["lr"], group["weight_decay"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state, gradient = self._state_of(parameter), parameter.grad.float()
-                if weight_decay and self.adam_w_mode:
-                    parameter.mul_(1 - lr * weight_decay)
-                elif weight_decay:
-                    gradient = gradient + weight_decay * parameter
-                mean, square = state["exp_avg"], state["exp_avg_sq"]
-                mean.lerp_(gradient, 1 - beta1)
-                square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                scale = (square / correction2).sqrt_().add_(group["eps"])
-                parameter.addcdiv_(mean, scale, value=-lr / correction1)
-
-    def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-        state: dict[str, torch.Tensor] = self.state[parameter]
-        if not state:
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(parameter, dtype=torch.float32)
-        return state
-
-
 def _replace_multi_tensor_kernels() -> None:
     """Norm and scaling of many tensors at once: where Transformer Engine is installed its CUDA kernels are chosen."""
     import megatron.core.optimizer.clip_grads as clipping
@@ -222,12 +164,3 @@ def _replace_multi_tensor_kernels() -> None:
     for module in (clipping, optimizer):
         module.multi_tensor_applier = utils.local_multi_tensor_applier
         module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
-
-
-def _replace_adam() -> None:
-    import megatron.core.optimizer as optimizers
-    import megatron.core.optimizer.distrib_optimizer as distributed
-
-    optimizers.Adam, optimizers.USING_PYTORCH_OPTIMIZER = FusedAdam, False
-    # "Apex" is how Megatron calls an Adam whose step count belongs to the parameter group.
-    distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = FusedAdam, True, True

@@ -1,7 +1,10 @@
-"""Data-parallel wrapping and the optimizer: AdamW through Megatron's distributed optimizer.
+"""Data-parallel wrapping and the optimizer: this project's AdamW inside Megatron's distributed optimizer.
 
 A parameter's group follows from two facts: its component (each has its own learning-rate factor) and whether it is a
 norm or a bias (no weight decay). Frozen parameters are in no group, have no gradient buffer and no optimizer state.
+
+Gradients in the buffers are sums over the tokens of the global batch, until the next step. They are never divided or
+clipped in place: what they are to be multiplied by goes into the update (``adamw.py``).
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, ParamKey, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
 from megatron_apriel.config.schema import OptimizerSection, StageConfig
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.freeze import component_of
+from megatron_apriel.train.adamw import AdamW
+
+_CLIP_EPSILON = 1e-6
+"""Added to the norm before the division, as Megatron and torch have it."""
 
 
 def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[DistributedDataParallel]:
@@ -40,13 +46,28 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
         DistributedDataParallel(model_config, settings, chunk, disable_bucketing=number > 0)
         for number, chunk in enumerate(chunks)
     ]
-    model_config.finalize_model_grads_func = finalize_model_grads
+    model_config.finalize_model_grads_func = _finalize_without_division
     if overlap:
         single = len(wrapped) == 1
         model_config.no_sync_func = wrapped[0].no_sync if single else [chunk.no_sync for chunk in wrapped]
         starts = [chunk.start_param_sync for chunk in wrapped]
         model_config.param_sync_func = starts[0] if single else starts
     return wrapped
+
+
+def _finalize_without_division(chunks: list[torch.nn.Module], num_tokens: torch.Tensor | None, **how: Any) -> None:
+    """Megatron's reductions of the gradients over ranks, without its pass over them that divides by ``num_tokens``."""
+    finalize_model_grads(chunks, None, **how)
+
+
+def use_own_adamw() -> None:
+    """Have Megatron build its optimizers of this project's AdamW, on every device; idempotent."""
+    import megatron.core.optimizer as optimizers
+    import megatron.core.optimizer.distrib_optimizer as distributed
+
+    optimizers.Adam, optimizers.USING_PYTORCH_OPTIMIZER = AdamW, False
+    # "Apex" is how Megatron calls an Adam whose step count belongs to the parameter group.
+    distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = AdamW, True, True
 
 
 def build_optimizer(chunks: list[DistributedDataParallel], config: StageConfig) -> MegatronOptimizer:
@@ -66,6 +87,7 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: StageConfig) 
         use_distributed_optimizer=True,
         overlap_param_gather=config.parallel.overlap,
     )
+    use_own_adamw()
     optimizer = get_megatron_optimizer(settings, chunks, config_overrides=_group_overrides(config))
     chunks[0].config.grad_scale_func = optimizer.scale_loss
     return optimizer
@@ -94,19 +116,21 @@ def set_learning_rate(optimizer: MegatronOptimizer, rate: float, section: Optimi
 
 
 def gradient_norm(optimizer: MegatronOptimizer) -> float:
-    """L2 norm of the gradient over all parameters and ranks, after reduction; every rank gets the same number."""
+    """L2 norm of the summed gradient over all parameters and ranks, after reduction; the same number on every rank."""
     optimizer.prepare_grads()
     return float(optimizer.get_grad_norm())
 
 
-def apply_gradients(optimizer: MegatronOptimizer, norm: float, clip: float) -> None:
-    """Scale the reduced gradients so that their norm is at most ``clip``, and update the parameters."""
-    for part in _parts(optimizer):
-        parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
-        if parameters:
-            clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
+def apply_gradients(optimizer: MegatronOptimizer, tokens: float, norm: float, clip: float) -> None:
+    """Update the parameters by the mean gradient of a token, scaled so that its norm is at most ``clip``.
+
+    Args:
+        optimizer: gradients are the reduced sums over all tokens.
+        tokens: how many carry loss in the global batch.
+        norm: of the mean gradient.
+        clip: largest norm of an update's gradient.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if not getattr(part, "is_stub_optimizer", False):
+            part.optimizer.factor = min(clip / (norm + _CLIP_EPSILON), 1.0) / tokens
     optimizer.step_with_ready_grads()
-
-
-def _parts(optimizer: MegatronOptimizer) -> list[Any]:
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))

@@ -2,7 +2,7 @@
 
 The loss of a step is the sum over all tokens that carry loss, divided by their number in the **global** batch: not a
 mean of means, so that how documents fall into micro-batches, ranks and packs does not change what is optimised.
-Gradients are accumulated as sums and divided once, when they are final (``finalize_model_grads``).
+Gradients are accumulated as sums; the update divides them on its way (``optimizer.py``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StepReport:
     Attributes:
         loss: mean over the global batch's tokens that carry loss.
         source_sums, source_tokens: per source of the mixture, loss sum and number of loss tokens.
-        gradient_norm: before clipping.
+        gradient_norm: of the mean over those tokens, before clipping.
         applied: False if the step was skipped because loss or gradient was not finite.
         totals: the caller's own numbers, summed over data-parallel ranks.
         stop_code: highest exit code that any rank asked to stop with, 0 for none.
@@ -70,7 +70,7 @@ def run_micro_batches(
     """Forward, and backward unless ``forward_only``, over ``count`` micro-batches through the pipeline schedule.
 
     Returns the losses on ranks of the last pipeline stage, an empty list elsewhere. After a backward pass gradients
-    are reduced over all ranks and divided by the global number of loss tokens.
+    are the sums over the global batch, reduced over all ranks.
     """
     iterators = list(itertools.tee(batches, len(chunks))) if len(chunks) > 1 else [iter(batches)]
     single = len(chunks) == 1
@@ -124,12 +124,13 @@ def train_step(
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     losses = run_micro_batches(chunks, batches, micro_batches, sequence_length, forward_only=False)
-    norm = gradient_norm(optimizer)
+    norm_of_sum = gradient_norm(optimizer)
     report = summarise(losses, sources, totals(), stop_code)
-    report.gradient_norm = norm
-    report.applied = math.isfinite(norm) and all(map(math.isfinite, report.source_sums))
+    tokens = max(sum(report.source_tokens), 1.0)
+    report.gradient_norm = norm_of_sum / tokens
+    report.applied = math.isfinite(norm_of_sum) and all(map(math.isfinite, report.source_sums))
     if report.applied:
-        apply_gradients(optimizer, norm, clip)
+        apply_gradients(optimizer, tokens, report.gradient_norm, clip)
     else:
         report.bad_sequences = _gather_bad(losses)
     return report

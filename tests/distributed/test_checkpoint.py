@@ -40,6 +40,7 @@ from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
+from megatron_apriel.train.optimizer import use_own_adamw
 
 ARCHITECTURE = Architecture(
     decoder=DecoderArchitecture(32, 4, 4, 2, 16, 48, 64, rope_theta=1e6),
@@ -79,6 +80,7 @@ class Run:
         settings = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
         self.wrapped = [DistributedDataParallel(config, settings, chunk) for chunk in self.chunks]
         bf16 = dtype == torch.bfloat16
+        use_own_adamw()
         self.optimizer: MegatronOptimizer = get_megatron_optimizer(
             OptimizerConfig(
                 lr=1e-3, weight_decay=0.1, clip_grad=1.0, use_distributed_optimizer=True, bf16=bf16, params_dtype=dtype

@@ -32,6 +32,7 @@ from megatron_apriel.testing.checkpoints import hf_model
 from megatron_apriel.testing.layouts import LayerOutputs, Outputs, gather_outputs
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.testing.weights import from_transformers, gather_full, load_full
+from megatron_apriel.train.optimizer import use_own_adamw
 
 ARCHITECTURE = Architecture(
     decoder=DecoderArchitecture(32, 4, 4, 2, 16, 48, 64, rope_theta=1e6),
@@ -150,6 +151,7 @@ def run_case(case: Case, setup: Setup, weights: dict[str, torch.Tensor]) -> Outc
     wrapped = [
         DistributedDataParallel(config, settings, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)
     ]
+    use_own_adamw()
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             lr=1e-3,

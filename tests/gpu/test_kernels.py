@@ -83,3 +83,44 @@ def test_split_and_rotate(groups: int, queries: int, size: int, dtype: torch.dty
         draw(160, 1, groups, (queries + 2) * size, dtype=dtype),
         rounding=rounding,
     )
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("scaling", ["given", "own"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(("rows", "size"), [(130, 300), (256, 1024)])
+def test_quantised_swiglu(rows: int, size: int, dtype: torch.dtype, scaling: str, backward: bool) -> None:
+    from megatron_apriel.model.activation_kernels import quantised_swiglu, quantised_swiglu_gradient
+
+    gate_up = draw(rows, 2 * size, dtype=torch.bfloat16)
+    grad = draw(rows, size, dtype=torch.bfloat16).flip(0)
+    leaf = gate_up.double().requires_grad_()
+    gate, up = leaf.chunk(2, dim=-1)
+    product = torch.nn.functional.silu(gate) * up
+    exact = torch.autograd.grad(product, leaf, grad.double())[0] if backward else product.detach()
+    limit, largest = torch.finfo(dtype).max, float(exact.abs().max())
+    # Too large for the largest numbers: those become the largest that the type has.
+    given = torch.tensor([1.5 * limit / largest], device="cuda"), torch.zeros(1, device="cuda")
+    scale = given if scaling == "given" else None
+    numbers, transposed, inverse = (
+        quantised_swiglu_gradient(grad, gate_up, dtype, scale) if backward else quantised_swiglu(gate_up, dtype, scale)
+    )
+    factor = float(given[0]) if scaling == "given" else limit / largest
+    assert float(inverse) == pytest.approx(1 / factor, rel=1e-5)
+    if scaling == "given":
+        assert float(given[1]) == pytest.approx(largest, rel=1e-5)
+    assert torch.equal(transposed.view(torch.uint8), numbers.view(torch.uint8).t())
+    expected = (exact * factor).clamp(-limit, limit).float().to(dtype)
+    # Computed in float32: a number beside the middle between two of 8 bits may fall to the other side.
+    assert float((numbers.float() != expected.float()).float().mean()) < 1e-3
+
+
+def test_quantised_swiglu_keeps_what_is_not_a_number() -> None:
+    from megatron_apriel.model.activation_kernels import quantised_swiglu
+
+    gate_up = draw(64, 256, dtype=torch.bfloat16)
+    gate_up[3, 5] = float("nan")
+    for scale in (None, (torch.ones(1, device="cuda"), torch.zeros(1, device="cuda"))):
+        numbers, transposed, _ = quantised_swiglu(gate_up, torch.float8_e4m3fn, scale)
+        assert numbers.float().isnan().nonzero().tolist() == [[3, 5]]
+        assert transposed.float().isnan().nonzero().tolist() == [[5, 3]]

@@ -28,6 +28,10 @@ from megatron_apriel.architecture import Architecture
         ("_statistics_kernel", "loss"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>", "copies and other"),
         ("Memcpy DtoD (Device -> Device)", "copies and other"),
+        ("void at::native::elementwise_kernel<128, 2, at::native::gpu_kernel_impl_nocast<...>>", "copies and other"),
+        ("void cast_transpose_optimized_kernel(__nv_bfloat16 const*)", "quantisation"),
+        ("void cudnn::fusion::compute_dot_do_o_ragged_specialized<true, 128>", "attention"),
+        ("kernel_cutlass_kernel_flash_attncuteflash_bwd_sm90FlashAttentionBackwardSm90_object", "attention"),
         ("mystery", "unknown"),
     ],
 )
@@ -50,6 +54,7 @@ def test_inventory_of_overlapping_kernels() -> None:
     assert found.span_ms == 5.0
     assert found.groups == {"matrix products": 3.0, "unknown": 0.5, "copies and other": 0.5, "gaps": 1.5}
     assert found.biggest("matrix products", 1) == [("gemm", 3.0, 2)]
+    assert found.longest_gaps == [(1.0, "gemm", "gemm"), (0.5, "gemm", "Memcpy HtoD")]
 
 
 def test_least_time_of_products_and_bytes() -> None:

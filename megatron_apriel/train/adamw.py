@@ -1,0 +1,109 @@
+"""AdamW (arXiv 1711.05101) that scales the gradient on its way: one pass over the memory of parameters and moments.
+
+A step's gradients are sums over all tokens of the global batch. What they must be multiplied by, one over the number of
+tokens, and less where their norm is clipped, is known only when they are complete. Scaling them in their buffer, once
+for each of the two, reads and writes 16 bytes a parameter; the update itself moves 28. Here the factor goes into the
+update, where the gradient is read anyway.
+
+On a GPU each parameter is one kernel (``adamw_kernel.py``); elsewhere the same is written in torch. State and groups
+are laid out as Transformer Engine's ``FusedAdam`` has them, which Megatron's distributed optimizer can save and load:
+``exp_avg`` and ``exp_avg_sq`` of a parameter in float32, and one ``step`` per group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What an update needs of its group, worked out once in double precision.
+
+    With g the gradient times ``factor``::
+
+        mean   += mean_rate * (g - mean)
+        square += square_rate * (g * g - square)
+        p       = keep * p - rate * mean / (sqrt(square * square_scale) + eps)
+    """
+
+    factor: float
+    mean_rate: float
+    square_rate: float
+    keep: float
+    rate: float
+    square_scale: float
+    eps: float
+
+
+class AdamW(torch.optim.Optimizer):
+    """Decoupled weight decay; takes the place of the Adam that Megatron would use (``train/optimizer.py``).
+
+    Attributes:
+        factor: every gradient is multiplied by it as it is read; the gradients themselves stay.
+
+    Raises:
+        ValueError: for options that this optimizer has not, such as narrow moments.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
+        **options: Any,
+    ) -> None:
+        options["L2 regularisation"] = not adam_w_mode
+        if unsupported := sorted(name for name, value in options.items() if value):
+            raise ValueError(f"AdamW knows no {', '.join(unsupported)}")
+        self.factor = 1.0
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            coefficients = self._coefficients(group)
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.numel():
+                    mean, square = self._moments(parameter)
+                    _update(parameter, parameter.grad, mean, square, coefficients)
+
+    def _coefficients(self, group: dict[str, Any]) -> Coefficients:
+        beta1, beta2 = group["betas"]
+        lr, step = group["lr"], group["step"]
+        return Coefficients(
+            factor=self.factor,
+            mean_rate=1 - beta1,
+            square_rate=1 - beta2,
+            keep=1 - lr * group["weight_decay"],
+            rate=lr / (1 - beta1**step),
+            square_scale=1 / (1 - beta2**step),
+            eps=group["eps"],
+        )
+
+    def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(parameter, dtype=torch.float32)
+        return state["exp_avg"], state["exp_avg_sq"]
+
+
+def _update(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, how: Coefficients) -> None:
+    if parameter.is_cuda:
+        from megatron_apriel.train.adamw_kernel import update
+
+        update(parameter, gradient, mean, square, how)
+        return
+    scaled = gradient.float() * how.factor
+    mean.lerp_(scaled, how.mean_rate)
+    square.lerp_(scaled * scaled, how.square_rate)
+    parameter.mul_(how.keep).addcdiv_(mean, (square * how.square_scale).sqrt_().add_(how.eps), value=-how.rate)

@@ -1,0 +1,52 @@
+"""The optimizer against torch's AdamW on gradients that were scaled beforehand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_apriel.testing.marks import needs_gpu
+from megatron_apriel.train.adamw import AdamW
+
+SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+@pytest.mark.parametrize(("weight_decay", "factor"), [(0.0, 1.0), (0.1, 1.0), (0.1, 1 / 300)])
+def test_is_torchs_adamw_of_scaled_gradients(weight_decay: float, factor: float, device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # More than one of the kernel's blocks, and a size that does not fill the last.
+    shapes = [(7, 3), (5001,)]
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
+    theirs = [torch.nn.Parameter(parameter.detach().double()) for parameter in ours]
+    optimizer = AdamW(ours, **SETTINGS, weight_decay=weight_decay)
+    reference = torch.optim.AdamW(theirs, **SETTINGS, weight_decay=weight_decay)
+    optimizer.factor = factor
+    for _ in range(5):
+        for mine, its in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator).to(device)
+            its.grad = mine.grad.double() * factor
+        kept = [mine.grad.clone() for mine in ours]
+        optimizer.step()
+        reference.step()
+        assert all(torch.equal(mine.grad, before) for mine, before in zip(ours, kept, strict=True))
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=1e-6)
+
+
+def test_state_is_laid_out_as_megatron_saves_it() -> None:
+    parameter, idle = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    optimizer = AdamW([parameter, idle], **SETTINGS)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["step"] == 1
+    assert set(optimizer.state[parameter]) == {"exp_avg", "exp_avg_sq"}
+    assert idle not in optimizer.state and torch.equal(idle, torch.ones(2))
+
+
+def test_refuses_what_it_has_not() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    with pytest.raises(ValueError, match="knows no master_weights"):
+        AdamW(parameters, master_weights=True, capturable=False)
+    with pytest.raises(ValueError, match="knows no L2 regularisation"):
+        AdamW(parameters, adam_w_mode=False)
