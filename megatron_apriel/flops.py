@@ -73,31 +73,33 @@ def model_flops(
         image_patches: patches of each image.
         trained: which parts train.
     """
-    patches, squared = sum(image_patches), sum(number**2 for number in image_patches)
-    return _model_flops(architecture, tokens, sum_squared_lengths, patches, squared, trained)
+    squared = sum(number**2 for number in image_patches)
+    text = _decoder_flops(architecture, tokens, sum_squared_lengths, trained)
+    return text + _image_flops(architecture, sum(image_patches), squared, trained)
 
 
 def step_flops(architecture: Architecture, trained: Trained, batch: Batch) -> int:
     """:func:`model_flops` of one micro-batch: the whole of it, on whichever rank that shares it."""
     lengths = batch.cu_seqlens.diff().tolist()
-    patches, squared = batch.images.num_patches, batch.images.sum_squared_patches
-    return _model_flops(architecture, sum(lengths), sum(length**2 for length in lengths), patches, squared, trained)
+    text = _decoder_flops(architecture, sum(lengths), sum(length**2 for length in lengths), trained)
+    return text + image_flops(architecture, trained, batch)
 
 
-def _model_flops(
-    architecture: Architecture,
-    tokens: int,
-    sum_squared_lengths: int,
-    patches: int,
-    sum_squared_patches: int,
-    trained: Trained,
-) -> int:
+def image_flops(architecture: Architecture, trained: Trained, batch: Batch) -> int:
+    """Of :func:`step_flops`, what tower and projector take."""
+    return _image_flops(architecture, batch.images.num_patches, batch.images.sum_squared_patches, trained)
+
+
+def _decoder_flops(architecture: Architecture, tokens: int, sum_squared_lengths: int, trained: Trained) -> int:
     linear, attention = decoder_forward(architecture.decoder, tokens, sum_squared_lengths)
-    total = _with_backward(linear, attention, bool(trained.decoder), bool(trained.projector or trained.tower))
+    return _with_backward(linear, attention, bool(trained.decoder), bool(trained.projector or trained.tower))
+
+
+def _image_flops(architecture: Architecture, patches: int, sum_squared_patches: int, trained: Trained) -> int:
     if architecture.tower is None or architecture.projector is None or not patches:
-        return total
+        return 0
     linear, attention = tower_forward(architecture.tower, patches, sum_squared_patches)
-    total += _with_backward(linear, attention, bool(trained.tower), False)
+    total = _with_backward(linear, attention, bool(trained.tower), False)
     projector = architecture.projector
     linear = 2 * patches * (projector.input_size + projector.output_size) * projector.output_size
     return total + _with_backward(linear, 0, bool(trained.projector), bool(trained.tower))

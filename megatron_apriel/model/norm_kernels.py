@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 FORWARD_WARPS = 8
-BACKWARD_WARPS = 16
-PROGRAMS_PER_MULTIPROCESSOR = 2
+BACKWARD_WARPS = 8
+PROGRAMS_PER_MULTIPROCESSOR = 1
 """Programs of the backward kernel: each adds up the weight's gradient over many rows before it is written."""
-STAGES = 2
+STAGES = 3
 """Rows of the backward kernel that are on their way at a time: one is worked on while the next is loaded."""
 
 

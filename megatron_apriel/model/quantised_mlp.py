@@ -2,13 +2,17 @@
 
 Between the two products of an MLP lie its widest tensors. On their own, SwiGLU writes its product in bfloat16, and the
 second linear layer reads it again to write it in 8 bits; backward the same happens to the gradient of gate and up,
-which is twice as wide. Here one kernel each way does both. For each token and feed-forward unit that leaves out 12 of
-the 28 bytes that are moved between the products.
+which is twice as wide. Here one kernel each way writes 8 bits at once. For each token and feed-forward unit that leaves
+out 9 of the 28 bytes that are moved between the products.
 
 It needs what Transformer Engine's linear layers know: the second one's scale for its input, the first one's for the
 gradient of its output. Delayed scaling has them before the numbers are there. Tensorwise scaling wants the largest
-value first: the kernel then runs twice, and reads its input twice, which is still less than writing and reading
+value first: the kernel then runs twice and reads its input twice, which is still less than writing and reading
 bfloat16.
+
+On Hopper a product with 8 bits takes its matrices along the rows only, so gradients of weights need both transposed.
+Transformer Engine does that when it comes to it; the kernel here could, but Triton's assembler (ptxas 12.9) writes
+wrong numbers when one kernel stores the same 8 bits as they stand and transposed (triton-lang/triton issue 11111).
 
 Blockwise scaling, layers in bfloat16, frozen layers, passes without gradients and the very first pass, in which the
 linear layers make their scales, take the ordinary way.
@@ -36,11 +40,7 @@ class QuantisedMLP(MLP):  # type: ignore[misc]
         quantisers = _quantisers(self.linear_fc1, self.linear_fc2)
         if quantisers is None:
             return self.linear_fc2(self.activation_func(gate_up))
-        product = _QuantisedSwiGLU.apply(gate_up, *quantisers)
-        output = self.linear_fc2(product)
-        # The backward pass takes the transposed numbers only.
-        product.update_usage(rowwise_usage=False, columnwise_usage=True)
-        return output
+        return self.linear_fc2(_QuantisedSwiGLU.apply(gate_up, *quantisers))
 
 
 def _quantisers(first: Any, second: Any) -> tuple[Any, Any] | None:
@@ -96,20 +96,17 @@ def _scale(quantiser: Any) -> tuple[Tensor, Tensor] | None:
     return (quantiser.scale, quantiser.amax) if hasattr(quantiser, "scale") else None
 
 
-def _tensor(
-    numbers_RF: Tensor, transposed_FR: Tensor, inverse: Tensor, quantiser: Any, leading: torch.Size, dtype: torch.dtype
-) -> Tensor:
+def _tensor(numbers_RF: Tensor, inverse: Tensor, quantiser: Any, leading: torch.Size, dtype: torch.dtype) -> Tensor:
     """Transformer Engine's tensor [*leading, F], nominally of ``dtype``."""
     from transformer_engine.pytorch.tensor.float8_tensor import Float8Tensor
 
-    width = numbers_RF.shape[-1]
+    shape = (*leading, numbers_RF.shape[-1])
     tensor: Tensor = Float8Tensor(
-        shape=(*leading, width),
+        shape=shape,
         dtype=dtype,
-        data=numbers_RF.view(torch.uint8).view(*leading, width),
+        data=numbers_RF.view(torch.uint8).view(shape),
         fp8_scale_inv=inverse,
         fp8_dtype=quantiser.dtype,
-        data_transpose=transposed_FR.view(torch.uint8).view(width, *leading),
         quantizer=quantiser,
         device=numbers_RF.device,
     )

@@ -28,7 +28,7 @@ from megatron_apriel.checkpoint.training import CheckpointStore
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.errors import DataError, ExitCode
-from megatron_apriel.flops import step_flops
+from megatron_apriel.flops import image_flops, step_flops
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.metrics import Metrics
@@ -72,6 +72,8 @@ class _Work:
 
     tokens: int = 0
     flops: float = 0.0
+    image_flops: float = 0.0
+    """Of ``flops``, those of tower and projector."""
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
 
@@ -117,7 +119,7 @@ def _step(stage: Stage, stop_code: int) -> tuple[StepReport, _Work]:
         sequence_length=config.sequence_length,
         sources=len(config.mixture),
         clip=config.optimizer.clip,
-        totals=lambda: [work.tokens, work.flops],
+        totals=lambda: [work.tokens, work.flops, work.image_flops],
         stop_code=stop_code,
     )
     work.waited += stage.loader.wait_seconds
@@ -129,6 +131,7 @@ def _counted(stage: Stage, batches: Iterator[Batch], work: _Work) -> Iterator[Ba
     for batch in batches:
         work.tokens += stage.config.sequence_length
         work.flops += step_flops(stage.architecture, stage.config.train, batch)
+        work.image_flops += image_flops(stage.architecture, stage.config.train, batch)
         yield batch.to(stage.device)
 
 
@@ -143,7 +146,7 @@ def _record(stage: Stage, report: StepReport, work: _Work) -> None:
     stage.skipped_in_a_row = 0
     if stage.finished_steps % config.logging.every and stage.finished_steps != steps:
         return
-    tokens, flops = report.totals
+    tokens, flops, of_images = report.totals
     stage.metrics.write(
         "step",
         stage.finished_steps,
@@ -156,6 +159,7 @@ def _record(stage: Stage, report: StepReport, work: _Work) -> None:
         loss_tokens=sum(report.source_tokens),
         tokens_per_second=tokens / seconds,
         tflops_per_gpu=flops / seconds / stage.layout.world_size / 1e12,
+        image_share=of_images / flops,
         data_wait=min(work.waited / seconds, 1.0),
         seconds=seconds,
         seconds_left=statistics.fmean(stage.recent_seconds) * (steps - stage.finished_steps),

@@ -56,10 +56,11 @@ class Console:
         parts = ", ".join(f"{name} {loss:.3f}" for name, loss in sources.items())
         by_source = f" ({parts})" if len(sources) > 1 else ""
         flops = f" | {record['tflops_per_gpu']:.3g} TFLOP/s each" if record["tflops_per_gpu"] >= 0.1 else ""
+        images = f" | images {record['image_share']:.0%} of the work" if record["image_share"] else ""
         return (
             f"step {record['step']}/{record['steps']} | loss {record['loss']:.4f}{by_source} | lr {record['lr']:.2e}"
             f" | grad norm {record['gradient_norm']:.3f} | {short(record['tokens_per_second'])} tok/s{flops}"
-            f" | data wait {record['data_wait']:.0%} | left {clock(record['seconds_left'])}"
+            f"{images} | data wait {record['data_wait']:.0%} | left {clock(record['seconds_left'])}"
         )
 
     def _validation(self, record: Mapping[str, Any]) -> str:

@@ -165,6 +165,8 @@ def test_every_layout_gives_the_losses_of_one_process(root: Path, reference: lis
         assert mine["tokens_per_second"] * mine["seconds"] == pytest.approx(512)
         work, reference_work = (record["tflops_per_gpu"] * record["seconds"] for record in (mine, alone))
         assert work * ranks == pytest.approx(reference_work)
+        assert mine["image_share"] == pytest.approx(alone["image_share"])
+    assert any(record["image_share"] > 0 for record in one)
 
 
 @pytest.mark.parametrize(("first", "second"), [("data", "tensor"), ("context", "pipeline"), ("tensor", "context")])

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import TrainedParts
-from megatron_apriel.flops import model_flops, step_flops
+from megatron_apriel.flops import image_flops, model_flops, step_flops
 
 EVERYTHING = TrainedParts(tower=1, projector=1, decoder=1)
 
@@ -99,3 +99,5 @@ def test_of_a_batch(shares: int) -> None:
     assert step_flops(architecture, EVERYTHING, batch) == model_flops(
         architecture, 50, 30**2 + 20**2, [8, 16] * shares, EVERYTHING
     )
+    text = model_flops(architecture, 50, 30**2 + 20**2, [], EVERYTHING)
+    assert image_flops(architecture, EVERYTHING, batch) == step_flops(architecture, EVERYTHING, batch) - text
