@@ -31,7 +31,16 @@ from megatron_apriel.batch import Batch, PackedImages
 from megatron_apriel.flops import step_flops
 
 WARM_UP_STEPS = 2
-PACKAGES = ("torch", "triton", "megatron-core", "transformer-engine", "transformers", "liger-kernel", "torchao")
+PACKAGES = (
+    "torch",
+    "triton",
+    "megatron-core",
+    "transformer-engine",
+    "flash-attn-4",
+    "transformers",
+    "liger-kernel",
+    "torchao",
+)
 
 
 def prepared(case: Case, subject: str, layers: int, tiny: bool) -> tuple[Architecture, list[Batch]]:

@@ -1,0 +1,201 @@
+"""Measure attention alone on one GPU: FlashAttention-4 beside cuDNN through Transformer Engine, in time and energy.
+
+Both get the decoder's packed queries, keys and values (32 and 8 heads of 128) as training gives them, causal within
+each document. Energy counts on a GPU that runs at its power limit, as training a dense model does: what takes less of
+it leaves the matrix products a higher clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.measure import environment
+from benchmarks.processes import ROOT
+from benchmarks.report import markdown
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.model.attention import packed
+from megatron_apriel.model.options import ModelOptions, decoder_config
+from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+
+EXAMPLES = """\
+examples:
+  # everything; takes half a minute on one H200
+  python benchmarks/attention.py
+
+  # other packs: documents of 4000, 4000 and 192 tokens, and one of 16384
+  python benchmarks/attention.py --packs 4000,4000,192 16384
+
+TFLOP/s by the rule of megatron_apriel/flops.py: the causal half, a backward pass twice its forward pass.
+"""
+PACKS = ["8192", "2900,3040,2252", "32768", ",".join(["3000"] * 10 + ["2768"])]
+HEADINGS = ("documents", "kernels", "forward, ms", "forward and backward, ms", "TFLOP/s", "joule")
+KINDS = {"flash": "FlashAttention-4", "cudnn": "cuDNN, Transformer Engine"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--packs", nargs="+", default=PACKS, metavar="N,M", help="lengths of a sequence's documents")
+    parser.add_argument("--seconds", type=float, default=0.8, help="of each measurement (%(default)g)")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
+                        help="directory for attention-DATE.json and .md (benchmarks/results)")  # fmt: skip
+    return parser
+
+
+def passes(kind: str, lengths: list[int]) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+    """A forward pass, and a forward and backward pass, over one sequence on this process's GPU."""
+    decoder = Architecture.from_preset("apriel-15b").decoder
+    options = ModelOptions(dtype=torch.bfloat16, layers="transformer_engine", attention=kind)  # type: ignore[arg-type]
+    alone = groups.group_of_one()
+    core = options.chosen_layers().core_attention(
+        config=decoder_config(decoder, options, Layout()),
+        layer_number=1,
+        attn_mask_type=AttnMaskType.causal,
+        attention_type="self",
+        pg_collection=ProcessGroupCollection(tp=alone, cp=alone),
+    )
+    heads = (decoder.num_heads, decoder.num_kv_heads, decoder.num_kv_heads, decoder.num_heads)
+    generator = torch.Generator("cuda").manual_seed(1234)
+    *inputs, gradient = (
+        torch.randn(sum(lengths), number, decoder.head_dim, device="cuda", generator=generator).bfloat16()
+        for number in heads
+    )
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    borders = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device="cuda")
+    params = packed(borders, max(lengths))
+
+    def forward() -> Tensor:
+        output: Tensor = core(
+            *leaves, None, attn_mask_type=AttnMaskType.causal, attention_bias=None, packed_seq_params=params
+        )
+        return output.view(gradient.shape)
+
+    def both() -> None:
+        torch.autograd.grad(forward(), leaves, gradient)
+
+    return forward, both
+
+
+def sustained(run: Callable[[], object], seconds: float) -> tuple[float, float | None]:
+    """Milliseconds and joules of one call, once the clocks have settled under this load; no joules where not told."""
+    for _ in range(3):
+        run()
+    calls = max(round(seconds / max(_elapsed(run, 3) / 3, 1e-6)), 3)
+    _elapsed(run, calls // 4)
+    before = _energy()
+    spent = _elapsed(run, calls)
+    after = _energy()
+    return 1e3 * spent / calls, (after - before) / calls if before is not None and after is not None else None
+
+
+def _elapsed(run: Callable[[], object], calls: int) -> float:
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(calls):
+        run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _energy() -> float | None:
+    """Joules that the GPU has taken since its driver was loaded."""
+    counter = _counter()
+    return None if counter is None else counter() / 1e3
+
+
+@functools.cache
+def _counter() -> Callable[[], float] | None:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        identity = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        device = pynvml.nvmlDeviceGetHandleByUUID(identity)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
+    except Exception as error:  # pynvml has an exception for every answer of the driver
+        print(f"energy is not measured: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return functools.partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, device)
+
+
+def measure(pack: str, kind: str, seconds: float) -> dict[str, Any]:
+    """Figures of one kind of kernels on one pack."""
+    lengths = [int(word) for word in pack.split(",")]
+    decoder = Architecture.from_preset("apriel-15b").decoder
+    operations = 3 * 2 * sum(length**2 for length in lengths) * decoder.num_heads * decoder.head_dim
+    forward, both = passes(kind, lengths)
+    forward_ms, _ = sustained(forward, seconds)
+    ms, joule = sustained(both, seconds)
+    return {
+        "documents": pack, "kind": kind, "forward_ms": forward_ms, "ms": ms, "tflops": operations / ms / 1e9,
+        "joule": joule,
+    }  # fmt: skip
+
+
+def row(figures: dict[str, Any]) -> list[str]:
+    """In the columns of :data:`HEADINGS`."""
+    lengths = figures["documents"].split(",")
+    documents = f"1 of {lengths[0]}" if len(lengths) == 1 else f"{len(lengths)}, the longest {max(map(int, lengths))}"
+    joule = "-" if figures["joule"] is None else f"{figures['joule']:.2f}"
+    return [
+        documents, KINDS[figures["kind"]], f"{figures['forward_ms']:.2f}", f"{figures['ms']:.2f}",
+        f"{figures['tflops']:.0f}", joule,
+    ]  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        wrong = [
+            pack for pack in arguments.packs if not all(word.isdecimal() and int(word) for word in pack.split(","))
+        ]
+        if wrong:
+            raise ConfigError(f"--packs {wrong[0]} is no list of lengths.", fix="Write them as 4000,4000,192.")
+        if not torch.cuda.is_available():
+            raise ConfigError("there is no CUDA device here.", "Kernels of a GPU are measured.", "Run it where one is.")
+    except ConfigError as error:
+        print(f"ConfigError: {error}", file=sys.stderr)
+        return ExitCode.USAGE
+    with groups.initialized(Layout()):
+        found = [measure(pack, kind, arguments.seconds) for pack in arguments.packs for kind in KINDS]
+    rows = [row(figures) for figures in found]
+    now = datetime.datetime.now(datetime.UTC)
+    table = Table(*HEADINGS, title="Attention alone, 32 query and 8 key-value heads of 128, bf16")
+    for cells in rows:
+        table.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"attention-{now:%Y%m%d-%H%M%S}"
+    record: dict[str, Any] = {"date": f"{now:%Y-%m-%d %H:%M}", "environment": environment(), "figures": found}
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    title = f"# Attention alone, 32 query and 8 key-value heads of 128, bf16\n\n{record['environment']['device']}, "
+    text = title + f"{record['date']}.\n\n{markdown(HEADINGS, rows)}\n"
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"{path}.json and .md")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
