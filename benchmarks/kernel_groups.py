@@ -34,10 +34,10 @@ PATTERNS = (
 """Group -> names (any case) that belong to it, in order."""
 
 FP8_PRODUCTS, BF16_PRODUCTS = 1351e12, 707e12
-ATTENTION_FORWARD, ATTENTION_BACKWARD = 599e12, 541e12
+ATTENTION_FORWARD, ATTENTION_BACKWARD = 636e12, 587e12
 BANDWIDTH = 4.26e12
 """Ceilings of one H200, measured: matrix products at this model's shapes (operations/s; 8 bits with fast accumulation),
-cuDNN's attention at its best length (backward counted as 2.5 times forward), and a copy (bytes/s)."""
+FlashAttention-4 at its best length (backward counted as 2.5 times forward), and a copy (bytes/s)."""
 
 
 def group_of(kernel: str) -> str:

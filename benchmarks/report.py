@@ -1,4 +1,4 @@
-"""From measured slices to the figures of the whole model, and their tables. Pure arithmetic: no torch, no device.
+"""From measured slices to the figures of the whole model, and their tables. No torch, no device.
 
 Two depths of the same slice tell what a decoder layer costs, since everything else is the same in both. With t(L) the
 time of a micro-batch at L layers, its share of the optimizer step included, and l < h the two depths::
@@ -13,10 +13,13 @@ lengths, recomputation never.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, Self
 
+RESULTS = Path(__file__).parent / "results"
 FULL_DEPTH = 48
 """Decoder layers of the model that slices are taken from."""
 GIB = 2**30
@@ -146,6 +149,17 @@ SPEED_HEADINGS = (
     "tokens/s, 48 layers", "TFLOP/s, 48 layers", "TFLOP/s of the slice", "loss",
 )  # fmt: skip
 MEMORY_HEADINGS = ("case", "subject", "layers", *(f"{part}, GiB" for part in MEMORY_PARTS))
+
+
+def newest(directory: Path) -> list[Measurement]:
+    """What ``step.py`` measured last of each subject, case and depth, from the result files in ``directory``."""
+    found: dict[tuple[str, str, int], Measurement] = {}
+    for path in sorted(directory.glob("step-*.json")):
+        for values in json.loads(path.read_text(encoding="utf-8"))["measurements"]:
+            one = Measurement.from_json(values)
+            if one.status == "measured":
+                found[one.case, one.subject, one.layers] = one
+    return list(found.values())
 
 
 def speed_rows(measurements: Sequence[Measurement]) -> list[list[str]]:

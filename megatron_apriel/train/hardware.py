@@ -50,13 +50,13 @@ class LayerTimes:
         return 3 * linear / (self.milliseconds * 1e9 - spent)
 
 
-# Measured on one H200, 2026-11 (benchmarks/results/step-20261124-024946.md): slope between 4 and 8 layers, 8192 tokens,
-# 8 micro-batches; cuDNN attention alone.
-_ATTENTION = {8192: (564.0, 486.0), 32768: (599.0, 541.0)}
-# What a step takes once (optimizer, gradient norm, clipping, copies): 54 ms for 8 layers, embedding and head, 3.52 B
-# parameters, the middle of the three precisions.
-_OPTIMIZER_MS_PER_LAYER = 54 * 0.2726 / 3.523
-_LAYER_MS = {"bf16": 25.9, "delayed": 17.7, "tensorwise": 17.8}
+# Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches
+# (benchmarks/results/step-20261124-172527.md); FlashAttention-4 alone (attention-20261124-172320.md beside it).
+_ATTENTION = {8192: (611.0, 426.0), 32768: (636.0, 470.0)}
+# What a step takes once (optimizer, gradient norm, copies): 32 ms for 8 layers, embedding and head, 3.52 B parameters,
+# the middle of the three precisions.
+_OPTIMIZER_MS_PER_LAYER = 32 * 0.2726 / 3.523
+_LAYER_MS = {"bf16": 24.8, "delayed": 16.0, "tensorwise": 17.1}
 
 
 def _linear(precision: str) -> float:
@@ -76,21 +76,22 @@ class Hardware(Section):
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
     linear_bf16: Positive = _linear("bf16")
-    """A layer's matrix products with all beside them. From 25.9 ms a layer on one H200, 2026-11."""
+    """A layer's matrix products with all beside them. From 24.8 ms a layer on one H200, 2026-11."""
     linear_delayed: Positive = _linear("delayed")
-    """The same in FP8 delayed. From 17.7 ms a layer on one H200, 2026-11."""
+    """The same in FP8 delayed. From 16.0 ms a layer on one H200, 2026-11."""
     linear_tensorwise: Positive = _linear("tensorwise")
-    """The same in FP8 tensorwise. From 17.8 ms a layer on one H200, 2026-11."""
+    """The same in FP8 tensorwise. From 17.1 ms a layer on one H200, 2026-11."""
     linear_blockwise: Positive = _linear("bf16")
     """The same in FP8 blockwise. Assumption: not measured, taken to be no faster than bf16."""
     attention_8k_forward: Positive = _ATTENTION[8192][0]
-    """Causal attention, counted half, documents of 8192 tokens or less. cuDNN on one H200, 2026-11."""
+    """Causal attention, counted half, documents of 8192 tokens or less. FlashAttention-4 on one H200, 2026-11."""
     attention_8k_backward: Positive = _ATTENTION[8192][1]
-    """Its backward pass. cuDNN on one H200, 2026-11."""
+    """Its backward pass, counted twice the forward pass. FlashAttention-4 on one H200, 2026-11."""
     attention_32k_forward: Positive = _ATTENTION[32768][0]
-    """Documents of 32768 tokens or more; between, by the logarithm of the length. cuDNN on one H200, 2026-11."""
+    """Documents of 32768 tokens or more; between, by the logarithm of the length. FlashAttention-4 on one H200,
+    2026-11."""
     attention_32k_backward: Positive = _ATTENTION[32768][1]
-    """Its backward pass. cuDNN on one H200, 2026-11."""
+    """Its backward pass, counted twice the forward pass. FlashAttention-4 on one H200, 2026-11."""
     head: Positive = 714.0
     """The head's three bf16 matrix products. From 46 ms for 8192 tokens on one H200, 2026-11."""
     tower: Positive = 300.0
@@ -100,8 +101,8 @@ class Hardware(Section):
     loss_bytes: Annotated[Number, Field(ge=0)] = 19.0
     """Memory traffic of the loss, and of the embedding with it, for each token and vocabulary entry. From what is left
     of 51 ms for embedding, head and loss beside the head's products, for 8192 tokens on one H200, 2026-11."""
-    optimizer_bytes: Annotated[Number, Field(ge=0)] = 66.0
-    """Memory traffic of a step for each trained parameter. From about 54 ms for 3.52 B on one H200, 2026-11."""
+    optimizer_bytes: Annotated[Number, Field(ge=0)] = 39.0
+    """Memory traffic of a step for each trained parameter. From about 32 ms for 3.52 B on one H200, 2026-11."""
     intra_node: Positive = 370.0
     """GB/s of collectives inside a node. Assumption: of NVLink's 450 (datasheet), what large collectives reach."""
     inter_node: Positive = 50.0

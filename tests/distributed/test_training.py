@@ -264,11 +264,13 @@ def test_what_one_rank_lacks_ends_all_of_them(root: Path, missing: str) -> None:
     # A file stands where the output directory would be made; only rank 0 writes there.
     (root / "file").touch()
     place = root / "file" / "output" if missing == "output" else root / "nowhere"
+    # Written once: a rank that reads while another writes would fail for another reason, and alone.
+    file = stage_file(root, name)
 
     def one_rank_lacks(rank: int, size: int) -> str:
-        lacking = [f"{missing}={place}"] if rank == (0 if missing == "output" else 1) else []
+        config = load_stage(file, [f"{missing}={place}"] if rank == (0 if missing == "output" else 1) else [])
         with pytest.raises((AprielError, OSError)) as caught:
-            run_stage(load_stage(stage_file(root, name), lacking))
+            run_stage(config)
         return str(caught.value)
 
     messages = run_ranks(2, one_rank_lacks)
@@ -370,11 +372,13 @@ def test_figures_that_cannot_be_written_do_not_end_the_run(
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_and_says_how_much_room_there_is(root: Path) -> None:
+    config = load_stage(stage_file(root, "small_disk"))
+
     def small_disk(rank: int, size: int) -> str:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
         with pytest.raises(CheckpointError) as caught:
-            run_stage(load_stage(stage_file(root, "small_disk")))
+            run_stage(config)
         return str(caught.value)
 
     for message in run_ranks(2, small_disk):

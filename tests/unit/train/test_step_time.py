@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.report import RESULTS, Measurement, newest
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.parallel.layout import Layout
@@ -60,23 +59,18 @@ def one_gpu(layers: int, length: int, micro_batches: int, fp8: str, documents: i
     return step_time(config, model, Layout(), H200, Workload.of(config, documents))
 
 
-MEASURED = [
-    measurement
-    for path in sorted((Path(__file__).parents[3] / "benchmarks" / "results").glob("step-*.json"))
-    for measurement in json.loads(path.read_text(encoding="utf-8"))["measurements"]
-    if measurement["case"] == "8192" and measurement["subject"] in PRECISIONS and measurement["status"] == "measured"
-]
+MEASURED = [one for one in newest(RESULTS) if one.case == "8192" and one.subject in PRECISIONS]
 
 
-@pytest.mark.parametrize("measurement", MEASURED, ids=lambda given: f"{given['subject']}, {given['layers']} layers")
-def test_measured_steps_are_met(measurement: dict[str, Any]) -> None:
+@pytest.mark.parametrize("measurement", MEASURED, ids=lambda given: f"{given.subject}, {given.layers} layers")
+def test_measured_steps_are_met(measurement: Measurement) -> None:
     """Whole steps on one H200. Slopes between the two numbers of layers went into the prediction."""
-    fp8 = PRECISIONS[measurement["subject"]]
-    time = one_gpu(measurement["layers"], measurement["tokens"], measurement["micro_batches"], fp8)
-    assert time.total * 1000 == pytest.approx(measurement["step_ms"], rel=0.03)
+    fp8 = PRECISIONS[measurement.subject]
+    time = one_gpu(measurement.layers, measurement.tokens, measurement.micro_batches, fp8)
+    assert time.total * 1000 == pytest.approx(measurement.step_ms, rel=0.03)
 
 
-@pytest.mark.parametrize(("fp8", "milliseconds"), [("none", 25.9), ("delayed", 17.7), ("tensorwise", 17.8)])
+@pytest.mark.parametrize(("fp8", "milliseconds"), [("none", 24.8), ("delayed", 16.0), ("tensorwise", 17.1)])
 def test_the_layer_that_the_rates_came_from(fp8: str, milliseconds: float) -> None:
     eight, four = (one_gpu(layers, 8192, 8, fp8).total for layers in (8, 4))
     assert (eight - four) / 4 / 8 * 1000 == pytest.approx(milliseconds, rel=0.002)
@@ -196,9 +190,9 @@ def test_links() -> None:
 
 
 def test_attention_is_between_its_two_measurements() -> None:
-    assert H200.attention(100) == H200.attention(8192) == (564, 486)
-    assert H200.attention(16384) == pytest.approx(((564 + 599) / 2, (486 + 541) / 2))
-    assert H200.attention(32768) == H200.attention(10**6) == (599, 541)
+    assert H200.attention(100) == H200.attention(8192) == (611, 426)
+    assert H200.attention(16384) == pytest.approx(((611 + 636) / 2, (426 + 470) / 2))
+    assert H200.attention(32768) == H200.attention(10**6) == (636, 470)
 
 
 def test_squared_lengths() -> None:
