@@ -25,6 +25,7 @@ RUNTIME = [
     "zstandard>=0.23",
     "datasets>=4",
     "jinja2>=3.1",
+    "packaging>=24",
     "rich>=13",
     "matplotlib>=3.9",
     "tensorboard>=2.18",

@@ -104,18 +104,25 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
         )
 
 
-class LocalCoreAttention(torch.nn.Module):
-    """torch's scaled-dot-product attention, one document (or image) at a time.
-
-    Reads the documents' lengths on the host, which costs a wait where they are on a GPU; Transformer Engine's kernel
-    is the one for GPUs.
-    """
+class CoreAttention(torch.nn.Module):
+    """Attention proper, built as Megatron builds its own: causal within each document, or full within each image."""
 
     def __init__(
         self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **_: Any
     ) -> None:
         super().__init__()
         self.causal = attn_mask_type == AttnMaskType.causal
+
+    def extra_repr(self) -> str:
+        return "causal within each document" if self.causal else "full within each image"
+
+
+class LocalCoreAttention(CoreAttention):
+    """torch's scaled-dot-product attention, one document (or image) at a time.
+
+    Reads the documents' lengths on the host, which costs a wait where they are on a GPU; Transformer Engine's kernel
+    is the one for GPUs.
+    """
 
     def forward(
         self,
@@ -148,6 +155,3 @@ class LocalCoreAttention(torch.nn.Module):
             )
             outputs.append(output[0].transpose(0, 1))
         return torch.cat(outputs)
-
-    def extra_repr(self) -> str:
-        return "causal within each document" if self.causal else "full within each image"

@@ -15,15 +15,15 @@ from __future__ import annotations
 import enum
 import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.transformer_config import TransformerConfig
+from packaging.version import Version
 from torch import Tensor
 
-PACKAGE = "flash-attn-4"
+from megatron_apriel.model.attention import CoreAttention
+
+PACKAGE, OLDEST = "flash-attn-4", Version("4.0.0b36")
 HOPPER = (9, 0)
 """Compute capability of the GPUs that these kernels were measured on."""
 
@@ -38,9 +38,15 @@ def why_not_flash_attention(dtype: torch.dtype, *, asked_for: bool) -> str:
     if dtype != torch.bfloat16:
         return f"FlashAttention-4 computes in bfloat16, and the model in {str(dtype).removeprefix('torch.')}"
     try:
+        installed = Version(version(PACKAGE))
+    except PackageNotFoundError:
+        return f"{PACKAGE} is not installed"
+    if installed < OLDEST:
+        return f"{PACKAGE} {installed} is installed, and {OLDEST} is the oldest that was tested"
+    try:
         importlib.import_module("flash_attn.cute")
     except ImportError as error:
-        return f"{PACKAGE} is not installed" if _is_missing() else f"{PACKAGE} cannot be imported: {error}"
+        return f"{PACKAGE} cannot be imported: {error}"
     capability = torch.cuda.get_device_capability()
     if capability != HOPPER and not asked_for:
         return (
@@ -49,22 +55,8 @@ def why_not_flash_attention(dtype: torch.dtype, *, asked_for: bool) -> str:
     return ""
 
 
-def _is_missing() -> bool:
-    try:
-        version(PACKAGE)
-    except PackageNotFoundError:
-        return True
-    return False
-
-
-class FlashCoreAttention(torch.nn.Module):
-    """Attention within each document or image, built and called as Megatron builds and calls its own."""
-
-    def __init__(
-        self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **_: Any
-    ) -> None:
-        super().__init__()
-        self.causal = attn_mask_type == AttnMaskType.causal
+class FlashCoreAttention(CoreAttention):
+    """Attention within each document or image, called as Megatron calls its own."""
 
     def forward(
         self,
@@ -91,6 +83,3 @@ class FlashCoreAttention(torch.nn.Module):
             causal=self.causal,
         )
         return output_SND
-
-    def extra_repr(self) -> str:
-        return "causal within each document" if self.causal else "full within each image"

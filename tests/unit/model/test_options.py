@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 import torch
 
@@ -113,6 +115,7 @@ def test_choice_of_layers_is_logged_once_with_its_reason(caplog: pytest.LogCaptu
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a Hopper GPU with FlashAttention-4 installed."""
+    monkeypatch.setattr(flash_attention, "version", lambda package: "4.0.0b40")
     monkeypatch.setattr(flash_attention.importlib, "import_module", lambda name: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
 
@@ -140,14 +143,23 @@ def test_attention_is_chosen_and_the_reason_said(
     assert said in caplog.text
 
 
-def test_flash_attention_that_is_asked_for_and_absent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_that_is_asked_for_and_cannot_run_is_an_error(
+    hopper: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def absent(name: str) -> None:
-        raise ImportError(f"No module named {name!r}")
+        raise (PackageNotFoundError if name == flash_attention.PACKAGE else ImportError)(f"no {name}")
 
     monkeypatch.setattr(flash_attention.importlib, "import_module", absent)
-    assert specs._choose_attention("auto", torch.bfloat16, CUDNN) is CUDNN
+    with pytest.raises(
+        ConfigError, match=r"attention=flash cannot be used: flash-attn-4 cannot be imported: no flash_"
+    ):
+        specs._choose_attention("flash", torch.bfloat16, CUDNN)
+    monkeypatch.setattr(flash_attention, "version", lambda package: "4.0.0b24")
+    with pytest.raises(
+        ConfigError, match=r"flash-attn-4 4.0.0b24 is installed, and 4.0.0b36 is the oldest that was te"
+    ):
+        specs._choose_attention("flash", torch.bfloat16, CUDNN)
+    monkeypatch.setattr(flash_attention, "version", absent)
     with pytest.raises(ConfigError, match=r"attention=flash cannot be used: flash-attn-4 is not installed"):
         specs._choose_attention("flash", torch.bfloat16, CUDNN)
-    monkeypatch.setattr(flash_attention, "version", lambda package: "4.0.0")
-    with pytest.raises(ConfigError, match=r"flash-attn-4 cannot be imported: No module named 'flash_attn\.cute'"):
-        specs._choose_attention("flash", torch.bfloat16, CUDNN)
+    assert specs._choose_attention("auto", torch.bfloat16, CUDNN) is CUDNN
