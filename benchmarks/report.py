@@ -22,6 +22,8 @@ from typing import Any, Literal, Self
 RESULTS = Path(__file__).parent / "results"
 FULL_DEPTH = 48
 """Decoder layers of the model that slices are taken from."""
+LOSS_ALLOWANCE = 0.01
+"""How far, relatively, losses after the same steps may lie apart between this project and megatron-core."""
 GIB = 2**30
 MEMORY_PARTS = ("weights", "main gradients", "optimizer state", "activations and rest", "peak")
 
@@ -199,7 +201,7 @@ def memory_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
 
 
 def remarks(measurements: Sequence[Measurement]) -> list[str]:
-    """Why figures are missing, and where a figure comes from other depths than its neighbours'."""
+    """Why figures are missing, where a figure comes from other depths than its neighbours', and losses that differ."""
     said = [
         f"{one.case}, {one.subject}, {one.layers} layers: {one.status}: {one.reason}"
         for one in measurements
@@ -213,6 +215,26 @@ def remarks(measurements: Sequence[Measurement]) -> list[str]:
         for (case, subject), (low, high) in depths.items()
         if (low, high) != usual
     ]
+    return said + _disagreements(measurements)
+
+
+def _disagreements(measurements: Sequence[Measurement]) -> list[str]:
+    """Where this project and megatron-core, which do the same arithmetic on the same tokens, came to different losses.
+
+    One of the two then computes something else, and its time says nothing.
+    """
+    sound = {(one.case, one.subject, one.layers): one for one in measurements if one.status == "measured"}
+    said = []
+    for (case, subject, layers), one in sound.items():
+        family, _, precision = subject.partition("-")
+        other = sound.get((case, f"megatron-{precision}", layers))
+        # Unequal work: images, which megatron-core's model has no tower for.
+        if family != "ours" or other is None or one.flops != other.flops:
+            continue
+        if abs(one.loss - other.loss) > LOSS_ALLOWANCE * abs(other.loss):
+            said.append(
+                f"{case}, {layers} layers: loss {one.loss:.3f} of {subject}, {other.loss:.3f} of {other.subject}"
+            )
     return said
 
 

@@ -20,6 +20,7 @@ from benchmarks.report import (
     grouped,
     markdown,
     memory_rows,
+    newest,
     page,
     remarks,
     speed_rows,
@@ -94,6 +95,30 @@ def test_remarks_tell_reasons_and_other_depths() -> None:
         "32768, ours-bf16, 8 layers: failed: out of memory: of all things",
         "32768, ours-bf16: from 2 and 4 layers",
     ]
+
+
+def test_remarks_tell_losses_that_should_be_equal() -> None:
+    ours, peer = slice_at(8, loss=10.2), slice_at(8, subject="megatron-bf16", loss=10.0)
+    other_arithmetic = slice_at(8, subject="liger-bf16", loss=12.0)
+    assert remarks([ours, peer, other_arithmetic]) == [
+        "8192, 8 layers: loss 10.200 of ours-bf16, 10.000 of megatron-bf16"
+    ]
+    assert remarks([slice_at(8, loss=10.05), peer]) == []
+    with_images = slice_at(8, loss=10.2, flops=99e12)
+    assert remarks([with_images, peer]) == []
+
+
+def test_the_newest_measurement_counts(tmp_path: Path) -> None:
+    for name, step_ms, status in (("1", 1.0, "measured"), ("2", 2.0, "measured"), ("3", 3.0, "failed")):
+        one = {"subject": "ours-bf16", "case": "8192", "layers": 4, "status": status, "step_ms": step_ms}
+        (tmp_path / f"step-{name}.json").write_text(json.dumps({"measurements": [one]}))
+    assert [one.step_ms for one in newest(tmp_path)] == [2.0]
+
+
+def test_a_whole_model_that_was_measured_needs_no_slices() -> None:
+    (row,) = speed_rows([slice_at(48, step_ms=8000.0)])
+    cells = dict(zip(SPEED_HEADINGS, row, strict=True))
+    assert (cells["tokens/s, 48 layers"], cells["TFLOP/s, 48 layers"]) == ("8,192", "657")
 
 
 def test_groups_keep_the_order_of_appearance() -> None:
