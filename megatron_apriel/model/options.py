@@ -83,8 +83,7 @@ def decoder_config(decoder: DecoderArchitecture, options: ModelOptions, layout: 
     Raises:
         ConfigError: for combinations that Megatron or Transformer Engine cannot run.
     """
-    layers = options.chosen_layers()
-    _check(options, layers)
+    layers = check_options(options)
     interleaved = layout.virtual > 1
     return TransformerConfig(
         num_layers=decoder.num_layers,
@@ -131,7 +130,13 @@ def tower_config(tower: TowerArchitecture, options: ModelOptions) -> Transformer
     )
 
 
-def _check(options: ModelOptions, layers: Layers) -> None:
+def check_options(options: ModelOptions) -> Layers:
+    """The implementation of the layers, after a look at whether it can run ``options`` on this machine.
+
+    Raises:
+        ConfigError: if it cannot. Nothing of the model or the data is needed to know it.
+    """
+    layers = options.chosen_layers()
     if options.fp8 != "none" and not layers.fused:
         raise ConfigError(
             f"precision.fp8={options.fp8} needs Transformer Engine on a CUDA device; the layers here are local ones.",
@@ -146,6 +151,7 @@ def _check(options: ModelOptions, layers: Layers) -> None:
         )
     if options.fuse_weight_gradients and not layers.fused:
         raise ConfigError("fused weight gradients need Transformer Engine's layers.")
+    return layers
 
 
 def _fp8_fields(options: ModelOptions) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from megatron_apriel.data.sources import check_tokenizer
 from megatron_apriel.errors import CheckpointError, ConfigError, ExitCode
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing
+from megatron_apriel.model.options import ModelOptions, check_options
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
@@ -89,6 +90,7 @@ def run_stage(config: StageConfig) -> ExitCode:
 
 
 def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
+    check_options(ModelOptions.from_stage(config))
     newest = store.latest()
     if newest is None:
         architecture = architecture_of(config.init_from)

@@ -387,6 +387,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_and_says_how_much_ro
     assert list((root / "small_disk" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may run it")
+@pytest.mark.parametrize("setting", ["precision={compute: bf16, fp8: delayed}", "attention=flash"])
+def test_what_this_machine_cannot_run_is_said_before_data_and_weights_are_looked_for(root: Path, setting: str) -> None:
+    with pytest.raises(RankFailure, match="Transformer Engine"):
+        run(root, "impossible", setting, f"init_from={root}/nowhere", f"mixture.0.corpus={root}/nowhere")
+    assert not (root / "impossible").exists()
+
+
 def test_configuration_errors_come_before_torch(root: Path) -> None:
     file = stage_file(root, "wrong")
     command = [sys.executable, "-X", "importtime", "-m", "megatron_apriel.train", str(file), "optimiser.peak=1"]
