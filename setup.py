@@ -31,15 +31,15 @@ RUNTIME = [
     "tensorboard>=2.18",
 ]
 
+DALI = "nvidia-dali-cuda130>=2.4,<3"
+FLASH_ATTENTION = "flash-attn-4[cu13]>=4.0.0b36,<4.1"
+
 EXTRAS = {
     # Image decoding and resizing. The CUDA build of DALI also runs on machines without a GPU.
-    "images": ["nvidia-dali-cuda130>=2.4,<3"],
-    "gpu": [
-        "nvidia-dali-cuda130>=2.4,<3",
-        "transformer-engine[pytorch,core-cu13]>=2.20,<3",
-        # Attention on Hopper GPUs; there are only pre-releases of it.
-        "flash-attn-4[cu13]>=4.0.0b36,<4.1",
-    ],
+    "images": [DALI],
+    # Attention on Hopper GPUs; there are only pre-releases of it.
+    "flash": [FLASH_ATTENTION],
+    "gpu": [DALI, FLASH_ATTENTION, "transformer-engine[pytorch,core-cu13]>=2.20,<3"],
     "wandb": ["wandb>=0.20"],
     "test": [
         "pytest>=8",

@@ -48,8 +48,8 @@ def test_the_images_torch_stays() -> None:
     assert not any("transformer" in value or "torch" in value for value in installs[0].split("pip install")[1:])
 
 
-def test_project_and_dali_are_installed() -> None:
-    assert any('".[images' in value for value in values("RUN"))
+def test_project_with_dali_and_attention_is_installed() -> None:
+    assert any('".[images,flash,' in value for value in values("RUN"))
 
 
 def test_no_registry_of_packages_and_no_health_check() -> None:
