@@ -16,15 +16,18 @@ import torch
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.parallel.images import share_images
 from megatron_apriel.testing.batches import Document, make_batch, random_image
 
 GRIDS = ((48, 64), (64, 48), (64, 64), (32, 48), (32, 32), (24, 32))
 """Patch grids of photographs and crops: 1024x768 pixels is 48 rows of 64."""
 IMAGE_RICH = (True, True, False, True, True, True, False, True, True, False)
 """Which of ten sequences in a row are full of images: the 70% of the recipe's third stage."""
-
+SOME_IMAGES = (False, True, False, False, True, False, False, False, True, False)
+"""The same for the 30% of its second stage."""
 
 TEXT = TrainedParts(decoder=1)
+EVERYTHING = TrainedParts(tower=1, projector=1, decoder=1)
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Case:
         micro_batches: of an optimizer step; as many different batches are trained on in turn.
         probe: two smaller numbers of micro-batches, from which the cost of a step that is not of micro-batches follows.
         documents: ``one`` document a sequence; ``packed`` from documents of about ``document_length``; ``images``,
-            documents with images; ``mix``, where only the sequences named in :data:`IMAGE_RICH` hold such documents.
+            documents with images; ``mix``, where only the sequences named by ``rich`` hold such documents.
         document_length: mean length of packed documents of text.
+        rich: in a mix, which of ten sequences in a row are full of images.
         grid_divisor: images' grids are smaller by this.
         train: which parts train.
     """
@@ -49,6 +53,7 @@ class Case:
     probe: tuple[int, int]
     documents: Literal["one", "packed", "images", "mix"]
     document_length: int = 3000
+    rich: tuple[bool, ...] = IMAGE_RICH
     grid_divisor: int = 1
     train: TrainedParts = TEXT
 
@@ -58,7 +63,7 @@ class Case:
 
     def is_rich(self, number: int) -> bool:
         """Whether micro-batch ``number`` is full of images."""
-        return self.documents == "images" or (self.documents == "mix" and IMAGE_RICH[number % len(IMAGE_RICH)])
+        return self.documents == "images" or (self.documents == "mix" and self.rich[number % len(self.rich)])
 
 
 CASES = {
@@ -69,8 +74,12 @@ CASES = {
         Case("32768-packed", 32768, 2, (1, 2), "packed"),
         Case("16384-mix", 16384, 10, (1, 3), "mix", train=TrainedParts(projector=1, decoder=1)),
         Case("8192-realign", 8192, 8, (1, 3), "images", train=TrainedParts(projector=1)),
+        Case("32768-cpt1", 32768, 4, (1, 2), "mix", rich=SOME_IMAGES, train=EVERYTHING),
+        Case("32768-sft", 32768, 4, (1, 2), "packed", document_length=6000),
     )
 }
+STAGES = {"realign": "8192-realign", "cpt_stage1": "32768-cpt1", "cpt_stage2": "16384-mix", "sft": "32768-sft"}
+"""Stage of the recipe, as ``examples`` names it -> case with its sequence length, trained parts and kind of data."""
 
 
 def small(case: Case) -> Case:
@@ -83,21 +92,53 @@ def small(case: Case) -> Case:
     )
 
 
-def batches(case: Case, architecture: Architecture, seed: int = 1234) -> list[Batch]:
-    """The case's micro-batches, on the host.
+@dataclass(frozen=True)
+class Place:
+    """What a rank sees of a step: every ``data_size``-th sequence; of one, its share of the images and its tokens."""
+
+    data_rank: int = 0
+    data_size: int = 1
+    share: int = 0
+    shares: int = 1
+    context: int = 0
+    contexts: int = 1
+
+
+def batches(case: Case, architecture: Architecture, place: Place | None = None, seed: int = 1234) -> list[Batch]:
+    """The case's micro-batches, or a rank's part of them, on the host.
 
     Args:
         case: what to make.
         architecture: gives vocabulary and patch size; with a tower where the case has images.
-        seed: of everything drawn.
+        place: the rank's; None for one that sees everything.
+        seed: of everything drawn; the same on every rank.
     """
+    place = place or Place()
     generator = torch.Generator().manual_seed(seed)
     made = []
     for number in range(case.micro_batches):
         ids = _zipf(architecture.decoder.vocab_size, case.sequence_length, generator)
         documents = list(_documents(case, architecture, case.is_rich(number), ids, generator))
-        made.append(make_batch(architecture, documents, sequence=number))
+        if number % place.data_size == place.data_rank:
+            made.append(_batch(architecture, documents, number, place))
     return made
+
+
+def _batch(architecture: Architecture, documents: list[Document], number: int, place: Place) -> Batch:
+    """One sequence, its images shared out as the trainer does it."""
+    tower = architecture.tower
+    images = [item for document in documents for item in document if isinstance(item, torch.Tensor)]
+    patches = [image.shape[1] * image.shape[2] // tower.patch_size**2 for image in images] if tower else []
+    return make_batch(
+        architecture,
+        documents,
+        sequence=number,
+        shares=place.shares,
+        share=place.share,
+        images_per_share=share_images(patches, place.shares),
+        context=place.context,
+        contexts=place.contexts,
+    )
 
 
 def _zipf(vocabulary: int, count: int, generator: torch.Generator) -> list[int]:

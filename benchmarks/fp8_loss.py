@@ -138,7 +138,7 @@ def train(arguments: argparse.Namespace) -> list[float]:
     case = replace(CASES["8192"], sequence_length=length, micro_batches=count)
     losses = []
     with groups.initialized(Layout()) as device:
-        subject = Ours(architecture, stage_config(case, arguments.run))
+        subject = Ours(architecture, stage_config(case, arguments.run), Layout())
         for step, part in enumerate(tokens.view(arguments.steps, count, length)):
             batches = [make_batch(architecture, [row.tolist()]).to(device) for row in part]
             rate = arguments.peak * min((step + 1) / WARM_UP, 1.0)

@@ -92,6 +92,43 @@ def inventory(events: Iterable[Mapping[str, Any]]) -> Inventory:
     return Inventory((end - ran[0]["ts"]) / 1e3 if ran else 0.0, dict(groups), dict(kernels), longest)
 
 
+@dataclass(frozen=True)
+class Occupancy:
+    """What a device did from the first kernel of a step to the last; the three parts add up to ``span_ms``.
+
+    Attributes:
+        computing_ms: at least one kernel that computes ran.
+        communicating_ms: only NCCL's kernels ran: communication, and waiting for other ranks, that nothing hides.
+        idle_ms: no kernel ran.
+    """
+
+    span_ms: float
+    computing_ms: float
+    communicating_ms: float
+    idle_ms: float
+
+
+def occupancy(events: Iterable[Mapping[str, Any]]) -> Occupancy:
+    """From the events of a Chrome trace (microseconds) of one device."""
+    ran = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    everything = [(event["ts"], event["ts"] + event["dur"]) for event in ran]
+    computing = [
+        span for span, event in zip(everything, ran, strict=True) if "nccl" not in event["name"].lower()
+    ]  # fmt: skip
+    span = (max(end for _, end in everything) - min(start for start, _ in everything)) / 1e3 if ran else 0.0
+    busy, computed = _covered_ms(everything), _covered_ms(computing)
+    return Occupancy(span, computed, busy - computed, span - busy)
+
+
+def _covered_ms(spans: Iterable[tuple[float, float]]) -> float:
+    """Milliseconds in which at least one of the spans (microseconds) lasts."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(stop - max(start, end), 0.0)
+        end = max(end, stop)
+    return total / 1e3
+
+
 def least_ms(
     architecture: Architecture, tokens: int, sum_squared_lengths: int, micro_batches: int, fp8: bool
 ) -> dict[str, float]:

@@ -6,12 +6,15 @@ free: half of a measurement's time would otherwise pass on an idle device.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,45 +39,88 @@ class Planned:
         return {"measurement": {**values, "status": status, "reason": reason}}
 
 
-class _Process:
-    """A measurement's process, which waits for its turn."""
+class Processes:
+    """The processes of one measurement, one a rank, which wait for their turn with their imports done.
 
-    def __init__(self, planned: Planned, options: dict[str, Any], logs: Path) -> None:
-        self.planned = planned
-        name = f"{planned.case}-{planned.subject}-{planned.layers}"
-        self.result, self.log = logs / f"{name}.json", logs / f"{name}.log"
-        specification = {"subject": planned.subject, "case": planned.case, "layers": planned.layers, **options}
+    Args:
+        module: what each runs, as ``python -m MODULE SPECIFICATION RESULT``; it reads a line from standard input before
+            it touches the device.
+        name: of result and logs.
+        specification: what to measure, as JSON.
+        logs: directory for result and output.
+        ranks: how many; more than one find each other by the variables that ``torchrun`` sets.
+    """
+
+    def __init__(self, module: str, name: str, specification: dict[str, Any], logs: Path, ranks: int = 1) -> None:
+        self._result, self._logs = logs / f"{name}.json", [logs / f"{name}.{rank}.log" for rank in range(ranks)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         # Without this, sequences of ever different images leave gaps that look like a need for memory.
         environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ, "PYTHONPATH": path}
-        with self.log.open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.measure", json.dumps(specification), str(self.result)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env=environment,
-                text=True,
-            )
+        command = [sys.executable, "-m", module, json.dumps(specification), str(self._result)]
+        places = _places(ranks)
+        self._processes = [
+            _started(command, environment | place, log) for place, log in zip(places, self._logs, strict=True)
+        ]
 
-    def run(self, limit: float) -> dict[str, Any]:
-        """Let it measure, and return what it found."""
-        try:
-            self.process.communicate("go\n", timeout=limit)
-        except subprocess.TimeoutExpired:
-            self.stop()
-            return self.planned.without_figures("failed", f"took longer than {limit:.0f} s; log in {self.log}")
-        if self.result.exists():
-            found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+    def run(self, limit: float) -> dict[str, Any] | str:
+        """Let them measure for at most ``limit`` seconds; what they found, or why they found nothing."""
+        for process in self._processes:
+            with contextlib.suppress(BrokenPipeError):  # it has failed already, which its exit code tells
+                assert process.stdin is not None
+                process.stdin.write("go\n")
+                process.stdin.close()
+        ends = time.monotonic() + limit
+        while any(process.poll() is None for process in self._processes):
+            failed = any(process.returncode for process in self._processes)
+            if failed or time.monotonic() > ends:
+                # Ranks whose peer has failed would wait for it; a moment for them to say what they know.
+                time.sleep(1)
+                self.stop()
+                break
+            time.sleep(0.05)
+        if self._result.exists():
+            found: dict[str, Any] = json.loads(self._result.read_text(encoding="utf-8"))
             return found
-        said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = f"exit code {self.process.returncode}: {(said or ['no output'])[-1][:200]}"
-        return self.planned.without_figures("failed", reason)
+        return self._reason(limit, time.monotonic() > ends)
+
+    def _reason(self, limit: float, late: bool) -> str:
+        if late:
+            return f"took longer than {limit:.0f} s; log in {self._logs[0]}"
+        # Killed for the sake of another is no reason.
+        codes = [(process.returncode, log) for process, log in zip(self._processes, self._logs, strict=True)]
+        code, log = next(((code, log) for code, log in codes if code not in (0, -signal.SIGKILL)), codes[0])
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"exit code {code}: {(said or ['no output'])[-1][:200]}"
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+
+
+def _places(ranks: int) -> list[dict[str, str]]:
+    """The variables by which ranks of one host find each other; none for a rank that is alone."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def _started(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[str]:
+    with log.open("w", encoding="utf-8") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+        )
 
 
 def measure_all(
@@ -93,18 +139,26 @@ def measure_all(
         limit: seconds that one may take.
     """
     begun, queue, done = time.monotonic(), list(plan), 0
-    waiting: _Process | None = None
+    waiting: Processes | None = None
+
+    def started(planned: Planned) -> Processes:
+        specification = {"subject": planned.subject, "case": planned.case, "layers": planned.layers, **options}
+        name = f"{planned.case}-{planned.subject}-{planned.layers}"
+        return Processes("benchmarks.measure", name, specification, logs)
+
     try:
         while queue:
             spent = time.monotonic() - begun
             if budget is not None and spent > budget:
                 break
             planned = queue.pop(0)
-            process = waiting or _Process(planned, options, logs)
-            waiting = _Process(queue[0], options, logs) if queue else None
+            process = waiting or started(planned)
+            waiting = started(queue[0]) if queue else None
             left = f", about {spent / done * (len(queue) + 1) / 60:.0f} min left" if done else ""
             print(f"[{done + 1}/{done + 1 + len(queue)}] {planned.title}{left}", file=sys.stderr, flush=True)
             result = process.run(limit)
+            if isinstance(result, str):
+                result = planned.without_figures("failed", result)
             done += 1
             print(f"    {_short(result['measurement'])}", file=sys.stderr, flush=True)
             yield result

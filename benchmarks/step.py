@@ -11,7 +11,6 @@ import argparse
 import datetime
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from benchmarks.report import (
     speed_rows,
 )
 from benchmarks.subjects import SUBJECTS
+from benchmarks.versions import commit, driver, is_dirty
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = f"""\
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--cases",
-        default=",".join(name for name in CASES if name != "8192-realign"),
+        default="8192,32768,32768-packed,16384-mix",
         metavar="A,B",
         help="default: %(default)s",
     )
@@ -107,25 +107,15 @@ def _plan(arguments: argparse.Namespace) -> list[Planned]:
     return [Planned(subject, case, layers) for case in cases for subject in subjects for layers in depths]
 
 
-def _say(command: Sequence[str]) -> str:
-    """What a command prints, or nothing where it cannot be run."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def _record(
     arguments: argparse.Namespace, measurements: list[dict[str, Any]], machine: dict[str, Any]
 ) -> dict[str, Any]:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
-        "commit": arguments.commit or _say(["git", "rev-parse", "--short=12", "HEAD"]) or "unknown",
-        "dirty": bool(_say(["git", "status", "--porcelain", "--untracked-files=no"])),
-        "driver": (_say(query).splitlines() or ["unknown"])[0],
+        "commit": arguments.commit or commit(),
+        "dirty": is_dirty(),
+        "driver": driver(),
         "steps": arguments.steps,
         "environment": machine,
         "measurements": measurements,

@@ -13,7 +13,14 @@ from benchmarks.cases import Case
 from benchmarks.subjects.megatron_memory import megatron_memory
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.schema import OptimizerSection, PrecisionSection, SourceSection, StageConfig
+from megatron_apriel.config.schema import (
+    OptimizerSection,
+    ParallelSection,
+    PrecisionSection,
+    RecomputeSection,
+    SourceSection,
+    StageConfig,
+)
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.parallel import groups
@@ -23,11 +30,11 @@ from megatron_apriel.train.step import train_step
 
 
 class Ours:
-    """Model, wrapper and optimizer of a stage."""
+    """Model, wrapper and optimizer of a stage, on one of the ranks of a layout."""
 
-    def __init__(self, architecture: Architecture, config: StageConfig) -> None:
+    def __init__(self, architecture: Architecture, config: StageConfig, layout: Layout) -> None:
         self.config = config
-        chunks = build_model(architecture, config, Layout())
+        chunks = build_model(architecture, config, layout)
         apply_freezing(chunks, config.train)
         self.wrapped = wrap_data_parallel(chunks, config)
         self.optimizer = build_optimizer(self.wrapped, config)
@@ -55,8 +62,20 @@ class Ours:
         return megatron_memory(self.wrapped, self.optimizer)
 
 
-def stage_config(case: Case, precision: str) -> StageConfig:
-    """A stage that does nothing but what is measured; ``precision`` is ``bf16`` or a recipe of FP8."""
+def stage_config(
+    case: Case,
+    precision: str,
+    parallel: ParallelSection | None = None,
+    recompute: RecomputeSection | None = None,
+) -> StageConfig:
+    """A stage that does nothing but what is measured, one step of the case's micro-batches over all ranks.
+
+    Args:
+        case: gives lengths, trained parts and the number of sequences of a step.
+        precision: ``bf16`` or a recipe of FP8.
+        parallel: the layout; one rank where None.
+        recompute: nothing is recomputed where None.
+    """
     nowhere = Path("unused")
     fp8: Any = "none" if precision == "bf16" else precision
     compute: Any = "bf16" if torch.cuda.is_available() else "fp32"
@@ -71,6 +90,8 @@ def stage_config(case: Case, precision: str) -> StageConfig:
         mixture=[SourceSection(corpus=nowhere)],
         optimizer=OptimizerSection(peak=1e-5),
         precision=PrecisionSection(compute=compute, fp8=fp8),
+        parallel=parallel or ParallelSection(),
+        recompute=recompute or RecomputeSection(),
     )
 
 
@@ -78,4 +99,4 @@ def stage_config(case: Case, precision: str) -> StageConfig:
 def opened(architecture: Architecture, case: Case, precision: str) -> Iterator[Ours]:
     """This project's step on slices of ``architecture``, alone on this process's device."""
     with groups.initialized(Layout()):
-        yield Ours(architecture, stage_config(case, precision))
+        yield Ours(architecture, stage_config(case, precision), Layout())

@@ -6,6 +6,7 @@ A document is a list of token ids and images in reading order. The same document
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -144,8 +145,10 @@ def _context_part(owned: list[int], lengths: list[int], slots: list[int]) -> Con
     chunks = []
     for half in (owned[: len(owned) // 2], owned[len(owned) // 2 :]):
         documents = sorted({document_of[place] for place in half})
-        queries = [sum(document_of[place] == number for place in half) for number in documents]
-        keys = [document_of[: half[-1] + 1].count(number) for number in documents]
+        of_queries, of_keys = (
+            Counter(document_of[part]) for part in (slice(half[0], half[-1] + 1), slice(half[-1] + 1))
+        )
+        queries, keys = ([counts[number] for number in documents] for counts in (of_queries, of_keys))
         chunks.append(
             Chunk(
                 length=len(half),
@@ -157,10 +160,11 @@ def _context_part(owned: list[int], lengths: list[int], slots: list[int]) -> Con
                 max_keys=max(keys),
             )
         )
-    features = [number for number, slot in enumerate(slots) if slot in owned]
+    place_of = {position: place for place, position in enumerate(owned)}
+    features = [number for number, slot in enumerate(slots) if slot in place_of]
     return ContextPart(
         chunks=tuple(chunks),
-        slots_L=torch.tensor([owned.index(slots[number]) for number in features], dtype=torch.int64),
+        slots_L=torch.tensor([place_of[slots[number]] for number in features], dtype=torch.int64),
         features_L=torch.tensor(features, dtype=torch.int64),
     )
 

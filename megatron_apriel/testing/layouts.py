@@ -1,89 +1,115 @@
-"""What every decoder layer put out on a layout of ranks, put together to whole sequences, to compare layouts with.
+"""The table of parallel layouts that every test of layouts goes through, and the batches that their ranks see.
 
-The ranks of a layout each see some layers, some sequences and some tokens of them; :class:`LayerOutputs` listens to the
-layers of a rank's model chunks and knows which tokens it hears, :func:`gather_outputs` puts all ranks' together. Where
-the tokens of a rank stand in their sequence is worked out here from the rank's place alone, apart from the batches.
+On CPUs over gloo (``tests/distributed/test_layouts.py``) and on GPUs over NCCL (``tests/gpu/test_layouts_on_gpus.py``).
+A layout that the trainer offers belongs in :data:`LAYOUTS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
-from torch import Tensor
 
+from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
-from megatron_apriel.model.apriel import AprielModel
-from megatron_apriel.testing.batches import owned_positions
+from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.model.options import ModelOptions
+from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.batches import make_batch, random_document
 
-Outputs = dict[tuple[int, int], Tensor]
-"""Hidden states [S, H] by decoder layer (its global number) and sequence."""
+
+class Setup(NamedTuple):
+    """One row of the table; on GPUs the trainer's optimizer, which is the distributed one, runs in any case."""
+
+    layout: Layout
+    distributed_optimizer: bool = False
+    overlap: bool = False
+    options: ModelOptions = ModelOptions()
 
 
-class LayerOutputs:
-    """Listens to the decoder layers of a rank's chunks from the moment it is made until :meth:`close`.
+LAYOUTS = {
+    "TP2": Setup(Layout(2, tensor=2)),
+    "TP2 SP": Setup(Layout(2, tensor=2, sequence=True)),
+    "PP2": Setup(Layout(2, pipeline=2)),
+    "PP2 uneven": Setup(Layout(2, pipeline=2, layers_per_stage=(1, 3))),
+    "PP2 VP2": Setup(Layout(2, pipeline=2, virtual=2)),
+    "DP2": Setup(Layout(2)),
+    "DP2 distributed optimizer": Setup(Layout(2), distributed_optimizer=True),
+    "DP2 distributed optimizer overlap": Setup(Layout(2), distributed_optimizer=True, overlap=True),
+    "PP2 VP2 distributed optimizer overlap": Setup(Layout(2, pipeline=2, virtual=2), True, True),
+    "TP2 SP DP2 distributed optimizer overlap": Setup(Layout(4, tensor=2, sequence=True), True, True),
+    "TP2 SP PP2 distributed optimizer recompute": Setup(
+        Layout(4, tensor=2, pipeline=2, sequence=True), True, options=ModelOptions(recompute="full")
+    ),
+    "PP4": Setup(Layout(4, pipeline=4)),
+    "CP2": Setup(Layout(2, context=2)),
+    "CP4": Setup(Layout(4, context=4)),
+    "CP2 DP2 distributed optimizer overlap": Setup(Layout(4, context=2), True, True),
+    "TP2 SP CP2": Setup(Layout(4, tensor=2, sequence=True, context=2)),
+    "CP2 PP2 recompute": Setup(Layout(4, context=2, pipeline=2), options=ModelOptions(recompute="full")),
+}
 
-    A layer that runs again in the backward pass, to recompute its activations, is not listened to.
+GPU_LAYOUTS = {
+    "TP2 SP PP2 CP2": Setup(Layout(8, tensor=2, sequence=True, pipeline=2, context=2)),
+    "TP4 SP DP2 overlap": Setup(Layout(8, tensor=4, sequence=True), True, True),
+    "PP2 VP2 CP2 DP2 overlap": Setup(Layout(8, pipeline=2, virtual=2, context=2), True, True),
+    "DP8 overlap": Setup(Layout(8), True, True),
+}
+"""Layouts of eight ranks, too many processes for the tests on CPUs."""
+
+
+class Case(NamedTuple):
+    """What trains, and the images of each of a step's sequences: per document the grids of its images."""
+
+    train: TrainedParts
+    images: list[list[list[tuple[int, int]]]]
+
+
+EVERYTHING = TrainedParts(tower=1, projector=1, decoder=1)
+TEXT: list[list[list[tuple[int, int]]]] = [[[]], [[], []], [[]], [[]]]
+# With two shares: both have images; none has any; none; only the first has one. With two data-parallel ranks one runs
+# the first and third sequence, the other the second and fourth, so that ranks with and without images meet.
+MIXED: list[list[list[tuple[int, int]]]] = [[[(2, 3), (1, 2), (3, 1)]], [[]], [[], []], [[(3, 3)], []]]
+IMAGES: list[list[list[tuple[int, int]]]] = [[[(4, 5), (3, 2)]], [[(2, 8)], [(2, 2)]], [[(5, 4)]], [[(4, 4), (1, 6)]]]
+
+CASES = {
+    "all, text": Case(EVERYTHING, TEXT),
+    "all, mixed": Case(EVERYTHING, MIXED),
+    "projector, mixed": Case(TrainedParts(projector=1), MIXED),
+    "projector, text": Case(TrainedParts(projector=1), TEXT),
+    "projector and decoder, mixed": Case(TrainedParts(projector=1, decoder=1), MIXED),
+    "decoder, mixed": Case(TrainedParts(decoder=1), MIXED),
+    "tower and projector, images": Case(TrainedParts(tower=1, projector=1), IMAGES),
+}
+
+
+def batches(
+    architecture: Architecture, case: Case, step: int, layout: Layout, sequence_length: int, text: int
+) -> Iterator[Batch]:
+    """This rank's micro-batches of a step: sequence m * d + r for data rank r of d, with its share of the images.
+
+    Args:
+        architecture: gives vocabulary and patch size.
+        case: the images of each sequence, and so how many sequences and documents there are.
+        step: number of the step; each has other tokens and pixels.
+        layout: the layout whose process groups exist.
+        sequence_length: of every sequence, padded at its end.
+        text: tokens of text of each document.
     """
-
-    def __init__(self, chunks: Iterable[AprielModel]) -> None:
-        self._heard: Outputs = {}
-        self._sequence: int | None = None
-        self._handles = []
-        for chunk in chunks:
-            self._handles += [
-                chunk.register_forward_pre_hook(self._begin),
-                chunk.register_forward_hook(self._end),
-            ]
-            for number, layer in zip(chunk.decoder_layers, chunk.decoder.layers, strict=True):
-                self._handles.append(layer.register_forward_hook(self._listener(number)))
-
-    def _begin(self, chunk: torch.nn.Module, arguments: tuple[Batch]) -> None:
-        self._sequence = arguments[0].sequence
-
-    def _end(self, *_: Any) -> None:
-        self._sequence = None
-
-    def _listener(self, number: int) -> Any:
-        def listen(layer: torch.nn.Module, arguments: Any, outputs: tuple[Tensor, Any]) -> None:
-            if self._sequence is not None:
-                self._heard[number, self._sequence] = outputs[0][:, 0].detach().clone()
-
-        return listen
-
-    def close(self) -> Outputs:
-        """Stop listening; what this rank heard of its own tokens."""
-        for handle in self._handles:
-            handle.remove()
-        return self._heard
-
-
-def gather_outputs(heard: Outputs, sequence_length: int, sequence_parallel: bool) -> Outputs:
-    """Outputs of whole sequences, on every rank, from what each rank heard. All ranks must call this.
-
-    Raises:
-        ValueError: if tokens of a sequence are missing.
-    """
-    owned = owned_positions(
-        sequence_length,
-        parallel_state.get_context_parallel_rank(),
-        parallel_state.get_context_parallel_world_size(),
-    )
-    if sequence_parallel:
-        size = len(owned) // parallel_state.get_tensor_model_parallel_world_size()
-        owned = owned[parallel_state.get_tensor_model_parallel_rank() * size :][:size]
-    everyone: list[tuple[list[int], Outputs]] = [([], {})] * dist.get_world_size()
-    dist.all_gather_object(everyone, (owned, heard))
-    whole: Outputs = {}
-    for positions, part in everyone:
-        for place, hidden in part.items():
-            if place not in whole:
-                whole[place] = torch.full((sequence_length, hidden.shape[1]), torch.nan)
-            whole[place][positions] = hidden
-    missing = sorted(place for place, hidden in whole.items() if hidden.isnan().any())
-    if missing:
-        raise ValueError(f"not all tokens were heard of (layer, sequence) {missing}")
-    return whole
+    shares, context = groups.image_shares_group(), groups.context_group()
+    for number in range(parallel_state.get_data_parallel_rank(), len(case.images), layout.data):
+        generator = torch.Generator().manual_seed(1000 * step + number)
+        documents = [random_document(architecture, text, grids, generator) for grids in case.images[number]]
+        yield make_batch(
+            architecture,
+            documents,
+            sequence_length=sequence_length,
+            shares=shares.size(),
+            share=shares.rank(),
+            sequence=number,
+            context=context.rank(),
+            contexts=context.size(),
+        )

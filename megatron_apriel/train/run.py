@@ -200,7 +200,7 @@ def _loaders(
     """This rank's loaders, closed with ``stack``; their corpora must be the model's, and those of the run so far."""
     layout, newest, progress = beginning.layout, beginning.newest, beginning.progress
     directory = newest / "hf" if newest is not None else sidecar_directory(config.init_from)
-    placement: dict[str, Any] = {**_data_placement(layout), "directory": directory}
+    placement: dict[str, Any] = {**data_placement(layout, dist.get_rank()), "directory": directory}
     first = int(progress.get("sequences", 0))
     loader = stack.enter_context(TrainingLoader(config, beginning.architecture, first_sequence=first, **placement))
     _check_same_corpora(config, progress.get("corpora"), loader)
@@ -215,9 +215,9 @@ def _loaders(
     return loader, validation
 
 
-def _data_placement(layout: Layout) -> dict[str, Any]:
-    """Which batches, which of their tokens and which images this rank reads."""
-    place = layout.coordinates(dist.get_rank())
+def data_placement(layout: Layout, rank: int) -> dict[str, Any]:
+    """Which batches, which of their tokens and which images a rank reads: arguments of the loaders."""
+    place = layout.coordinates(rank)
     return {
         "data_rank": place.data,
         "data_size": layout.data,

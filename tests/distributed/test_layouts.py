@@ -1,14 +1,14 @@
 """Every parallel layout against one process: losses over several steps, layers' outputs, gradients and their norms.
 
-``LAYOUTS`` is the table; a layout that the trainer offers belongs in it. Each one runs every case of ``CASES``, which
-vary what trains and what the batches hold, from the same weights on the same global batches.
+Each layout of the table runs every case of ``CASES``, which vary what trains and what the batches hold, from the same
+weights on the same global batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +21,13 @@ from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported 
 
 from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.schema import TrainedParts
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing
-from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.checkpoints import hf_model
-from megatron_apriel.testing.layouts import LayerOutputs, Outputs, gather_outputs
+from megatron_apriel.testing.layer_outputs import LayerOutputs, Outputs, gather_outputs
+from megatron_apriel.testing.layouts import CASES, LAYOUTS, Case, Setup, batches
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.testing.weights import from_transformers, gather_full, load_full
 from megatron_apriel.train.optimizer import use_own_adamw
@@ -39,64 +37,7 @@ ARCHITECTURE = Architecture(
     tower=TowerArchitecture(32, 2, 2, 16, 48, "silu", patch_size=4, image_size=32),
     projector=ProjectorArchitecture(32, 32),
 )
-SEQUENCE_LENGTH, SEQUENCES, STEPS = 48, 4, 2
-
-
-class Setup(NamedTuple):
-    """One row of the table."""
-
-    layout: Layout
-    distributed_optimizer: bool = False
-    overlap: bool = False
-    options: ModelOptions = ModelOptions()
-
-
-LAYOUTS = {
-    "TP2": Setup(Layout(2, tensor=2)),
-    "TP2 SP": Setup(Layout(2, tensor=2, sequence=True)),
-    "PP2": Setup(Layout(2, pipeline=2)),
-    "PP2 uneven": Setup(Layout(2, pipeline=2, layers_per_stage=(1, 3))),
-    "PP2 VP2": Setup(Layout(2, pipeline=2, virtual=2)),
-    "DP2": Setup(Layout(2)),
-    "DP2 distributed optimizer": Setup(Layout(2), distributed_optimizer=True),
-    "DP2 distributed optimizer overlap": Setup(Layout(2), distributed_optimizer=True, overlap=True),
-    "PP2 VP2 distributed optimizer overlap": Setup(Layout(2, pipeline=2, virtual=2), True, True),
-    "TP2 SP DP2 distributed optimizer overlap": Setup(Layout(4, tensor=2, sequence=True), True, True),
-    "TP2 SP PP2 distributed optimizer recompute": Setup(
-        Layout(4, tensor=2, pipeline=2, sequence=True), True, options=ModelOptions(recompute="full")
-    ),
-    "PP4": Setup(Layout(4, pipeline=4)),
-    "CP2": Setup(Layout(2, context=2)),
-    "CP4": Setup(Layout(4, context=4)),
-    "CP2 DP2 distributed optimizer overlap": Setup(Layout(4, context=2), True, True),
-    "TP2 SP CP2": Setup(Layout(4, tensor=2, sequence=True, context=2)),
-    "CP2 PP2 recompute": Setup(Layout(4, context=2, pipeline=2), options=ModelOptions(recompute="full")),
-}
-
-
-class Case(NamedTuple):
-    """What trains, and the images of each of a step's sequences: per document the grids of its images."""
-
-    train: TrainedParts
-    images: list[list[list[tuple[int, int]]]]
-
-
-ALL = TrainedParts(tower=1, projector=1, decoder=1)
-TEXT: list[list[list[tuple[int, int]]]] = [[[]], [[], []], [[]], [[]]]
-# With two shares: both have images; none has any; none; only the first has one. With two data-parallel ranks one runs
-# the first and third sequence, the other the second and fourth, so that ranks with and without images meet.
-MIXED: list[list[list[tuple[int, int]]]] = [[[(2, 3), (1, 2), (3, 1)]], [[]], [[], []], [[(3, 3)], []]]
-IMAGES: list[list[list[tuple[int, int]]]] = [[[(4, 5), (3, 2)]], [[(2, 8)], [(2, 2)]], [[(5, 4)]], [[(4, 4), (1, 6)]]]
-
-CASES = {
-    "all, text": Case(ALL, TEXT),
-    "all, mixed": Case(ALL, MIXED),
-    "projector, mixed": Case(TrainedParts(projector=1), MIXED),
-    "projector, text": Case(TrainedParts(projector=1), TEXT),
-    "projector and decoder, mixed": Case(TrainedParts(projector=1, decoder=1), MIXED),
-    "decoder, mixed": Case(TrainedParts(decoder=1), MIXED),
-    "tower and projector, images": Case(TrainedParts(tower=1, projector=1), IMAGES),
-}
+SEQUENCE_LENGTH, STEPS = 48, 2
 
 
 @dataclass
@@ -107,24 +48,6 @@ class Outcome:
     norms: list[float]
     outputs: Outputs
     gradients: dict[str, torch.Tensor]
-
-
-def batches(case: Case, step: int, layout: Layout) -> Iterator[Batch]:
-    """This rank's micro-batches of a step: sequence m * d + r for data rank r of d, with its share of the images."""
-    shares, context = groups.image_shares_group(), groups.context_group()
-    for number in range(parallel_state.get_data_parallel_rank(), SEQUENCES, layout.data):
-        generator = torch.Generator().manual_seed(1000 * step + number)
-        documents = [random_document(ARCHITECTURE, 8, grids, generator) for grids in case.images[number]]
-        yield make_batch(
-            ARCHITECTURE,
-            documents,
-            sequence_length=SEQUENCE_LENGTH,
-            shares=shares.size(),
-            share=shares.rank(),
-            sequence=number,
-            context=context.rank(),
-            contexts=context.size(),
-        )
 
 
 def forward_step(iterator: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
@@ -191,12 +114,15 @@ def run_schedule(
     wrapped: list[DistributedDataParallel], case: Case, step: int, layout: Layout, **how: bool
 ) -> list[torch.Tensor]:
     """One pass of Megatron's schedule over a global batch."""
-    iterators, single = [batches(case, step, layout) for _ in wrapped], len(wrapped) == 1
+    iterators, single = (
+        [batches(ARCHITECTURE, case, step, layout, SEQUENCE_LENGTH, 8) for _ in wrapped],
+        len(wrapped) == 1,
+    )
     return get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iterators[0] if single else iterators,
         model=wrapped[0] if single else wrapped,
-        num_microbatches=SEQUENCES // layout.data,
+        num_microbatches=len(case.images) // layout.data,
         seq_length=SEQUENCE_LENGTH,
         micro_batch_size=1,
         **{"forward_only": False} | how,
@@ -234,7 +160,7 @@ def test_layout_equals_one_process(name: str, weights: dict[str, torch.Tensor], 
         outcome = outcomes[case]
         assert outcome.losses == pytest.approx(reference.losses, rel=1e-5), case
         assert outcome.norms == pytest.approx(reference.norms, rel=1e-5, abs=1e-6), case
-        assert len(reference.outputs) == ARCHITECTURE.decoder.num_layers * SEQUENCES
+        assert len(reference.outputs) == ARCHITECTURE.decoder.num_layers * len(CASES[case].images)
         for found, expect in ((outcome.outputs, reference.outputs), (outcome.gradients, reference.gradients)):
             assert found.keys() == expect.keys(), case
             for key, tensor in expect.items():

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.parallel.balance import Extras, balanced_layers, rank_loads, resolved_split, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.stages import small_stage
 
 APRIEL = Architecture.from_preset("apriel-15b")
-
-
-def stage(**changes: Any) -> StageConfig:
-    settings: dict[str, Any] = {
-        "stage": "trial",
-        "init_from": "models/start",
-        "output": "runs/trial",
-        "train": {"decoder": 1},
-        "sequence_length": 8192,
-        "batch_tokens": 8192 * 64,
-        "tokens": "1B",
-        "mixture": [{"corpus": "data/a"}],
-        "optimizer": {"peak": 1e-5},
-    }
-    return StageConfig.model_validate(settings | changes)
 
 
 def all_splits(layers: int, stages: int) -> Iterator[tuple[int, ...]]:
@@ -77,12 +61,12 @@ def test_loads() -> None:
 def test_extras_by_hand() -> None:
     """Per token, in products: a layer has 272.6 M weights and, causal at 8192, 8192 x 4096 of attention; a head V h."""
     layer = 5120 * 128 * 80 + 3 * 5120 * 14336 + 8192 * 4096
-    extras = stage_extras(stage(), APRIEL)
+    extras = stage_extras(small_stage(), APRIEL)
     assert extras.first == 0
     assert extras.last == pytest.approx(131072 * 5120 / layer)
-    recomputed = stage(recompute={"mode": "full"})
+    recomputed = small_stage(recompute={"mode": "full"})
     assert stage_extras(recomputed, APRIEL).last == pytest.approx(131072 * 5120 / layer * 3 / 4)
-    everything = stage(train={"tower": 1, "projector": 1, "decoder": 1})
+    everything = small_stage(train={"tower": 1, "projector": 1, "decoder": 1})
     # Half of the tokens are one image of 4096 patches; the tower's attention is whole.
     tower = 24 * (4 * 1024**2 + 3 * 1024 * 4096 + 2 * 4096 * 1024) + 768 * 1024
     images = (tower + 1024 * 5120 + 5120**2) * 0.5
@@ -92,13 +76,13 @@ def test_extras_by_hand() -> None:
 
 
 def test_the_word_becomes_numbers() -> None:
-    config = resolved_split(stage(parallel={"pipeline": 4, "layers_per_stage": "balanced"}), APRIEL)
+    config = resolved_split(small_stage(parallel={"pipeline": 4, "layers_per_stage": "balanced"}), APRIEL)
     assert check_layout(config, APRIEL, 8).layers_per_virtual_stage(48) == (12, 13, 13, 10)
     for other in (None, [14, 12, 12, 10]):
-        given = stage(parallel={"pipeline": 4, "layers_per_stage": other})
+        given = small_stage(parallel={"pipeline": 4, "layers_per_stage": other})
         assert resolved_split(given, APRIEL) is given
 
 
 def test_a_layout_does_not_take_the_word() -> None:
     with pytest.raises(ConfigError, match="layers_per_stage=balanced is not resolved"):
-        Layout.from_config(stage(parallel={"pipeline": 2, "layers_per_stage": "balanced"}).parallel, 2)
+        Layout.from_config(small_stage(parallel={"pipeline": 2, "layers_per_stage": "balanced"}).parallel, 2)

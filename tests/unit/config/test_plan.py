@@ -18,6 +18,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.corpora import write_corpus
+from megatron_apriel.testing.stages import small_stage
 from megatron_apriel.train.memory import layer_elements, micro_batches_in_flight, rank_memory
 from megatron_apriel.train.plan import print_plan
 
@@ -25,18 +26,8 @@ APRIEL = Architecture.from_preset("apriel-15b")
 
 
 def stage(**changes: Any) -> StageConfig:
-    settings: dict[str, Any] = {
-        "stage": "trial",
-        "init_from": "no/such/model",
-        "output": "runs/trial",
-        "train": {"projector": 1, "decoder": 1},
-        "sequence_length": 8192,
-        "batch_tokens": 8192 * 64,
-        "tokens": "1B",
-        "mixture": [{"corpus": "no/such/a", "weight": 0.75}, {"corpus": "no/such/b", "weight": 0.25}],
-        "optimizer": {"peak": 1e-5},
-    }
-    return StageConfig.model_validate(settings | changes)
+    corpora = [{"corpus": "no/such/a", "weight": 0.75}, {"corpus": "no/such/b", "weight": 0.25}]
+    return small_stage(**{"train": {"projector": 1, "decoder": 1}, "mixture": corpora} | changes)
 
 
 def plan(config: StageConfig, world_size: int, **options: Any) -> str:

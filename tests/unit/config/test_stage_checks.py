@@ -13,23 +13,13 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.parallel.checks import check_layout, sequence_multiple
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.stages import small_stage
 
 APRIEL = Architecture.from_preset("apriel-15b")
 
 
 def stage(**changes: Any) -> StageConfig:
-    settings: dict[str, Any] = {
-        "stage": "trial",
-        "init_from": "models/start",
-        "output": "runs/trial",
-        "train": {"decoder": 1},
-        "sequence_length": 16384,
-        "batch_tokens": 16384 * 64,
-        "tokens": "1B",
-        "mixture": [{"corpus": "data/a"}],
-        "optimizer": {"peak": 1e-5},
-    }
-    return StageConfig.model_validate(settings | changes)
+    return small_stage(**{"sequence_length": 16384, "batch_tokens": 16384 * 64} | changes)
 
 
 def refusal(config: StageConfig, architecture: Architecture = APRIEL, world_size: int = 64) -> str:
@@ -133,7 +123,7 @@ def test_a_text_model_has_no_tower() -> None:
     text_model = Architecture(APRIEL.decoder)
     assert check_layout(stage(), text_model, 1)
     text = refusal(stage(train={"tower": 1, "projector": 0.5, "decoder": 1}), text_model)
-    assert "train.tower=1, and the model of models/start is text only." in text
+    assert "train.tower=1, and the model of no/such/model is text only." in text
     assert "Set train.projector=frozen, or start from a model with images." in text
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.report import RESULTS, Measurement, newest
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
-from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.stages import small_stage
 from megatron_apriel.train.hardware import KINDS, Hardware, LayerTimes
 from megatron_apriel.train.step_time import StepTime, Workload, collective, step_time
 
@@ -33,28 +33,13 @@ PLAIN = H200.model_copy(
 SMALL = Architecture(DecoderArchitecture(64, 8, 4, 2, 16, 128, 256))
 
 
-def stage(length: int = 8192, sequences: int = 8, **changes: Any) -> StageConfig:
-    settings: dict[str, Any] = {
-        "stage": "trial",
-        "init_from": "models/start",
-        "output": "runs/trial",
-        "train": {"decoder": 1},
-        "sequence_length": length,
-        "batch_tokens": length * sequences,
-        "tokens": "1B",
-        "mixture": [{"corpus": "data/a"}],
-        "optimizer": {"peak": 1e-5},
-    }
-    return StageConfig.model_validate(settings | changes)
-
-
 def small(layout: Layout, gpu: Hardware = PLAIN, sequences: int = 8, **changes: Any) -> StepTime:
-    config = stage(64, sequences, **changes)
+    config = small_stage(64, sequences, **changes)
     return step_time(config, SMALL, layout, gpu, Workload.of(config))
 
 
 def one_gpu(layers: int, length: int, micro_batches: int, fp8: str, documents: int | None = None) -> StepTime:
-    config = stage(length, micro_batches, precision={"fp8": fp8})
+    config = small_stage(length, micro_batches, precision={"fp8": fp8})
     model = Architecture(APRIEL.with_layers(layers).decoder)
     return step_time(config, model, Layout(), H200, Workload.of(config, documents))
 
@@ -111,7 +96,7 @@ def test_a_frozen_decoder_leaves_out_gradients_of_weights() -> None:
     model = Architecture.from_preset("tiny")
     time = {}
     for name, train in {"projector": {"projector": 1}, "decoder": {"decoder": 1}}.items():
-        config = stage(64, train=train)
+        config = small_stage(64, 8, train=train)
         time[name] = step_time(config, model, Layout(), PLAIN, Workload.of(config, images=0)).compute
         flops = step_time(config, model, Layout(), PLAIN, Workload.of(config, images=0)).flops
         assert time[name] * 1e12 == pytest.approx(flops)
@@ -120,7 +105,7 @@ def test_a_frozen_decoder_leaves_out_gradients_of_weights() -> None:
 
 def test_images_stand_on_the_first_stage() -> None:
     model = Architecture.from_preset("tiny")
-    config = stage(64, train={"tower": 1, "projector": 1, "decoder": 1})
+    config = small_stage(64, 8, train={"tower": 1, "projector": 1, "decoder": 1})
     text, images = (step_time(config, model, Layout(), PLAIN, Workload.of(config, images=share)) for share in (0, 0.5))
     assert images.compute > text.compute
     assert images.compute * 1e12 == pytest.approx(images.flops)
@@ -196,8 +181,8 @@ def test_attention_is_between_its_two_measurements() -> None:
 
 
 def test_squared_lengths() -> None:
-    work = Workload.of(stage(100), document_tokens=30)
+    work = Workload.of(small_stage(100), document_tokens=30)
     assert work.squared_lengths(100) == 3 * 30**2 + 10**2
-    assert Workload.of(stage(100), document_tokens=300).squared_lengths(100) == 100**2
-    assert Workload.of(stage(100)).image_tokens == 0
-    assert Workload.of(stage(100, train={"projector": 1})).image_tokens == 15
+    assert Workload.of(small_stage(100), document_tokens=300).squared_lengths(100) == 100**2
+    assert Workload.of(small_stage(100)).image_tokens == 0
+    assert Workload.of(small_stage(100, train={"projector": 1})).image_tokens == 15

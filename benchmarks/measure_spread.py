@@ -1,0 +1,103 @@
+"""One rank of a measurement on several GPUs: the trainer's own step on a layout, timed, then profiled once.
+
+``spread.py`` starts as many of these as there are GPUs, as ``python -m benchmarks.measure_spread SPECIFICATION
+RESULT``, and says when the devices are free by a line on standard input. The first rank writes the result; a rank that
+fails says why in its last line of output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.cases import Place, batches
+from benchmarks.kernel_groups import occupancy
+from benchmarks.measure import WARM_UP_STEPS, environment, seconds_of_step
+from benchmarks.spread import Found, Spread
+from benchmarks.subjects.ours import Ours
+from megatron_apriel.batch import Batch
+from megatron_apriel.flops import step_flops
+from megatron_apriel.parallel import groups
+from megatron_apriel.train.run import data_placement
+
+
+def own_batches(spread: Spread, rank: int) -> list[Batch]:
+    """What the rank sees of a step, on the host."""
+    placed = data_placement(spread.layout(), rank)
+    # A stage without a tower gets its pixels here all the same: it does not look at them.
+    placed.pop("with_images")
+    return batches(spread.sized_case(), spread.architecture(), Place(**placed))
+
+
+def measured(spread: Spread, steps: int, given: Sequence[Batch]) -> Found:
+    """Time of a step, and what every rank's device does in one; all ranks call this within their process groups."""
+    on_gpu = torch.cuda.is_available()
+    work = float(sum(step_flops(spread.architecture(), spread.config().train, batch) for batch in given))
+    device = groups.current_device()
+    given = [batch.to(device) for batch in given]
+    subject = Ours(spread.architecture(), spread.config(), spread.layout())
+    seconds_of_step(subject, given, WARM_UP_STEPS)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds, loss = seconds_of_step(subject, given, steps)
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"the loss of the last timed step is {loss}")
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+    mine = {"peak": peak, **_profiled(subject, given), "flops": work}
+    ranks: list[dict[str, float]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(ranks, mine)
+    layout = spread.layout()
+    return Found(
+        spread=spread,
+        status="measured",
+        step_ms=1e3 * seconds,
+        tokens=spread.sequences * spread.sized_case().sequence_length,
+        # Each rank counts its whole sequences, which the ranks of a replica share.
+        flops=sum(rank["flops"] for rank in ranks) / layout.model_ranks,
+        loss=loss,
+        ranks=ranks,
+    )
+
+
+def _profiled(subject: Ours, given: Sequence[Batch]) -> dict[str, float]:
+    """What this rank's device does in a step; see :class:`benchmarks.kernel_groups.Occupancy`."""
+    on_gpu = torch.cuda.is_available()
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        seconds_of_step(subject, given, 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        trace = Path(scratch) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        return asdict(occupancy(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure what the first argument says; the first rank writes the result to the second."""
+    specification, destination = json.loads(arguments[0]), Path(arguments[1])
+    spread = Spread(**specification["spread"])
+    rank = int(os.environ.get("RANK", "0"))
+    given = own_batches(spread, rank)
+    if torch.cuda.is_available():
+        importlib.import_module("transformer_engine.pytorch")  # otherwise when the model is built
+    sys.stdin.readline()
+    with groups.initialized(spread.layout()):
+        found = measured(spread, specification["steps"], given)
+    if rank == 0:
+        result: dict[str, Any] = {"found": asdict(found), "environment": environment()}
+        destination.write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""Measurements of a training step on several GPUs: what is planned, how it is run, what was found.
+
+A measurement is one process a GPU (``measure_spread.py``). The next one's processes start while the one before
+measures, and wait with their imports and tokens done.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from benchmarks.cases import CASES, Case, small
+from benchmarks.processes import Processes
+from benchmarks.subjects.ours import stage_config
+from megatron_apriel.architecture import Architecture
+from megatron_apriel.config.schema import ParallelSection, RecomputeSection, StageConfig
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.train.hardware import Hardware
+from megatron_apriel.train.memory import rank_memory
+from megatron_apriel.train.step_time import Workload, step_time
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One way of running a case on several GPUs.
+
+    Attributes:
+        case: name in :data:`benchmarks.cases.CASES`.
+        precision: ``bf16`` or a recipe of FP8.
+        layers: decoder layers of the model.
+        gpus: ranks.
+        sequences: of an optimizer step, over all ranks.
+        parallel: the layout, as ``parallel`` of a stage's file.
+        recompute: mode of recomputation.
+        tiny: tiny shapes, to try it on a CPU.
+    """
+
+    case: str
+    precision: str
+    layers: int
+    gpus: int
+    sequences: int
+    parallel: Mapping[str, Any] = field(default_factory=dict)
+    recompute: str = "none"
+    tiny: bool = False
+
+    def sized_case(self) -> Case:
+        """The case with this step's number of sequences."""
+        case = CASES[self.case]
+        return replace(small(case) if self.tiny else case, micro_batches=self.sequences)
+
+    def config(self) -> StageConfig:
+        """The stage that runs it."""
+        parallel = ParallelSection.model_validate(dict(self.parallel))
+        recompute = RecomputeSection.model_validate({"mode": self.recompute})
+        config = stage_config(self.sized_case(), self.precision, parallel, recompute)
+        if self.tiny:
+            return config
+        # Planned on a machine without GPUs too, for machines that have them.
+        precision = config.precision.model_copy(update={"compute": "bf16"})
+        return config.model_copy(update={"precision": precision})
+
+    def architecture(self) -> Architecture:
+        """The whole model, tower included, at this depth."""
+        return Architecture.from_preset("tiny" if self.tiny else "apriel-15b").with_layers(self.layers)
+
+    def layout(self) -> Layout:
+        return Layout.from_config(self.config().parallel, self.gpus)
+
+    @property
+    def label(self) -> str:
+        """The layout in the field's short form, as ``TP2 SP DP4``."""
+        layout = self.layout()
+        sizes = {"TP": layout.tensor, "CP": layout.context, "PP": layout.pipeline, "VP": layout.virtual}
+        sizes["DP"] = layout.data
+        parts = [f"{name}{size}" for name, size in sizes.items() if size > 1]
+        if layout.sequence:
+            parts.insert(1, "SP")
+        return " ".join(parts) or "DP1"
+
+    @property
+    def title(self) -> str:
+        return f"{self.case}, {self.precision}, {self.layers} layers, {self.gpus} GPUs, {self.label}, {self.recompute}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a measurement gave.
+
+    Attributes:
+        step_ms: of an optimizer step, median.
+        tokens, flops: of a step, over all ranks; FLOPs by the rule of ``megatron_apriel/flops.py``.
+        loss: of the last timed step.
+        ranks: of each rank the bytes at its peak (``peak``) and a profiled step's :class:`Occupancy` fields.
+    """
+
+    spread: Spread
+    status: Literal["measured", "failed", "not run"]
+    reason: str = ""
+    step_ms: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    loss: float = 0.0
+    ranks: Sequence[Mapping[str, float]] = ()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**{**values, "spread": Spread(**values["spread"])})
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one GPU."""
+        return 1e3 * self.tokens / self.step_ms / self.spread.gpus
+
+    @property
+    def tflops(self) -> float:
+        """Of one GPU."""
+        return self.flops / self.step_ms / self.spread.gpus / 1e9
+
+    @property
+    def peak(self) -> float:
+        """Bytes on the fullest GPU."""
+        return max(rank["peak"] for rank in self.ranks)
+
+    def share(self, part: str) -> float:
+        """Part of the step's time that goes to ``communicating_ms`` or ``idle_ms``, mean over ranks."""
+        return sum(rank[part] / rank["span_ms"] if rank["span_ms"] else 0.0 for rank in self.ranks) / len(self.ranks)
+
+    @property
+    def imbalance(self) -> float:
+        """By how much the rank that computes longest exceeds the mean."""
+        computing = [rank["computing_ms"] for rank in self.ranks]
+        mean = sum(computing) / len(computing)
+        return max(computing) / mean - 1 if mean else 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What ``tools/plan.py`` says of the same step."""
+
+    tokens_per_second: float
+    tflops: float
+    peak: float
+    communicating: float
+    """Part of the step's time, the pipeline's bubble included."""
+
+
+def predicted(spread: Spread, gpu: Hardware, work: Workload) -> Prediction:
+    """The plan's prediction, from the sequences that are measured (``work``)."""
+    config, architecture, layout = spread.config(), spread.architecture(), spread.layout()
+    step = step_time(config, architecture, layout, gpu, work)
+    memories = [rank_memory(config, architecture, layout, rank).total for rank in range(layout.pipeline)]
+    return Prediction(
+        tokens_per_second=config.batch_tokens / step.total / spread.gpus,
+        tflops=step.flops / step.total / spread.gpus / 1e12,
+        peak=max(memories),
+        communicating=(step.communication + step.bubble) / step.total,
+    )
+
+
+def measure_spreads(
+    plan: Sequence[Spread], steps: int, logs: Path, budget: float | None, limit: float
+) -> Iterator[tuple[Found, dict[str, Any]]]:
+    """What was found of each, in order, with the environment it ran in.
+
+    Args:
+        plan: what to measure.
+        steps: timed steps, of which the median counts.
+        logs: directory for the processes' output.
+        budget: seconds after which none is begun; None for no limit.
+        limit: seconds that one may take.
+    """
+
+    def started(number: int) -> Processes | None:
+        if number == len(plan):
+            return None
+        spread = plan[number]
+        specification = {"spread": asdict(spread), "steps": steps}
+        return Processes("benchmarks.measure_spread", f"spread-{number}", specification, logs, spread.gpus)
+
+    begun, waiting = time.monotonic(), None
+    try:
+        for number, spread in enumerate(plan):
+            spent = time.monotonic() - begun
+            if budget is not None and spent > budget:
+                yield Found(spread, "not run", f"the budget of {budget:.0f} s was spent"), {}
+                continue
+            left = f", about {spent / number * (len(plan) - number) / 60:.0f} min left" if number else ""
+            print(f"[{number + 1}/{len(plan)}] {spread.title}{left}", file=sys.stderr, flush=True)
+            processes = waiting or started(number)
+            assert processes is not None
+            waiting = started(number + 1)
+            result = processes.run(limit)
+            if isinstance(result, str):
+                result = {"found": {"spread": asdict(spread), "status": "failed", "reason": result}, "environment": {}}
+            found = Found.from_json(result["found"])
+            print(f"    {_short(found)}", file=sys.stderr, flush=True)
+            yield found, result["environment"]
+    finally:
+        if waiting:
+            waiting.stop()
+
+
+def _short(found: Found) -> str:
+    if found.status != "measured":
+        return f"{found.status}: {found.reason}"
+    return f"{found.tokens_per_second:,.0f} tokens/s and {found.tflops:.0f} TFLOP/s a GPU"

@@ -1,0 +1,181 @@
+"""What the command lines of measurements on several GPUs share: options, what there is, running, showing, keeping."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cases import batches
+from benchmarks.measure import WARM_UP_STEPS
+from benchmarks.processes import ROOT
+from benchmarks.report import GIB
+from benchmarks.spread import Prediction, Spread, measure_spreads
+from benchmarks.spread_report import Row, page, record, remarks
+from benchmarks.versions import commit, driver, is_dirty
+from megatron_apriel.errors import ConfigError, ExitCode
+from megatron_apriel.train.hardware import KINDS, Hardware, hardware
+from megatron_apriel.train.step_time import Workload
+
+PRECISIONS = ("bf16", "delayed", "tensorwise", "blockwise")
+
+
+def add_common_options(parser: argparse.ArgumentParser, what: argparse._ArgumentGroup) -> None:
+    """Options of every such command line; ``what`` is its group of what is measured."""
+    what.add_argument("--precision", default="bf16", metavar="A,B",
+                      help=f"of {', '.join(PRECISIONS)} (default: %(default)s)")  # fmt: skip
+    machine = parser.add_argument_group("hardware")
+    machine.add_argument("--gpus", type=int, metavar="N", help="GPUs to run on (default: all of this host)")
+    machine.add_argument("--gpu", choices=sorted(KINDS), help="their kind, for the plan (default: as they are named)")
+    machine.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                         help="a number of the plan's, as of tools/plan.py; repeatable")  # fmt: skip
+    how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=int, default=2, metavar="N", help="timed steps; the median counts (%(default)s)")
+    how.add_argument("--budget", type=float, metavar="SECONDS", help="begin no measurement after so many seconds")
+    how.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one measurement (%(default)g)")
+    how.add_argument("--dry-run", action="store_true", help="show the plan and stop; needs no GPU")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
+                        help="directory for NAME-DATE.json and .md (benchmarks/results)")  # fmt: skip
+    output.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
+
+
+def chosen(text: str, valid: Sequence[str], option: str) -> list[str]:
+    """The words of a list, each of which must be valid. Raises ConfigError."""
+    words = [part.strip() for part in text.split(",") if part.strip()]
+    for word in words:
+        if word not in valid:
+            raise ConfigError(f"{option}: there is no {word!r}.", fix=f"Valid: {', '.join(valid)}.")
+    return words
+
+
+def usable_gpus(arguments: argparse.Namespace) -> int:
+    """How many GPUs are to be used. Raises ConfigError where there are fewer, unless nothing is to be run on them."""
+    present = torch.cuda.device_count()
+    wanted = arguments.gpus or present
+    anywhere = arguments.dry_run or arguments.tiny
+    if wanted < 1 or (wanted > present and not anywhere):
+        raise ConfigError(
+            f"--gpus={wanted}, and this host shows {present} CUDA device(s).",
+            "Every rank drives one.",
+            "Run it where they are; --dry-run --gpus=N shows the plan anywhere.",
+        )
+    return int(wanted)
+
+
+def hardware_of(arguments: argparse.Namespace) -> Hardware:
+    """The plan's numbers for the GPUs that are here, or that were named. Raises ConfigError."""
+    kind = arguments.gpu
+    if kind is None:
+        name = torch.cuda.get_device_properties(0).name if torch.cuda.is_available() else "no CUDA device"
+        kind = next((known for known in KINDS if known.upper() in name), None)
+        if kind is None and not arguments.tiny:
+            raise ConfigError(
+                f"the plan has no numbers for {name}.",
+                "It proposes and predicts by measured rates.",
+                f"Name the nearest kind with --gpu, of {', '.join(sorted(KINDS))}, and correct it with --set.",
+            )
+    return hardware(kind or "h200", None, arguments.set)
+
+
+def workload_of(spread: Spread) -> Workload:
+    """What the plan should take a sequence to hold, from the sequences of the step that is measured.
+
+    Documents of equal length with the same sum of squares stand for those of many lengths.
+    """
+    made = batches(spread.sized_case(), spread.architecture())
+    lengths = [length for batch in made for length in batch.cu_seqlens.diff().tolist()]
+    image_tokens = sum(batch.images.num_patches for batch in made) / len(made)
+    return Workload(round(sum(length**2 for length in lengths) / sum(lengths)), round(image_tokens))
+
+
+def show_plan(plan: Sequence[tuple[Spread, Prediction]]) -> int:
+    """What would be measured, with the plan's predictions."""
+    headings = ("case", "GPUs", "layout", "recompute", "precision", "layers", "tokens/s/GPU", "TFLOP/s/GPU", "GiB")
+    rows = [
+        [
+            spread.case, str(spread.gpus), spread.label, spread.recompute, spread.precision, str(spread.layers),
+            f"{said.tokens_per_second:,.0f}", f"{said.tflops:.0f}", f"{said.peak / GIB:.1f}",
+        ]
+        for spread, said in plan
+    ]  # fmt: skip
+    print_table("the plan and its predictions", headings, rows)
+    return ExitCode.OK
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the console; names, the first four columns, to the left."""
+    table = Table(title=title, title_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < 4 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 220).print(table)
+
+
+def finish(
+    name: str,
+    title: str,
+    arguments: argparse.Namespace,
+    plan: Sequence[tuple[Spread, Prediction]],
+    headings: Sequence[str],
+    rows_of: Callable[[Sequence[Row]], list[list[str]]],
+) -> int:
+    """Measure the plan, keep what was found after every measurement, and show it; 0 if none failed."""
+    now = datetime.datetime.now(datetime.UTC)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"{name}-{now:%Y%m%d-%H%M%S}"
+    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    rows: list[Row] = []
+    machine: dict[str, Any] = {}
+    spreads = [spread for spread, _ in plan]
+    measuring = measure_spreads(spreads, arguments.steps, logs, arguments.budget, arguments.limit)
+    for (found, environment), (_, said) in zip(measuring, plan, strict=True):
+        rows.append((found, said))
+        machine = environment or machine
+        gpus = max(spread.gpus for spread in spreads)
+        facts = host_facts(name, arguments.commit, machine, now, gpus)
+        facts["timing"] = f"median of {arguments.steps} steps after {WARM_UP_STEPS}"
+        values = {**facts, "environment": machine, "measurements": record(rows)}
+        path.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        text = page(f"{title}, {facts['date']}", facts, headings, rows_of(rows), remarks(rows))
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print_table(title, headings, rows_of(rows))
+    for line in remarks(rows):
+        print(line)
+    print(f"{path}.json and .md; logs in {logs}")
+    return ExitCode.FAILED if any(found.status == "failed" for found, _ in rows) else ExitCode.OK
+
+
+def host_facts(
+    name: str, given_commit: str, machine: dict[str, Any], now: datetime.datetime, gpus: int
+) -> dict[str, str]:
+    """What a result page says of where it is from.
+
+    Args:
+        name: of the script.
+        given_commit: the commit, where it was named; else it is asked of git.
+        machine: as :func:`benchmarks.measure.environment` gives it.
+        now: the date.
+        gpus: how many took part.
+    """
+    versions = ", ".join(f"{package} {number}" for package, number in machine.get("versions", {}).items())
+    return {
+        "date": now.strftime("%Y-%m-%d %H:%M"),
+        "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "commit": given_commit or commit() + " with changes that are not committed" * is_dirty(),
+        "hardware": f"{gpus} x {machine.get('device', 'unknown')} of one host, driver {driver()}",
+        "versions": f"{versions}; NVLink multicast {'off' if os.environ.get('NCCL_NVLS_ENABLE') == '0' else 'on'}",
+    }

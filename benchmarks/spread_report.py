@@ -1,0 +1,101 @@
+"""Tables and pages of measurements on several GPUs. No torch, no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.report import GIB, markdown
+from benchmarks.spread import Found, Prediction
+
+Row = tuple[Found, Prediction]
+
+LAYOUT_HEADINGS = (
+    "case", "layout", "recompute", "precision", "layers", "s a step", "tokens/s/GPU", "predicted", "TFLOP/s/GPU",
+    "GiB", "predicted GiB", "waits for ranks", "predicted", "idle", "imbalance", "loss",
+)  # fmt: skip
+SCALING_HEADINGS = (
+    "precision", "GPUs", "layout", "ms a step", "tokens/s/GPU", "of one GPU's", "TFLOP/s/GPU", "GiB",
+    "waits for ranks", "idle", "imbalance",
+)  # fmt: skip
+
+
+def layout_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """One row a layout that was measured, in the columns of :data:`LAYOUT_HEADINGS`."""
+    return [
+        [
+            found.spread.case,
+            found.spread.label,
+            found.spread.recompute,
+            found.spread.precision,
+            str(found.spread.layers),
+            f"{found.step_ms / 1e3:.2f}",
+            f"{found.tokens_per_second:,.0f}",
+            f"{said.tokens_per_second:,.0f} ({found.tokens_per_second / said.tokens_per_second - 1:+.0%})",
+            f"{found.tflops:.0f}",
+            f"{found.peak / GIB:.1f}",
+            f"{said.peak / GIB:.1f} ({found.peak / said.peak - 1:+.1%})",
+            f"{found.share('communicating_ms'):.1%}",
+            f"{said.communicating:.1%}",
+            f"{found.share('idle_ms'):.1%}",
+            f"{found.imbalance:.1%}",
+            f"{found.loss:.3f}",
+        ]
+        for found, said in rows
+        if found.status == "measured"
+    ]
+
+
+def scaling_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """One row a number of GPUs that was measured, in the columns of :data:`SCALING_HEADINGS`."""
+    measured = [found for found, _ in rows if found.status == "measured"]
+    alone = {found.spread.precision: found.tokens_per_second for found in measured if found.spread.gpus == 1}
+    return [
+        [
+            found.spread.precision,
+            str(found.spread.gpus),
+            found.spread.label,
+            f"{found.step_ms:.0f}",
+            f"{found.tokens_per_second:,.0f}",
+            _ratio(found.tokens_per_second, alone.get(found.spread.precision)),
+            f"{found.tflops:.0f}",
+            f"{found.peak / GIB:.1f}",
+            f"{found.share('communicating_ms'):.1%}",
+            f"{found.share('idle_ms'):.1%}",
+            f"{found.imbalance:.1%}",
+        ]
+        for found in measured
+    ]
+
+
+def _ratio(value: float, to: float | None) -> str:
+    return f"{value / to:.1%}" if to else "-"
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What was not measured, and why."""
+    return [f"{found.spread.title}: {found.status}: {found.reason}" for found, _ in rows if found.status != "measured"]
+
+
+def record(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Measurements with their predictions, as JSON."""
+    return [{"found": asdict(found), "predicted": asdict(said)} for found, said in rows]
+
+
+def page(title: str, facts: Mapping[str, str], headings: Sequence[str], table: Sequence[Sequence[str]],
+         said: Sequence[str]) -> str:  # fmt: skip
+    """A result file for people."""
+    return "\n".join([
+        f"# {title}",
+        "",
+        *(f"- {name}: {value}" for name, value in facts.items()),
+        "",
+        markdown(headings, table),
+        "",
+        "Of one profiled step, mean over the GPUs: *waits for ranks*, only NCCL's kernels ran (communication that",
+        "nothing hides, a pipeline's bubble, other ranks' delays); *idle*, no kernel ran. *imbalance*: how much longer",
+        "than the mean the busiest GPU computed. *predicted*: by `tools/plan.py`; its communication counts the bubble.",
+        "",
+        *([*(f"- {line}" for line in said), ""] if said else []),
+    ])  # fmt: skip
