@@ -30,7 +30,7 @@ from megatron_apriel.train.optimizer import build_optimizer, set_learning_rate, 
 from megatron_apriel.train.step import train_step
 
 ALONE = "one GPU"
-RUN = ("all, mixed", "decoder, mixed", "projector and decoder, mixed", "tower and projector, images", "all, text")
+RUN = ("all, mixed", "projector and decoder, mixed", "tower and projector, images")
 SEQUENCE_LENGTH, TEXT, STEPS = 1024, 180, 3
 ARCHITECTURE = Architecture(
     decoder=DecoderArchitecture(256, 4, 8, 4, 128, 512, 4096, rope_theta=1e6),
