@@ -1,7 +1,7 @@
-"""How shards reach the disk: Megatron's plan of who writes what, torch's writer to write it.
+"""How shards reach the disk and come back: Megatron's plan of who writes what, torch's writer to write it.
 
-Megatron's own writer is made for saving in the background: it starts worker processes even for a synchronous save, and
-imports packages that are not among its dependencies. A save that the run waits for needs none of it.
+Megatron's own writer starts worker processes, even for a synchronous save, and imports packages that are not among its
+dependencies. :mod:`writing` needs none of it, in the background neither.
 """
 
 from __future__ import annotations
@@ -10,40 +10,49 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core import parallel_state
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
     TorchDistLoadShardedStrategy,
     TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from torch.distributed import checkpoint
+
+from megatron_apriel.checkpoint.writing import ShardWriting
 
 
-class SynchronousSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
-    """Writes Megatron's ``torch_dist`` format with :class:`torch.distributed.checkpoint.FileSystemWriter`."""
+class _Planned(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+    """Plans the writing of Megatron's ``torch_dist`` format, and leaves the writing to whoever asked for the plan."""
+
+    writing: ShardWriting
 
     def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: Path) -> None:
         shards, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-        planner = MCoreSavePlanner(
-            dedup_replicated_tensors=not self.keep_only_main_replica,
-            flatten_state_dict=False,
-            flatten_sharded_tensors=False,
-        )
-        writer = checkpoint.FileSystemWriter(checkpoint_dir, sync_files=True)
-        checkpoint.save(mcore_to_pyt_state_dict(shards, False), storage_writer=writer, planner=planner)
+        self.writing = ShardWriting(checkpoint_dir, mcore_to_pyt_state_dict(shards, False))
 
 
-def save_strategy() -> Any:
-    """Where several ranks hold the same shard, each writes a part of them instead of the first writing all."""
-    strategy = SynchronousSave()
-    return FullyParallelSaveStrategyWrapper(strategy, _copies()) if _have_copies() else strategy
+def plan_writing(state: ShardedStateDict, directory: Path) -> ShardWriting:
+    """Plan who writes which of the shards in ``state`` into ``directory``; collective.
+
+    Where several ranks hold the same shard, each writes a part of them instead of the first writing all. What is no
+    shard is written here already.
+
+    Args:
+        state: nested, with Megatron's sharded tensors at its leaves.
+        directory: exists and is empty.
+
+    Raises:
+        CheckpointException: torch's, on all ranks alike.
+    """
+    strategy = _Planned()
+    parallel = FullyParallelSaveStrategyWrapper(strategy, _copies()) if _have_copies() else strategy
+    dist_checkpointing.save(state, str(directory), parallel)
+    return strategy.writing
 
 
 def load_strategy() -> Any:

@@ -24,9 +24,10 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
 from megatron_apriel.checkpoint.names import Parameter, parameters
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
-from megatron_apriel.checkpoint.saving import load_strategy, save_strategy
+from megatron_apriel.checkpoint.saving import load_strategy, plan_writing
 from megatron_apriel.checkpoint.shards import Place, Shard, owned_parameters, shard_of
 from megatron_apriel.checkpoint.sources import listed
+from megatron_apriel.checkpoint.writing import ShardWriting
 from megatron_apriel.errors import CheckpointError
 
 _RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -66,8 +67,10 @@ def current_layout() -> dict[str, int]:
 
 
 @torch.no_grad()
-def save_state(directory: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None) -> dict[str, Any]:
-    """Write this rank's part of the state into ``directory``; collective.
+def plan_state(
+    directory: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None
+) -> tuple[ShardWriting, dict[str, Any]]:
+    """Plan the writing of the state into ``directory``; collective.
 
     Args:
         directory: exists and is empty.
@@ -75,7 +78,8 @@ def save_state(directory: Path, chunks: Sequence[nn.Module], optimizer: Megatron
         optimizer: None to save weights only.
 
     Returns:
-        What is not tensors, plain and the same on all ranks, for :func:`load_state`.
+        This rank's part, of which nothing is copied yet, except that the optimizer's state was gathered in host memory;
+        and what is not tensors, plain and the same on all ranks, for :func:`load_state`.
     """
     owned, shards = _sharded(chunks)
     del owned
@@ -89,8 +93,7 @@ def save_state(directory: Path, chunks: Sequence[nn.Module], optimizer: Megatron
             state["optimizer"][number] = described["param_state"]
             groups += [_plain_group(group) for group in described["optimizer"]["param_groups"]]
         groups = _first_not_empty(groups)
-    dist_checkpointing.save(state, str(directory), save_strategy())
-    return {"layout": current_layout(), "optimizer_groups": groups}
+    return plan_writing(state, directory), {"layout": current_layout(), "optimizer_groups": groups}
 
 
 @torch.no_grad()
@@ -103,7 +106,7 @@ def load_state(
         directory: of a complete checkpoint.
         chunks: bare models, filled in place.
         optimizer: None to read weights only, and then the random states stay as they are, too.
-        saved: what :func:`save_state` returned.
+        saved: the plain part of what :func:`plan_state` returned.
 
     Returns:
         Whether random states were restored: only onto the layout that they were saved from.

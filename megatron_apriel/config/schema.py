@@ -267,6 +267,8 @@ class CheckpointSection(Section):
     """Steps between two saves; the last step is always saved."""
     keep: Annotated[KeepPolicy, BeforeValidator(_keep)] = KeepPolicy(policy="last", number=2)
     """Which checkpoints stay besides the newest: `all`, `last 3`, or `equispaced 6` over the whole run."""
+    background: bool = False
+    """Go on training while a checkpoint is written: wait only for its copy to host memory."""
     export: bool = True
     """Write the last step as a Hugging Face directory, ``OUTPUT/final``."""
     max_shard_size: Annotated[ByteCount, Field(ge=1)] = 5 * 10**9

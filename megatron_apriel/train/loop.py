@@ -24,7 +24,8 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
-from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.checkpoint.training import CheckpointStore, Saved
+from megatron_apriel.checkpoint.writing import WriteState
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.errors import DataError, ExitCode
@@ -90,11 +91,13 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
         report, work = _step(stage, ExitCode.OK if not stop.poll() else stop.exit_code)
         stage.finished_steps += 1
         _record(stage, report, work)
+        if report.write_state != WriteState.UNDER_WAY:
+            _finish_save(stage)
         done = stage.finished_steps == steps
         if config.validation and (done or stage.finished_steps % config.validation.every == 0):
             _validate(stage)
         if done or report.stop_code or stage.finished_steps % config.checkpoint.every == 0:
-            _save(stage)
+            _save(stage, background=config.checkpoint.background and not (done or report.stop_code))
         if report.stop_code and not done:
             stop.adopt(report.stop_code)
             stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
@@ -121,6 +124,7 @@ def _step(stage: Stage, stop_code: int) -> tuple[StepReport, _Work]:
         clip=config.optimizer.clip,
         totals=lambda: [work.tokens, work.flops, work.image_flops],
         stop_code=stop_code,
+        write_state=stage.store.write_state(),
     )
     work.waited += stage.loader.wait_seconds
     return report, work
@@ -201,6 +205,7 @@ def _record_skipped(stage: Stage, report: StepReport) -> None:
         details=str(details),
     )
     if stage.skipped_in_a_row >= config.faults.max_skipped_in_a_row:
+        _finish_save(stage)
         raise DataError(
             f"{stage.skipped_in_a_row} steps in a row, the last of them step {stage.finished_steps}, had a loss or"
             " gradient that is not finite.",
@@ -231,8 +236,9 @@ def _validate(stage: Stage) -> None:
     )
 
 
-def _save(stage: Stage) -> None:
-    started = time.perf_counter()
+def _save(stage: Stage, background: bool) -> None:
+    """Save the stage as it stands. A save that is still pending is waited for first."""
+    _finish_save(stage)
     extra: dict[str, Any] = {
         "sequences": stage.finished_steps * stage.config.sequences_per_step,
         "skipped": stage.skipped,
@@ -241,9 +247,29 @@ def _save(stage: Stage) -> None:
         "corpora": [source.corpus.fingerprint for source in stage.loader.sources],
     }
     with gathered_parameters(stage):
-        path = stage.store.save(stage.finished_steps, stage.chunks, stage.optimizer, extra, stage.sidecars)
-    seconds = time.perf_counter() - started
-    stage.metrics.write("checkpoint", stage.finished_steps, steps=stage.config.steps, path=str(path), seconds=seconds)
+        saved = stage.store.save(
+            stage.finished_steps, stage.chunks, stage.optimizer, extra, stage.sidecars, background=background
+        )
+    if saved is not None:
+        _record_saved(stage, saved)
+
+
+def _finish_save(stage: Stage) -> None:
+    """Let the checkpoint of a pending save come to be, if there is one; waits where it is not written yet."""
+    if stage.store.pending:
+        _record_saved(stage, stage.store.finish())
+
+
+def _record_saved(stage: Stage, saved: Saved) -> None:
+    stage.metrics.write(
+        "checkpoint",
+        saved.step,
+        steps=stage.config.steps,
+        path=str(saved.path),
+        seconds=saved.seconds,
+        blocked_seconds=saved.blocked_seconds,
+        waited_seconds=saved.waited_seconds,
+    )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 ``metrics.jsonl`` is always written and is what other programs should read: one JSON object a line, with ``kind``
 (``start``, ``step``, ``validation``, ``skipped``, ``checkpoint``, ``end``) and ``step``. A resumed run appends; where
-it repeats steps that a killed attempt had already logged, the later line counts.
+it repeats steps that a killed attempt had already logged, the later line counts. A checkpoint that was written in the
+background has the step that it holds, and its line comes when it is whole: after later steps'.
 """
 
 from __future__ import annotations
@@ -75,7 +76,13 @@ class Console:
         )
 
     def _checkpoint(self, record: Mapping[str, Any]) -> str:
-        return f"step {record['step']}/{record['steps']} | saved {record['path']} in {record['seconds']:.1f} s"
+        blocked, waited = record["blocked_seconds"], record["waited_seconds"]
+        still = f"; training stood still for {blocked:.1f} s" if blocked < record["seconds"] else ""
+        waiting = f", {waited:.1f} s of it waiting for the disk" if waited >= 0.05 else ""
+        return (
+            f"step {record['step']}/{record['steps']} | saved {record['path']} in {record['seconds']:.1f} s"
+            f"{still}{waiting}"
+        )
 
     def close(self) -> None:
         sys.stdout.flush()
@@ -149,11 +156,14 @@ class WeightsAndBiases:
             resume="allow",
             id=hashlib.sha256(f"{config.stage} {config.output.resolve()}".encode()).hexdigest()[:16],
         )
+        self._newest = 0
 
     def write(self, record: Mapping[str, Any]) -> None:
         scalars = _scalars(record)
         if scalars:
-            self._run.log(scalars, step=record["step"])
+            # Figures of an earlier step, a checkpoint's that was written in the background, would be dropped.
+            self._newest = max(self._newest, record["step"])
+            self._run.log(scalars, step=self._newest)
 
     def close(self) -> None:
         self._run.finish()

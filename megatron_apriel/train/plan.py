@@ -170,7 +170,8 @@ def steps_table(config: StageConfig, layout: Layout, architecture: Architecture)
         "steps": _thousands(steps),
         "warm-up steps": _thousands(warmup_steps(steps, config.optimizer)),
         "tokens of the stage": _thousands(steps * config.batch_tokens),
-        "checkpoints": f"every {config.checkpoint.every} steps, keep {config.checkpoint.keep}",
+        "checkpoints": f"every {config.checkpoint.every} steps, keep {config.checkpoint.keep}"
+        + (", written in the background" if config.checkpoint.background else ""),
         "text, one document a sequence": f"{per_token / 1e9:.1f} GFLOP per token",
         "the stage, if it were such text": f"{per_token * steps * config.batch_tokens:.3g} FLOP",
     }

@@ -80,6 +80,7 @@ def run_stage(config: StageConfig) -> ExitCode:
             groups.initialized(beginning.layout, config.seed) as device,
             contextlib.closing(alike(lambda: Metrics(config, dist.get_rank()))) as metrics,
             assembled(config, beginning, device, store, metrics) as stage,
+            contextlib.closing(store),
             StopRequest(config.faults.save_before_end_of_job_s) as stop,
         ):
             code = train(stage, stop)

@@ -23,6 +23,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_apriel.batch import Batch
+from megatron_apriel.checkpoint.writing import WriteState
 from megatron_apriel.train.optimizer import apply_gradients, gradient_norm
 
 
@@ -37,6 +38,7 @@ class StepReport:
         applied: False if the step was skipped because loss or gradient was not finite.
         totals: the caller's own numbers, summed over data-parallel ranks.
         stop_code: highest exit code that any rank asked to stop with, 0 for none.
+        write_state: greatest of the ranks' states of writing a checkpoint in the background.
         bad_sequences: numbers of sequences whose loss was not finite; empty for a sound step.
     """
 
@@ -47,6 +49,7 @@ class StepReport:
     applied: bool = True
     totals: list[float] = field(default_factory=list)
     stop_code: int = 0
+    write_state: WriteState = WriteState.ENDED
     bad_sequences: list[int] = field(default_factory=list)
 
 
@@ -109,6 +112,7 @@ def train_step(
     clip: float,
     totals: Callable[[], list[float]],
     stop_code: int,
+    write_state: WriteState = WriteState.ENDED,
 ) -> StepReport:
     """One whole step: gradients, their norm, the update; or, where a number is not finite, no update at all.
 
@@ -119,13 +123,14 @@ def train_step(
         totals: called once after the forward and backward passes; its numbers, of this rank's whole sequences, are
             summed over data-parallel ranks.
         stop_code: exit code this rank wants to stop with after the step, 0 for none.
+        write_state: how far this rank is with writing a checkpoint in the background.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     losses = run_micro_batches(chunks, batches, micro_batches, sequence_length, forward_only=False)
     norm_of_sum = gradient_norm(optimizer)
-    report = summarise(losses, sources, totals(), stop_code)
+    report = summarise(losses, sources, totals(), stop_code, write_state)
     tokens = max(sum(report.source_tokens), 1.0)
     report.gradient_norm = norm_of_sum / tokens
     report.applied = math.isfinite(norm_of_sum) and all(map(math.isfinite, report.source_sums))
@@ -147,10 +152,12 @@ def evaluate(
     """Loss over this and all other ranks' ``micro_batches`` batches, without gradients."""
     with torch.no_grad():
         losses = run_micro_batches(chunks, batches, micro_batches, sequence_length, forward_only=True)
-    return summarise(losses, sources, [], 0)
+    return summarise(losses, sources, [], 0, WriteState.ENDED)
 
 
-def summarise(losses: list[MicroBatchLoss], sources: int, totals: list[float], stop_code: int) -> StepReport:
+def summarise(
+    losses: list[MicroBatchLoss], sources: int, totals: list[float], stop_code: int, write_state: WriteState
+) -> StepReport:
     """Add up what the ranks saw; every rank gets the same report. The only place where a step waits for the device."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     counts = [0.0] * sources
@@ -167,16 +174,18 @@ def summarise(losses: list[MicroBatchLoss], sources: int, totals: list[float], s
         sums.index_add_(0, index, torch.stack([loss.loss_sum.double() for loss in losses]))
     flat = torch.cat([sums, host.to(device)])
     dist.all_reduce(flat)
-    stop = torch.tensor([stop_code], device=device)
-    dist.all_reduce(stop, op=dist.ReduceOp.MAX)
+    states = torch.tensor([stop_code, write_state], device=device)
+    dist.all_reduce(states, op=dist.ReduceOp.MAX)
     values = flat.tolist()
     source_sums, source_tokens = values[:sources], values[sources : 2 * sources]
+    highest_stop_code, highest_write_state = states.tolist()
     return StepReport(
         loss=sum(source_sums) / max(sum(source_tokens), 1.0),
         source_sums=source_sums,
         source_tokens=source_tokens,
         totals=values[2 * sources :],
-        stop_code=int(stop.item()),
+        stop_code=highest_stop_code,
+        write_state=WriteState(highest_write_state),
     )
 
 

@@ -200,8 +200,8 @@ def test_save_prunes_and_replaces(source, tmp_path):
         chunks = build_model(TINY, ModelOptions(), Layout(1))
         for step in (1, 2, 2, 3, 4):
             (tmp_path / "checkpoints" / "step_00000099.partial").mkdir(parents=True, exist_ok=True)
-            path = store.save(step, chunks, None, {"sequences": step}, source)
-            assert read_run_file(path)["extra"] == {"sequences": step}
+            saved = store.save(step, chunks, None, {"sequences": step}, source)
+            assert read_run_file(saved.path)["extra"] == {"sequences": step}
 
     assert sorted(entry.name for entry in store.directory.iterdir()) == ["step_00000002", "step_00000004"]
 
@@ -215,7 +215,7 @@ def test_sidecars_survive_their_source(source, tmp_path):
         chunks = build_model(TINY, ModelOptions(), Layout(1))
         first = store.save(1, chunks, None, {}, source)
         for step in (2, 3):
-            store.save(step, chunks, None, {}, first / "hf")
+            store.save(step, chunks, None, {}, first.path / "hf")
 
     (path,) = store.complete().values()
     assert path.name == "step_00000003" and architecture_of(path) == TINY

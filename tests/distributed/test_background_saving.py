@@ -1,0 +1,209 @@
+"""Checkpoints that are written while training goes on: of the step at which they were begun, and whole or not there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import filesystem
+from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
+from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
+
+from megatron_apriel.checkpoint.metadata import read_metadata
+from megatron_apriel.checkpoint.run_file import read_run_file
+from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.checkpoint.writing import HostBuffers, WriteState
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.ranks import RankFailure, run_ranks
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf_checkpoint(tmp_path_factory.mktemp("hf"), ARCHITECTURE, dtype="bfloat16")
+
+
+def hold_writing(items: int = 3) -> threading.Event:
+    """From here on this rank's writing stands still after so many tensors, until the event is set."""
+    released, written, write_item = threading.Event(), itertools.count(), filesystem._write_item
+
+    def held(*arguments: Any) -> Any:
+        if next(written) >= items:
+            assert released.wait(60)
+        return write_item(*arguments)
+
+    filesystem._write_item = held
+    return released
+
+
+def _saved_both_ways(rank: int, world_size: int, layout: Layout, source: Path, where: Path, dtype: torch.dtype) -> Any:
+    with groups.initialized(layout, seed=5):
+        run, store = Run(layout, dtype=dtype), CheckpointStore(where / "background", KEEP_ALL, 4)
+        run.start_from(source)
+        run.steps(0, 2)
+        CheckpointStore(where / "foreground", KEEP_ALL, 4).save(2, run.wrapped, run.optimizer, {"sequences": 8}, source)
+        released = hold_writing()
+        assert store.save(2, run.wrapped, run.optimizer, {"sequences": 8}, source, background=True) is None
+        losses = run.steps(2, 4)
+        assert store.pending and store.write_state() == WriteState.UNDER_WAY
+        assert list(store.complete()) == [] and (store.directory / "step_00000002.partial").is_dir()
+        released.set()
+        saved = store.finish()
+        assert not store.pending and store.write_state() == WriteState.ENDED
+        assert (saved.step, saved.path) == (2, store.latest())
+        assert saved.blocked_seconds < saved.seconds
+        return losses
+
+
+def _resumed(rank: int, world_size: int, layout: Layout, where: Path, dtype: torch.dtype) -> list[float]:
+    with groups.initialized(layout, seed=77):
+        run, store = Run(layout, dtype=dtype), CheckpointStore(where, KEEP_ALL, 4)
+        store.load(store.latest(), run.chunks, run.optimizer)
+        return run.steps(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("DP2", "bfloat16"), ("TP2", "float32"), ("PP2 VP2", "float32"), ("one", "bfloat16")]
+)
+def test_what_training_changes_meanwhile_is_not_in_it(checkpoint, tmp_path, name, dtype):
+    """Byte for byte the checkpoint of a save that was waited for, although two steps were made while it was written."""
+    layout, dtype = LAYOUTS[name], getattr(torch, dtype)
+    losses = run_ranks(layout.world_size, _saved_both_ways, layout, checkpoint, tmp_path, dtype)
+    foreground, background = (tmp_path / way / "step_00000002" for way in ("foreground", "background"))
+    files = {file.relative_to(foreground) for file in foreground.rglob("*") if file.is_file()}
+    assert files == {file.relative_to(background) for file in background.rglob("*") if file.is_file()}
+    assert sum(file.suffix == ".distcp" for file in files) == layout.world_size
+    for file in files - {Path(".metadata")}:
+        assert (foreground / file).read_bytes() == (background / file).read_bytes(), file
+    one, other = read_metadata(foreground), read_metadata(background)
+    assert one.state_dict_metadata == other.state_dict_metadata and one.storage_data == other.storage_data
+    assert run_ranks(layout.world_size, _resumed, layout, tmp_path / "background", dtype) == losses
+
+
+def _finished_early(rank: int, world_size: int, source: Path, where: Path) -> Any:
+    layout = LAYOUTS["DP2"]
+    with groups.initialized(layout):
+        run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
+        run.start_from(source)
+        released = hold_writing()
+        store.save(1, run.chunks, run.optimizer, {}, source, background=True)
+        run.steps(0, 1)
+        # One rank is late: the others wait for it.
+        threading.Timer(1.0 if rank == 1 else 0.0, released.set).start()
+        first = store.finish()
+        store.save(2, run.chunks, run.optimizer, {}, source, background=True)
+        second = store.finish()
+        assert list(store.complete()) == [1, 2]
+        return first, second
+
+
+def test_to_finish_waits_for_every_rank(checkpoint, tmp_path):
+    for first, second in run_ranks(2, _finished_early, checkpoint, tmp_path):
+        assert first.waited_seconds > 0.8
+        assert first.waited_seconds < first.blocked_seconds < first.seconds
+        assert second.waited_seconds < 0.8
+
+
+def _killed_while_writing(rank: int, world_size: int, source: Path, where: Path) -> None:
+    layout = LAYOUTS["DP2"]
+    with groups.initialized(layout):
+        run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
+        run.start_from(source)
+        run.steps(0, 2)
+        store.save(2, run.chunks, run.optimizer, {}, source)
+        run.steps(2, 3)
+        hold_writing()
+        store.save(3, run.chunks, run.optimizer, {}, source, background=True)
+        run.steps(3, 4)
+        dist.barrier()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _undisturbed(rank: int, world_size: int, source: Path) -> list[float]:
+    layout = LAYOUTS["DP2"]
+    with groups.initialized(layout):
+        run = Run(layout)
+        run.start_from(source)
+        return run.steps(0, 4)[2:]
+
+
+def test_killed_while_it_is_written(checkpoint, tmp_path):
+    with pytest.raises(RankFailure, match="-9"):
+        run_ranks(2, _killed_while_writing, checkpoint, tmp_path, timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003.partial"]
+    left = {path.name for path in (tmp_path / "step_00000003.partial").iterdir()}
+    assert "__0_0.distcp" in left and not left & {".metadata", "run.json"}
+    assert CheckpointStore(tmp_path, KEEP_ALL, 4).latest() == tmp_path / "step_00000002"
+    expected = run_ranks(2, _undisturbed, checkpoint)
+    assert run_ranks(2, _resumed, LAYOUTS["DP2"], tmp_path, torch.float32) == expected
+
+
+def _fails_on_one_rank(rank: int, world_size: int, source: Path, where: Path, at: str) -> tuple[str, list[str]]:
+    layout = LAYOUTS["TP2"]
+    with groups.initialized(layout):
+        run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
+        run.start_from(source)
+        store.save(1, run.chunks, run.optimizer, {}, source)
+
+        def full(*arguments: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        if rank == 1 and at == "writing":
+            filesystem._write_item = full
+        if rank == 1 and at == "copying":
+            HostBuffers.copies = full
+        store.save(2, run.chunks, run.optimizer, {}, source, background=True)
+        run.steps(0, 1)
+        while store.write_state() == WriteState.UNDER_WAY:
+            time.sleep(0.01)
+        assert store.write_state() == (WriteState.FAILED if rank == 1 else WriteState.ENDED)
+        with pytest.raises(CheckpointError) as caught:
+            store.finish()
+        dist.barrier()
+        return str(caught.value), sorted(path.name for path in where.iterdir())
+
+
+@pytest.mark.parametrize("at", ["writing", "copying"])
+def test_a_write_that_fails_on_one_rank_fails_on_all(checkpoint, tmp_path, at):
+    for message, names in run_ranks(2, _fails_on_one_rank, checkpoint, tmp_path, at, timeout=60):
+        assert "step_00000002 could not be written" in message
+        assert "No space left" in message and "unchanged" in message and "bytes free" in message
+        assert names == ["step_00000001"]
+
+
+def _given_up(rank: int, world_size: int, source: Path, where: Path) -> float:
+    layout = LAYOUTS["one"]
+    with groups.initialized(layout):
+        run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
+        run.start_from(source)
+        write_item = filesystem._write_item
+
+        def slow(*arguments: Any) -> Any:
+            time.sleep(0.2)
+            return write_item(*arguments)
+
+        filesystem._write_item = slow
+        store.save(1, run.chunks, run.optimizer, {}, source, background=True)
+        started = time.monotonic()
+        store.close()
+        assert threading.active_count() == 1
+        return time.monotonic() - started
+
+
+def test_a_save_that_is_given_up_ends_soon(checkpoint, tmp_path):
+    """Its hundred tensors would take twenty seconds."""
+    (seconds,) = run_ranks(1, _given_up, checkpoint, tmp_path)
+    assert seconds < 5
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.partial"]
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_run_file(tmp_path / "step_00000001.partial")
