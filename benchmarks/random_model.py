@@ -5,6 +5,7 @@ python -m benchmarks.random_model DIRECTORY LAYERS [tiny]
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,9 +22,11 @@ def main(arguments: Sequence[str]) -> int:
     """Write the checkpoint."""
     directory, layers = Path(arguments[0]), int(arguments[1])
     spread = Spread("16384-mix", "bf16", layers, 1, 1, tiny="tiny" in arguments)
-    with groups.initialized(Layout()), tempfile.TemporaryDirectory() as nothing:
-        chunks = build_model(spread.architecture(), spread.config(), Layout())
-        export_hf(chunks, spread.architecture(), sidecars=nothing, destination=directory)
+    with groups.initialized(Layout()), tempfile.TemporaryDirectory() as sidecars:
+        architecture = spread.architecture()
+        Path(sidecars, "config.json").write_text(json.dumps(architecture.to_hf_config("bfloat16")), encoding="utf-8")
+        chunks = build_model(architecture, spread.config(), Layout())
+        export_hf(chunks, architecture, sidecars=sidecars, destination=directory)
     return 0
 
 

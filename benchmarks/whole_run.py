@@ -12,6 +12,7 @@ import datetime
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from benchmarks.measure import environment
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown
 from benchmarks.spread_cli import host_facts, print_table
+from megatron_apriel.architecture import Architecture
 from megatron_apriel.data.corpus import ImageRecord, TokenizerRecord
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.testing.corpora import encode, write_corpus
@@ -77,9 +79,15 @@ class Sizes:
 
     @property
     def images(self) -> ImageRecord:
-        small = self.preset == "tiny"
-        patch, side = (4, 32) if small else (16, 1024)
-        return ImageRecord(image_token_id=10, break_token_id=12, end_token_id=13, patch_size=patch, image_size=side)
+        tower = Architecture.from_preset(self.preset).tower
+        assert tower is not None
+        tokens = {"image_token_id": 10, "break_token_id": 12, "end_token_id": 13}
+        return ImageRecord(**tokens, patch_size=tower.patch_size, image_size=tower.image_size)
+
+    @property
+    def tokenizer(self) -> TokenizerRecord:
+        vocabulary = Architecture.from_preset(self.preset).decoder.vocab_size
+        return TokenizerRecord(sha256="0" * 64, vocab_size=vocabulary, bos_id=1, eos_id=2, pad_id=11)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,17 +122,15 @@ def make(root: Path, sizes: Sizes, layers: int) -> None:
     command = [sys.executable, "-m", "benchmarks.random_model", str(root / "model"), str(layers)]
     with subprocess.Popen([*command, *(["tiny"] if sizes.preset == "tiny" else [])], cwd=ROOT, env=_paths()) as model:
         generator = np.random.default_rng(0)
-        vocabulary = 131072 if sizes.preset != "tiny" else 256
-        tokenizer = TokenizerRecord(sha256="0" * 64, vocab_size=vocabulary, bos_id=1, eos_id=2, pad_id=11)
         width, height = sizes.image
         pictures = [photograph(generator, width, height) for _ in range(24)]
         visual = [
             [20, *(pictures[index] for index in generator.integers(0, 24, count)), sizes.text // 4]
             for count in generator.integers(1, 4, sizes.documents)
         ]
-        write_corpus(root / "images", visual, images=sizes.images, tokenizer=tokenizer)
+        write_corpus(root / "images", visual, images=sizes.images, tokenizer=sizes.tokenizer)
         lengths = [int(length) for length in generator.integers(sizes.text // 2, sizes.text * 2, sizes.documents)]
-        write_corpus(root / "text", lengths, images=sizes.images, tokenizer=tokenizer, seed=1)
+        write_corpus(root / "text", lengths, images=sizes.images, tokenizer=sizes.tokenizer, seed=1)
     if model.returncode:
         raise ConfigError(f"the model was not written: exit code {model.returncode}.", "Its output is above.")
 
@@ -143,7 +149,9 @@ def train(root: Path, gpus: int, *overrides: str) -> list[dict[str, Any]]:
     print(f"training: {' '.join(overrides)}", file=sys.stderr, flush=True)
     done = subprocess.run(command, cwd=ROOT, env=_paths(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ConfigError(f"training ended with exit code {done.returncode}.", (done.stdout + done.stderr)[-6000:])
+        # torchrun's own summary, which comes last, does not say why.
+        said = (done.stdout + done.stderr).partition("elastic/multiprocessing")[0]
+        raise ConfigError(f"training ended with exit code {done.returncode}.", said[-6000:])
     return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()[before:]]
 
 
@@ -189,7 +197,7 @@ def _runs(root: Path, arguments: argparse.Namespace, gpus: int, sizes: Sizes) ->
     checkpoints = root / "run" / "checkpoints"
     size = sum(file.stat().st_size for file in (checkpoints / "step_00000004").rglob("*") if file.is_file())
     # Gone on with from the middle: the end is taken away.
-    (checkpoints / "step_00000008").rename(root / "aside")
+    shutil.rmtree(checkpoints / "step_00000008")
     second = train(root, gpus, f"parallel={arguments.second}", *common)
     return {
         "rows": [
@@ -210,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--gpus={gpus}, and this host shows {present} CUDA device(s).", "Every rank drives one.")
     sizes = Sizes("apriel-15b", 16384, (1024, 768), 240, 3000)
     if arguments.tiny:
-        sizes = Sizes("tiny", 256, (32, 24), 60, 60)
+        sizes = Sizes("tiny", 256, (96, 64), 60, 60)
     with tempfile.TemporaryDirectory(prefix="whole_run-", dir=arguments.directory) as scratch:
         found = _runs(Path(scratch), arguments, gpus, sizes)
     now = datetime.datetime.now(datetime.UTC)

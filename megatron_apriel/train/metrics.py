@@ -1,7 +1,7 @@
 """Where a run's figures go: console, ``metrics.jsonl``, TensorBoard, Weights & Biases. Written by rank 0 only.
 
 ``metrics.jsonl`` is always written and is what other programs should read: one JSON object a line, with ``kind``
-(``start``, ``step``, ``validation``, ``skipped``, ``checkpoint``, ``end``) and ``step``. A resumed run appends; where
+(``resumed``, ``step``, ``validation``, ``skipped``, ``checkpoint``, ``end``) and ``step``. A resumed run appends; where
 it repeats steps that a killed attempt had already logged, the later line counts. A checkpoint that was written in the
 background has the step that it holds, and its line comes when it is whole: after later steps'.
 """
@@ -74,6 +74,9 @@ class Console:
             f" {record['gradient_norm']}; {record['in_a_row']} in a row, {record['skipped']} in all; the sequences and"
             f" samples are in {record['details']}"
         )
+
+    def _resumed(self, record: Mapping[str, Any]) -> str:
+        return f"resumed from {record['path']} in {record['seconds']:.1f} s"
 
     def _checkpoint(self, record: Mapping[str, Any]) -> str:
         blocked, waited = record["blocked_seconds"], record["waited_seconds"]

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,8 +175,10 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
         wrapped = wrap_data_parallel(chunks, config)
         optimizer = build_optimizer(wrapped, config)
         if newest is not None:
+            started = time.perf_counter()
             store.load(newest, chunks, optimizer)
-            say(f"resumed from {newest}")
+            seconds = time.perf_counter() - started
+            metrics.write("resumed", beginning.finished_steps, steps=config.steps, path=str(newest), seconds=seconds)
         yield Stage(
             config=config,
             architecture=architecture,
