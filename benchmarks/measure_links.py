@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def measured(sizes: Sequence[int]) -> list[dict[str, Any]]:
         part = whole.chunk(ranks)[rank].clone()
         moved = size * (ranks - 1) / ranks
         kinds: dict[str, tuple[Callable[[], Any], float]] = {
-            "all-gather": (lambda whole=whole, part=part: dist.all_gather_into_tensor(whole, part), moved),
-            "reduce-scatter": (lambda whole=whole, part=part: dist.reduce_scatter_tensor(part, whole), moved),
-            "all-reduce": (lambda whole=whole: dist.all_reduce(whole), 2 * moved),
-            "message to the next rank": (lambda whole=whole: _around(whole), float(size)),
+            "all-gather": (partial(dist.all_gather_into_tensor, whole, part), moved),
+            "reduce-scatter": (partial(dist.reduce_scatter_tensor, part, whole), moved),
+            "all-reduce": (partial(dist.all_reduce, whole), 2 * moved),
+            "message to the next rank": (partial(_around, whole), float(size)),
         }
         for kind, (work, bytes_moved) in kinds.items():
             taken = seconds(work)

@@ -57,12 +57,9 @@ class Spread:
         """The stage that runs it."""
         parallel = ParallelSection.model_validate(dict(self.parallel))
         recompute = RecomputeSection.model_validate({"mode": self.recompute})
-        config = stage_config(self.sized_case(), self.precision, parallel, recompute)
-        if self.tiny:
-            return config
         # Planned on a machine without GPUs too, for machines that have them.
-        precision = config.precision.model_copy(update={"compute": "bf16"})
-        return config.model_copy(update={"precision": precision})
+        compute: Literal["bf16"] | None = None if self.tiny else "bf16"
+        return stage_config(self.sized_case(), self.precision, parallel, recompute, compute)
 
     def architecture(self) -> Architecture:
         """The whole model, tower included, at this depth."""

@@ -81,8 +81,13 @@ class Sizes:
     def images(self) -> ImageRecord:
         tower = Architecture.from_preset(self.preset).tower
         assert tower is not None
-        tokens = {"image_token_id": 10, "break_token_id": 12, "end_token_id": 13}
-        return ImageRecord(**tokens, patch_size=tower.patch_size, image_size=tower.image_size)
+        return ImageRecord(
+            image_token_id=10,
+            break_token_id=12,
+            end_token_id=13,
+            patch_size=tower.patch_size,
+            image_size=tower.image_size,
+        )
 
     @property
     def tokenizer(self) -> TokenizerRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -67,6 +67,7 @@ def stage_config(
     precision: str,
     parallel: ParallelSection | None = None,
     recompute: RecomputeSection | None = None,
+    compute: Literal["bf16", "fp32"] | None = None,
 ) -> StageConfig:
     """A stage that does nothing but what is measured, one step of the case's micro-batches over all ranks.
 
@@ -75,10 +76,11 @@ def stage_config(
         precision: ``bf16`` or a recipe of FP8.
         parallel: the layout; one rank where None.
         recompute: nothing is recomputed where None.
+        compute: type of what is not in 8 bits; bf16 on a GPU and fp32 elsewhere where None.
     """
     nowhere = Path("unused")
     fp8: Any = "none" if precision == "bf16" else precision
-    compute: Any = "bf16" if torch.cuda.is_available() else "fp32"
+    compute = compute or ("bf16" if torch.cuda.is_available() else "fp32")
     return StageConfig(
         stage="benchmark",
         init_from=nowhere,
