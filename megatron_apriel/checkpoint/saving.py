@@ -1,7 +1,7 @@
 """How shards reach the disk and come back: Megatron's plan of who writes what, torch's writer to write it.
 
 Megatron's own writer starts worker processes, even for a synchronous save, and imports packages that are not among its
-dependencies. :mod:`writing` needs none of it, in the background neither.
+dependencies. :mod:`writing` needs none of it, not even in the background.
 """
 
 from __future__ import annotations

@@ -205,6 +205,7 @@ def _record_skipped(stage: Stage, report: StepReport) -> None:
         details=str(details),
     )
     if stage.skipped_in_a_row >= config.faults.max_skipped_in_a_row:
+        # The last checkpoint, of which the message speaks, may still be being written.
         _finish_save(stage)
         raise DataError(
             f"{stage.skipped_in_a_row} steps in a row, the last of them step {stage.finished_steps}, had a loss or"

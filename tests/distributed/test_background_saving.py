@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import threading
@@ -13,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import filesystem
+from slow_disk import fail_writing, hold_writing, slow_writing
 from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.checkpoint.metadata import read_metadata
 from megatron_apriel.checkpoint.run_file import read_run_file
 from megatron_apriel.checkpoint.training import CheckpointStore
-from megatron_apriel.checkpoint.writing import HostBuffers, WriteState
+from megatron_apriel.checkpoint.writing import WriteState
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
@@ -31,19 +30,6 @@ from megatron_apriel.testing.ranks import RankFailure, run_ranks
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hf_checkpoint(tmp_path_factory.mktemp("hf"), ARCHITECTURE, dtype="bfloat16")
-
-
-def hold_writing(items: int = 3) -> threading.Event:
-    """From here on this rank's writing stands still after so many tensors, until the event is set."""
-    released, written, write_item = threading.Event(), itertools.count(), filesystem._write_item
-
-    def held(*arguments: Any) -> Any:
-        if next(written) >= items:
-            assert released.wait(60)
-        return write_item(*arguments)
-
-    filesystem._write_item = held
-    return released
 
 
 def _saved_both_ways(rank: int, world_size: int, layout: Layout, source: Path, where: Path, dtype: torch.dtype) -> Any:
@@ -155,13 +141,8 @@ def _fails_on_one_rank(rank: int, world_size: int, source: Path, where: Path, at
         run.start_from(source)
         store.save(1, run.chunks, run.optimizer, {}, source)
 
-        def full(*arguments: Any) -> None:
-            raise OSError(28, "No space left on device")
-
-        if rank == 1 and at == "writing":
-            filesystem._write_item = full
-        if rank == 1 and at == "copying":
-            HostBuffers.copies = full
+        if rank == 1:
+            fail_writing(at)
         store.save(2, run.chunks, run.optimizer, {}, source, background=True)
         run.steps(0, 1)
         while store.write_state() == WriteState.UNDER_WAY:
@@ -186,13 +167,7 @@ def _given_up(rank: int, world_size: int, source: Path, where: Path) -> float:
     with groups.initialized(layout):
         run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
         run.start_from(source)
-        write_item = filesystem._write_item
-
-        def slow(*arguments: Any) -> Any:
-            time.sleep(0.2)
-            return write_item(*arguments)
-
-        filesystem._write_item = slow
+        slow_writing(0.2)
         store.save(1, run.chunks, run.optimizer, {}, source, background=True)
         started = time.monotonic()
         store.close()

@@ -20,89 +20,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from stage_runs import ARCHITECTURE, losses, poison, records, run, stage_file, start, wait_for_line
 from transformers import LlavaForConditionalGeneration
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.batch import IGNORED_LABEL, Batch
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.data.loader import TrainingLoader
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode
-from megatron_apriel.testing.checkpoints import write_hf_checkpoint
-from megatron_apriel.testing.corpora import VOCAB, random_pixels, write_corpus
+from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 from megatron_apriel.train import run as run_module
-from megatron_apriel.train import step as step_module
 from megatron_apriel.train.metrics import JsonLines
 from megatron_apriel.train.run import run_stage
-
-ARCHITECTURE = Architecture(
-    decoder=DecoderArchitecture(32, 4, 4, 2, 16, 48, VOCAB, rope_theta=1e6),
-    tower=TowerArchitecture(32, 2, 2, 16, 48, "silu", patch_size=4, image_size=32),
-    projector=ProjectorArchitecture(32, 32),
-)
-STAGE = """
-stage: trial
-init_from: {root}/model
-output: {root}/{name}
-train: {{tower: 0.5, projector: 1.0, decoder: 1.0}}
-sequence_length: 128
-batch_tokens: 512
-tokens: 3072
-optimizer: {{peak: 1.0e-2, warmup: 20%, decay: cosine}}
-mixture:
-  - {{corpus: {root}/text, weight: 50%, long_documents: split}}
-  - {{corpus: {root}/images, weight: 50%, loss: responses}}
-validation: {{every: 3, sequences: 3, corpora: [{{corpus: {root}/text, long_documents: split}}]}}
-precision: {{compute: fp32}}
-checkpoint: {{every: 2, keep: last 2}}
-logging: {{tensorboard: false}}
-images: {{threads: 1}}
-"""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a text corpus and one with images."""
-    root = tmp_path_factory.mktemp("training")
-    write_hf_checkpoint(root / "model", ARCHITECTURE)
-    generator = np.random.default_rng(0)
-    write_corpus(root / "text", [int(length) for length in generator.integers(10, 160, 40)])
-    documents = [[8, random_pixels(generator, *map(int, generator.integers(9, 32, 2))), 24] for _ in range(24)]
-    write_corpus(root / "images", documents, seed=1)
-    return root
-
-
-def stage_file(root: Path, name: str) -> Path:
-    file = root / f"{name}.yaml"
-    file.write_text(STAGE.format(root=root, name=name), encoding="utf-8")
-    return file
-
-
-def run(root: Path, name: str, *overrides: str, ranks: int = 1) -> list[int]:
-    """Run the stage in forked ranks; returns their exit codes."""
-    file = stage_file(root, name)
-    return run_ranks(ranks, lambda rank, size: int(run_stage(load_stage(file, overrides))))
-
-
-def records(root: Path, name: str, kind: str) -> list[dict[str, Any]]:
-    lines = (root / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
-
-
-def losses(root: Path, name: str) -> list[float]:
-    """Losses by step; of a repeated step the last."""
-    by_step = {record["step"]: record["loss"] for record in records(root, name, "step")}
-    return [by_step[step] for step in sorted(by_step)]
-
-
-@pytest.fixture(scope="module")
-def reference(root: Path) -> list[float]:
-    """Losses of the undisturbed run in one process."""
-    assert run(root, "reference") == [ExitCode.OK]
-    values = losses(root, "reference")
-    assert len(values) == 6
-    assert len(set(values)) == 6
-    return values
 
 
 def test_first_loss_is_that_of_transformers_on_the_same_documents(root: Path, reference: list[float]) -> None:
@@ -181,23 +110,6 @@ def test_resumes_on_another_layout(root: Path, reference: list[float], first: st
     steps = [record["step"] for record in records(root, name, "step")]
     assert steps == [1, 2, 3, 4, 5, 6, 5, 6]
     assert losses(root, name) == pytest.approx(reference, rel=2e-5)
-
-
-def start(root: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    """The stage as a user starts it."""
-    command = [sys.executable, "-m", "megatron_apriel.train", str(stage_file(root, name)), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def wait_for_line(process: subprocess.Popen[str], beginning: str) -> None:
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith(beginning):
-            return
-    pytest.fail(f"no line {beginning!r} in\n{''.join(seen)}")
 
 
 def test_killed_runs_continue_to_the_bit(root: Path, reference: list[float]) -> None:
@@ -297,16 +209,6 @@ def test_a_request_to_stop_during_the_export_is_not_acted_on(root: Path, monkeyp
     monkeypatch.setattr(run_module, "_export", interrupted)
     assert run(root, "late_signal", "tokens=1024") == [ExitCode.OK]
     assert (root / "late_signal" / "final" / "model.safetensors").exists()
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, sequences: set[int]) -> None:
-    """Make the loss of these sequences NaN, as a damaged sample would."""
-    sound = step_module._sum_loss
-
-    def poisoned(batch: Batch, losses_S: torch.Tensor) -> Any:
-        return sound(batch, losses_S * (float("nan") if batch.sequence in sequences else 1.0))
-
-    monkeypatch.setattr(step_module, "_sum_loss", poisoned)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_its_samples_named(

@@ -1,0 +1,95 @@
+"""A stage of six steps that several ranks train on a CPU in seconds, and what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+from megatron_apriel.batch import Batch
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.testing.corpora import VOCAB
+from megatron_apriel.testing.ranks import run_ranks
+from megatron_apriel.train import step as step_module
+from megatron_apriel.train.run import run_stage
+
+ARCHITECTURE = Architecture(
+    decoder=DecoderArchitecture(32, 4, 4, 2, 16, 48, VOCAB, rope_theta=1e6),
+    tower=TowerArchitecture(32, 2, 2, 16, 48, "silu", patch_size=4, image_size=32),
+    projector=ProjectorArchitecture(32, 32),
+)
+STAGE = """
+stage: trial
+init_from: {root}/model
+output: {root}/{name}
+train: {{tower: 0.5, projector: 1.0, decoder: 1.0}}
+sequence_length: 128
+batch_tokens: 512
+tokens: 3072
+optimizer: {{peak: 1.0e-2, warmup: 20%, decay: cosine}}
+mixture:
+  - {{corpus: {root}/text, weight: 50%, long_documents: split}}
+  - {{corpus: {root}/images, weight: 50%, loss: responses}}
+validation: {{every: 3, sequences: 3, corpora: [{{corpus: {root}/text, long_documents: split}}]}}
+precision: {{compute: fp32}}
+checkpoint: {{every: 2, keep: last 2}}
+logging: {{tensorboard: false}}
+images: {{threads: 1}}
+"""
+
+
+def stage_file(root: Path, name: str) -> Path:
+    file = root / f"{name}.yaml"
+    file.write_text(STAGE.format(root=root, name=name), encoding="utf-8")
+    return file
+
+
+def run(root: Path, name: str, *overrides: str, ranks: int = 1) -> list[int]:
+    """Run the stage in forked ranks; returns their exit codes."""
+    file = stage_file(root, name)
+    return run_ranks(ranks, lambda rank, size: int(run_stage(load_stage(file, overrides))))
+
+
+def records(root: Path, name: str, kind: str) -> list[dict[str, Any]]:
+    lines = (root / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def losses(root: Path, name: str) -> list[float]:
+    """Losses by step; of a repeated step the last."""
+    by_step = {record["step"]: record["loss"] for record in records(root, name, "step")}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def start(root: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+    """The stage as a user starts it."""
+    command = [sys.executable, "-m", "megatron_apriel.train", str(stage_file(root, name)), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for_line(process: subprocess.Popen[str], beginning: str) -> None:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith(beginning):
+            return
+    pytest.fail(f"no line {beginning!r} in\n{''.join(seen)}")
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, sequences: set[int]) -> None:
+    """Make the loss of these sequences NaN, as a damaged sample would."""
+    sound = step_module._sum_loss
+
+    def poisoned(batch: Batch, losses_S: torch.Tensor) -> Any:
+        return sound(batch, losses_S * (float("nan") if batch.sequence in sequences else 1.0))
+
+    monkeypatch.setattr(step_module, "_sum_loss", poisoned)
