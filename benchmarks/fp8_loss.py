@@ -1,8 +1,11 @@
 """Train the same small model on the same real text in bf16 and in each FP8 recipe, and compare the losses.
 
-Every run starts from the same weights and sees the same tokens in the same order, so what differs is the arithmetic.
-The text is Python's own: documentation and sources of whatever is installed. The result is a table, a plot, and an exit
-code: 1 if the judged recipe's loss, averaged over the last steps, differs from bf16's by more than the allowance.
+Every run starts from the same weights and sees the same tokens in the same steps, so what differs is the arithmetic.
+How far two runs drift apart by rounding alone is shown by a control: bf16 again, with the micro-batches of each step in
+reverse order, which are the same sums rounded otherwise. The text is Python's own: documentation and sources of
+whatever is installed, in one random order, so that all steps see the same kinds of text. The result is a table, a plot,
+and an exit code: 1 if the judged recipe's loss, averaged over the last steps, differs from bf16's by more than the
+allowance.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
+import random
 import re
 import subprocess
 import sys
@@ -34,12 +39,15 @@ from benchmarks.processes import ROOT
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
 
-PRECISIONS = ("bf16", "delayed", "tensorwise", "blockwise")
+CONTROL = "bf16-reversed"
+PRECISIONS = ("bf16", CONTROL, "delayed", "tensorwise", "blockwise")
 VOCABULARY = 131072
-WINDOW = 20
+WINDOW = 50
 """Steps over which differences are averaged."""
-WARM_UP = 20
-"""Steps over which the learning rate rises."""
+WARM_UP = 0.2
+"""Part of the steps over which the learning rate rises; it falls as a cosine to a tenth after that."""
+LONGEST = 20_000
+"""Characters that are taken of a file, so that no file is a step's whole text."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,12 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--hidden", type=int, default=2048, help="width, a multiple of 256 (%(default)s)")
     training = parser.add_argument_group("training")
     training.add_argument("--sequence-length", type=int, default=4096, help="tokens of a micro-batch (%(default)s)")
-    training.add_argument("--micro-batches", type=int, default=2, help="of a step (%(default)s)")
+    training.add_argument("--micro-batches", type=int, default=4, help="of a step (%(default)s)")
     training.add_argument("--steps", type=int, default=200, help="%(default)s")
-    training.add_argument("--peak", type=float, default=3e-4, help="learning rate after the warm-up (%(default)g)")
+    training.add_argument("--peak", type=float, default=2e-4, help="learning rate after the warm-up (%(default)g)")
     compared = parser.add_argument_group("comparison")
     compared.add_argument("--precisions", default=",".join(PRECISIONS), metavar="A,B", help="default: %(default)s")
-    compared.add_argument("--judged", choices=PRECISIONS[1:], default="tensorwise", help="must hold (%(default)s)")
+    compared.add_argument("--judged", choices=PRECISIONS[2:], default="tensorwise", help="must hold (%(default)s)")
     compared.add_argument("--allowance", type=float, default=0.01, help="relative difference (%(default)g)")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
                         help="directory for fp8_loss-DATE.json and .png (benchmarks/results)")  # fmt: skip
@@ -82,15 +90,25 @@ def relative_difference(losses: Sequence[float], reference: Sequence[float]) -> 
     return [loss / base - 1 for loss, base in pairs]
 
 
+def rate_at(step: int, steps: int, peak: float) -> float:
+    """The learning rate of a step, counted from 0."""
+    warm = max(round(WARM_UP * steps), 1)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1))))
+
+
 def real_text() -> Iterator[str]:
-    """Sources and documentation of the standard library and of installed packages, file by file in a fixed order."""
+    """Sources and documentation of the standard library and of installed packages, the beginning of each file.
+
+    In a random order that is the same wherever the same files are installed: neighbours in a directory are alike, and
+    the loss would tell which directory a step came from.
+    """
     library = Path(json.__file__).parents[1]
-    yield from (_read(file) for file in [*sorted(library.glob("*.py")), *sorted(library.glob("[a-z]*/*.py"))])
-    yield from (_read(file) for file in sorted(Path(torch.__file__).parent.rglob("*.py")))
-
-
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="ignore")
+    files = [*sorted(library.glob("*.py")), *sorted(library.glob("[a-z]*/*.py"))]
+    files += sorted(Path(torch.__file__).parent.rglob("*.py"))
+    random.Random(1234).shuffle(files)
+    yield from (file.read_text(encoding="utf-8", errors="ignore")[:LONGEST] for file in files)
 
 
 def token_stream(count: int) -> tuple[torch.Tensor, str]:
@@ -106,14 +124,14 @@ def token_stream(count: int) -> tuple[torch.Tensor, str]:
     table = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
     tokenizer, tokens = Tekkenizer.from_file(table), []
     for text in real_text():
-        tokens += tokenizer.encode(text[:60_000], bos=True, eos=True)
+        tokens += tokenizer.encode(text, bos=True, eos=True)
         if len(tokens) >= count:
             return torch.tensor(tokens[:count]), "tekken"
     raise DataError(f"only {len(tokens):,} tokens of text are installed here, {count:,} are needed.")
 
 
 def _words(count: int) -> torch.Tensor:
-    pieces = (piece for text in real_text() for piece in re.findall(r" ?\w+|\s+|[^\w\s]", text[:60_000]))
+    pieces = (piece for text in real_text() for piece in re.findall(r" ?\w+|\s+|[^\w\s]", text))
     words = list(islice(pieces, count))
     if len(words) < count:
         raise DataError(f"only {len(words):,} words of text are installed here, {count:,} are needed.")
@@ -138,11 +156,12 @@ def train(arguments: argparse.Namespace) -> list[float]:
     case = replace(CASES["8192"], sequence_length=length, micro_batches=count)
     losses = []
     with groups.initialized(Layout()) as device:
-        subject = Ours(architecture, stage_config(case, arguments.run), Layout())
+        reverse = arguments.run == CONTROL
+        subject = Ours(architecture, stage_config(case, "bf16" if reverse else arguments.run), Layout())
         for step, part in enumerate(tokens.view(arguments.steps, count, length)):
-            batches = [make_batch(architecture, [row.tolist()]).to(device) for row in part]
-            rate = arguments.peak * min((step + 1) / WARM_UP, 1.0)
-            losses.append(subject.step(batches, rate))
+            rows = part.flip(0) if reverse else part
+            batches = [make_batch(architecture, [row.tolist()]).to(device) for row in rows]
+            losses.append(subject.step(batches, rate_at(step, arguments.steps, arguments.peak)))
     return losses
 
 
@@ -177,10 +196,10 @@ def _plot(runs: dict[str, Any], path: Path) -> None:
 
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
     for name, run in runs.items():
-        above.plot(smoothed(run["losses"], 5), label=name, lw=1.2)
+        (line,) = above.plot(smoothed(run["losses"], 5), label=name, lw=1.2)
         if name != "bf16" and "bf16" in runs:
             difference = relative_difference(run["losses"], runs["bf16"]["losses"])
-            below.plot([100 * value for value in difference], label=name)
+            below.plot([100 * value for value in difference], label=name, color=line.get_color())
     above.set_ylabel("loss, mean of 5 steps")
     below.set_ylabel(f"difference from bf16, %\nmean of {WINDOW} steps")
     below.set_xlabel("step")
@@ -214,6 +233,8 @@ def _conclude(arguments: argparse.Namespace, record: dict[str, Any]) -> int:
     if len(runs) < len(record["runs"]):
         return ExitCode.FAILED
     # Not "greater": a loss that is no number compares as neither.
+    if CONTROL in ends:
+        print(f"rounding alone, by the control: {ends[CONTROL]:+.2%}")
     if arguments.judged in ends and not abs(ends[arguments.judged]) <= arguments.allowance:
         print(f"{arguments.judged} differs by {ends[arguments.judged]:+.2%}, more than {arguments.allowance:.2%}")
         return ExitCode.FAILED

