@@ -36,6 +36,7 @@ from rich.table import Table
 from benchmarks.cases import CASES
 from benchmarks.measure import environment
 from benchmarks.processes import ROOT
+from benchmarks.versions import commit
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
 
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--allowance", type=float, default=0.01, help="relative difference (%(default)g)")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
                         help="directory for fp8_loss-DATE.json and .png (benchmarks/results)")  # fmt: skip
+    parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
     parser.add_argument("--run", metavar="PRECISION", help=argparse.SUPPRESS)  # one run, in a process of its own
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # allowed without a GPU
@@ -260,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     names = ("layers", "hidden", "sequence_length", "micro_batches", "steps", "peak")
     settings = {name: getattr(arguments, name) for name in names}
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-    return _conclude(arguments, {"date": now, **settings, **compared})
+    return _conclude(arguments, {"date": now, "commit": arguments.commit or commit(), **settings, **compared})
 
 
 if __name__ == "__main__":

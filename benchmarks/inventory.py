@@ -26,6 +26,7 @@ from benchmarks.measure import WARM_UP_STEPS, environment, prepared, seconds_of_
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown
 from benchmarks.subjects import SUBJECTS, family
+from benchmarks.versions import commit
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="decoder layers of the slice (%(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
                         help="directory for inventory-DATE.json and .md (benchmarks/results)")  # fmt: skip
+    parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 
@@ -89,7 +91,8 @@ def rows(found: Inventory, least: dict[str, float]) -> list[list[str]]:
 def _write(arguments: argparse.Namespace, found: Inventory, least: dict[str, float], undisturbed: float) -> Path:
     now = datetime.datetime.now(datetime.UTC)
     record: dict[str, Any] = {
-        "date": now.strftime("%Y-%m-%d %H:%M"), "subject": arguments.subject, "case": arguments.case,
+        "date": now.strftime("%Y-%m-%d %H:%M"), "commit": arguments.commit or commit(),
+        "subject": arguments.subject, "case": arguments.case,
         "layers": arguments.layers, "step_ms_without_profiler": undisturbed, "span_ms": found.span_ms,
         "groups_ms": found.groups, "least_ms": least, "kernels": found.kernels, "longest_gaps": found.longest_gaps,
         "environment": environment(),
@@ -98,7 +101,8 @@ def _write(arguments: argparse.Namespace, found: Inventory, least: dict[str, flo
     path: Path = arguments.output / f"inventory-{now:%Y%m%d-%H%M%S}"
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     title = f"# Inventory of a step: {SUBJECTS[arguments.subject]}, {arguments.case}, {arguments.layers} layers"
-    under = f"{undisturbed:.1f} ms a step without the profiler. {record['environment']['device']}, {record['date']}."
+    where = f"{record['environment']['device']}, commit {record['commit']}, {record['date']}"
+    under = f"{undisturbed:.1f} ms a step without the profiler. {where}."
     names = [f"- {group}: `{name}` {ms:.2f} ms in {launches}" for group in found.kernels
              for name, ms, launches in found.biggest(group, 4)]  # fmt: skip
     names += [f"- gap of {ms:.2f} ms after `{before[:80]}`, before `{after[:80]}`" for ms, before, after in

@@ -11,8 +11,8 @@ import argparse
 import datetime
 import json
 import statistics
-import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.processes import ROOT
+from benchmarks.report import markdown
+from benchmarks.versions import commit
 from megatron_apriel.architecture import DecoderArchitecture
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
@@ -35,8 +38,8 @@ examples:
   # 8192, 16384 and 32768 tokens; takes about a minute on one H200 and 60 GiB of its memory
   python benchmarks/loss.py
 
-  # one length, and the figures in a file too
-  python benchmarks/loss.py --tokens 8192 --json loss.json
+  # one length
+  python benchmarks/loss.py --tokens 8192
 
 columns:
   ms       forward and backward, median; fused and unfused take turns, so that both meet the same clocks
@@ -48,6 +51,7 @@ Exit code: 0 if measured, 2 if it cannot be here.
 """
 
 SUBJECTS = ("fused", "unfused")
+HEADINGS = ("tokens", "subject", "ms", "GiB", "TFLOP/s", "loss")
 
 Losses = Callable[[Any, Tensor, Tensor], Tensor]
 
@@ -83,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--vocabulary", type=int, default=131072, metavar="N", help="its entries (%(default)s)")
     how = parser.add_argument_group("how")
     how.add_argument("--rounds", type=int, default=10, metavar="N", help="timed passes of each (%(default)s)")
-    how.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file too")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
+                        help="directory for loss-DATE.json and .md (benchmarks/results)")  # fmt: skip
+    output.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
     return parser
 
 
@@ -153,26 +160,38 @@ def _milliseconds(run: Callable[[], Tensor]) -> float:
     return start.elapsed_time(end)
 
 
-def _commit() -> str:
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return answer.stdout.strip() or "unknown"
+def _rows(record: dict[str, Any]) -> list[list[str]]:
+    """In the columns of :data:`HEADINGS`."""
+    return [
+        [
+            str(row["tokens"]),
+            row["subject"],
+            *(f"{row['ms']:.2f}", f"{row['gib']:.2f}", f"{row['tflops']:.0f}", f"{row['loss']:.5f}"),
+        ]
+        for row in record["figures"]
+    ]
 
 
 def _show(record: dict[str, Any]) -> None:
     table = Table(
-        *("tokens", "subject", "ms", "GiB", "TFLOP/s", "loss"),
+        *HEADINGS,
         title=f"Head and loss, {record['hidden']} x {record['vocabulary']}, bf16, forward and backward",
         caption=f"{record['hardware']}, torch {record['torch']}, commit {record['commit']}, {record['date']}",
     )
-    for row in record["figures"]:
-        table.add_row(
-            str(row["tokens"]),
-            row["subject"],
-            *(f"{row['ms']:.2f}", f"{row['gib']:.2f}", f"{row['tflops']:.0f}", f"{row['loss']:.5f}"),
-        )
+    for row in _rows(record):
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def _write(record: dict[str, Any], directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"loss-{time.strftime('%Y%m%d-%H%M%S')}"
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    title = f"# Head and loss, {record['hidden']} x {record['vocabulary']}, bf16, forward and backward"
+    under = f"{record['hardware']}, torch {record['torch']}, commit {record['commit']}, {record['date']}."
+    text = "\n".join([title, "", under, "", markdown(HEADINGS, _rows(record)), ""])
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,15 +210,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = {
         "hardware": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": arguments.commit or commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hidden": arguments.hidden,
         "vocabulary": arguments.vocabulary,
         "figures": figures,
     }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     _show(record)
+    print(f"{_write(record, arguments.output)}.json and .md")
     return ExitCode.OK
 
 

@@ -70,9 +70,8 @@ class Processes:
                 process.stdin.write("go\n")
                 process.stdin.close()
         ends = time.monotonic() + limit
-        while any(process.poll() is None for process in self._processes):
-            failed = any(process.returncode for process in self._processes)
-            if failed or time.monotonic() > ends:
+        while None in (codes := [process.poll() for process in self._processes]):
+            if any(codes) or time.monotonic() > ends:
                 # Ranks whose peer has failed would wait for it; a moment for them to say what they know.
                 time.sleep(1)
                 self.stop()

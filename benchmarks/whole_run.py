@@ -145,17 +145,19 @@ def _paths() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-def train(root: Path, gpus: int, *overrides: str) -> list[dict[str, Any]]:
+def train(root: Path, logs: Path, gpus: int, *overrides: str) -> list[dict[str, Any]]:
     """Run the command line; the records that it wrote. Raises ConfigError with the end of its output."""
     metrics = root / "run" / "metrics.jsonl"
     before = len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.exists() else 0
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
     command = [sys.executable, *launcher, "-m", "megatron_apriel.train", str(root / "stage.yaml"), *overrides]
-    print(f"training: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    done = subprocess.run(command, cwd=ROOT, env=_paths(), capture_output=True, text=True, check=False)
+    log = logs / f"{len(list(logs.iterdir()))}.log"
+    print(f"training: {' '.join(overrides)}; log in {log}", file=sys.stderr, flush=True)
+    with log.open("w", encoding="utf-8") as output:
+        done = subprocess.run(command, cwd=ROOT, env=_paths(), stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         # torchrun's own summary, which comes last, does not say why.
-        said = (done.stdout + done.stderr).partition("elastic/multiprocessing")[0]
+        said = log.read_text(encoding="utf-8", errors="replace").partition("elastic/multiprocessing")[0]
         raise ConfigError(f"training ended with exit code {done.returncode}.", said[-6000:])
     return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()[before:]]
 
@@ -198,12 +200,13 @@ def _runs(root: Path, arguments: argparse.Namespace, gpus: int, sizes: Sizes) ->
     text = STAGE.format(root=root, length=sizes.length, batch=batch, tokens=batch * STEPS)
     (root / "stage.yaml").write_text(text, encoding="utf-8")
     common = [f"precision={{compute: {'bf16' if torch.cuda.is_available() else 'fp32'}, fp8: {arguments.precision}}}"]
-    first = train(root, gpus, f"parallel={arguments.first}", *common)
+    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    first = train(root, logs, gpus, f"parallel={arguments.first}", *common)
     checkpoints = root / "run" / "checkpoints"
     size = sum(file.stat().st_size for file in (checkpoints / "step_00000004").rglob("*") if file.is_file())
     # Gone on with from the middle: the end is taken away.
     shutil.rmtree(checkpoints / "step_00000008")
-    second = train(root, gpus, f"parallel={arguments.second}", *common)
+    second = train(root, logs, gpus, f"parallel={arguments.second}", *common)
     return {
         "rows": [
             row("from the start", arguments.first, first, gpus, size),
