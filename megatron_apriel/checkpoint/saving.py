@@ -6,6 +6,7 @@ dependencies. :mod:`writing` needs none of it, not even in the background.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 
+from megatron_apriel.checkpoint.boxes import Boxes
 from megatron_apriel.checkpoint.writing import ShardWriting
 
 
@@ -31,25 +33,30 @@ class _Planned(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 
     writing: ShardWriting
 
+    def __init__(self, boxes: Mapping[str, Boxes]) -> None:
+        super().__init__()
+        self._boxes = boxes
+
     def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: Path) -> None:
         shards, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-        self.writing = ShardWriting(checkpoint_dir, mcore_to_pyt_state_dict(shards, False))
+        self.writing = ShardWriting(checkpoint_dir, mcore_to_pyt_state_dict(shards, False) | self._boxes)
 
 
-def plan_writing(state: ShardedStateDict, directory: Path) -> ShardWriting:
-    """Plan who writes which of the shards in ``state`` into ``directory``; collective.
+def plan_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], directory: Path) -> ShardWriting:
+    """Plan who writes which of the shards in ``state``, and this rank's ``boxes``, into ``directory``; collective.
 
     Where several ranks hold the same shard, each writes a part of them instead of the first writing all. What is no
     shard is written here already.
 
     Args:
         state: nested, with Megatron's sharded tensors at its leaves.
+        boxes: by key, what this rank alone holds of tensors.
         directory: exists and is empty.
 
     Raises:
         CheckpointException: torch's, on all ranks alike.
     """
-    strategy = _Planned()
+    strategy = _Planned(boxes)
     parallel = FullyParallelSaveStrategyWrapper(strategy, _copies()) if _have_copies() else strategy
     dist_checkpointing.save(state, str(directory), parallel)
     return strategy.writing

@@ -1,9 +1,9 @@
 """A run's state, to and from a distributed checkpoint: weights, optimizer, random states.
 
 Everything large is tensors, cut into shards that say where they lie in the whole, so that any layout can read what any
-other wrote. The optimizer's state is kept per parameter and in the parameter's shape ("fully reshardable"), although
-each rank holds it as slices of flat buffers. Everything small (step counts, learning rates) is plain JSON. Nothing is
-pickled.
+other wrote. The optimizer's state is kept per parameter and in the parameter's shape, although each rank holds it as
+slices of flat buffers (:mod:`boxes`): nothing is gathered. Everything small (step counts, learning rates) is plain
+JSON. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.boxes import Boxes, boxes_of_slice, read_boxes
 from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
 from megatron_apriel.checkpoint.names import Parameter, parameters
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
@@ -30,9 +31,9 @@ from megatron_apriel.checkpoint.sources import listed
 from megatron_apriel.checkpoint.writing import ShardWriting
 from megatron_apriel.errors import CheckpointError
 
-_RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
-_MAIN_PARAMETER = "optimizer.state.param."
-"""Beginning of the keys of the optimizer's own float32 copies of the parameters."""
+_OPTIMIZER = "optimizer.state."
+_MAIN_PARAMETER = f"{_OPTIMIZER}param."
+"""Beginning of the keys of the optimizer's state, and of its own float32 copies of the parameters."""
 
 Owned = list[tuple[Parameter, nn.Parameter]]
 
@@ -78,22 +79,21 @@ def plan_state(
         optimizer: None to save weights only.
 
     Returns:
-        This rank's part, of which nothing is copied yet, except that the optimizer's state was gathered in host memory;
-        and what is not tensors, plain and the same on all ranks, for :func:`load_state`.
+        This rank's part, of which nothing is copied yet; and what is not tensors, plain and the same on all ranks, for
+        :func:`load_state`.
     """
     owned, shards = _sharded(chunks)
-    del owned
     state: dict[str, Any] = {"model": shards, "random": _sharded_random_states()}
+    boxes: dict[str, Boxes] = {}
     groups: list[dict[str, Any]] | None = None
     if optimizer is not None:
-        state["optimizer"], groups = {}, []
-        for number, part in enumerate(_distributed_parts(optimizer)):
+        groups = []
+        for part in _distributed_parts(optimizer):
             _ensure_moments(part)
-            described = part.sharded_state_dict(shards, metadata=_RESHARDABLE)
-            state["optimizer"][number] = described["param_state"]
-            groups += [_plain_group(group) for group in described["optimizer"]["param_groups"]]
+            boxes |= _optimizer_boxes(part, owned)
+            groups += [_plain_group(group) for group in part.state_dict()["optimizer"]["param_groups"]]
         groups = _first_not_empty(groups)
-    return plan_writing(state, directory), {"layout": current_layout(), "optimizer_groups": groups}
+    return plan_writing(state, boxes, directory), {"layout": current_layout(), "optimizer_groups": groups}
 
 
 @torch.no_grad()
@@ -123,8 +123,6 @@ def load_state(
     if optimizer is not None:
         _check_optimizer(directory, stored, owned, saved.get("optimizer_groups"))
         parts = _distributed_parts(optimizer)
-        described = [part.sharded_state_dict(shards, is_loading=True, metadata=_RESHARDABLE) for part in parts]
-        state["optimizer"] = {number: each["param_state"] for number, each in enumerate(described)}
         random = _sharded_random_states()
         same_layout = saved.get("layout") == current_layout() and all(shard.key in stored for shard in random.values())
         if same_layout:
@@ -134,10 +132,12 @@ def load_state(
         value = loaded["model"][parameter.key]
         if value.data_ptr() != tensor.data_ptr():
             tensor.copy_(value)
-    for number, part in enumerate(parts):
-        # An optimizer whose groups are all empty on this rank, because their parameters are elsewhere, has no tensors.
-        tensors = loaded.get("optimizer", {}).get(number, {})
-        _give_state(part, tensors, saved["optimizer_groups"])
+    if optimizer is not None:
+        boxes: dict[str, Boxes] = {}
+        for part in parts:
+            _give_groups(part, saved["optimizer_groups"])
+            boxes |= _optimizer_boxes(part, owned)
+        read_boxes(directory, boxes)
     if same_layout:
         restore_random_states({name: state[0] for name, state in loaded["random"].items()})
     return same_layout
@@ -191,16 +191,24 @@ def _first_not_empty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return next((each for each in everywhere if each), [])
 
 
-def _give_state(part: DistributedOptimizer, tensors: Any, groups: list[dict[str, Any]]) -> None:
+def _optimizer_boxes(part: DistributedOptimizer, owned: Owned) -> dict[str, Boxes]:
+    """What this rank's optimizer holds, by key: main parameters and moments; views, not copies."""
+    place, entries = Place.current(), {id(tensor): parameter for parameter, tensor in owned}
+    boxes = {}
+    buckets = (bucket for ranges in part.gbuf_ranges for of_dtype in ranges.values() for bucket in of_dtype)
+    for model_parameter, ranges in (item for bucket in buckets for item in bucket["param_map"].items()):
+        parameter, start = entries[id(model_parameter)], ranges["param"].start
+        for name, numbers in part._get_main_param_and_optimizer_states(model_parameter).items():
+            key = f"{_OPTIMIZER}{name}.{parameter.key}"
+            boxes[key] = boxes_of_slice(parameter, place, start, numbers.detach().view(-1))
+    return boxes
+
+
+def _give_groups(part: DistributedOptimizer, groups: list[dict[str, Any]]) -> None:
+    """Set the saved step count and rates, and make room for the moments."""
     groups = [{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()} for group in groups]
     try:
-        part.load_state_dict(
-            {
-                "optimizer": {"param_groups": groups},
-                "param_state": tensors,
-                "param_state_sharding_type": _RESHARDABLE["distrib_optim_sharding_type"],
-            }
-        )
+        part.load_state_dict({"optimizer": {"param_groups": groups}})
     except KeyError as error:
         raise CheckpointError(
             f"the checkpoint's optimizer has no parameter group like {error.args[0]}.",

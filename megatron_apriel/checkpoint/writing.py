@@ -29,6 +29,8 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper
 
+from megatron_apriel.checkpoint.boxes import Boxes
+
 Data = Tensor | io.BytesIO
 
 
@@ -156,6 +158,11 @@ class _Planner(MCoreSavePlanner):  # type: ignore[misc]
         original = super().resolve_data
         self._copies = buffers.copies((item.index, original(item)) for item in plan.items)
         self.state_dict.clear()
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        held = self.state_dict[index.fqn]
+        # torch looks for shards in tensors only.
+        return held.__get_tensor_shard__(index) if isinstance(held, Boxes) else super().lookup_object(index)
 
     def resolve_data(self, write_item: WriteItem) -> Data:
         if self.abandoned.is_set():

@@ -22,6 +22,7 @@ from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported 
 from megatron_apriel.checkpoint import training
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.hf import load_weights
+from megatron_apriel.checkpoint.state import plan_state
 from megatron_apriel.checkpoint.training import CheckpointStore
 from megatron_apriel.checkpoint.writing import ShardWriting
 from megatron_apriel.config.schema import TrainedParts
@@ -56,6 +57,36 @@ def _save_and_go_on(rank: int, world_size: int, layout: Layout, source: Path, wh
         saved = store.save(2, run.wrapped, run.optimizer, {"sequences": 8, "losses": losses}, source)
         assert store.latest() == saved.path
         return run.steps(2, 4), _draws(), run.weights()
+
+
+def _planned(rank: int, world_size: int, layout: Layout, where: Path) -> tuple[int, int, int]:
+    """Numbers of optimizer state that this rank writes, that it holds, and the largest single piece of them."""
+    with groups.initialized(layout, seed=5):
+        run = Run(layout)
+        run.steps(0, 1)
+        if rank == 0:
+            where.mkdir()
+        torch.distributed.barrier()
+        writing, _ = plan_state(where, run.chunks, run.optimizer)
+        items = [item for item in writing._plan.items if item.index.fqn.startswith("optimizer.")]
+        sizes = [item.tensor_data.chunk.sizes.numel() for item in items if item.tensor_data is not None]
+        writing.finish()
+        parts = getattr(run.optimizer, "chained_optimizers", [run.optimizer])
+        held = sum(main.numel() for part in parts for group in part.optimizer.param_groups for main in group["params"])
+        return sum(sizes), 3 * held, max(sizes)
+
+
+@pytest.mark.parametrize("name", ["DP2", "CP2", "TP2 DP2"])
+def test_a_rank_writes_its_own_part_of_the_optimizer(tmp_path, name):
+    """Main parameters and two moments; what tensor-parallel ranks all have is written by the first alone."""
+    layout = LAYOUTS[name]
+    planned = run_ranks(layout.world_size, _planned, layout, tmp_path / "state")
+    total = ARCHITECTURE.parameters * 3
+    assert sum(written for written, _, _ in planned) == total
+    for rank, (written, held, largest) in enumerate(planned):
+        assert (written == held) if layout.coordinates(rank).tensor == 0 else (0 < written < held)
+        assert held <= total / layout.optimizer_shards * 1.1
+        assert largest <= held / 3
 
 
 def _resume(rank: int, world_size: int, layout: Layout, where: Path, dtype: torch.dtype) -> Any:

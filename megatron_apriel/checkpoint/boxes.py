@@ -1,0 +1,149 @@
+"""Tensors of which a rank holds boxes that follow no grid: how they are written and read by torch's checkpoints.
+
+The distributed optimizer cuts its state without regard to shapes: a rank holds numbers ``start`` to ``stop`` of a
+parameter's flattened shard. Row by row that is at most the end of one row, a block of whole rows, and the beginning of
+another row: boxes, each with a place in the whole parameter. So every rank writes and reads exactly its own part, with
+no communication and no buffer of the size of anything else, and any cut can be read into any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, Metadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from megatron_apriel.checkpoint.names import Parameter, Split
+from megatron_apriel.checkpoint.shards import Place
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of a tensor: where it begins, and its numbers (a view, not a copy)."""
+
+    offsets: tuple[int, ...]
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """What this rank holds of one tensor; read and written by torch's planners through its three dunder methods.
+
+    Attributes:
+        shape: of the whole tensor.
+        boxes: this rank's.
+        written: whether this rank writes them; False where another writes the same.
+    """
+
+    shape: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    written: bool = True
+
+    def size(self) -> torch.Size:
+        """As of a tensor."""
+        return torch.Size(self.shape)
+
+    def __create_write_items__(self, key: str, _: Any) -> list[WriteItem]:
+        return [
+            WriteItem(
+                index=MetadataIndex(key, torch.Size(box.offsets)),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=ChunkStorageMetadata(torch.Size(box.offsets), box.numbers.size()),
+                    properties=TensorProperties.create_from_tensor(box.numbers),
+                    size=self.size(),
+                ),
+            )
+            for box in self.boxes
+            if self.written
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [ChunkStorageMetadata(torch.Size(box.offsets), box.numbers.size()) for box in self.boxes]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        return next(box.numbers for box in self.boxes if torch.Size(box.offsets) == index.offset)
+
+
+def boxes_of_slice(parameter: Parameter, place: Place, start: int, numbers: Tensor) -> Boxes:
+    """Where a run of a parameter's flattened shard lies in the whole parameter.
+
+    Args:
+        parameter: its entry in the table of names.
+        place: whose shard of it.
+        start: number of the shard's elements before the run.
+        numbers: the run, flat.
+    """
+    shard = parameter.shard_shape(place.tensor_size)
+    ranges = parameter.row_ranges(place.tensor, place.tensor_size)
+    columns = parameter.column_range(place.tensor, place.tensor_size)
+    boxes = tuple(
+        Box(
+            _placed(offsets, ranges, columns[0] if columns else 0),
+            numbers[begin - start : end - start].view(sizes),
+        )
+        for offsets, sizes, begin, end in _cut(shard, start, start + numbers.numel(), ranges[0][1] - ranges[0][0])
+    )
+    return Boxes(parameter.shape, boxes, parameter.split is not Split.REPLICATED or place.tensor == 0)
+
+
+def _cut(
+    shape: tuple[int, ...], start: int, stop: int, seam: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int, int]]:
+    """Boxes of elements ``start`` to ``stop`` in row order: offsets, sizes, and the elements' numbers.
+
+    No box reaches over row ``seam``: the rows above and below are no neighbours in the whole.
+    """
+    if len(shape) == 1:
+        yield (start,), (stop - start,), start, stop
+        return
+    _, width = shape
+    while start < stop:
+        row, column = divmod(start, width)
+        rows = (stop - start) // width if column == 0 else 0
+        if row < seam:
+            rows = min(rows, seam - row)
+        # Whole rows as long as there are any; else what is left of this row.
+        end = start + rows * width if rows else min(stop, (row + 1) * width)
+        yield (row, column), (rows or 1, width if rows else end - start), start, end
+        start = end
+
+
+def _placed(offsets: tuple[int, ...], ranges: Sequence[tuple[int, int]], first_column: int) -> tuple[int, ...]:
+    """Offsets in the whole parameter of a box in a shard that holds these ranges of its rows."""
+    row, *column = offsets
+    for begin, stop in ranges:
+        if row < stop - begin:
+            return (begin + row, *(first_column + number for number in column))
+        row -= stop - begin
+    raise AssertionError(f"row {offsets[0]} is past the shard's end")
+
+
+def read_boxes(directory: Path, wanted: Mapping[str, Boxes]) -> None:
+    """Fill the boxes of every key from a checkpoint, however it was cut when it was written; collective.
+
+    Raises:
+        CheckpointException: torch's, on all ranks, if a key is absent, of another shape, or cannot be read.
+    """
+    planner = _LoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    checkpoint.load(dict(wanted), storage_reader=FileSystemReader(directory), planner=planner)
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    """torch's, which looks into tensors only, for :class:`Boxes`."""
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        self.state_dict = self.original_state_dict = state_dict
+        self.metadata, self.is_coordinator = metadata, is_coordinator
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self.state_dict[index.fqn].__get_tensor_shard__(index)  # type: ignore[no-any-return]
