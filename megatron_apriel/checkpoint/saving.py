@@ -6,6 +6,7 @@ dependencies. :mod:`writing` needs none of it, not even in the background.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,14 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from torch.distributed.checkpoint import CheckpointException
 
+from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.checkpoint.boxes import Boxes
+from megatron_apriel.checkpoint.shard_writer import first_failure
+from megatron_apriel.checkpoint.verify import changed
 from megatron_apriel.checkpoint.writing import ShardWriting
+from megatron_apriel.errors import CheckpointError
 
 
 class _Planned(TorchDistSaveShardedStrategy):  # type: ignore[misc]
@@ -62,9 +68,29 @@ def plan_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], directory:
     return strategy.writing
 
 
+class _ReadTogether(TorchDistLoadShardedStrategy):  # type: ignore[misc]
+    """Megatron's reader. A rank that cannot read its part tells the others, which would wait for it to give it them."""
+
+    def load(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: Path, *more: Any) -> Any:
+        def own_part() -> Any:
+            try:
+                return super(_ReadTogether, self).load(sharded_state_dict, checkpoint_dir, *more)
+            except CheckpointException as error:
+                raise unreadable(checkpoint_dir, error) from error
+
+        return alike(own_part)
+
+
+def unreadable(path: Path, error: CheckpointException) -> CheckpointError:
+    """What torch raised while it read the checkpoint at ``path``, told."""
+    failure = first_failure(error)
+    # torch advises to switch off what keeps a file from running code.
+    return changed(path, "a tensor in it is damaged" if isinstance(failure, pickle.UnpicklingError) else str(failure))
+
+
 def load_strategy() -> Any:
     """Where several ranks hold the same shard, each reads a part of them from the disk and gives it to the others."""
-    strategy = TorchDistLoadShardedStrategy()
+    strategy = _ReadTogether()
     return FullyParallelLoadStrategyWrapper(strategy, _copies()) if _have_copies() else strategy
 
 

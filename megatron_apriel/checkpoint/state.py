@@ -28,6 +28,7 @@ from megatron_apriel.checkpoint.random_state import random_states, restore_rando
 from megatron_apriel.checkpoint.saving import load_strategy, plan_writing
 from megatron_apriel.checkpoint.shards import Place, Shard, owned_parameters, shard_of
 from megatron_apriel.checkpoint.sources import listed
+from megatron_apriel.checkpoint.verify import verify_together
 from megatron_apriel.checkpoint.writing import ShardWriting
 from megatron_apriel.errors import CheckpointError
 
@@ -115,8 +116,10 @@ def load_state(
         CheckpointError: the checkpoint is of another model, or its optimizer trained other parameters.
     """
     owned, shards = _sharded(chunks)
-    stored = tensors_in(read_metadata(directory))
+    metadata = read_metadata(directory)
+    stored = tensors_in(metadata)
     _check_model(directory, stored, architecture_of_model(chunks))
+    verify_together(directory, metadata)
     state: dict[str, Any] = {"model": shards}
     parts: list[DistributedOptimizer] = []
     same_layout = False

@@ -35,6 +35,7 @@ from megatron_apriel.checkpoint.forms import CONFIG, SIDECAR_DIRECTORY, config_f
 from megatron_apriel.checkpoint.publishing import PARTIAL, partial_of, publish
 from megatron_apriel.checkpoint.retention import steps_to_keep
 from megatron_apriel.checkpoint.run_file import read_run_file, write_sidecars
+from megatron_apriel.checkpoint.saving import unreadable
 from megatron_apriel.checkpoint.shard_writer import first_failure
 from megatron_apriel.checkpoint.state import architecture_of_model, load_state, plan_state, unwrapped
 from megatron_apriel.checkpoint.writing import HostBuffers, ShardWriting, WriteState
@@ -225,7 +226,10 @@ class CheckpointStore:
         """
         path = Path(path)
         record = read_run_file(path)
-        restored = load_state(path, unwrapped(chunks), optimizer, record)
+        try:
+            restored = load_state(path, unwrapped(chunks), optimizer, record)
+        except CheckpointException as error:  # torch raises it on all ranks alike
+            raise unreadable(path, error) from error
         if optimizer is not None and not restored and dist.get_rank() == 0:
             print(f"{path} is of another layout ({record['layout']}): random states begin anew from the seed")
         extra: dict[str, Any] = record["extra"]

@@ -1,0 +1,64 @@
+"""Bytes that have changed inside a checkpoint: every rank ends, with an error that names it, and none waits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
+from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
+
+from megatron_apriel.checkpoint.metadata import read_metadata
+from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.errors import AprielError
+from megatron_apriel.parallel import groups
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.ranks import run_ranks
+
+LAYOUT = LAYOUTS["DP2"]
+
+
+def _save(rank: int, world_size: int, source: Path, where: Path) -> None:
+    with groups.initialized(LAYOUT):
+        run = Run(LAYOUT)
+        run.start_from(source)
+        run.steps(0, 1)
+        CheckpointStore(where, KEEP_ALL, 4).save(1, run.wrapped, run.optimizer, {}, source)
+
+
+def _load(rank: int, world_size: int, where: Path) -> str:
+    with groups.initialized(LAYOUT):
+        run, store = Run(LAYOUT), CheckpointStore(where, KEEP_ALL, 4)
+        try:
+            store.load(store.latest(), run.chunks, run.optimizer)  # type: ignore[arg-type]
+        except AprielError as error:
+            return str(error)
+        return "loaded"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = write_hf_checkpoint(tmp_path_factory.mktemp("hf"), ARCHITECTURE)
+    where = tmp_path_factory.mktemp("run") / "checkpoints"
+    run_ranks(2, _save, source, where)
+    return where
+
+
+def test_it_loads_as_it_was_written(saved: Path) -> None:
+    assert run_ranks(2, _load, saved) == ["loaded", "loaded"]
+
+
+@pytest.mark.parametrize("place", ["beginning", "middle"])
+@pytest.mark.parametrize("key", ["optimizer.state.exp_avg.decoder.layers.1", "decoder.layers.1", "tower.", "random."])
+def test_all_ranks_end(saved: Path, tmp_path: Path, key: str, place: str) -> None:
+    where = tmp_path / "checkpoints"
+    shutil.copytree(saved, where)
+    step = where / "step_00000001"
+    piece = next(entry for index, entry in read_metadata(step).storage_data.items() if index.fqn.startswith(key))
+    with (step / piece.relative_path).open("r+b") as file:
+        file.seek(piece.offset + (0 if place == "beginning" else piece.length // 2))
+        file.write(b"\x5a" * 40)
+    for said in run_ranks(2, _load, where, timeout=60):
+        assert f"{step} could not be read" in said
+        assert "Remove or rename" in said
