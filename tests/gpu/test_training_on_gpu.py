@@ -90,10 +90,12 @@ def test_fp8_follows_bf16(root: Path, bf16: list[float], recipe: str) -> None:
     assert found == pytest.approx(bf16, rel=0.03)
 
 
-def test_resumes(root: Path, bf16: list[float]) -> None:
-    run(root, "resumed")
-    (root / "resumed" / "checkpoints" / "step_00000012").rename(root / "aside")
-    records = run(root, "resumed")
+@pytest.mark.parametrize("background", ["false", "true"])
+def test_resumes(root: Path, bf16: list[float], background: str) -> None:
+    name = f"resumed_{background}"
+    run(root, name, f"checkpoint.background={background}")
+    (root / name / "checkpoints" / "step_00000012").rename(root / f"{name}_aside")
+    records = run(root, name)
     assert [record["step"] for record in records][-4:] == [9, 10, 11, 12]
     assert losses(records) == pytest.approx(bf16, rel=2e-3)
 
