@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.progress import progress
 
 
 def changed(path: Path, what: str) -> CheckpointError:
@@ -45,18 +46,27 @@ def verify(directory: Path, metadata: Metadata, share: int = 0, shares: int = 1)
     Raises:
         CheckpointError: a piece is damaged.
     """
-    pieces = sorted(metadata.storage_data.items(), key=lambda piece: (piece[1].relative_path, piece[1].offset))
-    for index, place in pieces[share::shares]:
-        if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
-            continue
-        with (directory / place.relative_path).open("rb") as file:
-            try:
-                with zipfile.ZipFile(io.BufferedReader(_Piece(file, place.offset, place.length), 1 << 20)) as archive:
-                    damaged = archive.testzip()
-            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
-                damaged = "all"
-        if damaged is not None:
-            raise changed(directory, f"{index.fqn} in {place.relative_path} is damaged")
+    pieces = [
+        (index, place)
+        for index, place in metadata.storage_data.items()
+        if not isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata)
+    ]
+    mine = sorted(pieces, key=lambda piece: (piece[1].relative_path, piece[1].offset))[share::shares]
+    with progress("checking the checkpoint", sum(place.length for _, place in mine), "bytes") as step:
+        for index, place in mine:
+            if not _is_whole(directory / place.relative_path, place.offset, place.length):
+                raise changed(directory, f"{index.fqn} in {place.relative_path} is damaged")
+            step(place.length)
+
+
+def _is_whole(path: Path, offset: int, length: int) -> bool:
+    """Whether the archive at a place of a file has the numbers that its checksums say."""
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(io.BufferedReader(_Piece(file, offset, length), 1 << 20)) as archive:
+                return archive.testzip() is None
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
+            return False
 
 
 class _Piece(io.RawIOBase):
