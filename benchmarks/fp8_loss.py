@@ -35,7 +35,7 @@ from rich.table import Table
 
 from benchmarks.cases import CASES
 from benchmarks.measure import environment
-from benchmarks.processes import ROOT
+from benchmarks.options import add_output_options
 from benchmarks.versions import commit
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
@@ -68,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--precisions", default=",".join(PRECISIONS), metavar="A,B", help="default: %(default)s")
     compared.add_argument("--judged", choices=PRECISIONS[2:], default="tensorwise", help="must hold (%(default)s)")
     compared.add_argument("--allowance", type=float, default=0.01, help="relative difference (%(default)g)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
-                        help="directory for fp8_loss-DATE.json and .png (benchmarks/results)")  # fmt: skip
-    parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+    add_output_options(parser, "fp8_loss-DATE.json and .png")
     parser.add_argument("--run", metavar="PRECISION", help=argparse.SUPPRESS)  # one run, in a process of its own
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # allowed without a GPU

@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.cases import CASES, small
 from benchmarks.kernel_groups import GAPS, UNKNOWN, Inventory, inventory, least_ms
 from benchmarks.measure import WARM_UP_STEPS, environment, prepared, seconds_of_step
-from benchmarks.processes import ROOT
+from benchmarks.options import add_output_options
 from benchmarks.report import markdown
 from benchmarks.subjects import SUBJECTS, family
 from benchmarks.versions import commit
@@ -48,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subject", choices=SUBJECTS, default="ours-delayed", help="default: %(default)s")
     parser.add_argument("--case", choices=text_cases, default="8192", help="default: %(default)s")
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="decoder layers of the slice (%(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
-                        help="directory for inventory-DATE.json and .md (benchmarks/results)")  # fmt: skip
-    parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+    add_output_options(parser, "inventory-DATE.json and .md")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 

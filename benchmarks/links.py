@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.processes import ROOT, Processes
+from benchmarks.options import add_output_options
+from benchmarks.processes import Processes
 from benchmarks.report import markdown
 from benchmarks.spread_cli import host_facts, print_table
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
@@ -39,9 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
-                        help="directory for links-DATE.json and .md (benchmarks/results)")  # fmt: skip
-    parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+    add_output_options(parser, "links-DATE.json and .md")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # small tensors, on the CPU too
     return parser
 

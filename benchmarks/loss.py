@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.processes import ROOT
+from benchmarks.options import add_output_options
 from benchmarks.report import markdown
 from benchmarks.versions import commit
 from megatron_apriel.architecture import DecoderArchitecture
@@ -88,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--rounds", type=int, default=10, metavar="N", help="timed passes of each (%(default)s)")
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
-                        help="directory for loss-DATE.json and .md (benchmarks/results)")  # fmt: skip
-    output.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+    add_output_options(output, "loss-DATE.json and .md")
     return parser
 
 

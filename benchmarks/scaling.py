@@ -14,11 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import CASES
+from benchmarks.options import chosen
 from benchmarks.spread import Prediction, Spread, predicted
 from benchmarks.spread_cli import (
     PRECISIONS,
     add_common_options,
-    chosen,
     finish,
     hardware_of,
     show_plan,

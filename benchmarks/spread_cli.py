@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.cases import batches
 from benchmarks.measure import WARM_UP_STEPS
-from benchmarks.processes import ROOT
+from benchmarks.options import add_output_options
 from benchmarks.report import GIB
 from benchmarks.spread import Prediction, Spread, measure_spreads
 from benchmarks.spread_report import Row, page, record, remarks
@@ -46,19 +46,8 @@ def add_common_options(parser: argparse.ArgumentParser, what: argparse._Argument
     how.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one measurement (%(default)g)")
     how.add_argument("--dry-run", action="store_true", help="show the plan and stop; needs no GPU")
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
-                        help="directory for NAME-DATE.json and .md (benchmarks/results)")  # fmt: skip
-    output.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+    add_output_options(output, "NAME-DATE.json and .md")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
-
-
-def chosen(text: str, valid: Sequence[str], option: str) -> list[str]:
-    """The words of a list, each of which must be valid. Raises ConfigError."""
-    words = [part.strip() for part in text.split(",") if part.strip()]
-    for word in words:
-        if word not in valid:
-            raise ConfigError(f"{option}: there is no {word!r}.", fix=f"Valid: {', '.join(valid)}.")
-    return words
 
 
 def usable_gpus(arguments: argparse.Namespace) -> int:

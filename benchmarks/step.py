@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES
-from benchmarks.processes import ROOT, Planned, measure_all
+from benchmarks.options import add_output_options, chosen
+from benchmarks.processes import Planned, measure_all
 from benchmarks.report import (
     MEMORY_HEADINGS,
     SPEED_HEADINGS,
@@ -83,25 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one measurement (%(default)g)")
     how.add_argument("--dry-run", action="store_true", help="list the measurements and stop")
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
-                        help="directory for step-DATE.json and step-DATE.md (benchmarks/results)")  # fmt: skip
-    output.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+    add_output_options(output, "step-DATE.json and step-DATE.md")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 
 
-def _chosen(text: str, valid: Sequence[str], option: str) -> list[str]:
-    chosen = [part.strip() for part in text.split(",") if part.strip()]
-    for name in chosen:
-        if name not in valid:
-            raise ConfigError(f"{option}: there is no {name!r}.", fix=f"Valid: {', '.join(valid)}.")
-    return chosen
-
-
 def _plan(arguments: argparse.Namespace) -> list[Planned]:
-    cases = _chosen(arguments.cases, list(CASES), "--cases")
-    subjects = _chosen(arguments.subjects, list(SUBJECTS), "--subjects")
-    depths = sorted({int(text) for text in _chosen(arguments.layers, [str(n) for n in range(1, 49)], "--layers")})
+    cases = chosen(arguments.cases, list(CASES), "--cases")
+    subjects = chosen(arguments.subjects, list(SUBJECTS), "--subjects")
+    depths = sorted({int(text) for text in chosen(arguments.layers, [str(n) for n in range(1, 49)], "--layers")})
     if arguments.steps < 1:
         raise ConfigError(f"--steps={arguments.steps} measures nothing.", fix="Give a number above 0.")
     return [Planned(subject, case, layers) for case in cases for subject in subjects for layers in depths]

@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import environment
+from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown
 from benchmarks.spread_cli import host_facts, print_table
@@ -107,9 +108,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="of the one that goes on (%(default)s)")  # fmt: skip
     parser.add_argument("--precision", default="none", metavar="FP8", help="precision.fp8 (%(default)s)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for model, data and checkpoints; removed after")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
-                        help="directory for whole_run-DATE.json and .md (benchmarks/results)")  # fmt: skip
-    parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+    add_output_options(parser, "whole_run-DATE.json and .md")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 

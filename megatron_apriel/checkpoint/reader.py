@@ -30,6 +30,7 @@ from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
 from megatron_apriel.checkpoint.names import Form, parameters, weights
 from megatron_apriel.checkpoint.run_file import read_run_file
 from megatron_apriel.checkpoint.sources import DTYPES, SAFETENSORS_NAMES, listed, read_bytes
+from megatron_apriel.checkpoint.window import Window
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.surgery.tensor_files import TensorSpec
 
@@ -195,32 +196,6 @@ def _check_keys(path: Path, architecture: Architecture, stored: dict[str, Any]) 
             )
 
 
-class _Window(io.RawIOBase):
-    """A part of a file as a file of its own."""
-
-    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
-        self._file, self._offset, self._length, self._at = file, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = os.pread(self._file.fileno(), min(len(buffer), self._length - self._at), self._offset + self._at)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
 class _ShapeUnpickler(pickle.Unpickler):
     """Reads how a saved tensor lies in its storage; makes no tensor."""
 
@@ -240,7 +215,7 @@ class _ShapeUnpickler(pickle.Unpickler):
 def _locate(file: BinaryIO, piece: _Piece, dtype: torch.dtype) -> tuple[int, int]:
     """Offset of a piece's first number in its file, and bytes per row."""
     try:
-        with zipfile.ZipFile(io.BufferedReader(_Window(file, piece.offset, piece.length))) as archive:
+        with zipfile.ZipFile(io.BufferedReader(Window(file, piece.offset, piece.length))) as archive:
             members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
             about, data = members["data.pkl"], members["data/0"]
             (_, storage, key, _, _), offset, size, stride = _ShapeUnpickler(io.BytesIO(archive.read(about))).load()

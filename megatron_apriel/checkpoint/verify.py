@@ -7,15 +7,14 @@ when it reads. The sizes of files tell of truncation only; a disk or a copy that
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from megatron_apriel.checkpoint.agreement import alike
+from megatron_apriel.checkpoint.window import Window
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.progress import progress
 
@@ -54,40 +53,17 @@ def verify(directory: Path, metadata: Metadata, share: int = 0, shares: int = 1)
     mine = sorted(pieces, key=lambda piece: (piece[1].relative_path, piece[1].offset))[share::shares]
     with progress("checking the checkpoint", sum(place.length for _, place in mine), "bytes") as step:
         for index, place in mine:
-            if not _is_whole(directory / place.relative_path, place.offset, place.length):
-                raise changed(directory, f"{index.fqn} in {place.relative_path} is damaged")
+            if damage := _damage(directory / place.relative_path, place.offset, place.length):
+                raise changed(directory, f"{index.fqn} in {place.relative_path} is damaged ({damage})")
             step(place.length)
 
 
-def _is_whole(path: Path, offset: int, length: int) -> bool:
-    """Whether the archive at a place of a file has the numbers that its checksums say."""
+def _damage(path: Path, offset: int, length: int) -> str | None:
+    """What is wrong with the archive at a place of a file; None if its numbers are those that its checksums say."""
     with path.open("rb") as file:
         try:
-            with zipfile.ZipFile(io.BufferedReader(_Piece(file, offset, length), 1 << 20)) as archive:
-                return archive.testzip() is None
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
-            return False
-
-
-class _Piece(io.RawIOBase):
-    """A run of bytes of a file as a file of its own."""
-
-    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
-        super().__init__()
-        self._file, self._offset, self._length, self._place = file, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._offset + self._place)
-        read = self._file.readinto(memoryview(buffer)[: max(self._length - self._place, 0)])  # type: ignore[attr-defined]
-        self._place += read
-        return int(read)
+            with zipfile.ZipFile(io.BufferedReader(Window(file, offset, length), 1 << 20)) as archive:
+                damaged = archive.testzip()
+        except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for; a bad disk OSError
+            return f"{type(error).__name__}: {error}"
+    return None if damaged is None else f"{damaged} does not fit its checksum"

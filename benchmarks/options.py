@@ -1,0 +1,26 @@
+"""Options that the benchmarks' command lines share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.processes import ROOT
+from megatron_apriel.errors import ConfigError
+
+
+def add_output_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, files: str) -> None:
+    """Where the results go, and what they say of the code; ``files`` names them in the help."""
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
+                        help=f"directory for {files} (benchmarks/results)")  # fmt: skip
+    parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+
+
+def chosen(text: str, valid: Sequence[str], option: str) -> list[str]:
+    """The words of a list, each of which must be valid. Raises ConfigError."""
+    words = [part.strip() for part in text.split(",") if part.strip()]
+    for word in words:
+        if word not in valid:
+            raise ConfigError(f"{option}: there is no {word!r}.", fix=f"Valid: {', '.join(valid)}.")
+    return words
