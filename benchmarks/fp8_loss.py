@@ -22,7 +22,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from rich.table import Table
 from benchmarks.cases import CASES
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options
+from benchmarks.report import markdown
 from benchmarks.versions import commit
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
@@ -68,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--precisions", default=",".join(PRECISIONS), metavar="A,B", help="default: %(default)s")
     compared.add_argument("--judged", choices=PRECISIONS[2:], default="tensorwise", help="must hold (%(default)s)")
     compared.add_argument("--allowance", type=float, default=0.01, help="relative difference (%(default)g)")
-    add_output_options(parser, "fp8_loss-DATE.json and .png")
+    compared.add_argument("--at-once", type=int, default=1, metavar="N", help="runs that share the GPU, 17 GiB each as "
+                          "the model stands; losses are the same, seconds longer (%(default)s)")  # fmt: skip
+    add_output_options(parser, "fp8_loss-DATE.json, .md and .png")
     parser.add_argument("--run", metavar="PRECISION", help=argparse.SUPPRESS)  # one run, in a process of its own
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # allowed without a GPU
@@ -169,23 +174,28 @@ def _compare(arguments: argparse.Namespace, chosen: list[str], scratch: Path) ->
     """Run every precision in a process of its own; losses and seconds by precision."""
     tokens, tokenizer = token_stream(arguments.steps * arguments.micro_batches * arguments.sequence_length)
     torch.save(tokens, scratch / "tokens.pt")
-    runs: dict[str, Any] = {}
-    for number, precision in enumerate(chosen, start=1):
-        print(f"[{number}/{len(chosen)}] {precision}, {arguments.steps} steps", file=sys.stderr, flush=True)
-        names = ("layers", "hidden", "sequence-length", "micro-batches", "steps", "peak")
-        options = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in names]
-        paths = [f"--tokens={scratch / 'tokens.pt'}", f"--output={scratch}", f"--run={precision}"]
-        started = time.monotonic()
-        command = [sys.executable, str(Path(__file__).resolve()), *options, *paths]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        result = scratch / f"{precision}.json"
-        if done.returncode or not result.exists():
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            print(f"    failed: {last[:200]}", file=sys.stderr)
-            runs[precision] = {"failed": last}
-            continue
-        runs[precision] = {"losses": json.loads(result.read_text()), "seconds": time.monotonic() - started}
+    with ThreadPoolExecutor(max(arguments.at_once, 1)) as pool:
+        runs = dict(zip(chosen, pool.map(partial(_run, arguments, scratch), chosen), strict=True))
     return {"tokenizer": tokenizer, "runs": runs}
+
+
+def _run(arguments: argparse.Namespace, scratch: Path, precision: str) -> dict[str, Any]:
+    """One precision's losses and seconds, or why it failed."""
+    print(f"{precision}: {arguments.steps} steps", file=sys.stderr, flush=True)
+    names = ("layers", "hidden", "sequence-length", "micro-batches", "steps", "peak")
+    options = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in names]
+    paths = [f"--tokens={scratch / 'tokens.pt'}", f"--output={scratch}", f"--run={precision}"]
+    started = time.monotonic()
+    command = [sys.executable, str(Path(__file__).resolve()), *options, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - started
+    result = scratch / f"{precision}.json"
+    if done.returncode or not result.exists():
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        print(f"{precision}: failed: {last[:200]}", file=sys.stderr)
+        return {"failed": last}
+    print(f"{precision}: done in {seconds:.0f} s", file=sys.stderr, flush=True)
+    return {"losses": json.loads(result.read_text()), "seconds": seconds}
 
 
 def _plot(runs: dict[str, Any], path: Path) -> None:
@@ -221,15 +231,19 @@ def _conclude(arguments: argparse.Namespace, record: dict[str, Any]) -> int:
         _plot(runs, path.with_suffix(".png"))
     except ImportError:
         print("no plot: matplotlib is not installed", file=sys.stderr)
-    table = Table(title=f"{record['hidden']} wide, {record['layers']} layers, {record['steps']} steps of real text")
-    for heading in ("precision", "first loss", f"loss, last {WINDOW} steps", "difference from bf16", "seconds"):
-        table.add_column(heading, justify="right")
+    title = f"{record['hidden']} wide, {record['layers']} layers, {record['steps']} steps of real text"
+    headings = ("precision", "first loss", f"loss, last {WINDOW} steps", "difference from bf16", "seconds")
+    table, rows = Table(*headings, title=title), []
     for name, run in runs.items():
         last = smoothed(run["losses"])[-1]
         difference = f"{ends[name]:+.2%}" if name in ends else "-"
-        table.add_row(name, f"{run['losses'][0]:.3f}", f"{last:.4f}", difference, f"{run['seconds']:.0f}")
+        rows.append([name, f"{run['losses'][0]:.3f}", f"{last:.4f}", difference, f"{run['seconds']:.0f}"])
+        table.add_row(*rows[-1])
     Console().print(table)
-    print(f"{path}.json")
+    under = f"{record['environment']['device']}, commit {record.get('commit')}, {record.get('date')}."
+    text = "\n".join([f"# Loss in 8 bits: {title}", "", under, "", markdown(headings, rows), ""])
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"{path}.json, .md and .png")
     if len(runs) < len(record["runs"]):
         return ExitCode.FAILED
     # Not "greater": a loss that is no number compares as neither.
