@@ -3,7 +3,8 @@
 A step's gradients are sums over all tokens of the global batch. What they must be multiplied by, one over the number of
 tokens, and less where their norm is clipped, is known only when they are complete. Scaling them in their buffer, once
 for each of the two, reads and writes 16 bytes a parameter; the update itself moves 28. Here the factor goes into the
-update, where the gradient is read anyway.
+update, where the gradient is read anyway. It is read from the parameters' device, so that whoever asks for the update
+need not wait for the gradients.
 
 On a GPU each parameter is one kernel (``adamw_kernel.py``); elsewhere the same is written in torch. State and groups
 are laid out as Transformer Engine's ``FusedAdam`` has them, which Megatron's distributed optimizer can save and load:
@@ -23,14 +24,13 @@ from torch import Tensor
 class Coefficients:
     """What an update needs of its group, worked out once in double precision.
 
-    With g the gradient times ``factor``::
+    With g the gradient times the optimizer's factor::
 
         mean   += mean_rate * (g - mean)
         square += square_rate * (g * g - square)
         p       = keep * p - rate * mean / (sqrt(square * square_scale) + eps)
     """
 
-    factor: float
     mean_rate: float
     square_rate: float
     keep: float
@@ -43,7 +43,8 @@ class AdamW(torch.optim.Optimizer):
     """Decoupled weight decay; takes the place of the Adam that Megatron would use (``train/optimizer.py``).
 
     Attributes:
-        factor: every gradient is multiplied by it as it is read; the gradients themselves stay.
+        factor: every gradient is multiplied by it as it is read, and the gradients themselves stay; float32, without
+            dimensions, on the parameters' device. Where it is not a number, an update leaves everything as it is.
 
     Raises:
         ValueError: for options that this optimizer has not, such as narrow moments.
@@ -62,25 +63,30 @@ class AdamW(torch.optim.Optimizer):
         options["L2 regularisation"] = not adam_w_mode
         if unsupported := sorted(name for name, value in options.items() if value):
             raise ValueError(f"AdamW knows no {', '.join(unsupported)}")
-        self.factor = 1.0
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        parameters = (parameter for group in self.param_groups for parameter in group["params"])
+        self.factor = torch.ones((), device=next((parameter.device for parameter in parameters), None))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient. Nothing is waited for."""
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             coefficients = self._coefficients(group)
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
                     mean, square = self._moments(parameter)
-                    _update(parameter, parameter.grad, mean, square, coefficients)
+                    _update(parameter, parameter.grad, self.factor, mean, square, coefficients)
+
+    def take_back(self) -> None:
+        """Do not count the last update, of which it is now known that its factor was not a number."""
+        for group in self.param_groups:
+            group["step"] -= 1
 
     def _coefficients(self, group: dict[str, Any]) -> Coefficients:
         beta1, beta2 = group["betas"]
         lr, step = group["lr"], group["step"]
         return Coefficients(
-            factor=self.factor,
             mean_rate=1 - beta1,
             square_rate=1 - beta2,
             keep=1 - lr * group["weight_decay"],
@@ -97,13 +103,15 @@ class AdamW(torch.optim.Optimizer):
         return state["exp_avg"], state["exp_avg_sq"]
 
 
-def _update(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, how: Coefficients) -> None:
+def _update(
+    parameter: Tensor, gradient: Tensor, factor: Tensor, mean: Tensor, square: Tensor, how: Coefficients
+) -> None:
     if parameter.is_cuda:
         from megatron_apriel.train.adamw_kernel import update
 
-        update(parameter, gradient, mean, square, how)
-        return
-    scaled = gradient.float() * how.factor
-    mean.lerp_(scaled, how.mean_rate)
-    square.lerp_(scaled * scaled, how.square_rate)
-    parameter.mul_(how.keep).addcdiv_(mean, (square * how.square_scale).sqrt_().add_(how.eps), value=-how.rate)
+        update(parameter, gradient, factor, mean, square, how)
+    elif not factor.isnan():
+        scaled = gradient.float() * factor
+        mean.lerp_(scaled, how.mean_rate)
+        square.lerp_(scaled * scaled, how.square_rate)
+        parameter.mul_(how.keep).addcdiv_(mean, (square * how.square_scale).sqrt_().add_(how.eps), value=-how.rate)

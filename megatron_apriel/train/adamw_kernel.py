@@ -18,8 +18,10 @@ BLOCK = 4096
 WARPS = 8
 
 
-def update(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, how: Coefficients) -> None:
-    """Update a parameter and its moments in place; all four are contiguous and of one size."""
+def update(
+    parameter: Tensor, gradient: Tensor, factor: Tensor, mean: Tensor, square: Tensor, how: Coefficients
+) -> None:
+    """Update a parameter and its moments in place; these and the gradient are contiguous and of one size."""
     if not all(tensor.is_contiguous() for tensor in (parameter, gradient, mean, square)):
         raise ValueError("parameters, gradients and moments must be contiguous")
     count = parameter.numel()
@@ -29,7 +31,7 @@ def update(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, ho
         mean,
         square,
         count,
-        how.factor,
+        factor,
         how.mean_rate,
         how.square_rate,
         how.keep,
@@ -48,7 +50,7 @@ def _adamw_kernel(
     means: tl.tensor,
     squares: tl.tensor,
     count: tl.tensor,
-    factor: tl.tensor,
+    factors: tl.tensor,
     mean_rate: tl.tensor,
     square_rate: tl.tensor,
     keep: tl.tensor,
@@ -59,7 +61,9 @@ def _adamw_kernel(
 ) -> None:
     """One program per block of numbers."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
+    factor = tl.load(factors)
+    # Without a factor nothing is read and nothing is written.
+    inside = (place < count) & (factor == factor)
     gradient = tl.load(gradients + place, mask=inside, other=0.0).to(tl.float32) * factor
     mean = tl.load(means + place, mask=inside, other=0.0)
     square = tl.load(squares + place, mask=inside, other=0.0)

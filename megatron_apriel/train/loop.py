@@ -34,9 +34,10 @@ from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.optimizer import set_learning_rate
+from megatron_apriel.train.report import StepReport
 from megatron_apriel.train.schedule import learning_rate
 from megatron_apriel.train.signals import StopRequest
-from megatron_apriel.train.step import StepReport, evaluate, train_step
+from megatron_apriel.train.step import evaluate, train_step
 
 NON_FINITE_HELP = (
     "Look at the samples named there (damaged text or images?), at a peak learning rate that is too high, and at FP8:"

@@ -9,6 +9,7 @@ clipped in place: what they are to be multiplied by goes into the update (``adam
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from megatron_apriel.config.schema import OptimizerSection, StageConfig
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.freeze import component_of
+from megatron_apriel.parallel.groups import current_device
 from megatron_apriel.train.adamw import AdamW
 
 _CLIP_EPSILON = 1e-6
@@ -115,22 +117,51 @@ def set_learning_rate(optimizer: MegatronOptimizer, rate: float, section: Optimi
         group["weight_decay"] = section.weight_decay * group["wd_mult"]
 
 
-def gradient_norm(optimizer: MegatronOptimizer) -> float:
-    """L2 norm of the summed gradient over all parameters and ranks, after reduction; the same number on every rank."""
+def gradient_norm(optimizer: MegatronOptimizer) -> torch.Tensor:
+    """L2 norm of the summed gradient over all parameters and ranks, after reduction; the same number on every rank.
+
+    Float64 without dimensions, on this rank's device, which is not waited for.
+    """
     optimizer.prepare_grads()
-    return float(optimizer.get_grad_norm())
+    norm = optimizer.get_grad_norm()
+    if not isinstance(norm, torch.Tensor):
+        norm = torch.full((), norm, device=current_device())
+    return norm.double().view(())
 
 
-def apply_gradients(optimizer: MegatronOptimizer, tokens: float, norm: float, clip: float) -> None:
-    """Update the parameters by the mean gradient of a token, scaled so that its norm is at most ``clip``.
+def gradient_factor(
+    norm_of_sum: torch.Tensor, loss_sums: torch.Tensor, tokens: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """What the summed gradient is multiplied by in an update; not a number if there must be no update.
+
+    It makes the sum the mean gradient of a token, scaled so that its norm is at most ``clip``. Float64 on the device of
+    the arguments, which is not waited for.
 
     Args:
-        optimizer: gradients are the reduced sums over all tokens.
+        norm_of_sum: see :func:`gradient_norm`.
+        loss_sums: losses summed over the global batch; if one of them or the norm is not finite there is no update.
         tokens: how many carry loss in the global batch.
-        norm: of the mean gradient.
         clip: largest norm of an update's gradient.
     """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if not getattr(part, "is_stub_optimizer", False):
-            part.optimizer.factor = min(clip / (norm + _CLIP_EPSILON), 1.0) / tokens
+    factor = (clip / (norm_of_sum / tokens + _CLIP_EPSILON)).clamp(max=1.0) / tokens
+    finite = norm_of_sum.isfinite() & loss_sums.isfinite().all()
+    return factor.where(finite, math.nan)
+
+
+def apply_gradients(optimizer: MegatronOptimizer, factor: torch.Tensor) -> None:
+    """Update the parameters by the summed gradients times ``factor``; see :func:`gradient_factor`."""
+    for own in _own_optimizers(optimizer):
+        own.factor = factor.float()
     optimizer.step_with_ready_grads()
+
+
+def take_back(optimizer: MegatronOptimizer) -> None:
+    """Do not count the last update, of which it is now known that it changed nothing."""
+    for own in _own_optimizers(optimizer):
+        own.take_back()
+
+
+def _own_optimizers(optimizer: MegatronOptimizer) -> list[AdamW]:
+    """This rank's; none where nothing of its part of the model trains."""
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part.optimizer for part in parts if not getattr(part, "is_stub_optimizer", False)]

@@ -3,20 +3,19 @@
 The loss of a step is the sum over all tokens that carry loss, divided by their number in the **global** batch: not a
 mean of means, so that how documents fall into micro-batches, ranks and packs does not change what is optimised.
 Gradients are accumulated as sums; the update divides them on its way (``optimizer.py``).
+
+Nothing of a step waits for the device until all of it is queued: whether there is an update, and by what the gradients
+are multiplied in it, is worked out where they are. The report of a step is copied to the host while the update runs.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -24,43 +23,8 @@ from torch import Tensor
 
 from megatron_apriel.batch import Batch
 from megatron_apriel.checkpoint.writing import WriteState
-from megatron_apriel.train.optimizer import apply_gradients, gradient_norm
-
-
-@dataclass
-class StepReport:
-    """What a step did, the same on every rank.
-
-    Attributes:
-        loss: mean over the global batch's tokens that carry loss.
-        source_sums, source_tokens: per source of the mixture, loss sum and number of loss tokens.
-        gradient_norm: of the mean over those tokens, before clipping.
-        applied: False if the step was skipped because loss or gradient was not finite.
-        totals: the caller's own numbers, summed over data-parallel ranks.
-        stop_code: highest exit code that any rank asked to stop with, 0 for none.
-        write_state: greatest of the ranks' states of writing a checkpoint in the background.
-        bad_sequences: numbers of sequences whose loss was not finite; empty for a sound step.
-    """
-
-    loss: float
-    source_sums: list[float]
-    source_tokens: list[float]
-    gradient_norm: float = 0.0
-    applied: bool = True
-    totals: list[float] = field(default_factory=list)
-    stop_code: int = 0
-    write_state: WriteState = WriteState.ENDED
-    bad_sequences: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class MicroBatchLoss:
-    """One micro-batch's loss on the last stage, kept on the device until the step is over."""
-
-    sequence: int
-    source: int
-    loss_sum: Tensor
-    num_tokens: int
+from megatron_apriel.train.optimizer import apply_gradients, gradient_factor, gradient_norm, take_back
+from megatron_apriel.train.report import MicroBatchLoss, StepReport, Sums, gather_bad_sequences
 
 
 def run_micro_batches(
@@ -130,14 +94,15 @@ def train_step(
     optimizer.zero_grad()
     losses = run_micro_batches(chunks, batches, micro_batches, sequence_length, forward_only=False)
     norm_of_sum = gradient_norm(optimizer)
-    report = summarise(losses, sources, totals(), stop_code, write_state)
-    tokens = max(sum(report.source_tokens), 1.0)
-    report.gradient_norm = norm_of_sum / tokens
-    report.applied = math.isfinite(norm_of_sum) and all(map(math.isfinite, report.source_sums))
-    if report.applied:
-        apply_gradients(optimizer, tokens, report.gradient_norm, clip)
-    else:
-        report.bad_sequences = _gather_bad(losses)
+    sums = Sums.over_ranks(losses, sources, totals(), stop_code, write_state)
+    tokens = sums.source_tokens.sum().clamp(min=1.0)
+    factor = gradient_factor(norm_of_sum, sums.source_sums, tokens, clip)
+    pending = sums.to_host(norm_of_sum / tokens, factor)
+    apply_gradients(optimizer, factor)
+    report = pending.report()
+    if not report.applied:
+        take_back(optimizer)
+        report.bad_sequences = gather_bad_sequences(losses)
     return report
 
 
@@ -152,51 +117,5 @@ def evaluate(
     """Loss over this and all other ranks' ``micro_batches`` batches, without gradients."""
     with torch.no_grad():
         losses = run_micro_batches(chunks, batches, micro_batches, sequence_length, forward_only=True)
-    return summarise(losses, sources, [], 0, WriteState.ENDED)
-
-
-def summarise(
-    losses: list[MicroBatchLoss], sources: int, totals: list[float], stop_code: int, write_state: WriteState
-) -> StepReport:
-    """Add up what the ranks saw; every rank gets the same report. The only place where a step waits for the device."""
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    counts = [0.0] * sources
-    for loss in losses:
-        counts[loss.source] += loss.num_tokens
-    # The caller's totals are of whole sequences, the losses of this context-parallel rank's tokens.
-    counts_losses = _first_with_losses()
-    counts_totals = counts_losses and parallel_state.get_context_parallel_rank() == 0
-    counted = [count * counts_losses for count in counts] + [total * counts_totals for total in totals]
-    host = torch.tensor(counted, dtype=torch.float64)
-    sums = torch.zeros(sources, dtype=torch.float64, device=device)
-    if losses and counts_losses:
-        index = torch.tensor([loss.source for loss in losses], device=device)
-        sums.index_add_(0, index, torch.stack([loss.loss_sum.double() for loss in losses]))
-    flat = torch.cat([sums, host.to(device)])
-    dist.all_reduce(flat)
-    states = torch.tensor([stop_code, write_state], device=device)
-    dist.all_reduce(states, op=dist.ReduceOp.MAX)
-    values = flat.tolist()
-    source_sums, source_tokens = values[:sources], values[sources : 2 * sources]
-    highest_stop_code, highest_write_state = states.tolist()
-    return StepReport(
-        loss=sum(source_sums) / max(sum(source_tokens), 1.0),
-        source_sums=source_sums,
-        source_tokens=source_tokens,
-        totals=values[2 * sources :],
-        stop_code=highest_stop_code,
-        write_state=WriteState(highest_write_state),
-    )
-
-
-def _first_with_losses() -> bool:
-    """Whether this is the first of the ranks that hold the losses of the same tokens: tensor-parallel, last stage."""
-    last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-    return last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
-
-
-def _gather_bad(losses: list[MicroBatchLoss]) -> list[int]:
-    mine = [loss.sequence for loss in losses if not math.isfinite(loss.loss_sum.item())]
-    gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, mine)
-    return sorted({sequence for part in gathered for sequence in part})
+    sums = Sums.over_ranks(losses, sources, [], 0, WriteState.ENDED)
+    return sums.to_host().report()

@@ -27,6 +27,7 @@ from megatron_apriel.testing.layouts import CASES, GPU_LAYOUTS, LAYOUTS, Case, S
 from megatron_apriel.testing.stages import small_stage
 from megatron_apriel.testing.weights import from_transformers, load_full
 from megatron_apriel.train.optimizer import build_optimizer, set_learning_rate, wrap_data_parallel
+from megatron_apriel.train.report import StepReport
 from megatron_apriel.train.step import train_step
 
 ALONE = "one GPU"
@@ -64,32 +65,40 @@ def stage_of(case: Case, row: Setup, precision: str) -> StageConfig:
     )
 
 
-def run(case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    """Losses and gradient norms of a few of the trainer's steps."""
-    config, layout = stage_of(case, row, precision), row.layout
-    chunks = build_model(ARCHITECTURE, config, layout)
-    load_full(chunks, weights)
-    apply_freezing(chunks, config.train)
-    wrapped = wrap_data_parallel(chunks, config)
-    optimizer = build_optimizer(wrapped, config)
-    set_learning_rate(optimizer, config.optimizer.peak, config.optimizer)
-    found: dict[str, list[float]] = {"losses": [], "norms": []}
-    for step in range(STEPS):
-        given = batches(ARCHITECTURE, case, step, layout, SEQUENCE_LENGTH, TEXT)
-        report = train_step(
-            wrapped,
-            optimizer,
-            (batch.to(groups.current_device()) for batch in given),
-            micro_batches=len(case.images) // layout.data,
+class Trainer:
+    """The trainer's own steps on a rank of a layout, from the given weights."""
+
+    def __init__(self, case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor]) -> None:
+        self.case, self.layout, config = case, row.layout, stage_of(case, row, precision)
+        self.chunks = build_model(ARCHITECTURE, config, row.layout)
+        load_full(self.chunks, weights)
+        apply_freezing(self.chunks, config.train)
+        self._wrapped = wrap_data_parallel(self.chunks, config)
+        self._optimizer = build_optimizer(self._wrapped, config)
+        self._clip = config.optimizer.clip
+        set_learning_rate(self._optimizer, config.optimizer.peak, config.optimizer)
+
+    def step(self, number: int) -> StepReport:
+        """On the tokens and images of step ``number``."""
+        given = batches(ARCHITECTURE, self.case, number, self.layout, SEQUENCE_LENGTH, TEXT)
+        return train_step(
+            self._wrapped,
+            self._optimizer,
+            (batch.pin_memory().to(groups.current_device()) for batch in given),
+            micro_batches=len(self.case.images) // self.layout.data,
             sequence_length=SEQUENCE_LENGTH,
             sources=1,
-            clip=config.optimizer.clip,
+            clip=self._clip,
             totals=list,
             stop_code=0,
         )
-        found["losses"].append(report.loss)
-        found["norms"].append(report.gradient_norm)
-    return found
+
+
+def run(case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Losses and gradient norms of a few of the trainer's steps."""
+    trainer = Trainer(case, row, precision, weights)
+    reports = [trainer.step(number) for number in range(STEPS)]
+    return {"losses": [report.loss for report in reports], "norms": [report.gradient_norm for report in reports]}
 
 
 def _forget_scales() -> None:

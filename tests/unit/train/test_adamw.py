@@ -21,7 +21,7 @@ def test_is_torchs_adamw_of_scaled_gradients(weight_decay: float, factor: float,
     theirs = [torch.nn.Parameter(parameter.detach().double()) for parameter in ours]
     optimizer = AdamW(ours, **SETTINGS, weight_decay=weight_decay)
     reference = torch.optim.AdamW(theirs, **SETTINGS, weight_decay=weight_decay)
-    optimizer.factor = factor
+    optimizer.factor = torch.tensor(factor, device=device)
     for _ in range(5):
         for mine, its in zip(ours, theirs, strict=True):
             mine.grad = torch.randn(mine.shape, generator=generator).to(device)
@@ -32,6 +32,27 @@ def test_is_torchs_adamw_of_scaled_gradients(weight_decay: float, factor: float,
         assert all(torch.equal(mine.grad, before) for mine, before in zip(ours, kept, strict=True))
     for mine, its in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+def test_without_a_factor_an_update_is_none(device: str) -> None:
+    """Also not where gradients are no numbers; the update after it is the one that would have come anyway."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(5001, generator=generator).to(device) for _ in range(3)]
+    nothing = torch.full((5001,), float("nan"), device=device)
+    results = []
+    for given in (gradients, [gradients[0], nothing, *gradients[1:]]):
+        parameter = torch.nn.Parameter(torch.ones(5001, device=device))
+        optimizer = AdamW([parameter], **SETTINGS, weight_decay=0.1)
+        for gradient in given:
+            parameter.grad = gradient.clone()
+            optimizer.factor = torch.tensor(float("nan") if gradient is nothing else 0.5, device=device)
+            optimizer.step()
+            if gradient is nothing:
+                optimizer.take_back()
+        results.append([parameter.detach(), *optimizer.state[parameter].values()])
+        assert optimizer.param_groups[0]["step"] == 3
+    assert all(torch.equal(found, expected) for found, expected in zip(*results, strict=True))
 
 
 def test_state_is_laid_out_as_megatron_saves_it() -> None:
