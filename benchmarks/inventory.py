@@ -25,7 +25,7 @@ from benchmarks.kernel_groups import GAPS, UNKNOWN, Inventory, inventory, least_
 from benchmarks.measure import WARM_UP_STEPS, environment, prepared, seconds_of_step
 from benchmarks.options import add_output_options
 from benchmarks.report import markdown
-from benchmarks.subjects import SUBJECTS, family
+from benchmarks.subjects import SUBJECTS, USUAL, family
 from benchmarks.versions import commit
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     text_cases = [name for name, case in CASES.items() if not case.has_images]
-    parser.add_argument("--subject", choices=SUBJECTS, default="ours-delayed", help="default: %(default)s")
+    parser.add_argument("--subject", choices=USUAL, default="ours-delayed", help="default: %(default)s")
     parser.add_argument("--case", choices=text_cases, default="8192", help="default: %(default)s")
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="decoder layers of the slice (%(default)s)")
     add_output_options(parser, "inventory-DATE.json and .md")

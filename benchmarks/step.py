@@ -36,7 +36,7 @@ from benchmarks.report import (
     remarks,
     speed_rows,
 )
-from benchmarks.subjects import SUBJECTS
+from benchmarks.subjects import SUBJECTS, USUAL
 from benchmarks.versions import commit, driver, is_dirty
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
@@ -58,7 +58,7 @@ cases:
   8192-realign   sequences full of images, only the projector trained: with --layers 48 the largest stage of one GPU
 
 subjects:
-{chr(10).join(f"  {name:20} {title}" for name, title in SUBJECTS.items())}
+{chr(10).join(f"  {name:26} {title}" for name, title in SUBJECTS.items())}
 
 Every measurement is a process of its own; one that fails is reported, and the others go on. Exit code: 0 if none
 failed, 1 if one did, 2 if the command cannot be run here.
@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="default: %(default)s",
     )
-    what.add_argument("--subjects", default=",".join(SUBJECTS), metavar="A,B", help="default: all")
+    what.add_argument(
+        "--subjects", default=",".join(USUAL), metavar="A,B", help="default: all but those with recomputation"
+    )
     what.add_argument("--layers", default="4,8", metavar="N,M", help="decoder layers of the slices (%(default)s)")
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps, of which the median counts (3)")
@@ -105,7 +107,7 @@ def _record(
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
         "commit": arguments.commit or commit(),
-        "dirty": is_dirty(),
+        "dirty": not arguments.commit and is_dirty(),
         "driver": driver(),
         "steps": arguments.steps,
         "environment": machine,

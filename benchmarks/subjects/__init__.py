@@ -1,7 +1,8 @@
 """Who is measured: this project's step and its peers, each behind the same two functions.
 
-A subject's name is ``FAMILY-PRECISION``, as in ``ours-delayed``. A family is a module here that offers ``opened``; it
-is imported in the process that measures it, and in no other.
+A subject's name is ``FAMILY-PRECISION``, as in ``ours-delayed``, or ``FAMILY-PRECISION+RECOMPUTATION``, as in
+``ours-bf16+full``. A family is a module here that offers ``opened``; it is imported in the process that measures it,
+and in no other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ SUBJECTS = {
     "ours-delayed": "megatron_apriel, FP8 delayed",
     "ours-tensorwise": "megatron_apriel, FP8 tensorwise",
     "ours-blockwise": "megatron_apriel, FP8 blockwise",
+    "ours-bf16+selective": "megatron_apriel, bf16, MLPs recomputed",
+    "ours-bf16+full": "megatron_apriel, bf16, layers recomputed",
+    "ours-tensorwise+selective": "megatron_apriel, FP8 tensorwise, MLPs recomputed",
+    "ours-tensorwise+full": "megatron_apriel, FP8 tensorwise, layers recomputed",
     "megatron-bf16": "megatron-core GPTModel + Transformer Engine, bf16",
     "megatron-delayed": "megatron-core GPTModel + Transformer Engine, FP8 delayed",
     "megatron-tensorwise": "megatron-core GPTModel + Transformer Engine, FP8 tensorwise",
@@ -27,6 +32,9 @@ SUBJECTS = {
     "liger-float8": "transformers + Liger + torchao float8 + compile",
 }
 """Name on the command line -> name in a table."""
+
+USUAL = [name for name in SUBJECTS if "+" not in name]
+"""What is measured where nobody says otherwise."""
 
 
 class NotPossible(Exception):

@@ -99,6 +99,14 @@ def stage_config(
 
 @contextlib.contextmanager
 def opened(architecture: Architecture, case: Case, precision: str) -> Iterator[Ours]:
-    """This project's step on slices of ``architecture``, alone on this process's device."""
+    """This project's step on slices of ``architecture``, alone on this process's device.
+
+    Args:
+        architecture: the slice.
+        case: what it trains on.
+        precision: as in the subject's name, with the mode of recomputation after a plus sign.
+    """
+    precision, _, mode = precision.partition("+")
+    recompute = RecomputeSection.model_validate({"mode": mode or "none"})
     with groups.initialized(Layout()):
-        yield Ours(architecture, stage_config(case, precision), Layout())
+        yield Ours(architecture, stage_config(case, precision, recompute=recompute), Layout())

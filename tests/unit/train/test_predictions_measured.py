@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -34,8 +35,9 @@ def work(case: str, sequences: int) -> Workload:
 
 
 def as_spread(measurement: Measurement) -> Spread:
-    precision = measurement.subject.removeprefix("ours-")
-    return Spread(measurement.case, precision, measurement.layers, 1, measurement.micro_batches)
+    precision, _, recompute = measurement.subject.removeprefix("ours-").partition("+")
+    spread = Spread(measurement.case, precision, measurement.layers, 1, measurement.micro_batches)
+    return replace(spread, recompute=recompute or "none")
 
 
 def architecture_of(measurement: Measurement) -> Architecture:
