@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from megatron_apriel.architecture import Architecture
+from megatron_apriel.architecture import Architecture, DecoderArchitecture, TowerArchitecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.flops import model_flops
+from megatron_apriel.flops import decoder_forward, model_flops, tower_forward
 
 ASSUMED_IMAGE_SHARE = 0.15
 # assumption: half of the tokens of the recipe's 30% multimodal data are image tokens; corpora do not say it beforehand.
@@ -50,14 +50,37 @@ def stage_extras(config: StageConfig, architecture: Architecture, share: float |
         share: part of the tokens that are image tokens; :func:`image_share` by default.
     """
     length = config.sequence_length
+    one = architecture.with_layers(1)
     head = model_flops(architecture.with_layers(0), length, length**2, [], config.train)
-    layer = model_flops(architecture.with_layers(1), length, length**2, [], config.train) - head
+    layer = float(model_flops(one, length, length**2, [], config.train) - head)
     patches = round(length * (image_share(config) if share is None else share))
     size = largest_image(architecture, patches)
     images = model_flops(architecture, 0, 0, [size], config.train) * patches / size if size else 0.0
-    # A layer that is computed again in the backward pass costs its forward pass once more; the head never is.
-    again = 4 / 3 if config.recompute.mode == "full" and config.recompute.layers is None else 1.0
-    return Extras(images / layer / again, head / layer / again)
+    # What is computed again in the backward pass costs its forward pass once more; the head never is.
+    mode = config.recompute.mode
+    if config.recompute.layers is None:
+        layer += recomputed_flops(one.decoder, mode, length, decoder_forward(one.decoder, length, length**2)[1])
+    if size and architecture.tower is not None and config.train.tower:
+        attention = tower_forward(architecture.tower, patches, patches * size)[1]
+        images += recomputed_flops(architecture.tower, mode, patches, attention)
+    return Extras(images / layer, head / layer)
+
+
+def recomputed_flops(part: DecoderArchitecture | TowerArchitecture, mode: str, tokens: int, attention: float) -> float:
+    """Operations of the forward passes that the backward pass repeats: of all layers, or of their MLPs.
+
+    Args:
+        part: decoder or tower; one that has a backward pass.
+        mode: as in ``recompute.mode``.
+        tokens: tokens or patches.
+        attention: forward operations of attention in all layers.
+    """
+    if mode == "none":
+        return 0.0
+    mlp = 3 * part.hidden_size * part.ffn_hidden_size
+    if mode == "selective":
+        return 2 * tokens * part.num_layers * mlp
+    return 2 * tokens * part.num_layers * (part.layer_parameters - 2 * part.hidden_size) + attention
 
 
 def balanced_layers(num_layers: int, pipeline: int, virtual: int, extras: Extras) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ A rank's micro-batch is the work of its layers, of tower or head where it has th
 * layers: matrix products by the tokens, attention by the documents' squared lengths, each at its own rate, shared out
   evenly over T tensor- and C context-parallel ranks. A backward pass is twice the forward pass; a frozen decoder above
   something that trains leaves out the gradients of its weights. Recomputation adds forward passes: of whole layers
-  (``full``) or of their MLPs (``selective``);
+  (``full``) or of their MLPs (``selective``), also in a tower that trains;
 * tensor parallelism: in each layer two all-gathers and two reduce-scatters forward and as many backward, of the
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
 * context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.flops import decoder_forward, model_flops, tower_forward
-from megatron_apriel.parallel.balance import image_share, largest_image
+from megatron_apriel.parallel.balance import image_share, largest_image, recomputed_flops
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.hardware import Hardware
 
@@ -194,9 +194,11 @@ def _image_seconds(
     if architecture.tower is None or architecture.projector is None or not size:
         return 0.0, 0.0
     projector = architecture.projector
-    forward = sum(tower_forward(architecture.tower, patches, patches * size))
-    forward += 2 * patches * (projector.input_size + projector.output_size) * projector.output_size
+    linear, attention = tower_forward(architecture.tower, patches, patches * size)
+    forward = linear + attention + 2 * patches * (projector.input_size + projector.output_size) * projector.output_size
     backward = _image_flops(config, architecture, workload) - forward
+    if config.train.tower:
+        backward += recomputed_flops(architecture.tower, config.recompute.mode, patches, attention)
     return forward / (gpu.tower * TERA), backward / (gpu.tower * TERA)
 
 

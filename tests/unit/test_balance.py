@@ -64,8 +64,6 @@ def test_extras_by_hand() -> None:
     extras = stage_extras(small_stage(), APRIEL)
     assert extras.first == 0
     assert extras.last == pytest.approx(131072 * 5120 / layer)
-    recomputed = small_stage(recompute={"mode": "full"})
-    assert stage_extras(recomputed, APRIEL).last == pytest.approx(131072 * 5120 / layer * 3 / 4)
     everything = small_stage(train={"tower": 1, "projector": 1, "decoder": 1})
     # Half of the tokens are one image of 4096 patches; the tower's attention is whole.
     tower = 24 * (4 * 1024**2 + 3 * 1024 * 4096 + 2 * 4096 * 1024) + 768 * 1024
@@ -73,6 +71,30 @@ def test_extras_by_hand() -> None:
     assert stage_extras(everything, APRIEL, 0.5).first == pytest.approx(images / layer)
     assert 0 < stage_extras(everything, APRIEL).first < images / layer
     assert stage_extras(everything, Architecture(APRIEL.decoder)).first == 0
+
+
+def test_what_is_computed_again_counts() -> None:
+    """A layer's forward pass, or its MLP's, comes once more, and so does that of a tower that trains, but no head."""
+    mlp, head = 3 * 5120 * 14336, 131072 * 5120
+    layer = 5120 * 128 * 80 + mlp + 8192 * 4096
+    tower_mlp, projector = 3 * 1024 * 4096, 1024 * 5120 + 5120**2
+    tower_layer = 4 * 1024**2 + tower_mlp + 2 * 4096 * 1024
+    for mode, again, tower_again in (("full", layer, tower_layer), ("selective", mlp, tower_mlp)):
+        recompute = {"mode": mode}
+        assert stage_extras(small_stage(recompute=recompute), APRIEL).last == pytest.approx(
+            3 * head / (3 * layer + again)
+        )
+        # Half of the tokens are one image of 4096 patches.
+        trained = small_stage(recompute=recompute, train={"tower": 1, "projector": 1, "decoder": 1})
+        tower = 24 * (3 * tower_layer + tower_again) + 3 * 768 * 1024
+        assert stage_extras(trained, APRIEL, 0.5).first == pytest.approx(
+            0.5 * (tower + 3 * projector) / (3 * layer + again)
+        )
+        frozen = small_stage(recompute=recompute, train={"projector": 1, "decoder": 1})
+        tower = 24 * tower_layer + 768 * 1024
+        assert stage_extras(frozen, APRIEL, 0.5).first == pytest.approx(
+            0.5 * (tower + 3 * projector) / (3 * layer + again), rel=0.01
+        )
 
 
 def test_the_word_becomes_numbers() -> None:

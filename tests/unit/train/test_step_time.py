@@ -98,6 +98,23 @@ def test_images_stand_on_the_first_stage() -> None:
     assert images.compute * 1e12 == pytest.approx(images.flops)
 
 
+def test_a_trained_tower_is_computed_again_too() -> None:
+    """32 patches in one image; two layers of 4 x 48 x 48 + 3 x 48 x 96 weights. A frozen tower has no backward pass."""
+    model, patches = Architecture.from_preset("tiny"), 32
+    mlp = 2 * patches * 2 * 3 * 48 * 96
+    layers = 2 * patches * 2 * (4 * 48**2 + 3 * 48 * 96) + 2 * 4 * patches**2 * 48
+
+    def again(mode: str, share: float, tower: float) -> float:
+        config = small_stage(64, 8, train={"tower": tower, "projector": 1, "decoder": 1}, recompute={"mode": mode})
+        return step_time(config, model, Layout(), PLAIN, Workload.of(config, images=share)).compute * 1e12
+
+    for mode, repeated in (("none", 0), ("selective", mlp), ("full", layers)):
+        for tower, expected in ((1, repeated), (0, 0)):
+            images = again(mode, 0.5, tower) - again(mode, 0, tower)
+            without = again("none", 0.5, tower) - again("none", 0, tower)
+            assert images - without == pytest.approx(8 * expected, abs=1)
+
+
 @pytest.mark.parametrize(("pipeline", "virtual", "sequences"), [(2, 1, 8), (4, 1, 8), (4, 2, 8), (2, 4, 2)])
 def test_bubble(pipeline: int, virtual: int, sequences: int) -> None:
     """(P - 1) / (V m) of the slowest rank's time; it is the last, with its head."""
