@@ -26,10 +26,11 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   gradient of the hidden states;
 * images, on the first stage, for a sequence full of them, shared out over T: a trained tower keeps ``8h + 3f``
   elements a patch and layer (7h with ``selective``, h with ``full``), a frozen one holds one layer at a time; a trained
-  projector keeps its three widths; the features of all shares are gathered on every rank.
+  projector keeps its three widths; the features of all shares are gathered on every rank. P micro-batches are kept, 2P
+  with interleaving.
 
 Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB. What is counted is
-held against measured peaks of text on one GPU by ``tests/unit/train/test_memory_measured.py``.
+held against measured peaks of text on one GPU by ``tests/unit/train/test_predictions_measured.py``.
 """
 
 from __future__ import annotations
@@ -119,6 +120,15 @@ def micro_batches_in_flight(layout: Layout, pipeline_rank: int, micro_batches: i
     return min(chunks, micro_batches * layout.virtual) / layout.virtual
 
 
+def sequences_of_images_in_flight(layout: Layout, micro_batches: int) -> int:
+    """Micro-batches whose images the first pipeline rank keeps at the fullest moment.
+
+    They are those of its first chunk: of an interleaved schedule two rounds, since the second begins before the first
+    has gone back through all chunks.
+    """
+    return min(layout.pipeline * (1 if layout.virtual == 1 else 2), micro_batches)
+
+
 def layer_elements(
     decoder: DecoderArchitecture, mode: str, tensor: int, sequence: bool, trained: bool, context: int = 1
 ) -> float:
@@ -153,7 +163,7 @@ def _image_elements(config: StageConfig, architecture: Architecture, layout: Lay
     if tower is None or projector is None:
         return 0
     patches = config.sequence_length / (layout.tensor * layout.context)
-    in_flight = min(layout.pipeline, layout.micro_batches(config.sequences_per_step))
+    in_flight = sequences_of_images_in_flight(layout, layout.micro_batches(config.sequences_per_step))
     elements = patches * tower.patch_values + config.sequence_length * projector.output_size
     layers = tower.num_layers * in_flight if config.train.tower else 1
     elements += patches * layers * _tower_layer_elements(tower, config)
