@@ -144,10 +144,17 @@ class ImagesSection(Section):
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
 
 
+def _split(value: Any) -> Any:
+    if value == "balanced" or isinstance(value, list | tuple):
+        return value
+    raise ValueError(f"{value!r} is neither 'balanced' nor a list such as [13,12,12,11]; null is an even split")
+
+
 # The tags are written in brackets so that findings are placed at the setting and not at a member of the union.
 LayersPerStage = Annotated[
     Annotated[Literal["balanced"], Tag("(word)")] | Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], Tag("(list)")],
     Discriminator(lambda value: "(word)" if isinstance(value, str) else "(list)"),
+    BeforeValidator(_split),
 ]
 """Decoder layers of each virtual pipeline stage, or the word that asks to compute them."""
 
