@@ -198,7 +198,7 @@ def _image_seconds(
     forward = linear + attention + 2 * patches * (projector.input_size + projector.output_size) * projector.output_size
     backward = _image_flops(config, architecture, workload) - forward
     if config.train.tower:
-        backward += recomputed_flops(architecture.tower, config.recompute.mode, patches, attention)
+        backward += sum(recomputed_flops(architecture.tower, config.recompute.mode, patches, attention))
     return forward / (gpu.tower * TERA), backward / (gpu.tower * TERA)
 
 

@@ -9,12 +9,22 @@ import pytest
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.parallel.balance import Extras, balanced_layers, rank_loads, resolved_split, stage_extras
+from megatron_apriel.parallel.balance import (
+    FP8_SPEED,
+    Extras,
+    balanced_layers,
+    rank_loads,
+    resolved_split,
+    stage_extras,
+)
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.stages import small_stage
+from megatron_apriel.train.hardware import KINDS
+from megatron_apriel.train.step_time import Workload, step_time
 
 APRIEL = Architecture.from_preset("apriel-15b")
+H200 = KINDS["h200"]
 
 
 def all_splits(layers: int, stages: int) -> Iterator[tuple[int, ...]]:
@@ -95,6 +105,26 @@ def test_what_is_computed_again_counts() -> None:
         assert stage_extras(frozen, APRIEL, 0.5).first == pytest.approx(
             0.5 * (tower + 3 * projector) / (3 * layer + again), rel=0.01
         )
+
+
+@pytest.mark.parametrize("fp8", ["none", "delayed", "tensorwise", "blockwise"])
+def test_in_8_bits_the_ends_weigh_more(fp8: str) -> None:
+    """As much more as the measured rates of a layer say; split that way, the pipeline is at its fastest."""
+    config = small_stage(8192, 8, precision={"fp8": fp8}, parallel={"pipeline": 8, "layers_per_stage": "balanced"})
+    assert FP8_SPEED[fp8] == pytest.approx(H200.linear(fp8) / H200.linear("none"), rel=0.01)
+    layer, attention = 5120 * 128 * 80 + 3 * 5120 * 14336, 8192 * 4096
+    assert stage_extras(config, APRIEL).last == pytest.approx(131072 * 5120 / (layer / FP8_SPEED[fp8] + attention))
+
+    def seconds(layers: tuple[int, ...]) -> float:
+        layout = Layout(8, pipeline=8, layers_per_stage=layers)
+        return step_time(config, APRIEL, layout, H200, Workload.of(config)).total
+
+    split = check_layout(config, APRIEL, 8).layers_per_virtual_stage(48)
+    last = split[-1]
+    assert last == (3 if fp8 in ("delayed", "tensorwise") else 4)
+    for other in (last - 1, last + 1):
+        rest, more = divmod(48 - other, 7)
+        assert seconds(split) <= seconds((*[rest] * (7 - more), *[rest + 1] * more, other))
 
 
 def test_the_word_becomes_numbers() -> None:
