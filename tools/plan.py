@@ -249,7 +249,11 @@ def main(argv: list[str] | None = None) -> int:
             "The rates of --print-hardware are those of bf16, and of 8 bits with bf16 around them.",
             "Plan with precision.compute=bf16.",
         )
-    architecture, _ = planned_architecture(config, arguments.architecture)
+    architecture, origin = planned_architecture(config, arguments.architecture)
+    if arguments.images_share and architecture.tower is None:
+        raise ConfigError(
+            f"--images-share {arguments.images_share:g}: the model of {origin} is text only.", fix="Leave it out."
+        )
     work = Workload.of(config, arguments.document_tokens, arguments.images_share)
     found = candidates(config, architecture, arguments.gpus, gpu, work)
     _show(found, config, arguments, gpu, work)

@@ -218,6 +218,11 @@ class PrecisionSection(Section):
         _raise_all(problems)
         return self
 
+    def in_8_bits(self, layer: int, num_layers: int) -> bool:
+        """Whether a decoder layer, counted from 0, runs in 8 bits."""
+        kept_at_end = layer >= num_layers - self.bf16_layers_at_end
+        return self.fp8 != "none" and layer >= self.bf16_layers_at_start and not kept_at_end
+
 
 class RecomputeSection(Section):
     """Activations computed again in the backward pass instead of kept."""

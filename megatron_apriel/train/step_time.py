@@ -144,10 +144,16 @@ def _micro_batch(
     rank: int,
 ) -> _MicroBatch:
     """One micro-batch, which is one sequence, on a pipeline rank."""
-    chunks = _layers(layout, architecture, rank)
-    recomputed = sum(min(count, config.recompute.layers or count) for count in chunks)
-    forward, backward, again = _layer_seconds(config, architecture, gpu, workload)
-    forward, backward = sum(chunks) * forward, sum(chunks) * backward + recomputed * again
+    num_layers, forward, backward, recomputed = architecture.decoder.num_layers, 0.0, 0.0, 0
+    seconds = {fp8: _layer_seconds(config, architecture, gpu, workload, fp8) for fp8 in ("none", config.precision.fp8)}
+    for chunk in range(layout.virtual):
+        layers = layout.layers_of(num_layers, rank, chunk)
+        for place, layer in enumerate(layers):
+            in_8_bits = config.precision.in_8_bits(layer, num_layers)
+            once, back, again = seconds[config.precision.fp8 if in_8_bits else "none"]
+            is_repeated = place < (config.recompute.layers or len(layers))
+            forward, backward = forward + once, backward + back + is_repeated * again
+            recomputed += is_repeated
     if rank == layout.pipeline - 1:
         head = _head_seconds(config, architecture, gpu)
         forward, backward = forward + head / 3, backward + head * 2 / 3
@@ -155,19 +161,19 @@ def _micro_batch(
         images = _image_seconds(config, architecture, gpu, workload)
         forward, backward = forward + images[0], backward + images[1]
     share = layout.tensor * layout.context
-    waiting = _waiting(config, architecture, layout, gpu, sum(chunks), recomputed)
+    waiting = _waiting(config, architecture, layout, gpu, sum(_layers(layout, architecture, rank)), recomputed)
     return _MicroBatch(forward / share, backward / share, waiting)
 
 
 def _layer_seconds(
-    config: StageConfig, architecture: Architecture, gpu: Hardware, workload: Workload
+    config: StageConfig, architecture: Architecture, gpu: Hardware, workload: Workload, fp8: str
 ) -> tuple[float, float, float]:
     """A whole layer on one GPU: forward, backward, and the forward passes that are done again."""
     length, decoder = config.sequence_length, architecture.with_layers(1).decoder
     linear, attention = decoder_forward(decoder, length, workload.squared_lengths(length))
     linear -= 2 * length * decoder.embedding_parameters
     forward_rate, backward_rate = gpu.attention(workload.document_tokens)
-    products = linear / (gpu.linear(config.precision.fp8) * TERA)
+    products = linear / (gpu.linear(fp8) * TERA)
     scores = attention / (forward_rate * TERA)
     forward, backward = products + scores, 0.0
     if config.train.decoder or config.train.projector or config.train.tower:

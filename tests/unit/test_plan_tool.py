@@ -191,6 +191,13 @@ def test_settings_that_a_plan_cannot_take(word: str, message: str) -> None:
         PLAN.main([*WORDS, "--gpus", "64", word])
 
 
+def test_images_for_a_model_of_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(Architecture(APRIEL.decoder).to_hf_config()))
+    words = ["--stage", str(STAGE), "--gpus", "64", f"init_from={tmp_path}", "train={decoder: 1}"]
+    with pytest.raises(ConfigError, match=r"--images-share 0.5: the model of .* is text only"):
+        PLAN.main([*words, "--images-share", "50%"])
+
+
 def test_json_into_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Known before anything is predicted."""
     with pytest.raises(ConfigError, match=f"there is no directory {tmp_path / 'none'}"):

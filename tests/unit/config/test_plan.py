@@ -164,6 +164,8 @@ def test_fp8_adds_two_copies_of_the_matrices() -> None:
     fp8 = rank_memory(stage(precision={"fp8": "tensorwise"}), APRIEL, Layout(), 0)
     matrices = APRIEL.decoder.num_layers * (APRIEL.decoder.layer_parameters - 2 * APRIEL.decoder.hidden_size)
     assert fp8.weights - plain.weights == 2 * matrices
+    kept = stage(precision={"fp8": "tensorwise", "bf16_layers_at_start": 3, "bf16_layers_at_end": 9})
+    assert rank_memory(kept, APRIEL, Layout(), 0).weights - plain.weights == 2 * matrices * 36 / 48
 
 
 def test_activations_of_a_layer() -> None:

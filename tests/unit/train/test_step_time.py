@@ -79,6 +79,20 @@ def test_recomputation_adds_forward_passes() -> None:
     assert small(Layout(), recompute={"mode": "full"}).flops == small(Layout()).flops
 
 
+def test_layers_kept_in_bf16_run_at_its_rate() -> None:
+    """Of eight layers one at the start and two at the end."""
+    gpu = PLAIN.model_copy(update={"linear_tensorwise": 2.0})
+
+    def compute(start: int, end: int, pipeline: int = 1) -> float:
+        precision = {"fp8": "tensorwise", "bf16_layers_at_start": start, "bf16_layers_at_end": end}
+        return small(Layout(pipeline, pipeline=pipeline), gpu, precision=precision).compute
+
+    assert compute(0, 0) < compute(1, 2) < compute(4, 4)
+    assert compute(1, 2) - compute(0, 0) == pytest.approx((compute(4, 4) - compute(0, 0)) * 3 / 8)
+    assert compute(4, 4) == pytest.approx(small(Layout(), gpu).compute)
+    assert compute(0, 2, 2) - compute(0, 0, 2) == pytest.approx((compute(4, 4) - compute(0, 0)) * 2 / 8)
+
+
 def test_a_frozen_decoder_leaves_out_gradients_of_weights() -> None:
     model = Architecture.from_preset("tiny")
     time = {}
