@@ -32,7 +32,7 @@ def check_layout(config: StageConfig, architecture: Architecture, world_size: in
         *_model_parts(config, architecture),
         *_positions(config, architecture),
         *_tensor(config, architecture),
-        *_sequence_length(config),
+        *_sequence_length(config, architecture.decoder.max_positions),
         *_fp8(config, architecture),
         *_kept_checkpoints(config),
     ]
@@ -145,15 +145,16 @@ def sequence_multiple(config: StageConfig) -> tuple[int, str]:
     return math.prod(number for number, _ in factors), " x ".join(reason for _, reason in factors)
 
 
-def _sequence_length(config: StageConfig) -> Iterator[ConfigError]:
+def _sequence_length(config: StageConfig, limit: int) -> Iterator[ConfigError]:
     multiple, reason = sequence_multiple(config)
     if config.sequence_length % multiple:
         below = config.sequence_length // multiple * multiple
-        choices = [size for size in (below, below + multiple) if size]
+        choices = [size for size in (below, below + multiple) if 0 < size <= limit]
+        nearest = f"Nearest: {' or '.join(map(str, choices))}; batch_tokens must stay a multiple of it."
         yield ConfigError(
             f"sequence_length={config.sequence_length} is not a multiple of {multiple} ({reason}).",
             "Every rank must own equally many tokens, in whole tiles of its matrix products.",
-            f"Nearest: {' or '.join(map(str, choices))}; batch_tokens must stay a multiple of it.",
+            nearest if choices else f"No length up to the model's {limit} positions is one: split over fewer ranks.",
         )
 
 

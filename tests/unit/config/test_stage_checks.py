@@ -105,6 +105,18 @@ def test_sequence_multiple(parallel: dict[str, Any], fp8: str, multiple: int) ->
         assert f"Nearest: 16384 or {16384 + multiple};" in text
 
 
+def test_lengths_that_are_offered_are_within_the_models_positions() -> None:
+    def advice(length: int, limit: int) -> str:
+        architecture = replace(APRIEL, decoder=replace(APRIEL.decoder, max_positions=limit))
+        parallel = {"tensor": 8, "sequence": True, "context": 4}
+        config = stage(parallel=parallel, sequence_length=length, batch_tokens=length * 64)
+        return refusal(config, architecture, 32)
+
+    assert "Nearest: 4032 or 4096;" in advice(4095, 4100)
+    assert "Nearest: 4096;" in advice(4097, 4100)
+    assert "No length up to the model's 60 positions is one: split over fewer ranks." in advice(50, 60)
+
+
 def test_fp8() -> None:
     kept = stage(precision={"fp8": "tensorwise", "bf16_layers_at_start": 40, "bf16_layers_at_end": 9})
     assert "precision keeps 49 layers in bf16, the decoder has 48." in refusal(kept)
