@@ -381,6 +381,10 @@ class StageConfig(Section):
         if abs(total - 1) > 1e-6:
             shares = ", ".join(f"{source.label} {source.weight:.4%}" for source in self.mixture)
             problems.append(f"the mixture's weights sum to {total:.4%}, not 100% ({shares})")
+        if self.attention == "flash" and self.precision.compute != "bf16":
+            problems.append(
+                f"attention=flash needs precision.compute=bf16, not {self.precision.compute}; set attention=auto"
+            )
         if self.batch_tokens % self.sequence_length:
             below = self.batch_tokens // self.sequence_length * self.sequence_length
             choices = [size for size in (below, below + self.sequence_length) if size]

@@ -175,6 +175,12 @@ def test_single_mistakes(stage: Path, override: str, message: str) -> None:
     assert text.startswith(("stage.yaml, override", "stage.yaml: the mixture", "stage.yaml: batch_tokens"))
 
 
+def test_flash_attention_computes_in_bf16(stage: Path) -> None:
+    text = refusal(stage, "attention=flash", "precision.compute=fp32")
+    assert "attention=flash needs precision.compute=bf16, not fp32; set attention=auto." in text
+    assert load_stage(stage, ["attention=flash"]).attention == "flash"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
