@@ -274,6 +274,11 @@ def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitect
             f"{origin}: {decoder.num_heads} attention heads are not a multiple of {decoder.num_kv_heads} key-value"
             " heads."
         )
+    if decoder.head_dim % 2:
+        raise CheckpointError(
+            f"{origin}: heads of {decoder.head_dim} are not supported.",
+            "Rotary positions turn pairs of numbers, so that a head's size must be even.",
+        )
     return decoder
 
 

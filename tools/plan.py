@@ -213,6 +213,24 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
         print(yaml_lines(fitting[0]))
 
 
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse what would be found out, or passed over, only after all layouts are predicted."""
+    for word in arguments.overrides:
+        name = word.partition("=")[0].strip()
+        if name.partition(".")[0] in ("parallel", "recompute") and name != "parallel.overlap":
+            raise ConfigError(
+                f"{word} would be replaced.",
+                "Layout and recomputation are what a plan chooses; of them only parallel.overlap is taken as given.",
+                "Leave it out; python -m megatron_apriel.train STAGE.yaml --dry-run shows one layout's memory.",
+            )
+    if arguments.json is not None and arguments.json.exists():
+        raise ConfigError(f"--json {arguments.json} exists.", "Nothing is overwritten.", "Name a new file.")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise ConfigError(
+            f"--json {arguments.json}: there is no directory {arguments.json.parent}.", fix="Make it first."
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0 only when a layout fits."""
     parser = _parser()
@@ -223,10 +241,19 @@ def main(argv: list[str] | None = None) -> int:
         return ExitCode.OK
     if arguments.stage is None or arguments.gpus is None:
         parser.error("--stage and --gpus are needed")
-    if arguments.json is not None and arguments.json.exists():
-        raise ConfigError(f"--json {arguments.json} exists.", "Nothing is overwritten.", "Name a new file.")
+    _check_arguments(arguments)
     config = load_stage(arguments.stage, arguments.overrides)
-    architecture, _ = planned_architecture(config, arguments.architecture)
+    if config.precision.compute != "bf16":
+        raise ConfigError(
+            f"precision.compute={config.precision.compute} is not predicted.",
+            "The rates of --print-hardware are those of bf16, and of 8 bits with bf16 around them.",
+            "Plan with precision.compute=bf16.",
+        )
+    architecture, origin = planned_architecture(config, arguments.architecture)
+    if arguments.images_share and architecture.tower is None:
+        raise ConfigError(
+            f"--images-share {arguments.images_share:g}: the model of {origin} is text only.", fix="Leave it out."
+        )
     work = Workload.of(config, arguments.document_tokens, arguments.images_share)
     found = candidates(config, architecture, arguments.gpus, gpu, work)
     _show(found, config, arguments, gpu, work)

@@ -144,10 +144,17 @@ class ImagesSection(Section):
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
 
 
+def _split(value: Any) -> Any:
+    if value == "balanced" or isinstance(value, list | tuple):
+        return value
+    raise ValueError(f"{value!r} is neither 'balanced' nor a list such as [13,12,12,11]; null is an even split")
+
+
 # The tags are written in brackets so that findings are placed at the setting and not at a member of the union.
 LayersPerStage = Annotated[
     Annotated[Literal["balanced"], Tag("(word)")] | Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], Tag("(list)")],
     Discriminator(lambda value: "(word)" if isinstance(value, str) else "(list)"),
+    BeforeValidator(_split),
 ]
 """Decoder layers of each virtual pipeline stage, or the word that asks to compute them."""
 
@@ -210,6 +217,11 @@ class PrecisionSection(Section):
             )
         _raise_all(problems)
         return self
+
+    def in_8_bits(self, layer: int, num_layers: int) -> bool:
+        """Whether a decoder layer, counted from 0, runs in 8 bits."""
+        kept_at_end = layer >= num_layers - self.bf16_layers_at_end
+        return self.fp8 != "none" and layer >= self.bf16_layers_at_start and not kept_at_end
 
 
 class RecomputeSection(Section):
@@ -369,6 +381,10 @@ class StageConfig(Section):
         if abs(total - 1) > 1e-6:
             shares = ", ".join(f"{source.label} {source.weight:.4%}" for source in self.mixture)
             problems.append(f"the mixture's weights sum to {total:.4%}, not 100% ({shares})")
+        if self.attention == "flash" and self.precision.compute != "bf16":
+            problems.append(
+                f"attention=flash needs precision.compute=bf16, not {self.precision.compute}; set attention=auto"
+            )
         if self.batch_tokens % self.sequence_length:
             below = self.batch_tokens // self.sequence_length * self.sequence_length
             choices = [size for size in (below, below + self.sequence_length) if size]

@@ -104,19 +104,23 @@ def _refuse_control_characters(text: str, origin: str) -> None:
         )
 
 
-def read_yaml(path: Path) -> tuple[Any, dict[Location, int]]:
-    """:func:`parse_yaml` of a file; raises ConfigError if it cannot be read."""
+def read_yaml(
+    path: Path,
+    purpose: str = "A stage is described by one YAML file.",
+    where: str = "Each stage of the recipe has one in examples/.",
+) -> tuple[Any, dict[Location, int]]:
+    """:func:`parse_yaml` of a file; raises ConfigError, with what it is for, if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(str(other) for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise ConfigError(
             f"{path} does not exist.",
-            "A stage is described by one YAML file.",
-            f"Files there: {', '.join(near)}." if near else "Each stage of the recipe has one in examples/.",
+            purpose,
+            f"Files there: {', '.join(near)}." if near else where,
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.", "A stage is described by one YAML text file.") from None
+        raise ConfigError(f"{path} cannot be read: {error}.", purpose, where) from None
     return parse_yaml(text, str(path))
 
 

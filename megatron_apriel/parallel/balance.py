@@ -1,9 +1,10 @@
 """How many decoder layers each pipeline stage gets, where the first also has the tower and the last the head.
 
 A pipeline goes at the pace of its slowest rank, so layers move away from the ranks that have more than layers to do.
-Everything is counted in units of one decoder layer, by :mod:`megatron_apriel.flops`; layers cost alike, so dealing them
-out one at a time to the least loaded stage gives the smallest possible maximum. With an interleaved schedule a rank
-runs all its chunks for every micro-batch: the load of a rank is made even first, then that of its chunks.
+Everything is counted in units of one decoder layer, by :mod:`megatron_apriel.flops` and by what 8 bits gain;
+layers cost alike, so dealing them out one at a time to the least loaded stage gives the smallest possible maximum. With
+an interleaved schedule a rank runs all its chunks for every micro-batch: the load of a rank is made even first, then
+that of its chunks.
 
 No torch. This file may know configuration, shapes and the FLOPs rule.
 """
@@ -13,14 +14,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from megatron_apriel.architecture import Architecture
+from megatron_apriel.architecture import Architecture, DecoderArchitecture, TowerArchitecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.flops import model_flops
+from megatron_apriel.flops import decoder_forward, model_flops, tower_forward
 
 ASSUMED_IMAGE_SHARE = 0.15
 # assumption: half of the tokens of the recipe's 30% multimodal data are image tokens; corpora do not say it beforehand.
 """Share of image tokens that is planned with where the tower or the projector trains."""
+
+FP8_SPEED = {"none": 1.0, "delayed": 1.7, "tensorwise": 1.6, "blockwise": 1.0}
+"""How much faster than in bf16 a decoder layer's matrix products are, with all beside them; measured on one H200 (rates
+in ``train/hardware.py``), blockwise not. Head, attention and tower stay in bf16."""
 
 
 class Extras(NamedTuple):
@@ -49,15 +54,41 @@ def stage_extras(config: StageConfig, architecture: Architecture, share: float |
         architecture: the model.
         share: part of the tokens that are image tokens; :func:`image_share` by default.
     """
-    length = config.sequence_length
+    length, mode = config.sequence_length, config.recompute.mode
     head = model_flops(architecture.with_layers(0), length, length**2, [], config.train)
-    layer = model_flops(architecture.with_layers(1), length, length**2, [], config.train) - head
+    one = architecture.with_layers(1).decoder
+    attention = decoder_forward(one, length, length**2)[1]
+    linear = 2.0 * length * (one.layer_parameters - 2 * one.hidden_size)
+    # What is computed again in the backward pass costs its forward pass once more; the head never is.
+    again = recomputed_flops(one, mode if config.recompute.layers is None else "none", length, attention)
+    products = (3 if config.train.decoder else 2) * linear + again[0]
+    layer = products / FP8_SPEED[config.precision.fp8] + 3 * attention + again[1]
     patches = round(length * (image_share(config) if share is None else share))
     size = largest_image(architecture, patches)
     images = model_flops(architecture, 0, 0, [size], config.train) * patches / size if size else 0.0
-    # A layer that is computed again in the backward pass costs its forward pass once more; the head never is.
-    again = 4 / 3 if config.recompute.mode == "full" and config.recompute.layers is None else 1.0
-    return Extras(images / layer / again, head / layer / again)
+    if size and architecture.tower is not None and config.train.tower:
+        whole = tower_forward(architecture.tower, patches, patches * size)[1]
+        images += sum(recomputed_flops(architecture.tower, mode, patches, whole))
+    return Extras(images / layer, head / layer)
+
+
+def recomputed_flops(
+    part: DecoderArchitecture | TowerArchitecture, mode: str, tokens: int, attention: float
+) -> tuple[float, float]:
+    """Operations of the forward passes that the backward pass repeats: of linear layers, and of attention.
+
+    Args:
+        part: decoder or tower; one that has a backward pass.
+        mode: as in ``recompute.mode``: of all layers, or of their MLPs.
+        tokens: tokens or patches.
+        attention: forward operations of attention in all layers.
+    """
+    if mode == "none":
+        return 0.0, 0.0
+    mlp = 3 * part.hidden_size * part.ffn_hidden_size
+    if mode == "selective":
+        return 2.0 * tokens * part.num_layers * mlp, 0.0
+    return 2.0 * tokens * part.num_layers * (part.layer_parameters - 2 * part.hidden_size), attention
 
 
 def balanced_layers(num_layers: int, pipeline: int, virtual: int, extras: Extras) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from megatron_apriel.architecture import Architecture
+from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.parallel.balance import resolved_split
@@ -32,7 +32,7 @@ def check_layout(config: StageConfig, architecture: Architecture, world_size: in
         *_model_parts(config, architecture),
         *_positions(config, architecture),
         *_tensor(config, architecture),
-        *_sequence_length(config),
+        *_sequence_length(config, architecture.decoder.max_positions),
         *_fp8(config, architecture),
         *_kept_checkpoints(config),
     ]
@@ -94,14 +94,18 @@ def _positions(config: StageConfig, architecture: Architecture) -> Iterator[Conf
         )
 
 
-def _tensor(config: StageConfig, architecture: Architecture) -> Iterator[ConfigError]:
-    decoder, tensor = architecture.decoder, config.parallel.tensor
-    sizes = {
+def _divided(decoder: DecoderArchitecture) -> dict[str, int]:
+    """What tensor parallelism deals out, whole ones to each rank."""
+    return {
         "attention heads": decoder.num_heads,
         "key-value groups": decoder.num_kv_heads,
         "feed-forward units": decoder.ffn_hidden_size,
         "vocabulary entries": decoder.vocab_size,
     }
+
+
+def _tensor(config: StageConfig, architecture: Architecture) -> Iterator[ConfigError]:
+    sizes, tensor = _divided(architecture.decoder), config.parallel.tensor
     uneven = [f"{size} {what}" for what, size in sizes.items() if size % tensor]
     if uneven:
         yield ConfigError(
@@ -141,15 +145,16 @@ def sequence_multiple(config: StageConfig) -> tuple[int, str]:
     return math.prod(number for number, _ in factors), " x ".join(reason for _, reason in factors)
 
 
-def _sequence_length(config: StageConfig) -> Iterator[ConfigError]:
+def _sequence_length(config: StageConfig, limit: int) -> Iterator[ConfigError]:
     multiple, reason = sequence_multiple(config)
     if config.sequence_length % multiple:
         below = config.sequence_length // multiple * multiple
-        choices = [size for size in (below, below + multiple) if size]
+        choices = [size for size in (below, below + multiple) if 0 < size <= limit]
+        nearest = f"Nearest: {' or '.join(map(str, choices))}; batch_tokens must stay a multiple of it."
         yield ConfigError(
             f"sequence_length={config.sequence_length} is not a multiple of {multiple} ({reason}).",
             "Every rank must own equally many tokens, in whole tiles of its matrix products.",
-            f"Nearest: {' or '.join(map(str, choices))}; batch_tokens must stay a multiple of it.",
+            nearest if choices else f"No length up to the model's {limit} positions is one: split over fewer ranks.",
         )
 
 
@@ -157,23 +162,48 @@ def _fp8(config: StageConfig, architecture: Architecture) -> Iterator[ConfigErro
     precision, decoder, tensor = config.precision, architecture.decoder, config.parallel.tensor
     if precision.fp8 == "none":
         return
-    kept = precision.bf16_layers_at_start + precision.bf16_layers_at_end
-    if kept > decoder.num_layers:
+    yield from _bf16_layers(config, decoder.num_layers)
+    uneven = _uneven_sides(decoder, tensor)
+    if uneven:
+        possible = [
+            size for size in divisors(math.gcd(*_divided(decoder).values())) if not _uneven_sides(decoder, size)
+        ]
+        choice = f"Set parallel.tensor to one of {_listed(possible)}, or" if possible else "No parallel.tensor helps;"
         yield ConfigError(
-            f"precision keeps {kept} layers in bf16, the decoder has {decoder.num_layers}.",
+            f"precision.fp8={precision.fp8} with parallel.tensor={tensor}: per rank the decoder's {', '.join(uneven)}"
+            f" is not a multiple of {FP8_WEIGHT_MULTIPLE}.",
+            "8-bit matrix products work on whole tiles.",
+            f"{choice} set precision.fp8=none.",
+        )
+
+
+def _bf16_layers(config: StageConfig, num_layers: int) -> Iterator[ConfigError]:
+    precision, pipeline = config.precision, config.parallel.pipeline
+    kept = precision.bf16_layers_at_start + precision.bf16_layers_at_end
+    if kept > num_layers:
+        yield ConfigError(
+            f"precision keeps {kept} layers in bf16, the decoder has {num_layers}.",
             fix="Lower precision.bf16_layers_at_start or bf16_layers_at_end, or set precision.fp8=none.",
         )
+        return
+    most = num_layers // pipeline
+    for name in ("bf16_layers_at_start", "bf16_layers_at_end"):
+        number = getattr(precision, name)
+        if number > most:
+            yield ConfigError(
+                f"precision.{name}={number} is more than {most}, the {num_layers} decoder layers divided by"
+                f" parallel.pipeline={pipeline}.",
+                "Megatron Core keeps at most one pipeline rank's layers in bf16 at either end.",
+                f"Set precision.{name} to {most} or less, or parallel.pipeline to {num_layers // number} or less.",
+            )
+
+
+def _uneven_sides(decoder: DecoderArchitecture, tensor: int) -> list[str]:
+    """Sides of a rank's weight matrices that 8-bit products cannot tile."""
     sides = {
         "hidden size": decoder.hidden_size,
         "query, key and value width": (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim // tensor,
         "attention output width": decoder.num_heads * decoder.head_dim // tensor,
         "feed-forward width": decoder.ffn_hidden_size // tensor,
     }
-    uneven = [f"{what} {size}" for what, size in sides.items() if size % FP8_WEIGHT_MULTIPLE]
-    if uneven:
-        yield ConfigError(
-            f"precision.fp8={precision.fp8} with parallel.tensor={tensor}: per rank the decoder's {', '.join(uneven)}"
-            f" is not a multiple of {FP8_WEIGHT_MULTIPLE}.",
-            "8-bit matrix products work on whole tiles.",
-            "Choose another parallel.tensor, or set precision.fp8=none.",
-        )
+    return [f"{what} {size}" for what, size in sides.items() if size % FP8_WEIGHT_MULTIPLE]

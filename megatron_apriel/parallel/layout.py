@@ -74,10 +74,10 @@ class Layout:
             )
         if self.layers_per_stage is not None and len(self.layers_per_stage) != self.virtual_stages:
             raise ConfigError(
-                f"parallel.layers_per_stage has {len(self.layers_per_stage)} entries for {self.virtual_stages} stages"
-                f" (parallel.pipeline={self.pipeline} x parallel.virtual={self.virtual}).",
+                f"parallel.layers_per_stage={list(self.layers_per_stage)} has {len(self.layers_per_stage)} entries for"
+                f" {self.virtual_stages} stages (parallel.pipeline={self.pipeline} x parallel.virtual={self.virtual}).",
                 "Each virtual pipeline stage needs its number of decoder layers, in order.",
-                f"Give {self.virtual_stages} numbers, or leave it out for an even split.",
+                f"Give {self.virtual_stages} that sum to the layers, or set parallel.layers_per_stage=balanced.",
             )
 
     @classmethod
@@ -225,4 +225,7 @@ class Layout:
         inner_first = sorted(range(stages), key=lambda stage: (stage in (0, stages - 1), stage))
         for stage in inner_first[: num_layers % stages]:
             counts[stage] += 1
-        return f"An explicit split: parallel.layers_per_stage={str(counts).replace(' ', '')}."
+        explicit = str(counts).replace(" ", "")
+        return (
+            f"An explicit split: parallel.layers_per_stage={explicit}; parallel.layers_per_stage=balanced computes one."
+        )

@@ -137,6 +137,9 @@ KINDS: dict[str, Hardware] = {
 }
 
 
+_PRINTED = "tools/plan.py --print-hardware prints such a file."
+
+
 def hardware(kind: str, file: Path | None = None, settings: Sequence[str] = ()) -> Hardware:
     """A kind of GPU with what a YAML file and ``name=value`` words replace. Raises ConfigError.
 
@@ -147,9 +150,9 @@ def hardware(kind: str, file: Path | None = None, settings: Sequence[str] = ()) 
     """
     values: dict[Any, Any] = KINDS[kind].model_dump()
     if file is not None:
-        given, _ = read_yaml(file)
+        given, _ = read_yaml(file, "Hardware is described by a YAML file of name: value lines.", _PRINTED)
         if not isinstance(given, dict):
-            raise ConfigError(f"{file} holds no name: value lines.", fix="--print-hardware prints such a file.")
+            raise ConfigError(f"{file} holds no name: value lines.", fix=_PRINTED)
         values |= given
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -157,12 +160,19 @@ def hardware(kind: str, file: Path | None = None, settings: Sequence[str] = ()) 
             raise ConfigError(f"--set {setting}: no value.", fix="Write name=value, as in --set inter_node=25.")
         values[name.strip()] = parse_yaml(text, f"--set {setting}")[0]
     try:
-        return Hardware.model_validate(values)
+        gpu = Hardware.model_validate(values)
     except ValidationError as error:
         found = "\n  ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise ConfigError(
             "these hardware numbers cannot be used:", found, f"Names: {', '.join(Hardware.model_fields)}."
         ) from None
+    if gpu.reserve >= gpu.memory:
+        raise ConfigError(
+            f"reserve={gpu.reserve:g} GiB leaves nothing of memory={gpu.memory:g} GiB.",
+            "The reserve is what CUDA, NCCL and the allocator take of a GPU's memory.",
+            f"Set reserve below {gpu.memory:g}, or memory above {gpu.reserve:g}.",
+        )
+    return gpu
 
 
 def hardware_yaml(gpu: Hardware) -> str:

@@ -3,7 +3,8 @@
 What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and data-parallel ranks:
 
 * weights: 2 in bf16, 4 in fp32, frozen ones too; decoder matrices, embedding and head are divided by T, norms, tower
-  and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed);
+  and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed) in layers that
+  run in it;
 * gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in;
 * optimizer: fp32 master weights and two moments, 12 a trained parameter, divided by D (Megatron's distributed
   optimizer; 8 in fp32, where the weights are their own master);
@@ -26,10 +27,11 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   gradient of the hidden states;
 * images, on the first stage, for a sequence full of them, shared out over T: a trained tower keeps ``8h + 3f``
   elements a patch and layer (7h with ``selective``, h with ``full``), a frozen one holds one layer at a time; a trained
-  projector keeps its three widths; the features of all shares are gathered on every rank.
+  projector keeps its three widths; the features of all shares are gathered on every rank. P micro-batches are kept, 2P
+  with interleaving.
 
 Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB. What is counted is
-held against measured peaks of text on one GPU by ``tests/unit/train/test_memory_measured.py``.
+held against measured peaks of text on one GPU by ``tests/unit/train/test_predictions_measured.py``.
 """
 
 from __future__ import annotations
@@ -62,9 +64,9 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class _Held:
-    """Parameters on one rank: of the decoder's matrices in layers, and of all parts."""
+    """Parameters on one rank: of the decoder's matrices that run in 8 bits, and of all parts."""
 
-    layer_matrices: float
+    matrices_in_8_bits: float
     decoder: float
     tower: float
     projector: float
@@ -79,17 +81,16 @@ def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout,
         layout: the layout; already checked against both.
         pipeline_rank: which pipeline stage.
     """
-    held = _held(architecture, layout, pipeline_rank)
+    held = _held(config, architecture, layout, pipeline_rank)
     compute = 2 if config.precision.compute == "bf16" else 4
     everything = held.decoder + held.tower + held.projector
     trained = sum(getattr(held, part) for part in config.trained_components)
-    fp8_copies = 2 * held.layer_matrices if config.precision.fp8 != "none" else 0
     moments_and_master = 12 if config.precision.compute == "bf16" else 8
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
     tokens = config.sequence_length / layout.context
     vocabulary, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
     return RankMemory(
-        weights=compute * everything + fp8_copies,
+        weights=compute * everything + 2 * held.matrices_in_8_bits,
         gradients=4 * trained,
         optimizer=moments_and_master * trained / layout.optimizer_shards,
         activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
@@ -98,17 +99,19 @@ def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout,
     )
 
 
-def _held(architecture: Architecture, layout: Layout, pipeline_rank: int) -> _Held:
+def _held(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> _Held:
     decoder, tensor = architecture.decoder, layout.tensor
-    counts = [len(layout.layers_of(decoder.num_layers, pipeline_rank, chunk)) for chunk in range(layout.virtual)]
+    number = decoder.num_layers
+    layers = [layer for chunk in range(layout.virtual) for layer in layout.layers_of(number, pipeline_rank, chunk)]
     norms = 2 * decoder.hidden_size
-    matrices = sum(counts) * (decoder.layer_parameters - norms) / tensor
-    on_rank = matrices + sum(counts) * norms
+    matrices = (decoder.layer_parameters - norms) / tensor
+    in_8_bits = sum(config.precision.in_8_bits(layer, number) for layer in layers)
+    on_rank = len(layers) * (matrices + norms)
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
     on_rank += (is_first + is_last) * decoder.embedding_parameters / tensor + is_last * decoder.hidden_size
     tower = architecture.tower.parameters if architecture.tower and is_first else 0
     projector = architecture.projector.parameters if architecture.projector and is_first else 0
-    return _Held(matrices, on_rank, tower, projector)
+    return _Held(in_8_bits * matrices, on_rank, tower, projector)
 
 
 def micro_batches_in_flight(layout: Layout, pipeline_rank: int, micro_batches: int) -> float:
@@ -117,6 +120,15 @@ def micro_batches_in_flight(layout: Layout, pipeline_rank: int, micro_batches: i
         return min(layout.pipeline - pipeline_rank, micro_batches)
     chunks = 2 * (layout.pipeline - pipeline_rank - 1) + (layout.virtual - 1) * layout.pipeline + 1
     return min(chunks, micro_batches * layout.virtual) / layout.virtual
+
+
+def sequences_of_images_in_flight(layout: Layout, micro_batches: int) -> int:
+    """Micro-batches whose images the first pipeline rank keeps at the fullest moment.
+
+    They are those of its first chunk: of an interleaved schedule two rounds, since the second begins before the first
+    has gone back through all chunks.
+    """
+    return min(layout.pipeline * (1 if layout.virtual == 1 else 2), micro_batches)
 
 
 def layer_elements(
@@ -153,7 +165,7 @@ def _image_elements(config: StageConfig, architecture: Architecture, layout: Lay
     if tower is None or projector is None:
         return 0
     patches = config.sequence_length / (layout.tensor * layout.context)
-    in_flight = min(layout.pipeline, layout.micro_batches(config.sequences_per_step))
+    in_flight = sequences_of_images_in_flight(layout, layout.micro_batches(config.sequences_per_step))
     elements = patches * tower.patch_values + config.sequence_length * projector.output_size
     layers = tower.num_layers * in_flight if config.train.tower else 1
     elements += patches * layers * _tower_layer_elements(tower, config)

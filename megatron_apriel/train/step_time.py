@@ -9,7 +9,7 @@ A rank's micro-batch is the work of its layers, of tower or head where it has th
 * layers: matrix products by the tokens, attention by the documents' squared lengths, each at its own rate, shared out
   evenly over T tensor- and C context-parallel ranks. A backward pass is twice the forward pass; a frozen decoder above
   something that trains leaves out the gradients of its weights. Recomputation adds forward passes: of whole layers
-  (``full``) or of their MLPs (``selective``);
+  (``full``) or of their MLPs (``selective``), also in a tower that trains;
 * tensor parallelism: in each layer two all-gathers and two reduce-scatters forward and as many backward, of the
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
 * context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.flops import decoder_forward, model_flops, tower_forward
-from megatron_apriel.parallel.balance import image_share, largest_image
+from megatron_apriel.parallel.balance import image_share, largest_image, recomputed_flops
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.hardware import Hardware
 
@@ -144,10 +144,16 @@ def _micro_batch(
     rank: int,
 ) -> _MicroBatch:
     """One micro-batch, which is one sequence, on a pipeline rank."""
-    chunks = _layers(layout, architecture, rank)
-    recomputed = sum(min(count, config.recompute.layers or count) for count in chunks)
-    forward, backward, again = _layer_seconds(config, architecture, gpu, workload)
-    forward, backward = sum(chunks) * forward, sum(chunks) * backward + recomputed * again
+    num_layers, forward, backward, recomputed = architecture.decoder.num_layers, 0.0, 0.0, 0
+    seconds = {fp8: _layer_seconds(config, architecture, gpu, workload, fp8) for fp8 in ("none", config.precision.fp8)}
+    for chunk in range(layout.virtual):
+        layers = layout.layers_of(num_layers, rank, chunk)
+        for place, layer in enumerate(layers):
+            in_8_bits = config.precision.in_8_bits(layer, num_layers)
+            once, back, again = seconds[config.precision.fp8 if in_8_bits else "none"]
+            is_repeated = place < (config.recompute.layers or len(layers))
+            forward, backward = forward + once, backward + back + is_repeated * again
+            recomputed += is_repeated
     if rank == layout.pipeline - 1:
         head = _head_seconds(config, architecture, gpu)
         forward, backward = forward + head / 3, backward + head * 2 / 3
@@ -155,19 +161,19 @@ def _micro_batch(
         images = _image_seconds(config, architecture, gpu, workload)
         forward, backward = forward + images[0], backward + images[1]
     share = layout.tensor * layout.context
-    waiting = _waiting(config, architecture, layout, gpu, sum(chunks), recomputed)
+    waiting = _waiting(config, architecture, layout, gpu, sum(_layers(layout, architecture, rank)), recomputed)
     return _MicroBatch(forward / share, backward / share, waiting)
 
 
 def _layer_seconds(
-    config: StageConfig, architecture: Architecture, gpu: Hardware, workload: Workload
+    config: StageConfig, architecture: Architecture, gpu: Hardware, workload: Workload, fp8: str
 ) -> tuple[float, float, float]:
     """A whole layer on one GPU: forward, backward, and the forward passes that are done again."""
     length, decoder = config.sequence_length, architecture.with_layers(1).decoder
     linear, attention = decoder_forward(decoder, length, workload.squared_lengths(length))
     linear -= 2 * length * decoder.embedding_parameters
     forward_rate, backward_rate = gpu.attention(workload.document_tokens)
-    products = linear / (gpu.linear(config.precision.fp8) * TERA)
+    products = linear / (gpu.linear(fp8) * TERA)
     scores = attention / (forward_rate * TERA)
     forward, backward = products + scores, 0.0
     if config.train.decoder or config.train.projector or config.train.tower:
@@ -194,9 +200,11 @@ def _image_seconds(
     if architecture.tower is None or architecture.projector is None or not size:
         return 0.0, 0.0
     projector = architecture.projector
-    forward = sum(tower_forward(architecture.tower, patches, patches * size))
-    forward += 2 * patches * (projector.input_size + projector.output_size) * projector.output_size
+    linear, attention = tower_forward(architecture.tower, patches, patches * size)
+    forward = linear + attention + 2 * patches * (projector.input_size + projector.output_size) * projector.output_size
     backward = _image_flops(config, architecture, workload) - forward
+    if config.train.tower:
+        backward += sum(recomputed_flops(architecture.tower, config.recompute.mode, patches, attention))
     return forward / (gpu.tower * TERA), backward / (gpu.tower * TERA)
 
 

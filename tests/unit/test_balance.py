@@ -9,12 +9,22 @@ import pytest
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.parallel.balance import Extras, balanced_layers, rank_loads, resolved_split, stage_extras
+from megatron_apriel.parallel.balance import (
+    FP8_SPEED,
+    Extras,
+    balanced_layers,
+    rank_loads,
+    resolved_split,
+    stage_extras,
+)
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.stages import small_stage
+from megatron_apriel.train.hardware import KINDS
+from megatron_apriel.train.step_time import Workload, step_time
 
 APRIEL = Architecture.from_preset("apriel-15b")
+H200 = KINDS["h200"]
 
 
 def all_splits(layers: int, stages: int) -> Iterator[tuple[int, ...]]:
@@ -64,8 +74,6 @@ def test_extras_by_hand() -> None:
     extras = stage_extras(small_stage(), APRIEL)
     assert extras.first == 0
     assert extras.last == pytest.approx(131072 * 5120 / layer)
-    recomputed = small_stage(recompute={"mode": "full"})
-    assert stage_extras(recomputed, APRIEL).last == pytest.approx(131072 * 5120 / layer * 3 / 4)
     everything = small_stage(train={"tower": 1, "projector": 1, "decoder": 1})
     # Half of the tokens are one image of 4096 patches; the tower's attention is whole.
     tower = 24 * (4 * 1024**2 + 3 * 1024 * 4096 + 2 * 4096 * 1024) + 768 * 1024
@@ -73,6 +81,50 @@ def test_extras_by_hand() -> None:
     assert stage_extras(everything, APRIEL, 0.5).first == pytest.approx(images / layer)
     assert 0 < stage_extras(everything, APRIEL).first < images / layer
     assert stage_extras(everything, Architecture(APRIEL.decoder)).first == 0
+
+
+def test_what_is_computed_again_counts() -> None:
+    """A layer's forward pass, or its MLP's, comes once more, and so does that of a tower that trains, but no head."""
+    mlp, head = 3 * 5120 * 14336, 131072 * 5120
+    layer = 5120 * 128 * 80 + mlp + 8192 * 4096
+    tower_mlp, projector = 3 * 1024 * 4096, 1024 * 5120 + 5120**2
+    tower_layer = 4 * 1024**2 + tower_mlp + 2 * 4096 * 1024
+    for mode, again, tower_again in (("full", layer, tower_layer), ("selective", mlp, tower_mlp)):
+        recompute = {"mode": mode}
+        assert stage_extras(small_stage(recompute=recompute), APRIEL).last == pytest.approx(
+            3 * head / (3 * layer + again)
+        )
+        # Half of the tokens are one image of 4096 patches.
+        trained = small_stage(recompute=recompute, train={"tower": 1, "projector": 1, "decoder": 1})
+        tower = 24 * (3 * tower_layer + tower_again) + 3 * 768 * 1024
+        assert stage_extras(trained, APRIEL, 0.5).first == pytest.approx(
+            0.5 * (tower + 3 * projector) / (3 * layer + again)
+        )
+        frozen = small_stage(recompute=recompute, train={"projector": 1, "decoder": 1})
+        tower = 24 * tower_layer + 768 * 1024
+        assert stage_extras(frozen, APRIEL, 0.5).first == pytest.approx(
+            0.5 * (tower + 3 * projector) / (3 * layer + again), rel=0.01
+        )
+
+
+@pytest.mark.parametrize("fp8", ["none", "delayed", "tensorwise", "blockwise"])
+def test_in_8_bits_the_ends_weigh_more(fp8: str) -> None:
+    """As much more as the measured rates of a layer say; split that way, the pipeline is at its fastest."""
+    config = small_stage(8192, 8, precision={"fp8": fp8}, parallel={"pipeline": 8, "layers_per_stage": "balanced"})
+    assert FP8_SPEED[fp8] == pytest.approx(H200.linear(fp8) / H200.linear("none"), rel=0.01)
+    layer, attention = 5120 * 128 * 80 + 3 * 5120 * 14336, 8192 * 4096
+    assert stage_extras(config, APRIEL).last == pytest.approx(131072 * 5120 / (layer / FP8_SPEED[fp8] + attention))
+
+    def seconds(layers: tuple[int, ...]) -> float:
+        layout = Layout(8, pipeline=8, layers_per_stage=layers)
+        return step_time(config, APRIEL, layout, H200, Workload.of(config)).total
+
+    split = check_layout(config, APRIEL, 8).layers_per_virtual_stage(48)
+    last = split[-1]
+    assert last == (3 if fp8 in ("delayed", "tensorwise") else 4)
+    for other in (last - 1, last + 1):
+        rest, more = divmod(48 - other, 7)
+        assert seconds(split) <= seconds((*[rest] * (7 - more), *[rest + 1] * more, other))
 
 
 def test_the_word_becomes_numbers() -> None:

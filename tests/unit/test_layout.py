@@ -147,9 +147,14 @@ def test_layers_that_do_not_divide() -> None:
 
 
 def test_wrong_explicit_splits() -> None:
-    assert "has 3 entries for 2 stages" in message(lambda: Layout(2, pipeline=2, layers_per_stage=(1, 2, 3)))
+    text = message(lambda: Layout(2, pipeline=2, layers_per_stage=(1, 2, 3)))
+    assert "parallel.layers_per_stage=[1, 2, 3] has 3 entries for 2 stages" in text
+    assert "Give 2 that sum to the layers, or set parallel.layers_per_stage=balanced." in text
     text = message(lambda: Layout(2, pipeline=2, layers_per_stage=(4, 5)).layers_of(8, 0))
-    assert "sums to 9 layers, the decoder has 8" in text and "parallel.layers_per_stage=[4,4]" in text
+    assert (
+        "sums to 9 layers, the decoder has 8" in text
+        and "parallel.layers_per_stage=[4,4]; parallel.layers_per_stage=balanced" in text
+    )
 
 
 def test_divisors() -> None:

@@ -165,6 +165,46 @@ def test_wrong_hardware_numbers(setting: str, message: str) -> None:
         hardware("h200", settings=[setting])
 
 
+def test_a_reserve_that_leaves_nothing() -> None:
+    with pytest.raises(ConfigError, match="reserve=6 GiB leaves nothing of memory=4 GiB"):
+        hardware("h200", settings=["memory=4"])
+
+
+def test_a_missing_hardware_file_is_not_taken_for_a_stage(tmp_path: Path) -> None:
+    for place in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            hardware("h200", place)
+        assert "Hardware is described by" in str(caught.value) and "--print-hardware" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("parallel.tensor=4", "parallel.tensor=4 would be replaced."),
+        ("parallel={tensor: 4}", "would be replaced."),
+        ("recompute.mode=full", "recompute.mode=full would be replaced."),
+        ("precision.compute=fp32", "precision.compute=fp32 is not predicted."),
+    ],
+)
+def test_settings_that_a_plan_cannot_take(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        PLAN.main([*WORDS, "--gpus", "64", word])
+
+
+def test_images_for_a_model_of_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(Architecture(APRIEL.decoder).to_hf_config()))
+    words = ["--stage", str(STAGE), "--gpus", "64", f"init_from={tmp_path}", "train={decoder: 1}"]
+    with pytest.raises(ConfigError, match=r"--images-share 0.5: the model of .* is text only"):
+        PLAN.main([*words, "--images-share", "50%"])
+
+
+def test_json_into_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Known before anything is predicted."""
+    with pytest.raises(ConfigError, match=f"there is no directory {tmp_path / 'none'}"):
+        PLAN.main([*WORDS, "--gpus", "64", "--json", str(tmp_path / "none" / "plan.json")])
+    assert capsys.readouterr().out == ""
+
+
 def test_the_chunk_of_logits_is_the_one_of_the_loss() -> None:
     loss = pytest.importorskip("megatron_apriel.model.linear_cross_entropy")
     assert loss.LOGITS_PER_CHUNK == LOGITS_PER_CHUNK

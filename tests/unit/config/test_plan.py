@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from rich.console import Console
 
 from megatron_apriel.architecture import Architecture
@@ -19,7 +20,12 @@ from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.stages import small_stage
-from megatron_apriel.train.memory import layer_elements, micro_batches_in_flight, rank_memory
+from megatron_apriel.train.memory import (
+    layer_elements,
+    micro_batches_in_flight,
+    rank_memory,
+    sequences_of_images_in_flight,
+)
 from megatron_apriel.train.plan import print_plan
 
 APRIEL = Architecture.from_preset("apriel-15b")
@@ -158,6 +164,8 @@ def test_fp8_adds_two_copies_of_the_matrices() -> None:
     fp8 = rank_memory(stage(precision={"fp8": "tensorwise"}), APRIEL, Layout(), 0)
     matrices = APRIEL.decoder.num_layers * (APRIEL.decoder.layer_parameters - 2 * APRIEL.decoder.hidden_size)
     assert fp8.weights - plain.weights == 2 * matrices
+    kept = stage(precision={"fp8": "tensorwise", "bf16_layers_at_start": 3, "bf16_layers_at_end": 9})
+    assert rank_memory(kept, APRIEL, Layout(), 0).weights - plain.weights == 2 * matrices * 36 / 48
 
 
 def test_activations_of_a_layer() -> None:
@@ -184,6 +192,35 @@ def test_recomputation_and_pipelines_in_activations() -> None:
     assert micro_batches_in_flight(Layout(4, pipeline=4), 0, 2) == 2
     # Megatron's schedule: 2 x (4 - 1) + (2 - 1) x 4 warm-up chunks and one more, of two chunks a rank.
     assert micro_batches_in_flight(Layout(4, pipeline=4, virtual=2), 0, 16) == 11 / 2
+
+
+@pytest.mark.parametrize(("pipeline", "virtual"), [(2, 2), (2, 6), (4, 2), (4, 3), (8, 2)])
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_micro_batches_in_flight_are_those_of_megatrons_schedule(pipeline: int, virtual: int, rounds: int) -> None:
+    """Its forward passes in order, and after the warm-up a backward pass after each, of the last chunk first."""
+    micro_batches, layout = pipeline * rounds, Layout(pipeline, pipeline=pipeline, virtual=virtual)
+    chunks = [chunk for _, chunk in get_schedule_table(micro_batches, virtual, pipeline)]
+    for rank in range(pipeline):
+        warm_up = 2 * (pipeline - rank - 1) + (virtual - 1) * pipeline
+        kept, fullest, of_first_chunk = [0] * virtual, 0, 0
+        for step, chunk in enumerate(chunks):
+            kept[chunk] += 1
+            fullest, of_first_chunk = max(fullest, sum(kept)), max(of_first_chunk, kept[0])
+            if step >= warm_up:
+                kept[virtual - 1 - chunks[step - warm_up]] -= 1
+        assert micro_batches_in_flight(layout, rank, micro_batches) == fullest / virtual
+        if rank == 0:
+            assert sequences_of_images_in_flight(layout, micro_batches) == of_first_chunk
+
+
+def test_images_of_an_interleaved_schedule() -> None:
+    """Twice as many micro-batches of images wait on the first rank; what does not wait is counted once."""
+    changes = {"train": {"tower": 1, "decoder": 1}, "sequence_length": 8192, "batch_tokens": 8192 * 16}
+    plain, interleaved = (
+        rank_memory(stage(**changes), APRIEL, Layout(4, pipeline=4, virtual=virtual), 0).images for virtual in (1, 2)
+    )
+    once = 2 * 8192 * (768 + 5120)
+    assert interleaved - once == pytest.approx(2 * (plain - once))
 
 
 def test_a_trained_tower_needs_more_than_a_frozen_one() -> None:

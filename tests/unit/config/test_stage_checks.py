@@ -105,6 +105,18 @@ def test_sequence_multiple(parallel: dict[str, Any], fp8: str, multiple: int) ->
         assert f"Nearest: 16384 or {16384 + multiple};" in text
 
 
+def test_lengths_that_are_offered_are_within_the_models_positions() -> None:
+    def advice(length: int, limit: int) -> str:
+        architecture = replace(APRIEL, decoder=replace(APRIEL.decoder, max_positions=limit))
+        parallel = {"tensor": 8, "sequence": True, "context": 4}
+        config = stage(parallel=parallel, sequence_length=length, batch_tokens=length * 64)
+        return refusal(config, architecture, 32)
+
+    assert "Nearest: 4032 or 4096;" in advice(4095, 4100)
+    assert "Nearest: 4096;" in advice(4097, 4100)
+    assert "No length up to the model's 60 positions is one: split over fewer ranks." in advice(50, 60)
+
+
 def test_fp8() -> None:
     kept = stage(precision={"fp8": "tensorwise", "bf16_layers_at_start": 40, "bf16_layers_at_end": 9})
     assert "precision keeps 49 layers in bf16, the decoder has 48." in refusal(kept)
@@ -112,6 +124,33 @@ def test_fp8() -> None:
     assert check_layout(stage(), architecture, 1)
     text = refusal(stage(precision={"fp8": "blockwise"}), architecture)
     assert "per rank the decoder's feed-forward width 14344 is not a multiple of 16." in text
+    assert "No parallel.tensor helps; set precision.fp8=none." in text
+
+
+def test_the_choices_of_tensor_under_fp8_can_be_taken() -> None:
+    """1824 feed-forward units are 114 tiles of 16: over two ranks they come out whole, over four they do not."""
+    architecture = replace(APRIEL, decoder=replace(APRIEL.decoder, ffn_hidden_size=1824))
+    text = refusal(stage(precision={"fp8": "tensorwise"}, parallel={"tensor": 4}), architecture)
+    assert "feed-forward width 456 is not a multiple of 16." in text
+    assert "Set parallel.tensor to one of 1, 2, or set precision.fp8=none." in text
+    for tensor in (1, 2):
+        config = stage(precision={"fp8": "tensorwise"}, parallel={"tensor": tensor})
+        assert check_layout(config, architecture, 64).tensor == tensor
+
+
+@pytest.mark.parametrize("end", ["start", "end"])
+def test_bf16_layers_of_a_pipeline(end: str) -> None:
+    """Megatron's TransformerConfig takes no more at either end than one pipeline rank's share."""
+    name = f"bf16_layers_at_{end}"
+
+    def configured(number: int, pipeline: int) -> StageConfig:
+        return stage(precision={"fp8": "tensorwise", name: number}, parallel={"pipeline": pipeline})
+
+    text = refusal(configured(10, 8))
+    assert f"precision.{name}=10 is more than 6, the 48 decoder layers divided by parallel.pipeline=8." in text
+    assert f"Set precision.{name} to 6 or less, or parallel.pipeline to 4 or less." in text
+    for number, pipeline in ((6, 8), (10, 4)):
+        assert check_layout(configured(number, pipeline), APRIEL, 64).pipeline == pipeline
 
 
 def test_positions() -> None:

@@ -148,6 +148,15 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
         ("stage=a b", "stage='a b' is not possible.\n  It must be text that matches"),
         ("stage=7", "It must be text (in quotes, if it looks like a number)."),
         ("parallel.virtual=2", "parallel: virtual=2 needs pipeline above 1"),
+        (
+            "parallel.layers_per_stage=even",
+            "parallel.layers_per_stage: 'even' is neither 'balanced' nor a list such as",
+        ),
+        ("parallel.layers_per_stage=24", "parallel.layers_per_stage: 24 is neither 'balanced' nor a list such as"),
+        (
+            "parallel.layers_per_stage=[0, 4]",
+            "parallel.layers_per_stage.0=0 is not possible.\n  It must be at least 1.",
+        ),
         ("parallel.sequence=true", "parallel: sequence=true needs tensor above 1; set sequence=false"),
         ("precision={fp8: tensorwise, compute: fp32}", "precision: fp8=tensorwise needs compute=bf16, not fp32"),
         ("precision={fp8: delayed, bf16_layers_at_end: 1}", "precision: fp8=delayed cannot keep layers in bf16"),
@@ -164,6 +173,12 @@ def test_single_mistakes(stage: Path, override: str, message: str) -> None:
     text = refusal(stage, override)
     assert message in text
     assert text.startswith(("stage.yaml, override", "stage.yaml: the mixture", "stage.yaml: batch_tokens"))
+
+
+def test_flash_attention_computes_in_bf16(stage: Path) -> None:
+    text = refusal(stage, "attention=flash", "precision.compute=fp32")
+    assert "attention=flash needs precision.compute=bf16, not fp32; set attention=auto." in text
+    assert load_stage(stage, ["attention=flash"]).attention == "flash"
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,20 @@ def test_recomputation_adds_forward_passes() -> None:
     assert small(Layout(), recompute={"mode": "full"}).flops == small(Layout()).flops
 
 
+def test_layers_kept_in_bf16_run_at_its_rate() -> None:
+    """Of eight layers one at the start and two at the end."""
+    gpu = PLAIN.model_copy(update={"linear_tensorwise": 2.0})
+
+    def compute(start: int, end: int, pipeline: int = 1) -> float:
+        precision = {"fp8": "tensorwise", "bf16_layers_at_start": start, "bf16_layers_at_end": end}
+        return small(Layout(pipeline, pipeline=pipeline), gpu, precision=precision).compute
+
+    assert compute(0, 0) < compute(1, 2) < compute(4, 4)
+    assert compute(1, 2) - compute(0, 0) == pytest.approx((compute(4, 4) - compute(0, 0)) * 3 / 8)
+    assert compute(4, 4) == pytest.approx(small(Layout(), gpu).compute)
+    assert compute(0, 2, 2) - compute(0, 0, 2) == pytest.approx((compute(4, 4) - compute(0, 0)) * 2 / 8)
+
+
 def test_a_frozen_decoder_leaves_out_gradients_of_weights() -> None:
     model = Architecture.from_preset("tiny")
     time = {}
@@ -96,6 +110,23 @@ def test_images_stand_on_the_first_stage() -> None:
     text, images = (step_time(config, model, Layout(), PLAIN, Workload.of(config, images=share)) for share in (0, 0.5))
     assert images.compute > text.compute
     assert images.compute * 1e12 == pytest.approx(images.flops)
+
+
+def test_a_trained_tower_is_computed_again_too() -> None:
+    """32 patches in one image; two layers of 4 x 48 x 48 + 3 x 48 x 96 weights. A frozen tower has no backward pass."""
+    model, patches = Architecture.from_preset("tiny"), 32
+    mlp = 2 * patches * 2 * 3 * 48 * 96
+    layers = 2 * patches * 2 * (4 * 48**2 + 3 * 48 * 96) + 2 * 4 * patches**2 * 48
+
+    def again(mode: str, share: float, tower: float) -> float:
+        config = small_stage(64, 8, train={"tower": tower, "projector": 1, "decoder": 1}, recompute={"mode": mode})
+        return step_time(config, model, Layout(), PLAIN, Workload.of(config, images=share)).compute * 1e12
+
+    for mode, repeated in (("none", 0), ("selective", mlp), ("full", layers)):
+        for tower, expected in ((1, repeated), (0, 0)):
+            images = again(mode, 0.5, tower) - again(mode, 0, tower)
+            without = again("none", 0.5, tower) - again("none", 0, tower)
+            assert images - without == pytest.approx(8 * expected, abs=1)
 
 
 @pytest.mark.parametrize(("pipeline", "virtual", "sequences"), [(2, 1, 8), (4, 1, 8), (4, 2, 8), (2, 4, 2)])
