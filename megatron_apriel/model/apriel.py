@@ -30,7 +30,13 @@ from megatron_apriel.model.decoder import TokenEmbedding, build_head, gather_log
 from megatron_apriel.model.loss import token_losses
 from megatron_apriel.model.projector import Projector
 from megatron_apriel.model.rotary import decoder_rotary
-from megatron_apriel.model.sharing import await_parameters, gather_shares, place_features, with_zero_gradients
+from megatron_apriel.model.sharing import (
+    await_parameters,
+    gather_shares,
+    parameters_by_use,
+    place_features,
+    with_zero_gradients,
+)
 from megatron_apriel.model.specs import Layers, block_spec
 from megatron_apriel.model.vision import VisionTower
 from megatron_apriel.parallel.groups import context_group, image_shares_group
@@ -157,7 +163,7 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
         """Parameters of tower and projector in the order of their use."""
         for part in (self.tower, self.projector):
             if part is not None:
-                yield from part.parameters()
+                yield from parameters_by_use(part)
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
         """Take hidden states from the previous stage; called by Megatron's schedules."""

@@ -24,14 +24,14 @@ parameters. Those collectives must come in the same order on every rank, whateve
 up different parameters. Forward, parameters are gathered bucket by bucket as modules come to use them:
 :func:`await_parameters` has every rank gather all of these, in the modules' order, before any of them is used.
 Backward, a bucket is reduced when its last gradient is there: :func:`with_zero_gradients` gives gradients of zero, one
-parameter after another, in the order that a real backward pass has.
+parameter after another, in the order that a real backward pass has, for which :func:`parameters_by_use` lists them.
 
 Shape letters: S sequence, H hidden, K patches of all shares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -112,6 +112,17 @@ def with_zero_gradients(tensor: Tensor, parameters: Iterable[Tensor]) -> Tensor:
             if parameter.requires_grad:
                 tensor = _WithZeroGradient.apply(tensor, parameter)
     return tensor
+
+
+def parameters_by_use(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    """Parameters of ``module`` in the order in which a forward pass comes to them.
+
+    That is the order in which modules are made, but for Megatron's attention, which makes its way out first.
+    """
+    yield from module.parameters(recurse=False)
+    way_out = getattr(module, "linear_proj", None)
+    for child in sorted(module.children(), key=lambda child: child is way_out):
+        yield from parameters_by_use(child)
 
 
 def await_parameters(*modules: torch.nn.Module) -> None:

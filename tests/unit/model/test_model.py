@@ -85,6 +85,21 @@ def test_without_images_the_loss_is_that_of_a_model_without_a_tower() -> None:
 
 
 @alone
+def test_gradients_come_in_one_order_with_and_without_images() -> None:
+    for recompute in ("none", "full"):
+        model = build_model(ARCHITECTURE, ModelOptions(recompute=recompute), Layout())[0]
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        come: list[torch.Tensor] = []
+        for parameter in names:
+            parameter.register_post_accumulate_grad_hook(come.append)
+        for grids in ([(2, 3)], []):
+            model(make_batch(ARCHITECTURE, documents(grids))).sum().backward()
+        order, half = [names[parameter] for parameter in come], len(names)
+        assert set(order[:half]) == set(names.values())
+        assert order[:half] == order[half:], recompute
+
+
+@alone
 def test_tower_does_not_see_gradients_that_nobody_needs() -> None:
     model = build()
     apply_freezing([model], TrainedParts(projector=1))
