@@ -15,6 +15,7 @@ This file may know the configuration's parallel section and the errors, nothing 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,10 +34,32 @@ class Coordinates(NamedTuple):
     pipeline: int
 
 
+def started_ranks(environment: Mapping[str, str], *names: str) -> int:
+    """How many ranks a launcher says there are, by the first of the variables that is set; 1 where none is.
+
+    ``torchrun`` sets ``WORLD_SIZE``, Slurm's ``srun`` ``SLURM_NTASKS``. Raises ConfigError for what is no number.
+    """
+    name = next((name for name in names if environment.get(name)), None)
+    if name is None:
+        return 1
+    value = environment[name].strip()
+    if not (value.isascii() and value.isdigit() and int(value)):
+        raise ConfigError(
+            f"the environment variable {name}={environment[name]!r} is no number of ranks.",
+            "Launchers set it to a whole number above 0.",
+            "Unset it, or start the run by torchrun or srun.",
+        )
+    return int(value)
+
+
 def divisors(number: int) -> list[int]:
     """All divisors of a positive number in rising order."""
     small = [value for value in range(1, int(number**0.5) + 1) if number % value == 0]
     return small + [number // value for value in reversed(small) if value * value != number]
+
+
+_OFFERED = 8
+"""Most numbers of replicas that a message offers."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +163,10 @@ class Layout:
         schedule cannot take their number.
         """
         if sequences_per_step < 1 or sequences_per_step % self.data:
-            replicas = ", ".join(map(str, divisors(max(sequences_per_step, 1))))
+            possible = divisors(max(sequences_per_step, 1))
+            # Large batches have many; those nearest to what was tried are of use.
+            nearest = sorted(sorted(possible, key=lambda number: abs(number - self.data))[:_OFFERED])
+            replicas = ", ".join(map(str, nearest)) + (" and others" if len(possible) > _OFFERED else "")
             raise ConfigError(
                 f"{sequences_per_step} sequences per step (batch_tokens / sequence_length) do not divide over"
                 f" {self.data} data-parallel ranks ({self.world_size} ranks / {self.model_ranks} per replica).",

@@ -54,12 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     config = load_stage(arguments.stage, arguments.overrides)
     if arguments.dry_run:
+        from megatron_apriel.parallel.layout import started_ranks
         from megatron_apriel.train.plan import print_plan
 
         given = arguments.world_size
         if given is not None and given < 1:
             parser.error(f"--world-size {given} is not above 0")
-        world_size = int(os.environ.get("WORLD_SIZE", "1")) if given is None else given
+        world_size = started_ranks(os.environ, "WORLD_SIZE") if given is None else given
         print_plan(config, world_size, architecture=arguments.architecture, check_data=arguments.check_data)
         return 0
     if arguments.world_size is not None or arguments.architecture or arguments.check_data:

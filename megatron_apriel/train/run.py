@@ -37,7 +37,7 @@ from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.model.options import ModelOptions, check_options
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.checks import check_layout
-from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.parallel.layout import Layout, started_ranks
 from megatron_apriel.train.loop import Stage, gathered_parameters, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.optimizer import build_optimizer, wrap_data_parallel
@@ -96,12 +96,16 @@ def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     newest = store.latest()
     if newest is None:
         architecture = architecture_of(config.init_from)
-        return _Beginning(architecture, check_layout(config, architecture, world_size()), None, {}, 0)
+        return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, {}, 0)
     record = json.loads((newest / "run.json").read_text(encoding="utf-8"))
     _check_same(config, newest, record["extra"]["config"])
     architecture = Architecture.from_directory(newest / "hf")
-    layout = check_layout(config, architecture, world_size())
+    layout = check_layout(config, architecture, _ranks())
     return _Beginning(architecture, layout, newest, record["extra"], int(record["step"]))
+
+
+def _ranks() -> int:
+    return started_ranks(os.environ, "WORLD_SIZE", "SLURM_NTASKS")
 
 
 def _check_same_everywhere(newest: Path | None) -> None:
@@ -152,11 +156,6 @@ def _export(stage: Stage, final: Path) -> None:
             chat_template=exported_chat_template(),
             overwrite=final.exists(),
         )
-
-
-def world_size() -> int:
-    """Ranks of this run, as torchrun or Slurm's ``srun`` say."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1")
 
 
 @contextlib.contextmanager

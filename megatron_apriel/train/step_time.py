@@ -8,8 +8,8 @@ A rank's micro-batch is the work of its layers, of tower or head where it has th
 
 * layers: matrix products by the tokens, attention by the documents' squared lengths, each at its own rate, shared out
   evenly over T tensor- and C context-parallel ranks. A backward pass is twice the forward pass; a frozen decoder above
-  something that trains leaves out the gradients of its weights. Recomputation adds forward passes: of whole layers
-  (``full``) or of their MLPs (``selective``), also in a tower that trains;
+  something that trains leaves out the products for the gradients of its weights. Recomputation adds forward passes: of
+  whole layers (``full``) or of their MLPs (``selective``), also in a tower that trains;
 * tensor parallelism: in each layer two all-gathers and two reduce-scatters forward and as many backward, of the
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
 * context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
@@ -177,7 +177,7 @@ def _layer_seconds(
     scores = attention / (forward_rate * TERA)
     forward, backward = products + scores, 0.0
     if config.train.decoder or config.train.projector or config.train.tower:
-        passes = 2 if config.train.decoder else 1
+        passes = 2 if config.train.decoder else 1 + gpu.beside_products
         backward = passes * products + 2 * attention / (backward_rate * TERA)
     mlp = 3 * decoder.hidden_size * decoder.ffn_hidden_size / (decoder.layer_parameters - 2 * decoder.hidden_size)
     again = {"none": 0.0, "selective": mlp * products, "full": forward}[config.recompute.mode]

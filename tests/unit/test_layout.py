@@ -8,7 +8,7 @@ import pytest
 
 from megatron_apriel.config.schema import ParallelSection
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.parallel.layout import Coordinates, Layout, divisors
+from megatron_apriel.parallel.layout import Coordinates, Layout, divisors, started_ranks
 
 SIZES = [
     (tensor, context, data, pipeline)
@@ -131,6 +131,24 @@ def test_sequences_that_do_not_divide() -> None:
     text = message(lambda: Layout(6).micro_batches(32))
     assert "32 sequences per step" in text and "6 data-parallel ranks (6 ranks / 1 per replica)" in text
     assert "multiple of sequence_length x 6" in text and "out of 1, 2, 4, 8, 16, 32." in text
+
+
+def test_of_many_possible_numbers_of_replicas_the_nearest_are_offered() -> None:
+    text = message(lambda: Layout(24, tensor=1).micro_batches(10**6))
+    assert "out of 5, 8, 10, 16, 20, 25, 32, 40 and others." in text
+
+
+@pytest.mark.parametrize(("environment", "ranks"), [
+    ({}, 1), ({"SLURM_NTASKS": "16"}, 16), ({"WORLD_SIZE": "8", "SLURM_NTASKS": "16"}, 8), ({"WORLD_SIZE": ""}, 1),
+])  # fmt: skip
+def test_ranks_that_a_launcher_started(environment: dict[str, str], ranks: int) -> None:
+    assert started_ranks(environment, "WORLD_SIZE", "SLURM_NTASKS") == ranks
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-2", "1.5", "²"])
+def test_a_number_of_ranks_that_is_none(value: str) -> None:
+    text = message(lambda: started_ranks({"WORLD_SIZE": value}, "WORLD_SIZE"))
+    assert f"the environment variable WORLD_SIZE={value!r} is no number of ranks" in text
 
 
 def test_micro_batches_that_do_not_interleave() -> None:

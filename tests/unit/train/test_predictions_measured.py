@@ -51,6 +51,7 @@ def test_everything_that_is_planned_for_was_measured() -> None:
     recipes = ("ours-bf16", "ours-delayed", "ours-tensorwise")
     assert {("8192", subject) for subject in recipes} <= measured
     assert {"32768", "32768-packed", "16384-mix", "8192-realign"} <= {case for case, _ in measured}
+    assert {"ours-bf16+full", "ours-tensorwise+selective"} <= {subject for _, subject in measured}
     assert {found.spread.label for found in SPREADS} >= {"DP1", "DP2", "TP2 SP"}
 
 
@@ -59,7 +60,7 @@ def test_a_step_on_one_gpu(one: Measurement) -> None:
     """The rates come from slopes at 8192 tokens; everything else follows from them."""
     config = as_spread(one).config()
     time = step_time(config, architecture_of(one), Layout(), H200, work(one.case, one.micro_batches))
-    assert 1e3 * time.total == pytest.approx(one.step_ms, rel=0.04)
+    assert 1e3 * time.total == pytest.approx(one.step_ms, rel=0.03)
 
 
 @pytest.mark.parametrize("one", SLICES, ids=lambda one: f"{one.case}, {one.subject}, {one.layers} layers")
