@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,33 +75,51 @@ def losses(records: list[dict[str, Any]]) -> list[float]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+RECIPES = ("delayed", "tensorwise", "blockwise")
+RECOMPUTATION = ("selective", "full")
+RUNS = {
+    "bf16": [],
+    "in_foreground": [],
+    "in_background": ["checkpoint.background=true"],
+    **{recipe: [f"precision.fp8={recipe}"] for recipe in RECIPES},
+    **{mode: [f"recompute={{mode: {mode}}}"] for mode in RECOMPUTATION},
+}
+"""Name of a run and of its directory -> what it overrides."""
+
+
 @pytest.fixture(scope="module")
-def bf16(root: Path) -> list[float]:
-    return losses(run(root, "bf16"))
+def runs(root: Path) -> Iterator[dict[str, Future[list[float]]]]:
+    """Losses by run; several share the GPU, since most of a short run's time is its start."""
+    with ThreadPoolExecutor(max((os.cpu_count() or 1) // 2, 1)) as pool:
+        begun = {name: pool.submit(trained, root, name, *overrides) for name, overrides in RUNS.items()}
+        begun["cpu"] = pool.submit(trained, root, "cpu", "precision={compute: fp32}", gpu=False)
+        yield begun
 
 
-def test_bf16_follows_the_cpu_in_float32(root: Path, bf16: list[float]) -> None:
-    on_cpu = losses(run(root, "cpu", "precision={compute: fp32}", gpu=False))
-    assert len(bf16) == 12
-    assert bf16 == pytest.approx(on_cpu, rel=0.01)
+def trained(root: Path, name: str, *overrides: str, gpu: bool = True) -> list[float]:
+    return losses(run(root, name, *overrides, gpu=gpu))
 
 
-@pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise"])
-def test_fp8_follows_bf16(root: Path, bf16: list[float], recipe: str) -> None:
-    found = losses(run(root, recipe, f"precision.fp8={recipe}"))
-    assert found == pytest.approx(bf16, rel=0.03)
+def test_bf16_follows_the_cpu_in_float32(runs: dict[str, Future[list[float]]]) -> None:
+    assert len(runs["bf16"].result()) == 12
+    assert runs["bf16"].result() == pytest.approx(runs["cpu"].result(), rel=0.01)
 
 
-@pytest.mark.parametrize("background", ["false", "true"])
-def test_resumes(root: Path, bf16: list[float], background: str) -> None:
-    name = f"resumed_{background}"
-    run(root, name, f"checkpoint.background={background}")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fp8_follows_bf16(runs: dict[str, Future[list[float]]], recipe: str) -> None:
+    assert runs[recipe].result() == pytest.approx(runs["bf16"].result(), rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["in_foreground", "in_background"])
+def test_resumes(root: Path, runs: dict[str, Future[list[float]]], name: str) -> None:
+    """A run whose last checkpoint is missing goes on from the one before, however that was saved."""
+    runs[name].result()
     (root / name / "checkpoints" / "step_00000012").rename(root / f"{name}_aside")
     records = run(root, name)
     assert [record["step"] for record in records][-4:] == [9, 10, 11, 12]
-    assert losses(records) == pytest.approx(bf16, rel=2e-3)
+    assert losses(records) == pytest.approx(runs["bf16"].result(), rel=2e-3)
 
 
-def test_recomputation_changes_nothing(root: Path, bf16: list[float]) -> None:
-    for mode in ("selective", "full"):
-        assert losses(run(root, mode, f"recompute={{mode: {mode}}}")) == pytest.approx(bf16, rel=2e-3)
+@pytest.mark.parametrize("mode", RECOMPUTATION)
+def test_recomputation_changes_nothing(runs: dict[str, Future[list[float]]], mode: str) -> None:
+    assert runs[mode].result() == pytest.approx(runs["bf16"].result(), rel=2e-3)
