@@ -66,7 +66,7 @@ def test_a_step_on_one_gpu(one: Measurement) -> None:
 @pytest.mark.parametrize("one", SLICES, ids=lambda one: f"{one.case}, {one.subject}, {one.layers} layers")
 def test_its_memory(one: Measurement) -> None:
     memory = rank_memory(as_spread(one).config(), architecture_of(one), Layout(), 0)
-    assert memory.total == pytest.approx(one.memory["peak"], rel=0.05)
+    assert memory.total == pytest.approx(one.memory["peak"], rel=0.04)
     assert memory.gradients == pytest.approx(one.memory["main gradients"], rel=0.01)
     assert memory.optimizer == pytest.approx(one.memory["optimizer state"], rel=0.01)
 
