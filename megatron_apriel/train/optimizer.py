@@ -125,7 +125,7 @@ def gradient_norm(optimizer: MegatronOptimizer) -> torch.Tensor:
     optimizer.prepare_grads()
     norm = optimizer.get_grad_norm()
     if not isinstance(norm, torch.Tensor):
-        norm = torch.full((), norm, device=current_device())
+        norm = torch.tensor(norm, dtype=torch.float64, device=current_device())
     return norm.double().view(())
 
 
