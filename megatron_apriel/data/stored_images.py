@@ -29,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 MAX_PIXELS = 100_000_000
 """Default limit on height x width: decoding takes 3 bytes for each. Pillow itself refuses above 178,956,970."""
 
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, MemoryError)
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, MemoryError)
 """What Pillow's decoders raise for damaged data, depending on the format and the place of the damage."""
 
 _ORIENTATION = 0x0112
@@ -120,9 +120,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     Raises BadRecord for pixels that have no defined colours, and what ``DECODER_ERRORS`` lists for damaged data.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    upright = ImageOps.exif_transpose(image)
+    upright = _turned(image)
     if upright.mode == "F":
         raise BadRecord("an image has floating-point pixels, which have no defined white")
     if upright.mode.startswith("I"):
@@ -136,6 +136,25 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", transparent.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, transparent).convert("RGB")
     return upright.convert("RGB")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The image as its orientation flag says.
+
+    Pillow's own function also writes the metadata anew, which fails where other fields of it are damaged.
+    """
+    from PIL.Image import Transpose
+
+    turn = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:

@@ -221,3 +221,25 @@ def test_depth_and_white_of_a_grey_tiff(bits, white_is_zero):
     expected = np.rint(values / (2**bits - 1) * 255)
     expected = 255 - expected if white_is_zero else expected
     assert np.array_equal(pixels(encode_for_corpus(file).data)[:, :, 0], expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_damaged_metadata_does_not_cost_the_picture(kind, small_photograph):
+    """The orientation can be read; a fraction beside it has the type of a text."""
+    exif = orientation(3)
+    exif[0x011A] = 72.0  # XResolution
+    whole = exif.tobytes()
+    damaged = whole.replace(b"\x1a\x01\x05\x00", b"\x1a\x01\x02\x00").replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")
+    assert damaged != whole
+    data = file_of(small_photograph, kind, exif=damaged, **({"lossless": True} if kind == "WEBP" else {}))
+    result = pixels(encode_for_corpus(data).data)
+    assert np.array_equal(result, np.asarray(small_photograph.rotate(180)))
+
+
+def test_a_type_that_pillow_does_not_expect_is_damage():
+    """A TIFF whose pixels begin at a fraction."""
+    tags = {256: (4, 1), 257: (4, 1), 258: (4, 8), 259: (4, 1), 262: (4, 1), 273: (5, 8), 277: (4, 1), 279: (4, 1)}
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in tags.items())
+    file = struct.pack("<2sHI8x", b"II", 42, 16) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    with pytest.raises(BadRecord, match="is damaged"):
+        encode_for_corpus(file)
