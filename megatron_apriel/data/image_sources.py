@@ -90,7 +90,7 @@ def _embedded_base64(text: str) -> bytes | None:
     if len(text) < 64:
         return None
     try:
-        data = base64.b64decode(text, validate=True)
+        data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         return None
     return data if data.startswith(_BEGINNINGS) else None

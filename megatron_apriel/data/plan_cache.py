@@ -60,7 +60,7 @@ def cached_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents:
 
 def cache_directories(corpus: Corpus) -> tuple[Path, Path]:
     """Where plans of a corpus are kept, first choice first."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - Path's own raises where there is no home
     return corpus.path / ".packing", Path(home) / "megatron_apriel" / "packing"
 
 
@@ -92,7 +92,8 @@ def _read(path: Path, sequence_length: int, seed: int) -> PackingPlan | None:
         return PackingPlan(sequence_length, seed, **arrays, long_documents=LongDocumentsReport(**report))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        # RuntimeError: damage that reads like encryption, or like a compression that zipfile does not know.
         logger.warning("%s is damaged (%s); the packing plan is made again", path, error)
         return None
 

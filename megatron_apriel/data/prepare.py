@@ -8,16 +8,14 @@ at any time, which bounds memory by their size and not by the input's.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
 from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,13 @@ from megatron_apriel.data.corpus import CorpusWriter
 from megatron_apriel.data.corpus_format import MANIFEST_FILE, CorpusManifest, StoredImage
 from megatron_apriel.data.image_size import Rounding, image_tokens, patch_grid
 from megatron_apriel.data.image_sources import ImageLoader
-from megatron_apriel.data.problems import BadRecord, Problem, ProblemTally
+from megatron_apriel.data.problems import BadRecord, Problem, ProblemTally, printable
 from megatron_apriel.data.raw_chunks import Chunk
 from megatron_apriel.data.readers import SavedDataset, Source, find_sources
 from megatron_apriel.data.records import TextDocument, columns_of, parse_record, recognise
 from megatron_apriel.data.stored_images import MAX_PIXELS, EncodedImage, encode_for_corpus
 from megatron_apriel.data.tokens import TokenTable
+from megatron_apriel.data.worker_process import obey_parent
 from megatron_apriel.errors import DataError
 from megatron_apriel.outputs import whole_directory
 from megatron_apriel.progress import progress
@@ -43,7 +42,6 @@ HOPELESS_RECORDS = 10_000
 """If all of the first so many records are bad, the options are wrong and the rest is not looked at."""
 
 _CHUNKS_PER_WORKER = 4
-_SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 _SNIFFED_RECORDS = 1000
 
 
@@ -230,7 +228,7 @@ def prepare(
 
 def _recognise_all(sources: Sequence[Source], options: PrepareOptions) -> list[InputSummary]:
     """What every input is, before any work is done: a wrong one at the end of a long list should not cost hours."""
-    return [InputSummary(str(source.path), source.kind, _format_of(source, options)) for source in sources]
+    return [InputSummary(printable(str(source.path)), source.kind, _format_of(source, options)) for source in sources]
 
 
 def _format_of(source: Source, options: PrepareOptions) -> str:
@@ -367,13 +365,8 @@ _encoder: RecordEncoder | None = None
 def _begin_worker(encoder: RecordEncoder) -> None:
     global _encoder
     _encoder = encoder
-    # Ctrl-C reaches the whole process group: the parent ends the work. Handlers inherited from it mean nothing here.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    obey_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # A parent that is killed tells nobody; without this its workers would wait for work for ever.
-    with suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
 
 
 def _encode_in_worker(task: ChunkTask) -> list[PreparedDocument | Problem]:

@@ -15,12 +15,24 @@ class BadRecord(DataError):
     """One record that cannot become a document; the message is the reason, without the place."""
 
 
+def printable(text: str) -> str:
+    """The text with halves of surrogate pairs escaped.
+
+    Names of files that are not UTF-8 and broken JSON strings hold them, and nothing with them in it can be written.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A bad record: the file with the line or row, and the reason."""
+    """A bad record: the file with the line or row, and the reason, both printable."""
 
     place: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", printable(self.place))
+        object.__setattr__(self, "reason", printable(self.reason))
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"

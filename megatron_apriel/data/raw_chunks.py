@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.records import IMAGE_FIELDS
 
 MAX_RECORD_BYTES = 256 * 2**20
 """A longer line is a bad record: most likely a file without line ends."""
@@ -102,6 +103,8 @@ class TableChunk(Chunk):
                 yield RawRecord(place, self.table.slice(index, 1).to_pylist()[0])
             except UnicodeDecodeError as error:
                 yield RawRecord(place, problem=f"a string is not valid UTF-8: {error}")
+            except (ValueError, OverflowError) as error:  # of dates beyond Python's
+                yield RawRecord(place, problem=f"a value cannot be read: {error}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class SampleChunk(Chunk):
                     value = {"text": "<image>\n" * len(images) + captions[0].decode("utf-8")}
                 else:
                     raise BadRecord(f"no .json and no .txt among {', '.join(members)}")
-                if "image" not in value and "images" not in value and images:
+                if images and not any(value.get(name) for name in IMAGE_FIELDS):
                     value["images"] = list(images.values())
                 yield RawRecord(place, value, attachments=images)
             except UnicodeDecodeError as error:

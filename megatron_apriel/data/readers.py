@@ -9,13 +9,14 @@ it raises DataError.
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import json
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed
 from megatron_apriel.data.json_arrays import BrokenArray, array_elements, is_array
@@ -136,7 +137,7 @@ class SavedDataset(Source):
                 for piece in _bounded_tables(table):
                     yield TableChunk(str(self.path), row, piece)
                     row += piece.num_rows
-        except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
 
 
@@ -149,7 +150,10 @@ class WebDataset(Source):
         samples: list[tuple[str, dict[str, bytes]]] = []
         size, key = 0, ""
         try:
-            with tarfile.open(self.path, "r|*") as tar:
+            with (
+                _unzipped(self.path) as stream,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_SoundHeader) as tar,
+            ):
                 for key, members in _tar_samples(tar):
                     samples.append((key, members))
                     size += sum(map(len, members.values()))
@@ -259,6 +263,29 @@ def _bounded_tables(table: Any) -> Iterator[Any]:
         yield table.take(pyarrow.array(range(start, min(start + step, table.num_rows))))
 
 
+def _unzipped(path: Path) -> BinaryIO:
+    """A tar's bytes, gzip taken off whatever the name; ``tarfile`` itself reads no further than gzip's first part."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+class _SoundHeader(tarfile.TarInfo):
+    """A member's header. Where it is damaged, or missing before the mark of the archive's end, it is an error.
+
+    ``tarfile`` takes both for the end, and the members behind them would be lost without a word.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the mark of the end
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}, before the archive's end") from None
+
+
 def _tar_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
     current, members = "", dict[str, bytes]()
     for member in tar:
@@ -275,3 +302,6 @@ def _tar_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]
             members[member.name] = stream.read()
     if members:
         yield current, members
+    while block := tar.fileobj.read(2**20):  # type: ignore[union-attr]
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("something follows the archive's end: archives cannot be joined by appending")

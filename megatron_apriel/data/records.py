@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from megatron_apriel.data.problems import BadRecord
@@ -186,6 +187,9 @@ def _content(content: Any, role: str, queue: _ImageQueue, markers: bool, where: 
         raise BadRecord(f"{where}: content is neither a string nor a list of parts")
     if all(isinstance(part, str) for part in parts):
         return "".join(parts)
+    # Neighbouring texts become one: the template joins them, and only whole control tokens are found and disarmed.
+    neighbours = groupby(parts, lambda part: isinstance(part, str))
+    parts = [part for text, group in neighbours for part in (["".join(group)] if text else group)]
     if role not in ("user", "tool", "tool_result"):
         raise BadRecord(f"{where}: an image in a turn of the {role}; images stand in turns of user or tool_result")
     return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
@@ -216,12 +220,15 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     cleaned = []
     for call in calls:
         function = call.get("function") or call if isinstance(call, Mapping) else {}
+        if not isinstance(function, Mapping):
+            raise BadRecord(f"{where}: the function of a tool call is a {type(function).__name__}, not an object")
         name, arguments = function.get("name"), function.get("arguments")
         if not isinstance(name, str) or not name:
             raise BadRecord(f"{where}: a tool call without the function's name")
         parsed = _json_of(arguments, f"{where}: arguments of {name}") if isinstance(arguments, str) else arguments
         if not isinstance(parsed, Mapping):
             raise BadRecord(f"{where}: the arguments of {name} are not a JSON object")
+        _check_text([name, arguments, parsed], f"{where}: the call of {name}")
         cleaned.append({"function": {"name": name, "arguments": arguments}})
     return cleaned
 
@@ -273,11 +280,13 @@ def _string(value: Any, what: str) -> str:
 
 
 def _check_text(value: Any, what: str) -> None:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise BadRecord(f"{what} holds half of a surrogate pair, which is no character: {error}") from None
+    except ValueError:
+        raise BadRecord(f"{what} holds NaN or an infinity, which JSON does not have") from None
 
 
 def _json_of(text: str, what: str) -> Any:

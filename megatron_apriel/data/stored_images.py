@@ -12,8 +12,9 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,10 +29,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 MAX_PIXELS = 100_000_000
 """Default limit on height x width: decoding takes 3 bytes for each. Pillow itself refuses above 178,956,970."""
 
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, MemoryError)
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, MemoryError)
 """What Pillow's decoders raise for damaged data, depending on the format and the place of the damage."""
 
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 _JPEG_SIZE_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all Huffman-coded
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8, *range(0xD0, 0xD8))
 
@@ -118,13 +120,16 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     Raises BadRecord for pixels that have no defined colours, and what ``DECODER_ERRORS`` lists for damaged data.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    upright = ImageOps.exif_transpose(image)
+    upright = _turned(image)
     if upright.mode == "F":
         raise BadRecord("an image has floating-point pixels, which have no defined white")
     if upright.mode.startswith("I"):
-        upright = _eight_bits(upright)
+        upright = _eight_bits(upright, getattr(image, "tag_v2", {}))
+    colour = upright.info.get("transparency")
+    if isinstance(colour, tuple) and max(colour) > 255:
+        raise BadRecord("an image has 16 bits per colour and one transparent colour, which 8 bits cannot tell")
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
         premultiplied = {"RGBa": "RGBA", "La": "LA"}.get(upright.mode)
         transparent = (upright.convert(premultiplied) if premultiplied else upright).convert("RGBA")
@@ -133,14 +138,43 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey image on the scale of 8 bits, rounded to nearest; 65535 is white."""
+def _turned(image: Image.Image) -> Image.Image:
+    """The image as its orientation flag says.
+
+    Pillow's own function also writes the metadata anew, which fails where other fields of it are damaged.
+    """
+    from PIL.Image import Transpose
+
+    turn = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """A grey image of 12 or 16 bits on the scale of 8, rounded to nearest, with alpha where a value is transparent.
+
+    Pillow applies neither a TIFF's depth nor its mark that 0 is white to these; ``tags`` are the TIFF's.
+    """
     from PIL import Image
 
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise BadRecord(f"an image has values from {values.min()} to {values.max()}, more than 16 bits")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    most = 4095 if tags.get(_BITS) == (12,) else 65535
+    if values.min() < 0 or values.max() > most:
+        raise BadRecord(
+            f"an image has values from {values.min()} to {values.max()}, more than {most.bit_length()} bits"
+        )
+    levels = most - values if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else values
+    grey = Image.fromarray(((levels * 255 + most // 2) // most).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _as_png(image: Image.Image) -> EncodedImage:

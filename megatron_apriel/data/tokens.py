@@ -275,11 +275,11 @@ class TokenTable:
         )
 
     def has_control_tokens(self, value: Any) -> bool:
-        """Whether any string in a tree of lists and dictionaries contains a control token."""
+        """Whether any string in a tree of lists and dictionaries, keys included, contains a control token."""
         if isinstance(value, str):
             return self._control_tokens.search(value) is not None
         if isinstance(value, Mapping):
-            return any(self.has_control_tokens(item) for item in value.values())
+            return any(self.has_control_tokens(one) for item in value.items() for one in item)
         return isinstance(value, list) and any(self.has_control_tokens(item) for item in value)
 
     def mark_control_tokens(self, value: Any) -> Any:
@@ -288,7 +288,7 @@ class TokenTable:
             clean = value.replace(_MARK_START, "").replace(_MARK_END, "")
             return self._control_tokens.sub(f"{_MARK_START}\\g<0>{_MARK_END}", clean)
         if isinstance(value, Mapping):
-            return {key: self.mark_control_tokens(item) for key, item in value.items()}
+            return {self.mark_control_tokens(key): self.mark_control_tokens(item) for key, item in value.items()}
         return [self.mark_control_tokens(item) for item in value] if isinstance(value, list) else value
 
     def _encode(self, text: str, as_text: bool) -> Encoded:

@@ -12,7 +12,6 @@ an image only as a crowd or tiny is neither present nor absent there.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_apriel.data.problems import printable
 from megatron_apriel.errors import DataError
 
 TINY = 0.03
 """Shorter side of a box, as a share of the image's, below which the object is hardly visible."""
+
+_FAR = 1e9  # pixels; whatever is so far away is no place in an image
 
 BoxRow = tuple[int, int, float, float, float, float, bool]
 """Image, category, left, top, right, bottom (shares of the image's sides), crowd."""
@@ -177,7 +179,9 @@ def _sorted(document: dict[str, Any]) -> list[dict[str, Any]]:
 def _categories(document: dict[str, Any], path: Path) -> tuple[list[str], dict[int, int]]:
     for number, entry in enumerate(document["categories"]):
         _get(entry, "id", (int,), f"{path}: categories[{number}]")
-        _get(entry, "name", (str,), f"{path}: categories[{number}]")
+        name = _get(entry, "name", (str,), f"{path}: categories[{number}]")
+        if printable(name) != name:
+            raise DataError(f"{path}: categories[{number}]: the name {name!r} holds half of a surrogate pair.")
     entries = _sorted(document)
     for key in ("id", "name"):
         values = [entry[key] for entry in entries]
@@ -209,6 +213,11 @@ def _images(
         entries.append((_get(entry, "file_name", (str,), where), identity, size))
     for name, identity, size in sorted(entries):
         raw = names.get(name)
+        if raw is not None and images[-1:] == [raw]:
+            # Nothing could be said to be absent: one entry does not know the other's boxes.
+            raise DataError(
+                f"{path}: two images have the file_name {name!r}.", fix="Give all its boxes to one of them."
+            )
         if raw is None:
             _tally(problems, "images without a usable file")
         elif sizes[raw] != size:
@@ -234,7 +243,7 @@ def _rows(
         identity = _get(entry, "image_id", (int,), where)
         category = _get(entry, "category_id", (int,), where)
         box = _get(entry, "bbox", (list,), where)
-        if len(box) != 4 or not all(type(value) in (int, float) and math.isfinite(value) for value in box):
+        if len(box) != 4 or not all(type(value) in (int, float) and -_FAR < value < _FAR for value in box):
             raise DataError(f"{where}: bbox {str(box)[:60]} is not [left, top, width, height] in pixels.")
         if category not in positions:
             raise DataError(f"{where}: no category has the id {category}.", fix="Add it to the list categories.")

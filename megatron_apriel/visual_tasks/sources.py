@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.problems import BadRecord, printable
 from megatron_apriel.data.stored_images import DECODER_ERRORS, FORMATS, MAX_PIXELS, upright_rgb
 from megatron_apriel.errors import DataError
 from megatron_apriel.visual_tasks.pixels import Picture
@@ -141,6 +141,8 @@ def image_files(root: Path) -> tuple[list[str], int]:
 
 def read_header(root: Path, name: str) -> Header:
     """Size of an image file, and whether it can be used, without decoding it."""
+    if printable(name) != name:
+        return Header(name, problem="has a name that is not UTF-8, which no record can hold")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from megatron_apriel.data.worker_process import obey_parent
 from megatron_apriel.errors import DataError
 
 _AHEAD = 4
@@ -69,9 +69,7 @@ _shared: Any = None
 def _begin(shared: Any) -> None:
     global _shared
     _shared = shared
-    # Ctrl-C reaches the whole process group: the parent ends the work. Handlers inherited from it mean nothing here.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    obey_parent()
 
 
 def _run[Work, Result](function: Callable[[Any, Work], Result], task: Work) -> Result:

@@ -13,6 +13,7 @@ from PIL import Image
 from megatron_apriel.data.chat import chat_template, encode_chat, encode_text, exported_chat_template, render_chat
 from megatron_apriel.data.image_size import patch_grid
 from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.records import parse_record
 
 TOOLS = [
     {
@@ -267,3 +268,21 @@ def test_plain_text_is_bos_text_eos(table):
 def test_refused_conversations(messages, message, table):
     with pytest.raises(BadRecord, match=message):
         encode_chat(table, messages)
+
+
+@pytest.mark.parametrize("attack", ["</s>", "<s>[IMG]"])
+def test_control_tokens_in_names_of_fields_stay_text(attack, table):
+    call = {"function": {"name": "f", "arguments": {attack: {attack: 1}}}}
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    document = encode_chat(table, messages, [{"name": "f", "parameters": {attack: {}}}])
+    assert document.tokens[document.tokens < 1000].tolist() == [1, 2]
+    assert table.tokenizer.decode(document.tokens).count(f'"{attack}": ') == 3
+
+
+@pytest.mark.parametrize("halves", [("a </", "s> b"), ("[IM", "G]")])
+def test_control_tokens_split_over_two_parts_stay_text(halves, table):
+    parts = [*({"type": "text", "text": half} for half in halves), {"type": "image", "image": "x.png"}]
+    record = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "."}]}
+    document = encode_chat(table, parse_record(record, "messages").messages, grids=[(1, 2)])
+    assert document.tokens[document.tokens < 1000].tolist() == [1, 10, 10, 13, 2]
+    assert "".join(halves) in table.tokenizer.decode(document.tokens)

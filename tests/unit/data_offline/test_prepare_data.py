@@ -362,3 +362,17 @@ def test_responses_and_images_never_overlap(corpus):
     for document in range(0, len(corpus), 17):
         image = np.isin(corpus.tokens(document), corpus.manifest.images.token_ids)
         assert not corpus.responses(document)[image].any()
+
+
+def test_names_and_records_that_are_no_utf8_can_be_reported(tool, model, tmp_path):
+    """A directory's name and a field's, each with half of a surrogate pair once Python has read it."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(
+        json.dumps({"messages": [{"role": "assistant", "content": "good"}]}) + '\n{"\\ud800": 1}\n'
+    )
+    command = [str(tmp_path / "out"), "--input", str(folder), "--model", str(model), "--workers", "1"]
+    assert tool.main([*command, "--max-bad", "50%"]) == 0
+    manifest = Corpus.open(tmp_path / "out").manifest
+    assert manifest.inputs[0]["path"].endswith("\\udcff/a.jsonl")
+    assert "\\ud800" in manifest.problems["first"][0]["reason"]

@@ -264,3 +264,51 @@ def test_unknown_inputs(tmp_path):
         find_sources([tmp_path])
     with pytest.raises(DataError, match=r"input .*absent does not exist"):
         find_sources([tmp_path / "absent"])
+
+
+def tar_of(numbers) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for number in numbers:
+            info = tarfile.TarInfo(f"{number}.txt")
+            info.size = 5
+            tar.addfile(info, io.BytesIO(b"hello"))
+    return buffer.getvalue()  # 1024 bytes each
+
+
+def test_tars_that_end_too_early_are_errors_of_the_file(tmp_path):
+    """``tarfile`` alone takes all of these for shorter archives."""
+    whole = tar_of(range(5))
+    damaged = bytearray(whole)
+    damaged[2 * 1024 + 150] ^= 1
+    for data in (bytes(damaged), whole[: 3 * 1024], whole[: 3 * 1024 + 100], whole + tar_of([5]), whole + b"x" * 600):
+        (tmp_path / "a.tar").write_bytes(data)
+        with pytest.raises(DataError, match=r"cannot be read to its end: .*archive's end"):
+            read(tmp_path / "a.tar")
+
+
+def test_a_tar_of_several_gzip_parts_is_read_to_its_end(tmp_path):
+    whole = tar_of(range(5))
+    for name, data in (("a.tar.gz", gzip.compress(whole[:2048]) + gzip.compress(whole[2048:])), ("b.tar.gz", whole)):
+        (tmp_path / name).write_bytes(data)
+        assert len(read(tmp_path / name)) == 5
+
+
+@pytest.mark.parametrize("nothing", ["null", "[]"])
+def test_an_empty_field_of_images_leaves_those_of_the_tar(nothing, tmp_path):
+    write_tar(tmp_path / "a.tar", {"1.json": f'{{"text": "<image>", "images": {nothing}}}'.encode(), "1.png": b"png"})
+    assert read(tmp_path / "a.tar")[0].value["images"] == [b"png"]
+
+
+def test_parquet_with_a_date_beyond_pythons(tmp_path):
+    dates = pyarrow.array([0, 2**62], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "images": dates}), tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert found[0].value["text"] == "a" and "a value cannot be read" in found[1].problem
+
+
+def test_a_saved_dataset_whose_description_is_damaged(tmp_path):
+    datasets.Dataset.from_dict({"text": ["x"]}).save_to_disk(tmp_path / "c")
+    (tmp_path / "c" / "dataset_info.json").write_text("[]")
+    with pytest.raises(DataError, match="cannot be read to its end"):
+        read(tmp_path / "c")

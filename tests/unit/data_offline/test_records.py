@@ -154,6 +154,14 @@ def call(**function):
         (call(name=""), "turn 2: a tool call without the function's name"),
         (call(name="f", arguments="{"), "turn 2: arguments of f is not valid JSON"),
         (call(name="f", arguments=[1]), "turn 2: the arguments of f are not a JSON object"),
+        (call(name="f", arguments={"x": "\ud800"}), "turn 2: the call of f holds half of a surrogate pair"),
+        (call(name="f\ud800", arguments={}), "holds half of a surrogate pair"),
+        (call(name="f", arguments='{"x": NaN}'), "turn 2: the call of f holds NaN or an infinity"),
+        (chat(USER, REPLY, tools=[{"most": float("inf")}]), "field 'tools' holds NaN or an infinity"),
+        (
+            chat(USER, {"role": "assistant", "tool_calls": [{"function": "f"}]}),
+            "turn 2: the function of a tool call is a str, not an object",
+        ),
     ],
 )
 def test_refused_records(record, message):
@@ -180,6 +188,7 @@ def test_every_form_of_an_image_gives_its_bytes(tmp_path):
         {"bytes": encoded},
         {"bytes": None, "path": "sub/a.png"},
         {"url": f"data:image/png;base64,{encoded}"},
+        f"{encoded[:76]}\n{encoded[76:]}\n",
         "in/tar.png",
     ):
         assert loader.load(value) == PNG

@@ -24,10 +24,13 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(image)
 
 
-def handmade_png(height: int, width: int, bits: int, colour_type: int, rows: bytes = b"") -> bytes:
+def handmade_png(
+    height: int, width: int, bits: int, colour_type: int, rows: bytes = b"", *more: tuple[bytes, bytes]
+) -> bytes:
     """A PNG chunk by chunk, for what Pillow does not write."""
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)),
+        *more,
         (b"IDAT", zlib.compress(rows)),
         (b"IEND", b""),
     )
@@ -193,3 +196,50 @@ def test_the_limit_can_be_set(small_photograph):
     assert encode_for_corpus(data, max_pixels=2400).height == 40
     with pytest.raises(BadRecord, match="40x60 pixels exceeds the limit of 2399 pixels"):
         encode_for_corpus(data, max_pixels=2399)
+
+
+def test_the_transparent_value_of_sixteen_bits_is_blended_or_refused():
+    grey = np.array([[0, 0x1234, 0x1235, 65535]], dtype=">u2")
+    data = handmade_png(1, 4, 16, 0, b"\0" + grey.tobytes(), (b"tRNS", b"\x12\x34"))
+    assert pixels(encode_for_corpus(data).data)[0, :, 0].tolist() == [0, 255, 18, 255]
+    colour = handmade_png(1, 1, 16, 2, b"\0" + bytes(6), (b"tRNS", b"\x12\x34" * 3))
+    with pytest.raises(BadRecord, match="one transparent colour"):
+        encode_for_corpus(colour)
+
+
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(12, False), (16, False), (16, True)])
+def test_depth_and_white_of_a_grey_tiff(bits, white_is_zero):
+    """Pillow gives the numbers as they stand in the file."""
+    values = np.array([[0, 1, 2**bits // 3, 2**bits - 1]])
+    text = "".join(f"{value:0{bits}b}" for value in values[0])
+    data = int(text, 2).to_bytes(len(text) // 8, "big")
+    if bits == 16:
+        data = values.astype("<u2").tobytes()
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    file = struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    expected = np.rint(values / (2**bits - 1) * 255)
+    expected = 255 - expected if white_is_zero else expected
+    assert np.array_equal(pixels(encode_for_corpus(file).data)[:, :, 0], expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_damaged_metadata_does_not_cost_the_picture(kind, small_photograph):
+    """The orientation can be read; a fraction beside it has the type of a text."""
+    exif = orientation(3)
+    exif[0x011A] = 72.0  # XResolution
+    whole = exif.tobytes()
+    damaged = whole.replace(b"\x1a\x01\x05\x00", b"\x1a\x01\x02\x00").replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")
+    assert damaged != whole
+    data = file_of(small_photograph, kind, exif=damaged, **({"lossless": True} if kind == "WEBP" else {}))
+    result = pixels(encode_for_corpus(data).data)
+    assert np.array_equal(result, np.asarray(small_photograph.rotate(180)))
+
+
+def test_a_type_that_pillow_does_not_expect_is_damage():
+    """A TIFF whose pixels begin at a fraction."""
+    tags = {256: (4, 1), 257: (4, 1), 258: (4, 8), 259: (4, 1), 262: (4, 1), 273: (5, 8), 277: (4, 1), 279: (4, 1)}
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in tags.items())
+    file = struct.pack("<2sHI8x", b"II", 42, 16) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    with pytest.raises(BadRecord, match="is damaged"):
+        encode_for_corpus(file)

@@ -202,7 +202,11 @@ def test_damaged_plans_are_made_again(tmp_path, caplog):
     corpus = write_corpus(tmp_path / "c", [10, 20, 30, 40])
     plan = cached_plan(corpus, 64, 1, "error")
     (file,) = (corpus.path / ".packing").glob("*.npz")
-    for content in (file.read_bytes()[:-40], b"", b"nonsense"):
+    whole = file.read_bytes()
+    encrypted, unknown = bytearray(whole), bytearray(whole)
+    encrypted[whole.index(b"PK\x01\x02") + 8] |= 1  # flags and method in the first entry of the zip's directory
+    unknown[whole.index(b"PK\x01\x02") + 10] = 77
+    for content in (whole[:-40], b"", b"nonsense", encrypted, unknown):
         file.write_bytes(content)
         with caplog.at_level(logging.WARNING):
             assert np.array_equal(cached_plan(corpus, 64, 1, "error").documents, plan.documents)
@@ -242,3 +246,12 @@ def test_images_do_not_matter_while_documents_fit(tmp_path):
     picture = random_pixels(np.random.default_rng(0), 16, 16)
     corpora = [write_corpus(tmp_path / str(n), [[n, encode(picture), 30 - n]]) for n in (1, 2)]
     assert plan_key(corpora[0], 64, 1, "split") == plan_key(corpora[1], 64, 1, "split")
+
+
+def test_plans_need_no_home_directory(tmp_path, monkeypatch):
+    """As in a container that runs under a number without an account."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    corpus = write_corpus(tmp_path / "c", [10, 20])
+    assert cached_plan(corpus, 64, 1, "error").num_packs == 1

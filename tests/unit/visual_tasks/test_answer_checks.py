@@ -142,6 +142,29 @@ def test_a_stopped_run_leaves_nothing_behind(folder, tmp_path, number) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_killed_run_takes_its_workers_along(folder, tmp_path) -> None:
+    command = [sys.executable, TOOL, tmp_path / "out", "--images", folder, "--samples", "100000", "--workers", "2"]
+    process = subprocess.Popen([*map(str, command), "--max-side", "128"], stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if any(tmp_path.glob(".out.partial-*/images/*/*")):
+            break
+        time.sleep(0.1)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not any(_runs(worker) for worker in workers):
+            break
+        time.sleep(0.1)
+    assert len(workers) == 2 and not any(_runs(worker) for worker in workers)
+
+
+def _runs(process: str) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 def test_objects_of_one_colour_never_touch() -> None:
     """Others may be covered in part in a crowded scene; two of one colour would be one blot to whoever counts them."""
     scene = Scene(Image.new("RGB", (96, 96), (128, 128, 128)), visible=0.6)

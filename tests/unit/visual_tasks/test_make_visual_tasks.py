@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -163,6 +164,15 @@ def test_damaged_images_are_passed_over_counted_and_named(tool, folder, tmp_path
     used = {name for record in records_of(tmp_path / "out") for name in record["sources"]}
     assert not used & {"empty.jpg", "text.png", "tiny.png", "truncated.png"}
     assert "truncated.png" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf8_is_passed_over(tool, folder, tmp_path):
+    shutil.copytree(folder, images := tmp_path / "photographs")
+    name = os.fsdecode(b"\xff.png")
+    next(images.glob("*.png")).rename(images / name)
+    assert run(tool, tmp_path / "out", images, "--samples", 8, "--workers", 1) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert "not UTF-8" in manifest["images"]["first_unusable"][name]
 
 
 def test_orientation_transparency_and_grey_are_settled(folder, tmp_path):
