@@ -136,7 +136,9 @@ class Architecture:
                 "The model's shapes are read from a Hugging Face config.json.",
                 "Give a Hugging Face directory; tools/convert_checkpoint.py makes one from Mistral's own form.",
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is not valid JSON: {error}.") from None
         if not isinstance(config, dict):
             raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object.")

@@ -141,7 +141,7 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist.", "Without it, the model's shape is not known.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} holds a {type(value).__name__}, not an object.")

@@ -10,7 +10,9 @@ import pytest
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from megatron_apriel.architecture import PRESETS, Architecture
+from megatron_apriel.checkpoint.params import architecture_from_params
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.surgery.models import read_json
 
 PUBLISHED: dict[str, Any] = {
     # As the public Pixtral-12B config is written: what equals a default is left out.
@@ -159,6 +161,18 @@ def test_absent_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"config\.json holds a list, not an object"):
         Architecture.from_directory(tmp_path)
+    for text in ("[" * 100_000, '{"hidden_size": 1' + "0" * 5000 + "}"):
+        (tmp_path / "config.json").write_text(text)
+        for read in (Architecture.from_directory, lambda path: architecture_from_params(path / "config.json")):
+            with pytest.raises(CheckpointError, match="is not valid JSON"):
+                read(tmp_path)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    for read in (Architecture.from_directory, lambda path: architecture_from_params(path / "config.json")):
+        with pytest.raises(CheckpointError, match=r"config\.json cannot be read: Is a directory"):
+            read(tmp_path)
 
 
 def test_unknown_presets_name_the_known_ones() -> None:
