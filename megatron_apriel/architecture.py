@@ -9,6 +9,7 @@ is built. No torch.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -228,7 +229,7 @@ def _section(config: Mapping[str, Any], key: str, origin: str) -> Mapping[str, A
 def positive_number(config: Mapping[str, Any], key: str, default: float, origin: str) -> float:
     """``config[key]``, or the default where it is absent. Raises CheckpointError if it is no number above zero."""
     value = config.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
         raise CheckpointError(f"{origin}: {key}={value!r} is not a positive number.")
     return float(value)
 

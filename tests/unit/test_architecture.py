@@ -141,6 +141,8 @@ def test_configs_go_there_and_back(name: str) -> None:
         ({"text_config__rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5' is not a positive number"),
         ({"text_config__sliding_window": "all"}, "sliding_window='all' is not a positive whole number"),
         ({"vision_config__rope_theta": None}, "rope_theta=None is not a positive number"),
+        ({"text_config__rms_norm_eps": float("inf")}, "rms_norm_eps=inf is not a positive number"),
+        ({"text_config__rms_norm_eps": 10**400}, "000 is not a positive number"),
         ({"image_token_index": "ten"}, "image_token_index='ten' is not a positive whole number"),
         ({"vision_config__image_size": 1000}, "image_size=1000 is not a multiple of patch_size=16"),
         ({"vision_config__head_dim": 32}, "hidden_size=1024 with 16 heads of 32"),
