@@ -9,6 +9,7 @@ is built. No torch.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -136,7 +137,9 @@ class Architecture:
                 "The model's shapes are read from a Hugging Face config.json.",
                 "Give a Hugging Face directory; tools/convert_checkpoint.py makes one from Mistral's own form.",
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is not valid JSON: {error}.") from None
         if not isinstance(config, dict):
             raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object.")
@@ -226,7 +229,7 @@ def _section(config: Mapping[str, Any], key: str, origin: str) -> Mapping[str, A
 def positive_number(config: Mapping[str, Any], key: str, default: float, origin: str) -> float:
     """``config[key]``, or the default where it is absent. Raises CheckpointError if it is no number above zero."""
     value = config.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
         raise CheckpointError(f"{origin}: {key}={value!r} is not a positive number.")
     return float(value)
 

@@ -107,7 +107,7 @@ class Conversion:
 def plan_conversion(
     source: str | Path, to: Kind, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
 ) -> Conversion:
-    """Recognise the source and account for all of its tensors.
+    """Recognise the source, account for all of its tensors and compare them with their checksums, where it has any.
 
     Raises:
         CheckpointError: no checkpoint, damaged, incomplete, or of a model that the other form cannot say.
@@ -117,6 +117,7 @@ def plan_conversion(
     conversion = Conversion(path, kind, to, architecture, open_source(path, architecture), dtype, max_shard_size)
     if to is Kind.MISTRAL:
         params_from_architecture(architecture)
+    conversion.weights.verify()
     return conversion
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from megatron_apriel.architecture import Architecture
@@ -76,6 +77,8 @@ def load_weights(chunks: Sequence[nn.Module], source: str | Path, architecture: 
 def _fill(chunks: Sequence[nn.Module], source: str | Path, architecture: Architecture) -> tuple[LoadReport, set[str]]:
     """Read this rank's slices; returns the report and the keys of what was filled. No communication."""
     place, weights = Place.current(), open_source(source, architecture)
+    together = dist.is_initialized()
+    weights.verify(*((dist.get_rank(), dist.get_world_size()) if together else ()))
     report = LoadReport(Path(source), weights.description, len(weights.table), weights.skipped)
     filled = set()
     for parameter, tensor in owned_parameters(chunks, architecture, place):

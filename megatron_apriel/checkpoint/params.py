@@ -45,7 +45,9 @@ def architecture_from_params(path: Path) -> Architecture:
         params = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.", "The model's shapes are read from it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
     vision = params.get("vision_encoder") if isinstance(params, dict) else None
     for where, part in ((f"{path}", params), (f"{path}: vision_encoder", vision or {})):

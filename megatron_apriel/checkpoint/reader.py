@@ -30,6 +30,7 @@ from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
 from megatron_apriel.checkpoint.names import Form, parameters, weights
 from megatron_apriel.checkpoint.run_file import read_run_file
 from megatron_apriel.checkpoint.sources import DTYPES, SAFETENSORS_NAMES, listed, read_bytes
+from megatron_apriel.checkpoint.verify import verify
 from megatron_apriel.checkpoint.window import Window
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.surgery.tensor_files import TensorSpec
@@ -73,7 +74,7 @@ class DistributedWeights:
 
     def __init__(self, path: Path, architecture: Architecture) -> None:
         self._path = path
-        metadata = read_metadata(path)
+        self._metadata = metadata = read_metadata(path)
         stored = tensors_in(metadata)
         _check_keys(path, architecture, stored)
         expected = parameters(architecture)
@@ -96,6 +97,9 @@ class DistributedWeights:
         self.bytes_read = 0
         self._layouts: dict[_Piece, tuple[int, int]] = {}
         self._descriptors: dict[str, BinaryIO] = {}
+
+    def verify(self, share: int = 0, shares: int = 1) -> None:
+        verify(self._path, self._metadata, share, shares, self._pieces.keys())
 
     def read(self, name: str, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
         weight = self.table[name]
@@ -147,7 +151,7 @@ class DistributedCheckpointSource:
     Implements ``TensorSource`` of :mod:`megatron_apriel.surgery.average_inputs`. Not for several threads at a time.
 
     Args:
-        path: a directory ``OUTPUT/checkpoints/step_00000500``; its files are verified by size.
+        path: a directory ``OUTPUT/checkpoints/step_00000500``; its files are verified by size, its weights by checksum.
 
     Attributes:
         sidecars: directory with config, tokenizer and processor files.
@@ -162,6 +166,7 @@ class DistributedCheckpointSource:
         architecture = architecture_of(path)
         form = Form.TEXT_ONLY if architecture.tower is None else Form.LEGACY
         self._weights = DistributedWeights(Path(path), architecture)
+        self._weights.verify()
         self._names = {weight.stored_as(form): name for name, weight in self._weights.table.items()}
         self.tensors: Mapping[str, TensorSpec] = {
             stored: TensorSpec(stored, SAFETENSORS_NAMES[self._weights.dtypes[name]], self._weights.table[name].shape)

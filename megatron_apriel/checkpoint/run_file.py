@@ -37,13 +37,15 @@ def read_run_file(path: Path) -> dict[str, Any]:
     file = path / RUN_FILE
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        known, sizes = record["format"], dict(record["files"])
+        known, sizes = record["format"], {str(name): int(size) for name, size in record["files"].items()}
     except FileNotFoundError:
         raise CheckpointError(
             f"{file} does not exist." if path.is_dir() else f"{path} does not exist.",
             "A run's checkpoint has one; it is written last.",
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error!r}.") from None
     if known != FORMAT:
         raise CheckpointError(f"{file} is of format {known!r}; this version of the project reads {FORMAT}.")

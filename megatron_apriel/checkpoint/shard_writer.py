@@ -133,9 +133,17 @@ class _FromSource(DefaultSavePlanner):
 
 
 def first_failure(error: CheckpointException) -> Exception:
-    """What went wrong on the first of the ranks that torch's saving collected failures from."""
-    failure, _ = next(iter(error.failures.values()))
-    return failure if isinstance(failure, Exception) else RuntimeError(repr(failure))
+    """What went wrong on the first of the ranks that torch's saving or loading collected failures from.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: torch collects them, too; a rank that was told to stop has found no fault.
+    """
+    failures = []
+    for failure, _ in error.failures.values():
+        if not isinstance(failure, Exception):
+            raise failure
+        failures.append(failure)
+    return failures[0]
 
 
 def read_rows(weights: WeightSource, parameter: Parameter, start: int, stop: int) -> Tensor:

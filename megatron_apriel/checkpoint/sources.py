@@ -50,6 +50,14 @@ class WeightSource(Protocol):
         """Rows ``start`` to ``stop`` of weight ``name`` seen as a matrix (a vector for a vector), on the CPU."""
         ...
 
+    def verify(self, share: int = 0, shares: int = 1) -> None:
+        """Compare one of ``shares`` parts of the weights with their checksums, where the files have any.
+
+        Raises:
+            CheckpointError: a weight is not what was written.
+        """
+        ...
+
 
 def open_source(path: str | Path, architecture: Architecture) -> WeightSource:
     """Open the checkpoint at ``path``, of whatever kind, as weights of ``architecture``.
@@ -122,6 +130,9 @@ class SafetensorsWeights:
         first = start - start % head
         rows = halves_from_pairs(self._rectangle(name, first, stop + -stop % head, columns), head)
         return rows[start - first : stop - first]
+
+    def verify(self, share: int = 0, shares: int = 1) -> None:
+        """Nothing to do: a safetensors file has no checksums, and its header was compared with its size."""
 
     def _rectangle(self, name: str, start: int, stop: int, columns: tuple[int, int] | None) -> Tensor:
         entry = self._entries[name]

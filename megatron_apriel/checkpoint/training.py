@@ -192,6 +192,7 @@ class CheckpointStore:
         try:
             save.writing.finish()
         except CheckpointException as error:
+            save.writing.abandon()  # where this rank was told to stop waiting, its thread still writes
             raise self._failed(save.path, error) from error
         written = time.perf_counter()
         on_first_rank(lambda: self._publish(save), save.path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Container
 from pathlib import Path
 
 import torch.distributed as dist
@@ -19,12 +20,15 @@ from megatron_apriel.errors import CheckpointError
 from megatron_apriel.progress import progress
 
 
-def changed(path: Path, what: str) -> CheckpointError:
-    """That the checkpoint at ``path`` is not what was written: ``what`` is wrong in it."""
+def changed(path: Path, what: str, fix: str | None = None) -> CheckpointError:
+    """That the checkpoint at ``path`` is not what was written: ``what`` is wrong in it.
+
+    Without a ``fix`` the advice is for the run that would go on from it.
+    """
     return CheckpointError(
         f"{path} could not be read: {what}.",
         "Its files have the sizes that they were written with: bytes in them have changed, or the disk fails.",
-        f"Remove or rename {path} to go on from the checkpoint before it.",
+        fix or f"Remove or rename {path} to go on from the checkpoint before it.",
     )
 
 
@@ -39,8 +43,15 @@ def verify_together(directory: Path, metadata: Metadata) -> None:
     alike(lambda: verify(directory, metadata, rank, ranks))
 
 
-def verify(directory: Path, metadata: Metadata, share: int = 0, shares: int = 1) -> None:
+def verify(
+    directory: Path, metadata: Metadata, share: int = 0, shares: int = 1, keys: Container[str] | None = None
+) -> None:
     """Compare the checksums of every ``shares``-th piece, beginning with number ``share``.
+
+    Args:
+        directory, metadata: the checkpoint and what is where in it.
+        share, shares: which of how many parts of the work is done.
+        keys: of the tensors to look at; None for all that there are.
 
     Raises:
         CheckpointError: a piece is damaged.
@@ -49,12 +60,14 @@ def verify(directory: Path, metadata: Metadata, share: int = 0, shares: int = 1)
         (index, place)
         for index, place in metadata.storage_data.items()
         if not isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata)
+        and (keys is None or index.fqn in keys)
     ]
     mine = sorted(pieces, key=lambda piece: (piece[1].relative_path, piece[1].offset))[share::shares]
     with progress("checking the checkpoint", sum(place.length for _, place in mine), "bytes") as step:
         for index, place in mine:
             if damage := _damage(directory / place.relative_path, place.offset, place.length):
-                raise changed(directory, f"{index.fqn} in {place.relative_path} is damaged ({damage})")
+                what = f"{index.fqn} in {place.relative_path} is damaged ({damage})"
+                raise changed(directory, what, None if keys is None else "Take another checkpoint of the run.")
             step(place.length)
 
 

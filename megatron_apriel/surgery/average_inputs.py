@@ -123,7 +123,7 @@ def _check_same_tensors(first: AverageInput, other: AverageInput) -> None:
 
 def _check_same_config(first: AverageInput, other: AverageInput) -> None:
     for part in (None, "text_config", "vision_config"):
-        ours, theirs = [(config.get(part) or {}) if part else config for config in (first.config, other.config)]
+        ours, theirs = (_section(given, part) if part else given.config for given in (first, other))
         for key in _SAME_IN_ALL:
             if key in ours and key in theirs and ours[key] != theirs[key]:
                 raise CheckpointError(
@@ -131,3 +131,10 @@ def _check_same_config(first: AverageInput, other: AverageInput) -> None:
                     f"and {theirs[key]!r} in {other.label}'s.",
                     "The same weights would mean different models.",
                 )
+
+
+def _section(given: AverageInput, part: str) -> dict[str, Any]:
+    section = given.config.get(part) or {}
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{given.label}: its config's {part} is {section!r}, not an object.")
+    return section

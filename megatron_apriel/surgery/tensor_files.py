@@ -156,7 +156,7 @@ def _parse_json(raw: bytes, file: Path) -> dict[str, Any]:
 
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=without_repeats)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         _refuse(file, f"its JSON cannot be read: {error}")
     if not isinstance(value, dict):
         _refuse(file, f"its JSON is a {type(value).__name__}, not an object")

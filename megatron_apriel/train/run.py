@@ -35,6 +35,7 @@ from megatron_apriel.errors import CheckpointError, ConfigError, ExitCode
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.model.options import ModelOptions, check_options
+from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
@@ -45,6 +46,9 @@ from megatron_apriel.train.signals import StopRequest
 
 SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
 """Settings that say what is trained on what, in which order: a run that goes on must not change them."""
+
+OUTDATED = ".final-outdated"
+"""In the output directory while ``final`` is of an earlier training there, whose checkpoints were taken away."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,13 @@ def run_stage(config: StageConfig) -> ExitCode:
     Raises the project's errors before anything is written where the mistake can be known that early; on all ranks,
     also where only one of them can see it.
     """
-    final = config.output / "final"
+    final, outdated = config.output / "final", config.output / OUTDATED
     store = CheckpointStore(config.output / "checkpoints", config.checkpoint.keep, config.steps)
     with groups.joined():
         beginning = alike(lambda: _beginning(config, store))
         _check_same_everywhere(beginning.newest)
-        if beginning.finished_steps == config.steps and (final.exists() or not config.checkpoint.export):
+        exported = final.exists() and not outdated.exists()
+        if beginning.finished_steps == config.steps and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:
                 print(f"{config.stage}: all {config.steps} steps are done; the result is in {final}")
             return ExitCode.OK
@@ -84,20 +89,32 @@ def run_stage(config: StageConfig) -> ExitCode:
             contextlib.closing(store),
             StopRequest(config.faults.save_before_end_of_job_s) as stop,
         ):
+            if final.exists() and dist.get_rank() == 0:
+                outdated.touch()
             code = train(stage, stop)
             # A request to stop that comes now is not acted on: the export is nearly all that is left to do.
             if code == ExitCode.OK and config.checkpoint.export:
                 _export(stage, final)
+                if dist.get_rank() == 0:
+                    outdated.unlink(missing_ok=True)
     return code
 
 
 def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     check_options(ModelOptions.from_stage(config))
+    if config.checkpoint.export:
+        check_destination(config.output / "final", overwrite=True)
     newest = store.latest()
     if newest is None:
         architecture = architecture_of(config.init_from)
         return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, {}, 0)
     record = json.loads((newest / "run.json").read_text(encoding="utf-8"))
+    if "config" not in record["extra"]:
+        raise CheckpointError(
+            f"{newest} holds weights and nothing of a run: it was converted, not saved by one.",
+            "There is nothing in it to go on from.",
+            f"Move it out of {newest.parent} and give it as init_from.",
+        )
     _check_same(config, newest, record["extra"]["config"])
     architecture = Architecture.from_directory(newest / "hf")
     layout = check_layout(config, architecture, _ranks())

@@ -24,6 +24,8 @@ from stage_runs import ARCHITECTURE, losses, poison, records, run, stage_file, s
 from transformers import LlavaForConditionalGeneration
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch
+from megatron_apriel.checkpoint.convert import convert, plan_conversion
+from megatron_apriel.checkpoint.forms import Kind
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.data.loader import TrainingLoader
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode
@@ -143,6 +145,37 @@ def test_a_finished_run_says_so_and_does_nothing(root: Path, reference: list[flo
     assert run(root, "reference") == [ExitCode.OK]
     assert sorted((path, path.stat().st_mtime) for path in (root / "reference" / "final").iterdir()) == before
     assert losses(root, "reference") == reference
+
+
+def test_the_result_of_an_earlier_training_is_not_taken_for_this_ones(
+    root: Path, reference: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(root / "reference" / "final", root / "again" / "final")
+
+    def killed(stage: Any, final: Path) -> None:
+        os._exit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_export", killed)
+        with pytest.raises(RankFailure):
+            run(root, "again", "optimizer.peak=5.0e-2")
+    for _ in range(2):
+        assert run(root, "again", "optimizer.peak=5.0e-2") == [ExitCode.OK]
+    ours, others = (load_file(root / name / "final" / "model.safetensors") for name in ("again", "reference"))
+    assert not all(torch.equal(ours[name], others[name]) for name in ours)
+    assert not (root / "again" / run_module.OUTDATED).exists()
+
+
+def test_places_that_cannot_be_gone_on_from_or_written_to_are_named_before_training(root: Path) -> None:
+    (root / "occupied" / "final").mkdir(parents=True)
+    (root / "occupied" / "final" / "mine.txt").write_text("mine")
+    with pytest.raises(RankFailure, match=r"occupied/final exists and has no config\.json"):
+        run(root, "occupied")
+    assert not (root / "occupied" / "metrics.jsonl").exists()
+    step = root / "converted" / "checkpoints" / "step_00000001"
+    convert(plan_conversion(root / "model", Kind.MEGATRON), step)
+    with pytest.raises(RankFailure, match=r"step_00000001 holds weights and nothing of a run"):
+        run(root, "converted")
 
 
 def test_frozen_parts_leave_as_they_came_and_trained_ones_do_not(root: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from megatron_apriel.architecture import PRESETS, Architecture
+from megatron_apriel.checkpoint.params import architecture_from_params
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.surgery.models import read_json
 
 PUBLISHED: dict[str, Any] = {
     # As the public Pixtral-12B config is written: what equals a default is left out.
@@ -139,6 +141,8 @@ def test_configs_go_there_and_back(name: str) -> None:
         ({"text_config__rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5' is not a positive number"),
         ({"text_config__sliding_window": "all"}, "sliding_window='all' is not a positive whole number"),
         ({"vision_config__rope_theta": None}, "rope_theta=None is not a positive number"),
+        ({"text_config__rms_norm_eps": float("inf")}, "rms_norm_eps=inf is not a positive number"),
+        ({"text_config__rms_norm_eps": 10**400}, "000 is not a positive number"),
         ({"image_token_index": "ten"}, "image_token_index='ten' is not a positive whole number"),
         ({"vision_config__image_size": 1000}, "image_size=1000 is not a multiple of patch_size=16"),
         ({"vision_config__head_dim": 32}, "hidden_size=1024 with 16 heads of 32"),
@@ -159,6 +163,18 @@ def test_absent_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"config\.json holds a list, not an object"):
         Architecture.from_directory(tmp_path)
+    for text in ("[" * 100_000, '{"hidden_size": 1' + "0" * 5000 + "}"):
+        (tmp_path / "config.json").write_text(text)
+        for read in (Architecture.from_directory, lambda path: architecture_from_params(path / "config.json")):
+            with pytest.raises(CheckpointError, match="is not valid JSON"):
+                read(tmp_path)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    for read in (Architecture.from_directory, lambda path: architecture_from_params(path / "config.json")):
+        with pytest.raises(CheckpointError, match=r"config\.json cannot be read: Is a directory"):
+            read(tmp_path)
 
 
 def test_unknown_presets_name_the_known_ones() -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from alone import alone
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.forms import Kind, architecture_of, recognise
+from megatron_apriel.checkpoint.hf import load_weights
 from megatron_apriel.checkpoint.metadata import read_metadata
-from megatron_apriel.checkpoint.reader import DistributedCheckpointSource
+from megatron_apriel.checkpoint.reader import DistributedCheckpointSource, DistributedWeights
 from megatron_apriel.checkpoint.retention import steps_to_keep
 from megatron_apriel.checkpoint.run_file import read_run_file
+from megatron_apriel.checkpoint.shard_writer import first_failure
 from megatron_apriel.checkpoint.training import CheckpointStore
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
@@ -105,6 +111,9 @@ def test_listing(store):
         (lambda path: (path / "hf" / "config.json").unlink(), r"config.json is missing"),
         (lambda path: (path / "run.json").unlink(), r"run.json does not exist"),
         (lambda path: (path / "run.json").write_text("{"), r"run.json is damaged"),
+        (lambda path: (path / "run.json").write_text("[" * 100_000), r"run.json is damaged"),
+        (lambda path: (path / "run.json").write_text('{"format": 1, "files": {"a": null}}'), r"run.json is damaged"),
+        (lambda path: ((path / "run.json").unlink(), (path / "run.json").mkdir()), r"run.json cannot be read"),
         (lambda path: (path / "run.json").write_text('{"format": 9, "files": {}}'), r"format 9"),
     ],
 )
@@ -116,8 +125,51 @@ def test_a_damaged_newest_is_named_and_never_skipped(store, damage, message):
     assert "Remove or rename" in str(caught.value) and "to go on from step_00000010" in str(caught.value)
 
 
-def test_damaged_inside(store, source):
-    """Bytes changed in place keep the size; what describes the tensors is checked against it all the same."""
+def flip_a_bit_of(path: Path, key: str) -> None:
+    """Change one bit in the middle of the numbers of a checkpoint's tensor."""
+    place = next(place for index, place in read_metadata(path).storage_data.items() if index.fqn == key)
+    with (path / place.relative_path).open("r+b") as file:
+        file.seek(place.offset)
+        with zipfile.ZipFile(io.BytesIO(file.read(place.length))) as archive:
+            numbers = next(member for member in archive.infolist() if member.filename.endswith("/data/0"))
+            file.seek(place.offset + numbers.header_offset + 64 + numbers.file_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 64]))
+
+
+def test_a_flipped_bit_is_found_before_weights_are_used(store, source, tmp_path):
+    """Bytes changed in place keep the size: conversion, averages and new stages look at the checksums."""
+    path, key = store.directory / "step_00000030", "decoder.layers.1.mlp.linear_fc2.weight"
+    flip_a_bit_of(path, key)
+    message = rf"{key} in __0_0.distcp is damaged .*\n.*\n  Take another checkpoint"
+    with pytest.raises(CheckpointError, match=message):
+        plan_conversion(path, Kind.HF)
+    with pytest.raises(CheckpointError, match=message):
+        DistributedCheckpointSource(path)
+
+    def begin_a_stage() -> None:
+        with pytest.raises(CheckpointError, match=message):
+            load_weights([], path, TINY)
+
+    alone(begin_a_stage)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (SystemExit(143), SystemExit)]
+)
+def test_being_told_to_stop_is_no_damage(stopped, raised):
+    """torch collects Ctrl-C like any failure; told as one, its advice was to remove a sound checkpoint."""
+    stack: Any = None
+    with pytest.raises(raised):
+        first_failure(CheckpointException("read", {0: (OSError("disk"), stack), 1: (stopped, stack)}))
+    failure = first_failure(CheckpointException("read", {1: (OSError("disk"), stack)}))
+    assert str(failure) == "disk"
+
+
+def test_damaged_inside(store, source, monkeypatch):
+    """What describes the tensors is checked against the files, also where the checksums fit it."""
+    monkeypatch.setattr(DistributedWeights, "verify", lambda self: None)
     path = store.directory / "step_00000030"
     file = path / "__0_0.distcp"
     data = bytearray(file.read_bytes())

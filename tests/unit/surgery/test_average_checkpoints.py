@@ -178,6 +178,7 @@ DISAGREEMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "heads": ({}, {"num_attention_heads": 4}, "num_attention_heads is 2 in"),
     "positions": ({}, {"rope_theta": 1e4}, "rope_theta is 1000000.0 in"),
     "tower": ({}, {"vision_config": {"hidden_act": "gelu"}}, "vision_config.hidden_act is 'silu' in"),
+    "no object": ({}, {"vision_config": 2.5}, "other: its config's vision_config is 2.5, not an object"),
 }
 
 

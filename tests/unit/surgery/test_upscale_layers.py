@@ -186,6 +186,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], None], str]]
     ),
     "other names": (lambda t, c: t.update({f"x.{name}": t.pop(name) for name in list(t)}), "none was found"),
     "config says more": (lambda t, c: c.update(num_hidden_layers=5), "says 5 decoder layers, and the files of"),
+    "config says far more": (lambda t, c: c.update(num_hidden_layers=10**30), "without a tensor: 4, 5, 6,"),
     "config says fewer": (lambda t, c: c.update(num_hidden_layers=3), "hold 4 decoder layers, 0 to 3"),
     "config without": (lambda t, c: c.pop("num_hidden_layers"), "says 32 decoder layers"),
     "config nonsense": (lambda t, c: c.update(num_hidden_layers="4"), "num_hidden_layers is '4', not a positive"),
