@@ -26,6 +26,9 @@ from pydantic import (
 
 from megatron_apriel.config.quantities import ByteCount, Count, Fraction, PathValue
 
+SMALLEST_WEIGHT = 1e-6
+"""Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/mixture.py``)."""
+
 COMPONENTS = ("tower", "projector", "decoder")
 """The parts that are trained or frozen as a whole; the decoder includes the embedding, final norm and head."""
 
@@ -381,6 +384,12 @@ class StageConfig(Section):
         if abs(total - 1) > 1e-6:
             shares = ", ".join(f"{source.label} {source.weight:.4%}" for source in self.mixture)
             problems.append(f"the mixture's weights sum to {total:.4%}, not 100% ({shares})")
+        problems += [
+            f"the weight of {source.label}, {source.weight:g}, is too small to be told from 0; give at least"
+            f" {SMALLEST_WEIGHT:g}, or 0 to leave the source out"
+            for source in self.mixture
+            if 0 < source.weight < SMALLEST_WEIGHT
+        ]
         if self.attention == "flash" and self.precision.compute != "bf16":
             problems.append(
                 f"attention=flash needs precision.compute=bf16, not {self.precision.compute}; set attention=auto"

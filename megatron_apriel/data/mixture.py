@@ -26,14 +26,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_apriel.config.schema import SourceSection
+from megatron_apriel.config.schema import SMALLEST_WEIGHT, SourceSection
 from megatron_apriel.data.packing import PackingPlan
 from megatron_apriel.errors import DataError
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
     """Weights as whole numbers in the same proportion; 0.3 means three tenths, not the nearest binary fraction."""
-    fractions = [Fraction(weight).limit_denominator(10**6) for weight in weights]
+    fractions = [Fraction(weight).limit_denominator(round(1 / SMALLEST_WEIGHT)) for weight in weights]
     scale = math.lcm(*(fraction.denominator for fraction in fractions))
     return [int(fraction * scale) for fraction in fractions]
 

@@ -115,7 +115,7 @@ def layer_map(kind: str, source_layers: int, target_layers: int) -> LayerMap:
         raise ConfigError(
             f"--num-layers {target_layers} is below the source's {source_layers} decoder layers.",
             "Upscaling repeats layers; it never removes one.",
-            f"Give {source_layers + 1} or more.",
+            f"Give {source_layers} or more.",
         )
     if kind not in _RULES:
         return LayerMap("list", _explicit(kind, source_layers, target_layers))

@@ -175,6 +175,12 @@ def test_single_mistakes(stage: Path, override: str, message: str) -> None:
     assert text.startswith(("stage.yaml, override", "stage.yaml: the mixture", "stage.yaml: batch_tokens"))
 
 
+def test_a_weight_that_would_never_count(stage: Path) -> None:
+    text = refusal(stage, "mixture.0.weight=0.9999997", "mixture.1.weight=0.0000003")
+    assert "the weight of b, 3e-07, is too small to be told from 0; give at least 1e-06, or 0 to leave" in text
+    load_stage(stage, ["mixture.0.weight=100%", "mixture.1.weight=0"])
+
+
 def test_flash_attention_computes_in_bf16(stage: Path) -> None:
     text = refusal(stage, "attention=flash", "precision.compute=fp32")
     assert "attention=flash needs precision.compute=bf16, not fp32; set attention=auto." in text
