@@ -24,6 +24,9 @@ from megatron_apriel.errors import ConfigError
 if TYPE_CHECKING:
     from megatron_apriel.config.schema import ParallelSection
 
+_OFFERED = 8
+"""Most numbers of replicas that a message offers."""
+
 
 class Coordinates(NamedTuple):
     """A rank's place in each kind of parallelism."""
@@ -56,10 +59,6 @@ def divisors(number: int) -> list[int]:
     """All divisors of a positive number in rising order."""
     small = [value for value in range(1, int(number**0.5) + 1) if number % value == 0]
     return small + [number // value for value in reversed(small) if value * value != number]
-
-
-_OFFERED = 8
-"""Most numbers of replicas that a message offers."""
 
 
 @dataclass(frozen=True)

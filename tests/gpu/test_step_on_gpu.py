@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -30,24 +31,25 @@ def alone() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def waiting_is_an_error() -> Iterator[None]:
     """torch raises wherever it would wait for the device, but for the event that a step's report waits for."""
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "delayed", "tensorwise", "blockwise"])
 @pytest.mark.parametrize("case", ["all, mixed", "projector and decoder, mixed", "projector, mixed", "decoder, mixed"])
-def test_a_step_waits_for_nothing(
-    case: str, precision: str, weights: dict[str, torch.Tensor], alone: None, waiting_is_an_error: None
-) -> None:
+def test_a_step_waits_for_nothing(case: str, precision: str, weights: dict[str, torch.Tensor], alone: None) -> None:
     trainer = Trainer(CASES[case], Setup(Layout()), precision, weights)
     before = trainer.step(0).loss  # kernels are compiled
-    torch.cuda.set_sync_debug_mode("error")
-    with pytest.raises(RuntimeError, match="synchronizing"):
-        torch.ones((), device="cuda").item()
-    reports = [trainer.step(0) for _ in range(3)]
+    with waiting_is_an_error():
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            torch.ones((), device="cuda").item()
+        reports = [trainer.step(0) for _ in range(3)]
     assert all(report.applied for report in reports)
     assert reports[-1].loss < before
 
