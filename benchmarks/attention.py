@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import itertools
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from torch import Tensor
 from benchmarks.measure import environment
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown
+from benchmarks.sustained import sustained
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.model.attention import packed
@@ -97,59 +96,16 @@ def passes(kind: str, lengths: list[int]) -> tuple[Callable[[], Tensor], Callabl
     return forward, both
 
 
-def sustained(run: Callable[[], object], seconds: float) -> tuple[float, float | None]:
-    """Milliseconds and joules of one call, once the clocks have settled under this load; no joules where not told."""
-    for _ in range(3):
-        run()
-    calls = max(round(seconds / max(_elapsed(run, 3) / 3, 1e-6)), 3)
-    _elapsed(run, calls // 4)
-    before = _energy()
-    spent = _elapsed(run, calls)
-    after = _energy()
-    return 1e3 * spent / calls, (after - before) / calls if before is not None and after is not None else None
-
-
-def _elapsed(run: Callable[[], object], calls: int) -> float:
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(calls):
-        run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def _energy() -> float | None:
-    """Joules that the GPU has taken since its driver was loaded."""
-    counter = _counter()
-    return None if counter is None else counter() / 1e3
-
-
-@functools.cache
-def _counter() -> Callable[[], float] | None:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        identity = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-        device = pynvml.nvmlDeviceGetHandleByUUID(identity)
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
-    except Exception as error:  # pynvml has an exception for every answer of the driver
-        print(f"energy is not measured: {type(error).__name__}: {error}", file=sys.stderr)
-        return None
-    return functools.partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, device)
-
-
 def measure(pack: str, kind: str, seconds: float) -> dict[str, Any]:
     """Figures of one kind of kernels on one pack."""
     lengths = [int(word) for word in pack.split(",")]
     decoder = Architecture.from_preset("apriel-15b").decoder
     operations = 3 * 2 * sum(length**2 for length in lengths) * decoder.num_heads * decoder.head_dim
     forward, both = passes(kind, lengths)
-    forward_ms, _ = sustained(forward, seconds)
-    ms, joule = sustained(both, seconds)
+    whole = sustained(both, seconds)
     return {
-        "documents": pack, "kind": kind, "forward_ms": forward_ms, "ms": ms, "tflops": operations / ms / 1e9,
-        "joule": joule,
+        "documents": pack, "kind": kind, "forward_ms": sustained(forward, seconds).ms, "ms": whole.ms,
+        "tflops": operations / whole.ms / 1e9, "joule": whole.joule,
     }  # fmt: skip
 
 

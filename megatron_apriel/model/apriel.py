@@ -165,6 +165,16 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
             if part is not None:
                 yield from parameters_by_use(part)
 
+    def set_is_first_microbatch(self) -> None:
+        """Have each layer's next weight gradient overwrite what is in the buffer, and cast FP8 weights anew.
+
+        Megatron's own schedules call its layers' attention to it in FP8 only; in bfloat16, too, reading a buffer that
+        was just set to zero is in vain.
+        """
+        for module in self.modules():
+            if hasattr(module, "is_first_microbatch"):
+                module.is_first_microbatch = True
+
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
         """Take hidden states from the previous stage; called by Megatron's schedules."""
         self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)

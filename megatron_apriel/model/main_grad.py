@@ -8,7 +8,13 @@ can do without: add to ``main_grad`` directly, then give autograd :func:`placeho
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
+from megatron.core.utils import log_single_rank
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def placeholder_gradient(weight: Tensor) -> Tensor | None:
@@ -21,3 +27,20 @@ def placeholder_gradient(weight: Tensor) -> Tensor | None:
         return None
     weight.grad_added_to_main_grad = True
     return weight.detach()
+
+
+def share_placeholders(weights: Iterable[Tensor]) -> None:
+    """Have Transformer Engine's layers, too, give autograd a weight's own numbers where it insists on a gradient.
+
+    They keep a tensor for each shape of weight for that, which nothing ever reads: half a gigabyte for this model. Call
+    when the weights are where they will stay.
+    """
+    from transformer_engine.pytorch.module import base
+
+    placeholders = getattr(base, "_dummy_wgrads", None)
+    if placeholders is None:
+        log_single_rank(logger, logging.INFO, "this version of Transformer Engine keeps its own placeholder gradients")
+        return
+    placeholders.clear()
+    for weight in weights:
+        placeholders.setdefault((*weight.shape, weight.dtype), weight.detach())

@@ -21,6 +21,7 @@ from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from megatron_apriel.config.schema import OptimizerSection, StageConfig
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.freeze import component_of
+from megatron_apriel.model.main_grad import share_placeholders
 from megatron_apriel.parallel.groups import current_device
 from megatron_apriel.train.adamw import AdamW
 
@@ -48,6 +49,8 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
         DistributedDataParallel(model_config, settings, chunk, disable_bucketing=number > 0)
         for number, chunk in enumerate(chunks)
     ]
+    if model_config.transformer_impl == "transformer_engine":
+        share_placeholders(parameter for chunk in chunks for parameter in chunk.parameters())
     model_config.finalize_model_grads_func = _finalize_without_division
     if overlap:
         single = len(wrapped) == 1

@@ -91,6 +91,7 @@ def train_step(
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
+        chunk.module.set_is_first_microbatch()
     optimizer.zero_grad()
     losses = run_micro_batches(chunks, batches, micro_batches, sequence_length, forward_only=False)
     norm_of_sum = gradient_norm(optimizer)

@@ -1,0 +1,241 @@
+"""Measure the matrix products of training alone on one GPU, for long enough that its power decides the clock.
+
+Every product of a decoder layer and of the head runs by itself, in bf16: by the algorithm that cuBLAS takes, which is
+what a training step gets, and by the best of all that cuBLAS offers. With attention alone beside them, what a step
+would reach if nothing else took time is the ceiling of this GPU, as it is in this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.attention import measure as measure_attention
+from benchmarks.cublas import Algorithm, Product
+from benchmarks.measure import environment
+from benchmarks.options import add_output_options
+from benchmarks.report import FULL_DEPTH, markdown
+from benchmarks.sustained import Sustained, sustained
+from benchmarks.versions import commit
+from megatron_apriel.architecture import Architecture, DecoderArchitecture
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.flops import decoder_forward
+from megatron_apriel.model.linear_cross_entropy import LOGITS_PER_CHUNK
+from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+
+EXAMPLES = """\
+examples:
+  # everything; takes two minutes on one H200
+  python benchmarks/products.py
+
+  # only what cuBLAS takes by itself, at another length
+  python benchmarks/products.py --tokens 32768 --no-search
+
+Exit code: 0 if measured, 2 if it cannot be here.
+"""
+HEADINGS = ("weight", "product", "by", "ms", "TFLOP/s", "W", "best, ms", "TFLOP/s", "W", "algorithms")
+CANDIDATES = 3
+"""Algorithms that are measured at length after a short look at all."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight matrix [outputs, inputs] and how many tokens it meets at a time.
+
+    Attributes:
+        repeats: how often a micro-batch does so in one decoder layer, or in the head.
+    """
+
+    name: str
+    outputs: int
+    inputs: int
+    tokens: int
+    repeats: int = 1
+
+    @property
+    def in_head(self) -> bool:
+        return self.name == "head"
+
+    @property
+    def operations(self) -> int:
+        """Of each of the three products."""
+        return 2 * self.outputs * self.inputs * self.tokens
+
+
+def weights(decoder: DecoderArchitecture, tokens: int) -> list[Weight]:
+    """Those of a decoder layer, and the head, which takes its tokens by chunks."""
+    hidden, feed_forward = decoder.hidden_size, decoder.ffn_hidden_size
+    width = decoder.num_heads * decoder.head_dim
+    both = 2 * decoder.num_kv_heads * decoder.head_dim
+    chunks = -(-tokens * decoder.vocab_size // LOGITS_PER_CHUNK)
+    return [
+        Weight("q, k, v", width + both, hidden, tokens),
+        Weight("attention's way out", hidden, width, tokens),
+        Weight("gate, up", 2 * feed_forward, hidden, tokens),
+        Weight("down", hidden, feed_forward, tokens),
+        Weight("head", decoder.vocab_size, hidden, tokens // chunks, chunks),
+    ]
+
+
+def products(weight: Weight) -> Iterator[tuple[str, Product]]:
+    """Its three products in training, over numbers of the size that a fresh model has."""
+    generator = torch.Generator("cuda").manual_seed(1234)
+
+    def numbers(rows: int, columns: int, size: float) -> Tensor:
+        return (torch.randn(rows, columns, device="cuda", generator=generator) * size).bfloat16()
+
+    matrix_OI = numbers(weight.outputs, weight.inputs, 0.02)
+    inputs_TI, gradient_TO = numbers(weight.tokens, weight.inputs, 1.0), numbers(weight.tokens, weight.outputs, 1e-3)
+    main_grad_OI = torch.zeros_like(matrix_OI, dtype=torch.float32)
+    empty = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
+    yield "forward", Product(inputs_TI, matrix_OI.t(), empty(gradient_TO), accumulate=False)
+    yield "gradient of input", Product(gradient_TO, matrix_OI, empty(inputs_TI), accumulate=False)
+    yield "gradient of weight", Product(gradient_TO.t(), inputs_TI, main_grad_OI, accumulate=True)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One product, by the algorithm that cuBLAS takes and by the best of ``offered``; the same where none is better."""
+
+    weight: Weight
+    product: str
+    taken: Sustained
+    best: Sustained
+    offered: int
+
+
+def measure(product: Product, seconds: float, search: bool) -> tuple[Sustained, Sustained, int]:
+    """Of the algorithm that cuBLAS takes, of the best one, and how many there are."""
+    offered = product.algorithms()
+
+    def timed(algorithm: Algorithm, share: float) -> Sustained:
+        return sustained(functools.partial(product.run, algorithm), share * seconds)
+
+    taken = timed(offered[0], 1.0)
+    if not search:
+        return taken, taken, len(offered)
+    promising = sorted(offered[1:], key=lambda algorithm: timed(algorithm, 0.4).ms)[:CANDIDATES]
+    # Once more after the others, since the GPU has grown warmer meanwhile.
+    again = timed(offered[0], 1.0)
+    return (
+        again,
+        min([again, *(timed(algorithm, 1.0) for algorithm in promising)], key=lambda one: one.ms),
+        len(offered),
+    )
+
+
+def ceiling(
+    decoder: DecoderArchitecture, tokens: int, layer_ms: float, head_ms: float, attention_ms: float
+) -> tuple[float, float]:
+    """Milliseconds and TFLOP/s of a micro-batch of ``FULL_DEPTH`` layers in which nothing else takes time."""
+    linear, attention = decoder_forward(decoder, tokens, tokens**2)
+    ms = decoder.num_layers * (layer_ms + attention_ms) + head_ms
+    return ms, 3 * (linear + attention) / ms / 1e9
+
+
+def row(figures: Figures) -> list[str]:
+    """In the columns of :data:`HEADINGS`."""
+
+    def three(one: Sustained) -> list[str]:
+        rate = figures.weight.operations / one.ms / 1e9
+        return [f"{one.ms:.3f}", f"{rate:.0f}", "-" if one.watt is None else f"{one.watt:.0f}"]
+
+    weight = figures.weight
+    shape = f"{weight.tokens} x {weight.inputs} x {weight.outputs}"
+    best = three(figures.best) if figures.best != figures.taken else ["-"] * 3
+    return [weight.name, figures.product, shape, *three(figures.taken), *best, str(figures.offered)]
+
+
+def summary(found: list[Figures], decoder: DecoderArchitecture, tokens: int, attention_ms: float) -> list[str]:
+    """What the products add up to, and the ceiling that follows."""
+    lines = []
+    for which, title in (("taken", "as cuBLAS takes them"), ("best", "the best of each")):
+        layer, head = (
+            sum(getattr(one, which).ms * one.weight.repeats for one in found if one.weight.in_head == in_head)
+            for in_head in (False, True)
+        )
+        operations = sum(one.weight.operations for one in found if not one.weight.in_head)
+        ms, tflops = ceiling(decoder, tokens, layer, head, attention_ms)
+        lines.append(
+            f"{title}: {layer:.2f} ms for the products of a layer ({operations / layer / 1e9:.0f} TFLOP/s), "
+            f"{head:.1f} ms for the head's; with {attention_ms:.2f} ms for a layer's attention and nothing else, "
+            f"{decoder.num_layers} layers take {ms:.0f} ms: {tflops:.0f} TFLOP/s"
+        )
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=8192, metavar="N", help="of a micro-batch (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.6, help="of each measurement (%(default)g)")
+    parser.add_argument("--no-search", action="store_true", help="only the algorithms that cuBLAS takes by itself")
+    add_output_options(parser, "products-DATE.json and .md")
+    return parser
+
+
+def _write(arguments: argparse.Namespace, record: dict[str, Any], rows: list[list[str]], lines: list[str]) -> Path:
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path: Path = arguments.output / f"products-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    where = f"{record['environment']['device']}, commit {record['commit']}, {record['date']}."
+    title = f"# Matrix products alone, bf16, {arguments.tokens} tokens"
+    text = [title, "", where, "", markdown(HEADINGS, rows), "", *(f"- {line}" for line in lines), ""]
+    path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.tokens < 128 or arguments.tokens % 128:
+            raise ConfigError(f"--tokens={arguments.tokens} is no multiple of 128.", fix="Give one, such as 8192.")
+        if not torch.cuda.is_available():
+            raise ConfigError("there is no CUDA device here.", "Kernels of a GPU are measured.", "Run it where one is.")
+    except ConfigError as error:
+        print(f"ConfigError: {error}", file=sys.stderr)
+        return ExitCode.USAGE
+    decoder = Architecture.from_preset("apriel-15b").with_layers(FULL_DEPTH).decoder
+    found = []
+    for weight in weights(decoder, arguments.tokens):
+        for name, product in products(weight):
+            print(f"{weight.name}, {name}", file=sys.stderr, flush=True)
+            figures = measure(product, arguments.seconds, not arguments.no_search)
+            found.append(Figures(weight, name, *figures))
+    with groups.initialized(Layout()):
+        attention = measure_attention(str(arguments.tokens), "flash", arguments.seconds)
+    rows = [row(one) for one in found]
+    lines = summary(found, decoder, arguments.tokens, attention["ms"])
+    record: dict[str, Any] = {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}", "commit": arguments.commit or commit(),
+        "tokens": arguments.tokens, "products": [asdict(one) for one in found], "attention": attention,
+        "environment": environment(),
+    }  # fmt: skip
+    table = Table(*HEADINGS, title=f"Matrix products alone, bf16, {arguments.tokens} tokens")
+    for cells in rows:
+        table.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print("\n".join(lines))
+    print(f"{_write(arguments, record, rows, lines)}.json and .md")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
