@@ -19,7 +19,8 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
 
   h is divided by T under sequence parallelism. Under context parallelism a rank has its share of the tokens, and of
   each layer the keys and values of all tokens: k counts once for every context-parallel rank. A decoder that is frozen
-  keeps no inputs of its matrices: 2h less and f/T less. Recomputation needs one layer's ``none`` at a time on top.
+  keeps no inputs of its matrices: 2h less and f/T less. In a layer that runs in FP8 those inputs take one byte for two,
+  and attention's output is kept in both forms. Recomputation needs one layer's ``none`` at a time on top.
   Pipeline rank p of P keeps P - p micro-batches (one forward, one backward; more with interleaving, as in Megatron's
   schedule);
 * logits, on the last stage: 2 a token and vocabulary entry of this rank, of one chunk of tokens at a time, since the
@@ -145,12 +146,27 @@ def layer_elements(
     return (4 if trained else 2) * hidden + attention + (3 if trained else 2) * feed_forward
 
 
+def _spared_by_8_bits(decoder: DecoderArchitecture, mode: str, layout: Layout) -> float:
+    """Elements of two bytes a token that a trained layer spares where the inputs of its matrices are kept in 8 bits."""
+    hidden = decoder.hidden_size / (layout.tensor if layout.sequence else 1)
+    attention = decoder.num_heads * decoder.head_dim / layout.tensor
+    halves = {
+        "none": 2 * hidden + decoder.ffn_hidden_size / layout.tensor - attention,
+        "selective": hidden - attention,
+        "full": 0.0,
+    }
+    return halves[mode] / 2
+
+
 def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout: Layout, pipeline_rank: int) -> float:
     counts = [len(layout.layers_of(decoder.num_layers, pipeline_rank, chunk)) for chunk in range(layout.virtual)]
     trained, mode = config.train.decoder > 0, config.recompute.mode
+    number = decoder.num_layers
+    in_8_bits = sum(config.precision.in_8_bits(layer, number) for layer in range(number)) / number
 
     def kept(how: str) -> float:
-        return layer_elements(decoder, how, layout.tensor, layout.sequence, trained, layout.context)
+        elements = layer_elements(decoder, how, layout.tensor, layout.sequence, trained, layout.context)
+        return elements - (in_8_bits * _spared_by_8_bits(decoder, how, layout) if trained else 0)
 
     recomputed = sum(min(count, config.recompute.layers or count) for count in counts) if mode != "none" else 0
     everything = recomputed * kept(mode) + (sum(counts) - recomputed) * kept("none")

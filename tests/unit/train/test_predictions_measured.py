@@ -18,7 +18,7 @@ from megatron_apriel.train.hardware import KINDS
 from megatron_apriel.train.memory import rank_memory
 from megatron_apriel.train.step_time import Workload, step_time
 
-SLICES = [one for one in newest(RESULTS) if one.subject.startswith("ours-") and one.subject != "ours-blockwise"]
+SLICES = [one for one in newest(RESULTS) if one.subject.startswith("ours-")]
 SPREADS = [
     Found.from_json(row["found"])
     for name in ("layouts", "scaling")
@@ -48,7 +48,7 @@ def architecture_of(measurement: Measurement) -> Architecture:
 
 def test_everything_that_is_planned_for_was_measured() -> None:
     measured = {(one.case, one.subject) for one in SLICES}
-    recipes = ("ours-bf16", "ours-delayed", "ours-tensorwise")
+    recipes = ("ours-bf16", "ours-delayed", "ours-tensorwise", "ours-blockwise")
     assert {("8192", subject) for subject in recipes} <= measured
     assert {"32768", "32768-packed", "16384-mix", "8192-realign"} <= {case for case, _ in measured}
     assert {"ours-bf16+full", "ours-tensorwise+selective"} <= {subject for _, subject in measured}
@@ -66,7 +66,7 @@ def test_a_step_on_one_gpu(one: Measurement) -> None:
 @pytest.mark.parametrize("one", SLICES, ids=lambda one: f"{one.case}, {one.subject}, {one.layers} layers")
 def test_its_memory(one: Measurement) -> None:
     memory = rank_memory(as_spread(one).config(), architecture_of(one), Layout(), 0)
-    assert memory.total == pytest.approx(one.memory["peak"], rel=0.04)
+    assert memory.total == pytest.approx(one.memory["peak"], rel=0.025)
     assert memory.gradients == pytest.approx(one.memory["main gradients"], rel=0.01)
     assert memory.optimizer == pytest.approx(one.memory["optimizer state"], rel=0.01)
 
