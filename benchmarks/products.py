@@ -48,7 +48,7 @@ examples:
 
 Exit code: 0 if measured, 2 if it cannot be here.
 """
-HEADINGS = ("weight", "product", "by", "ms", "TFLOP/s", "W", "best, ms", "TFLOP/s", "W", "algorithms")
+HEADINGS = ("weight", "product", "tokens x in x out", "ms", "TFLOP/s", "W", "best, ms", "TFLOP/s", "W", "algorithms")
 CANDIDATES = 3
 """Algorithms that are measured at length after a short look at all."""
 
