@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from megatron_apriel.data import compressed, json_arrays, raw_chunks, readers
-from megatron_apriel.data.readers import find_sources
+from megatron_apriel.data.readers import _bounded_tables, find_sources
 from megatron_apriel.errors import DataError
 
 COLUMNS = ("text", "images")
@@ -157,6 +157,28 @@ def test_parquet(tmp_path):
     assert [raw.value["text"] for raw in found] == TEXTS
     assert found[200].place.endswith("a.parquet: row 200")
     assert found[0].value == {"text": TEXTS[0], "images": [{"bytes": b"1", "path": None}]}, "no other column is read"
+
+
+def test_parquet_with_views_of_strings(tmp_path):
+    """As newer writers make them."""
+    columns = {
+        "text": pyarrow.array(TEXTS, pyarrow.string_view()),
+        "images": pyarrow.array([b"1"] * len(TEXTS), pyarrow.binary_view()),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert "view" in str(pyarrow.parquet.read_schema(tmp_path / "a.parquet"))
+    found = [raw.value for raw in read(tmp_path / "a.parquet")]
+    assert [value["text"] for value in found] == TEXTS
+    assert {value["images"] for value in found} == {b"1"}
+
+
+def test_views_of_strings_inside_messages():
+    """Arrow does not write these to Parquet, but it reads them where others did."""
+    message = pyarrow.struct([("role", pyarrow.string_view()), ("content", pyarrow.string_view())])
+    messages = [[{"role": "user", "content": text}] for text in TEXTS]
+    table = pyarrow.table({"messages": pyarrow.array(messages, pyarrow.list_(message))})
+    pieces = list(_bounded_tables(table))
+    assert [row["messages"] for piece in pieces for row in piece.to_pylist()] == messages
 
 
 def test_parquet_with_a_string_that_is_no_utf8(tmp_path):
