@@ -26,9 +26,10 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import environment
-from benchmarks.processes import ROOT
+from benchmarks.options import add_output_options, require_gpu
 from benchmarks.report import markdown
 from benchmarks.sustained import sustained
+from benchmarks.versions import commit
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.model.attention import packed
@@ -57,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--packs", nargs="+", default=PACKS, metavar="N,M", help="lengths of a sequence's documents")
     parser.add_argument("--seconds", type=float, default=0.8, help="of each measurement (%(default)g)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
-                        help="directory for attention-DATE.json and .md (benchmarks/results)")  # fmt: skip
+    add_output_options(parser, "attention-DATE.json and .md")
     return parser
 
 
@@ -129,8 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         ]
         if wrong:
             raise ConfigError(f"--packs {wrong[0]} is no list of lengths.", fix="Write them as 4000,4000,192.")
-        if not torch.cuda.is_available():
-            raise ConfigError("there is no CUDA device here.", "Kernels of a GPU are measured.", "Run it where one is.")
+        require_gpu("What is measured is attention")
     except ConfigError as error:
         print(f"ConfigError: {error}", file=sys.stderr)
         return ExitCode.USAGE
@@ -144,10 +143,13 @@ def main(argv: list[str] | None = None) -> int:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / f"attention-{now:%Y%m%d-%H%M%S}"
-    record: dict[str, Any] = {"date": f"{now:%Y-%m-%d %H:%M}", "environment": environment(), "figures": found}
+    record: dict[str, Any] = {
+        "date": f"{now:%Y-%m-%d %H:%M}", "commit": arguments.commit or commit(), "environment": environment(),
+        "figures": found,
+    }  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     title = f"# Attention alone, 32 query and 8 key-value heads of 128, bf16\n\n{record['environment']['device']}, "
-    text = title + f"{record['date']}.\n\n{markdown(HEADINGS, rows)}\n"
+    text = title + f"commit {record['commit']}, {record['date']}.\n\n{markdown(HEADINGS, rows)}\n"
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"{path}.json and .md")
     return ExitCode.OK

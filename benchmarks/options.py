@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.processes import ROOT
 from megatron_apriel.errors import ConfigError
 
@@ -15,6 +17,12 @@ def add_output_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
                         help=f"directory for {files} (benchmarks/results)")  # fmt: skip
     parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
+
+
+def require_gpu(measured: str) -> None:
+    """Raises ConfigError where there is no GPU; ``measured`` is what it is needed for."""
+    if not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device here.", f"{measured} on a GPU.", "Run it on a machine with one.")
 
 
 def chosen(text: str, valid: Sequence[str], option: str) -> list[str]:

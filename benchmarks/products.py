@@ -27,14 +27,14 @@ from torch import Tensor
 from benchmarks.attention import measure as measure_attention
 from benchmarks.cublas import Algorithm, Product
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, require_gpu
 from benchmarks.report import FULL_DEPTH, markdown
 from benchmarks.sustained import Sustained, sustained
 from benchmarks.versions import commit
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.flops import decoder_forward
-from megatron_apriel.model.linear_cross_entropy import LOGITS_PER_CHUNK
+from megatron_apriel.model.linear_cross_entropy import chunk_length
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 
@@ -82,13 +82,13 @@ def weights(decoder: DecoderArchitecture, tokens: int) -> list[Weight]:
     hidden, feed_forward = decoder.hidden_size, decoder.ffn_hidden_size
     width = decoder.num_heads * decoder.head_dim
     both = 2 * decoder.num_kv_heads * decoder.head_dim
-    chunks = -(-tokens * decoder.vocab_size // LOGITS_PER_CHUNK)
+    chunk = chunk_length(tokens, decoder.vocab_size)
     return [
         Weight("q, k, v", width + both, hidden, tokens),
         Weight("attention's way out", hidden, width, tokens),
         Weight("gate, up", 2 * feed_forward, hidden, tokens),
         Weight("down", hidden, feed_forward, tokens),
-        Weight("head", decoder.vocab_size, hidden, tokens // chunks, chunks),
+        Weight("head", decoder.vocab_size, hidden, chunk, -(-tokens // chunk)),
     ]
 
 
@@ -102,9 +102,8 @@ def products(weight: Weight) -> Iterator[tuple[str, Product]]:
     matrix_OI = numbers(weight.outputs, weight.inputs, 0.02)
     inputs_TI, gradient_TO = numbers(weight.tokens, weight.inputs, 1.0), numbers(weight.tokens, weight.outputs, 1e-3)
     main_grad_OI = torch.zeros_like(matrix_OI, dtype=torch.float32)
-    empty = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
-    yield "forward", Product(inputs_TI, matrix_OI.t(), empty(gradient_TO), accumulate=False)
-    yield "gradient of input", Product(gradient_TO, matrix_OI, empty(inputs_TI), accumulate=False)
+    yield "forward", Product(inputs_TI, matrix_OI.t(), torch.empty_like(gradient_TO), accumulate=False)
+    yield "gradient of input", Product(gradient_TO, matrix_OI, torch.empty_like(inputs_TI), accumulate=False)
     yield "gradient of weight", Product(gradient_TO.t(), inputs_TI, main_grad_OI, accumulate=True)
 
 
@@ -207,8 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.tokens < 128 or arguments.tokens % 128:
             raise ConfigError(f"--tokens={arguments.tokens} is no multiple of 128.", fix="Give one, such as 8192.")
-        if not torch.cuda.is_available():
-            raise ConfigError("there is no CUDA device here.", "Kernels of a GPU are measured.", "Run it where one is.")
+        require_gpu("What is measured are matrix products")
     except ConfigError as error:
         print(f"ConfigError: {error}", file=sys.stderr)
         return ExitCode.USAGE

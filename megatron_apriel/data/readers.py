@@ -257,7 +257,8 @@ def _bounded_tables(table: Any) -> Iterator[Any]:
     """
     import pyarrow
 
-    table = table.cast(pyarrow.schema([field.with_type(_without_views(field.type)) for field in table.schema]))
+    schema = pyarrow.schema([field.with_type(_without_views(field.type)) for field in table.schema])
+    table = table if schema.equals(table.schema) else table.cast(schema)
     pieces = min(max(1, table.nbytes // CHUNK_BYTES), max(1, table.num_rows))
     step = -(-table.num_rows // pieces) or 1
     for start in range(0, table.num_rows, step):

@@ -128,7 +128,7 @@ def _run_chunks(
     """Losses [S]. The gradients that are given are computed too: one written, the other added to."""
     tokens, entries = hidden_SH.shape[0], weight_VH.shape[0]
     first_entry = group.rank() * entries if group is not None else 0
-    length = _chunk_length(tokens, entries)
+    length = chunk_length(tokens, entries)
     losses_S = hidden_SH.new_empty(tokens, dtype=_wide(hidden_SH.dtype))
     # One buffer for all chunks: a fresh tensor per chunk would be made while the last one is still held.
     buffer_CV = hidden_SH.new_empty(min(length, tokens), entries)
@@ -148,7 +148,7 @@ def _run_chunks(
     return losses_S
 
 
-def _chunk_length(tokens: int, entries: int) -> int:
+def chunk_length(tokens: int, entries: int) -> int:
     """Tokens per chunk: as few chunks as the limit allows, of equal size but for the last."""
     chunks = -(-tokens * entries // LOGITS_PER_CHUNK)
     return -(-tokens // (chunks * TOKEN_MULTIPLE)) * TOKEN_MULTIPLE

@@ -159,10 +159,10 @@ def _spared_by_8_bits(decoder: DecoderArchitecture, mode: str, layout: Layout) -
 
 
 def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout: Layout, pipeline_rank: int) -> float:
-    counts = [len(layout.layers_of(decoder.num_layers, pipeline_rank, chunk)) for chunk in range(layout.virtual)]
+    chunks = [layout.layers_of(decoder.num_layers, pipeline_rank, chunk) for chunk in range(layout.virtual)]
+    layers, counts = [layer for chunk in chunks for layer in chunk], [len(chunk) for chunk in chunks]
     trained, mode = config.train.decoder > 0, config.recompute.mode
-    number = decoder.num_layers
-    in_8_bits = sum(config.precision.in_8_bits(layer, number) for layer in range(number)) / number
+    in_8_bits = sum(config.precision.in_8_bits(layer, decoder.num_layers) for layer in layers) / max(len(layers), 1)
 
     def kept(how: str) -> float:
         elements = layer_elements(decoder, how, layout.tensor, layout.sequence, trained, layout.context)

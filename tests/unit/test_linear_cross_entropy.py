@@ -80,9 +80,9 @@ def test_any_number_of_tokens_can_be_cut_into_chunks(tokens: int) -> None:
 
 def test_chunks_are_few_of_one_size_and_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_cross_entropy, "LOGITS_PER_CHUNK", 2**29)
-    lengths = {tokens: linear_cross_entropy._chunk_length(tokens, 131072) for tokens in (100, 4096, 5000, 32768)}
+    lengths = {tokens: linear_cross_entropy.chunk_length(tokens, 131072) for tokens in (100, 4096, 5000, 32768)}
     assert lengths == {100: 112, 4096: 4096, 5000: 2512, 32768: 4096}
-    assert linear_cross_entropy._chunk_length(32768, 131072 // 8) == 32768
+    assert linear_cross_entropy.chunk_length(32768, 131072 // 8) == 32768
 
 
 def test_large_logits_do_not_overflow() -> None:

@@ -179,6 +179,26 @@ def test_activations_of_a_layer() -> None:
     assert layer_elements(APRIEL.decoder, "none", 1, False, False) == 2 * 5120 + 10240 + 2 * 14336
 
 
+def test_layers_in_8_bits_keep_the_inputs_of_their_matrices_in_one_byte() -> None:
+    """By hand: both norms' outputs and the MLP's product a byte less, attention's output one more, in 48 layers."""
+
+    def kept(layout: Layout | None = None, rank: int = 0, **settings: object) -> float:
+        return rank_memory(stage(**settings), APRIEL, layout or Layout(), rank).activations
+
+    eight = {"fp8": "tensorwise"}
+    assert kept() - kept(precision=eight) == 8192 * 48 * (2 * 5120 + 14336 - 4096)
+    # The first of four pipeline ranks, with 12 layers and 4 micro-batches: 3 layers stay in bf16 there, none elsewhere.
+    pipeline = Layout(4, pipeline=4)
+    few = {**eight, "bf16_layers_at_start": 3}
+    whole, some = kept(pipeline, precision=eight), kept(pipeline, precision=few)
+    assert some - whole == 4 * 8192 * 3 * (2 * 5120 + 14336 - 4096)
+    assert kept(pipeline, 1, precision=few) == kept(pipeline, 1, precision=eight)
+    full = {"mode": "full"}
+    assert kept(recompute=full) - kept(recompute=full, precision=eight) == 8192 * (2 * 5120 + 14336 - 4096)
+    frozen = {"tower": 0, "projector": 1, "decoder": 0}
+    assert kept(train=frozen) == kept(train=frozen, precision=eight)
+
+
 def test_recomputation_and_pipelines_in_activations() -> None:
     kept = {
         mode: rank_memory(stage(recompute={"mode": mode}), APRIEL, Layout(), 0).activations
