@@ -31,6 +31,8 @@ from megatron_apriel.batch import Batch, PackedImages
 from megatron_apriel.flops import step_flops
 
 WARM_UP_STEPS = 2
+PROBES = 5
+"""Pairs of short steps from which the cost of a step follows that is not of its micro-batches."""
 PACKAGES = (
     "torch",
     "triton",
@@ -85,6 +87,17 @@ def seconds_of_step(subject: Subject, given: Sequence[Batch], steps: int) -> tup
     return statistics.median(durations), loss
 
 
+def cost_of_a_step(subject: Subject, batch: Batch, few: int, more: int, probes: int = PROBES) -> float:
+    """Seconds of an optimizer step that its micro-batches do not account for: norm, clipping, update, copies.
+
+    Steps of ``few`` and of ``more`` micro-batches differ in their number alone, since all are the same batch. They are
+    taken by turns, so that a clock that drifts or another process that disturbs meets both, and the medians count.
+    """
+    turns = [[seconds_of_step(subject, [batch] * count, 1)[0] for count in (few, more)] for _ in range(probes)]
+    short, longer = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
+    return short - few * (longer - short) / (more - few)
+
+
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -131,11 +144,7 @@ def _timed(subject: Subject, given: Sequence[Batch], probe: tuple[int, int], ste
         torch.cuda.reset_peak_memory_stats()
     whole, loss = seconds_of_step(subject, given, steps)
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-    few, more = probe
-    # The same batch each time: the two steps then differ in the number of micro-batches and in nothing else.
-    short = seconds_of_step(subject, [given[0]] * few, steps)[0]
-    longer = seconds_of_step(subject, [given[0]] * more, steps)[0]
-    per_step = short - few * (longer - short) / (more - few)
+    per_step = cost_of_a_step(subject, given[0], *probe)
     memory = subject.memory()
     if not math.isfinite(loss):
         raise ArithmeticError(f"the loss of the last timed step is {loss}")
