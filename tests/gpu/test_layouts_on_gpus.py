@@ -27,11 +27,12 @@ TABLE = {
 } or LAYOUTS  # fmt: skip
 
 
-def started(ranks: int, directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    result = directory / f"{ranks}.json"
+def started(ranks: int, precision: str, directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """The process that trains in ``precision`` on every layout of so many ranks, and where its result will be."""
+    result = directory / f"{ranks}-{precision}.json"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    with (directory / f"{ranks}.log").open("wb") as log:
-        command = [*launcher, str(RUNNER), str(result), ",".join(PRECISIONS)]
+    with result.with_suffix(".log").open("wb") as log:
+        command = [*launcher, str(RUNNER), str(result), precision]
         paths = os.pathsep.join(filter(None, [str(RUNNER.parents[2]), os.environ.get("PYTHONPATH", "")]))
         environment = {**os.environ, "PYTHONPATH": paths}
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), result
@@ -42,15 +43,21 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     """By precision and layout, losses and norms of every case; a layout that failed is not among them."""
     directory = tmp_path_factory.mktemp("layouts")
     merged: dict[str, dict[str, Any]] = {precision: {} for precision in PRECISIONS}
-    # One after the other: together they would need the memory of both.
+    # The precisions side by side, since most of the time goes to starting and compiling; numbers of ranks by turns.
     for ranks in sorted({1, *(row.layout.world_size for row in TABLE.values())}):
-        process, result = started(ranks, directory)
-        process.wait(timeout=600)
-        if process.returncode:
-            print((directory / f"{ranks}.log").read_text(errors="replace")[-6000:])
-        by_precision = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
-        for precision, rows in by_precision.items():
-            merged[precision] |= rows
+        running = [started(ranks, precision, directory) for precision in PRECISIONS]
+        try:
+            for process, _ in running:
+                process.wait(timeout=600)
+        finally:
+            for process, _ in running:
+                process.terminate()
+        for process, result in running:
+            if process.returncode:
+                print(result.with_suffix(".log").read_text(errors="replace")[-6000:])
+            by_precision = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+            for precision, rows in by_precision.items():
+                merged[precision] |= rows
     return merged
 
 
