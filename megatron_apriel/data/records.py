@@ -27,6 +27,9 @@ FORMATS = ("messages", "conversations", "text")
 IMAGE_MARKER = "<image>"
 IMAGE_FIELDS = ("images", "image")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+REASONING_OPENING = "Here are my reasoning steps:"
+RESPONSE_OPENING, RESPONSE_CLOSING = "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"
+"""Tags of the chat format, in answers that were taken from a model as it wrote them."""
 ROLES = ("system", "user", "assistant", "tool", "tool_result")
 SPEAKERS = {
     "human": "user",
@@ -145,8 +148,9 @@ def _conversation(record: Mapping[str, Any], record_format: str) -> Conversation
             raise BadRecord(f"{where} is not an object")
         message = _llava_message(turn, where) if record_format == "conversations" else _message(turn, where)
         message["content"] = _content(message["content"], message["role"], queue, markers, where)
-        if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
-            raise BadRecord(f"{where}: the assistant says nothing")
+        if message["role"] == "assistant" and not _response(message, where) and not message.get("tool_calls"):
+            thought = message["content"].strip() or message.get("reasoning_content", "").strip()
+            raise BadRecord(f"{where}: the assistant {'only thinks, and ' if thought else ''}says nothing")
         messages.append(message)
     if not any(message["role"] == "assistant" for message in messages):
         raise BadRecord("no turn is the assistant's: there is nothing to learn")
@@ -172,6 +176,24 @@ def _message(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
     if role == "assistant" and turn.get("tool_calls"):
         message["tool_calls"] = _tool_calls(turn["tool_calls"], where)
     return message
+
+
+def _response(message: Mapping[str, Any], where: str) -> str:
+    """What the chat template takes for the assistant's response; the content may hold its reasoning as well.
+
+    Raises:
+        BadRecord: reasoning without an end: the generation was cut off, and its thoughts would be taught as a response.
+    """
+    said: str = message["content"].strip()
+    if message.get("reasoning_content", "").strip():
+        return said
+    for opening, closing in (("<think>", "</think>"), (REASONING_OPENING, RESPONSE_OPENING)):
+        if said.startswith(opening) and closing not in said:
+            raise BadRecord(f"{where}: reasoning opened by {opening!r} has no {closing!r}; it was cut off")
+    if RESPONSE_OPENING in said and not said.startswith("<think>"):
+        return said.partition(RESPONSE_OPENING)[2].partition(RESPONSE_CLOSING)[0].strip()
+    before, closed, after = said.partition("</think>")
+    return after.strip() if closed and (before.startswith("<think>") or "<think>" not in before) else said
 
 
 def _content(content: Any, role: str, queue: _ImageQueue, markers: bool, where: str) -> Any:

@@ -66,6 +66,10 @@ CONVERSATIONS = {
         {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": "<think>\nBecause.\n</think>\n\nSo. </think> stays."},
     ],
+    "reasoning opened by the prompt": [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Because.\n</think>\n\nSo. </think> stays."},
+    ],
     "own raw output": [
         {"role": "user", "content": "Why?"},
         {
@@ -156,14 +160,38 @@ def test_the_format_is_the_recipe():
 
 
 def test_think_tags_and_raw_output_become_reasoning():
-    rendered = render_chat(CONVERSATIONS["think tags"])[0]
-    assert rendered.endswith(
-        "steps:\nBecause.\n[BEGIN FINAL RESPONSE]\nSo. </think> stays.\n[END FINAL RESPONSE]\n<|end|>\n</s>"
-    )
+    for name in ("think tags", "reasoning opened by the prompt"):
+        rendered = render_chat(CONVERSATIONS[name])[0]
+        assert rendered.endswith(
+            "steps:\nBecause.\n[BEGIN FINAL RESPONSE]\nSo. </think> stays.\n[END FINAL RESPONSE]\n<|end|>\n</s>"
+        )
     rendered = render_chat(CONVERSATIONS["own raw output"])[0]
     assert rendered.endswith("steps:\nHm.\n[BEGIN FINAL RESPONSE]\nSo.\n[END FINAL RESPONSE]\n<|end|>\n</s>")
     earlier = render_chat([*CONVERSATIONS["own raw output"], {"role": "user", "content": "?"}])[0]
     assert "<|assistant|>\nSo.\n<|end|>\n<|user|>" in earlier
+
+
+def test_only_turns_without_a_response_are_refused():
+    """What counts as nothing said is what the template renders an empty response of, whatever tags there are."""
+    pieces = ["<think>", "</think>", "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]", "Here are my reasoning steps:",
+              "x", " ", "\n"]  # fmt: skip
+    chance, seen = random.Random(2), {True: 0, False: 0}
+    for _ in range(3000):
+        turn = {"role": "assistant", "content": "".join(chance.choices(pieces, k=chance.randint(1, 5)))}
+        if chance.random() < 0.3:
+            turn["reasoning_content"] = chance.choice([" ", "Hm.", "<think>"])
+        messages = [{"role": "user", "content": "?"}, turn]
+        empty = render_chat(messages)[0].endswith("[BEGIN FINAL RESPONSE]\n\n[END FINAL RESPONSE]\n<|end|>\n</s>")
+        try:
+            parse_record({"messages": messages}, "messages")
+        except BadRecord as refusal:
+            if "cut off" in str(refusal):
+                continue
+            assert empty, turn
+        else:
+            assert not empty, turn
+        seen[empty] += 1
+    assert min(seen.values()) > 100
 
 
 @pytest.mark.parametrize("name", [name for name in CONVERSATIONS if CONVERSATIONS[name][-1]["role"] == "assistant"])

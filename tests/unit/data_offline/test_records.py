@@ -141,6 +141,21 @@ def call(**function):
         (chat({"role": "wizard", "content": "x"}), "turn 1: unknown role 'wizard'; known: system, user, assistant"),
         (chat(USER), "no turn is the assistant's"),
         (chat(USER, {"role": "assistant", "content": " "}), "turn 2: the assistant says nothing"),
+        (chat(USER, {"role": "assistant", "content": "", "reasoning": "Hm."}), "turn 2: the assistant only thinks"),
+        (chat(USER, {"role": "assistant", "content": "<think>Hm.</think>\n"}), "turn 2: the assistant only thinks"),
+        (chat(USER, {"role": "assistant", "content": "Hm.\n</think>"}), "turn 2: the assistant only thinks"),
+        (
+            chat(USER, {"role": "assistant", "content": "Hm.\n[BEGIN FINAL RESPONSE]\n[END FINAL RESPONSE]"}),
+            "turn 2: the assistant only thinks, and says nothing",
+        ),
+        (
+            chat(USER, {"role": "assistant", "content": "<think>\nIt goes on"}),
+            "'<think>' has no '</think>'; it was cut",
+        ),
+        (
+            conversation({"from": "gpt", "value": "Here are my reasoning steps:\nIt goes"}),
+            "has no '.BEGIN FINAL RESPONSE.'; it was cut off",
+        ),
         (chat({"role": "user", "content": 5}, REPLY), "turn 1: content is neither a string nor a list"),
         (
             chat({"role": "user", "content": [{"type": "audio"}]}, REPLY),
