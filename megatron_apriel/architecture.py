@@ -21,6 +21,9 @@ from megatron_apriel.errors import CheckpointError
 ACTIVATIONS = ("silu", "gelu")
 """Gate activations that both the Hugging Face reference and this model know; ``gelu`` is the exact (erf) form."""
 
+MOST_LAYERS = 10_000
+"""What is refused beyond: tables of names are made for all layers before any tensor is looked at."""
+
 
 @dataclass(frozen=True)
 class DecoderArchitecture:
@@ -219,6 +222,18 @@ def _positive(config: Mapping[str, Any], key: str, origin: str, default: int | N
     return value
 
 
+def layer_count(config: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
+    """``config[key]``, or the default where it is absent. Raises CheckpointError unless it is 1 to MOST_LAYERS."""
+    value = _positive(config, key, origin, default)
+    if value > MOST_LAYERS:
+        raise CheckpointError(
+            f"{origin}: {key}={value}.",
+            f"A model of more than {MOST_LAYERS} layers is not supported.",
+            "The file is damaged or of something else.",
+        )
+    return value
+
+
 def _section(config: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:
     section = config.get(key) or {}
     if not isinstance(section, Mapping):
@@ -261,7 +276,7 @@ def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitect
     _expect(config, "tie_word_embeddings", (False, None), origin, default=False)
     decoder = DecoderArchitecture(
         hidden_size=hidden_size,
-        num_layers=number("num_hidden_layers", default=32),
+        num_layers=layer_count(config, "num_hidden_layers", origin, default=32),
         num_heads=num_heads,
         num_kv_heads=number("num_key_value_heads", default=8 if "num_key_value_heads" not in config else num_heads),
         head_dim=number("head_dim", default=hidden_size // num_heads),
@@ -320,7 +335,7 @@ def _tower_from_hf(config: Mapping[str, Any], origin: str) -> TowerArchitecture:
         )
     tower = TowerArchitecture(
         hidden_size=hidden_size,
-        num_layers=number("num_hidden_layers", default=24),
+        num_layers=layer_count(config, "num_hidden_layers", origin, default=24),
         num_heads=num_heads,
         head_dim=head_dim,
         ffn_hidden_size=number("intermediate_size", default=4096),

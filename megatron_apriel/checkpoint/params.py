@@ -17,6 +17,7 @@ from megatron_apriel.architecture import (
     DecoderArchitecture,
     ProjectorArchitecture,
     TowerArchitecture,
+    layer_count,
     positive_number,
 )
 from megatron_apriel.errors import CheckpointError
@@ -107,7 +108,7 @@ def _decoder(params: Mapping[str, Any], origin: str) -> DecoderArchitecture:
     heads = _positive(params, "n_heads", origin)
     decoder = DecoderArchitecture(
         hidden_size=_positive(params, "dim", origin),
-        num_layers=_positive(params, "n_layers", origin),
+        num_layers=layer_count(params, "n_layers", origin),
         num_heads=heads,
         num_kv_heads=_positive(params, "n_kv_heads", origin, default=heads),
         head_dim=_positive(params, "head_dim", origin, default=_positive(params, "dim", origin) // heads),
@@ -136,7 +137,7 @@ def _tower(vision: Mapping[str, Any], origin: str) -> TowerArchitecture:
         )
     return TowerArchitecture(
         hidden_size=width,
-        num_layers=_positive(vision, "num_hidden_layers", origin),
+        num_layers=layer_count(vision, "num_hidden_layers", origin),
         num_heads=heads,
         head_dim=width // heads,
         ffn_hidden_size=_positive(vision, "intermediate_size", origin),

@@ -133,6 +133,8 @@ def test_configs_go_there_and_back(name: str) -> None:
         ({"text_config__tie_word_embeddings": True}, "tie_word_embeddings=True is not supported"),
         ({"text_config__hidden_act": "relu"}, "hidden_act='relu' is not supported"),
         ({"text_config__hidden_size": "wide"}, "hidden_size='wide' is not a positive whole number"),
+        ({"text_config__num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
+        ({"vision_config__num_hidden_layers": 10**9}, "vision_config: num_hidden_layers=1000000000"),
         ({"text_config__head_dim": 127}, "heads of 127 are not supported"),
         ({"text_config__num_key_value_heads": 7}, "32 attention heads are not a multiple of 7"),
         ({"text_config__rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type 'yarn'"),

@@ -303,6 +303,7 @@ def test_what_mistrals_form_cannot_say(tmp_path, capsys):
     [
         ({"moe": {"num_experts": 8}}, "moe={'num_experts': 8} is not supported"),
         ({"n_layers": "four"}, "n_layers='four' is not a positive whole number"),
+        ({"n_layers": 10**9}, "n_layers=1000000000"),
         ({"n_kv_heads": 3}, "n_heads=4 is not a multiple of n_kv_heads=3"),
         ({"sliding_window": 128}, "sliding_window=128 is not supported"),
         ({"sliding_window": [128, None]}, "sliding_window=[128, None] is not supported"),
