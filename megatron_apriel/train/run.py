@@ -13,11 +13,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megatron_apriel.architecture import Architecture
@@ -31,7 +32,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.chat import exported_chat_template
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.sources import check_tokenizer
-from megatron_apriel.errors import CheckpointError, ConfigError, ExitCode
+from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.model.options import ModelOptions, check_options
@@ -91,7 +92,8 @@ def run_stage(config: StageConfig) -> ExitCode:
         ):
             if final.exists() and dist.get_rank() == 0:
                 outdated.touch()
-            code = train(stage, stop)
+            with _located(stage):
+                code = train(stage, stop)
             # A request to stop that comes now is not acted on: the export is nearly all that is left to do.
             if code == ExitCode.OK and config.checkpoint.export:
                 _export(stage, final)
@@ -159,6 +161,27 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
     except OSError as error:
         print(f"{output} cannot be locked ({error}): make sure that no other run writes to it")
     return file
+
+
+@contextlib.contextmanager
+def _located(stage: Stage) -> Iterator[None]:
+    """Let what the program did not foresee say where it happened and how to go on, below its traceback."""
+    try:
+        yield
+    except AprielError:
+        raise
+    except Exception as error:
+        config, rank, ranks = stage.config, dist.get_rank(), dist.get_world_size()
+        error.add_note(f"{config.stage}: rank {rank} of {ranks}, after step {stage.finished_steps} of {config.steps}.")
+        if isinstance(error, torch.OutOfMemoryError):
+            error.add_note(
+                "  Less memory: recompute.mode, a larger parallel.tensor, pipeline or context, a shorter"
+                " sequence_length; --dry-run predicts what each needs, tools/plan.py compares them."
+            )
+        elif ranks > 1:
+            error.add_note("  If it lost another rank, the cause is in the output of the one that ended first.")
+        error.add_note(f"  The same command goes on from the newest whole checkpoint in {stage.store.directory}.")
+        raise
 
 
 def _export(stage: Stage, final: Path) -> None:

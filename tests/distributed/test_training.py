@@ -244,6 +244,28 @@ def test_a_request_to_stop_during_the_export_is_not_acted_on(root: Path, monkeyp
     assert (root / "late_signal" / "final" / "model.safetensors").exists()
 
 
+def test_what_nobody_foresaw_says_where_it_happened_on_every_rank(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that runs out of memory, and the other, which only notices that the first is gone."""
+
+    def out_of_memory(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 17 GiB")
+
+    def main(rank: int, size: int) -> int:
+        if rank == 1:
+            monkeypatch.setattr(run_module, "train", out_of_memory)
+        return int(run_stage(load_stage(stage_file(root, "unforeseen"))))
+
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(2, main)
+    survivor, failed = sorted(str(caught.value).split(" of 2 raised:")[1:], key=lambda told: "17 GiB" in told)
+    assert "trial: rank 0 of 2, after step 0 of 6." in survivor
+    assert "in the output of the one that ended first" in survivor
+    assert "trial: rank 1 of 2, after step 0 of 6." in failed
+    assert "recompute.mode" in failed
+    for told in (survivor, failed):
+        assert f"newest whole checkpoint in {root / 'unforeseen' / 'checkpoints'}" in told
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_its_samples_named(
     root: Path, reference: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
