@@ -44,14 +44,17 @@ _NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
 
 def check_destination(
-    destination: str | Path, overwrite: bool = False, marker: str = "config.json", sources: Sequence[str | Path] = ()
+    destination: str | Path,
+    overwrite: bool = False,
+    marker: str | tuple[str, ...] = "config.json",
+    sources: Sequence[str | Path] = (),
 ) -> Path:
     """Check that ``destination`` may be written, before any work is done.
 
     Args:
         destination: directory to be made. A link is followed: the directory that it points to is meant.
         overwrite: an existing directory is replaced if it contains ``marker``, or nothing at all.
-        marker: file that tells an earlier result of ours from a directory of somebody's.
+        marker: file that tells an earlier result of ours from a directory of somebody's, or all of several.
         sources: inputs; the destination may neither lie in one of them nor contain one.
 
     Returns:
@@ -84,10 +87,13 @@ def check_destination(
             "Nothing is overwritten without being told to.",
             "Give another destination, or --overwrite to replace it.",
         )
-    if not (target / marker).is_file() and any(target.iterdir()):
+    markers = (marker,) if isinstance(marker, str) else marker
+    missing = [name for name in markers if not (target / name).is_file()]
+    if missing and any(target.iterdir()):
         raise OutputError(
-            f"the destination {destination} exists and has no {marker}.",
-            f"Only a directory with {marker} in it is taken for an earlier result; this one may be something else.",
+            f"the destination {destination} exists and has no {missing[0]}.",
+            f"Only a directory with {' and '.join(markers)} in it is taken for an earlier result; this one may be"
+            " something else.",
             "Remove it yourself if it is not needed, or give another destination.",
         )
     return target
@@ -124,7 +130,10 @@ def check_space(destination: str | Path, needed: int) -> None:
 
 @contextmanager
 def whole_directory(
-    destination: str | Path, overwrite: bool = False, marker: str = "config.json", sources: Sequence[str | Path] = ()
+    destination: str | Path,
+    overwrite: bool = False,
+    marker: str | tuple[str, ...] = "config.json",
+    sources: Sequence[str | Path] = (),
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes ``destination`` when the block ends well, and vanishes otherwise.
 
@@ -148,7 +157,7 @@ def whole_directory(
             partial.mkdir()
             lock = _lock(partial)
             yield partial
-            if not (partial / marker).is_file():
+            if not all((partial / name).is_file() for name in ((marker,) if isinstance(marker, str) else marker)):
                 raise RuntimeError(f"the block that wrote {destination} did not write {marker}")
             _flush(partial)
             _publish(partial, target, overwrite)

@@ -14,6 +14,9 @@ from megatron_apriel.data.raw_chunks import MAX_RECORD_BYTES
 READ_ERRORS = (EOFError, zlib.error, OSError)  # gzip.BadGzipFile is an OSError
 """What reading raises where a file is damaged."""
 
+_MOST_WINDOW = 2**31
+"""Of zstd's window in bytes: the most that ``zstd --long`` writes, as large dumps are; unasked, the library refuses."""
+
 
 def bounded_lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
     """Numbered lines from 1; None for one beyond MAX_RECORD_BYTES, which is skipped without being held."""
@@ -49,7 +52,7 @@ class _ZstdStream(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         import zstandard
 
-        self._decompressor = zstandard.ZstdDecompressor()
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
         self._failure = zstandard.ZstdError
         self._file = path.open("rb")
         self._frame: Any = None

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_apriel.data.problems import BadRecord
-from megatron_apriel.data.records import IMAGE_FIELDS
+from megatron_apriel.data.records import IMAGE_FIELDS, recognise
 
 MAX_RECORD_BYTES = 256 * 2**20
 """A longer line is a bad record: most likely a file without line ends."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,43 @@ class TableChunk(Chunk):
         for index in range(len(self)):
             place = f"{self.file}: row {self.first + index}"
             try:
-                yield RawRecord(place, self.table.slice(index, 1).to_pylist()[0])
+                (row,) = self.table.slice(index, 1).to_pylist()
+                for column in self.table.schema:
+                    if column.name not in IMAGE_FIELDS:
+                        row[column.name] = _as_json(row[column.name], column.type)
+                yield RawRecord(place, row)
             except UnicodeDecodeError as error:
                 yield RawRecord(place, problem=f"a string is not valid UTF-8: {error}")
             except (ValueError, OverflowError) as error:  # of dates beyond Python's
                 yield RawRecord(place, problem=f"a value cannot be read: {error}")
 
 
+def _as_json(value: Any, kind: Any) -> Any:
+    """A value of the Arrow type ``kind`` as the JSON that it came from had it.
+
+    All rows of a table have the fields of any: the arguments of one tool would stand, empty, in the calls of all
+    others. What is empty is therefore taken for absent, inside a column. Columns of JSON texts are parsed.
+    """
+    import pyarrow
+
+    if value is None:
+        return None
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return json.loads(value) if kind.extension_name == "arrow.json" else _as_json(value, kind.storage_type)
+    if pyarrow.types.is_struct(kind):
+        inner = {part.name: _as_json(value[part.name], part.type) for part in kind}
+        return {name: part for name, part in inner.items() if part is not None}
+    if hasattr(kind, "value_type") and isinstance(value, list):
+        return [_as_json(part, kind.value_type) for part in value]
+    return value
+
+
 @dataclass(frozen=True)
 class SampleChunk(Chunk):
-    """Samples of a tar: a key, and its members' names and bytes."""
+    """Samples of a tar: a key, and its members' names and bytes; None for a link, which has no bytes of its own."""
 
     file: str
-    samples: list[tuple[str, dict[str, bytes]]]
+    samples: list[tuple[str, dict[str, bytes | None]]]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -123,23 +147,40 @@ class SampleChunk(Chunk):
     def records(self) -> Iterator[RawRecord]:
         for key, members in self.samples:
             place = f"{self.file}: sample {key}"
-            images = {name: data for name, data in members.items() if name.lower().endswith(IMAGE_SUFFIXES)}
-            documents = [data for name, data in members.items() if name.lower().endswith(".json")]
-            captions = [data for name, data in members.items() if name.lower().endswith(".txt")]
             try:
-                if documents:
-                    value = parse_json_object(documents[0])
-                elif captions:
-                    value = {"text": "<image>\n" * len(images) + captions[0].decode("utf-8")}
-                else:
-                    raise BadRecord(f"no .json and no .txt among {', '.join(members)}")
-                if images and not any(value.get(name) for name in IMAGE_FIELDS):
-                    value["images"] = list(images.values())
+                value, images = _sample(members)
                 yield RawRecord(place, value, attachments=images)
             except UnicodeDecodeError as error:
                 yield RawRecord(place, problem=f"the .txt is not valid UTF-8: {error}")
             except BadRecord as problem:
                 yield RawRecord(place, problem=str(problem))
+
+
+def _sample(members: dict[str, bytes | None]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The record of a tar's sample, and its images by name.
+
+    A ``.txt`` is the caption of all images; beside a ``.json`` that has no text of its own, as well. Raises BadRecord
+    for a sample of which something would be left out, and UnicodeDecodeError for a caption.
+    """
+    data = {name: content for name, content in members.items() if content is not None}
+    if links := members.keys() - data.keys():
+        raise BadRecord(f"{', '.join(sorted(links))}: a link to another member, whose bytes are not in the sample")
+    images = {name: content for name, content in data.items() if name.lower().endswith(IMAGE_SUFFIXES)}
+    documents, captions = ([name for name in data if name.lower().endswith(end)] for end in (".json", ".txt"))
+    for several in (documents, captions):
+        if len(several) > 1:
+            raise BadRecord(f"{' and '.join(several)} are one sample: a sample is what is alike up to its first dot")
+    value = parse_json_object(data[documents[0]]) if documents else {}
+    if captions and recognise(value) is None:
+        unknown = [name for name in data if name not in (*images, *documents, *captions)]
+        if unknown:
+            raise BadRecord(f"a caption beside {', '.join(unknown)}, which may be its image and is of no known kind")
+        value["text"] = "<image>\n" * len(images) + data[captions[0]].decode("utf-8")
+    elif not documents:
+        raise BadRecord(f"no .json and no .txt among {', '.join(members)}")
+    if images and not any(value.get(name) for name in IMAGE_FIELDS):
+        value["images"] = list(images.values())
+    return value, images
 
 
 def parse_json_object(line: bytes) -> dict[str, Any]:

@@ -29,8 +29,8 @@ CHUNK_BYTES = 4 * 2**20
 JSON = tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json"))
 PARQUET = (".parquet",)
 TARS = (".tar", ".tar.gz", ".tgz")
-MANIFEST = "manifest.json"
-"""Describes the files beside it, in what ``make_visual_tasks.py`` writes; no records of a directory's."""
+MANIFEST, RECORDS = "manifest.json", "records.jsonl"
+"""What ``make_visual_tasks.py`` writes; the first describes the second, and is no record."""
 
 
 class Source(ABC):
@@ -147,7 +147,7 @@ class WebDataset(Source):
     kind = "WebDataset tar"
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        samples: list[tuple[str, dict[str, bytes]]] = []
+        samples: list[tuple[str, dict[str, bytes | None]]] = []
         size, key = 0, ""
         try:
             with (
@@ -156,7 +156,7 @@ class WebDataset(Source):
             ):
                 for key, members in _tar_samples(tar):
                     samples.append((key, members))
-                    size += sum(map(len, members.values()))
+                    size += sum(len(data or b"") for data in members.values())
                     if len(samples) == CHUNK_RECORDS or size >= CHUNK_BYTES:
                         yield SampleChunk(str(self.path), samples)
                         samples, size = [], 0
@@ -171,16 +171,17 @@ def find_sources(inputs: Sequence[str | Path], split: str = "") -> list[Source]:
 
     Args:
         inputs: files; directories written by ``save_to_disk``; other directories, which are searched for files of the
-            known kinds in alphabetical order.
+            known kinds in alphabetical order. Hidden entries are passed over, and so is a directory that was already
+            searched under another name.
         split: which split of a saved ``DatasetDict`` is meant.
 
     Raises:
-        DataError: a path that does not exist, is of no known kind, or holds nothing.
+        DataError: a path that does not exist, is of no known kind, holds nothing, or has not the split.
     """
     sources: list[Source] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            found = _in_directory(path, split)
+            found = _in_directory(path, split, set())
             if not found:
                 raise DataError(f"{path} holds no file that can be read.", fix=f"Known: {_known_suffixes()}.")
             sources += found
@@ -191,6 +192,11 @@ def find_sources(inputs: Sequence[str | Path], split: str = "") -> list[Source]:
             sources.append(reader(path))
         else:
             raise DataError(f"input {path} does not exist.")
+    if split and not any(isinstance(source, SavedDataset) and source.split for source in sources):
+        raise DataError(
+            f"split {split!r} was asked for, and no input is a saved DatasetDict, which alone has splits.",
+            fix="Leave --split out, and give the files of that split as inputs.",
+        )
     return sources
 
 
@@ -203,24 +209,28 @@ def _reader_of(path: Path) -> type[Source] | None:
     return next((reader for suffixes, reader in readers if path.name.lower().endswith(suffixes)), None)
 
 
-def _in_directory(path: Path, split: str) -> list[Source]:
+def _in_directory(path: Path, split: str, seen: set[Path]) -> list[Source]:
+    place = path.resolve()
+    if place in seen:
+        return []
+    seen.add(place)
     if (path / "dataset_dict.json").is_file():
         splits = _splits(path / "dataset_dict.json")
-        if split not in splits and len(splits) != 1:
+        if split not in splits and (split or len(splits) != 1):
             raise DataError(
                 f"{path} has the splits {', '.join(splits)}, and split {split!r} was asked for.",
                 fix=f"Choose with --split {splits[0] if splits else ''}.",
             )
-        return [SavedDataset(path, split if split in splits else splits[0])]
+        return [SavedDataset(path, split or splits[0])]
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return [SavedDataset(path)]
     found: list[Source] = []
     for entry in sorted(path.iterdir()):
-        if entry.name == MANIFEST:
+        if entry.name.startswith(".") or (entry.name == MANIFEST and (path / RECORDS).is_file()):
             continue
         reader = _reader_of(entry)
         if entry.is_dir():
-            found += _in_directory(entry, split)
+            found += _in_directory(entry, split, seen)
         elif reader is not None:
             found.append(reader(entry))
     return found
@@ -304,10 +314,10 @@ class _SoundHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {archive.offset}, before the archive's end") from None
 
 
-def _tar_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-    current, members = "", dict[str, bytes]()
+def _tar_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes | None]]]:
+    current, members = "", dict[str, bytes | None]()
     for member in tar:
-        if not member.isfile():
+        if member.isdir():
             continue
         path = PurePosixPath(member.name)
         key = str(path.with_name(path.name.partition(".")[0] or path.name))
@@ -315,9 +325,9 @@ def _tar_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]
             if members:
                 yield current, members
             current, members = key, {}
-        stream = tar.extractfile(member)
-        if stream is not None:
-            members[member.name] = stream.read()
+        # What a link points to may lie behind, and a stream is read once.
+        stream = tar.extractfile(member) if member.isfile() else None
+        members[member.name] = None if stream is None else stream.read()
     if members:
         yield current, members
     while block := tar.fileobj.read(2**20):  # type: ignore[union-attr]

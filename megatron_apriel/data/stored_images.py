@@ -93,8 +93,16 @@ def _is_plain(image: Image.Image, data: bytes) -> bool:
     if image.format == "PNG":
         # The header's fixed place: bit depth, colour type (2 is RGB without alpha or palette).
         animated = getattr(image, "is_animated", False)
-        return data[24] == 8 and data[25] == 2 and "transparency" not in image.info and not animated
+        return data[24] == 8 and data[25] == 2 and "transparency" not in image.info and not animated and _has_end(data)
     return False
+
+
+def _has_end(data: bytes) -> bool:
+    """Whether a PNG has its last chunk: Pillow has all pixels without it, and other decoders refuse the file."""
+    place = 8
+    while data[place + 4 : place + 8] not in (b"IEND", b""):
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return data[place : place + 12] == b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def _plain_jpeg(data: bytes) -> bool:

@@ -32,6 +32,8 @@ from megatron_apriel.visual_tasks.workers import Workers
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
+MARKERS = (MANIFEST, RECORDS)
+"""Files that tell an earlier result from a folder of somebody's: many have a manifest."""
 FORMATS = {"jpeg": "jpg", "png": "png"}
 MIN_MAX_SIDE, MAX_MAX_SIDE = 128, 4096
 ATTEMPTS = 100
@@ -237,14 +239,14 @@ def generate(
     options.check()
     sources = [images] if annotations is None else [images, annotations]
     if destination is not None:
-        check_destination(destination, overwrite, MANIFEST, sources)
+        check_destination(destination, overwrite, MARKERS, sources)
     summary = Summary()
     generator = prepare_generator(images, annotations, options, summary)
     if destination is None:
         for index in range(min(options.samples, _TRIED)):
             _account(generator.make(index), summary)
         return summary
-    with whole_directory(destination, overwrite, MANIFEST, sources) as partial:
+    with whole_directory(destination, overwrite, MARKERS, sources) as partial:
         _write(generator, partial, summary)
         manifest = _manifest(images, annotations, options, summary)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -104,9 +104,12 @@ def retrieval(draw: Draw) -> Sample:
     truth = int(draw.choices.integers(number))
     mirror = bool(draw.choices.integers(2)) and draw.difficulty >= 0.5
     # All of one shape: an anchor that is as wide as one candidate only would be matched without looking.
-    picture = _cut_square(draw.picture(), draw.rng)
+    whole = draw.picture()
+    picture = _cut_square(whole, draw.rng)
     wanted = (number - 1) * knobs.RETRIEVAL_POOL.count(draw.difficulty)
-    pool = [_cut_square(other, draw.rng) for other in draw.others(wanted)]
+    # The same photograph twice in a folder: other cuts of it are not the same picture, and yet the same scene.
+    others = [other for other in draw.others(wanted) if distance(whole, other) >= 2 * DISTINCT]
+    pool = [_cut_square(other, draw.rng) for other in others]
     if len(pool) < number - 1:
         raise Ambiguous("there are too few other pictures")
     pool.sort(key=lambda other: distance(picture, other))

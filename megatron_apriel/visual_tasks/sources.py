@@ -117,13 +117,20 @@ def _scaled(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 def image_files(root: Path) -> tuple[list[str], int]:
     """Names of the image files below a folder, sorted, and the number of other files. Hidden ones are passed over.
 
+    Links to folders are followed, and every folder is searched once.
+
     Raises DataError if the folder does not exist or holds no image file.
     """
     if not root.is_dir():
         raise DataError(f"the folder of images {root} is not there, or is no folder.", fix="Give it with --images DIR.")
-    names, others = [], 0
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    names, others, seen = [], 0, set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        place = Path(folder).resolve()
+        if place in seen:  # a link to a folder that is searched anyway, or back to one above
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in files:
             if file.startswith("."):
                 continue

@@ -190,6 +190,41 @@ def test_parquet_with_a_string_that_is_no_utf8(tmp_path):
     assert "not valid UTF-8" in second.problem and second.place.endswith("row 1")
 
 
+def tool_record(name, arguments, properties):
+    function = {"name": name, "parameters": {"type": "object", "properties": properties}}
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {
+        "messages": [
+            {"role": "user", "content": "do it"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "ok"},
+        ],
+        "tools": [{"type": "function", "function": function}],
+    }
+
+
+TOOL_RECORDS = [
+    tool_record("weather", {"city": "Paris"}, {"city": {"type": "string"}}),
+    tool_record("add", {"a": 1, "b": 2}, {"a": {"type": "integer"}, "b": {"type": "integer"}}),
+]
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "saved from JSON"])
+def test_tools_in_tables_are_those_of_the_json(form, tmp_path):
+    """A table's rows have the arguments of all tools, empty; a newer data set keeps such columns as JSON texts."""
+    if form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(TOOL_RECORDS), tmp_path / "a.parquet")
+    elif form == "saved":
+        datasets.Dataset.from_list(TOOL_RECORDS).save_to_disk(tmp_path / "a")
+    else:
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, TOOL_RECORDS)))
+        saved = datasets.Dataset.from_json(str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
+        saved.save_to_disk(tmp_path / "a")
+    (source,) = find_sources([tmp_path / ("a.parquet" if form == "parquet" else "a")])
+    found = [raw for chunk in source.chunks(("messages", "tools")) for raw in chunk.records()]
+    assert [raw.value for raw in found] == TOOL_RECORDS
+
+
 def test_damaged_parquet(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "a.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
@@ -226,6 +261,12 @@ def test_saved_datasets(tmp_path, photographs):
     assert texts(tmp_path / "both", split="test") == [TEXTS[4]]
     with pytest.raises(DataError, match="has the splits train, test, and split '' was asked for"):
         find_sources([tmp_path / "both"])
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "single")
+    assert len(texts(tmp_path / "single")) == len(texts(tmp_path / "single", split="train")) == 3
+    with pytest.raises(DataError, match="has the splits train, and split 'test' was asked for"):
+        find_sources([tmp_path / "single"], "test")
+    with pytest.raises(DataError, match="split 'test' was asked for, and no input is a saved DatasetDict"):
+        find_sources([tmp_path / "one"], "test")
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"damaged")
     with pytest.raises(DataError, match="one cannot be read to its end"):
         read(tmp_path / "one")
@@ -266,6 +307,64 @@ def test_webdataset_tars(name, tmp_path):
     (tmp_path / name).write_bytes(data[: len(data) // 3] if name == "a.tar.gz" else data[:5000])
     with pytest.raises(DataError, match="cannot be read to its end"):
         read(tmp_path / name)
+
+
+def test_samples_of_a_tar_are_understood_whole_or_not_used(tmp_path):
+    members = {
+        "1.jfif": b"jpeg",
+        "1.txt": b"one",
+        "2.raw": b"?",
+        "2.txt": b"two",
+        "photo v1.5.jpg": b"5",
+        "photo v1.5.txt": b"five",
+        "photo v1.6.jpg": b"6",
+        "photo v1.6.txt": b"six",
+        "3.jpg": b"img2dataset",
+        "3.json": b'{"url": "https://x", "caption": "three"}',
+        "3.txt": b"three",
+    }
+    write_tar(tmp_path / "a.tar", members)
+    first, second, third, fourth = read(tmp_path / "a.tar")
+    assert first.value == {"text": "<image>\none", "images": [b"jpeg"]}
+    assert "a caption beside 2.raw, which may be its image" in second.problem
+    assert third.problem.startswith("photo v1.5.txt and photo v1.6.txt are one sample")
+    assert fourth.value["text"] == "<image>\nthree" and fourth.value["images"] == [b"img2dataset"]
+
+
+def test_links_in_a_tar_are_bad_records(tmp_path):
+    """GNU tar writes one for the second name of a file."""
+    (tmp_path / "1.jpg").write_bytes(b"jpeg")
+    (tmp_path / "2.jpg").hardlink_to(tmp_path / "1.jpg")
+    for number in (1, 2):
+        (tmp_path / f"{number}.txt").write_text("x")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("1.jpg", "1.txt", "2.jpg", "2.txt"):
+            tar.add(tmp_path / name, name)
+    first, second = read(tmp_path / "a.tar")
+    assert first.value["images"] == [b"jpeg"]
+    assert "2.jpg: a link to another member" in second.problem
+
+
+def test_zstd_with_a_long_window(tmp_path):
+    text = "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(text) + packer.flush())
+    assert [raw.value["text"] for raw in read(tmp_path / "a.jsonl.zst")] == TEXTS
+
+
+def test_hidden_entries_and_folders_searched_before_are_passed_over(tmp_path):
+    for name in ("a.jsonl", ".b.jsonl", ".partial/c.jsonl", "sub/d.jsonl", "sub/manifest.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(packed("x.jsonl"))
+    (tmp_path / "sub" / "back").symlink_to(tmp_path)
+    (tmp_path / "zz").symlink_to(tmp_path / "sub")
+    made = tmp_path / "tasks"
+    made.mkdir()
+    for name in ("manifest.json", "records.jsonl"):
+        (made / name).write_bytes(packed("x.jsonl"))
+    names = [str(source.path.relative_to(tmp_path)) for source in find_sources([tmp_path])]
+    assert names == ["a.jsonl", "sub/d.jsonl", "sub/manifest.json", "tasks/records.jsonl"]
 
 
 def test_directories_are_searched_in_a_fixed_order(tmp_path):

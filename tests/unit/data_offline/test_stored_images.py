@@ -163,6 +163,19 @@ def test_truncated_files_are_refused_at_every_length(kind, small_photograph):
         assert np.array_equal(pixels(cut.data), pixels(encode_for_corpus(data).data))
 
 
+def test_a_png_without_its_end_is_written_anew(small_photograph):
+    """Pillow reads it, the decoder of the training run would not."""
+    whole = file_of(small_photograph, "PNG")
+    assert encode_for_corpus(whole).data == whole
+    assert encode_for_corpus(whole + b"trailing").data == whole + b"trailing"
+    for missing in range(1, 13):
+        kept = encode_for_corpus(whole[:-missing]).data
+        assert kept.endswith(b"IEND\xaeB`\x82")
+        assert np.array_equal(pixels(kept), np.asarray(Image.open(io.BytesIO(whole))))
+    damaged = whole[:-1] + b"?"
+    assert encode_for_corpus(damaged).data != damaged
+
+
 def test_noise_is_refused_or_decodes(photographs):
     """Damage anywhere gives an image or a BadRecord, never another exception."""
     generator = np.random.default_rng(0)

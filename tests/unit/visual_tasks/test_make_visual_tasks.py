@@ -21,6 +21,7 @@ from megatron_apriel.errors import ConfigError, DataError, OutputError
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.visual_tasks.difficulty import Range
 from megatron_apriel.visual_tasks.generate import Options, Summary, generate, prepare_generator
+from megatron_apriel.visual_tasks.sources import image_files
 
 TOOL = Path(__file__).parents[3] / "tools" / "make_visual_tasks.py"
 MAX_SIDE = 192
@@ -248,6 +249,26 @@ def test_an_existing_destination_is_kept_unless_told(tool, folder, tmp_path):
     assert files_of(tmp_path / "out") == before
     run(tool, tmp_path / "out", folder, "--samples", 3, "--overwrite", "--workers", 1)
     assert len(records_of(tmp_path / "out")) == 3
+
+
+def test_a_folder_of_somebody_is_not_overwritten(tool, folder, tmp_path):
+    """Many things have a manifest.json: web applications, data sets of speech."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    before = files_of(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"has no records\.jsonl"):
+        run(tool, tmp_path / "out", folder, "--samples", 2, "--overwrite")
+    assert files_of(tmp_path / "out") == before
+
+
+def test_linked_folders_are_searched_once(folder, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "linked").symlink_to(folder)
+    (tmp_path / "images" / "again").symlink_to(folder)
+    (tmp_path / "images" / "back").symlink_to(tmp_path / "images")
+    names, others = image_files(tmp_path / "images")
+    assert names == [f"again/{name}" for name in image_files(folder)[0]] and others == 0
 
 
 def test_a_dry_run_writes_nothing(tool, folder, tmp_path, capsys):

@@ -96,3 +96,19 @@ def test_the_same_photograph_twice_in_a_folder_is_no_choice(images, one_sample, 
     monkeypatch.setattr(images, "load", lambda index: picture)
     with pytest.raises(AssertionError, match="gave no sample"):
         one_sample(match.retrieval, 0.5, 0)
+
+
+@pytest.mark.parametrize("number", SAMPLES)
+def test_another_cut_of_the_same_photograph_is_no_wrong_answer(images, one_sample, monkeypatch, number):
+    """Each photograph stands twice in the folder."""
+    pictures = [images.load(index) for index in range(len(images))]
+    monkeypatch.setattr(images, "load", lambda index: pictures[index // 2])
+    cut: list[Image.Image] = []
+    cut_square = match._cut_square
+    monkeypatch.setattr(match, "_cut_square", lambda picture, rng: (cut.append(picture), cut_square(picture, rng))[1])
+    drawn: list[int] = []
+    others = match.Draw.others
+    monkeypatch.setattr(match.Draw, "others", lambda draw, wanted: (drawn.append(len(cut)), others(draw, wanted))[1])
+    one_sample(match.retrieval, 0.5, number)
+    right, *wrong = cut[drawn[-1] - 1 :]
+    assert wrong and not any(np.array_equal(np.asarray(one), np.asarray(right)) for one in wrong)
