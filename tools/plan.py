@@ -190,8 +190,8 @@ def record(candidate: Candidate) -> dict[str, Any]:
 
 
 def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace, gpu: Hardware, work: Workload) -> None:
-    console = Console()
-    console = console if console.is_terminal else Console(width=WIDTH)
+    console = Console(markup=False)
+    console = console if console.is_terminal else Console(width=WIDTH, markup=False)
     fitting, missing = found.fitting(), found.missing()
     images = f"{work.image_tokens / config.sequence_length:.0%} image tokens"
     documents = f"documents of {work.document_tokens:,} tokens, {images}"

@@ -33,12 +33,12 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.agreement import UNCHANGED, on_first_rank
 from megatron_apriel.checkpoint.forms import CONFIG, SIDECAR_DIRECTORY, config_for, sidecar_directory
 from megatron_apriel.checkpoint.publishing import PARTIAL, partial_of, publish
-from megatron_apriel.checkpoint.retention import steps_to_keep
 from megatron_apriel.checkpoint.run_file import read_run_file, write_sidecars
 from megatron_apriel.checkpoint.saving import unreadable
 from megatron_apriel.checkpoint.shard_writer import first_failure
 from megatron_apriel.checkpoint.state import architecture_of_model, load_state, plan_state, unwrapped
 from megatron_apriel.checkpoint.writing import HostBuffers, ShardWriting, WriteState
+from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
 

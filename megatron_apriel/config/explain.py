@@ -30,7 +30,7 @@ def config_error(error: ValidationError, path: str, lines: Mapping[Location, int
     """
     findings = []
     for item in error.errors():
-        location = _own_location(item["loc"])
+        location = _own_location(item)
         place = _place(location, lines, overrides)
         findings += [(f"{place}: {what}" if place else what, more) for what, more in _describe(item, location)]
     findings = list(dict.fromkeys(findings))
@@ -43,9 +43,13 @@ def config_error(error: ValidationError, path: str, lines: Mapping[Location, int
     return ConfigError(f"{path} has {len(findings)} mistakes.", listing, reference)
 
 
-def _own_location(location: tuple[str | int, ...]) -> Location:
+def _own_location(item: Item) -> Location:
     """Pydantic's location without the marks that it adds for functions and unions."""
-    return tuple(part for part in location if isinstance(part, int) or not any(mark in part for mark in "[("))
+    *above, last = item["loc"] or ("",)
+    own = tuple(part for part in above if isinstance(part, int) or not any(mark in part for mark in "[("))
+    # The name of a setting that does not exist is the user's, whatever is in it.
+    is_mark = isinstance(last, str) and (not last or any(mark in last for mark in "[("))
+    return own if is_mark and item["type"] != "extra_forbidden" else (*own, last)
 
 
 def _place(location: Location, lines: Mapping[Location, int], overrides: Origins) -> str:

@@ -10,6 +10,7 @@ every place; ``${VAR}`` and ``${VAR:-default}`` are replaced in paths only. No t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,13 @@ def load_stage(path: str | Path, overrides: Sequence[str] = ()) -> StageConfig:
     settings, lines = read_yaml(path)
     if not isinstance(settings, dict):
         raise not_a_mapping(str(path), settings)
+    # A copy, in which what the file says once and uses twice, by YAML's aliases, can be set apart.
+    settings = _with_text_keys(settings)
     origins: dict[Location, str] = {}
     for override in overrides:
         location, value = _parse_override(override)
         _set(settings, location, value, override)
+        lines = {place: line for place, line in lines.items() if place[: len(location)] != location}
         origins = {place: text for place, text in origins.items() if place[: len(location)] != location}
         origins[location] = override
     return _validated(settings, str(path), lines, origins)
@@ -67,6 +71,9 @@ def _parse_override(override: str) -> tuple[Location, Any]:
             "After the stage's file come settings that replace the file's.",
             "Write key=value, as in parallel.tensor=4 or mixture.0.weight=70%.",
         )
+    if "[" in key:
+        dots = re.sub(r"\[(\w*)\]", r".\1", key.strip()).strip(".")
+        raise ConfigError(f"{override!r}: the items of a list are named with dots.", fix=f"Write {dots}={text}")
     value, _ = parse_yaml(text, f"override {override!r}")
     return tuple(int(part) if part.isdecimal() else part for part in parts), value
 

@@ -114,7 +114,7 @@ class SourceSection(Section):
     corpus: PathValue
     """Directory that `tools/prepare_data.py` wrote."""
     weight: Fraction = 1.0
-    """Share of the stage's tokens; the weights of a mixture sum to 100%."""
+    """Share of the stage's tokens; the weights of a mixture sum to 100%, and 0 leaves the source out."""
     loss: Literal["all", "responses"] = "all"
     """Which tokens are targets: every text token, or those of responses. Image tokens never are."""
     name: str = ""
@@ -250,6 +250,8 @@ def _keep(value: Any) -> Any:
         if kind not in ("all", "last", "equispaced") or (kind != "all") != number.isdecimal():
             raise ValueError(f"{value!r} is no policy; write 'all', 'last 3' or 'equispaced 6'")
         return {"policy": kind, "number": int(number or 0)}
+    if not isinstance(value, dict | KeepPolicy):
+        raise ValueError(f"{value!r} is no policy; write 'all', 'last 3' or 'equispaced 6'")
     return value
 
 
@@ -369,6 +371,12 @@ class StageConfig(Section):
     """Seed of the order of the data and of whatever else is drawn."""
 
     _labels = field_validator("mixture")(_unique_labels)
+
+    @field_validator("mixture")
+    @classmethod
+    def _without_unused(cls, value: list[SourceSection]) -> list[SourceSection]:
+        """A source of weight 0 is no part of the run: its corpus need not even be there."""
+        return [source for source in value if source.weight]
 
     @field_validator("sequence_length", "batch_tokens", "tokens")
     @classmethod

@@ -22,7 +22,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.mixture import Mixture
 from megatron_apriel.data.prefetch import Prefetcher
 from megatron_apriel.data.sequences import open_reader
-from megatron_apriel.data.sources import Source
+from megatron_apriel.data.sources import Source, check_images_to_learn_from
 from megatron_apriel.errors import ConfigError, DataError
 
 PREFETCHED = 4
@@ -96,7 +96,7 @@ class TrainingLoader:
             with_images=with_images,
             directory=directory,
         )
-        _check_images_to_learn_from(config, self.sources)
+        check_images_to_learn_from(config, [source.corpus.manifest for source in self.sources])
         self.mixture = Mixture(config.mixture, [source.plan for source in self.sources], self._number)
         own = range(first_sequence + data_rank, self._number, data_size)
         self._batches = Prefetcher(self._batch, own, PREFETCHED)
@@ -143,17 +143,6 @@ class TrainingLoader:
 
     def _batch(self, sequence: int) -> Batch:
         return self._reader.batch(sequence, *self.mixture.place(sequence))
-
-
-def _check_images_to_learn_from(config: StageConfig, sources: Sequence[Source]) -> None:
-    if config.train.decoder or any(source.corpus.manifest.counts.images for source in sources):
-        return
-    trained = " and ".join(config.trained_components)
-    raise DataError(
-        f"only {trained} would train, and none of the {len(sources)} corpora has images.",
-        "Without images there is no gradient there, and weight decay alone would change the weights.",
-        "Add a corpus with images to the mixture, or train the decoder.",
-    )
 
 
 class ValidationLoader:

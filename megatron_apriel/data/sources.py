@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.config.schema import SourceSection
+from megatron_apriel.config.schema import SourceSection, StageConfig
 from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.corpus_format import CorpusManifest
 from megatron_apriel.data.packing import PackingPlan
@@ -101,6 +101,18 @@ def check_fits(
                 "The number and place of image tokens depend on it, and so does what the model is served with.",
                 "Prepare the corpus with the directory of the model that is trained.",
             )
+
+
+def check_images_to_learn_from(config: StageConfig, manifests: Sequence[CorpusManifest]) -> None:
+    """Raises DataError if only what reads images would train, and no corpus of the mixture has any."""
+    if config.train.decoder or any(manifest.counts.images for manifest in manifests):
+        return
+    trained = " and ".join(config.trained_components)
+    raise DataError(
+        f"only {trained} would train, and none of the {len(manifests)} corpora has images.",
+        "Without images there is no gradient there, and weight decay alone would change the weights.",
+        "Add a corpus with images to the mixture, or train the decoder.",
+    )
 
 
 def check_tokenizer(sources: Sequence[Source], directory: Path) -> None:

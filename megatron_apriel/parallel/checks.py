@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 
 from megatron_apriel.architecture import Architecture, DecoderArchitecture
+from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.parallel.balance import resolved_split
@@ -117,13 +118,17 @@ def _tensor(config: StageConfig, architecture: Architecture) -> Iterator[ConfigE
 
 
 def _kept_checkpoints(config: StageConfig) -> Iterator[ConfigError]:
-    keep, every = config.checkpoint.keep, config.checkpoint.every
-    saves = -(-config.steps // every)
-    if keep.policy == "equispaced" and saves < keep.number:
-        possible = config.steps // keep.number
+    keep, every, steps = config.checkpoint.keep, config.checkpoint.every, config.steps
+    if keep.policy != "equispaced" or every * keep.number <= steps:
+        return  # at least one save for each part of the run
+    saved = {*range(every, steps, every), steps}
+    kept = steps_to_keep(saved, keep, steps)
+    if len(kept) < keep.number:
+        possible = steps // keep.number
+        lost = f", of which {len(kept)} stay: one is the nearest to two parts of the run" * (len(saved) > len(kept))
         yield ConfigError(
-            f"checkpoint.keep='{keep}' cannot be met: checkpoint.every={every} saves {saves} times in"
-            f" {config.steps} steps.",
+            f"checkpoint.keep='{keep}' cannot be met: checkpoint.every={every} saves {len(saved)} times in"
+            f" {steps} steps{lost}.",
             "What is to be averaged later must have been saved.",
             f"Set checkpoint.every to {possible} or less."
             if possible

@@ -86,6 +86,11 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
     Raises DataError when too many steps in a row had to be skipped.
     """
     config, steps = stage.config, stage.config.steps
+    if _asked_before_the_first_step(stop):
+        stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
+        if dist.get_rank() == 0:
+            print(f"stopped before step {stage.finished_steps + 1}: {stop.reason}; run the same command to go on")
+        return stop.exit_code
     if stage.finished_steps == 0:
         _validate(stage)
     while stage.finished_steps < steps:
@@ -107,6 +112,15 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
             return stop.exit_code
     stage.metrics.write("end", stage.finished_steps, reason="all steps are done", complete=True)
     return ExitCode.OK
+
+
+def _asked_before_the_first_step(stop: StopRequest) -> bool:
+    """Whether any rank was asked to stop while weights and data were made ready; collective."""
+    codes = [0] * dist.get_world_size()
+    dist.all_gather_object(codes, int(stop.exit_code) if stop.poll() else 0)
+    if any(codes):
+        stop.adopt(max(codes))
+    return any(codes)
 
 
 def _step(stage: Stage, stop_code: int) -> tuple[StepReport, _Work]:
@@ -208,10 +222,12 @@ def _record_skipped(stage: Stage, report: StepReport) -> None:
     if stage.skipped_in_a_row >= config.faults.max_skipped_in_a_row:
         # The last checkpoint, of which the message speaks, may still be being written.
         _finish_save(stage)
+        newest = stage.store.latest()
         raise DataError(
             f"{stage.skipped_in_a_row} steps in a row, the last of them step {stage.finished_steps}, had a loss or"
             " gradient that is not finite.",
-            f"Their sequences and samples are listed in {details}; the last checkpoint is from before them.",
+            f"Their sequences and samples are listed in {details}; none of them changed the weights, and the newest"
+            f" checkpoint is {newest.name if newest is not None else 'none'}.",
             NON_FINITE_HELP,
         )
 

@@ -95,7 +95,7 @@ def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout,
         gradients=4 * trained,
         optimizer=moments_and_master * trained / layout.optimizer_shards,
         activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
-        logits=2 * (min(tokens * vocabulary, LOGITS_PER_CHUNK) + tokens * hidden) if is_last else 0,
+        logits=compute * (min(tokens * vocabulary, LOGITS_PER_CHUNK) + tokens * hidden) if is_last else 0,
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
     )
 

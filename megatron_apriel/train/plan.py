@@ -6,6 +6,7 @@ waits in a queue. The figures follow :mod:`megatron_apriel.train.memory` and :mo
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from megatron_apriel.checkpoint.forms import architecture_of, sidecar_directory
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import COMPONENTS, SourceSection, StageConfig
 from megatron_apriel.data.corpus_format import CorpusManifest
-from megatron_apriel.data.sources import check_fits
+from megatron_apriel.data.sources import check_fits, check_images_to_learn_from
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.flops import model_flops
 from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_extras
@@ -91,8 +92,9 @@ def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Archi
 
 def _console() -> Console:
     """Standard output; wide enough for the tables also where it is a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    # Without markup: names and paths may have brackets in them.
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=WIDTH, markup=False)
 
 
 def _table(title: str, *columns: str, words: tuple[str, ...] = ()) -> Table:
@@ -241,7 +243,30 @@ def _corpora(
             "\n  ".join(problem.replace("\n", "\n  ") for problem in problems),
             "Prepare them with tools/prepare_data.py, or correct the paths.",
         )
+    for problem in _not_enough(config, manifests):
+        if check:
+            raise problem
+        notes.append(problem.what)
     return manifests, notes
+
+
+def _not_enough(config: StageConfig, manifests: dict[str, CorpusManifest]) -> Iterator[DataError]:
+    """What the run would refuse of corpora that are each sound: too few passes allowed, nothing to learn from."""
+    for source in config.mixture:
+        needed = config.steps * config.batch_tokens * source.weight
+        tokens = manifests[source.label].counts.tokens if source.label in manifests else math.inf
+        # To a sequence: the mixture is exact to one, and the last one may be padded.
+        if source.epochs is not None and needed - config.sequence_length > source.epochs * tokens:
+            yield DataError(
+                f"source {source.label!r} has {tokens:,} tokens in each of epochs={source.epochs:g};"
+                f" the run needs {needed:,.0f}.",
+                fix="Raise epochs of this source, lower its weight, or lower the stage's tokens.",
+            )
+    if len(manifests) == len(config.mixture):
+        try:
+            check_images_to_learn_from(config, list(manifests.values()))
+        except DataError as error:
+            yield error
 
 
 def _role(source: SourceSection, config: StageConfig) -> str:

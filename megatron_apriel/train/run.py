@@ -80,15 +80,17 @@ def run_stage(config: StageConfig) -> ExitCode:
         exported = final.exists() and not outdated.exists()
         if beginning.finished_steps == config.steps and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:
-                print(f"{config.stage}: all {config.steps} steps are done; the result is in {final}")
+                place = final if exported else beginning.newest
+                print(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
             return ExitCode.OK
         with (
+            # First: a request that comes while weights are loaded is met after one step, not by dying.
+            StopRequest(config.faults.save_before_end_of_job_s) as stop,
             alike(lambda: _locked(config.output)),
             groups.initialized(beginning.layout, config.seed) as device,
             contextlib.closing(alike(lambda: Metrics(config, dist.get_rank()))) as metrics,
             assembled(config, beginning, device, store, metrics) as stage,
             contextlib.closing(store),
-            StopRequest(config.faults.save_before_end_of_job_s) as stop,
         ):
             if final.exists() and dist.get_rank() == 0:
                 outdated.touch()
@@ -104,8 +106,8 @@ def run_stage(config: StageConfig) -> ExitCode:
 
 def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     check_options(ModelOptions.from_stage(config))
-    if config.checkpoint.export:
-        check_destination(config.output / "final", overwrite=True)
+    # Checked as the first thing that is made below the output, with or without an export.
+    check_destination(config.output / "final", overwrite=True)
     newest = store.latest()
     if newest is None:
         architecture = architecture_of(config.init_from)

@@ -140,6 +140,39 @@ def test_sigterm_saves_and_asks_to_be_started_again(root: Path, reference: list[
     assert losses(root, "terminated") == reference
 
 
+@pytest.mark.parametrize("asked", ["while the weights are loaded", "while the run is put together"])
+def test_a_request_to_stop_before_the_first_step_is_met(
+    root: Path, reference: list[float], monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """On one of two ranks only."""
+    name = f"early_{len(asked)}"
+    place = "load_weights" if "weights" in asked else "_keep_sidecars"
+    original = getattr(run_module, place)
+
+    def main(rank: int, size: int) -> int:
+        def interrupted(*arguments: Any) -> Any:
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, place, interrupted)
+            return int(run_stage(load_stage(stage_file(root, name))))
+
+    assert run_ranks(2, main) == [ExitCode.REQUEUE] * 2
+    assert not (root / name / "checkpoints").exists()
+    (end,) = records(root, name, "end")
+    assert end["reason"] == "another rank was asked to stop"
+    assert run(root, name) == [ExitCode.OK]
+    assert losses(root, name) == reference
+
+
+def test_without_an_export_a_finished_run_names_its_checkpoint(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert run(root, "kept", "tokens=1024", "checkpoint.export=false") == [ExitCode.OK]
+    assert f"the result is in {root / 'kept' / 'checkpoints' / 'step_00000002'}" in capfd.readouterr().out
+
+
 def test_a_finished_run_says_so_and_does_nothing(root: Path, reference: list[float]) -> None:
     before = sorted((path, path.stat().st_mtime) for path in (root / "reference" / "final").iterdir())
     assert run(root, "reference") == [ExitCode.OK]
@@ -171,6 +204,9 @@ def test_places_that_cannot_be_gone_on_from_or_written_to_are_named_before_train
     (root / "occupied" / "final" / "mine.txt").write_text("mine")
     with pytest.raises(RankFailure, match=r"occupied/final exists and has no config\.json"):
         run(root, "occupied")
+    (root / "file").touch()
+    with pytest.raises(RankFailure, match=r"cannot be made: .*file is a file"):
+        run(root, "no_directory", f"output={root}/file", "checkpoint.export=false")
     assert not (root / "occupied" / "metrics.jsonl").exists()
     step = root / "converted" / "checkpoints" / "step_00000001"
     convert(plan_conversion(root / "model", Kind.MEGATRON), step)
@@ -291,6 +327,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(root: Path, monkeypatch: pytest
     assert DataError.__name__ in message
     assert "2 steps in a row, the last of them step 3" in message
     assert "skipped_steps.jsonl" in message
+    assert "none of them changed the weights, and the newest checkpoint is step_00000002." in message
 
 
 def test_a_missing_corpus_is_an_error_before_training(root: Path) -> None:

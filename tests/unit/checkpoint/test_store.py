@@ -22,10 +22,10 @@ from megatron_apriel.checkpoint.forms import Kind, architecture_of, recognise
 from megatron_apriel.checkpoint.hf import load_weights
 from megatron_apriel.checkpoint.metadata import read_metadata
 from megatron_apriel.checkpoint.reader import DistributedCheckpointSource, DistributedWeights
-from megatron_apriel.checkpoint.retention import steps_to_keep
 from megatron_apriel.checkpoint.run_file import read_run_file
 from megatron_apriel.checkpoint.shard_writer import first_failure
 from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.model.builder import build_model

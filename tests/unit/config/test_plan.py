@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
@@ -67,6 +68,14 @@ def test_report() -> None:
     assert "note: mixture a: no/such/a is not a prepared corpus" in text
 
 
+def test_names_with_brackets_are_printed_as_they_are() -> None:
+    corpora = [{"corpus": "data/[old]/a", "name": "[/a]", "weight": 1}]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        print_plan(stage(mixture=corpora), 8, architecture="apriel-15b")
+    assert row(output.getvalue(), "[/a]")[-2] == "data/[old]/a"
+
+
 def test_a_computed_split_is_printed_with_its_loads() -> None:
     """The head counts as 2.19 layers at 8192 tokens: 10 of them with it are 12.19, of a mean of 12.55."""
     config = stage(train={"decoder": 1}, parallel={"pipeline": 4, "layers_per_stage": "balanced"})
@@ -127,6 +136,22 @@ def test_corpora_of_no_use_are_errors_where_asked_for(tmp_path: Path) -> None:
     assert "note: mixture text:" in plan(stage(mixture=mixture), 8, architecture="apriel-15b")
 
 
+def test_corpora_that_the_run_would_refuse_together_are_errors_where_asked_for(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "text", [8000, 8000], images=None)
+    for changes, message in (
+        ({"mixture": [{"corpus": tmp_path / "text", "epochs": 2}]}, "16,000 tokens in each of epochs=2; the run needs"),
+        (
+            {"mixture": [{"corpus": tmp_path / "text"}], "train": {"projector": 1}},
+            "only projector would train, and none of the 1 corpora has images",
+        ),
+    ):
+        assert message in " ".join(plan(stage(**changes), 8, architecture="apriel-15b").split())
+        with pytest.raises(DataError, match=message):
+            plan(stage(**changes), 8, architecture="apriel-15b", check_data=True)
+    enough = {"mixture": [{"corpus": tmp_path / "text", "epochs": 1e9}]}
+    assert "epochs=1e+09" not in plan(stage(**enough), 8, architecture="apriel-15b", check_data=True).split("note:")[-1]
+
+
 def test_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     assert plan(stage(), 8, architecture="apriel-15b") == ""
@@ -144,6 +169,7 @@ def test_memory_of_weights_gradients_and_optimizer() -> None:
     assert sharded.optimizer == whole.optimizer / 16 and sharded.gradients == whole.gradients
     in_fp32 = rank_memory(stage(precision={"compute": "fp32"}), APRIEL, Layout(), 0)
     assert (in_fp32.weights, in_fp32.optimizer) == (4 * APRIEL.parameters, 8 * trained)
+    assert in_fp32.logits == 2 * whole.logits
     stages = [rank_memory(stage(), APRIEL, Layout(4, pipeline=4), number) for number in range(4)]
     assert sum(memory.weights for memory in stages) == whole.weights
     assert [memory.logits > 0 for memory in stages] == [False, False, False, True]

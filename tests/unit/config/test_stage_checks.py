@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.parallel.checks import check_layout, sequence_multiple
@@ -173,8 +174,34 @@ def test_checkpoints_to_average_must_exist() -> None:
     assert "checkpoint.every=500 saves 2 times in 954 steps." in text
     assert "Set checkpoint.every to 159 or less." in text
     assert check_layout(stage(checkpoint={"every": 159, "keep": "equispaced 6"}), APRIEL, 1)
+    # Of 103 steps 51.5 and 68.7 are the third and fourth sixth: step 60 is the nearest saved one to both.
+    text = refusal(stage(tokens=103 * 2**20, batch_tokens=2**20, checkpoint={"every": 20, "keep": "equispaced 6"}))
+    assert "saves 6 times in 103 steps, of which 5 stay: one is the nearest to two parts of the run." in text
+    assert "Set checkpoint.every to 17 or less." in text
     short = stage(tokens="2M", checkpoint={"every": 1, "keep": "equispaced 6"})
     assert "Set checkpoint.keep='last 1', or train for at least 6 steps." in refusal(short)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 6])
+def test_what_passes_is_there_when_the_run_ends(number: int) -> None:
+    """Against the run itself: what is kept after every save, for all numbers of steps between two saves."""
+    keep = f"equispaced {number}"
+    verdicts = set()
+    for steps in range(number, 26):
+        for every in range(1, steps + 1):
+            config = stage(batch_tokens=2**19, tokens=steps * 2**19, checkpoint={"every": every, "keep": keep})
+            kept: set[int] = set()
+            for saved in [*range(every, steps, every), steps]:
+                kept = steps_to_keep(kept | {saved}, config.checkpoint.keep, steps)
+            try:
+                check_layout(config, APRIEL, 1)
+            except ConfigError:
+                assert len(kept) < number, (steps, every)
+                verdicts.add(False)
+            else:
+                assert len(kept) == number, (steps, every)
+                verdicts.add(True)
+    assert verdicts == {True, False}
 
 
 def test_all_findings_in_one_message() -> None:

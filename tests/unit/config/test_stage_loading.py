@@ -162,6 +162,7 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
         ("precision={fp8: delayed, bf16_layers_at_end: 1}", "precision: fp8=delayed cannot keep layers in bf16"),
         ("recompute.layers=3", "recompute: layers=3 has no meaning with mode=none; set mode=full, or layers=null."),
         ("checkpoint.keep=some", "checkpoint.keep: 'some' is no policy; write 'all', 'last 3' or 'equispaced 6'."),
+        ("checkpoint.keep=3", "checkpoint.keep: 3 is no policy; write 'all', 'last 3' or 'equispaced 6'."),
         ("checkpoint.keep=last 0", "checkpoint.keep: 'last' needs a number above 0, as in 'last 3'."),
         ("checkpoint.keep=all 3", "'all 3' is no policy"),
         ("checkpoint.max_shard_size=0", "It must be at least 1."),
@@ -178,7 +179,26 @@ def test_single_mistakes(stage: Path, override: str, message: str) -> None:
 def test_a_weight_that_would_never_count(stage: Path) -> None:
     text = refusal(stage, "mixture.0.weight=0.9999997", "mixture.1.weight=0.0000003")
     assert "the weight of b, 3e-07, is too small to be told from 0; give at least 1e-06, or 0 to leave" in text
-    load_stage(stage, ["mixture.0.weight=100%", "mixture.1.weight=0"])
+    left = load_stage(stage, ["mixture.0.weight=100%", "mixture.1.weight=0"])
+    assert [source.label for source in left.mixture] == ["a"]
+    assert "the mixture's weights sum to 0.0000%" in refusal(stage, "mixture.0.weight=0", "mixture.1.weight=0")
+
+
+def test_a_mistake_inside_an_override_is_not_blamed_on_the_file(stage: Path) -> None:
+    for override, mistake in (
+        ("optimizer={peak: -1}", "optimizer.peak=-1 is not possible"),
+        ("mixture=[{corpus: x, wieght: 100%}]", "mixture.0.wieght is not a setting"),
+        ("optimizer.betas=[0.9]", "optimizer.betas has too few values"),
+    ):
+        assert f"override {override}: {mistake}" in refusal(stage, override)
+
+
+def test_an_alias_is_overridden_in_one_place(stage: Path) -> None:
+    text = STAGE.replace("mixture:", "mixture: &sources")
+    stage.write_text(text + "validation: {corpora: *sources}\n")
+    config = load_stage(stage, ["mixture.0.corpus=other"])
+    assert config.mixture[0].corpus.name == "other"
+    assert config.validation is not None and config.validation.corpora[0].corpus.name == "a"
 
 
 def test_flash_attention_computes_in_bf16(stage: Path) -> None:
@@ -193,6 +213,8 @@ def test_flash_attention_computes_in_bf16(stage: Path) -> None:
         ("tokens", "'tokens' is not an override.\n  After the stage's file come settings"),
         ("a..b=1", "'a..b=1' is not an override."),
         ("=1", "'=1' is not an override."),
+        ("mixture[0].weight=60%", "the items of a list are named with dots.\n  Write mixture.0.weight=60%"),
+        ("optimizer.lr(x)=3", "optimizer.lr(x) is not a setting."),
         ("mixture.2.weight=1", "mixture has no item 2.\n  mixture is a list of 2.\n  Items: mixture.0, mixture.1;"),
         ("mixture.x.weight=1", "mixture has no item x."),
         ("stage.name=x", "stage is 'trial', which has no part 'name'."),
