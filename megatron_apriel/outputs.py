@@ -76,6 +76,12 @@ def check_destination(
                 "A source is only read; replacing it would lose it if anything went wrong.",
                 "Give a destination outside of it.",
             )
+        for link in _links_into(target, place):
+            raise OutputError(
+                f"the destination {destination} holds what {link} of the source is a link to.",
+                "A source is only read; replacing the destination would take that file from it.",
+                "Give another destination.",
+            )
     _check_place(destination, target)
     if not os.path.lexists(target):
         return target
@@ -97,6 +103,14 @@ def check_destination(
             "Remove it yourself if it is not needed, or give another destination.",
         )
     return target
+
+
+def _links_into(target: Path, source: Path) -> Iterator[Path]:
+    """Links in the directory ``source`` that lead to something inside ``target``."""
+    if target.is_dir() and source.is_dir():
+        with os.scandir(source) as entries:
+            links = [Path(entry.path) for entry in entries if entry.is_symlink()]
+        yield from (link for link in links if target in link.resolve().parents)
 
 
 def _check_place(destination: str | Path, target: Path) -> None:

@@ -6,6 +6,7 @@ change. Everything is streamed, a few megabytes of rows at a time, and appears a
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from megatron_apriel.checkpoint.forms import (
     recognise,
     sidecar_directory,
 )
-from megatron_apriel.checkpoint.hf_files import as_bytes, write_hf_sidecars
+from megatron_apriel.checkpoint.hf_files import as_bytes, check_sidecars, write_hf_sidecars
 from megatron_apriel.checkpoint.names import Form, Weight, pairs_from_halves
 from megatron_apriel.checkpoint.params import architecture_from_params, params_from_architecture
 from megatron_apriel.checkpoint.processors import write_processor
@@ -117,6 +118,9 @@ def plan_conversion(
     conversion = Conversion(path, kind, to, architecture, open_source(path, architecture), dtype, max_shard_size)
     if to is Kind.MISTRAL:
         params_from_architecture(architecture)
+    else:
+        _config(conversion)
+    check_sidecars(sidecar_directory(path))
     conversion.weights.verify()
     return conversion
 
@@ -197,8 +201,8 @@ _WRITE_SIDECARS = {Kind.HF: _hf_sidecars, Kind.MISTRAL: _mistral_sidecars, Kind.
 
 def _config(conversion: Conversion) -> dict[str, object]:
     dtypes = {conversion.dtype_of(name) for name in conversion.weights.table}
-    # Of several dtypes the widest, into which the others fit.
-    widest = max(dtypes, key=lambda dtype: (dtype.itemsize, dtype == torch.bfloat16))
+    # Of several dtypes the narrowest into which all fit.
+    widest = functools.reduce(torch.promote_types, dtypes)
     source = sidecar_directory(conversion.source)
     return config_for(conversion.architecture, source, str(widest).removeprefix("torch."))
 

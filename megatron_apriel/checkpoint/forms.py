@@ -11,13 +11,13 @@ Releases of Mistral carry the first two in one directory; the Hugging Face files
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.params import architecture_from_params
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.surgery.models import read_json
 
 RUN_FILE = "run.json"
 """Written last into a distributed checkpoint: step, layout, sizes of all files, the run's own state."""
@@ -92,7 +92,7 @@ def config_for(architecture: Architecture, source: Path, dtype: str) -> dict[str
     file = source / CONFIG
     if not file.is_file():
         return dict(architecture.to_hf_config(dtype))
-    config: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+    config: dict[str, object] = read_json(file)
     # A text-only model may be taken out of a LLaVA checkpoint; its config is then the text part's.
     if architecture.tower is None and config.get("model_type") != "mistral":
         return dict(architecture.to_hf_config(dtype))

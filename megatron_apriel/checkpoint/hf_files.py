@@ -9,12 +9,20 @@ from torch import Tensor
 
 from megatron_apriel.checkpoint.forms import CONFIG
 from megatron_apriel.surgery.models import read_json
-from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
+from megatron_apriel.surgery.sidecars import copy_sidecars, sidecar_files, write_json
 
 SAMPLING = {"do_sample": True, "temperature": 0.6}
 """How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
 _BOS, _EOS, _PAD = 1, 2, 11
 """Tekken's ids."""
+_GENERATION = "generation_config.json"
+
+
+def check_sidecars(source: Path) -> None:
+    """Raise CheckpointError for files beside the weights that could not be read when a result is to be completed."""
+    sidecar_files(source)
+    if (source / _GENERATION).exists():
+        read_json(source / _GENERATION)
 
 
 def write_hf_sidecars(
@@ -23,7 +31,7 @@ def write_hf_sidecars(
     """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
     copy_sidecars(source, directory)
     write_json(directory / CONFIG, config)
-    generation_file = source / "generation_config.json"
+    generation_file = source / _GENERATION
     given = read_json(generation_file) if generation_file.exists() else {}
     text = config.get("text_config")
     ids = text if isinstance(text, dict) else config
@@ -32,7 +40,7 @@ def write_hf_sidecars(
         "eos_token_id": ids.get("eos_token_id", _EOS),
         "pad_token_id": _PAD,
     }
-    write_json(directory / generation_file.name, {**standard, **SAMPLING, **given})
+    write_json(directory / _GENERATION, {**standard, **SAMPLING, **given})
     if chat_template is not None:
         _set_chat_template(directory, chat_template)
 

@@ -105,6 +105,12 @@ def params_from_architecture(architecture: Architecture) -> dict[str, Any]:
 
 
 def _decoder(params: Mapping[str, Any], origin: str) -> DecoderArchitecture:
+    if "rope_theta" not in params:
+        raise CheckpointError(
+            f"{origin} has no rope_theta.",
+            "Mistral's code has taken 10000 and, later, 1000000 where it is absent: the positions cannot be known.",
+            'Add "rope_theta" with the value that the model was trained with.',
+        )
     heads = _positive(params, "n_heads", origin)
     decoder = DecoderArchitecture(
         hidden_size=_positive(params, "dim", origin),

@@ -69,6 +69,10 @@ class _Run:
     row: int
 
 
+_MOST_OPEN = 32
+"""Files of one checkpoint that are kept open."""
+
+
 class DistributedWeights:
     """A run's distributed checkpoint as a :class:`~megatron_apriel.checkpoint.sources.WeightSource`."""
 
@@ -130,9 +134,11 @@ class DistributedWeights:
         return filled
 
     def _rows(self, piece: _Piece, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        file = self._descriptors.get(piece.file)
-        if file is None:
-            file = self._descriptors[piece.file] = (self._path / piece.file).open("rb")
+        # The newest last: a checkpoint may have more files than a process may have open.
+        file = self._descriptors.pop(piece.file, None) or (self._path / piece.file).open("rb")
+        self._descriptors[piece.file] = file
+        if len(self._descriptors) > _MOST_OPEN:
+            self._descriptors.pop(next(iter(self._descriptors))).close()
         if piece not in self._layouts:
             self._layouts[piece] = _locate(file, piece, dtype)
         begin, row_bytes = self._layouts[piece]

@@ -76,6 +76,8 @@ def _damage(path: Path, offset: int, length: int) -> str | None:
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(io.BufferedReader(Window(file, offset, length), 1 << 20)) as archive:
+                if min(member.header_offset for member in archive.infolist()):
+                    return "the archive does not begin there"  # ZIP is read from its end, and may be another piece
                 damaged = archive.testzip()
         except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for; a bad disk OSError
             return f"{type(error).__name__}: {error}"

@@ -28,7 +28,14 @@ from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.average_inputs import AverageInput, FileSource, check_agreement
 from megatron_apriel.surgery.mean import FLOATS, STORAGE, Raw, mean, to_float64
-from megatron_apriel.surgery.sidecars import copy_sidecars, earlier_manifest, sha256_of, write_json, write_manifest
+from megatron_apriel.surgery.sidecars import (
+    copy_sidecars,
+    earlier_manifest,
+    sha256_of,
+    sidecar_files,
+    write_json,
+    write_manifest,
+)
 from megatron_apriel.surgery.tensor_files import Shard, TensorSpec, plan_shards, write_tensors
 
 _BLOCK = 1 << 15
@@ -126,6 +133,7 @@ def plan_average(
         ConfigError: too little memory.
     """
     check_agreement(inputs)
+    sidecar_files(inputs[0].sidecars)
     tensors = list(inputs[0].source.tensors.values())
     shards = plan_shards(tensors, max_shard_size)
     workers = min(4, os.cpu_count() or 1)

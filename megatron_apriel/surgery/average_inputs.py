@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.surgery.mean import FLOATS, STORAGE
 from megatron_apriel.surgery.models import read_json
@@ -131,6 +132,27 @@ def _check_same_config(first: AverageInput, other: AverageInput) -> None:
                     f"and {theirs[key]!r} in {other.label}'s.",
                     "The same weights would mean different models.",
                 )
+    # The same said in another way, or left to a default, as versions of transformers do.
+    for part in ("decoder", "tower", "projector", "image_token_id"):
+        ours, theirs = (_meaning(given, part) for given in (first, other))
+        for key in ours.keys() & theirs.keys():
+            if ours[key] != theirs[key]:
+                raise CheckpointError(
+                    f"{part}'s {key} is {ours[key]!r} by {first.label}'s config and {theirs[key]!r} by"
+                    f" {other.label}'s.",
+                    "The same weights would mean different models.",
+                )
+
+
+def _meaning(given: AverageInput, part: str) -> dict[str, Any]:
+    """What the config says of a part of the model, defaults included; nothing where it is of a model unknown here."""
+    try:
+        described = getattr(Architecture.from_hf_config(given.config, given.label), part)
+    except CheckpointError:
+        return {}
+    fields = {"value": described} if described is None or isinstance(described, int) else asdict(described)
+    fields.pop("max_positions", None)  # how far a model was trained, not what its weights mean
+    return fields
 
 
 def _section(given: AverageInput, part: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from megatron_apriel.errors import CheckpointError, ConfigError
@@ -38,9 +39,21 @@ def available_steps(run: str | Path) -> dict[int, Path]:
 
 
 def equispaced(steps: Sequence[int], count: int) -> list[int]:
-    """``count`` of the available steps, equally spaced and ending with the last: of 1 to 12, six are 2, 4, ... 12."""
+    """``count`` of the available steps, ending with the last: those nearest to 1/count, 2/count ... of it.
+
+    Of 1 to 12, six are 2, 4, ... 12. A step that was saved out of turn, as a run does that is told to stop, is taken
+    only where it is the nearest.
+    """
     _require(steps, count, "--equispaced")
-    return [steps[(number + 1) * len(steps) // count - 1] for number in range(count)]
+    picked: list[int] = []
+    before = len(steps)
+    for number in range(count, 0, -1):
+        # From the last backwards, leaving enough steps for the parts before.
+        free = range(number - 1, before)
+        target = Fraction(steps[-1] * number, count)
+        before = min(free, key=lambda place: (abs(steps[place] - target), place))
+        picked.append(steps[before])
+    return picked[::-1]
 
 
 def last(steps: Sequence[int], count: int) -> list[int]:

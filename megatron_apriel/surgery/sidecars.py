@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel import __version__
+from megatron_apriel.errors import CheckpointError
 
 MANIFEST = "surgery.json"
 """Written beside the weights of every result of this room."""
@@ -36,18 +37,33 @@ SIDECARS = (
 """Copied where present, never demanded. Sentencepiece models (``tokenizer.model*``) and further templates come too."""
 
 
-def copy_sidecars(source: Path, destination: Path) -> list[str]:
-    """Copy tokenizer, processor and template files that ``source`` has; returns their names."""
+def sidecar_files(source: Path) -> list[Path]:
+    """The tokenizer, processor and template files that ``source`` has.
+
+    Raises:
+        CheckpointError: one is a link to nothing, as in a cache that was not downloaded whole.
+    """
     files = [source / name for name in SIDECARS]
     files += sorted(source.glob("tokenizer.model*"))
     files += sorted(source.glob("additional_chat_templates/*.jinja"))
-    copied = []
     for file in files:
-        if file.is_file():
-            target = destination / file.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
-            copied.append(str(file.relative_to(source)))
+        if file.is_symlink() and not file.exists():
+            raise CheckpointError(
+                f"{file} is a link to {file.readlink()}, which is not there.",
+                "The result would lack it.",
+                "Download the checkpoint again, or remove the link if the file is not needed.",
+            )
+    return [file for file in files if file.is_file()]
+
+
+def copy_sidecars(source: Path, destination: Path) -> list[str]:
+    """Copy the files of :func:`sidecar_files`; returns their names."""
+    copied = []
+    for file in sidecar_files(source):
+        target = destination / file.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+        copied.append(str(file.relative_to(source)))
     return copied
 
 

@@ -28,7 +28,14 @@ from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.layer_maps import LayerMap
 from megatron_apriel.surgery.models import SourceModel
-from megatron_apriel.surgery.sidecars import copy_sidecars, earlier_manifest, sha256_of, write_json, write_manifest
+from megatron_apriel.surgery.sidecars import (
+    copy_sidecars,
+    earlier_manifest,
+    sha256_of,
+    sidecar_files,
+    write_json,
+    write_manifest,
+)
 from megatron_apriel.surgery.tensor_files import (
     CHUNK_BYTES,
     Shard,
@@ -95,6 +102,7 @@ def plan_upscale(
         initialisation: ``copy`` or ``identity``.
         max_shard_size: bytes per file; None for a single file, which readers of Mistral's form expect.
     """
+    sidecar_files(source.tensors.path)
     tensors: list[TensorSpec] = []
     origins: dict[str, Origin] = {}
     places = layers.places

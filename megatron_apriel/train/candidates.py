@@ -14,14 +14,14 @@ from megatron_apriel.config.schema import ParallelSection, RecomputeSection, Sta
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.parallel.balance import balanced_layers, stage_extras
 from megatron_apriel.parallel.checks import check_layout
-from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.parallel.layout import Layout, divisors
 from megatron_apriel.train.hardware import Hardware
 from megatron_apriel.train.memory import RankMemory, rank_memory
 from megatron_apriel.train.step_time import StepTime, Workload, step_time
 
 GIB = 2**30
 TENSOR, CONTEXT = (1, 2, 4, 8), (1, 2, 4, 8, 16)
-PIPELINE, VIRTUAL = (1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 3, 4, 6)
+MOST_STAGES, VIRTUAL = 16, (1, 2, 3, 4, 6)
 RECOMPUTE = ("none", "selective", "full")
 
 
@@ -129,7 +129,7 @@ def _shapes(architecture: Architecture, gpus: int, gpu: Hardware) -> Iterator[tu
     """Ranks over tensor, context, pipeline, and chunks of each pipeline rank."""
     for tensor in TENSOR:
         for context in CONTEXT:
-            for pipeline in PIPELINE:
+            for pipeline in (number for number in divisors(gpus) if number <= MOST_STAGES):
                 if tensor > gpu.gpus_per_node or gpus % (tensor * context * pipeline):
                     continue
                 for virtual in VIRTUAL if pipeline > 1 else (1,):

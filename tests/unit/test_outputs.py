@@ -103,6 +103,15 @@ def test_this_system_exchanges_atomically(tmp_path: Path) -> None:
     assert names(tmp_path / "a") == ["b"]
 
 
+def test_what_a_source_links_to_is_not_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "x", "old")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "weights").symlink_to(tmp_path / "x" / "config.json")
+    with pytest.raises(OutputError, match=r"x holds what .*source/weights of the source is a link to"):
+        check_destination(tmp_path / "x", overwrite=True, sources=[tmp_path / "source"])
+    assert check_destination(tmp_path / "y", overwrite=True, sources=[tmp_path / "source"])
+
+
 def test_refused_destinations(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
     with pytest.raises(OutputError, match=r"exists\.\n.*without being told to"):

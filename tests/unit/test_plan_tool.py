@@ -140,10 +140,16 @@ def test_a_layout_that_does_not_fit_says_by_how_much(capsys: pytest.CaptureFixtu
 
 def test_gpus_that_do_not_divide_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        PLAN.main([*WORDS, "--gpus", "7", "--show-refused"])
-    assert "no layout of this stage can run on 7 GPUs" in str(caught.value)
+        PLAN.main([*WORDS, "--gpus", "17", "--show-refused"])
+    assert "no layout of this stage can run on 17 GPUs" in str(caught.value)
     assert "160 sequences per step" in str(caught.value) and "Set batch_tokens to a multiple" in str(caught.value)
     assert "TP1 CP1 PP1 VP1: 160 sequences per step" in capsys.readouterr().out
+
+
+def test_odd_numbers_of_gpus_become_stages() -> None:
+    """Five GPUs cannot share 160 sequences' weights five ways, and can hold a fifth of the layers each."""
+    assert {candidate.layout.pipeline for candidate in found(5, "h200").fitting()} == {5}
+    assert sum(found(7, "h200").fitting()[0].layers) == 48
 
 
 def test_hardware_numbers_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,6 +250,41 @@ def test_damaged_files_beside_the_weights(mistral, tmp_path, capsys, name, messa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "", "config.json cannot be read"),
+        ("config.json", "{}", "config.json"),
+        ("generation_config.json", "", "generation_config.json cannot be read"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(mistral, tmp_path, capsys, name, text, message):
+    """Files beside the weights are looked at before gigabytes are written."""
+    shutil.copytree(mistral, tmp_path / "source")
+    (tmp_path / "source" / name).write_text(text)
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "hf", "--dry-run") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_link_to_a_tokenizer_that_is_not_there(hf, tmp_path, capsys):
+    shutil.copytree(hf, tmp_path / "source")
+    (tmp_path / "source" / "tokenizer.json").symlink_to("../blobs/none")
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "hf", "--dry-run") == 1
+    assert "tokenizer.json is a link to ../blobs/none, which is not there" in capsys.readouterr().err
+
+
+def test_config_names_a_dtype_into_which_all_fit(hf, tmp_path):
+    """Of float16 and bfloat16 neither holds the other's numbers."""
+    stored = load_file(hf / "model.safetensors")
+    stored["language_model.model.norm.weight"] = stored["language_model.model.norm.weight"].half()
+    (tmp_path / "mixed").mkdir()
+    shutil.copy(hf / "config.json", tmp_path / "mixed")
+    save_file(stored, tmp_path / "mixed" / "model.safetensors")
+    assert convert(tmp_path / "mixed", tmp_path / "out", "--to", "hf") == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+    assert_same(tensors_of(tmp_path / "out"), stored)
+
+
 def test_failure_in_mid_write_leaves_nothing(hf, tmp_path, capsys, monkeypatch):
     from megatron_apriel.checkpoint import sources
 
@@ -302,6 +337,7 @@ def test_what_mistrals_form_cannot_say(tmp_path, capsys):
     ("params", "message"),
     [
         ({"moe": {"num_experts": 8}}, "moe={'num_experts': 8} is not supported"),
+        ({"rope_theta": ...}, "has no rope_theta"),
         ({"n_layers": "four"}, "n_layers='four' is not a positive whole number"),
         ({"n_layers": 10**9}, "n_layers=1000000000"),
         ({"n_kv_heads": 3}, "n_heads=4 is not a multiple of n_kv_heads=3"),
@@ -312,7 +348,8 @@ def test_what_mistrals_form_cannot_say(tmp_path, capsys):
     ],
 )
 def test_unsupported_params(tmp_path, params, message):
-    (tmp_path / "params.json").write_text(json.dumps({**params_from_architecture(TINY), **params}))
+    given = {name: value for name, value in ({**params_from_architecture(TINY), **params}).items() if value is not ...}
+    (tmp_path / "params.json").write_text(json.dumps(given))
     with pytest.raises(CheckpointError) as caught:
         architecture_from_params(tmp_path / "params.json")
     assert message in str(caught.value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ from megatron_apriel.checkpoint.forms import Kind, architecture_of, recognise
 from megatron_apriel.checkpoint.hf import load_weights
 from megatron_apriel.checkpoint.metadata import read_metadata
 from megatron_apriel.checkpoint.reader import DistributedCheckpointSource, DistributedWeights
-from megatron_apriel.checkpoint.run_file import read_run_file
+from megatron_apriel.checkpoint.run_file import read_run_file, write_run_file
 from megatron_apriel.checkpoint.shard_writer import first_failure
 from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.checkpoint.verify import verify
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
@@ -155,6 +158,62 @@ def test_a_flipped_bit_is_found_before_weights_are_used(store, source, tmp_path)
     alone(begin_a_stage)
 
 
+@pytest.mark.parametrize("name", [".metadata", "hf/config.json"])
+def test_a_flipped_bit_beside_the_weights_is_found(store, name):
+    """Of what says where each number is and what the model computes with it."""
+    path = store.directory / "step_00000030"
+    data = bytearray((path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"{name} was changed after it was written"):
+        store.latest()
+    with pytest.raises(CheckpointError, match=rf"{name} was changed after it was written"):
+        DistributedCheckpointSource(path)
+
+
+def test_an_older_checkpoint_has_no_digests(store):
+    path = store.directory / "step_00000030"
+    record = json.loads((path / "run.json").read_text())
+    del record["sha256"]
+    (path / "run.json").write_text(json.dumps(record))
+    assert store.latest() == path
+
+
+def test_a_piece_is_not_taken_for_the_one_before_it(store):
+    """A ZIP archive is found from its end: with another length in the directory, another piece fits its checksums."""
+    path = store.directory / "step_00000030"
+    metadata = read_metadata(path)
+    places = sorted(metadata.storage_data.values(), key=lambda place: place.offset)
+    places[0].length = places[1].offset + places[1].length - places[0].offset
+    with pytest.raises(CheckpointError, match="the archive does not begin there"):
+        verify(path, metadata)
+
+
+def test_more_files_than_may_be_open(store, monkeypatch):
+    path = store.directory / "step_00000030"
+    metadata = read_metadata(path)
+    expected = DistributedCheckpointSource(path)
+    names = list(expected.tensors)
+    numbers = {name: expected.read(name, 0, expected.tensors[name].rows) for name in names}
+    whole = (path / "__0_0.distcp").read_bytes()
+    for number, place in enumerate(metadata.storage_data.values()):
+        place.relative_path = f"__{number}_0.distcp"
+        (path / place.relative_path).write_bytes(whole[place.offset : place.offset + place.length])
+        place.offset = 0
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    (path / "run.json").unlink()
+    write_run_file(path, {"step": 30, "layout": None, "optimizer_groups": None, "extra": {}})
+    split = DistributedCheckpointSource(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 40, hard))
+    try:
+        for name in [*names, *names]:
+            assert (split.read(name, 0, expected.tensors[name].rows) == numbers[name]).all()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.parametrize(
     ("stopped", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (SystemExit(143), SystemExit)]
 )
@@ -200,6 +259,7 @@ def test_metadata_executes_nothing(store, monkeypatch, tmp_path):
     def checks() -> None:
         sizes = json.loads((path / "run.json").read_text())
         sizes["files"][".metadata"] = (path / ".metadata").stat().st_size
+        sizes["sha256"][".metadata"] = hashlib.sha256((path / ".metadata").read_bytes()).hexdigest()
         (path / "run.json").write_text(json.dumps(sizes))
         with pytest.raises(CheckpointError, match="it asks for"):
             store.load(path, build_model(TINY, ModelOptions(), Layout(1)))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from surgery_files import (
     ROOT,
+    SMALL,
     environment,
     measured,
     read_model,
@@ -345,15 +346,34 @@ def test_choices_that_a_run_does_not_have(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_configs_that_say_another_model_in_other_words(
+    tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As versions of transformers do: names that changed, and defaults that are left out."""
+    config = SMALL.to_hf_config()
+    other = json.loads(json.dumps(config))
+    del other["text_config"]["rope_parameters"], config["text_config"]["rope_theta"]
+    other["text_config"]["rope_theta"] = 1e4
+    for name, given in (("a", config), ("b", other)):
+        write_model(tmp_path / name, text_tensors(1), given)
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", tmp_path / "a", tmp_path / "b") == 1
+    assert "decoder's rope_theta is 1000000.0 by" in capsys.readouterr().err
+    other["text_config"]["rope_theta"] = 1e6
+    (tmp_path / "b" / "config.json").write_text(json.dumps(other))
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", tmp_path / "a", tmp_path / "b") == 0
+
+
 def test_equispaced_ends_with_the_last_and_is_even() -> None:
     assert run_steps.equispaced(range(1, 13), 6) == [2, 4, 6, 8, 10, 12]
     for available in range(1, 30):
         for count in range(1, available + 1):
-            steps = run_steps.equispaced(range(available), count)
-            gaps = {second - first for first, second in zip([-1, *steps], steps, strict=False)}
+            steps = run_steps.equispaced(range(1, available + 1), count)
+            gaps = {second - first for first, second in zip([0, *steps], steps, strict=False)}
             assert len(steps) == count
-            assert steps[-1] == available - 1
+            assert steps[-1] == available
             assert max(gaps) - min(gaps) <= 1
+    assert run_steps.equispaced([1000, 1010, 1020, 1030, 2000, 3000], 3) == [1000, 2000, 3000]
+    assert run_steps.equispaced([10, 20, 30, 1000], 3) == [20, 30, 1000]
     with pytest.raises(ConfigError, match="the run has 2 checkpoints"):
         run_steps.equispaced([1, 2], 3)
     with pytest.raises(CheckpointError, match="has no checkpoints"):
