@@ -93,16 +93,19 @@ def check_destination(
             "Nothing is overwritten without being told to.",
             "Give another destination, or --overwrite to replace it.",
         )
-    markers = (marker,) if isinstance(marker, str) else marker
-    missing = [name for name in markers if not (target / name).is_file()]
-    if missing and any(target.iterdir()):
+    if (missing := _missing(target, marker)) and any(target.iterdir()):
         raise OutputError(
             f"the destination {destination} exists and has no {missing[0]}.",
-            f"Only a directory with {' and '.join(markers)} in it is taken for an earlier result; this one may be"
-            " something else.",
+            f"Only a directory with {missing[0]} in it is taken for an earlier result; this one may be something else.",
             "Remove it yourself if it is not needed, or give another destination.",
         )
     return target
+
+
+def _missing(directory: Path, marker: str | tuple[str, ...]) -> list[str]:
+    """Those of the files that make a directory a result which are not in it."""
+    names = (marker,) if isinstance(marker, str) else marker
+    return [name for name in names if not (directory / name).is_file()]
 
 
 def _links_into(target: Path, source: Path) -> Iterator[Path]:
@@ -171,8 +174,8 @@ def whole_directory(
             partial.mkdir()
             lock = _lock(partial)
             yield partial
-            if not all((partial / name).is_file() for name in ((marker,) if isinstance(marker, str) else marker)):
-                raise RuntimeError(f"the block that wrote {destination} did not write {marker}")
+            if missing := _missing(partial, marker):
+                raise RuntimeError(f"the block that wrote {destination} did not write {missing[0]}")
             _flush(partial)
             _publish(partial, target, overwrite)
     except OSError as error:

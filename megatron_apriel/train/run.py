@@ -84,7 +84,7 @@ def run_stage(config: StageConfig) -> ExitCode:
                 print(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
             return ExitCode.OK
         with (
-            # First: a request that comes while weights are loaded is met after one step, not by dying.
+            # First: a request that comes while weights are loaded is met before the first step, not by dying.
             StopRequest(config.faults.save_before_end_of_job_s) as stop,
             alike(lambda: _locked(config.output)),
             groups.initialized(beginning.layout, config.seed) as device,
