@@ -45,6 +45,8 @@ def read_run_file(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         known, sizes = record["format"], {str(name): int(size) for name, size in record["files"].items()}
         digests = {str(name): str(digest) for name, digest in record.get("sha256", {}).items()}
+        if unlisted := digests.keys() - sizes.keys():
+            raise ValueError(f"digests of files that it does not list: {sorted(unlisted)}")
     except FileNotFoundError:
         raise CheckpointError(
             f"{file} does not exist." if path.is_dir() else f"{path} does not exist.",

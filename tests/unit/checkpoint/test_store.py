@@ -116,6 +116,10 @@ def test_listing(store):
         (lambda path: (path / "run.json").write_text("{"), r"run.json is damaged"),
         (lambda path: (path / "run.json").write_text("[" * 100_000), r"run.json is damaged"),
         (lambda path: (path / "run.json").write_text('{"format": 1, "files": {"a": null}}'), r"run.json is damaged"),
+        (
+            lambda path: (path / "run.json").write_text('{"format": 1, "files": {}, "sha256": {"a": "0"}}'),
+            r"run.json is damaged: .*does not list",
+        ),
         (lambda path: ((path / "run.json").unlink(), (path / "run.json").mkdir()), r"run.json cannot be read"),
         (lambda path: (path / "run.json").write_text('{"format": 9, "files": {}}'), r"format 9"),
     ],
