@@ -147,7 +147,7 @@ def test_a_request_to_stop_before_the_first_step_is_met(
     """On one of two ranks only."""
     name = f"early_{len(asked)}"
     place = "load_weights" if "weights" in asked else "_keep_sidecars"
-    original = getattr(run_module, place)
+    original, file = getattr(run_module, place), stage_file(root, name)
 
     def main(rank: int, size: int) -> int:
         def interrupted(*arguments: Any) -> Any:
@@ -157,7 +157,7 @@ def test_a_request_to_stop_before_the_first_step_is_met(
 
         with monkeypatch.context() as patch:
             patch.setattr(run_module, place, interrupted)
-            return int(run_stage(load_stage(stage_file(root, name))))
+            return int(run_stage(load_stage(file)))
 
     assert run_ranks(2, main) == [ExitCode.REQUEUE] * 2
     assert not (root / name / "checkpoints").exists()
@@ -282,6 +282,7 @@ def test_a_request_to_stop_during_the_export_is_not_acted_on(root: Path, monkeyp
 
 def test_what_nobody_foresaw_says_where_it_happened_on_every_rank(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that runs out of memory, and the other, which only notices that the first is gone."""
+    file = stage_file(root, "unforeseen")
 
     def out_of_memory(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 17 GiB")
@@ -289,7 +290,7 @@ def test_what_nobody_foresaw_says_where_it_happened_on_every_rank(root: Path, mo
     def main(rank: int, size: int) -> int:
         if rank == 1:
             monkeypatch.setattr(run_module, "train", out_of_memory)
-        return int(run_stage(load_stage(stage_file(root, "unforeseen"))))
+        return int(run_stage(load_stage(file)))
 
     with pytest.raises(RankFailure) as caught:
         run_ranks(2, main)
