@@ -7,7 +7,7 @@ that cannot work, and how to mend it::
       Every tensor-parallel rank must own whole groups. Possible here: 1, 2, 4, 8.
       Set in examples/cpt_stage2.yaml (or parallel.tensor=... on the command line).
 
-This file may import nothing of the project.
+This file may import only ``inputs``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from enum import IntEnum
+
+from megatron_apriel.inputs import NotAFileError, TooLargeError
 
 _REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE,
@@ -37,8 +40,35 @@ class ExitCode(IntEnum):
     """Whoever read the output went away before its end; the result may or may not be there."""
 
 
+def printable(text: object) -> str:
+    """``text`` as it may be printed: what steers a terminal or turns the reading direction is written as an escape.
+
+    Names and values come out of files that somebody else wrote. For one line: line ends are escaped too.
+    """
+    return "".join(_escaped(letter) if _steers(letter) else letter for letter in str(text))
+
+
+def printable_lines(text: object) -> str:
+    """:func:`printable` for a text of several lines, which keeps its line ends."""
+    return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
+_STEERING = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+"""Unicode's categories of control and format characters, lone surrogates, private letters, line separators."""
+_JOINERS = "\u200c\u200d"
+"""Format characters that belong to the spelling of words and of emoji."""
+
+
+def _steers(letter: str) -> bool:
+    return not letter.isprintable() and unicodedata.category(letter) in _STEERING and letter not in _JOINERS
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
+
 class AprielError(Exception):
-    """Base of the project's errors.
+    """Base of the project's errors; its text can be printed as it stands (:func:`printable_lines`).
 
     Args:
         what: one sentence, with the values that were found.
@@ -47,8 +77,8 @@ class AprielError(Exception):
     """
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        self.what, self.why, self.fix = what, why, fix
-        super().__init__("\n".join([what, *(f"  {part}" for part in (why, fix) if part)]))
+        self.what, self.why, self.fix = map(printable_lines, (what, why, fix))
+        super().__init__("\n".join([self.what, *(f"  {part}" for part in (self.why, self.fix) if part)]))
 
 
 class ConfigError(AprielError):
@@ -80,6 +110,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     except AprielError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return ExitCode.FAILED
+    except (NotAFileError, TooLargeError) as error:
+        print(f"DataError: {printable(error.filename)}: {error.strerror}.", file=sys.stderr)
+        return ExitCode.FAILED
     except BrokenPipeError:
         # The reader of our output (`| head`) went away, maybe before the work was done. What is still waiting to be
         # printed goes nowhere: Python would complain of it when it ends.
@@ -90,7 +123,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         if error.errno not in _REFUSALS:
             raise
         print(
-            f"{type(error).__name__}: {error.filename or 'standard output or a file'}: {error.strerror}.\n"
+            f"{type(error).__name__}: {printable(error.filename or 'standard output or a file')}: {error.strerror}.\n"
             "  The operating system refused it.\n"
             "  Check its permissions, those of the directories above it, and the disk (ls -ld, df).",
             file=sys.stderr,

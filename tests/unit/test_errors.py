@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.errors import ConfigError, ExitCode, printable, run_command
 
 
 def test_own_errors_have_three_parts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,3 +56,20 @@ def test_a_reader_that_goes_away_is_no_success(flush: bool) -> None:
     assert process.wait(timeout=60) == ExitCode.PIPE_CLOSED
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_what_steers_a_terminal_is_escaped_in_messages() -> None:
+    error = ConfigError("a\x1b[2J\x9bb.json\u202e is missing.", "first\nsecond", "\x07")
+    assert str(error) == "a\\x1b[2J\\x9bb.json\\u202e is missing.\n  first\nsecond\n  \\x07"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("name\nConfigError: forged\r", "name\\nConfigError: forged\\r"),
+        ("bad \udcff bytes", "bad \\udcff bytes"),
+        ("Größe 数据 данные \U0001f469\u200d\U0001f680", None),
+    ],
+)
+def test_printable_keeps_letters_of_all_languages(text: str, shown: str | None) -> None:
+    assert printable(text) == (text if shown is None else shown)

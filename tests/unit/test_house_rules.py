@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_apriel"
 LAYERS = [
+    {"inputs"},
     {"errors"},
     {"architecture"},
     {"outputs", "progress", "flops"},
@@ -78,6 +79,7 @@ def test_files_say_what_they_are_for(file: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "inputs",
         "errors",
         "architecture",
         "outputs",

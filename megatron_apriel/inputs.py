@@ -1,0 +1,90 @@
+"""How a file that somebody gave is opened: only a regular one, and no more of it than expected.
+
+A pipe among a data set's files would be waited for until the job is killed, and a device such as ``/dev/zero`` never
+ends. Whoever reads an input opens it here; what is refused is an ``OSError``, so that the reader's own message for a
+file that cannot be read names it.
+
+This file imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+SMALL_FILE_BYTES = 64 * 2**20
+"""Most of a file that is read whole: configurations, indexes, tables of names. Published ones have a few MiB."""
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class NotAFileError(OSError):
+    """A pipe, socket or device where a file is expected."""
+
+    def __init__(self, path: str | Path, mode: int) -> None:
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        super().__init__(errno.EINVAL, f"it is {kind}, and only regular files are read", str(path))
+
+
+class TooLargeError(OSError):
+    """A file that is larger than any of its kind should be."""
+
+    def __init__(self, path: str | Path, size: int, most: int) -> None:
+        super().__init__(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read of it", str(path))
+
+
+def open_input(path: str | Path, buffering: int = -1) -> BinaryIO:
+    """Open a regular file to read its bytes; links are followed.
+
+    Args:
+        path: of the file.
+        buffering: as of :func:`open`; 0 for none.
+
+    Raises:
+        NotAFileError: a pipe, socket or device; none of them is opened, so none is waited for.
+        OSError: as of :func:`open`.
+    """
+    return open(path, "rb", buffering=buffering, opener=_open_regular)  # type: ignore[return-value]
+
+
+def read_input(path: str | Path, most: int = SMALL_FILE_BYTES) -> bytes:
+    """All bytes of a regular file of at most ``most`` bytes.
+
+    Raises:
+        TooLargeError: it has more.
+        OSError: as of :func:`open_input`.
+    """
+    with open_input(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise TooLargeError(path, size, most)
+        data = file.read(most + 1)
+    if len(data) > most:  # some file systems tell no size
+        raise TooLargeError(path, len(data), most)
+    return data
+
+
+def _open_regular(path: str, flags: int) -> int:
+    _check_kind(path, Path(path).stat().st_mode)
+    # The name may mean something else by now; opened without waiting, a pipe is seen to be one.
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _check_kind(path, os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_kind(path: str | Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise NotAFileError(path, mode)
