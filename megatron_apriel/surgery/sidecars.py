@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_apriel import __version__
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.inputs import open_input
 
 MANIFEST = "surgery.json"
 """Written beside the weights of every result of this room."""
@@ -89,5 +90,5 @@ def earlier_manifest(directory: Path) -> Any:
 
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file, in constant memory."""
-    with file.open("rb") as stream:
+    with open_input(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
