@@ -33,17 +33,16 @@ from megatron_apriel.data.chat import exported_chat_template
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.sources import check_tokenizer
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode
-from megatron_apriel.model.builder import build_model
-from megatron_apriel.model.freeze import apply_freezing
+from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, check_options
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
-from megatron_apriel.train.loop import Stage, gathered_parameters, train
+from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
-from megatron_apriel.train.optimizer import build_optimizer, wrap_data_parallel
 from megatron_apriel.train.signals import StopRequest
+from megatron_apriel.train.trainer import Trainer
 
 SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
 """Settings that say what is trained on what, in which order: a run that goes on must not change them."""
@@ -195,9 +194,9 @@ def _located(stage: Stage) -> Iterator[None]:
 
 def _export(stage: Stage, final: Path) -> None:
     """Write the finished stage as a Hugging Face directory, the only thing that passes to another stage."""
-    with gathered_parameters(stage):
+    with stage.trainer.gathered_parameters():
         export_hf(
-            stage.chunks,
+            stage.trainer.chunks,
             stage.architecture,
             sidecars=stage.sidecars,
             destination=final,
@@ -216,25 +215,20 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
         sidecars = alike(lambda: _keep_sidecars(config, newest))
-        chunks = build_model(architecture, config, layout)
-        if newest is None:
+
+        def initialise(chunks: list[AprielModel]) -> None:
             say(load_weights(chunks, config.init_from, architecture))
-        apply_freezing(chunks, config.train)
-        wrapped = wrap_data_parallel(chunks, config)
-        optimizer = build_optimizer(wrapped, config)
+
+        trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
         if newest is not None:
             started = time.perf_counter()
-            store.load(newest, chunks, optimizer)
+            store.load(newest, trainer.chunks, trainer.optimizer)
             seconds = time.perf_counter() - started
             metrics.write("resumed", beginning.finished_steps, steps=config.steps, path=str(newest), seconds=seconds)
         yield Stage(
             config=config,
-            architecture=architecture,
-            layout=layout,
+            trainer=trainer,
             device=device,
-            chunks=chunks,
-            wrapped=wrapped,
-            optimizer=optimizer,
             loader=loader,
             validation=validation,
             store=store,
