@@ -23,7 +23,7 @@ _GZIP = b"\x1f\x8b"
 _BUFFER_BYTES = 2**20
 _PIECE_BYTES = 1024
 """Of zstd data, unpacked at once: a block of it has at least 4 bytes and gives at most 128 KiB, so 32 MiB come out."""
-_SKIPPED = 4
+_SKIPPED = 2
 """Times the limit of a record after which a line without an end is not followed further."""
 _BLANK = b" \t\n\r\x0b\x0c"
 

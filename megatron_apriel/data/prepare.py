@@ -32,7 +32,7 @@ from megatron_apriel.data.raw_chunks import NO_MEMORY, Chunk
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.readers import SavedDataset, Source, find_sources
 from megatron_apriel.data.records import ImageValue, TextDocument, columns_of, parse_record, recognise
-from megatron_apriel.data.stored_images import EncodedImage, encode_for_corpus
+from megatron_apriel.data.stored_images import EncodedImage, encode_for_corpus, picture_pixels
 from megatron_apriel.data.tokens import TokenTable
 from megatron_apriel.data.worker_process import obey_parent
 from megatron_apriel.errors import DataError
@@ -46,7 +46,6 @@ _CHUNKS_PER_WORKER = 4
 _SNIFFED_RECORDS = 1000
 _FIELDS_SHOWN = 1000  # characters of their names
 _PICTURES = 10  # times the limit of one picture, for all pictures of a record
-_MORE_BYTES = "--max-record allows more"
 
 
 @dataclass(frozen=True)
@@ -150,19 +149,27 @@ class RecordEncoder:
 
     def _images(self, values: Sequence[ImageValue], loader: ImageLoader) -> list[EncodedImage]:
         """The images as a corpus stores them, which together may take no more than a record may."""
-        images: list[EncodedImage] = []
-        size = pixels = 0
+        files: list[bytes] = []
+        bytes_left, pixels_left = self.limits.record_bytes, _PICTURES * self.limits.pixels
         for value in values:
-            image = encode_for_corpus(loader.load(value), self.limits)
-            images.append(image)
-            size, pixels = size + len(image.data), pixels + image.height * image.width
-            if size > self.limits.record_bytes:
-                raise BadRecord(f"its images have more than {self.limits.record_bytes:,} bytes; {_MORE_BYTES}")
-            if pixels > _PICTURES * self.limits.pixels:
-                raise BadRecord(
-                    f"its images have more than {_PICTURES} x {self.limits.pixels:,} pixels; --max-pixels allows more"
-                )
+            files.append(loader.load(value))
+            bytes_left -= len(files[-1])
+            pixels_left -= picture_pixels(files[-1]) if len(values) > 1 else 0
+            if pixels_left < 0:
+                most = f"{_PICTURES} x {self.limits.pixels:,}"
+                raise BadRecord(f"its {len(values)} images have more than {most} pixels; --max-pixels allows more")
+            self._check_bytes(bytes_left)
+        images, bytes_left = [], self.limits.record_bytes
+        for file in files:
+            images.append(encode_for_corpus(file, self.limits))
+            bytes_left -= len(images[-1].data)
+            self._check_bytes(bytes_left)
         return images
+
+    def _check_bytes(self, left: int) -> None:
+        if left < 0:
+            most = self.limits.record_bytes
+            raise BadRecord(f"its images have more than {most:,} bytes in all; --max-record allows more")
 
     def _grid(self, image: EncodedImage) -> tuple[int, int]:
         rule = self.table.images

@@ -125,7 +125,7 @@ def _as_bytes(kind: Any) -> Any:
 
 
 def _is_packed(message: bytes) -> bool:
-    """Whether the body of a record batch's message is compressed; ``message`` is a flatbuffer that Arrow has checked."""
+    """Whether the body of a record batch's message is compressed; it is a flatbuffer that Arrow has checked."""
     try:
         header = _field(message, struct.unpack_from("<I", message)[0], _MESSAGE_HEADER)
         batch = header + struct.unpack_from("<I", message, header)[0]

@@ -15,7 +15,7 @@ import zstandard
 from megatron_apriel.data import json_arrays, raw_chunks, readers
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.readers import find_sources
-from megatron_apriel.data.table_rows import row_chunks
+from megatron_apriel.data.table_rows import row_chunks, row_costs
 from megatron_apriel.errors import DataError
 
 COLUMNS = ("text", "images")
@@ -178,7 +178,7 @@ def test_views_of_strings_inside_messages():
     messages = [[{"role": "user", "content": text}] for text in TEXTS]
     table = pyarrow.table({"messages": pyarrow.array(messages, pyarrow.list_(message))})
     (batch,) = table.to_batches()
-    chunks = [chunk for chunk, _ in row_chunks("a", 0, batch, DEFAULT_LIMITS, 2**20)]
+    chunks = row_chunks("a", 0, batch, row_costs(batch), DEFAULT_LIMITS, 2**20)
     assert [raw.value["messages"] for chunk in chunks for raw in chunk.records()] == messages
 
 
