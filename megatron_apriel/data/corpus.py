@@ -42,6 +42,7 @@ from megatron_apriel.data.corpus_format import (
     ImageRecord,
     StoredImage,
     TokenizerRecord,
+    damaged,
     image_block,
 )
 from megatron_apriel.data.image_size import patch_grid
@@ -233,8 +234,16 @@ class Corpus:
         return self._tokens[self._range(document, start, length)]
 
     def responses(self, document: int, start: int = 0, length: int | None = None) -> NDArray[np.bool_]:
-        """Whether each token of the document (or piece) is part of a response, bool."""
-        return self._responses[self._range(document, start, length)].view(np.bool_)
+        """Whether each token of the document (or piece) is part of a response, bool.
+
+        Raises DataError for a byte that is neither 0 nor 1: what numpy makes of one taken for a bool is not defined.
+        """
+        flags = self._responses[self._range(document, start, length)]
+        if (most := int(flags.max(initial=0))) > 1:
+            raise damaged(
+                self.path / "responses.bin", f"has {most} for a token of document {document}, where 0 or 1 is expected."
+            )
+        return flags.view(np.bool_)
 
     def _range(self, document: int, start: int, length: int | None) -> slice:
         """Where a piece of a document stands in the files that have an entry per token."""
