@@ -17,7 +17,7 @@ from megatron_apriel.data.corpus_format import damaged
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents
 _INT32_CODE = 4
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 """Documents compared together."""
 
 
@@ -46,8 +46,8 @@ def check_index(file: Path, content: NDArray[np.uint8], lengths: NDArray[np.int6
         raise damaged(file, f"has {content.size} bytes; the index of {number} documents takes {expected_size}.")
     parts = np.split(content[_HEADER.size :], np.cumsum(sizes)[:2])
     token = 0
-    for first in range(0, number, _BLOCK):
-        block = lengths[first : first + _BLOCK]
+    for first in range(0, number, BLOCK):
+        block = lengths[first : first + BLOCK]
         for part, true in zip(parts, _columns(block, token, first), strict=True):
             if not np.array_equal(part.view(true.dtype)[first : first + true.size], true):
                 raise damaged(file, f"disagrees with documents.npy about the {number} documents' lengths.")
