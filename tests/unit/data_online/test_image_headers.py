@@ -110,6 +110,7 @@ def test_honest_images_beside_such_ones_are_kept(caplog):
         encode(np.zeros((16, 16, 3), np.uint8), "JPEG", progressive=True, exif=b"Exif\0\0" + b"\xff\xda" * 200),
         encode(random_pixels(np.random.default_rng(0), 400, 400), "JPEG", quality=100, restart_marker_blocks=1),
         encode(np.zeros((16, 16, 3), np.uint8), "JPEG")
+        + b"\0\2"
         + b"\xff\xda\0\2" * 200,  # a film behind the picture, as of phones
         with_scans(MAX_SCANS),
     ],
