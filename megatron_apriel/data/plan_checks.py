@@ -9,11 +9,11 @@ is compared with the corpus before it is used:
 - the pieces of a pack stand in the random order of the seed;
 - at most one pack of each window of pieces is half empty, as best fit promises: two of them would have been one.
 
-That takes a few operations on whole columns, a few percent of the time of packing, and at most some 20 bytes a piece.
+That takes a few operations on whole columns, less than a tenth of the time of packing, and some 20 bytes a piece.
 No sum can wrap: numbers are added only when they are known to be a document's own.
 
 Not compared is what only packing again would show: which documents share a pack. Whoever may write to the directory can
-choose that, and with it the order in which a run meets its documents; never their tokens or how often they come. The
+choose that, and with it the order in which a run meets its documents; not their tokens, nor what an epoch holds. The
 checksums in a plan's file find damage. They do not say who wrote it, nor would any digest kept beside the data.
 """
 

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_apriel.data import packing, plan_checks
 from megatron_apriel.data.corpus import Corpus
-from megatron_apriel.data.cutting import LongDocuments, cut_documents
+from megatron_apriel.data.cutting import LongDocuments, LongDocumentsReport, cut_documents
 from megatron_apriel.data.order import shuffled
 from megatron_apriel.data.packing import PackingPlan, make_plan
 from megatron_apriel.data.plan_checks import check_plan
@@ -63,7 +63,7 @@ def plan_of(*packs: list[int], seed: int = SEED) -> PackingPlan:
         lengths=none,
         offsets=np.cumsum([0, *map(len, ordered)]),
         tokens=np.array([sum(SIZES[document] for document in pack) for pack in ordered], np.int32),
-        long_documents=packing.LongDocumentsReport(),
+        long_documents=LongDocumentsReport(),
     )
 
 
