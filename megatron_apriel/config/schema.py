@@ -145,6 +145,8 @@ class ImagesSection(Section):
     """Decoding threads of each rank."""
     damaged: Literal["error", "skip"] = "error"
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
+    max_pixels: Annotated[Whole, Field(ge=1)] = 100_000_000
+    """Largest image that is decoded, height x width of the stored file; `--max-pixels` of `tools/prepare_data.py`."""
 
 
 def _split(value: Any) -> Any:

@@ -8,7 +8,6 @@ does for itself there ends on all ranks alike, so that none waits for one that h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -32,7 +31,8 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.chat import exported_chat_template
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.sources import check_tokenizer
-from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode
+from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
+from megatron_apriel.locks import HeldError, take_lock
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, check_options
 from megatron_apriel.outputs import check_destination
@@ -156,19 +156,23 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
     if dist.get_rank() != 0:
         return contextlib.nullcontext()
     output.mkdir(parents=True, exist_ok=True)
-    file = (output / ".lock").open("a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        lock = take_lock(output / ".lock")
+    except HeldError as error:
         raise ConfigError(
-            f"another run is writing to {output}.",
+            f"another run is writing to {output}: {error}.",
             "Two runs would remove each other's checkpoints.",
             "Wait until it has ended, or give another output.",
         ) from None
     except OSError as error:
-        print(f"{output} cannot be locked ({error}): make sure that no other run writes to it")
-    return file
+        raise OutputError(
+            f"{output} cannot be locked: {error}.",
+            "A run locks the file .lock in its output directory, so that no second run writes there.",
+            "Remove what stands in that file's place, check its permissions, or give another output.",
+        ) from None
+    if lock.problem is not None:
+        print(f"{output} cannot be locked ({lock.problem}): make sure that no other run writes to it")
+    return lock
 
 
 @contextlib.contextmanager

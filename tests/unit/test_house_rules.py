@@ -16,7 +16,7 @@ LAYERS = [
     {"inputs"},
     {"errors"},
     {"architecture"},
-    {"outputs", "progress", "flops"},
+    {"outputs", "locks", "progress", "flops"},
     {"batch", "config", "surgery"},
     {"parallel"},
     {"model", "data", "visual_tasks"},
