@@ -17,7 +17,7 @@ from megatron_apriel.data import images as images_module
 from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.image_headers import MAX_SCANS, ImageRequest, too_many_scans
 from megatron_apriel.data.images import ImageDecoder
-from megatron_apriel.data.stored_images import MAX_PIXELS
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS
 from megatron_apriel.errors import DataError
 from megatron_apriel.testing.corpora import encode, random_pixels, write_corpus
 
@@ -161,10 +161,10 @@ def test_thin_images_take_no_memory_by_their_length():
             weights = images_module._cubic((taps + 0.5 - (place + 0.5) * source / target) / stretch)
             assert share == pytest.approx(weights[(taps >= 0) & (taps < source)].sum() / weights.sum(), abs=1e-12)
     tracemalloc.start()
-    assert images_module._inside_weight(MAX_PIXELS // 10, 1024).shape == (1024,)
+    assert images_module._inside_weight(DEFAULT_LIMITS.pixels // 10, 1024).shape == (1024,)
     assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
     tracemalloc.stop()
 
 
 def test_what_preparation_accepts_is_what_training_decodes():
-    assert ImagesSection().max_pixels == MAX_PIXELS
+    assert ImagesSection().max_pixels == DEFAULT_LIMITS.pixels
