@@ -2,7 +2,8 @@
 
 The package is layered; imports run downward only:
 
-    inputs, errors, architecture    how a file is opened; what can go wrong; shapes of the model
+    inputs, concealed, errors       how a file is opened; what is not printed; what can go wrong
+    terminal, tables, architecture  printable lines; printable tables; shapes of the model
     outputs, progress, flops        whole-or-absent results; progress on a terminal; the FLOPs rule
     batch, config, surgery          the typed batch; the stage schema; byte-level checkpoint edits
     parallel                        rank arithmetic, process groups, Megatron Core on CPU

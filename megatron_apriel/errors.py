@@ -7,7 +7,7 @@ that cannot work, and how to mend it::
       Every tensor-parallel rank must own whole groups. Possible here: 1, 2, 4, 8.
       Set in examples/cpt_stage2.yaml (or parallel.tensor=... on the command line).
 
-This file may import only ``inputs``.
+This file may import only ``inputs`` and ``concealed``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
+from types import TracebackType
 
+from megatron_apriel.concealed import concealed
 from megatron_apriel.inputs import NotAFileError, TooLargeError
 
 _REFUSALS = {
@@ -43,14 +46,33 @@ class ExitCode(IntEnum):
 def printable(text: object) -> str:
     """``text`` as it may be printed: what steers a terminal or turns the reading direction is written as an escape.
 
-    Names and values come out of files that somebody else wrote. For one line: line ends are escaped too.
+    Names and values come out of files that somebody else wrote. For one line: line ends are escaped too. What came out
+    of the environment through ``${NAME}`` is shown by that name (:mod:`megatron_apriel.concealed`).
     """
-    return "".join(_escaped(letter) if _steers(letter) else letter for letter in str(text))
+    return "".join(_escaped(letter) if _steers(letter) else letter for letter in concealed(str(text)))
 
 
 def printable_lines(text: object) -> str:
     """:func:`printable` for a text of several lines, which keeps its line ends."""
     return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
+def brief(text: object, most: int = 80) -> str:
+    """:func:`printable`, cut where it is long."""
+    line = printable(text)
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value that somebody else wrote, as a message quotes it: on one line, cut where it is long."""
+    return brief(repr(value), most)
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first few of ``names``, printable, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
 
 
 _STEERING = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
@@ -101,8 +123,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     """Run a command line's ``main`` and return its exit code; every tool ends with ``sys.exit(run_command(main))``.
 
     The project's own errors are printed on standard error without a traceback, since they already say what to do. Any
-    other exception is a defect of the program and keeps its traceback.
+    other exception is a defect of the program and keeps its traceback, which is printable too.
     """
+    sys.excepthook = _print_traceback
     try:
         code = int(main() or ExitCode.OK)
         sys.stdout.flush()  # while a failure to print can still be told
@@ -132,3 +155,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was left half-written", file=sys.stderr)
         return ExitCode.INTERRUPTED
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(printable_lines("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -29,10 +29,10 @@ from megatron_apriel.checkpoint.forms import architecture_of, sidecar_directory
 from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
 from megatron_apriel.checkpoint.names import Form, parameters, weights
 from megatron_apriel.checkpoint.run_file import read_run_file
-from megatron_apriel.checkpoint.sources import DTYPES, SAFETENSORS_NAMES, listed, read_bytes
+from megatron_apriel.checkpoint.sources import DTYPES, SAFETENSORS_NAMES, read_bytes
 from megatron_apriel.checkpoint.verify import verify
 from megatron_apriel.checkpoint.window import Window
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.surgery.tensor_files import TensorSpec
 
 NOT_WEIGHTS = ("optimizer.", "random.", "common_state")

@@ -27,10 +27,9 @@ from megatron_apriel.checkpoint.names import Parameter, parameters
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
 from megatron_apriel.checkpoint.saving import load_strategy, plan_writing
 from megatron_apriel.checkpoint.shards import Place, Shard, owned_parameters, shard_of
-from megatron_apriel.checkpoint.sources import listed
 from megatron_apriel.checkpoint.verify import verify_together
 from megatron_apriel.checkpoint.writing import ShardWriting
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, listed
 
 _OPTIMIZER = "optimizer.state."
 _MAIN_PARAMETER = f"{_OPTIMIZER}param."

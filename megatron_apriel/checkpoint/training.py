@@ -41,6 +41,7 @@ from megatron_apriel.checkpoint.writing import HostBuffers, ShardWriting, WriteS
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.terminal import say
 
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -232,7 +233,7 @@ class CheckpointStore:
         except CheckpointException as error:  # torch raises it on all ranks alike
             raise unreadable(path, error) from error
         if optimizer is not None and not restored and dist.get_rank() == 0:
-            print(f"{path} is of another layout ({record['layout']}): random states begin anew from the seed")
+            say(f"{path} is of another layout ({record['layout']}): random states begin anew from the seed")
         extra: dict[str, Any] = record["extra"]
         return extra
 

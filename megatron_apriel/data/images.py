@@ -21,7 +21,6 @@ one by one, so that the culprit is known and the others are kept.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from torch import Tensor
 
 from megatron_apriel.data.patches import patchify
 from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.terminal import named_logger
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -51,7 +51,7 @@ _NAMES = {1: "horizontal", 0: "vertical"}
 
 _Axes = tuple[int, ...]
 
-logger = logging.getLogger(__name__)
+logger = named_logger(__name__)
 
 
 @dataclass(frozen=True)

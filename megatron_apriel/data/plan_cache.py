@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import tempfile
 import zipfile
@@ -24,13 +23,14 @@ import numpy as np
 
 from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.packing import LongDocuments, LongDocumentsReport, PackingPlan, make_plan
+from megatron_apriel.terminal import named_logger
 
 ALGORITHM = 1
 """Part of the hash: counts up when the same inputs would give another plan."""
 
 _ARRAYS = ("documents", "starts", "lengths", "offsets", "tokens")
 
-logger = logging.getLogger(__name__)
+logger = named_logger(__name__)
 
 
 def cached_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents: LongDocuments) -> PackingPlan:

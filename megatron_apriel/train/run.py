@@ -40,6 +40,7 @@ from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
+from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage, gathered_parameters, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.optimizer import build_optimizer, wrap_data_parallel
@@ -81,7 +82,7 @@ def run_stage(config: StageConfig) -> ExitCode:
         if beginning.finished_steps == config.steps and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:
                 place = final if exported else beginning.newest
-                print(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
+                say(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
             return ExitCode.OK
         with (
             # First: a request that comes while weights are loaded is met before the first step, not by dying.
@@ -161,7 +162,7 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
             "Wait until it has ended, or give another output.",
         ) from None
     except OSError as error:
-        print(f"{output} cannot be locked ({error}): make sure that no other run writes to it")
+        say(f"{output} cannot be locked ({error}): make sure that no other run writes to it")
     return file
 
 
@@ -204,14 +205,15 @@ def _export(stage: Stage, final: Path) -> None:
 def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: CheckpointStore, metrics: Metrics) -> Any:
     """This rank's :class:`Stage`, ready to train from where it stands; closes its loaders."""
     architecture, layout, newest = beginning.architecture, beginning.layout, beginning.newest
-    say = print if dist.get_rank() == 0 else lambda *words: None
     with contextlib.ExitStack() as stack:
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
         sidecars = alike(lambda: _keep_sidecars(config, newest))
         chunks = build_model(architecture, config, layout)
         if newest is None:
-            say(load_weights(chunks, config.init_from, architecture))
+            report = load_weights(chunks, config.init_from, architecture)
+            if dist.get_rank() == 0:
+                say(*str(report).split("\n"))
         apply_freezing(chunks, config.train)
         wrapped = wrap_data_parallel(chunks, config)
         optimizer = build_optimizer(wrapped, config)

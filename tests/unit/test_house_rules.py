@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_apriel"
 LAYERS = [
-    {"inputs"},
+    {"inputs", "concealed"},
     {"errors"},
-    {"architecture"},
+    {"terminal", "tables", "architecture"},
     {"outputs", "progress", "flops"},
     {"batch", "config", "surgery"},
     {"parallel"},
@@ -80,7 +80,10 @@ def test_files_say_what_they_are_for(file: Path) -> None:
     "module",
     [
         "inputs",
+        "concealed",
         "errors",
+        "terminal",
+        "tables",
         "architecture",
         "outputs",
         "flops",
