@@ -58,9 +58,9 @@ def printable_lines(text: object) -> str:
 
 
 def brief(text: object, most: int = 80) -> str:
-    """:func:`printable`, cut where it is long."""
+    """:func:`printable`, the middle cut out where it is long."""
     line = printable(text)
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    return line if len(line) <= most else f"{line[: most - 23]}...{line[-20:]}"
 
 
 def shown(value: object, most: int = 80) -> str:

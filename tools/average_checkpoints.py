@@ -12,12 +12,12 @@ from rich.console import Console
 
 from megatron_apriel.config.quantities import parse_bytes
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.json_text import read_json
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average import AveragePlan, Distances, average, plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.mean import normalised
-from megatron_apriel.surgery.models import read_json
 from megatron_apriel.tables import Table, standard_output
 from megatron_apriel.terminal import CommandLine, say
 

@@ -47,10 +47,8 @@ def config_error(
     while items and len(found) < MOST_SHOWN:
         item = items.popleft()
         location = _own_location(item)
-        place = _place(location, lines, overrides)
-        found |= {
-            (f"{place}: {what}" if place else what, more): None for what, more in _describe(item, location, whole)
-        }
+        place = f"{place}: " if (place := _place(location, lines, overrides)) else ""
+        found |= {(f"{place}{what}", more): None for what, more in _describe(item, location, whole)}
     findings, count = list(found)[:MOST_SHOWN], len(found) + len(items)
     if count == 1:
         what, more = findings[0]

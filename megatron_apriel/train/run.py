@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.forms import sidecar_directory
 from megatron_apriel.checkpoint.hf import architecture_of, load_weights
+from megatron_apriel.checkpoint.sources import open_source
 from megatron_apriel.checkpoint.training import CheckpointStore
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
@@ -33,6 +33,7 @@ from megatron_apriel.data.chat import exported_chat_template
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.sources import check_tokenizer
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode
+from megatron_apriel.json_text import read_json
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.model.options import ModelOptions, check_options
@@ -40,6 +41,7 @@ from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
+from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
 from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage, gathered_parameters, train
 from megatron_apriel.train.metrics import Metrics
@@ -112,6 +114,8 @@ def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     newest = store.latest()
     if newest is None:
         architecture = architecture_of(config.init_from)
+        # The weights must be those of the config before memory is taken for a model of its shapes.
+        open_source(config.init_from, architecture)
         return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, {}, 0)
     record = json.loads((newest / "run.json").read_text(encoding="utf-8"))
     if "config" not in record["extra"]:
@@ -287,7 +291,9 @@ def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
         config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "config.resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
         if newest is not None:
-            shutil.copytree(newest / "hf", sidecars, dirs_exist_ok=True)
+            sidecars.mkdir(exist_ok=True)
+            copy_sidecars(newest / "hf", sidecars)
+            write_json(sidecars / "config.json", read_json(newest / "hf" / "config.json"))
     return sidecars
 
 

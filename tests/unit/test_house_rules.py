@@ -15,7 +15,8 @@ PACKAGE = ROOT / "megatron_apriel"
 LAYERS = [
     {"inputs", "concealed"},
     {"errors"},
-    {"terminal", "tables", "architecture"},
+    {"terminal", "tables", "json_text"},
+    {"architecture"},
     {"outputs", "progress", "flops"},
     {"batch", "config", "surgery"},
     {"parallel"},
@@ -83,6 +84,7 @@ def test_files_say_what_they_are_for(file: Path) -> None:
         "concealed",
         "errors",
         "terminal",
+        "json_text",
         "tables",
         "architecture",
         "outputs",

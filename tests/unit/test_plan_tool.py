@@ -167,7 +167,7 @@ def test_hardware_numbers_can_be_replaced(tmp_path: Path, capsys: pytest.Capture
     [
         ("inter_node", "no value"),
         ("inter_nod=25", "inter_nod"),
-        ("memory=-3", "It must be above 0"),
+        ("memory=-3", "must be above 0"),
         ("head=x", "number"),
     ],
 )
