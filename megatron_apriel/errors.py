@@ -17,7 +17,8 @@ import os
 import sys
 import traceback
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from types import TracebackType
 
@@ -122,12 +123,15 @@ class OutputError(AprielError):
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command line's ``main`` and return its exit code; every tool ends with ``sys.exit(run_command(main))``.
 
+    While it runs, torch loads nothing that could run code, whoever asks it to.
+
     The project's own errors are printed on standard error without a traceback, since they already say what to do. Any
     other exception is a defect of the program and keeps its traceback, which is printable too.
     """
     sys.excepthook = _print_traceback
     try:
-        code = int(main() or ExitCode.OK)
+        with _no_unrestricted_loading():
+            code = int(main() or ExitCode.OK)
         sys.stdout.flush()  # while a failure to print can still be told
         return code
     except AprielError as error:
@@ -159,3 +163,25 @@ def run_command(main: Callable[[], int | None]) -> int:
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     print(printable_lines("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+@contextmanager
+def _no_unrestricted_loading() -> Iterator[None]:
+    """Have ``torch.load`` refuse pickles that call functions, whatever its caller asks for.
+
+    torch's own switches, looked at in every call: nobody's code, a library's neither, gets round them by accident.
+    """
+    switches = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": None}
+    before = {name: os.environ.get(name) for name in switches}
+    _set_environment(switches)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

@@ -12,8 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 SMALL_FILE_BYTES = 64 * 2**20
 """Most of a file that is read whole: configurations, indexes, tables of names. Published ones have a few MiB."""
@@ -41,7 +41,7 @@ class TooLargeError(OSError):
         super().__init__(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read of it", str(path))
 
 
-def open_input(path: str | Path, buffering: int = -1) -> BinaryIO:
+def open_input(path: str | Path, buffering: int = -1) -> BufferedReader:
     """Open a regular file to read its bytes; links are followed.
 
     Args:

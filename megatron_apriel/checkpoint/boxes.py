@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, Metadata
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from megatron_apriel.checkpoint.names import Parameter, Split
+from megatron_apriel.checkpoint.pieces import PieceReader
 from megatron_apriel.checkpoint.shards import Place
 
 
@@ -126,24 +124,18 @@ def _placed(offsets: tuple[int, ...], ranges: Sequence[tuple[int, int]], first_c
     raise AssertionError(f"row {offsets[0]} is past the shard's end")
 
 
-def read_boxes(directory: Path, wanted: Mapping[str, Boxes]) -> None:
-    """Fill the boxes of every key from a checkpoint, however it was cut when it was written; collective.
+def read_boxes(reader: PieceReader, wanted: Mapping[str, Boxes]) -> None:
+    """Fill the boxes of every key from a checkpoint, however it was cut when it was written.
 
     Raises:
-        CheckpointException: torch's, on all ranks, if a key is absent, of another shape, or cannot be read.
+        CheckpointError: what lies in the files is not what the directory says.
     """
-    planner = _LoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    checkpoint.load(dict(wanted), storage_reader=FileSystemReader(directory), planner=planner)
+    for key, boxes in wanted.items():
+        for box in boxes.boxes:
+            read_whole(reader, box.numbers, key, box.offsets)
 
 
-class _LoadPlanner(DefaultLoadPlanner):
-    """torch's, which looks into tensors only, for :class:`Boxes`."""
-
-    def set_up_planner(
-        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
-    ) -> None:
-        self.state_dict = self.original_state_dict = state_dict
-        self.metadata, self.is_coordinator = metadata, is_coordinator
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        return self.state_dict[index.fqn].__get_tensor_shard__(index)  # type: ignore[no-any-return]
+def read_whole(reader: PieceReader, target: Tensor, key: str, offsets: tuple[int, ...]) -> None:
+    """Fill ``target`` with the rectangle of tensor ``key`` that begins at ``offsets``; every number of it is there."""
+    filled = reader.fill(target, key, offsets)
+    assert filled == target.numel(), f"{key}: {target.numel() - filled} numbers are in no piece"

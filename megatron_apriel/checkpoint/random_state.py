@@ -6,6 +6,7 @@ states belong to its place in the layout: on another layout they mean nothing an
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import Tensor
+
+from megatron_apriel.errors import CheckpointError
 
 _MEGATRON = "megatron."
 
@@ -36,11 +39,25 @@ def random_states() -> dict[str, Tensor]:
 
 
 def restore_random_states(states: dict[str, Tensor]) -> None:
-    """Continue from ``states``, as :func:`random_states` gave them on this rank."""
+    """Continue from ``states``, as :func:`random_states` gave them on this rank.
+
+    Raises:
+        CheckpointError: no generator could have been in such a state.
+    """
+    try:
+        _restore(states)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"the checkpoint's random states are of no generator: {error}.") from None
+
+
+def _restore(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["torch"])
-    version, *words = states["python"].tolist()
-    random.setstate((version, tuple(words), _value(states["python_gauss"])))
-    *key, position = states["numpy"].tolist()
+    version, *words, index = states["python"].tolist()
+    random.setstate((version, (*_words(words), index), _value(states["python_gauss"])))
+    *words, position = states["numpy"].tolist()
+    key = _words(words)
+    if not 0 <= position <= len(key):
+        raise ValueError(f"NumPy's is at word {position} of {len(key)}")  # where NumPy would read without looking
     gauss = _value(states["numpy_gauss"])
     numpy.random.set_state(
         {
@@ -63,10 +80,18 @@ def restore_random_states(states: dict[str, Tensor]) -> None:
     tracker.set_states(current)
 
 
+def _words(numbers: list[int]) -> list[int]:
+    if not all(0 <= number < 2**32 for number in numbers):
+        raise ValueError("a word of it has more than 32 bits")
+    return numbers
+
+
 def _optional(value: float | None) -> Tensor:
     return torch.tensor([value is not None, value or 0.0], dtype=torch.float64)
 
 
 def _value(pair: Tensor) -> float | None:
     present, value = pair.tolist()
+    if present not in (0, 1) or not math.isfinite(value):
+        raise ValueError(f"the number kept back is {value} (there: {present})")
     return value if present else None

@@ -1,4 +1,6 @@
-"""How shards reach the disk and come back: Megatron's plan of who writes what, torch's writer to write it.
+"""How shards reach the disk and come back: Megatron's plans of who writes and reads what.
+
+torch's writer writes them. They are read by :mod:`pieces`, since torch's reader trusts a checkpoint's directory.
 
 Megatron's own writer starts worker processes, even for a synchronous save, and imports packages that are not among its
 dependencies. :mod:`writing` needs none of it, not even in the background.
@@ -6,32 +8,30 @@ dependencies. :mod:`writing` needs none of it, not even in the background.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.dist_checkpointing.strategies.torch import (
-    TorchDistLoadShardedStrategy,
     TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from torch.distributed.checkpoint import CheckpointException
+from torch import Tensor
 
 from megatron_apriel.checkpoint.agreement import alike
-from megatron_apriel.checkpoint.boxes import Boxes
-from megatron_apriel.checkpoint.shard_writer import first_failure
-from megatron_apriel.checkpoint.verify import changed
+from megatron_apriel.checkpoint.boxes import Boxes, read_whole
+from megatron_apriel.checkpoint.pieces import PieceReader
 from megatron_apriel.checkpoint.writing import ShardWriting
-from megatron_apriel.errors import CheckpointError
 
 
 class _Planned(TorchDistSaveShardedStrategy):  # type: ignore[misc]
@@ -68,30 +68,36 @@ def plan_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], directory:
     return strategy.writing
 
 
-class _ReadTogether(TorchDistLoadShardedStrategy):  # type: ignore[misc]
-    """Megatron's reader. A rank that cannot read its part tells the others, which would wait for it to give it them."""
+class _OwnPart:
+    """Reads the shards that Megatron's plan gives this rank to read. One that fails tells the others, which wait."""
 
-    def load(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: Path, *more: Any) -> Any:
-        def own_part() -> Any:
-            try:
-                return super(_ReadTogether, self).load(sharded_state_dict, checkpoint_dir, *more)
-            except CheckpointException as error:
-                raise unreadable(checkpoint_dir, error) from error
+    def __init__(self, reader: PieceReader) -> None:
+        self._reader = reader
 
-        return alike(own_part)
+    def load(self, shards: ShardedStateDict, *_: Any) -> Any:
+        return alike(lambda: dict_list_map_outplace(self._filled, shards))
 
-
-def unreadable(path: Path, error: CheckpointException) -> CheckpointError:
-    """What torch raised while it read the checkpoint at ``path``, told."""
-    failure = first_failure(error)
-    # torch advises to switch off what keeps a file from running code.
-    return changed(path, "a tensor in it is damaged" if isinstance(failure, pickle.UnpicklingError) else str(failure))
+    def _filled(self, shard: ShardedTensor) -> Tensor:
+        read_whole(self._reader, shard.data, shard.key, shard.global_offset)
+        data: Tensor = shard.data
+        return data
 
 
-def load_strategy() -> Any:
-    """Where several ranks hold the same shard, each reads a part of them from the disk and gives it to the others."""
-    strategy = _ReadTogether()
-    return FullyParallelLoadStrategyWrapper(strategy, _copies()) if _have_copies() else strategy
+def read_shards(state: ShardedStateDict, reader: PieceReader, directory: Path) -> Any:
+    """Fill the shards in ``state`` from a checkpoint, and return them as tensors in the same nesting; collective.
+
+    Where several ranks hold the same shard, each reads a part of them from the disk and gives it to the others.
+    Megatron's own function would read the checkpoint's directory and its objects itself, unrestricted.
+
+    Args:
+        state: nested, with Megatron's sharded tensors at its leaves; every one of them is in the checkpoint.
+        reader: of the checkpoint.
+        directory: of the checkpoint.
+    """
+    shards, _, factories = load_preprocess(state)
+    own: Any = _OwnPart(reader)
+    strategy = FullyParallelLoadStrategyWrapper(own, _copies()) if _have_copies() else own
+    return apply_factory_merges(strategy.load(shards, directory), factories)
 
 
 def _copies() -> Any:

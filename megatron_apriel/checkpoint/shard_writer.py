@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.contents import COMMON_STATE, empty_common_state
 from megatron_apriel.checkpoint.names import Parameter, parameters
 from megatron_apriel.checkpoint.sources import WeightSource, cast
 from megatron_apriel.errors import CheckpointError
@@ -32,8 +33,6 @@ PIECE_BYTES = 64 << 20
 """Largest piece of a parameter that is kept by itself; a few times as much is in memory at once."""
 
 _FILE = "__0_0.distcp"
-_COMMON_STATE = "common_state/shard_0_1"
-"""Where Megatron keeps what is not tensors; here there is nothing."""
 
 
 def write_shards(
@@ -98,15 +97,13 @@ class _FromSource(DefaultSavePlanner):
 
     def create_local_plan(self) -> SavePlan:
         pieces = [piece for parameter in self._parameters.values() for piece in self._pieces(parameter)]
-        common = WriteItem(index=MetadataIndex(_COMMON_STATE), type=WriteItemType.BYTE_IO)
+        common = WriteItem(index=MetadataIndex(COMMON_STATE), type=WriteItemType.BYTE_IO)
         self.plan = SavePlan([*pieces, common])
         return self.plan
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         if write_item.type == WriteItemType.BYTE_IO:
-            nothing = io.BytesIO()
-            torch.save([{}], nothing)
-            return nothing
+            return empty_common_state()
         data: Any = write_item.tensor_data
         start, rows = data.chunk.offsets[0], data.chunk.sizes[0]
         key = write_item.index.fqn

@@ -8,9 +8,8 @@ left over, of another shape or of a dtype that needs decoding, without an error 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +19,7 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.forms import Kind, recognise
 from megatron_apriel.checkpoint.names import Form, Resolution, Weight, halves_from_pairs, resolve, weights
 from megatron_apriel.checkpoint.run_file import read_run_file
+from megatron_apriel.checkpoint.window import read_bytes
 from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.surgery.tensor_files import TensorDirectory
 
@@ -72,17 +72,6 @@ def open_source(path: str | Path, architecture: Architecture) -> WeightSource:
         read_run_file(path)
         return DistributedWeights(path, architecture)
     return SafetensorsWeights(path, architecture, kind)
-
-
-def read_bytes(file: IO[bytes], offset: int, size: int) -> bytearray:
-    """``size`` bytes from ``offset``. Raises CheckpointError if the file ends before."""
-    data, done = bytearray(size), 0
-    while done < size:  # one call moves at most 2 GiB
-        count = os.preadv(file.fileno(), [memoryview(data)[done:]], offset + done)
-        if not count:
-            raise CheckpointError(f"{file.name} ended while it was read; is something replacing it?")
-        done += count
-    return data
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -8,32 +8,39 @@ JSON. Nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.checkpoint.boxes import Boxes, boxes_of_slice, read_boxes
-from megatron_apriel.checkpoint.metadata import read_metadata, tensors_in
-from megatron_apriel.checkpoint.names import Parameter, parameters
+from megatron_apriel.checkpoint.contents import (
+    OPTIMIZER,
+    OPTIMIZER_STATES,
+    RANDOM,
+    check_common_state,
+    check_contents,
+)
+from megatron_apriel.checkpoint.metadata import Contents, read_metadata
+from megatron_apriel.checkpoint.names import Parameter
+from megatron_apriel.checkpoint.pieces import PieceReader
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
-from megatron_apriel.checkpoint.saving import load_strategy, plan_writing
+from megatron_apriel.checkpoint.run_file import RunRecord
+from megatron_apriel.checkpoint.saving import plan_writing, read_shards
 from megatron_apriel.checkpoint.shards import Place, Shard, owned_parameters, shard_of
 from megatron_apriel.checkpoint.verify import verify_together
 from megatron_apriel.checkpoint.writing import ShardWriting
-from megatron_apriel.errors import CheckpointError, listed
-
-_OPTIMIZER = "optimizer.state."
-_MAIN_PARAMETER = f"{_OPTIMIZER}param."
-"""Beginning of the keys of the optimizer's state, and of its own float32 copies of the parameters."""
+from megatron_apriel.errors import CheckpointError
 
 Owned = list[tuple[Parameter, nn.Parameter]]
 
@@ -98,7 +105,7 @@ def plan_state(
 
 @torch.no_grad()
 def load_state(
-    directory: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None, saved: dict[str, Any]
+    directory: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None, record: RunRecord
 ) -> bool:
     """Read this rank's part of the state from ``directory``, written by any layout; collective.
 
@@ -106,7 +113,7 @@ def load_state(
         directory: of a complete checkpoint.
         chunks: bare models, filled in place.
         optimizer: None to read weights only, and then the random states stay as they are, too.
-        saved: the plain part of what :func:`plan_state` returned.
+        record: its ``run.json``.
 
     Returns:
         Whether random states were restored: only onto the layout that they were saved from.
@@ -115,34 +122,45 @@ def load_state(
         CheckpointError: the checkpoint is of another model, or its optimizer trained other parameters.
     """
     owned, shards = _sharded(chunks)
-    metadata = read_metadata(directory)
-    stored = tensors_in(metadata)
-    _check_model(directory, stored, architecture_of_model(chunks))
-    verify_together(directory, metadata)
-    state: dict[str, Any] = {"model": shards}
-    parts: list[DistributedOptimizer] = []
-    same_layout = False
-    if optimizer is not None:
-        _check_optimizer(directory, stored, owned, saved.get("optimizer_groups"))
-        parts = _distributed_parts(optimizer)
-        random = _sharded_random_states()
-        same_layout = saved.get("layout") == current_layout() and all(shard.key in stored for shard in random.values())
-        if same_layout:
-            state["random"] = random
-    loaded = dist_checkpointing.load(state, str(directory), load_strategy())
-    for parameter, tensor in owned:
-        value = loaded["model"][parameter.key]
-        if value.data_ptr() != tensor.data_ptr():
-            tensor.copy_(value)
-    if optimizer is not None:
+    architecture = architecture_of_model(chunks)
+    contents, reader = alike(lambda: _opened(directory, architecture))
+    with contextlib.closing(reader):
+        verify_together(directory, contents)
+        state: dict[str, Any] = {"model": shards}
+        parts: list[DistributedOptimizer] = []
+        groups: list[dict[str, Any]] = []
+        same_layout = False
+        if optimizer is not None:
+            groups = _saved_groups(directory, contents, owned, record)
+            parts = _distributed_parts(optimizer)
+            random = _sharded_random_states()
+            same_layout = record.layout is not None and record.layout.model_dump() == current_layout()
+            same_layout = same_layout and all(shard.key in contents.tensors for shard in random.values())
+            if same_layout:
+                _check_random(directory, contents, random)
+                state["random"] = random
+        loaded = read_shards(state, reader, directory)
+        for parameter, tensor in owned:
+            value = loaded["model"][parameter.key]
+            if value.data_ptr() != tensor.data_ptr():
+                tensor.copy_(value)
         boxes: dict[str, Boxes] = {}
         for part in parts:
-            _give_groups(part, saved["optimizer_groups"])
+            _give_groups(part, groups)
             boxes |= _optimizer_boxes(part, owned)
-        read_boxes(directory, boxes)
+        alike(lambda: read_boxes(reader, boxes))
     if same_layout:
-        restore_random_states({name: state[0] for name, state in loaded["random"].items()})
+        states = {name: state[0] for name, state in loaded["random"].items()}
+        alike(lambda: restore_random_states(states))
     return same_layout
+
+
+def _opened(directory: Path, architecture: Architecture) -> tuple[Contents, PieceReader]:
+    contents = read_metadata(directory)
+    check_contents(directory, contents, architecture)
+    reader = PieceReader(directory, contents)
+    check_common_state(directory, reader)
+    return contents, reader
 
 
 def _sharded(chunks: Sequence[nn.Module]) -> tuple[Owned, dict[str, Shard]]:
@@ -154,7 +172,7 @@ def _sharded(chunks: Sequence[nn.Module]) -> tuple[Owned, dict[str, Shard]]:
 def _sharded_random_states() -> dict[str, ShardedTensor]:
     place = (0, dist.get_rank(), dist.get_world_size())
     return {
-        name: ShardedTensor.from_rank_offsets(f"random.{name}", state[None], place)
+        name: ShardedTensor.from_rank_offsets(f"{RANDOM}{name}", state[None], place)
         for name, state in random_states().items()
     }
 
@@ -201,7 +219,7 @@ def _optimizer_boxes(part: DistributedOptimizer, owned: Owned) -> dict[str, Boxe
     for model_parameter, ranges in (item for bucket in buckets for item in bucket["param_map"].items()):
         parameter, start = entries[id(model_parameter)], ranges["param"].start
         for name, numbers in part._get_main_param_and_optimizer_states(model_parameter).items():
-            key = f"{_OPTIMIZER}{name}.{parameter.key}"
+            key = f"{OPTIMIZER}{name}.{parameter.key}"
             boxes[key] = boxes_of_slice(parameter, place, start, numbers.detach().view(-1))
     return boxes
 
@@ -219,35 +237,32 @@ def _give_groups(part: DistributedOptimizer, groups: list[dict[str, Any]]) -> No
         ) from None
 
 
-def _check_model(directory: Path, stored: dict[str, Any], architecture: Architecture) -> None:
-    for key, parameter in parameters(architecture).items():
-        shape = list(stored[key].size) if key in stored else None
-        if shape != list(parameter.shape):
-            raise CheckpointError(
-                f"{directory}: {key} " + (f"has shape {shape}, not" if shape else "is not in it; it should have shape")
-                + f" {list(parameter.shape)}.",
-                "The checkpoint is of another model.",
-            )  # fmt: skip
-    weights = [key for key in stored if key.startswith(("decoder.", "tower.", "projector."))]
-    if surplus := sorted(set(weights) - parameters(architecture).keys()):
-        raise CheckpointError(
-            f"{directory}: the model has no {listed(surplus)} ({len(surplus)} tensors in all).",
-            "The checkpoint is of another model.",
-        )
-
-
-def _check_optimizer(
-    directory: Path, stored: dict[str, Any], owned: Owned, groups: list[dict[str, Any]] | None
-) -> None:
+def _saved_groups(directory: Path, contents: Contents, owned: Owned, record: RunRecord) -> list[dict[str, Any]]:
+    """The optimizer's groups as saved, where it trained what is trained now and all of its state is there."""
     another_stage = "To begin another stage from its weights, give the checkpoint as init_from."
-    if groups is None:
+    if record.optimizer_groups is None:
         raise CheckpointError(f"{directory} holds weights and no optimizer state.", fix=another_stage)
     for parameter, tensor in owned:
-        was_trained = _MAIN_PARAMETER + parameter.key in stored
-        if was_trained != tensor.requires_grad:
+        stored = [state for state in OPTIMIZER_STATES if state + parameter.key in contents.tensors]
+        if bool(stored) != tensor.requires_grad:
             raise CheckpointError(
-                f"{directory}: {parameter.key} was {'trained' if was_trained else 'frozen'} in it and is "
+                f"{directory}: {parameter.key} was {'trained' if stored else 'frozen'} in it and is "
                 f"{'trained' if tensor.requires_grad else 'frozen'} now.",
                 "A run goes on with the parts that it was begun with (train: in its configuration).",
                 another_stage,
+            )
+        if stored and len(stored) != len(OPTIMIZER_STATES):
+            absent = next(state for state in OPTIMIZER_STATES if state not in stored)
+            raise CheckpointError(f"{directory}: {absent}{parameter.key} is missing.", fix=another_stage)
+    return [group.model_dump(exclude_unset=True) for group in record.optimizer_groups]
+
+
+def _check_random(directory: Path, contents: Contents, random: dict[str, ShardedTensor]) -> None:
+    for shard in random.values():
+        stored = contents.tensors[shard.key]
+        if stored.shape != tuple(shard.global_shape) or stored.dtype != shard.dtype:
+            raise CheckpointError(
+                f"{directory}: {shard.key} has shape {list(stored.shape)} in {stored.dtype}; this process has "
+                f"{list(shard.global_shape)} in {shard.dtype}.",
+                "It was saved by other versions of Python, NumPy or torch, or it is damaged.",
             )

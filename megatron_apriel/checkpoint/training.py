@@ -30,11 +30,10 @@ from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint.agreement import UNCHANGED, on_first_rank
+from megatron_apriel.checkpoint.agreement import UNCHANGED, alike, on_first_rank
 from megatron_apriel.checkpoint.forms import CONFIG, SIDECAR_DIRECTORY, config_for, sidecar_directory
 from megatron_apriel.checkpoint.publishing import PARTIAL, partial_of, publish
 from megatron_apriel.checkpoint.run_file import read_run_file, write_sidecars
-from megatron_apriel.checkpoint.saving import unreadable
 from megatron_apriel.checkpoint.shard_writer import first_failure
 from megatron_apriel.checkpoint.state import architecture_of_model, load_state, plan_state, unwrapped
 from megatron_apriel.checkpoint.writing import HostBuffers, ShardWriting, WriteState
@@ -227,15 +226,12 @@ class CheckpointStore:
             CheckpointError: damaged, of another model, or with another set of trained parts.
         """
         path = Path(path)
-        record = read_run_file(path)
-        try:
-            restored = load_state(path, unwrapped(chunks), optimizer, record)
-        except CheckpointException as error:  # torch raises it on all ranks alike
-            raise unreadable(path, error) from error
+        record = alike(lambda: read_run_file(path))
+        restored = load_state(path, unwrapped(chunks), optimizer, record)
         if optimizer is not None and not restored and dist.get_rank() == 0:
-            say(f"{path} is of another layout ({record['layout']}): random states begin anew from the seed")
-        extra: dict[str, Any] = record["extra"]
-        return extra
+            layout = record.layout.model_dump() if record.layout is not None else "none"
+            say(f"{path} is of another layout ({layout}): random states begin anew from the seed")
+        return record.extra
 
     def _failed(self, path: Path, error: CheckpointException) -> CheckpointError:
         """What torch raised on all ranks alike, told; removes what was written."""

@@ -12,11 +12,12 @@ from collections.abc import Container
 from pathlib import Path
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from megatron_apriel.checkpoint.agreement import alike
+from megatron_apriel.checkpoint.metadata import Contents, Extent
 from megatron_apriel.checkpoint.window import Window
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.inputs import open_input
 from megatron_apriel.progress import progress
 
 
@@ -32,7 +33,7 @@ def changed(path: Path, what: str, fix: str | None = None) -> CheckpointError:
     )
 
 
-def verify_together(directory: Path, metadata: Metadata) -> None:
+def verify_together(directory: Path, contents: Contents) -> None:
     """Read every piece once, each rank its part of them, and compare the checksums; collective.
 
     Raises:
@@ -40,16 +41,16 @@ def verify_together(directory: Path, metadata: Metadata) -> None:
         AprielError: on all others then.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    alike(lambda: verify(directory, metadata, rank, ranks))
+    alike(lambda: verify(directory, contents, rank, ranks))
 
 
 def verify(
-    directory: Path, metadata: Metadata, share: int = 0, shares: int = 1, keys: Container[str] | None = None
+    directory: Path, contents: Contents, share: int = 0, shares: int = 1, keys: Container[str] | None = None
 ) -> None:
     """Compare the checksums of every ``shares``-th piece, beginning with number ``share``.
 
     Args:
-        directory, metadata: the checkpoint and what is where in it.
+        directory, contents: the checkpoint and what is where in it.
         share, shares: which of how many parts of the work is done.
         keys: of the tensors to look at; None for all that there are.
 
@@ -57,28 +58,36 @@ def verify(
         CheckpointError: a piece is damaged.
     """
     pieces = [
-        (index, place)
-        for index, place in metadata.storage_data.items()
-        if not isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata)
-        and (keys is None or index.fqn in keys)
+        (piece.extent, key)
+        for key, tensor in contents.tensors.items()
+        if keys is None or key in keys
+        for piece in tensor.pieces
     ]
-    mine = sorted(pieces, key=lambda piece: (piece[1].relative_path, piece[1].offset))[share::shares]
-    with progress("checking the checkpoint", sum(place.length for _, place in mine), "bytes") as step:
-        for index, place in mine:
-            if damage := _damage(directory / place.relative_path, place.offset, place.length):
-                what = f"{index.fqn} in {place.relative_path} is damaged ({damage})"
+    mine = sorted(pieces, key=lambda piece: (piece[0].file, piece[0].offset))[share::shares]
+    with progress("checking the checkpoint", sum(place.length for place, _ in mine), "bytes") as step:
+        for place, key in mine:
+            if damage := _damage(directory, place):
+                what = f"{key} in {place.file} is damaged ({damage})"
                 raise changed(directory, what, None if keys is None else "Take another checkpoint of the run.")
             step(place.length)
 
 
-def _damage(path: Path, offset: int, length: int) -> str | None:
+def _damage(directory: Path, place: Extent) -> str | None:
     """What is wrong with the archive at a place of a file; None if its numbers are those that its checksums say."""
-    with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(io.BufferedReader(Window(file, offset, length), 1 << 20)) as archive:
-                if min(member.header_offset for member in archive.infolist()):
-                    return "the archive does not begin there"  # ZIP is read from its end, and may be another piece
-                damaged = archive.testzip()
-        except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for; a bad disk OSError
-            return f"{type(error).__name__}: {error}"
+    try:
+        with (
+            open_input(directory / place.file) as file,
+            zipfile.ZipFile(io.BufferedReader(Window(file, place.offset, place.length), 1 << 20)) as archive,
+        ):
+            members = archive.infolist()
+            if min(member.header_offset for member in members):
+                return "the archive does not begin there"  # ZIP is read from its end, and may be another piece
+            # Compressed or named several times, a few bytes could be read for hours.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                return "a member is compressed, which torch does not do"
+            if sum(member.file_size for member in members) > place.length:
+                return "its members are longer than the archive"
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive raises whatever its bytes happen to ask for; a bad disk OSError
+        return f"{type(error).__name__}: {error}"
     return None if damaged is None else f"{damaged} does not fit its checksum"

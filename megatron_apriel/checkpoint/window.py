@@ -1,10 +1,12 @@
-"""A part of a file, read as a file: every piece of a tensor in a distributed checkpoint is an archive of its own."""
+"""A part of a file: as a file, since every piece of a tensor in a checkpoint is an archive of its own, or as bytes."""
 
 from __future__ import annotations
 
 import io
 import os
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+from megatron_apriel.errors import CheckpointError
 
 
 class Window(io.RawIOBase):
@@ -31,3 +33,14 @@ class Window(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+def read_bytes(file: IO[bytes], offset: int, size: int) -> bytearray:
+    """``size`` bytes from ``offset``. Raises CheckpointError if the file ends before."""
+    data, done = bytearray(size), 0
+    while done < size:  # one call moves at most 2 GiB
+        count = os.preadv(file.fileno(), [memoryview(data)[done:]], offset + done)
+        if not count:
+            raise CheckpointError(f"{file.name} ended while it was read; is something replacing it?")
+        done += count
+    return data

@@ -133,5 +133,5 @@ def earlier_manifest(directory: Path) -> Any:
 
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file, in constant memory."""
-    with file.open("rb") as stream:
+    with open_input(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

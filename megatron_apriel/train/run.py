@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.forms import sidecar_directory
 from megatron_apriel.checkpoint.hf import architecture_of, load_weights
+from megatron_apriel.checkpoint.run_file import RunState, read_run_file, run_state
 from megatron_apriel.checkpoint.sources import open_source
 from megatron_apriel.checkpoint.training import CheckpointStore
 from megatron_apriel.config.load import to_yaml
@@ -59,13 +59,13 @@ OUTDATED = ".final-outdated"
 class _Beginning:
     """Where a stage stands before it starts: its model, layout, and the checkpoint that it goes on from, if any.
 
-    ``progress`` is the run's own state in that checkpoint, as :func:`megatron_apriel.train.loop.train` saved it.
+    ``state`` is the run's own in that checkpoint, as :func:`megatron_apriel.train.loop.train` saved it.
     """
 
     architecture: Architecture
     layout: Layout
     newest: Path | None
-    progress: Mapping[str, Any]
+    state: RunState | None
     finished_steps: int
 
 
@@ -116,18 +116,25 @@ def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
         architecture = architecture_of(config.init_from)
         # The weights must be those of the config before memory is taken for a model of its shapes.
         open_source(config.init_from, architecture)
-        return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, {}, 0)
-    record = json.loads((newest / "run.json").read_text(encoding="utf-8"))
-    if "config" not in record["extra"]:
-        raise CheckpointError(
-            f"{newest} holds weights and nothing of a run: it was converted, not saved by one.",
-            "There is nothing in it to go on from.",
-            f"Move it out of {newest.parent} and give it as init_from.",
-        )
-    _check_same(config, newest, record["extra"]["config"])
+        return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, None, 0)
+    record = read_run_file(newest)
+    state = run_state(newest, record)
+    _check_same(config, newest, state.config.model_dump())
+    _check_position(config, newest, record.step, state.sequences)
     architecture = Architecture.from_directory(newest / "hf")
     layout = check_layout(config, architecture, _ranks())
-    return _Beginning(architecture, layout, newest, record["extra"], int(record["step"]))
+    return _Beginning(architecture, layout, newest, state, record.step)
+
+
+def _check_position(config: StageConfig, newest: Path, step: int, sequences: int) -> None:
+    """Steps and sequences say the same, and neither lies behind the run's end."""
+    if step > config.steps or sequences != step * config.sequences_per_step:
+        raise CheckpointError(
+            f"{newest} is of step {step} after {sequences} sequences; the run has {config.steps} steps of "
+            f"{config.sequences_per_step} sequences.",
+            "Its run.json was changed.",
+            f"Remove or rename {newest} to resume from the checkpoint before it.",
+        )
 
 
 def _ranks() -> int:
@@ -240,8 +247,8 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
             metrics=metrics,
             sidecars=sidecars,
             finished_steps=beginning.finished_steps,
-            skipped=int(beginning.progress.get("skipped", 0)),
-            skipped_in_a_row=int(beginning.progress.get("skipped_in_a_row", 0)),
+            skipped=beginning.state.skipped if beginning.state is not None else 0,
+            skipped_in_a_row=beginning.state.skipped_in_a_row if beginning.state is not None else 0,
         )
 
 
@@ -249,12 +256,12 @@ def _loaders(
     config: StageConfig, beginning: _Beginning, stack: contextlib.ExitStack
 ) -> tuple[TrainingLoader, ValidationLoader | None]:
     """This rank's loaders, closed with ``stack``; their corpora must be the model's, and those of the run so far."""
-    layout, newest, progress = beginning.layout, beginning.newest, beginning.progress
+    layout, newest, state = beginning.layout, beginning.newest, beginning.state
     directory = newest / "hf" if newest is not None else sidecar_directory(config.init_from)
     placement: dict[str, Any] = {**data_placement(layout, dist.get_rank()), "directory": directory}
-    first = int(progress.get("sequences", 0))
+    first = state.sequences if state is not None else 0
     loader = stack.enter_context(TrainingLoader(config, beginning.architecture, first_sequence=first, **placement))
-    _check_same_corpora(config, progress.get("corpora"), loader)
+    _check_same_corpora(config, state.corpora if state is not None else [], loader)
     validation = None
     if config.validation is not None:
         multiple = layout.pipeline if layout.virtual > 1 else 1
@@ -316,9 +323,9 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     return meaning | {"mixture": mixture}
 
 
-def _check_same_corpora(config: StageConfig, saved: list[str] | None, loader: TrainingLoader) -> None:
+def _check_same_corpora(config: StageConfig, saved: list[str], loader: TrainingLoader) -> None:
     """Refuse to go on with corpora of other documents: the position in the data would mean something else."""
-    for source, then in zip(loader.sources, saved or [], strict=False):
+    for source, then in zip(loader.sources, saved, strict=False):
         if source.corpus.fingerprint != then:
             raise ConfigError(
                 f"{source.corpus.path} holds other documents than when this run was begun.",

@@ -207,7 +207,7 @@ def test_frozen_parts_have_no_state_and_ranks_without_any_resume(checkpoint, tmp
     projector = TrainedParts(projector=1)
     expected = run_ranks(2, _frozen, checkpoint, tmp_path, projector, False)
     stored = training.read_run_file(tmp_path / "step_00000001")
-    assert len(stored["optimizer_groups"]) >= 1
+    assert len(stored.optimizer_groups) >= 1
     resumed = run_ranks(2, _frozen, checkpoint, tmp_path, projector, True)
     for (losses, weights), (losses_again, weights_again) in zip(expected, resumed, strict=True):
         assert losses == losses_again

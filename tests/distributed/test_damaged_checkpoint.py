@@ -55,8 +55,9 @@ def test_all_ranks_end(saved: Path, tmp_path: Path, key: str, place: str) -> Non
     where = tmp_path / "checkpoints"
     shutil.copytree(saved, where)
     step = where / "step_00000001"
-    piece = next(entry for index, entry in read_metadata(step).storage_data.items() if index.fqn.startswith(key))
-    with (step / piece.relative_path).open("r+b") as file:
+    tensors = read_metadata(step).tensors
+    piece = next(tensor.pieces[0].extent for name, tensor in tensors.items() if name.startswith(key))
+    with (step / piece.file).open("r+b") as file:
         file.seek(piece.offset + (0 if place == "beginning" else piece.length // 2))
         file.write(b"\x5a" * 40)
     for said in run_ranks(2, _load, where, timeout=60):
