@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_apriel.config.quantities import parse_count
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import ExitCode, run_command
 from megatron_apriel.terminal import CommandLine, note, say
 
@@ -88,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         "--image-format", choices=("jpeg", "png"), default="jpeg", help="of all pictures (default: jpeg)"
     )
     pictures.add_argument("--quality", type=int, default=92, metavar="Q", help="of JPEG, 50 to 100 (default: 92)")
+    given.add_argument(
+        "--max-pixels",
+        type=_count,
+        default=DEFAULT_LIMITS.pixels,
+        metavar="N",
+        help="pass over images of more pixels, and of fewer where decoding takes more than 4 bytes each, as with "
+        "transparency, 16 bits or WebP (default: 100M)",
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--workers",
@@ -118,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         image_format=arguments.image_format,
         quality=arguments.quality,
         workers=arguments.workers,
+        limits=ReadLimits(pixels=arguments.max_pixels),
     )
     destination = None if arguments.dry_run else arguments.destination
     summary = generate(destination, arguments.images, options, arguments.annotations, overwrite=arguments.overwrite)

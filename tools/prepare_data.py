@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_apriel.config.quantities import parse_count, parse_fraction
+from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import run_command
 from megatron_apriel.terminal import CommandLine, note, say
 
@@ -66,9 +68,7 @@ def parser() -> argparse.ArgumentParser:
         default="floor",
         help="patch grid of transformers, or of mistral-common",
     )
-    images.add_argument(
-        "--max-pixels", type=_count, default=100_000_000, metavar="N", help="refuse larger images (default: 100M)"
-    )
+    _add_limits(result)
     how = result.add_argument_group("how")
     how.add_argument(
         "--workers",
@@ -85,9 +85,60 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _add_limits(result: argparse.ArgumentParser) -> None:
+    limits = result.add_argument_group(
+        "limits", "What is larger is refused before it takes memory or time; raise one for data that is meant so."
+    )
+    limits.add_argument(
+        "--max-pixels",
+        type=_count,
+        default=DEFAULT_LIMITS.pixels,
+        metavar="N",
+        help="height x width of an image that takes 4 bytes a pixel to decode; one that takes more, as with "
+        "transparency, 16 bits, WebP or progressive JPEG, is held to as many fewer (default: 100M)",
+    )
+    limits.add_argument(
+        "--max-record",
+        type=_bytes,
+        default=DEFAULT_LIMITS.record_bytes,
+        metavar="B",
+        help="bytes of a record, of an image file, and of all stored images of a record; a record's values are held to "
+        "one for every 512 of them (default: 256MiB)",
+    )
+    limits.add_argument(
+        "--max-text",
+        type=_count,
+        default=DEFAULT_LIMITS.text_characters,
+        metavar="N",
+        help="characters of a document; turning them into tokens takes some 500 bytes of memory each (default: 4M)",
+    )
+    limits.add_argument(
+        "--max-expansion",
+        type=_count,
+        default=DEFAULT_LIMITS.expansion,
+        metavar="N",
+        help="how many times its size a packed file may unpack to, 16 MiB being free (default: 200)",
+    )
+    limits.add_argument(
+        "--max-window",
+        type=_bytes,
+        default=DEFAULT_LIMITS.window_bytes,
+        metavar="B",
+        help="window of a .zst file; those packed with zstd --long=31 need 2GiB (default: 128MiB)",
+    )
+
+
 def _count(text: str) -> int:
+    return _above_zero(parse_count, text)
+
+
+def _bytes(text: str) -> int:
+    return _above_zero(parse_bytes, text)
+
+
+def _above_zero(parse: Callable[[str], int], text: str) -> int:
     try:
-        number = parse_count(text)
+        number = parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if number < 1:
@@ -118,7 +169,13 @@ def main(argv: list[str] | None = None) -> int:
         split=arguments.split,
         image_root=arguments.image_root,
         rounding=arguments.rounding,
-        max_pixels=arguments.max_pixels,
+        limits=ReadLimits(
+            record_bytes=arguments.max_record,
+            expansion=arguments.max_expansion,
+            window_bytes=arguments.max_window,
+            text_characters=arguments.max_text,
+            pixels=arguments.max_pixels,
+        ),
         max_bad=arguments.max_bad,
         limit=arguments.limit,
         workers=arguments.workers,

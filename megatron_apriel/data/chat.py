@@ -25,7 +25,11 @@ import numpy as np
 
 from megatron_apriel.data.corpus_format import ImageRecord, image_block
 from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS
 from megatron_apriel.data.tokens import TokenTable
+
+MOST_MESSAGES = 10_000
+"""Of a conversation; transformers renders them in time that grows with the square of their number."""
 
 _GENERATION_TAG = re.compile(r"\s*\{%-\s*(?:end)?generation\s*-%\}\n?")
 
@@ -102,6 +106,7 @@ def encode_chat(
     messages: Sequence[dict[str, Any]],
     tools: Sequence[dict[str, Any]] | None = None,
     grids: Sequence[tuple[int, int]] = (),
+    most_characters: int = DEFAULT_LIMITS.text_characters,
 ) -> EncodedDocument:
     """Turn a conversation into ids, response flags and image positions.
 
@@ -109,22 +114,30 @@ def encode_chat(
         table: tokenizer and ids.
         messages, tools: see :func:`render_chat`; an image is a part of type ``image``, its pixels are not looked at.
         grids: rows and columns of patches of each image, in the order of their parts.
+        most_characters: of the rendered text.
 
     Raises:
-        BadRecord: the template refuses the conversation, or ``grids`` does not match its images.
+        BadRecord: the template refuses the conversation, ``grids`` does not match its images, or it is too long.
     """
+    if len(messages) > MOST_MESSAGES:
+        raise BadRecord(f"it has {len(messages):,} messages, more than {MOST_MESSAGES:,}")
+    _check_length(_characters([*messages, *(tools or ())]), most_characters)
     marked = table.has_control_tokens(list(messages)) or table.has_control_tokens(list(tools or ()))
     if marked:
         messages, tools = table.mark_control_tokens(list(messages)), table.mark_control_tokens(list(tools or ()))
     tokenizer = table.tokenizer
     text, spans = render_chat(messages, tools, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    _check_length(len(text), most_characters)
     encoded = table.encode_rendered(text, marked)
     responses = response_flags(encoded.offsets, spans)
     return expand_images(encoded.ids, responses, grids, table.images)
 
 
 def encode_text(
-    table: TokenTable, parts: Sequence[str | None], grids: Sequence[tuple[int, int]] = ()
+    table: TokenTable,
+    parts: Sequence[str | None],
+    grids: Sequence[tuple[int, int]] = (),
+    most_characters: int = DEFAULT_LIMITS.text_characters,
 ) -> EncodedDocument:
     """Turn a plain document into ids: ``<s>``, the text, ``</s>``. No token of it is a response.
 
@@ -132,7 +145,11 @@ def encode_text(
         table: tokenizer and ids.
         parts: pieces of text, with None for each image between them.
         grids: rows and columns of patches of each image.
+        most_characters: of all pieces.
+
+    Raises BadRecord if it is longer, or has images that the model or ``grids`` has not.
     """
+    _check_length(_characters(list(parts)), most_characters)
     pieces = [np.array([table.bos_id], dtype=np.int32)]
     for part in parts:
         if part is not None:
@@ -153,11 +170,26 @@ def response_flags(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.
         spans: pairs of first character and the one after the last.
     """
     flags = np.zeros(len(offsets), dtype=bool)
-    for start, end in spans:
-        overlapping = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
-        if len(overlapping):
-            flags[overlapping[0] : overlapping[-1] + 1] = True
+    bounds = np.array(spans, dtype=np.int64).reshape(-1, 2)
+    first = np.searchsorted(offsets[:, 1], bounds[:, 0], side="right")
+    behind = np.searchsorted(offsets[:, 0], bounds[:, 1], side="left")
+    for begin, end in zip(first.tolist(), behind.tolist(), strict=True):
+        flags[begin:end] = True
     return flags
+
+
+def _characters(value: Any) -> int:
+    """Of all strings in a tree of lists and dictionaries."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_characters(one) for item in value.items() for one in item)
+    return sum(map(_characters, value)) if isinstance(value, list) else 0
+
+
+def _check_length(characters: int, most: int) -> None:
+    if characters > most:
+        raise BadRecord(f"it has {characters:,} characters, more than {most:,}; --max-text allows more")
 
 
 def expand_images(

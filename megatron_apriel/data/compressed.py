@@ -1,4 +1,8 @@
-"""Lines of plain, gzip and zstd files: bounded in memory, and never taking a truncated file for a short one."""
+"""Bytes and lines of plain, gzip and zstd files: bounded in memory and time, a truncated file never taken for short.
+
+A packed file may give ``ReadLimits.expansion`` times its own bytes, counted while it is read: what would grow without
+end is refused where it begins to, whether it is one line, nothing but line ends or an archive's padding.
+"""
 
 from __future__ import annotations
 
@@ -7,79 +11,144 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
-from megatron_apriel.data.raw_chunks import MAX_RECORD_BYTES
+from megatron_apriel.data.read_limits import LimitExceeded, ReadLimits
+from megatron_apriel.inputs import open_input
 
 READ_ERRORS = (EOFError, zlib.error, OSError)  # gzip.BadGzipFile is an OSError
 """What reading raises where a file is damaged."""
 
-_MOST_WINDOW = 2**31
-"""Of zstd's window in bytes: the most that ``zstd --long`` writes, as large dumps are; unasked, the library refuses."""
+_GZIP = b"\x1f\x8b"
+_BUFFER_BYTES = 2**20
+_PIECE_BYTES = 1024
+"""Of zstd data, unpacked at once: a block of it has at least 4 bytes and gives at most 128 KiB, so 32 MiB come out."""
+_SKIPPED = 4
+"""Times the limit of a record after which a line without an end is not followed further."""
+_BLANK = b" \t\n\r\x0b\x0c"
 
 
-def bounded_lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
-    """Numbered lines from 1; None for one beyond MAX_RECORD_BYTES, which is skipped without being held."""
+def bounded_lines(stream: io.BufferedReader, most: int) -> Iterator[tuple[int, bytes | None]]:
+    """Numbered lines from 1 without the blank ones; None for a line of more than ``most`` bytes, which is not held.
+
+    Raises LimitExceeded for a line that has no end long after that.
+    """
     number = 0
-    while line := stream.readline(MAX_RECORD_BYTES + 1):
+    while line := stream.readline(_BUFFER_BYTES):
         number += 1
-        if len(line) <= MAX_RECORD_BYTES:
-            yield number, line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(MAX_RECORD_BYTES)
-        yield number, None
+        whole = line if line.endswith(b"\n") else _whole_line(stream, line, most, number)
+        if whole is None or len(whole) > most:
+            yield number, None
+        elif whole.strip(_BLANK):
+            yield number, whole
+        else:
+            # Many blank lines are passed over at once.
+            blank = (ahead := stream.peek())[: len(ahead) - len(ahead.lstrip(_BLANK))]
+            number += stream.read(len(blank)).count(b"\n")
 
 
-def decompressed(path: Path) -> io.BufferedIOBase:
+def _whole_line(stream: io.BufferedReader, beginning: bytes, most: int, number: int) -> bytes | None:
+    """The line to its end; None for a longer one, of which nothing is held."""
+    line, size, piece = io.BytesIO(), 0, beginning
+    while piece:
+        size += len(piece)
+        if size <= most:
+            line.write(piece)
+        else:
+            line = io.BytesIO()
+        if size > _SKIPPED * most:
+            raise LimitExceeded(f"line {number} has no end within {size:,} bytes", "--max-record")
+        if piece.endswith(b"\n"):
+            break
+        piece = stream.readline(_BUFFER_BYTES)
+    return line.getvalue() if size <= most else None
+
+
+def decompressed(path: Path, limits: ReadLimits) -> io.BufferedReader:
     """Open a file for reading its bytes, decompressed if its name ends in .gz or .zst.
 
-    Reading raises one of ``READ_ERRORS`` where the file is damaged or ends too early.
+    Reading raises one of ``READ_ERRORS`` where the file is damaged or ends too early, and LimitExceeded where it grows
+    beyond the limits.
     """
+    file = open_input(path)
     if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return _unpacked(file, gzip.GzipFile(fileobj=file), limits)
     if path.name.lower().endswith(".zst"):
-        return io.BufferedReader(_ZstdStream(path), buffer_size=2**20)
-    return path.open("rb")
+        return _unpacked(file, _ZstdStream(file, limits.window_bytes), limits)
+    return file  # type: ignore[return-value]
 
 
-class _ZstdStream(io.RawIOBase):
-    """Decompressed bytes of a .zst file of any number of frames; raises EOFError where the last one is cut short.
+def unzipped(path: Path, limits: ReadLimits) -> io.BufferedReader:
+    """Open a file for reading its bytes, gzip taken off whatever its name; errors as of :func:`decompressed`."""
+    file: Any = open_input(path)
+    return _unpacked(file, gzip.GzipFile(fileobj=file), limits) if file.peek(2).startswith(_GZIP) else file
 
-    ``zstandard``'s own stream reader takes a truncated file for a short one.
-    """
 
-    def __init__(self, path: Path) -> None:
-        import zstandard
+def _unpacked(file: BinaryIO, stream: _Stream, limits: ReadLimits) -> io.BufferedReader:
+    return io.BufferedReader(_Growing(file, stream, limits), buffer_size=_BUFFER_BYTES)
 
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
-        self._failure = zstandard.ZstdError
-        self._file = path.open("rb")
-        self._frame: Any = None
-        self._ready = b""
+
+class _Stream(Protocol):
+    def read1(self, size: int, /) -> bytes: ...
+
+
+class _Growing(io.RawIOBase):
+    """What comes out of a packed file, held to the limit on its growth."""
+
+    def __init__(self, file: BinaryIO, stream: _Stream, limits: ReadLimits) -> None:
+        self._file, self._stream, self._limits = file, stream, limits
+        self._unpacked = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            compressed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
-            if self._frame is not None and self._frame.eof:
-                self._frame = None
-            compressed = compressed or self._file.read(2**16)
-            if not compressed:
-                if self._frame is not None:
-                    raise EOFError("the compressed stream ends in the middle of a frame")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            try:
-                self._ready = self._frame.decompress(compressed)
-            except self._failure as error:
-                raise EOFError(f"damaged zstd data: {error}") from None
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
+        data = self._stream.read1(len(buffer))
+        self._unpacked += len(data)
+        self._limits.check_growth(self._file.tell(), self._unpacked)
+        buffer[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+class _ZstdStream:
+    """Decompressed bytes of a .zst file of any number of frames; raises EOFError where the last one is cut short.
+
+    ``zstandard``'s own stream reader takes a truncated file for a short one.
+    """
+
+    def __init__(self, file: BinaryIO, window: int) -> None:
+        import zstandard
+
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=window)
+        self._failure = zstandard.ZstdError
+        self._file, self._window = file, window
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def read1(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        while not self._ready:
+            compressed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            if self._frame is not None and self._frame.eof:
+                self._frame = None
+            compressed = compressed or self._file.read(_PIECE_BYTES)
+            if not compressed:
+                if self._frame is not None:
+                    raise EOFError("the compressed stream ends in the middle of a frame")
+                return b""
+            self._frame = self._frame or self._decompressor.decompressobj()
+            try:
+                self._ready = memoryview(self._frame.decompress(compressed))
+            except self._failure as error:
+                if "too much memory" in str(error):
+                    raise LimitExceeded(
+                        f"it was packed with a window of more than {self._window:,} bytes (zstd --long)",
+                        "--max-window",
+                    ) from None
+                raise EOFError(f"damaged zstd data: {error}") from None
+        data, self._ready = bytes(self._ready[:size]), self._ready[size:]
+        return data

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_apriel.data.image_size import Rounding
 from megatron_apriel.errors import DataError
+from megatron_apriel.inputs import read_input
 
 FORMAT_VERSION = 1
 
@@ -88,7 +89,7 @@ class CorpusManifest(_Record):
         """From ``corpus.json``. Raises DataError if it is absent, damaged or of another version."""
         file = directory / MANIFEST_FILE
         try:
-            text = file.read_text(encoding="utf-8")
+            text = read_input(file).decode("utf-8")
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{directory} is not a prepared corpus: it has no {MANIFEST_FILE}.",

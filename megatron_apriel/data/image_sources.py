@@ -10,13 +10,15 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.inputs import TooLargeError, read_input
 
-MAX_IMAGE_BYTES = 512 * 2**20
-
+_MORE = "--max-record allows more"
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
 
 
@@ -27,13 +29,26 @@ class ImageLoader:
     Attributes:
         root: directory that paths are relative to and may not leave.
         attachments: images that came beside the record, by name; looked at before the disk.
+        limits: of which the bytes of a record are also those of an image.
     """
 
     root: Path
-    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    attachments: dict[str, bytes] = field(default_factory=dict)
+    limits: ReadLimits = DEFAULT_LIMITS
 
     def load(self, value: str | bytes | Mapping[str, Any]) -> bytes:
         """The bytes of an image file. Raises BadRecord with the reason."""
+        data = self._load(value)
+        if len(data) > self.limits.record_bytes:
+            raise BadRecord(f"an image has {len(data):,} bytes, more than {self.limits.record_bytes:,}; {_MORE}")
+        return data
+
+    @cached_property
+    def _by_last_name(self) -> dict[str, bytes]:
+        # Of several with one name in different folders, the first.
+        return {PurePosixPath(name).name: data for name, data in reversed(self.attachments.items())}
+
+    def _load(self, value: str | bytes | Mapping[str, Any]) -> bytes:
         if isinstance(value, bytes):
             return value
         if isinstance(value, str):
@@ -54,9 +69,8 @@ class ImageLoader:
             return _from_base64(body)
         if "://" in text[:32]:
             raise BadRecord(f"{_shortened(text)} is a URL: images are never fetched; download it and give its path")
-        for name, data in self.attachments.items():
-            if PurePosixPath(name).name == PurePosixPath(text).name:
-                return data
+        if self.attachments and (data := self._by_last_name.get(PurePosixPath(text).name)) is not None:
+            return data
         return embedded if (embedded := _embedded_base64(text)) is not None else self._from_path(text)
 
     def _from_path(self, text: str) -> bytes:
@@ -65,12 +79,11 @@ class ImageLoader:
             path = (root / text).resolve()
             if not path.is_relative_to(root):
                 raise BadRecord(f"the image path {_shortened(text)} leads out of the image root {self.root}")
-            size = path.stat().st_size
-            if size > MAX_IMAGE_BYTES:
-                raise BadRecord(f"the image {_shortened(text)} has {size} bytes, more than {MAX_IMAGE_BYTES}")
-            return path.read_bytes()
+            return read_input(path, self.limits.record_bytes)
         except FileNotFoundError:
             raise BadRecord(f"the image {_shortened(text)} does not exist under {self.root}") from None
+        except TooLargeError as error:
+            raise BadRecord(f"the image {_shortened(text)} cannot be read: {error.strerror}; {_MORE}") from None
         except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a zero byte, in a loop of links
             raise BadRecord(f"the image {_shortened(text)} cannot be read: {error}") from None
 
@@ -79,10 +92,14 @@ def _from_base64(text: Any) -> bytes:
     if not isinstance(text, str):
         raise BadRecord(f"the bytes of an image are a {type(text).__name__}, neither bytes nor base64")
     try:
-        # Line ends are common in base64, and no part of it.
-        return base64.b64decode("".join(text.split()), validate=True)
+        return _decoded(text)
     except (binascii.Error, ValueError) as error:
         raise BadRecord(f"the base64 of an image is damaged: {error}") from None
+
+
+def _decoded(text: str) -> bytes:
+    # Line ends are common in base64, and no part of it.
+    return base64.b64decode(text.encode("ascii").translate(None, b" \t\n\r\x0b\x0c"), validate=True)
 
 
 def _embedded_base64(text: str) -> bytes | None:
@@ -90,7 +107,7 @@ def _embedded_base64(text: str) -> bytes | None:
     if len(text) < 64:
         return None
     try:
-        data = base64.b64decode("".join(text.split()), validate=True)
+        data = _decoded(text)
     except (binascii.Error, ValueError):
         return None
     return data if data.startswith(_BEGINNINGS) else None

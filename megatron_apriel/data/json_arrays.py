@@ -10,12 +10,15 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator
 
-from megatron_apriel.data.raw_chunks import MAX_RECORD_BYTES
+from megatron_apriel.data.json_text import has_more_values
+from megatron_apriel.data.read_limits import LimitExceeded, ReadLimits
 
 _READ_BYTES = 2**20
 _SPACE = " \t\r\n"
+_SPACES = re.compile(f"[{_SPACE}]*")
 _BYTE_ORDER_MARK = "\ufeff"
 _LONGEST_CUT = 12
 """A token of JSON other than a string is no longer than this, so an error so near the end may come from the cut."""
@@ -34,14 +37,15 @@ def is_array(stream: io.BufferedIOBase) -> bool:
     return False
 
 
-def array_elements(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
+def array_elements(stream: io.BufferedIOBase, limits: ReadLimits) -> Iterator[tuple[int, bytes]]:
     """Numbered elements from 1, each the bytes of one JSON value.
 
     Raises:
-        BrokenArray: not JSON, cut short, something behind the array's end, or an element beyond MAX_RECORD_BYTES.
+        BrokenArray: not JSON, cut short, or something behind the array's end.
+        LimitExceeded: an element of more bytes or values than a record may have.
     """
-    text = _Text(stream)
-    text.skip_space(_BYTE_ORDER_MARK)
+    text = _Text(stream, limits)
+    text.skip_mark()
     text.take("[")
     number = 0
     while not text.ahead("]"):
@@ -60,16 +64,20 @@ class _Text:
     Bytes that are not UTF-8 travel through as they are: they are the problem of the element that holds them.
     """
 
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        self._stream, self._finished = stream, False
+    def __init__(self, stream: io.BufferedIOBase, limits: ReadLimits) -> None:
+        self._stream, self._limits, self._finished = stream, limits, False
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._json = json.JSONDecoder()
         self._text, self._place = "", 0
+        self._aside: list[tuple[str, int]] = []  # text behind, with the place where it goes on; the nearest last
 
-    def skip_space(self, further: str = "") -> None:
+    def skip_mark(self) -> None:
+        if self._fill() and self._text.startswith(_BYTE_ORDER_MARK):
+            self._place = len(_BYTE_ORDER_MARK)
+
+    def skip_space(self) -> None:
         while self._fill():
-            while self._place < len(self._text) and self._text[self._place] in _SPACE + further:
-                self._place += 1
+            self._place = _SPACES.match(self._text, self._place).end()  # type: ignore[union-attr]
             if self._place < len(self._text):
                 return
 
@@ -90,6 +98,7 @@ class _Text:
     def value(self) -> bytes:
         """The next value, whole."""
         self.skip_space()
+        self._set_aside()
         while True:
             try:
                 _, stop = self._json.raw_decode(self._text, self._place)
@@ -97,6 +106,11 @@ class _Text:
                 behind = len(self._text) - error.pos
                 open_string = error.msg.startswith("Unterminated string")
                 if (open_string or behind <= _LONGEST_CUT) and self._more():
+                    # Half of what is at hand, or more, is of this value.
+                    if len(self._text) > 2 * _READ_BYTES and has_more_values(
+                        self._text, 2 * self._limits.record_values
+                    ):
+                        raise LimitExceeded("a record has too many values", "--max-record") from None
                     continue
                 cut = open_string or behind <= 0
                 raise BrokenArray("the file ends in the middle of a record" if cut else error.msg) from None
@@ -109,19 +123,34 @@ class _Text:
 
     def _fill(self) -> bool:
         """Whether any text is left, after reading some where none is at hand."""
-        while self._place >= len(self._text) and not self._finished:
-            self._more()
+        while self._place >= len(self._text) and self._more():
+            pass
         return self._place < len(self._text)
+
+    def _set_aside(self) -> None:
+        """Look at the next value a little at a time as well, when the one before has brought much along."""
+        if len(self._text) - self._place > 2 * _READ_BYTES:
+            self._aside.append((self._text, self._place + _READ_BYTES))
+            self._text = self._text[self._place : self._place + _READ_BYTES]
+            self._place = 0
 
     def _more(self) -> bool:
         """Read as much again as is at hand, so that a long value is not tried too often; whether there was any."""
-        if self._finished:
+        if self._finished and not self._aside:
             return False
         self._text = self._text[self._place :]
         self._place = 0
-        if len(self._text) > MAX_RECORD_BYTES:
-            raise BrokenArray(f"a record is longer than {MAX_RECORD_BYTES} bytes")
-        data = self._stream.read(max(_READ_BYTES, len(self._text)))
+        most = self._limits.record_bytes
+        if len(self._text) > most:
+            raise LimitExceeded(f"a record is longer than {most:,} bytes", "--max-record")
+        size = max(_READ_BYTES, min(len(self._text), most))
+        if self._aside:
+            text, place = self._aside.pop()
+            self._text += text[place : place + size]
+            if place + size < len(text):
+                self._aside.append((text, place + size))
+            return True
+        data = self._stream.read(size)
         self._finished = not data
         self._text += self._decode(data, final=not data)
         return bool(data)

@@ -27,11 +27,12 @@ from megatron_apriel.data.corpus import CorpusWriter
 from megatron_apriel.data.corpus_format import MANIFEST_FILE, CorpusManifest, StoredImage
 from megatron_apriel.data.image_size import Rounding, image_tokens, patch_grid
 from megatron_apriel.data.image_sources import ImageLoader
-from megatron_apriel.data.problems import BadRecord, Problem, ProblemTally, printable
-from megatron_apriel.data.raw_chunks import Chunk
+from megatron_apriel.data.problems import BadRecord, Problem, ProblemTally, printable, shortened
+from megatron_apriel.data.raw_chunks import NO_MEMORY, Chunk
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.readers import SavedDataset, Source, find_sources
-from megatron_apriel.data.records import TextDocument, columns_of, parse_record, recognise
-from megatron_apriel.data.stored_images import MAX_PIXELS, EncodedImage, encode_for_corpus
+from megatron_apriel.data.records import ImageValue, TextDocument, columns_of, parse_record, recognise
+from megatron_apriel.data.stored_images import EncodedImage, encode_for_corpus
 from megatron_apriel.data.tokens import TokenTable
 from megatron_apriel.data.worker_process import obey_parent
 from megatron_apriel.errors import DataError
@@ -43,6 +44,9 @@ HOPELESS_RECORDS = 10_000
 
 _CHUNKS_PER_WORKER = 4
 _SNIFFED_RECORDS = 1000
+_FIELDS_SHOWN = 1000  # characters of their names
+_PICTURES = 10  # times the limit of one picture, for all pictures of a record
+_MORE_BYTES = "--max-record allows more"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class PrepareOptions:
         split: split of a saved ``DatasetDict``.
         image_root: directory that image paths are relative to; the input's own directory if None.
         rounding: of the patch grid.
-        max_pixels: largest image, height x width.
+        limits: on what is read.
         max_bad: fraction of bad records that is tolerated.
         limit: read the first so many records only; 0 means all.
         workers: processes; 1 does everything in this one.
@@ -66,7 +70,7 @@ class PrepareOptions:
     split: str = ""
     image_root: Path | None = None
     rounding: Rounding = "floor"
-    max_pixels: int = MAX_PIXELS
+    limits: ReadLimits = DEFAULT_LIMITS
     max_bad: float = 0.001
     limit: int = 0
     workers: int = 1
@@ -123,25 +127,42 @@ class RecordEncoder:
 
     table: TokenTable
     text_field: str = "text"
-    max_pixels: int = MAX_PIXELS
+    limits: ReadLimits = DEFAULT_LIMITS
 
     def encode(self, record: Mapping[str, Any], record_format: str, loader: ImageLoader) -> PreparedDocument:
         """The document of one record. Raises BadRecord with the reason."""
-        document = parse_record(record, record_format, self.text_field)
+        document = parse_record(record, record_format, self.text_field, self.limits)
         rule = self.table.images
         if rule is None and document.images:
             raise BadRecord(f"it has {len(document.images)} images, and the model has no vision tower")
-        images = [encode_for_corpus(loader.load(image), self.max_pixels) for image in document.images]
+        images = self._images(document.images, loader)
         grids = [self._grid(image) for image in images]
+        most = self.limits.text_characters
         if isinstance(document, TextDocument):
-            encoded = encode_text(self.table, document.parts, grids)
+            encoded = encode_text(self.table, document.parts, grids, most)
         else:
-            encoded = encode_chat(self.table, document.messages, document.tools, grids)
+            encoded = encode_chat(self.table, document.messages, document.tools, grids, most)
         stored = [
             StoredImage(image.data, image.height, image.width, rows, columns, start)
             for image, (rows, columns), start in zip(images, grids, encoded.image_starts, strict=True)
         ]
         return PreparedDocument(encoded, stored)
+
+    def _images(self, values: Sequence[ImageValue], loader: ImageLoader) -> list[EncodedImage]:
+        """The images as a corpus stores them, which together may take no more than a record may."""
+        images: list[EncodedImage] = []
+        size = pixels = 0
+        for value in values:
+            image = encode_for_corpus(loader.load(value), self.limits)
+            images.append(image)
+            size, pixels = size + len(image.data), pixels + image.height * image.width
+            if size > self.limits.record_bytes:
+                raise BadRecord(f"its images have more than {self.limits.record_bytes:,} bytes; {_MORE_BYTES}")
+            if pixels > _PICTURES * self.limits.pixels:
+                raise BadRecord(
+                    f"its images have more than {_PICTURES} x {self.limits.pixels:,} pixels; --max-pixels allows more"
+                )
+        return images
 
     def _grid(self, image: EncodedImage) -> tuple[int, int]:
         rule = self.table.images
@@ -157,16 +178,18 @@ class RecordEncoder:
     def encode_chunk(self, task: ChunkTask) -> list[PreparedDocument | Problem]:
         """The documents of a chunk, or the problem in place of each that is none."""
         results: list[PreparedDocument | Problem] = []
-        for raw in task.chunk.records():
+        for raw in task.chunk.records(self.limits):
             try:
                 if raw.problem:
                     raise BadRecord(raw.problem)
-                loader = ImageLoader(task.image_root, raw.attachments)
+                loader = ImageLoader(task.image_root, raw.attachments, self.limits)
                 results.append(self.encode(raw.value, task.record_format, loader))
             except BadRecord as problem:
                 results.append(Problem(raw.place, str(problem)))
             except RecursionError:
                 results.append(Problem(raw.place, "the record is nested too deeply"))
+            except MemoryError:
+                results.append(Problem(raw.place, NO_MEMORY))
             except Exception as error:
                 error.add_note(f"while preparing {raw.place}")
                 raise
@@ -204,7 +227,7 @@ def prepare(
         DataError: an input cannot be read or recognised, or too many records are bad; nothing is written.
         OutputError: the destination may not be written.
     """
-    sources = find_sources(inputs, options.split)
+    sources = find_sources(inputs, options.split, options.limits)
     output = (
         whole_directory(destination, overwrite, MANIFEST_FILE, [*inputs, model])
         if destination is not None
@@ -212,7 +235,7 @@ def prepare(
     )
     with output as directory:
         table = TokenTable.from_directory(model, options.rounding)
-        encoder = RecordEncoder(table, options.text_field, options.max_pixels)
+        encoder = RecordEncoder(table, options.text_field, options.limits)
         with _Workers(encoder, options.workers) as workers:
             summary = PrepareSummary(_recognise_all(sources, options))
             results = workers.in_order(_tasks(sources, summary.inputs, options))
@@ -235,7 +258,7 @@ def _format_of(source: Source, options: PrepareOptions) -> str:
     """The format of the first record that has one; "no records" for an empty file."""
     seen, fields, problem = 0, set[str](), ""
     for chunk in source.chunks(columns_of(options.text_field)):
-        for raw in chunk.records():
+        for raw in chunk.records(options.limits):
             found = recognise(raw.value, options.text_field)
             if found and options.record_format in ("auto", found):
                 return found
@@ -249,7 +272,9 @@ def _format_of(source: Source, options: PrepareOptions) -> str:
         return "no records"
     raise DataError(
         f"{source.path}: none of its first {seen} records has messages, conversations or {options.text_field}.",
-        f"Their fields: {', '.join(sorted(fields))}." if fields else f"The first one: {problem}.",
+        f"Their fields: {shortened(', '.join(sorted(fields)), _FIELDS_SHOWN)}."
+        if fields
+        else f"The first one: {problem}.",
         "Name the field of plain text with --text-field, or bring the records into one of these shapes (docs/data.md).",
     )
 

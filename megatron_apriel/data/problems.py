@@ -7,12 +7,23 @@ from dataclasses import dataclass, field
 
 from megatron_apriel.errors import DataError
 
+REASON_CHARACTERS = 1000
+"""Of a problem's reason, and of its place."""
+
 KEPT_PROBLEMS = 1000
 """Problems listed one by one in a corpus; beyond that they are only counted, so that memory stays bounded."""
 
 
 class BadRecord(DataError):
-    """One record that cannot become a document; the message is the reason, without the place."""
+    """One record that cannot become a document; the message is the reason, without the place, cut to one paragraph."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(shortened(reason, REASON_CHARACTERS))
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or what it begins with: values out of records can be of any length."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def printable(text: str) -> str:
@@ -31,8 +42,8 @@ class Problem:
     reason: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "place", printable(self.place))
-        object.__setattr__(self, "reason", printable(self.reason))
+        for name in ("place", "reason"):
+            object.__setattr__(self, name, printable(shortened(getattr(self, name), REASON_CHARACTERS)))
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason}"

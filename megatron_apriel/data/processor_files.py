@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import DataError
+from megatron_apriel.inputs import read_input
 
 
 def longest_side(directory: str | Path, architecture: Architecture) -> int | None:
@@ -15,7 +16,7 @@ def longest_side(directory: str | Path, architecture: Architecture) -> int | Non
     Returns None for a model without a tower.
 
     Raises:
-        DataError: the processor's size exceeds what the tower has positions for, or its patches differ.
+        DataError: a file cannot be read, the processor's size exceeds what the tower has positions for, or its patches differ.
     """
     tower = architecture.tower
     if tower is None:
@@ -23,12 +24,12 @@ def longest_side(directory: str | Path, architecture: Architecture) -> int | Non
     # transformers 5 writes the image processor's settings into the first file, earlier versions into the second.
     for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
         file = Path(directory) / name
-        if not file.is_file():
+        if not file.exists():
             continue
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            settings = json.loads(read_input(file))
             settings = settings.get(key) if key else settings
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} is not a valid JSON object: {error}.", fix="Copy the file again.") from None
         if not settings:
             continue

@@ -6,19 +6,19 @@ happens where :meth:`Chunk.records` is called, in a worker. A record that cannot
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_apriel.data.json_text import parsed_json
 from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.records import IMAGE_FIELDS, recognise
 
-MAX_RECORD_BYTES = 256 * 2**20
-"""A longer line is a bad record: most likely a file without line ends."""
-
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+DOCUMENT_SUFFIXES = (".json", ".txt")
+NO_MEMORY = "there is not enough memory for it"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Chunk(ABC):
         """The first ``count`` records of the chunk."""
 
     @abstractmethod
-    def records(self) -> Iterator[RawRecord]:
+    def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
         """Parse the records."""
 
 
@@ -70,14 +70,17 @@ class JsonChunk(Chunk):
     def head(self, count: int) -> JsonChunk:
         return JsonChunk(self.place, self.texts[:count])
 
-    def records(self) -> Iterator[RawRecord]:
+    def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
         for number, text in self.texts:
             place = f"{self.place}{number}"
             if text is None:
-                yield RawRecord(place, problem=f"the line is longer than {MAX_RECORD_BYTES} bytes")
+                problem = f"the line is longer than {limits.record_bytes:,} bytes; --max-record allows more"
+                yield RawRecord(place, problem=problem)
                 continue
             try:
-                yield RawRecord(place, parse_json_object(text))
+                yield RawRecord(place, parse_json_object(text, limits))
+            except MemoryError:
+                yield RawRecord(place, problem=NO_MEMORY)
             except BadRecord as problem:
                 yield RawRecord(place, problem=str(problem))
 
@@ -96,22 +99,45 @@ class TableChunk(Chunk):
     def head(self, count: int) -> TableChunk:
         return TableChunk(self.file, self.first, self.table.slice(0, count))
 
-    def records(self) -> Iterator[RawRecord]:
+    def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
         for index in range(len(self)):
             place = f"{self.file}: row {self.first + index}"
             try:
                 (row,) = self.table.slice(index, 1).to_pylist()
                 for column in self.table.schema:
                     if column.name not in IMAGE_FIELDS:
-                        row[column.name] = _as_json(row[column.name], column.type)
+                        row[column.name] = _as_json(row[column.name], column.type, limits)
                 yield RawRecord(place, row)
+            except MemoryError:
+                yield RawRecord(place, problem=NO_MEMORY)
             except UnicodeDecodeError as error:
                 yield RawRecord(place, problem=f"a string is not valid UTF-8: {error}")
-            except (ValueError, OverflowError) as error:  # of dates beyond Python's
+            except BadRecord as problem:
+                yield RawRecord(place, problem=str(problem))
+            except (ValueError, OverflowError, KeyError) as error:  # dates beyond Python's, unknown time zones
                 yield RawRecord(place, problem=f"a value cannot be read: {error}")
 
 
-def _as_json(value: Any, kind: Any) -> Any:
+@dataclass(frozen=True)
+class RefusedChunk(Chunk):
+    """One record that was not read, and why."""
+
+    place: str
+    problem: str
+    number: int = 1
+
+    def __len__(self) -> int:
+        return self.number
+
+    def head(self, count: int) -> RefusedChunk:
+        return RefusedChunk(self.place, self.problem, min(count, self.number))
+
+    def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
+        for _ in range(self.number):
+            yield RawRecord(self.place, problem=self.problem)
+
+
+def _as_json(value: Any, kind: Any, limits: ReadLimits) -> Any:
     """A value of the Arrow type ``kind`` as the JSON that it came from had it.
 
     All rows of a table have the fields of any: the arguments of one tool would stand, empty, in the calls of all
@@ -122,21 +148,38 @@ def _as_json(value: Any, kind: Any) -> Any:
     if value is None:
         return None
     if isinstance(kind, pyarrow.BaseExtensionType):
-        return json.loads(value) if kind.extension_name == "arrow.json" else _as_json(value, kind.storage_type)
+        if kind.extension_name == "arrow.json":
+            return parsed_json(value, limits.record_values, "a column's text")
+        return _as_json(value, kind.storage_type, limits)
     if pyarrow.types.is_struct(kind):
-        inner = {part.name: _as_json(value[part.name], part.type) for part in kind}
+        inner = {part.name: _as_json(value[part.name], part.type, limits) for part in kind}
         return {name: part for name, part in inner.items() if part is not None}
     if hasattr(kind, "value_type") and isinstance(value, list):
-        return [_as_json(part, kind.value_type) for part in value]
+        return [_as_json(part, kind.value_type, limits) for part in value]
     return value
 
 
 @dataclass(frozen=True)
+class TarSample:
+    """Members of a tar that share a key.
+
+    Attributes:
+        key: their name up to its first dot.
+        members: names and bytes; None for a link, which has no bytes of its own.
+        problem: why some of them were not read, or "".
+    """
+
+    key: str
+    members: dict[str, bytes | None]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class SampleChunk(Chunk):
-    """Samples of a tar: a key, and its members' names and bytes; None for a link, which has no bytes of its own."""
+    """Samples of a tar."""
 
     file: str
-    samples: list[tuple[str, dict[str, bytes | None]]]
+    samples: list[TarSample]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -144,19 +187,23 @@ class SampleChunk(Chunk):
     def head(self, count: int) -> SampleChunk:
         return SampleChunk(self.file, self.samples[:count])
 
-    def records(self) -> Iterator[RawRecord]:
-        for key, members in self.samples:
-            place = f"{self.file}: sample {key}"
+    def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
+        for sample in self.samples:
+            place = f"{self.file}: sample {sample.key}"
             try:
-                value, images = _sample(members)
+                if sample.problem:
+                    raise BadRecord(sample.problem)
+                value, images = _sample(sample.members, limits)
                 yield RawRecord(place, value, attachments=images)
+            except MemoryError:
+                yield RawRecord(place, problem=NO_MEMORY)
             except UnicodeDecodeError as error:
                 yield RawRecord(place, problem=f"the .txt is not valid UTF-8: {error}")
             except BadRecord as problem:
                 yield RawRecord(place, problem=str(problem))
 
 
-def _sample(members: dict[str, bytes | None]) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _sample(members: dict[str, bytes | None], limits: ReadLimits) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The record of a tar's sample, and its images by name.
 
     A ``.txt`` is the caption of all images; beside a ``.json`` that has no text of its own, as well. Raises BadRecord
@@ -166,11 +213,11 @@ def _sample(members: dict[str, bytes | None]) -> tuple[dict[str, Any], dict[str,
     if links := members.keys() - data.keys():
         raise BadRecord(f"{', '.join(sorted(links))}: a link to another member, whose bytes are not in the sample")
     images = {name: content for name, content in data.items() if name.lower().endswith(IMAGE_SUFFIXES)}
-    documents, captions = ([name for name in data if name.lower().endswith(end)] for end in (".json", ".txt"))
+    documents, captions = ([name for name in data if name.lower().endswith(end)] for end in DOCUMENT_SUFFIXES)
     for several in (documents, captions):
         if len(several) > 1:
             raise BadRecord(f"{' and '.join(several)} are one sample: a sample is what is alike up to its first dot")
-    value = parse_json_object(data[documents[0]]) if documents else {}
+    value = parse_json_object(data[documents[0]], limits) if documents else {}
     if captions and recognise(value) is None:
         unknown = [name for name in data if name not in (*images, *documents, *captions)]
         if unknown:
@@ -183,14 +230,9 @@ def _sample(members: dict[str, bytes | None]) -> tuple[dict[str, Any], dict[str,
     return value, images
 
 
-def parse_json_object(line: bytes) -> dict[str, Any]:
+def parse_json_object(line: bytes, limits: ReadLimits = DEFAULT_LIMITS) -> dict[str, Any]:
     """One JSON object. Raises BadRecord with the reason."""
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"not valid UTF-8: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(f"not valid JSON: {error}") from None
+    value = parsed_json(line, limits.record_values)
     if not isinstance(value, dict):
         raise BadRecord(f"a JSON {type(value).__name__}, not an object")
     return value

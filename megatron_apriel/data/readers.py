@@ -2,26 +2,29 @@
 
 The process that reads does as little as possible: it cuts a file into chunks of a few dozen records and hands them on
 unparsed, so that parsing, image decoding and tokenisation all happen in the workers. No file is held in memory as a
-whole. A file that cannot be read to its end is not one bad record: the documents that are missing cannot be counted, so
-it raises DataError.
+whole, and none grows beyond its limits (``read_limits``). A file that cannot be read to its end is not one bad record:
+the documents that are missing cannot be counted, so it raises DataError.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
-import io
-import json
-import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Self
+from pathlib import Path
+from typing import Any
 
 from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed
 from megatron_apriel.data.json_arrays import BrokenArray, array_elements, is_array
-from megatron_apriel.data.raw_chunks import Chunk, JsonChunk, SampleChunk, TableChunk
+from megatron_apriel.data.parquet_pages import reading_plan
+from megatron_apriel.data.problems import shortened
+from megatron_apriel.data.raw_chunks import Chunk, JsonChunk, SampleChunk, TarSample
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, LimitExceeded, ReadLimits
+from megatron_apriel.data.saved_datasets import INFO_FILE, SPLITS_FILE, STATE_FILE, record_batches, split_names
+from megatron_apriel.data.table_rows import row_chunks
+from megatron_apriel.data.tars import TAR_ERRORS, tar_samples
 from megatron_apriel.errors import DataError
+from megatron_apriel.inputs import open_input
 
 CHUNK_RECORDS = 64
 CHUNK_BYTES = 4 * 2**20
@@ -32,14 +35,19 @@ TARS = (".tar", ".tar.gz", ".tgz")
 MANIFEST, RECORDS = "manifest.json", "records.jsonl"
 """What ``make_visual_tasks.py`` writes; the first describes the second, and is no record."""
 
+_DEPTH = 100
+"""Directories in directories that are searched."""
+_NAMES_SHOWN = 500
+"""Characters of a list of names in a message."""
+
 
 class Source(ABC):
     """One input: a file, or a data set directory that is read as a whole."""
 
     kind: str
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> None:
+        self.path, self.limits = path, limits
 
     @abstractmethod
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
@@ -49,7 +57,7 @@ class Source(ABC):
             columns: fields that are wanted, where the format can leave out others.
 
         Raises:
-            DataError: the file is damaged or cut short.
+            DataError: the file is damaged or cut short, or grows beyond the limits.
         """
 
 
@@ -61,30 +69,30 @@ class JsonRecords(Source):
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         records: list[tuple[int, bytes | None]] = []
         size = number = 0
-        split: Callable[[io.BufferedIOBase], Iterator[tuple[int, bytes | None]]] = self._lines
+        split: Callable[[Any, ReadLimits], Iterator[tuple[int, bytes | None]]] = self._lines
         place, counted = f"{self.path}:", "line"
         try:
-            with decompressed(self.path) as stream:
+            with decompressed(self.path, self.limits) as stream:
                 if is_array(stream):
                     split, place, counted = array_elements, f"{self.path}: record ", "record"
-            with decompressed(self.path) as stream:
-                for number, record in split(stream):
+            with decompressed(self.path, self.limits) as stream:
+                for number, record in split(stream, self.limits):
                     records.append((number, record))
                     size += len(record or b"")
                     if len(records) == CHUNK_RECORDS or size >= CHUNK_BYTES:
                         yield JsonChunk(place, records)
                         records, size = [], 0
-        except (BrokenArray, *READ_ERRORS) as error:
+        except (BrokenArray, LimitExceeded, MemoryError, *READ_ERRORS) as error:
             raise _unreadable(self.path, f"after {counted} {number}", error) from None
         if records:
             yield JsonChunk(place, records)
 
     @staticmethod
-    def _lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
-        for number, line in bounded_lines(stream):
+    def _lines(stream: Any, limits: ReadLimits) -> Iterator[tuple[int, bytes | None]]:
+        for number, line in bounded_lines(stream, limits.record_bytes):
             if number == 1 and line is not None:
                 line = line.removeprefix(codecs.BOM_UTF8)
-            if line is None or line.strip():
+            if line is None or number > 1 or line.strip():
                 yield number, line
 
 
@@ -99,16 +107,25 @@ class Parquet(Source):
 
         row = 0
         try:
-            with pyarrow.parquet.ParquetFile(self.path) as file:
-                wanted = [name for name in file.schema_arrow.names if name in columns]
+            with open_input(self.path) as file, pyarrow.parquet.ParquetFile(file) as parquet:
+                wanted = [name for name in parquet.schema_arrow.names if name in columns]
                 if not wanted:
-                    raise _no_column(self.path, columns, file.schema_arrow.names)
-                for batch in file.iter_batches(batch_size=CHUNK_RECORDS, columns=wanted):
-                    table = pyarrow.Table.from_batches([batch])
-                    for piece in _bounded_tables(table):
-                        yield TableChunk(str(self.path), row, piece)
-                        row += piece.num_rows
-        except (pyarrow.ArrowException, OSError) as error:
+                    raise _no_column(self.path, columns, parquet.schema_arrow.names)
+                packed = unpacked = 0
+                for group in range(parquet.num_row_groups):
+                    plan = reading_plan(file, parquet, group, wanted, CHUNK_RECORDS, self.limits)
+                    packed += plan.packed_bytes
+                    reader = parquet
+                    if plan.references:
+                        reader = pyarrow.parquet.ParquetFile(
+                            file, metadata=parquet.metadata, read_dictionary=plan.references
+                        )
+                    for batch in reader.iter_batches(batch_size=plan.rows, row_groups=[group], columns=wanted):
+                        for chunk, size in row_chunks(str(self.path), row, batch, self.limits, CHUNK_BYTES):
+                            yield chunk
+                            row, unpacked = row + len(chunk), unpacked + size
+                        self.limits.check_growth(packed, unpacked)
+        except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
 
 
@@ -117,27 +134,29 @@ class SavedDataset(Source):
 
     kind = "Hugging Face dataset"
 
-    def __init__(self, path: Path, split: str = "") -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, split: str = "", limits: ReadLimits = DEFAULT_LIMITS) -> None:
+        super().__init__(path, limits)
         self.split = split
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        import datasets
         import pyarrow
 
         row = 0
         try:
-            dataset = datasets.load_from_disk(str(self.path))
-            if isinstance(dataset, datasets.DatasetDict):
-                dataset = dataset[self.split]
-            wanted = [name for name in dataset.column_names if name in columns]
-            if not wanted:
-                raise _no_column(self.path, columns, dataset.column_names)
-            for table in dataset.select_columns(wanted).with_format("arrow").iter(batch_size=CHUNK_RECORDS):
-                for piece in _bounded_tables(table):
-                    yield TableChunk(str(self.path), row, piece)
-                    row += piece.num_rows
-        except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            packed = unpacked = 0
+            for batch in record_batches(self.path / self.split):
+                wanted = [name for name in batch.schema.names if name in columns]
+                if not wanted:
+                    raise _no_column(self.path, columns, batch.schema.names)
+                batch = batch.select(wanted)
+                packed += batch.nbytes
+                for start in range(0, batch.num_rows, CHUNK_RECORDS):
+                    rows = batch.slice(start, CHUNK_RECORDS)
+                    for chunk, size in row_chunks(str(self.path), row, rows, self.limits, CHUNK_BYTES):
+                        yield chunk
+                        row, unpacked = row + len(chunk), unpacked + size
+                    self.limits.check_growth(packed, unpacked)
+        except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
 
 
@@ -147,26 +166,23 @@ class WebDataset(Source):
     kind = "WebDataset tar"
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
-        samples: list[tuple[str, dict[str, bytes | None]]] = []
+        samples: list[TarSample] = []
         size, key = 0, ""
         try:
-            with (
-                _unzipped(self.path) as stream,
-                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_SoundHeader) as tar,
-            ):
-                for key, members in _tar_samples(tar):
-                    samples.append((key, members))
-                    size += sum(len(data or b"") for data in members.values())
-                    if len(samples) == CHUNK_RECORDS or size >= CHUNK_BYTES:
-                        yield SampleChunk(str(self.path), samples)
-                        samples, size = [], 0
-        except (tarfile.TarError, *READ_ERRORS) as error:
-            raise _unreadable(self.path, f"after sample {key!r}", error) from None
+            for sample in tar_samples(self.path, self.limits):
+                samples.append(sample)
+                key = sample.key
+                size += sum(len(data or b"") for data in sample.members.values())
+                if len(samples) == CHUNK_RECORDS or size >= CHUNK_BYTES:
+                    yield SampleChunk(str(self.path), samples)
+                    samples, size = [], 0
+        except (LimitExceeded, MemoryError, *TAR_ERRORS) as error:
+            raise _unreadable(self.path, f"after sample {shortened(key, _NAMES_SHOWN)!r}", error) from None
         if samples:
             yield SampleChunk(str(self.path), samples)
 
 
-def find_sources(inputs: Sequence[str | Path], split: str = "") -> list[Source]:
+def find_sources(inputs: Sequence[str | Path], split: str = "", limits: ReadLimits = DEFAULT_LIMITS) -> list[Source]:
     """The sources that the given files and directories hold, in a fixed order.
 
     Args:
@@ -174,24 +190,25 @@ def find_sources(inputs: Sequence[str | Path], split: str = "") -> list[Source]:
             known kinds in alphabetical order. Hidden entries are passed over, and so is a directory that was already
             searched under another name.
         split: which split of a saved ``DatasetDict`` is meant.
+        limits: on what is read of them.
 
     Raises:
-        DataError: a path that does not exist, is of no known kind, holds nothing, or has not the split.
+        DataError: a path that does not exist, is a pipe or a device, is of no known kind, holds nothing, or has not
+            the split.
     """
     sources: list[Source] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            found = _in_directory(path, split, set())
+            found = _in_directory(path, split, limits, set())
             if not found:
                 raise DataError(f"{path} holds no file that can be read.", fix=f"Known: {_known_suffixes()}.")
             sources += found
-        elif path.is_file():
-            reader = _reader_of(path)
-            if reader is None:
-                raise DataError(f"{path}: unknown kind of file.", fix=f"Known: {_known_suffixes()}.")
-            sources.append(reader(path))
-        else:
-            raise DataError(f"input {path} does not exist.")
+            continue
+        _check_openable(path)
+        reader = _reader_of(path)
+        if reader is None:
+            raise DataError(f"{path}: unknown kind of file.", fix=f"Known: {_known_suffixes()}.")
+        sources.append(reader(path, limits))
     if split and not any(isinstance(source, SavedDataset) and source.split for source in sources):
         raise DataError(
             f"split {split!r} was asked for, and no input is a saved DatasetDict, which alone has splits.",
@@ -200,52 +217,82 @@ def find_sources(inputs: Sequence[str | Path], split: str = "") -> list[Source]:
     return sources
 
 
+def _check_openable(path: Path) -> None:
+    try:
+        open_input(path).close()
+    except FileNotFoundError:
+        raise DataError(f"input {path} does not exist.") from None
+    except OSError as error:
+        raise DataError(f"input {path} cannot be read: {error.strerror}.") from None
+
+
 def _known_suffixes() -> str:
     return ", ".join((*JSON, *PARQUET, *TARS)) + ", and directories of datasets.save_to_disk"
 
 
-def _reader_of(path: Path) -> type[Source] | None:
-    readers = ((JSON, JsonRecords), (PARQUET, Parquet), (TARS, WebDataset))
+def _reader_of(path: Path) -> type[JsonRecords | Parquet | WebDataset] | None:
+    readers: tuple[tuple[tuple[str, ...], type[JsonRecords | Parquet | WebDataset]], ...] = (
+        (JSON, JsonRecords),
+        (PARQUET, Parquet),
+        (TARS, WebDataset),
+    )
     return next((reader for suffixes, reader in readers if path.name.lower().endswith(suffixes)), None)
 
 
-def _in_directory(path: Path, split: str, seen: set[Path]) -> list[Source]:
+def _in_directory(path: Path, split: str, limits: ReadLimits, seen: set[Path]) -> list[Source]:
     place = path.resolve()
     if place in seen:
         return []
     seen.add(place)
-    if (path / "dataset_dict.json").is_file():
-        splits = _splits(path / "dataset_dict.json")
+    if (path / SPLITS_FILE).is_file():
+        splits = _splits(path)
         if split not in splits and (split or len(splits) != 1):
             raise DataError(
-                f"{path} has the splits {', '.join(splits)}, and split {split!r} was asked for.",
+                f"{path} has the splits {_listed(splits)}, and split {split!r} was asked for.",
                 fix=f"Choose with --split {splits[0] if splits else ''}.",
             )
-        return [SavedDataset(path, split or splits[0])]
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return [SavedDataset(path)]
+        return [SavedDataset(path, split or splits[0], limits)]
+    if (path / STATE_FILE).is_file() and (path / INFO_FILE).is_file():
+        return [SavedDataset(path, limits=limits)]
+    if len(place.parts) > _DEPTH:
+        raise DataError(f"{path}: directories are searched to a depth of {_DEPTH}.", fix="Give the files as inputs.")
     found: list[Source] = []
     for entry in sorted(path.iterdir()):
-        if entry.name.startswith(".") or (entry.name == MANIFEST and (path / RECORDS).is_file()):
+        if entry.name.startswith("."):
             continue
         reader = _reader_of(entry)
         if entry.is_dir():
-            found += _in_directory(entry, split, seen)
+            found += _in_directory(entry, split, limits, seen)
         elif reader is not None:
-            found.append(reader(entry))
+            _check_openable(entry)
+            if entry.name != MANIFEST or not (path / RECORDS).is_file():
+                found.append(reader(entry, limits))
     return found
 
 
-def _splits(file: Path) -> list[str]:
+def _splits(directory: Path) -> list[str]:
     try:
-        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["splits"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return split_names(directory)
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{file} cannot be read: {error!r}.", "It names the splits of the data set.", "Save the data set again."
+            f"{directory / SPLITS_FILE} cannot be read: {error}.",
+            "It names the splits of the data set.",
+            "Save the data set again.",
         ) from None
 
 
 def _unreadable(path: Path, where: str, error: Exception) -> DataError:
+    if isinstance(error, MemoryError):
+        return DataError(
+            f"{path}: there is not enough memory to read on ({where}).",
+            fix="Use a machine with more memory, or fewer --workers.",
+        )
+    if isinstance(error, LimitExceeded):
+        return DataError(
+            f"{path} is not read to its end: {error} ({where}).",
+            "A small file that grows without end would fill the memory, or be read for days.",
+            f"If it is meant to be like that, raise {error.setting}; otherwise leave it out.",
+        )
     return DataError(
         f"{path} cannot be read to its end: {error or type(error).__name__} ({where}).",
         "What is missing cannot be counted, so this is not one bad record.",
@@ -255,81 +302,10 @@ def _unreadable(path: Path, where: str, error: Exception) -> DataError:
 
 def _no_column(path: Path, columns: Sequence[str], present: Sequence[str]) -> DataError:
     return DataError(
-        f"{path} has none of the columns {', '.join(columns)}; it has {', '.join(present)}.",
+        f"{path} has none of the columns {', '.join(columns)}; it has {_listed(present)}.",
         fix="Name the column of plain text with --text-field, or rename the columns.",
     )
 
 
-def _bounded_tables(table: Any) -> Iterator[Any]:
-    """The table in pieces of about CHUNK_BYTES: rows with images are large.
-
-    A piece is a copy of its rows; a slice would take all of its parent's memory along on the way to a worker.
-    """
-    import pyarrow
-
-    schema = pyarrow.schema([field.with_type(_without_views(field.type)) for field in table.schema])
-    table = table if schema.equals(table.schema) else table.cast(schema)
-    pieces = min(max(1, table.nbytes // CHUNK_BYTES), max(1, table.num_rows))
-    step = -(-table.num_rows // pieces) or 1
-    for start in range(0, table.num_rows, step):
-        yield table.take(pyarrow.array(range(start, min(start + step, table.num_rows))))
-
-
-def _without_views(kind: Any) -> Any:
-    """The Arrow type with its strings in one run of bytes: rows of the newer views cannot be picked out (Arrow 26)."""
-    import pyarrow
-
-    if pyarrow.types.is_string_view(kind):
-        return pyarrow.large_string()
-    if pyarrow.types.is_binary_view(kind):
-        return pyarrow.large_binary()
-    if pyarrow.types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_without_views(field.type)) for field in kind])
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        value = kind.value_field.with_type(_without_views(kind.value_type))
-        return kind if value == kind.value_field else pyarrow.large_list(value)
-    return kind
-
-
-def _unzipped(path: Path) -> BinaryIO:
-    """A tar's bytes, gzip taken off whatever the name; ``tarfile`` itself reads no further than gzip's first part."""
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
-
-
-class _SoundHeader(tarfile.TarInfo):
-    """A member's header. Where it is damaged, or missing before the mark of the archive's end, it is an error.
-
-    ``tarfile`` takes both for the end, and the members behind them would be lost without a word.
-    """
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # the mark of the end
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {archive.offset}, before the archive's end") from None
-
-
-def _tar_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes | None]]]:
-    current, members = "", dict[str, bytes | None]()
-    for member in tar:
-        if member.isdir():
-            continue
-        path = PurePosixPath(member.name)
-        key = str(path.with_name(path.name.partition(".")[0] or path.name))
-        if key != current:
-            if members:
-                yield current, members
-            current, members = key, {}
-        # What a link points to may lie behind, and a stream is read once.
-        stream = tar.extractfile(member) if member.isfile() else None
-        members[member.name] = None if stream is None else stream.read()
-    if members:
-        yield current, members
-    while block := tar.fileobj.read(2**20):  # type: ignore[union-attr]
-        if block.strip(b"\0"):
-            raise tarfile.ReadError("something follows the archive's end: archives cannot be joined by appending")
+def _listed(names: Sequence[str]) -> str:
+    return shortened(", ".join(names[:_NAMES_SHOWN]), _NAMES_SHOWN)

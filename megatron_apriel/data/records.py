@@ -14,12 +14,15 @@ or decoded here. Whatever does not fit raises BadRecord with the reason: a recor
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from megatron_apriel.data.json_text import parsed_json
 from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 
 FORMATS = ("messages", "conversations", "text")
 """Formats in the order in which a record's fields are looked for."""
@@ -76,7 +79,7 @@ def recognise(record: Mapping[str, Any], text_field: str = "text") -> str | None
 
 
 def parse_record(
-    record: Mapping[str, Any], record_format: str, text_field: str = "text"
+    record: Mapping[str, Any], record_format: str, text_field: str = "text", limits: ReadLimits = DEFAULT_LIMITS
 ) -> TextDocument | Conversation:
     """The document of a raw record.
 
@@ -84,13 +87,14 @@ def parse_record(
         record: parsed JSON object or table row.
         record_format: one of ``FORMATS``.
         text_field: name of the field that holds plain text.
+        limits: on JSON texts in its fields.
 
     Raises:
         BadRecord: the record does not have that shape.
     """
     if record_format == "text":
         return _text_document(record, text_field)
-    return _conversation(record, record_format)
+    return _conversation(record, record_format, limits.record_values)
 
 
 def _text_document(record: Mapping[str, Any], text_field: str) -> TextDocument:
@@ -108,7 +112,7 @@ def _text_document(record: Mapping[str, Any], text_field: str) -> TextDocument:
 class _ImageQueue:
     """The record's own images, handed out to markers and empty parts in order; parts with data add theirs."""
 
-    waiting: list[ImageValue]
+    waiting: deque[ImageValue]
     used: list[ImageValue] = field(default_factory=list)
     places: int = 0
 
@@ -119,7 +123,7 @@ class _ImageQueue:
     def next(self) -> dict[str, str]:
         self.places += 1
         if self.waiting:
-            self.used.append(self.waiting.pop(0))
+            self.used.append(self.waiting.popleft())
         return {"type": "image"}
 
     def add(self, value: ImageValue) -> dict[str, str]:
@@ -128,16 +132,16 @@ class _ImageQueue:
         return {"type": "image"}
 
 
-def _conversation(record: Mapping[str, Any], record_format: str) -> Conversation:
+def _conversation(record: Mapping[str, Any], record_format: str, most_values: int) -> Conversation:
     turns = record.get(record_format)
     if turns is None:
         fields = ", ".join(name for name, value in record.items() if value is not None)
         raise BadRecord(f"it has no {record_format}, as other records of its file do; its fields: {fields or 'none'}")
     if isinstance(turns, str):
-        turns = _json_of(turns, f"field {record_format!r}")
+        turns = parsed_json(turns, most_values, f"field {record_format!r}")
     if not isinstance(turns, list) or not turns:
         raise BadRecord(f"field {record_format!r} is not a list of turns")
-    queue = _ImageQueue(list(_images_of(record)))
+    queue = _ImageQueue(deque(_images_of(record)))
     markers = record_format == "conversations" or bool(queue.waiting)
     messages = []
     if record_format == "conversations" and record.get("system"):
@@ -146,7 +150,9 @@ def _conversation(record: Mapping[str, Any], record_format: str) -> Conversation
         where = f"turn {number + 1}"
         if not isinstance(turn, Mapping):
             raise BadRecord(f"{where} is not an object")
-        message = _llava_message(turn, where) if record_format == "conversations" else _message(turn, where)
+        message = (
+            _llava_message(turn, where) if record_format == "conversations" else _message(turn, where, most_values)
+        )
         message["content"] = _content(message["content"], message["role"], queue, markers, where)
         if message["role"] == "assistant" and not _response(message, where) and not message.get("tool_calls"):
             thought = message["content"].strip() or message.get("reasoning_content", "").strip()
@@ -155,7 +161,7 @@ def _conversation(record: Mapping[str, Any], record_format: str) -> Conversation
     if not any(message["role"] == "assistant" for message in messages):
         raise BadRecord("no turn is the assistant's: there is nothing to learn")
     _check_count(queue.places, queue.total)
-    return Conversation(tuple(messages), _tools(record.get("tools")), tuple(queue.used))
+    return Conversation(tuple(messages), _tools(record.get("tools"), most_values), tuple(queue.used))
 
 
 def _llava_message(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -165,7 +171,7 @@ def _llava_message(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"role": SPEAKERS[speaker], "content": _string(turn.get("value"), f"{where}: value")}
 
 
-def _message(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _message(turn: Mapping[str, Any], where: str, most_values: int) -> dict[str, Any]:
     role = turn.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise BadRecord(f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}")
@@ -174,7 +180,7 @@ def _message(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
     if role == "assistant" and reasoning is not None:
         message["reasoning_content"] = _string(reasoning, f"{where}: reasoning")
     if role == "assistant" and turn.get("tool_calls"):
-        message["tool_calls"] = _tool_calls(turn["tool_calls"], where)
+        message["tool_calls"] = _tool_calls(turn["tool_calls"], where, most_values)
     return message
 
 
@@ -235,8 +241,9 @@ def _part(part: Any, queue: _ImageQueue, where: str) -> str | dict[str, str]:
     return queue.next()
 
 
-def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
-    calls = _json_of(calls, f"{where}: tool_calls") if isinstance(calls, str) else calls
+def _tool_calls(calls: Any, where: str, most_values: int) -> list[dict[str, Any]]:
+    if isinstance(calls, str):
+        calls = parsed_json(calls, most_values, f"{where}: tool_calls")
     if not isinstance(calls, list):
         raise BadRecord(f"{where}: tool_calls is not a list")
     cleaned = []
@@ -247,7 +254,9 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         name, arguments = function.get("name"), function.get("arguments")
         if not isinstance(name, str) or not name:
             raise BadRecord(f"{where}: a tool call without the function's name")
-        parsed = _json_of(arguments, f"{where}: arguments of {name}") if isinstance(arguments, str) else arguments
+        parsed = arguments
+        if isinstance(arguments, str):
+            parsed = parsed_json(arguments, most_values, f"{where}: arguments of {name}")
         if not isinstance(parsed, Mapping):
             raise BadRecord(f"{where}: the arguments of {name} are not a JSON object")
         _check_text([name, arguments, parsed], f"{where}: the call of {name}")
@@ -255,8 +264,9 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return cleaned
 
 
-def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
-    tools = _json_of(tools, "field 'tools'") if isinstance(tools, str) and tools.strip() else tools
+def _tools(tools: Any, most_values: int) -> tuple[dict[str, Any], ...]:
+    if isinstance(tools, str) and tools.strip():
+        tools = parsed_json(tools, most_values, "field 'tools'")
     if not tools:
         return ()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -309,10 +319,3 @@ def _check_text(value: Any, what: str) -> None:
         raise BadRecord(f"{what} holds half of a surrogate pair, which is no character: {error}") from None
     except ValueError:
         raise BadRecord(f"{what} holds NaN or an infinity, which JSON does not have") from None
-
-
-def _json_of(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(f"{what} is not valid JSON: {error}") from None

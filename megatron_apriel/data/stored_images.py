@@ -10,7 +10,6 @@ is kept byte for byte. Every image is decoded completely, so that damage is foun
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,24 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megatron_apriel.data.picture_files import (
+    DECODER_ERRORS,
+    FORMATS,
+    JPEG_FORMATS,
+    check_cost,
+    check_scans,
+    jpeg_segments,
+    open_picture,
+)
 from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
-"""Formats that are accepted; an animation or a multi-page file gives its first picture."""
-
-MAX_PIXELS = 100_000_000
-"""Default limit on height x width: decoding takes 3 bytes for each. Pillow itself refuses above 178,956,970."""
-
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, MemoryError)
-"""What Pillow's decoders raise for damaged data, depending on the format and the place of the damage."""
-
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 _JPEG_SIZE_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all Huffman-coded
-_JPEG_WITHOUT_LENGTH = (0x01, 0xD8, *range(0xD0, 0xD8))
+_TILE = 1024
+"""Side of the pieces in which pixels are converted, so that only the result takes memory."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class EncodedImage:
     width: int
 
 
-def encode_for_corpus(data: bytes, max_pixels: int = MAX_PIXELS) -> EncodedImage:
+def encode_for_corpus(data: bytes, limits: ReadLimits = DEFAULT_LIMITS) -> EncodedImage:
     """Check an image by decoding it and return it in the form that a corpus stores.
 
     Args:
         data: the bytes of an image file in one of ``FORMATS``.
-        max_pixels: limit on height x width, looked at before decoding.
+        limits: on what decoding takes, looked at before.
 
     Raises:
         BadRecord: not an image, damaged, too large, or of a kind whose pixels have no defined colours.
@@ -62,39 +63,45 @@ def encode_for_corpus(data: bytes, max_pixels: int = MAX_PIXELS) -> EncodedImage
     if not data:
         raise BadRecord("an image has 0 bytes")
     with warnings.catch_warnings():
-        # Pillow warns about sizes that are checked below, and about harmless metadata.
+        # Pillow warns about sizes that are checked here, and about harmless metadata.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if height * width > max_pixels:
-                    raise BadRecord(f"an image of {height}x{width} pixels exceeds the limit of {max_pixels} pixels")
+            with open_picture(data) as image:
+                if image.format in JPEG_FORMATS:
+                    check_scans(data)
+                check_cost(image, limits, converted=not _may_be_plain(image))
                 image.load()
                 if _is_plain(image, data):
-                    return EncodedImage(data, height, width)
-                return _as_png(upright_rgb(image))
+                    return EncodedImage(data, image.height, image.width)
+                return _as_png(upright_rgb(image, limits))
         except UnidentifiedImageError:
             raise BadRecord(
                 f"an image of {len(data)} bytes, beginning {data[:8]!r}, is none of {', '.join(FORMATS)}"
             ) from None
         except Image.DecompressionBombError as error:
             raise BadRecord(f"an image is too large to decode: {error}") from None
+        except MemoryError:
+            raise BadRecord(f"there is not enough memory to decode an image of {len(data)} bytes") from None
         except DECODER_ERRORS as error:
             raise BadRecord(f"an image of {len(data)} bytes is damaged: {error or type(error).__name__}") from None
 
 
+def _may_be_plain(image: Image.Image) -> bool:
+    """Whether it can be kept byte for byte, as far as its header says."""
+    kept = image.mode == "RGB" or (image.mode == "L" and image.format in JPEG_FORMATS)
+    return kept and image.format in ("PNG", *JPEG_FORMATS) and "transparency" not in image.info
+
+
 def _is_plain(image: Image.Image, data: bytes) -> bool:
     """Whether every decoder reads the bytes as they are: no rotation, alpha, palette, CMYK, 16 bits or animation."""
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    if image.getexif().get(_ORIENTATION, 1) != 1 or not _may_be_plain(image):
         return False
-    if image.format in ("JPEG", "MPO"):  # MPO: a JPEG followed by further pictures, as some phones write
+    if image.format in JPEG_FORMATS:
         # Transform 0 says that three components are RGB itself; not every decoder reads that mark.
-        return image.mode in ("L", "RGB") and image.info.get("adobe_transform") != 0 and _plain_jpeg(data)
-    if image.format == "PNG":
-        # The header's fixed place: bit depth, colour type (2 is RGB without alpha or palette).
-        animated = getattr(image, "is_animated", False)
-        return data[24] == 8 and data[25] == 2 and "transparency" not in image.info and not animated and _has_end(data)
-    return False
+        return image.info.get("adobe_transform") != 0 and _plain_jpeg(data)
+    # The header's fixed place: bit depth, colour type (2 is RGB without alpha or palette).
+    animated = getattr(image, "is_animated", False)
+    return data[24] == 8 and data[25] == 2 and not animated and _has_end(data)
 
 
 def _has_end(data: bytes) -> bool:
@@ -107,77 +114,74 @@ def _has_end(data: bytes) -> bool:
 
 def _plain_jpeg(data: bytes) -> bool:
     """Whether the frame is 8-bit baseline, extended or progressive with Huffman coding."""
-    place = 0
-    while place + 4 <= len(data):
-        if data[place] != 0xFF:
-            return False
-        marker = data[place + 1]
-        if marker == 0xFF:
-            place += 1
-        elif marker in _JPEG_WITHOUT_LENGTH:
-            place += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+    for marker, place in jpeg_segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return marker in _JPEG_SIZE_MARKERS and data[place + 4 : place + 5] == b"\x08"
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return False
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, limits: ReadLimits = DEFAULT_LIMITS) -> Image.Image:
     """The first picture as 8-bit RGB: orientation applied, 16 bits scaled, transparency blended onto white.
 
-    Raises BadRecord for pixels that have no defined colours, and what ``DECODER_ERRORS`` lists for damaged data.
+    The image is closed before its copy is turned, so that there are never more than two in memory.
+
+    Raises BadRecord for pixels that have no defined colours, or that take more than is allowed, and what
+    ``DECODER_ERRORS`` lists for damaged data.
     """
     from PIL import Image
 
-    upright = _turned(image)
-    if upright.mode == "F":
+    if image.mode == "F":
         raise BadRecord("an image has floating-point pixels, which have no defined white")
-    if upright.mode.startswith("I"):
-        upright = _eight_bits(upright, getattr(image, "tag_v2", {}))
-    colour = upright.info.get("transparency")
+    image.load()
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    check_cost(image, limits, converted=True, turned=turn is not None)
+    colour = image.info.get("transparency")
     if isinstance(colour, tuple) and max(colour) > 255:
         raise BadRecord("an image has 16 bits per colour and one transparent colour, which 8 bits cannot tell")
-    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        premultiplied = {"RGBa": "RGBA", "La": "LA"}.get(upright.mode)
-        transparent = (upright.convert(premultiplied) if premultiplied else upright).convert("RGBA")
-        white = Image.new("RGBA", transparent.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, transparent).convert("RGB")
-    return upright.convert("RGB")
+    most = _most_value(image) if image.mode.startswith("I") else 0
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, _TILE):
+        for left in range(0, image.width, _TILE):
+            box = (left, top, min(left + _TILE, image.width), min(top + _TILE, image.height))
+            part = image.crop(box)
+            result.paste(_rgb(_eight_bits(part, most, getattr(image, "tag_v2", {})) if most else part), box)
+    image.close()
+    # Pillow's own function also writes the metadata anew, which fails where other fields of it are damaged.
+    return result if turn is None else result.transpose(turn)
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """The image as its orientation flag says.
-
-    Pillow's own function also writes the metadata anew, which fails where other fields of it are damaged.
-    """
-    from PIL.Image import Transpose
-
-    turn = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }.get(image.getexif().get(_ORIENTATION, 1))
-    return image if turn is None else image.transpose(turn)
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""Orientations of EXIF and ``PIL.Image.Transpose``, which is not imported until there is an image."""
 
 
-def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """A grey image of 12 or 16 bits on the scale of 8, rounded to nearest, with alpha where a value is transparent.
+def _rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
+        return image.convert("RGB")
+    premultiplied = {"RGBa": "RGBA", "La": "LA"}.get(image.mode)
+    transparent = (image.convert(premultiplied) if premultiplied else image).convert("RGBA")
+    white = Image.new("RGBA", transparent.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, transparent).convert("RGB")
+
+
+def _most_value(image: Image.Image) -> int:
+    """The value of white of a grey image of 12 or 16 bits. Raises BadRecord for values beyond."""
+    most = 4095 if getattr(image, "tag_v2", {}).get(_BITS) == (12,) else 65535
+    low, high = image.getextrema()
+    if low < 0 or high > most:  # type: ignore[operator]
+        raise BadRecord(f"an image has values from {low} to {high}, more than {most.bit_length()} bits")
+    return most
+
+
+def _eight_bits(image: Image.Image, most: int, tags: Mapping[int, Any]) -> Image.Image:
+    """A grey image of values up to ``most`` on the scale of 8 bits, rounded, with alpha where a value is transparent.
 
     Pillow applies neither a TIFF's depth nor its mark that 0 is white to these; ``tags`` are the TIFF's.
     """
     from PIL import Image
 
     values = np.asarray(image).astype(np.int64)
-    most = 4095 if tags.get(_BITS) == (12,) else 65535
-    if values.min() < 0 or values.max() > most:
-        raise BadRecord(
-            f"an image has values from {values.min()} to {values.max()}, more than {most.bit_length()} bits"
-        )
     levels = most - values if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else values
     grey = Image.fromarray(((levels * 255 + most // 2) // most).astype(np.uint8))
     if (transparent := image.info.get("transparency")) is not None:
@@ -186,9 +190,6 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 
 
 def _as_png(image: Image.Image) -> EncodedImage:
-    # A fresh image without the source's metadata, whose colour profile or orientation would be applied a second time.
-    clean = image.copy()
-    clean.info = {}
     buffer = io.BytesIO()
-    clean.save(buffer, format="PNG", exif=b"", icc_profile=None)
-    return EncodedImage(buffer.getvalue(), clean.height, clean.width)
+    image.save(buffer, format="PNG")
+    return EncodedImage(buffer.getvalue(), image.height, image.width)

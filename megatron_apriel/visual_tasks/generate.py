@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.outputs import check_destination, whole_directory
 from megatron_apriel.progress import progress
@@ -64,6 +65,7 @@ class Options:
         image_format: one of ``FORMATS``.
         quality: of JPEG.
         workers: processes.
+        limits: on the raw images that are read.
     """
 
     samples: int
@@ -75,6 +77,7 @@ class Options:
     image_format: str = "jpeg"
     quality: int = 92
     workers: int = 1
+    limits: ReadLimits = DEFAULT_LIMITS
 
     def check(self) -> None:
         """Raise ConfigError for numbers that cannot be."""
@@ -84,6 +87,7 @@ class Options:
             ("max-side", self.max_side, MIN_MAX_SIDE, MAX_MAX_SIDE),
             ("quality", self.quality, 50, 100),
             ("workers", self.workers, 1, 4096),
+            ("max-pixels", self.limits.pixels, 1, 2**40),
         ):
             if not low <= value <= high:
                 raise ConfigError(f"--{name} {value} is outside of {low} to {high}.")
@@ -260,7 +264,7 @@ def prepare_generator(images: Path, annotations: Path | None, options: Options, 
     usable = []
     pieces = (names[start : start + _HEADERS] for start in range(0, len(names), _HEADERS))
     with (
-        Workers(images, min(options.workers, -(-len(names) // _HEADERS))) as workers,
+        Workers((images, options.limits), min(options.workers, -(-len(names) // _HEADERS))) as workers,
         progress("looking at images", len(names), "images") as step,
     ):
         for headers in workers.in_order(_headers, pieces):
@@ -271,7 +275,9 @@ def prepare_generator(images: Path, annotations: Path | None, options: Options, 
     found = f"Of {summary.files} image files, {len(summary.unusable)} cannot be used{_examples(summary.unusable)}."
     if not usable:
         raise DataError(f"no image of {images} can be used.", found)
-    raw = RawImages(images, [h.name for h in usable], [(h.width, h.height) for h in usable], options.max_side)
+    raw = RawImages(
+        images, [h.name for h in usable], [(h.width, h.height) for h in usable], options.max_side, options.limits
+    )
     known = None
     if annotations is not None:
         known = read_annotations(
@@ -283,8 +289,9 @@ def prepare_generator(images: Path, annotations: Path | None, options: Options, 
     return Generator(raw, known, menu, options)
 
 
-def _headers(images: Path, names: list[str]) -> list[Header]:
-    return [read_header(images, name) for name in names]
+def _headers(shared: tuple[Path, ReadLimits], names: list[str]) -> list[Header]:
+    images, limits = shared
+    return [read_header(images, name, limits) for name in names]
 
 
 def _make_chunk(shared: tuple[Generator, Path], numbers: range) -> list[Made]:
@@ -361,6 +368,7 @@ def _manifest(images: Path, annotations: Path | None, options: Options, summary:
             "max_side": options.max_side,
             "image_format": options.image_format,
             "quality": options.quality,
+            "max_pixels": options.limits.pixels,
         },
         "images": {
             "files": summary.files,

@@ -8,18 +8,30 @@ Pixels follow the corpus's rules (orientation applied, transparency on white, 16
 
 from __future__ import annotations
 
+import mmap
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from megatron_apriel.data.picture_files import (
+    DECODER_ERRORS,
+    FORMATS,
+    JPEG_FORMATS,
+    check_cost,
+    check_scans,
+    open_picture,
+)
 from megatron_apriel.data.problems import BadRecord, printable
-from megatron_apriel.data.stored_images import DECODER_ERRORS, FORMATS, MAX_PIXELS, upright_rgb
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.data.stored_images import upright_rgb
 from megatron_apriel.errors import DataError
+from megatron_apriel.inputs import TooLargeError, open_input
 from megatron_apriel.visual_tasks.pixels import Picture
 from megatron_apriel.visual_tasks.sample import Unreadable
 
@@ -29,7 +41,7 @@ MIN_SIDE = 64
 
 _CACHE_BYTES = 64 * 2**20
 _ORIENTATION = 0x0112
-_DRAFTED = ("JPEG", "MPO")  # formats that may come smaller than their header says
+_NO_MEMORY = "there is not enough memory to decode it"
 _TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
 
 
@@ -58,12 +70,14 @@ class RawImages:
         names: relative paths, sorted.
         sizes: (width, height) of each, upright.
         max_side: pixels of the longer side that pictures are given.
+        limits: on what is decoded.
     """
 
     root: Path
     names: Sequence[str]
     sizes: Sequence[tuple[int, int]]
     max_side: int
+    limits: ReadLimits = DEFAULT_LIMITS
     _cache: OrderedDict[int, Picture] = field(default_factory=OrderedDict, repr=False)
     _cached: int = 0
 
@@ -91,17 +105,33 @@ class RawImages:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # harmless metadata; sizes were looked at with the header
-                with Image.open(self.root / name, formats=FORMATS) as image:
+                with _mapped(self.root / name, self.limits) as data, open_picture(data) as image:
+                    if image.format in JPEG_FORMATS:
+                        check_scans(data)
+                    check_cost(image, self.limits)
                     size = _scaled(image.size, self.max_side)
                     # JPEG decodes straight to half, a quarter or an eighth, which for a camera's pictures is most of
                     # the time; never below twice the size wanted, so that the last step is still a proper resize.
                     image.draft("RGB", (2 * size[0], 2 * size[1]))
-                    upright = upright_rgb(image)
-                    if image.format not in _DRAFTED and upright.size != self.sizes[index]:
+                    check_cost(image, self.limits, converted=True)
+                    upright = upright_rgb(image, self.limits)
+                    if image.format not in JPEG_FORMATS and upright.size != self.sizes[index]:
                         raise Unreadable(name, "only its end says that it is to be turned")
+        except MemoryError:
+            raise Unreadable(name, _NO_MEMORY) from None
         except (BadRecord, UnidentifiedImageError, Image.DecompressionBombError, *DECODER_ERRORS) as error:
             raise Unreadable(name, str(error) or type(error).__name__) from None
         return upright.resize(_scaled(upright.size, self.max_side), Image.Resampling.BICUBIC)
+
+
+@contextmanager
+def _mapped(path: Path, limits: ReadLimits) -> Iterator[mmap.mmap]:
+    """The contents of an image file, of which only what is looked at is read. Raises OSError or ValueError."""
+    with open_input(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limits.record_bytes:
+            raise TooLargeError(path, size, limits.record_bytes)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
 
 
 def _bytes(picture: Picture) -> int:
@@ -146,23 +176,27 @@ def image_files(root: Path) -> tuple[list[str], int]:
     return sorted(names), others
 
 
-def read_header(root: Path, name: str) -> Header:
+def read_header(root: Path, name: str, limits: ReadLimits = DEFAULT_LIMITS) -> Header:
     """Size of an image file, and whether it can be used, without decoding it."""
     if printable(name) != name:
         return Header(name, problem="has a name that is not UTF-8, which no record can hold")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(root / name, formats=FORMATS) as image:
+            with _mapped(root / name, limits) as data, open_picture(data) as image:
                 width, height = image.size
                 # Not the PNG reader's own method, which would decode all pixels to look for EXIF behind them.
                 turned = Image.Image.getexif(image).get(_ORIENTATION) in _TURNED
+                if image.format not in JPEG_FORMATS:  # which come as small as they are needed
+                    check_cost(image, limits, converted=True)
     except UnidentifiedImageError:
         return Header(name, problem=f"is none of {', '.join(FORMATS)}, or its header is damaged")
-    except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
+    except BadRecord as problem:
+        return Header(name, problem=f"cannot be used: {problem}")
+    except (Image.DecompressionBombError, MemoryError, *DECODER_ERRORS) as error:
         return Header(name, problem=f"cannot be opened: {error or type(error).__name__}")
-    if width * height > MAX_PIXELS:
-        return Header(name, problem=f"is {width}x{height} pixels, more than {MAX_PIXELS} in all")
+    if width * height > limits.pixels:
+        return Header(name, problem=f"is {width}x{height} pixels, more than {limits.pixels} in all")
     if min(width, height) < MIN_SIDE:
         return Header(name, problem=f"is too small: {width}x{height} pixels, shorter side under {MIN_SIDE}")
     return Header(name, height, width) if turned else Header(name, width, height)

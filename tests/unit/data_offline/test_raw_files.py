@@ -12,8 +12,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_apriel.data import compressed, json_arrays, raw_chunks, readers
-from megatron_apriel.data.readers import _bounded_tables, find_sources
+from megatron_apriel.data import json_arrays, raw_chunks, readers
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.data.readers import find_sources
+from megatron_apriel.data.table_rows import row_chunks
 from megatron_apriel.errors import DataError
 
 COLUMNS = ("text", "images")
@@ -21,10 +23,9 @@ TEXTS = [f"line {number} \u2028 ü" for number in range(300)]
 LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
 
 
-def read(path: Path, **options) -> list[raw_chunks.RawRecord]:
-    return [
-        raw for source in find_sources([path], **options) for chunk in source.chunks(COLUMNS) for raw in chunk.records()
-    ]
+def read(path: Path, limits: ReadLimits = DEFAULT_LIMITS, **options) -> list[raw_chunks.RawRecord]:
+    sources = find_sources([path], limits=limits, **options)
+    return [raw for source in sources for chunk in source.chunks(COLUMNS) for raw in chunk.records(limits)]
 
 
 def texts(path: Path, **options) -> list[str]:
@@ -83,10 +84,10 @@ def test_deep_nesting_and_long_numbers_are_bad_records(tmp_path):
     assert all("not valid JSON" in raw.problem for raw in read(tmp_path / "a.jsonl"))
 
 
-def test_an_overlong_line_is_skipped_without_being_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(compressed, "MAX_RECORD_BYTES", 100)
-    (tmp_path / "a.jsonl").write_text('{"text": "1"}\n' + "x" * 1000 + '\n{"text": "3"}\n')
-    first, second, third = read(tmp_path / "a.jsonl")
+@pytest.mark.parametrize(("most", "length"), [(100, 300), (2 * 2**20, 6 * 2**20)])
+def test_an_overlong_line_is_skipped_without_being_held(most, length, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "1"}\n' + "x" * length + '\n{"text": "3"}\n')
+    first, second, third = read(tmp_path / "a.jsonl", ReadLimits(record_bytes=most))
     assert (first.value, third.value) == ({"text": "1"}, {"text": "3"})
     assert second.place.endswith(":2") and "the line is longer than" in second.problem
 
@@ -143,11 +144,10 @@ def test_an_array_of_nothing_has_no_records(tmp_path):
 
 
 def test_an_endless_element_of_an_array_is_not_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_arrays, "MAX_RECORD_BYTES", 1000)
     monkeypatch.setattr(json_arrays, "_READ_BYTES", 100)
     (tmp_path / "a.json").write_text('[{"text": "' + "x" * 5000)
-    with pytest.raises(DataError, match="a record is longer than 1000 bytes"):
-        read(tmp_path / "a.json")
+    with pytest.raises(DataError, match=r"a record is longer than 1,000 bytes(?s:.*)raise --max-record"):
+        read(tmp_path / "a.json", ReadLimits(record_bytes=1000))
 
 
 def test_parquet(tmp_path):
@@ -177,8 +177,9 @@ def test_views_of_strings_inside_messages():
     message = pyarrow.struct([("role", pyarrow.string_view()), ("content", pyarrow.string_view())])
     messages = [[{"role": "user", "content": text}] for text in TEXTS]
     table = pyarrow.table({"messages": pyarrow.array(messages, pyarrow.list_(message))})
-    pieces = list(_bounded_tables(table))
-    assert [row["messages"] for piece in pieces for row in piece.to_pylist()] == messages
+    (batch,) = table.to_batches()
+    chunks = [chunk for chunk, _ in row_chunks("a", 0, batch, DEFAULT_LIMITS, 2**20)]
+    assert [raw.value["messages"] for chunk in chunks for raw in chunk.records()] == messages
 
 
 def test_parquet_with_a_string_that_is_no_utf8(tmp_path):
@@ -350,7 +351,9 @@ def test_zstd_with_a_long_window(tmp_path):
     parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
     packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(text) + packer.flush())
-    assert [raw.value["text"] for raw in read(tmp_path / "a.jsonl.zst")] == TEXTS
+    assert [raw.value["text"] for raw in read(tmp_path / "a.jsonl.zst", ReadLimits(window_bytes=2**28))] == TEXTS
+    with pytest.raises(DataError, match=r"a window of more than 134,217,728 bytes(?s:.*)raise --max-window"):
+        read(tmp_path / "a.jsonl.zst")
 
 
 def test_hidden_entries_and_folders_searched_before_are_passed_over(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from megatron_apriel.data.problems import BadRecord
+from megatron_apriel.data.read_limits import ReadLimits
 from megatron_apriel.data.stored_images import encode_for_corpus
 
 
@@ -206,9 +207,9 @@ def test_refused_images(data, message):
 
 def test_the_limit_can_be_set(small_photograph):
     data = file_of(small_photograph, "PNG")
-    assert encode_for_corpus(data, max_pixels=2400).height == 40
+    assert encode_for_corpus(data, ReadLimits(pixels=2400)).height == 40
     with pytest.raises(BadRecord, match="40x60 pixels exceeds the limit of 2399 pixels"):
-        encode_for_corpus(data, max_pixels=2399)
+        encode_for_corpus(data, ReadLimits(pixels=2399))
 
 
 def test_the_transparent_value_of_sixteen_bits_is_blended_or_refused():
