@@ -35,7 +35,7 @@ def parse_json(data: bytes, finite: bool = True) -> Any:
     """
     numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _no_number} if finite else {}
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, **numbers)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys, **numbers)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     level = _inside([[value]])
@@ -52,7 +52,8 @@ def _inside(level: list[Any]) -> list[Any]:
     return [part for part in parts if isinstance(part, dict | list)]
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs (``object_pairs_hook`` of json). Raises ValueError if a key is there twice."""
     table = dict(pairs)
     if len(table) != len(pairs):
         seen: set[str] = set()
