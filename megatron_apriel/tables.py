@@ -20,18 +20,19 @@ class Table(rich.table.Table):
     """rich's table of plain text; a cell of several lines is given as a list of them."""
 
     def __init__(self, *headings: str, title: str | None = None, **options: Any) -> None:
-        super().__init__(title=None if title is None else _plain(title, "bold"), title_justify="left", **options)
+        super().__init__(title=None if title is None else plain(title, "bold"), title_justify="left", **options)
         for heading in headings:
             self.add_column(heading)
 
     def add_column(self, header: str = "", **options: Any) -> None:  # type: ignore[override]
-        super().add_column(_plain(header), **options)
+        super().add_column(plain(header), **options)
 
     def add_row(self, *cells: str | list[str], **options: Any) -> None:  # type: ignore[override]
-        super().add_row(*map(_plain, cells), **options)
+        super().add_row(*map(plain, cells), **options)
 
 
-def _plain(text: str | list[str], style: str = "") -> Text:
+def plain(text: str | list[str], style: str = "") -> Text:
+    """Text of one or several lines for a console to print, letter by letter."""
     return Text("\n".join(map(printable, [text] if isinstance(text, str) else text)), style)
 
 

@@ -22,7 +22,7 @@ from megatron_apriel.inputs import read_input
 MOST_BYTES = 2**18
 """Of a file, and of an override. A stage has a few thousand."""
 MOST_VALUES = 20_000
-"""Of a file, each counted as often as aliases repeat it."""
+"""Keys and values of a file, each counted as often as aliases repeat it."""
 MOST_DEEP = 50
 """Lists and sections in one another. A stage has four."""
 
@@ -32,6 +32,7 @@ Location = tuple[str | int, ...]
 _TAG = "tag:yaml.org,2002:"
 _UNREADABLE = "The text cannot be read as YAML."
 _TOO_DEEP = f"values lie in one another more than {MOST_DEEP} deep"
+_TOO_MANY = f"there are more than {MOST_VALUES:,} values"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_NUMBER = 400  # letters; more than any number of 64 bits has
 
@@ -58,14 +59,16 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's grammar, whose nodes are not nested beyond ``MOST_DEEP``."""
+    """PyYAML's grammar, with no more than ``MOST_VALUES`` nodes and ``MOST_DEEP`` of them in one another."""
 
     yaml_implicit_resolvers = _resolvers()
-    _depth = 0
+    _depth = _count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self._depth > MOST_DEEP:
-            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.peek_event().start_mark)
+        self._count += 1
+        if self._depth > MOST_DEEP or self._count > MOST_VALUES:
+            problem = _TOO_DEEP if self._depth > MOST_DEEP else _TOO_MANY
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         self._depth += 1
         try:
             return super().compose_node(parent, index)
@@ -187,9 +190,7 @@ class _Values:
     def _enter(self, node: yaml.Node, above: tuple[yaml.Node, ...], line: int) -> None:
         self._count += 1
         if self._count > MOST_VALUES:
-            raise self._refused(
-                line, f"there are more than {MOST_VALUES:,} values", "What aliases (*name) repeat counts each time."
-            )
+            raise self._refused(line, _TOO_MANY, "What aliases (*name) repeat counts each time.")
         if any(node is outer for outer in above):
             raise self._refused(
                 node.start_mark.line + 1,

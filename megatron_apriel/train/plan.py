@@ -19,12 +19,12 @@ from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import COMPONENTS, SourceSection, StageConfig
 from megatron_apriel.data.corpus_format import CorpusManifest
 from megatron_apriel.data.sources import check_fits, check_images_to_learn_from
-from megatron_apriel.errors import ConfigError, DataError, printable, printable_lines
+from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.flops import model_flops
 from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.tables import Table, standard_output
+from megatron_apriel.tables import Table, plain, standard_output
 from megatron_apriel.train.memory import RankMemory, rank_memory
 from megatron_apriel.train.schedule import warmup_steps
 
@@ -58,10 +58,10 @@ def print_plan(
     if os.environ.get("RANK", "0") != "0":
         return
     console = console or standard_output(WIDTH)
-    console.print(f"Dry run of stage {config.stage} on {world_size} ranks: nothing is started.\n")
+    console.print(plain([f"Dry run of stage {config.stage} on {world_size} ranks: nothing is started.", ""]))
     console.print("Resolved configuration", style="bold")
-    console.print(printable_lines(to_yaml(config)))
-    console.print(f"The model's shapes come from {printable(origin)}.\n", soft_wrap=True)
+    console.print(plain(to_yaml(config).split("\n")))
+    console.print(plain([f"The model's shapes come from {origin}.", ""]), soft_wrap=True)
     for table in (
         layout_table(config, layout, model),
         parameters_table(config, model),
@@ -74,7 +74,7 @@ def print_plan(
     if not Path(config.init_from).exists():
         notes.insert(0, f"init_from {config.init_from} does not exist yet.")
     for note in notes:
-        console.print(f"note: {printable(note)}", soft_wrap=True)
+        console.print(plain(f"note: {note}"), soft_wrap=True)
 
 
 def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Architecture, str]:

@@ -184,7 +184,7 @@ def _rows(
     for number, (identity, category, (x, y, across, down), crowd) in enumerate(document.boxes):
         if category not in positions:
             raise DataError(
-                f"{document.name}: annotations[{number}]: no category has the id {category}.",
+                f"{document.name}: annotations[{number}]: no category has the id {shown(category)}.",
                 fix="Add it to the list categories.",
             )
         if identity not in places:
