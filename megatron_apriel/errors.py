@@ -90,8 +90,16 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
 
 
+def _with_own_lines(text: object) -> str:
+    """:func:`printable`, but for line ends before an indented line: so lists in messages are written, and no name is."""
+    return "\n  ".join(map(printable, str(text).split("\n  ")))
+
+
 class AprielError(Exception):
-    """Base of the project's errors; its text can be printed as it stands (:func:`printable_lines`).
+    """Base of the project's errors; its text can be printed as it stands.
+
+    The lines of a list in it are indented by two spaces or more. Another line end is taken for part of a name and
+    escaped: a file's name must not look like a message.
 
     Args:
         what: one sentence, with the values that were found.
@@ -100,7 +108,7 @@ class AprielError(Exception):
     """
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        self.what, self.why, self.fix = map(printable_lines, (what, why, fix))
+        self.what, self.why, self.fix = map(_with_own_lines, (what, why, fix))
         super().__init__("\n".join([self.what, *(f"  {part}" for part in (self.why, self.fix) if part)]))
 
 
