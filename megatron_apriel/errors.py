@@ -69,11 +69,14 @@ def shown(value: object, most: int = 80) -> str:
     return brief(repr(value), most)
 
 
+_LONGEST_NAME = 300
+
+
 def listed(names: Iterable[str], most: int = 5) -> str:
     """The first few of ``names``, printable, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(printable, names[:most])) + more
+    return ", ".join(brief(name, _LONGEST_NAME) for name in names[:most]) + more
 
 
 _STEERING = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
@@ -91,7 +94,7 @@ def _escaped(letter: str) -> str:
 
 
 def _with_own_lines(text: object) -> str:
-    """:func:`printable`, but for line ends before an indented line: so lists in messages are written, and no name is."""
+    """:func:`printable`, but for line ends before indented lines, as lists in messages have them and names seldom."""
     return "\n  ".join(map(printable, str(text).split("\n  ")))
 
 

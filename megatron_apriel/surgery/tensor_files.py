@@ -249,7 +249,7 @@ class TensorDirectory:
         if not isinstance(weight_map, dict) or not weight_map:
             _refuse(index, "it has no weight_map")
         for name, file_name in weight_map.items():
-            if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            if not isinstance(file_name, str) or Path(file_name).name != file_name or file_name in ("", ".."):
                 _refuse(index, f"{brief(name)} lies in {shown(file_name)}, which is no file name")
         named = sorted(set(weight_map.values()))
         # Looked up in the list of the directory, since a name may be one that no file can have.
