@@ -2,7 +2,9 @@
 
 The package is layered; imports run downward only:
 
-    inputs, errors, architecture    how a file is opened; what can go wrong; shapes of the model
+    inputs, concealed, errors       how a file is opened; what is not printed; what can go wrong
+    terminal, tables, json_text     printable lines; printable tables; JSON of a model's files
+    architecture                    shapes of the model
     outputs, locks, progress, flops whole-or-absent results; locks; progress on a terminal; the FLOPs rule
     batch, config, surgery          the typed batch; the stage schema; byte-level checkpoint edits
     parallel                        rank arithmetic, process groups, Megatron Core on CPU

@@ -8,7 +8,6 @@ is built. No torch.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, printable, shown
+from megatron_apriel.json_text import read_json
 
 ACTIVATIONS = ("silu", "gelu")
 """Gate activations that both the Hugging Face reference and this model know; ``gelu`` is the exact (erf) form."""
 
 MOST_LAYERS = 10_000
 """What is refused beyond: tables of names are made for all layers before any tensor is looked at."""
+MOST_SIZE = 2**40
+"""Of any other number in a config; products of several are still numbers that can be computed with."""
 
 
 @dataclass(frozen=True)
@@ -125,28 +127,21 @@ class Architecture:
     def from_preset(cls, name: str) -> Architecture:
         """One of ``PRESETS``; raises CheckpointError with the valid names."""
         if name not in PRESETS:
-            raise CheckpointError(f"no architecture preset {name!r}.", fix=f"Presets: {', '.join(sorted(PRESETS))}.")
+            raise CheckpointError(
+                f"no architecture preset {shown(name)}.", fix=f"Presets: {', '.join(sorted(PRESETS))}."
+            )
         return PRESETS[name]
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Architecture:
         """From ``config.json`` of a Hugging Face directory. Raises CheckpointError if absent, damaged, unsupported."""
         file = Path(path) / "config.json"
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{file} does not exist.",
-                "The model's shapes are read from a Hugging Face config.json.",
-                "Give a Hugging Face directory; tools/convert_checkpoint.py makes one from Mistral's own form.",
-            ) from None
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file} is not valid JSON: {error}.") from None
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{file} holds a {type(config).__name__}, not an object.")
-        return cls.from_hf_config(config, origin=str(file))
+        config = read_json(
+            file,
+            "The model's shapes are read from a Hugging Face config.json.",
+            "Give a Hugging Face directory; tools/convert_checkpoint.py makes one from Mistral's own form.",
+        )
+        return cls.from_hf_config(config, origin=printable(file))
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any], origin: str = "config.json") -> Architecture:
@@ -161,7 +156,7 @@ class Architecture:
             return cls(decoder=_decoder_from_hf(config, origin))
         if model_type != "llava":
             raise CheckpointError(
-                f"{origin}: model_type {model_type!r} is not supported.",
+                f"{origin}: model_type {shown(model_type)} is not supported.",
                 "The implementation is of LlavaForConditionalGeneration with a Pixtral tower and a Mistral decoder.",
                 "Supported: 'llava' (Pixtral), 'mistral' (text only).",
             )
@@ -180,7 +175,7 @@ class Architecture:
         )
         # transformers 5 renamed image_token_index to image_token_id and writes either.
         key = "image_token_index" if "image_token_index" in config else "image_token_id"
-        image_token_id = _positive(config, key, origin, default=10)
+        image_token_id = positive_count(config, key, origin, default=10)
         return cls(decoder=decoder, tower=tower, projector=projector, image_token_id=image_token_id)
 
     def to_hf_config(self, dtype: str = "bfloat16") -> dict[str, Any]:
@@ -207,24 +202,30 @@ def _expect(config: Mapping[str, Any], key: str, supported: tuple[Any, ...], ori
     value = config.get(key, default)
     if value not in supported:
         raise CheckpointError(
-            f"{origin}: {key}={value!r} is not supported.", fix=f"Supported: {', '.join(map(repr, supported))}."
+            f"{origin}: {key}={shown(value)} is not supported.", fix=f"Supported: {', '.join(map(repr, supported))}."
         )
     return value
 
 
-def _positive(config: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
+def positive_count(config: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
+    """``config[key]``, or the default where it is absent. Raises CheckpointError unless it is 1 to MOST_SIZE."""
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(
-            f"{origin}: {key}={value!r} is not a positive whole number.", "The shape cannot be known."
+            f"{origin}: {key}={shown(value)} is not a positive whole number.", "The shape cannot be known."
+        )
+    if value > MOST_SIZE:
+        raise CheckpointError(
+            f"{origin}: {key}={shown(value)} is too large: no model has such a size.",
+            fix="The file is damaged or of something else.",
         )
     return value
 
 
 def layer_count(config: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
     """``config[key]``, or the default where it is absent. Raises CheckpointError unless it is 1 to MOST_LAYERS."""
-    value = _positive(config, key, origin, default)
+    value = positive_count(config, key, origin, default)
     if value > MOST_LAYERS:
         raise CheckpointError(
             f"{origin}: {key}={value}.",
@@ -237,7 +238,7 @@ def layer_count(config: Mapping[str, Any], key: str, origin: str, default: int |
 def _section(config: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:
     section = config.get(key) or {}
     if not isinstance(section, Mapping):
-        raise CheckpointError(f"{origin}: {key}={section!r} is not an object.")
+        raise CheckpointError(f"{origin}: {key}={shown(section)} is not an object.")
     return section
 
 
@@ -245,7 +246,7 @@ def positive_number(config: Mapping[str, Any], key: str, default: float, origin:
     """``config[key]``, or the default where it is absent. Raises CheckpointError if it is no number above zero."""
     value = config.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
-        raise CheckpointError(f"{origin}: {key}={value!r} is not a positive number.")
+        raise CheckpointError(f"{origin}: {key}={shown(value)} is not a positive number.")
     return float(value)
 
 
@@ -254,19 +255,20 @@ def _rope_theta(config: Mapping[str, Any], default: float, types: tuple[str, ...
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in types:
         raise CheckpointError(
-            f"{origin}: rotary positions of type {kind!r} are not supported.", fix=f"Supported: {', '.join(types)}."
+            f"{origin}: rotary positions of type {shown(kind)} are not supported.",
+            fix=f"Supported: {', '.join(types)}.",
         )
     return positive_number(rope if "rope_theta" in rope else config, "rope_theta", default, origin)
 
 
 def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitecture:
     # The defaults are MistralConfig's own: published configs leave out what equals them (Pixtral-12B its 32 heads).
-    number = partial(_positive, config, origin=origin)
+    number = partial(positive_count, config, origin=origin)
     hidden_size, num_heads = number("hidden_size", default=4096), number("num_attention_heads", default=32)
     max_positions = number("max_position_embeddings", default=131072)
     # MistralConfig's own default is 4096 where the key is absent, so that absence is not "no window".
     window = config.get("sliding_window", 4096)
-    if window is not None and _positive(config, "sliding_window", origin, default=4096) < max_positions:
+    if window is not None and positive_count(config, "sliding_window", origin, default=4096) < max_positions:
         raise CheckpointError(
             f"{origin}: sliding_window={window} with max_position_embeddings={max_positions} is not supported.",
             "Attention here sees the whole document; a shorter window would train another model.",
@@ -325,7 +327,7 @@ def _decoder_to_hf(decoder: DecoderArchitecture) -> dict[str, Any]:
 
 def _tower_from_hf(config: Mapping[str, Any], origin: str) -> TowerArchitecture:
     origin = f"{origin}: vision_config"
-    number = partial(_positive, config, origin=origin)
+    number = partial(positive_count, config, origin=origin)
     hidden_size, num_heads = number("hidden_size", default=1024), number("num_attention_heads", default=16)
     head_dim = number("head_dim", default=hidden_size // num_heads)
     if head_dim * num_heads != hidden_size or head_dim % 4:

@@ -7,7 +7,7 @@ that cannot work, and how to mend it::
       Every tensor-parallel rank must own whole groups. Possible here: 1, 2, 4, 8.
       Set in examples/cpt_stage2.yaml (or parallel.tensor=... on the command line).
 
-This file may import only ``inputs``.
+This file may import only ``inputs`` and ``concealed``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from types import TracebackType
 
+from megatron_apriel.concealed import concealed
 from megatron_apriel.inputs import NotAFileError, TooLargeError
 
 _REFUSALS = {
@@ -44,14 +47,36 @@ class ExitCode(IntEnum):
 def printable(text: object) -> str:
     """``text`` as it may be printed: what steers a terminal or turns the reading direction is written as an escape.
 
-    Names and values come out of files that somebody else wrote. For one line: line ends are escaped too.
+    Names and values come out of files that somebody else wrote. For one line: line ends are escaped too. What came out
+    of the environment through ``${NAME}`` is shown by that name (:mod:`megatron_apriel.concealed`).
     """
-    return "".join(_escaped(letter) if _steers(letter) else letter for letter in str(text))
+    return "".join(_escaped(letter) if _steers(letter) else letter for letter in concealed(str(text)))
 
 
 def printable_lines(text: object) -> str:
     """:func:`printable` for a text of several lines, which keeps its line ends."""
     return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
+def brief(text: object, most: int = 80) -> str:
+    """:func:`printable`, the middle cut out where it is long."""
+    line = printable(text)
+    return line if len(line) <= most else f"{line[: most - 23]}...{line[-20:]}"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value that somebody else wrote, as a message quotes it: on one line, cut where it is long."""
+    return brief(repr(value), most)
+
+
+_LONGEST_NAME = 300
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first few of ``names``, printable, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(brief(name, _LONGEST_NAME) for name in names[:most]) + more
 
 
 _STEERING = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
@@ -68,8 +93,16 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
 
 
+def _with_own_lines(text: object) -> str:
+    """:func:`printable`, but for line ends before indented lines, as lists in messages have them and names seldom."""
+    return "\n  ".join(map(printable, str(text).split("\n  ")))
+
+
 class AprielError(Exception):
-    """Base of the project's errors; its text can be printed as it stands (:func:`printable_lines`).
+    """Base of the project's errors; its text can be printed as it stands.
+
+    The lines of a list in it are indented by two spaces or more. Another line end is taken for part of a name and
+    escaped: a file's name must not look like a message.
 
     Args:
         what: one sentence, with the values that were found.
@@ -78,7 +111,7 @@ class AprielError(Exception):
     """
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        self.what, self.why, self.fix = map(printable_lines, (what, why, fix))
+        self.what, self.why, self.fix = map(_with_own_lines, (what, why, fix))
         super().__init__("\n".join([self.what, *(f"  {part}" for part in (self.why, self.fix) if part)]))
 
 
@@ -104,8 +137,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     While it runs, torch loads nothing that could run code, whoever asks it to.
 
     The project's own errors are printed on standard error without a traceback, since they already say what to do. Any
-    other exception is a defect of the program and keeps its traceback.
+    other exception is a defect of the program and keeps its traceback, which is printable too.
     """
+    sys.excepthook = _print_traceback
     try:
         with _no_unrestricted_loading():
             code = int(main() or ExitCode.OK)
@@ -136,6 +170,10 @@ def run_command(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was left half-written", file=sys.stderr)
         return ExitCode.INTERRUPTED
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(printable_lines("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 @contextmanager

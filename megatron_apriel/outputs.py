@@ -28,7 +28,6 @@ import secrets
 import shutil
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +35,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_apriel.errors import OutputError
+from megatron_apriel.terminal import note
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -316,10 +316,9 @@ def _remove_stale(target: Path) -> None:
                 continue
             host, process, started, _ = (*path.name.removeprefix(prefix).split("-"), "", "", "", "")[:4]
             if host != ours or not process.isdecimal():
-                print(
+                note(
                     f"note: {path} was begun on {host or 'another host'} and not finished. "
-                    "If no process there is writing it, remove it.",
-                    file=sys.stderr,
+                    "If no process there is writing it, remove it."
                 )
                 continue
             if _start_time(int(process)) == started:
@@ -339,7 +338,7 @@ def _terminating_signals_raise() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit(128 + signal) inside the block, where they have their default effect."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        print(f"stopped by {signal.Signals(number).name}; nothing was left half-written", file=sys.stderr)
+        note(f"stopped by {signal.Signals(number).name}; nothing was left half-written")
         raise SystemExit(128 + number)
 
     replaced = []

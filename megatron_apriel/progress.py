@@ -16,6 +16,9 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from megatron_apriel.errors import printable
+from megatron_apriel.terminal import note
+
 
 class Step(Protocol):
     """Reports that so many more units are done."""
@@ -40,6 +43,7 @@ def progress(label: str, total: int | None = None, unit: str = "items") -> Itera
     Yields:
         A function to call with the number of units done since the last call.
     """
+    label = printable(label)
     if os.environ.get("RANK", "0") != "0":
         yield _silent
     elif sys.stderr.isatty() and not _shown:
@@ -57,10 +61,10 @@ def _silent(count: int = 1) -> None:
 @contextmanager
 def _bar(label: str, total: int | None, unit: str) -> Iterator[Step]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[counts]}  {task.fields[rate]}"),
+        TextColumn("{task.fields[counts]}  {task.fields[rate]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
     begun, done = time.monotonic(), 0
@@ -87,7 +91,7 @@ def _lines(label: str, total: int | None, unit: str) -> Iterator[Step]:
 
     def report(seconds: float, left: str = "") -> None:
         rate = _amount(done / max(seconds, 1e-9), unit)
-        print(f"{label}: {_of(done, total, unit)}, {rate}/s{left}", file=sys.stderr, flush=True)
+        note(f"{label}: {_of(done, total, unit)}, {rate}/s{left}")
 
     def step(count: int = 1) -> None:
         nonlocal done, last

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from megatron_apriel.config.quantities import parse_bytes
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.json_text import read_json
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average import AveragePlan, Distances, average, plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.mean import normalised
-from megatron_apriel.surgery.models import read_json
+from megatron_apriel.tables import Table, standard_output
+from megatron_apriel.terminal import CommandLine, say
 
 EXAMPLES = """\
 examples:
@@ -48,9 +49,7 @@ def _memory(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("destination", metavar="DST", help="Hugging Face directory to be made")
     inputs = parser.add_argument_group("what is averaged")
     kind = inputs.add_mutually_exclusive_group(required=True)
@@ -139,17 +138,17 @@ def _weights(arguments: argparse.Namespace, inputs: int) -> tuple[float, ...] | 
 def _print_plan(plan: AveragePlan, console: Console) -> None:
     table = Table()
     for heading, side in (("checkpoint", "left"), ("weight", "right")):
-        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(heading, justify=side, overflow="fold")
     for number, given in enumerate(plan.inputs):
         weight = f"1/{len(plan.inputs)}" if plan.weights is None else f"{plan.weights[number]:.6g}"
         table.add_row(f"{number + 1}  {given.label}", weight)
     console.print(table)
     tensors = sum(len(shard.tensors) for shard in plan.shards)
-    print(f"{tensors} tensors, {plan.size:,} bytes, in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}")
+    say(f"{tensors} tensors, {plan.size:,} bytes, in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}")
 
 
 def _print_distances(plan: AveragePlan, distances: Distances, console: Console) -> None:
-    print("distance from the mean, relative to the mean's norm (L2):")
+    say("distance from the mean, relative to the mean's norm (L2):")
     table = Table()
     table.add_column("component")
     for number in range(len(plan.inputs)):
@@ -164,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     inputs = _inputs(arguments)
     plan = plan_average(inputs, _weights(arguments, len(inputs)), max_memory=arguments.max_memory)
-    console = Console()
+    console = standard_output()
     _print_plan(plan, console)
     check_destination(arguments.destination, arguments.overwrite, "config.json", [given.label for given in inputs])
     if arguments.dry_run:
@@ -172,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     distances = average(plan, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)
     _print_distances(plan, distances, console)
     checked = "; computed again and equal" if arguments.verify else ""
-    print(f"{arguments.destination} is whole{checked}.")
+    say(f"{arguments.destination} is whole{checked}.")
     return ExitCode.OK
 
 

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 from megatron_apriel.errors import CheckpointError, ConfigError, run_command
+from megatron_apriel.terminal import CommandLine, say
 
 EXAMPLES = """
 examples:
@@ -37,9 +38,7 @@ forms:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = CommandLine(description=__doc__, epilog=EXAMPLES)
     result.add_argument("source", metavar="SRC", type=Path, help="directory with a checkpoint of any form")
     result.add_argument("destination", metavar="DST", type=Path, help="directory to be made")
     result.add_argument("--to", required=True, choices=("hf", "mistral", "megatron"), help="form of the result")
@@ -75,15 +74,15 @@ def main(argv: list[str] | None = None) -> int:
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     conversion = plan_conversion(arguments.source, to, dtype=dtype, max_shard_size=shard_size)
     tensors, parameters = len(conversion.weights.table), conversion.architecture.parameters
-    print(f"{arguments.source}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
+    say(f"{arguments.source}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
     if conversion.weights.skipped:
-        print(f"left out, because they follow from the config: {', '.join(conversion.weights.skipped)}")
-    print(f"{arguments.destination}: {to}, {conversion.size:,} bytes of tensors")
+        say(f"left out, because they follow from the config: {', '.join(conversion.weights.skipped)}")
+    say(f"{arguments.destination}: {to}, {conversion.size:,} bytes of tensors")
     if arguments.dry_run:
-        print("dry run: nothing was written")
+        say("dry run: nothing was written")
         return 0
     convert(conversion, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)
-    print(f"wrote {arguments.destination}" + (", verified number by number" if arguments.verify else ""))
+    say(f"wrote {arguments.destination}" + (", verified number by number" if arguments.verify else ""))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from megatron_apriel.config.quantities import parse_count
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import ExitCode, run_command
+from megatron_apriel.terminal import CommandLine, note, say
 
 if TYPE_CHECKING:
     from megatron_apriel.visual_tasks.generate import Summary
@@ -58,9 +59,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES, allow_abbrev=False)
     parser.add_argument("destination", metavar="DST", type=Path, help="directory to be made; complete or absent")
     given = parser.add_argument_group("what is given")
     given.add_argument("--images", type=Path, required=True, metavar="DIR", help="raw images, also in folders below")
@@ -134,33 +133,31 @@ def main(argv: list[str] | None = None) -> int:
     summary = generate(destination, arguments.images, options, arguments.annotations, overwrite=arguments.overwrite)
     _show(summary)
     if arguments.dry_run:
-        print(f"dry run: {arguments.destination} was not written; {arguments.samples:,} samples were asked for")
+        say(f"dry run: {arguments.destination} was not written; {arguments.samples:,} samples were asked for")
     else:
-        print(f"wrote {arguments.samples:,} samples to {arguments.destination}")
+        say(f"wrote {arguments.samples:,} samples to {arguments.destination}")
     return ExitCode.OK
 
 
 def _show(summary: Summary) -> None:
     """Print what was found and made."""
-    from rich.console import Console
-    from rich.table import Table
+    from megatron_apriel.tables import Table, standard_output
 
-    console = Console(highlight=False, soft_wrap=True)
-    print(f"images: {summary.usable:,} of {summary.files:,} files can be used; {summary.others:,} other files")
+    say(f"images: {summary.usable:,} of {summary.files:,} files can be used; {summary.others:,} other files")
     if summary.annotated:
-        print(f"annotations: of {summary.annotated:,} images")
+        say(f"annotations: of {summary.annotated:,} images")
     for reason, count in summary.annotation_problems.items():
-        print(f"  passed over: {count:,} {reason}", file=sys.stderr)
+        note(f"  passed over: {count:,} {reason}")
     table = Table("task", "variant", "samples", "drawn again")
     for name, count in sorted(summary.made.items()):
         again = sum(number for reason, number in summary.rejected.items() if reason.startswith(f"{name}: "))
         table.add_row(*name.split(" "), f"{count:,}", f"{again:,}")
-    console.print(table)
-    print(f"{sum(summary.made.values()):,} samples with {summary.pictures:,} pictures, every answer checked")
+    standard_output().print(table, soft_wrap=True)
+    say(f"{sum(summary.made.values()):,} samples with {summary.pictures:,} pictures, every answer checked")
     for file, problem in sorted(summary.unusable.items())[:5]:
-        print(f"unusable image: {file} {problem}", file=sys.stderr)
+        note(f"unusable image: {file} {problem}")
     if len(summary.unusable) > 5:
-        print(f"... and {len(summary.unusable) - 5:,} more, listed in manifest.json", file=sys.stderr)
+        note(f"... and {len(summary.unusable) - 5:,} more, listed in manifest.json")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.quantities import parse_fraction
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.tables import Table, standard_output
+from megatron_apriel.terminal import CommandLine, say
 from megatron_apriel.train.candidates import GIB, Candidate, Candidates, candidates
 from megatron_apriel.train.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.train.plan import planned_architecture
@@ -55,9 +54,7 @@ def _above_zero(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the stage")
     parser.add_argument("--stage", type=Path, help="the stage's YAML file")
     parser.add_argument("--architecture", help="a preset such as apriel-15b, where init_from does not exist yet")
@@ -84,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", highlight=False)
+    table = Table(title=title)
     for name in columns:
         table.add_column(name, justify="left" if name in ("layers", "recompute") else "right")
     return table
@@ -190,27 +187,26 @@ def record(candidate: Candidate) -> dict[str, Any]:
 
 
 def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace, gpu: Hardware, work: Workload) -> None:
-    console = Console(markup=False)
-    console = console if console.is_terminal else Console(width=WIDTH, markup=False)
+    console = standard_output(WIDTH)
     fitting, missing = found.fitting(), found.missing()
     images = f"{work.image_tokens / config.sequence_length:.0%} image tokens"
     documents = f"documents of {work.document_tokens:,} tokens, {images}"
     title = f"{config.stage} on {arguments.gpus} {gpu.name}, fp8={config.precision.fp8}, {documents}"
     if fitting:
         console.print(ranking(fitting[: arguments.top], title))
-        print("m.b.: micro-batches per step and rank, each one packed sequence. comm.: waited for, nothing hides it.\n")
+        say("m.b.: micro-batches per step and rank, each one packed sequence. comm.: waited for, nothing hides it.", "")
     if missing:
         console.print(misses(missing[:5]))
-    print(
+    say(
         f"{len(fitting)} layouts fit, {len(missing)} do not, {len(found.refused)} cannot run"
         f"{'' if arguments.show_refused or not found.refused else ' (--show-refused says why)'}."
     )
     if arguments.show_refused:
         for label, error in found.refused:
-            print(f"{label}: {error}")
+            say(*f"{label}: {error}".split("\n"))
     if fitting:
-        print(f"\nThe fastest, {fitting[0].gpu_hours:,.0f} GPU-hours for {config.steps:,} steps:\n")
-        print(yaml_lines(fitting[0]))
+        say("", f"The fastest, {fitting[0].gpu_hours:,.0f} GPU-hours for {config.steps:,} steps:", "")
+        say(*yaml_lines(fitting[0]).split("\n"))
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
@@ -237,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     gpu = hardware(arguments.gpu, arguments.hardware, arguments.set)
     if arguments.print_hardware:
-        print(hardware_yaml(gpu))
+        say(*hardware_yaml(gpu).split("\n"))
         return ExitCode.OK
     if arguments.stage is None or arguments.gpus is None:
         parser.error("--stage and --gpus are needed")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import run_command
+from megatron_apriel.terminal import CommandLine, note, say
 
 if TYPE_CHECKING:
     from megatron_apriel.data.prepare import PrepareSummary
@@ -41,9 +42,7 @@ SHOWN_INPUTS = 20
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    result = CommandLine(description=__doc__, epilog=EXAMPLES, allow_abbrev=False)
     result.add_argument("destination", metavar="DST", type=Path, help="directory of the corpus; complete or absent")
     what = result.add_argument_group("what is read")
     what.add_argument("--input", nargs="+", type=Path, required=True, metavar="PATH", help="files and directories")
@@ -184,20 +183,16 @@ def main(argv: list[str] | None = None) -> int:
     destination = None if arguments.dry_run else arguments.destination
     summary = prepare(destination, arguments.input, arguments.model, options, overwrite=arguments.overwrite)
     show(summary)
-    print(
-        f"dry run: {arguments.destination} was not written" if arguments.dry_run else f"wrote {arguments.destination}"
-    )
+    say(f"dry run: {arguments.destination} was not written" if arguments.dry_run else f"wrote {arguments.destination}")
     return 0
 
 
 def show(summary: PrepareSummary) -> None:
     """Print what was read and what became of it."""
-    from rich.console import Console
-    from rich.table import Table
+    from megatron_apriel.tables import Table, standard_output
 
-    # A file or a pipe has no width of its own: wide enough there that no path is broken.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
-    inputs = Table("input", "kind", "format", "records", "documents", title="inputs", title_justify="left")
+    console = standard_output(240)  # wide enough in a file that no path is broken
+    inputs = Table("input", "kind", "format", "records", "documents", title="inputs")
     for one in summary.inputs[:SHOWN_INPUTS]:
         inputs.add_row(one.path, one.kind, one.record_format, f"{one.records:,}", f"{one.documents:,}")
     if rest := summary.inputs[SHOWN_INPUTS:]:
@@ -205,7 +200,7 @@ def show(summary: PrepareSummary) -> None:
         inputs.add_row(f"... and {len(rest):,} more", "", "", f"{records:,}", f"{documents:,}")
     p50, p90, p99, longest = summary.percentiles((50, 90, 99, 100))
     share = summary.response_tokens / max(summary.tokens, 1)
-    corpus = Table(title="corpus", title_justify="left", show_header=False)
+    corpus = Table(title="corpus", show_header=False)
     for name, value in (
         ("documents", f"{summary.documents:,}"),
         ("tokens", f"{summary.tokens:,}"),
@@ -219,9 +214,9 @@ def show(summary: PrepareSummary) -> None:
     console.print(inputs)
     console.print(corpus)
     for problem in summary.problems.first[:5]:
-        print(f"bad record: {problem}", file=sys.stderr)
+        note(f"bad record: {problem}")
     if summary.problems.count > 5:
-        print(f"... and {summary.problems.count - 5:,} more, listed in corpus.json", file=sys.stderr)
+        note(f"... and {summary.problems.count - 5:,} more, listed in corpus.json")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from megatron_apriel.config.quantities import parse_bytes
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
@@ -15,6 +14,8 @@ from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
 from megatron_apriel.surgery.models import SourceModel
 from megatron_apriel.surgery.upscale import UpscalePlan, plan_upscale, upscale
+from megatron_apriel.tables import Table, standard_output
+from megatron_apriel.terminal import CommandLine, say
 
 EXAMPLES = """\
 examples:
@@ -53,9 +54,7 @@ def _size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("source", metavar="SRC", help="directory of the model to repeat layers of")
     parser.add_argument("destination", metavar="DST", help="directory to be made")
     layers = parser.add_argument_group("layers")
@@ -87,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print_plan(plan: UpscalePlan, console: Console) -> None:
     layers = plan.layers
-    print(f"{plan.source.num_layers} -> {len(layers.sources)} layers, map {layers.name}, init {plan.initialisation}")
+    say(f"{plan.source.num_layers} -> {len(layers.sources)} layers, map {layers.name}, init {plan.initialisation}")
     table = Table()
     for heading in ("layer", "source", ""):
         table.add_column(heading, justify="right" if heading else "left")
@@ -95,7 +94,7 @@ def _print_plan(plan: UpscalePlan, console: Console) -> None:
     for layer, (source, is_copy) in enumerate(zip(layers.sources, layers.copies, strict=True)):
         table.add_row(str(layer), str(source), start if is_copy else "", style="bold" if is_copy else None)
     console.print(table)
-    print(f"{len(plan.origins)} tensors, {plan.size:,} bytes")
+    say(f"{len(plan.origins)} tensors, {plan.size:,} bytes")
     files = Table()
     for heading in ("file", "tensors", "bytes"):
         files.add_column(heading, justify="left" if heading == "file" else "right")
@@ -113,13 +112,13 @@ def main(argv: list[str] | None = None) -> int:
     layers = layer_map(arguments.map, source.num_layers, arguments.num_layers)
     default_size = None if source.tensors.base == "consolidated" else 5 * 10**9
     plan = plan_upscale(source, layers, arguments.init, arguments.max_shard_size or default_size)
-    _print_plan(plan, Console())
+    _print_plan(plan, standard_output())
     check_destination(arguments.destination, arguments.overwrite, source.config_file.name, [arguments.source])
     if arguments.dry_run:
         return ExitCode.OK
     upscale(plan, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)
     checked = "; read again and equal to its source byte for byte" if arguments.verify else ""
-    print(f"{arguments.destination} is whole{checked}.")
+    say(f"{arguments.destination} is whole{checked}.")
     return ExitCode.OK
 
 

@@ -9,7 +9,6 @@ documentation. Everything is written as the JSONL and image files that a user wo
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import json
@@ -22,6 +21,8 @@ from typing import Any
 import skimage.data
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+from megatron_apriel.terminal import CommandLine, say
 
 LIBRARY = [
     "argparse", "bisect", "calendar", "collections", "configparser", "contextlib", "copy", "csv", "dataclasses",
@@ -137,11 +138,11 @@ def split(records: list[dict[str, Any]], group: int = 1) -> tuple[list[dict[str,
 
 def write(file: Path, records: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    print(f"{file}: {len(records)} records")
+    say(f"{file}: {len(records)} records")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("destination", type=Path, metavar="DST")
     destination = parser.parse_args(argv).destination
     captions = caption_records(photographs(destination / "photographs"))

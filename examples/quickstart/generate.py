@@ -5,13 +5,14 @@ usage: generate.py MODEL [--prompt TEXT] [--image FILE [--image-prompt TEXT]] [-
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from megatron_apriel.terminal import CommandLine, note, say
 
 
 def answer(
@@ -30,7 +31,7 @@ def answer(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("--prompt", default="What is json.dumps for in Python?")
     parser.add_argument("--image", type=Path)
@@ -43,14 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     problems = {name: list(found) for name, found in report.items() if found}
     if problems:
-        print(f"transformers did not take the checkpoint as it is: {problems}", file=sys.stderr)
+        note(f"transformers did not take the checkpoint as it is: {problems}")
         return 1
     questions = [(arguments.prompt, None)]
     if arguments.image:
         questions.append((arguments.image_prompt, arguments.image))
     for prompt, image in questions:
-        print(f"> {prompt}{f' ({image.name})' if image else ''}")
-        print(answer(model, processor, prompt, image, arguments.max_new_tokens).strip())
+        say(f"> {prompt}{f' ({image.name})' if image else ''}")
+        say(*answer(model, processor, prompt, image, arguments.max_new_tokens).strip().split("\n"))
     return 0
 
 

@@ -8,7 +8,6 @@ its first entries), so every command of the recipe treats it like the real one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,11 +18,12 @@ from transformers import AutoConfig, LlavaForConditionalGeneration
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import run_command
 from megatron_apriel.outputs import whole_directory
+from megatron_apriel.terminal import CommandLine, say
 from megatron_apriel.testing.tokenizers import write_processor
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("destination", type=Path, metavar="DST")
     parser.add_argument("--preset", default="mini", help="architecture preset (default: mini)")
     arguments = parser.parse_args(argv)
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         write_processor(partial, architecture)
         # transformers writes its own, fuller form; published checkpoints carry this one.
         (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    print(f"{arguments.destination}: {architecture.parameters:,} parameters, {architecture.decoder.num_layers} layers")
+    say(f"{arguments.destination}: {architecture.parameters:,} parameters, {architecture.decoder.num_layers} layers")
     return 0
 
 

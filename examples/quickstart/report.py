@@ -5,7 +5,6 @@ usage: report.py [runs/quickstart]
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,10 +14,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.table import Table
 
-from megatron_apriel.errors import DataError, run_command
+from megatron_apriel.config.yaml_text import read_yaml
+from megatron_apriel.errors import DataError, printable, run_command
+from megatron_apriel.tables import Table, standard_output
+from megatron_apriel.terminal import CommandLine, say
 from megatron_apriel.train.metrics import clock, short
 
 STAGES = ("stage1", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
@@ -38,9 +38,7 @@ def read(run: Path) -> list[dict[str, Any]]:
 
 def trained(run: Path) -> str:
     """The components with a learning-rate factor above zero, from the run's own configuration."""
-    import yaml
-
-    parts = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))["train"]
+    parts = read_yaml(run / "config.resolved.yaml")[0]["train"]
     names = [name for name in ("tower", "projector", "decoder") if parts[name]]
     return "all" if len(names) == 3 else ", ".join(names)
 
@@ -49,15 +47,15 @@ def table(root: Path, seconds: dict[str, float]) -> Table:
     shown = Table(title="the recipe in miniature")
     for heading, side in (("stage", "left"), ("tokens", "right"), ("trained", "left"), ("held-out loss", "left"),
                           ("before", "right"), ("after", "right"), ("time", "right")):  # fmt: skip
-        shown.add_column(heading, justify=side)  # type: ignore[arg-type]
+        shown.add_column(heading, justify=side)
     for name in STAGES:
         records = read(root / name)
         steps = [record for record in records if record["kind"] == "step"]
         checks = sorted((record for record in records if record["kind"] == "validation"), key=lambda r: r["step"])
         before, after = checks[0]["loss_by_source"], checks[-1]["loss_by_source"]
-        lines = {key: "\n".join(f"{losses[label]:.3f}" for label in after) for key, losses in
+        lines = {key: [f"{losses[label]:.3f}" for label in after] for key, losses in
                  (("before", before), ("after", after))}  # fmt: skip
-        shown.add_row(name, short(steps[-1]["tokens"]), trained(root / name), "\n".join(after), lines["before"],
+        shown.add_row(name, short(steps[-1]["tokens"]), trained(root / name), list(after), lines["before"],
                       lines["after"], clock(seconds.get(f"stage {name}", 0)))  # fmt: skip
     return shown
 
@@ -76,7 +74,8 @@ def plot(root: Path) -> Path:
         for label in checks[-1]["loss_by_source"]:
             points = [(offset + r["step"] * per_step, r["loss_by_source"][label]) for r in checks]
             axes.plot(*zip(*points, strict=True), "o--", color=color, ms=4, lw=0.8, alpha=0.7)
-            axes.annotate(label, points[-1], xytext=(3, 3), textcoords="offset points", fontsize=7, color=color)
+            place = {"xytext": (3, 3), "textcoords": "offset points"}
+            axes.annotate(printable(label), points[-1], **place, fontsize=7, color=color, parse_math=False)
         offset += steps[-1]["tokens"]
         axes.axvline(offset, color="0.85", lw=0.8, zorder=0)
     axes.set(xlabel="tokens", ylabel="loss per token", title="lines: training; dots: held-out data before and after")
@@ -87,12 +86,12 @@ def plot(root: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(description=__doc__)
     parser.add_argument("root", type=Path, nargs="?", default=Path("runs/quickstart"))
     root = parser.parse_args(argv).root
     record = root / "seconds.json"
-    Console().print(table(root, json.loads(record.read_text()) if record.exists() else {}))
-    print(f"plot of all losses: {plot(root)}")
+    standard_output().print(table(root, json.loads(record.read_text()) if record.exists() else {}))
+    say(f"plot of all losses: {plot(root)}")
     return 0
 
 

@@ -9,7 +9,6 @@ a table of the stages, a plot of all losses, and the directory of the result.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -22,10 +21,12 @@ from pathlib import Path
 
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.terminal import CommandLine, say
 from megatron_apriel.train.metrics import clock
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parent.parent / "tools"
+DEFAULT_ROOT = Path("runs/quickstart")
 STAGES = ("stage1", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
 
 
@@ -99,7 +100,7 @@ def recipe(root: Path, scale: float) -> Iterator[Step]:
 
 def run(step: Step, number: int, count: int, environment: dict[str, str]) -> float:
     """Run one step with its output shown; returns its seconds. Raises ConfigError naming the command if it fails."""
-    print(f"\n[{number}/{count}] {step.name}\n$ {shlex.join(step.command)}", flush=True)
+    say("", f"[{number}/{count}] {step.name}", f"$ {shlex.join(step.command)}")
     started = time.monotonic()
     code = subprocess.run(step.command, env=environment, check=False).returncode
     if code in (ExitCode.REQUEUE, ExitCode.INTERRUPTED, -2):
@@ -114,16 +115,17 @@ def run(step: Step, number: int, count: int, environment: dict[str, str]) -> flo
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
+    parser = CommandLine(description=__doc__)
+    parser.add_argument("--output", type=Path, default=DEFAULT_ROOT, help="default: runs/quickstart")
     parser.add_argument("--scale", type=float, default=1.0, help="fraction of the tokens of every stage (default: 1)")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     arguments = parser.parse_args(argv)
     root = arguments.output
-    os.environ["QUICKSTART"] = str(root)
+    # Where the stages' files look, unless told otherwise; their outputs call it by this name.
+    environment = dict(os.environ) if root == DEFAULT_ROOT else {**os.environ, "QUICKSTART": str(root)}
     steps = list(recipe(root, arguments.scale))
     if arguments.list:
-        print("\n".join(shlex.join(step.command) for step in steps))
+        say(*(shlex.join(step.command) for step in steps))
         return 0
     root.mkdir(parents=True, exist_ok=True)
     record = root / "seconds.json"
@@ -132,16 +134,16 @@ def main(argv: list[str] | None = None) -> int:
     for number, step in enumerate(steps, 1):
         if step.product.exists():
             continue
-        seconds[step.name] = seconds.get(step.name, 0.0) + run(step, number, len(steps), dict(os.environ))
+        seconds[step.name] = seconds.get(step.name, 0.0) + run(step, number, len(steps), environment)
         record.write_text(json.dumps(seconds, indent=1))
     command = python(HERE / "generate.py", root / "apriel-mini", "--image", root / "raw" / "photographs" / "coffee.jpg")
-    print(f"\nthe result, loaded and asked by transformers alone\n$ {shlex.join(command)}", flush=True)
+    say("", "the result, loaded and asked by transformers alone", f"$ {shlex.join(command)}")
     if subprocess.run(command, check=False).returncode:
         raise ConfigError("transformers could not load or run the result.", fix="Its message stands above.")
     report = python(HERE / "report.py", root)
     if subprocess.run(report, check=False).returncode:
         raise ConfigError("the report could not be made.", fix="Its message stands above.")
-    print(f"this run took {clock(time.monotonic() - started)}; the model is in {root / 'apriel-mini'}")
+    say(f"this run took {clock(time.monotonic() - started)}; the model is in {root / 'apriel-mini'}")
     return 0
 
 

@@ -15,8 +15,8 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.metadata import Contents, StoredTensor
 from megatron_apriel.checkpoint.names import parameters
 from megatron_apriel.checkpoint.pieces import PieceReader
-from megatron_apriel.checkpoint.sources import DTYPES, listed
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.checkpoint.sources import DTYPES
+from megatron_apriel.errors import CheckpointError, listed
 
 OPTIMIZER, RANDOM = "optimizer.state.", "random."
 """Beginnings of the keys of the optimizer's state and of the random states; a weight's key is its parameter's."""

@@ -7,7 +7,6 @@ change. Everything is streamed, a few megabytes of rows at a time, and appears a
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from megatron_apriel.checkpoint.processors import write_processor
 from megatron_apriel.checkpoint.run_file import write_run_file, write_sidecars
 from megatron_apriel.checkpoint.sources import SAFETENSORS_NAMES, WeightSource, cast, open_source
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.json_text import read_json
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
@@ -181,7 +181,7 @@ def _mistral_sidecars(conversion: Conversion, directory: Path) -> None:
     params = params_from_architecture(conversion.architecture)
     given = source / PARAMS
     if given.is_file() and architecture_from_params(given) == conversion.architecture:
-        params = json.loads(given.read_text(encoding="utf-8"))
+        params = read_json(given)
     write_json(directory / PARAMS, params)
     copy_sidecars(source, directory)
 
@@ -191,7 +191,7 @@ def _megatron_sidecars(conversion: Conversion, directory: Path) -> None:
     write_sidecars(directory, _config(conversion), source)
     if conversion.kind is Kind.MISTRAL:
         # Mistral's description of the model goes along, so that the way back gives the same file.
-        write_json(directory / SIDECAR_DIRECTORY / PARAMS, json.loads((source / PARAMS).read_text(encoding="utf-8")))
+        write_json(directory / SIDECAR_DIRECTORY / PARAMS, read_json(source / PARAMS))
     # No layout wrote it and no optimizer belongs to it: weights to begin a run from.
     write_run_file(directory, {"step": 0, "layout": None, "optimizer_groups": None, "extra": {}})
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.params import architecture_from_params
 from megatron_apriel.errors import CheckpointError
-from megatron_apriel.surgery.models import read_json
+from megatron_apriel.json_text import read_json
 
 RUN_FILE = "run.json"
 """Written last into a distributed checkpoint: step, layout, sizes of all files, the run's own state."""

@@ -19,7 +19,8 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.checkpoint.forms import architecture_of
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
-from megatron_apriel.checkpoint.sources import listed, open_source
+from megatron_apriel.checkpoint.sources import open_source
+from megatron_apriel.errors import listed, printable
 
 __all__ = ["LoadReport", "architecture_of", "load_weights"]
 
@@ -48,7 +49,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [
-            f"loaded {self.tensors} tensors from {self.source} ({self.description}); this rank filled "
+            f"loaded {self.tensors} tensors from {printable(self.source)} ({self.description}); this rank filled "
             f"{self.parameters} parameters with {self.elements:,} numbers and read {self.bytes_read:,} bytes"
         ]
         lines += [f"  {count} slices cast from {stored} to {loaded}" for (stored, loaded), count in self.casts.items()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_apriel.checkpoint.forms import CONFIG
-from megatron_apriel.surgery.models import read_json
+from megatron_apriel.json_text import read_json
 from megatron_apriel.surgery.sidecars import copy_sidecars, sidecar_files, write_json
 
 SAMPLING = {"do_sample": True, "temperature": 0.6}

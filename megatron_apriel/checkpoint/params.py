@@ -7,8 +7,8 @@ activation is GELU, RMSNorm's epsilon in the tower is 1e-5. No torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from megatron_apriel.architecture import (
     ProjectorArchitecture,
     TowerArchitecture,
     layer_count,
+    positive_count,
     positive_number,
 )
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, printable, shown
+from megatron_apriel.json_text import read_json
 
 IMAGE_BREAK_ID, IMAGE_END_ID = 12, 13
 """Ids of [IMG_BREAK] and [IMG_END] in Tekken's table; params.json names them, a Hugging Face config does not."""
@@ -42,28 +44,20 @@ _CHANGES_THE_MODEL = (
 
 def architecture_from_params(path: Path) -> Architecture:
     """Read ``params.json``. Raises CheckpointError if it is absent, damaged, incomplete or of an unsupported model."""
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.", "The model's shapes are read from it.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
-    vision = params.get("vision_encoder") if isinstance(params, dict) else None
-    for where, part in ((f"{path}", params), (f"{path}: vision_encoder", vision or {})):
-        if not isinstance(part, dict):
-            raise CheckpointError(f"{where} holds a {type(part).__name__}, not an object.")
-    _refuse_unsupported(params, str(path))
-    decoder = _decoder(params, str(path))
+    params, origin = read_json(path, "The model's shapes are read from it."), printable(path)
+    vision = params.get("vision_encoder") or {}
+    if not isinstance(vision, dict):
+        raise CheckpointError(f"{origin}: vision_encoder holds a {type(vision).__name__}, not an object.")
+    _refuse_unsupported(params, origin)
+    decoder = _decoder(params, origin)
     if not vision:
         return Architecture(decoder=decoder)
-    _refuse_unsupported(vision, f"{path}: vision_encoder")
-    tower = _tower(vision, f"{path}: vision_encoder")
+    _refuse_unsupported(vision, f"{origin}: vision_encoder")
+    tower = _tower(vision, f"{origin}: vision_encoder")
     projector = ProjectorArchitecture(
         tower.hidden_size, decoder.hidden_size, bias=bool(vision.get("adapter_bias", True))
     )
-    return Architecture(decoder, tower, projector, image_token_id=_positive(vision, "image_token_id", str(path), 10))
+    return Architecture(decoder, tower, projector, image_token_id=positive_count(vision, "image_token_id", origin, 10))
 
 
 def params_from_architecture(architecture: Architecture) -> dict[str, Any]:
@@ -111,18 +105,19 @@ def _decoder(params: Mapping[str, Any], origin: str) -> DecoderArchitecture:
             "Mistral's code has taken 10000 and, later, 1000000 where it is absent: the positions cannot be known.",
             'Add "rope_theta" with the value that the model was trained with.',
         )
-    heads = _positive(params, "n_heads", origin)
+    number = partial(positive_count, params, origin=origin)
+    heads = number("n_heads")
     decoder = DecoderArchitecture(
-        hidden_size=_positive(params, "dim", origin),
+        hidden_size=number("dim"),
         num_layers=layer_count(params, "n_layers", origin),
         num_heads=heads,
-        num_kv_heads=_positive(params, "n_kv_heads", origin, default=heads),
-        head_dim=_positive(params, "head_dim", origin, default=_positive(params, "dim", origin) // heads),
-        ffn_hidden_size=_positive(params, "hidden_dim", origin),
-        vocab_size=_positive(params, "vocab_size", origin),
+        num_kv_heads=number("n_kv_heads", default=heads),
+        head_dim=number("head_dim", default=number("dim") // heads),
+        ffn_hidden_size=number("hidden_dim"),
+        vocab_size=number("vocab_size"),
         norm_eps=positive_number(params, "norm_eps", 1e-5, origin),
         rope_theta=positive_number(params, "rope_theta", 1e4, origin),
-        max_positions=_positive(params, "max_position_embeddings", origin, default=params.get("max_seq_len") or 131072),
+        max_positions=number("max_position_embeddings", default=number("max_seq_len", default=131072)),
     )
     window = params.get("sliding_window")
     if window is not None and not (isinstance(window, int) and window >= decoder.max_positions):
@@ -135,7 +130,7 @@ def _decoder(params: Mapping[str, Any], origin: str) -> DecoderArchitecture:
 
 
 def _tower(vision: Mapping[str, Any], origin: str) -> TowerArchitecture:
-    width, heads = _positive(vision, "hidden_size", origin), _positive(vision, "num_attention_heads", origin)
+    width, heads = positive_count(vision, "hidden_size", origin), positive_count(vision, "num_attention_heads", origin)
     if width % heads or width // heads % 4:
         raise CheckpointError(
             f"{origin}: hidden_size={width} with {heads} heads is not supported.",
@@ -146,22 +141,13 @@ def _tower(vision: Mapping[str, Any], origin: str) -> TowerArchitecture:
         num_layers=layer_count(vision, "num_hidden_layers", origin),
         num_heads=heads,
         head_dim=width // heads,
-        ffn_hidden_size=_positive(vision, "intermediate_size", origin),
+        ffn_hidden_size=positive_count(vision, "intermediate_size", origin),
         activation="silu",
-        patch_size=_positive(vision, "patch_size", origin),
-        image_size=_positive(vision, "image_size", origin),
-        channels=_positive(vision, "num_channels", origin, default=3),
+        patch_size=positive_count(vision, "patch_size", origin),
+        image_size=positive_count(vision, "image_size", origin),
+        channels=positive_count(vision, "num_channels", origin, default=3),
         rope_theta=positive_number(vision, "rope_theta", 1e4, origin),
     )
-
-
-def _positive(params: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
-    value = params.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(
-            f"{origin}: {key}={value!r} is not a positive whole number.", "The shape cannot be known."
-        )
-    return value
 
 
 def _refuse_unsupported(params: Mapping[str, Any], origin: str) -> None:
@@ -169,7 +155,7 @@ def _refuse_unsupported(params: Mapping[str, Any], origin: str) -> None:
         # A merge of 1 merges nothing.
         if params.get(key) and not (key == "spatial_merge_size" and params[key] == 1):
             raise CheckpointError(
-                f"{origin}: {key}={params[key]!r} is not supported.",
+                f"{origin}: {key}={shown(params[key])} is not supported.",
                 "The implementation is of Pixtral-12B's and Mistral-Nemo's architecture.",
             )
 

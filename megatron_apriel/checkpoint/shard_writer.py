@@ -26,6 +26,7 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.contents import COMMON_STATE, empty_common_state
 from megatron_apriel.checkpoint.names import Parameter, parameters
 from megatron_apriel.checkpoint.sources import WeightSource, cast
+from megatron_apriel.checkpoint.writing import FileWriter
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.progress import Step
 
@@ -59,7 +60,7 @@ def write_shards(
     save_config(CheckpointingConfig("torch_dist", 1), str(directory))
 
 
-class _StreamingWriter(checkpoint.FileSystemWriter):
+class _StreamingWriter(FileWriter):
     """torch's writer, which keeps all that it has written to a file in memory, without that."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:

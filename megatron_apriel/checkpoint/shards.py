@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.names import Parameter, Split, parameter_key, parameters
-from megatron_apriel.checkpoint.sources import listed
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, listed
 
 type Shard = Any
 """``ShardedTensor``, or ``ShardedTensorFactory`` where one tensor is kept as several."""

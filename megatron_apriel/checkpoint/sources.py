@@ -8,7 +8,6 @@ left over, of another shape or of a dtype that needs decoding, without an error 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from megatron_apriel.checkpoint.forms import Kind, recognise
 from megatron_apriel.checkpoint.names import Form, Resolution, Weight, halves_from_pairs, resolve, weights
 from megatron_apriel.checkpoint.run_file import read_run_file
 from megatron_apriel.checkpoint.window import read_bytes
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.surgery.tensor_files import TensorDirectory
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -85,13 +84,6 @@ def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
             "Keep the stored dtype, or choose bfloat16 or float32.",
         )
     return result
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first few of ``names``, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 class SafetensorsWeights:

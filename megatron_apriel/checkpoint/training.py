@@ -40,6 +40,7 @@ from megatron_apriel.checkpoint.writing import HostBuffers, ShardWriting, WriteS
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.terminal import say
 
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -229,7 +230,7 @@ class CheckpointStore:
         restored = load_state(path, unwrapped(chunks), optimizer, record)
         if optimizer is not None and not restored and dist.get_rank() == 0:
             layout = record.layout.model_dump() if record.layout is not None else "none"
-            print(f"{path} is of another layout ({layout}): random states begin anew from the seed")
+            say(f"{path} is of another layout ({layout}): random states begin anew from the seed")
         return record.extra
 
     def _failed(self, path: Path, error: CheckpointException) -> CheckpointError:

@@ -16,6 +16,7 @@ import io
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter, Metadata, SavePlan
-from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper
@@ -32,6 +33,14 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 from megatron_apriel.checkpoint.boxes import Boxes
 
 Data = Tensor | io.BytesIO
+
+
+class FileWriter(FileSystemWriter):
+    """torch's writer, which leaves the directory's path out of ``.metadata``: it may hold a secret, and changes."""
+
+    def storage_meta(self) -> StorageMeta | None:
+        meta = super().storage_meta()
+        return meta and replace(meta, checkpoint_id=None)
 
 
 class WriteState(IntEnum):
@@ -82,7 +91,7 @@ class ShardWriting:
     def __init__(self, directory: Path, state_dict: dict[str, Any]) -> None:
         self._ranks = _DistWrapper(None, use_dist=True, coordinator_rank=0)
         self._planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._writer = FileSystemWriter(directory, sync_files=True)
+        self._writer = FileWriter(directory, sync_files=True)
         self._metadata: Metadata
         """Of the whole checkpoint; on the first rank only."""
         self._written: Future[list[WriteResult]] | None = None

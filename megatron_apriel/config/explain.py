@@ -5,14 +5,19 @@ All findings of a file stand in one message, so that a person mends them in one 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from megatron_apriel.config.fields import dotted, nearest_setting, section_at
+from megatron_apriel.config.schema import Section, StageConfig
 from megatron_apriel.config.yaml_text import Location
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import ConfigError, brief, shown
+
+MOST_SHOWN = 20
+"""Mistakes that one message names."""
 
 Item = Mapping[str, Any]
 """One of pydantic's findings."""
@@ -20,27 +25,39 @@ Origins = Mapping[Location, str]
 """Places that the command line set, with the words that set them."""
 
 
-def config_error(error: ValidationError, path: str, lines: Mapping[Location, int], overrides: Origins) -> ConfigError:
+def config_error(
+    error: ValidationError,
+    path: str,
+    lines: Mapping[Location, int],
+    overrides: Origins,
+    whole: type[Section] = StageConfig,
+    reference: str = "docs/configuration.md explains every setting.",
+) -> ConfigError:
     """One ConfigError for everything that the schema found.
 
     Args:
         path: the stage's file.
         lines: line of each value in the file.
         overrides: places that the command line set, with the words that set them.
+        whole: the schema.
+        reference: where its settings are explained.
     """
-    findings = []
-    for item in error.errors():
+    found: dict[tuple[str, str], None] = {}
+    items = deque(error.errors(include_url=False))
+    while items and len(found) < MOST_SHOWN:
+        item = items.popleft()
         location = _own_location(item)
-        place = _place(location, lines, overrides)
-        findings += [(f"{place}: {what}" if place else what, more) for what, more in _describe(item, location)]
-    findings = list(dict.fromkeys(findings))
-    reference = "docs/configuration.md explains every setting."
-    if len(findings) == 1:
+        place = f"{place}: " if (place := _place(location, lines, overrides)) else ""
+        found |= {(f"{place}{what}", more): None for what, more in _describe(item, location, whole)}
+    findings, count = list(found)[:MOST_SHOWN], len(found) + len(items)
+    if count == 1:
         what, more = findings[0]
         joint = ", " if what.startswith(("line ", "override ")) else ": "
         return ConfigError(f"{path}{joint}{what}", more, reference)
     listing = "\n  ".join(f"{what} {more}".rstrip() for what, more in findings)
-    return ConfigError(f"{path} has {len(findings)} mistakes.", listing, reference)
+    if count > len(findings):
+        listing += f"\n  and {count - len(findings):,} more, which are shown when these are mended."
+    return ConfigError(f"{path} has {count:,} mistakes.", listing, reference)
 
 
 def _own_location(item: Item) -> Location:
@@ -56,21 +73,21 @@ def _place(location: Location, lines: Mapping[Location, int], overrides: Origins
     """The override or the line of the nearest value that exists at or above ``location``."""
     for length in range(len(location), 0, -1):
         if location[:length] in overrides:
-            return f"override {overrides[location[:length]]}"
+            return f"override {brief(overrides[location[:length]])}"
         if location[:length] in lines:
             below = [text for key, text in overrides.items() if key[:length] == location[:length]]
-            return f"override {below[-1]}" if below else f"line {lines[location[:length]]}"
+            return f"override {brief(below[-1])}" if below else f"line {lines[location[:length]]}"
     below = [text for key, text in overrides.items() if location and key[: len(location)] == location]
-    return f"override {below[-1]}" if below else ""
+    return f"override {brief(below[-1])}" if below else ""
 
 
-def _describe(item: Item, location: Location) -> list[tuple[str, str]]:
+def _describe(item: Item, location: Location, whole: type[Section]) -> list[tuple[str, str]]:
     """What is wrong, and what would be right; several pairs where a section's own check found several things."""
     kind, value, context = item["type"], item.get("input"), item.get("ctx", {})
     if kind == "extra_forbidden":
-        return [_unknown(location)]
+        return [_unknown(location, whole)]
     if kind == "missing":
-        return [_missing(location)]
+        return [_missing(location, whole)]
     if kind == "value_error":
         # The schema's own sentences, each with the name of the setting before it.
         prefix = f"{dotted(location)}: " if location else ""
@@ -82,18 +99,18 @@ def _describe(item: Item, location: Location) -> list[tuple[str, str]]:
     return [(f"{dotted(location)}={_shown(value)} is not possible.", more)]
 
 
-def _unknown(location: Location) -> tuple[str, str]:
-    near = nearest_setting(location)
-    more = f"Did you mean {near}?"
-    if near is None:
+def _unknown(location: Location, whole: type[Section]) -> tuple[str, str]:
+    near = nearest_setting(location, whole)
+    more = f"Did you mean {near}?" if near is not None else ""
+    if near is None and whole is StageConfig:
         section = section_at(location[:-1])
         where = dotted(tuple(part for part in location[:-1] if not isinstance(part, int))) or "a stage"
         more = f"Settings of {where}: {', '.join(section.model_fields if section is not None else ())}."
     return f"{dotted(location)} is not a setting.", more
 
 
-def _missing(location: Location) -> tuple[str, str]:
-    section = section_at(location[:-1])
+def _missing(location: Location, whole: type[Section]) -> tuple[str, str]:
+    section = section_at(location[:-1], whole)
     field = section.model_fields.get(str(location[-1])) if section is not None else None
     if field is None:
         return f"{dotted(location[:-1])} has too few values.", f"{dotted(location)} is missing."
@@ -102,12 +119,10 @@ def _missing(location: Location) -> tuple[str, str]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+    """As YAML writes it."""
     if value is None:
-        text = "null (empty)"
-    elif isinstance(value, bool):
-        text = text.lower()
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        return "null (empty)"
+    return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 def _choices(context: Mapping[str, Any]) -> str:

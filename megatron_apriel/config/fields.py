@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from megatron_apriel.config.schema import Section, StageConfig
 from megatron_apriel.config.yaml_text import Location
+from megatron_apriel.errors import brief
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -27,9 +28,9 @@ def holds_list(annotation: Any) -> bool:
     return get_origin(annotation) is list or any(holds_list(argument) for argument in get_args(annotation))
 
 
-def section_at(location: Location) -> type[Section] | None:
-    """The section at a place of a stage's configuration; list positions are passed over."""
-    section: type[Section] | None = StageConfig
+def section_at(location: Location, whole: type[Section] = StageConfig) -> type[Section] | None:
+    """The section at a place of a configuration; list positions are passed over."""
+    section: type[Section] | None = whole
     for key in location:
         if isinstance(key, int):
             continue
@@ -50,13 +51,13 @@ def all_settings(section: type[Section] = StageConfig, prefix: str = "") -> Iter
             yield from all_settings(inner, f"{prefix}{name}{brackets}.")
 
 
-def nearest_setting(location: Location) -> str | None:
+def nearest_setting(location: Location, whole: type[Section] = StageConfig) -> str | None:
     """Dotted name of the setting that a wrong name most resembles: in its own section first, then anywhere."""
     *parents, wrong = location
-    section = section_at(tuple(parents))
+    section = section_at(tuple(parents), whole)
     here = list(section.model_fields) if section is not None else []
     elsewhere: dict[str, str] = {}
-    for name, _ in all_settings():
+    for name, _ in all_settings(whole):
         elsewhere.setdefault(name.rpartition(".")[2], name)
 
     def close(names: list[str], likeness: float) -> str | None:
@@ -71,5 +72,5 @@ def nearest_setting(location: Location) -> str | None:
 
 
 def dotted(location: Location) -> str:
-    """``("mixture", 0, "weight")`` -> ``mixture.0.weight``."""
-    return ".".join(map(str, location))
+    """``("mixture", 0, "weight")`` -> ``mixture.0.weight``; printable, long names cut."""
+    return ".".join(map(brief, location))

@@ -1,32 +1,55 @@
-"""Values as people write them in a configuration: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``."""
+"""Values as people write them in a configuration: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``.
+
+What an environment variable brings into a path may be a secret. The path is then used as it is and spelled as the file
+spells it, ``${DATA_ROOT}/text``: in the configuration written down, and in what is printed.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from decimal import Decimal
-from pathlib import Path
+from fractions import Fraction as Exact
+from pathlib import Path, PosixPath
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainSerializer
+
+from megatron_apriel.concealed import conceal
+from megatron_apriel.errors import shown
+
+LARGEST = 2**63 - 1
+"""Of whole numbers: what the formats on disk and torch can hold."""
 
 _COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_NUMBER = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,3})?)\s*([A-Za-z]*)\s*")
+_LONGEST = 64  # letters of a number
+_NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,3})?)\s*([A-Za-z]*)")
+_SHARE = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?)\s*(%?)")
+_NO_NUMBER = re.compile(r"[-+]?s?(?:nan|inf|infinity)\s*%?", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
+
+
+def _matched(pattern: re.Pattern[str], value: Any) -> re.Match[str] | None:
+    """The whole of a number or of a text of a number's length; ``true`` and sections are neither."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = str(value).strip()
+    return pattern.fullmatch(text) if len(text) <= _LONGEST else None
 
 
 def _scaled(value: Any, units: dict[str, int], example: str) -> int:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number; write for example {example}")
-    match = _NUMBER.fullmatch(str(value))
+    match = _matched(_NUMBER, value)
     if match is None or match[2].upper() not in units:
-        raise ValueError(f"{value!r} is not a number with a unit; write for example {example}")
-    # Decimal, since 4.35 x 1000 is not 4350 in binary floating point.
-    scaled = Decimal(match[1].replace("_", "")) * units[match[2].upper()]
-    if scaled != int(scaled):
-        raise ValueError(f"{value!r} is not a whole number")
+        raise ValueError(f"{shown(value)} is not a number with a unit; write for example {example}")
+    # Exactly, since 4.35 x 1000 is not 4350 in binary floating point.
+    scaled = Exact(match[1].replace("_", "")) * units[match[2].upper()]
+    if scaled.denominator != 1:
+        raise ValueError(f"{shown(value)} is not a whole number")
+    if scaled > LARGEST:
+        raise ValueError(f"{shown(value)} is beyond the largest whole number, {LARGEST}")
     return int(scaled)
 
 
@@ -42,14 +65,39 @@ def parse_bytes(value: Any) -> int:
 
 def parse_fraction(value: Any) -> float:
     """``10%`` or ``0.1`` -> 0.1. Raises ValueError outside [0, 1]."""
-    text = str(value).strip()
-    try:
-        number = float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)
-    except (ValueError, ArithmeticError):
-        raise ValueError(f"{value!r} is not a fraction; write for example 10% or 0.1") from None
+    match = _matched(_SHARE, value)
+    if match is None and _matched(_NO_NUMBER, value) is None:
+        raise ValueError(f"{shown(value)} is not a fraction; write for example 10% or 0.1")
+    number = Exact(match[1]) / (100 if match[2] else 1) if match is not None else -1
     if not 0 <= number <= 1:
-        raise ValueError(f"{value!r} is not between 0% and 100%")
-    return number
+        raise ValueError(f"{shown(value)} is not between 0% and 100%")
+    return float(number)
+
+
+class SpelledPath(PosixPath):
+    """A path that a variable of the environment is part of; what is made of it (``path / name``) is a plain path.
+
+    Attributes:
+        spelled: how it is written down and printed.
+    """
+
+    def __init__(self, path: Path | str, spelled: str) -> None:
+        super().__init__(path)
+        self.spelled = spelled
+
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:  # type: ignore[override]
+        return Path(*segments)
+
+    def __reduce__(self) -> tuple[type[SpelledPath], tuple[str, str]]:
+        return SpelledPath, (str(self), self.spelled)
+
+    def __repr__(self) -> str:
+        return f"Path({self.spelled!r})"
+
+
+def spelled(path: Path) -> str:
+    """A configuration's path as it is written down: with the names of variables, without their values."""
+    return path.spelled if isinstance(path, SpelledPath) else str(path)
 
 
 def parse_path(value: Any) -> Path:
@@ -61,27 +109,35 @@ def parse_path(value: Any) -> Path:
     if isinstance(value, Path):
         return value
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is not a path")
-
-    def replacement(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1]) or match[2]
-        if not found:
+        raise ValueError(f"{shown(value)} is not a path")
+    if "\0" in value:
+        raise ValueError(f"{shown(value)} is not a path: it holds a zero byte")
+    if "${" in _VARIABLE.sub("", value):
+        raise ValueError(f"{shown(value)} has a malformed variable; write ${{NAME}} or ${{NAME:-default}}")
+    given: dict[str, str] = {}
+    for match in _VARIABLE.finditer(value):
+        if found := os.environ.get(match[1]):
+            given[match[1]] = found
+        elif not match[2]:
             raise ValueError(
-                f"{value!r} uses the environment variable {match[1]}, which is not set; export {match[1]}=..., "
+                f"{shown(value)} uses the environment variable {match[1]}, which is not set; export {match[1]}=..., "
                 f"or write ${{{match[1]}:-default}}"
             )
-        return found
-
-    remainder = _VARIABLE.sub("", value)
-    if "${" in remainder:
-        raise ValueError(f"{value!r} has a malformed variable; write ${{NAME}} or ${{NAME:-default}}")
     try:
-        return Path(_VARIABLE.sub(replacement, value)).expanduser()
+        path = Path(_VARIABLE.sub(lambda match: given.get(match[1]) or match[2], value)).expanduser()
+        words = Path(_VARIABLE.sub(lambda match: f"${{{match[1]}}}" if match[1] in given else match[2], value))
+        words = words.expanduser()
     except RuntimeError:
-        raise ValueError(f"{value!r}: there is no such home directory") from None
+        raise ValueError(f"{shown(value)}: there is no such home directory") from None
+    if not given:
+        return path
+    conceal(str(path), str(words))
+    for name, secret in given.items():
+        conceal(secret, f"${{{name}}}")
+    return SpelledPath(path, str(words))
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 Fraction = Annotated[float, BeforeValidator(parse_fraction)]
-PathValue = Annotated[Path, BeforeValidator(parse_path)]
+PathValue = Annotated[Path, BeforeValidator(parse_path), PlainSerializer(spelled, return_type=str, when_used="json")]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from megatron_apriel.config.fields import all_settings, holds_list, section_of
 from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 from megatron_apriel.config.schema import KeepPolicy, Section, parse_factor
 from megatron_apriel.errors import ConfigError, run_command
+from megatron_apriel.terminal import CommandLine, say
 
 BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 
@@ -105,13 +105,13 @@ def updated(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table, or put it into a file."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="megatron_apriel.config.reference", description="Print all settings of a stage as a Markdown table."
     )
     parser.add_argument("--update", type=Path, metavar="FILE", help="put the table into this file instead")
     arguments = parser.parse_args(argv)
     if arguments.update is None:
-        print(table())
+        say(*table().split("\n"))
     else:
         arguments.update.write_text(updated(arguments.update.read_text(encoding="utf-8")), encoding="utf-8")
     return 0

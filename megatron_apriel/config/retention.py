@@ -8,6 +8,7 @@ ahead, only the newest can be.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection
 from fractions import Fraction
 
@@ -26,6 +27,9 @@ def steps_to_keep(steps: Collection[int], keep: KeepPolicy, total_steps: int) ->
         return set(steps)
     if keep.policy == "last":
         return set(sorted(steps)[-keep.number :])
-    targets = [Fraction(total_steps * part, keep.number) for part in range(1, keep.number + 1)]
-    nearest = {min(steps, key=lambda step: (abs(step - target), step)) for target in targets}
-    return nearest | {max(steps)}
+    ordered, nearest = sorted(steps), {max(steps)}
+    for part in range(1, keep.number + 1):
+        target = Fraction(total_steps * part, keep.number)
+        place = bisect_left(ordered, target)
+        nearest.add(min(ordered[max(place - 1, 0) : place + 1], key=lambda step: (abs(step - target), step)))
+    return nearest

@@ -9,7 +9,10 @@ in ``docs/configuration.md``. Several findings about one section are raised toge
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,7 +27,8 @@ from pydantic import (
     model_validator,
 )
 
-from megatron_apriel.config.quantities import ByteCount, Count, Fraction, PathValue
+from megatron_apriel.config.quantities import LARGEST, ByteCount, Count, Fraction, PathValue, spelled
+from megatron_apriel.errors import listed, printable, shown
 
 SMALLEST_WEIGHT = 1e-6
 """Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/mixture.py``)."""
@@ -46,7 +50,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
 Number = Annotated[float, BeforeValidator(_number)]
 
 
@@ -63,7 +67,7 @@ def parse_factor(value: Any) -> float:
     try:
         return float(_number(value))
     except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is neither 'frozen' nor a learning-rate factor such as 1.0") from None
+        raise ValueError(f"{shown(value)} is neither 'frozen' nor a learning-rate factor such as 1.0") from None
 
 
 Factor = Annotated[float, BeforeValidator(parse_factor), Field(ge=0)]
@@ -126,13 +130,13 @@ class SourceSection(Section):
 
     @property
     def label(self) -> str:
-        return self.name or self.corpus.name or str(self.corpus)
+        return self.name or Path(spelled(self.corpus)).name or spelled(self.corpus)
 
 
 def _unique_labels(sources: list[SourceSection]) -> list[SourceSection]:
-    labels = [source.label for source in sources]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    _raise_all(f"two sources are called {label!r}; give each its own name" for label in twice)
+    labels = Counter(source.label for source in sources)
+    twice = sorted(label for label, count in labels.items() if count > 1)
+    _raise_all(f"two sources are called {shown(label)}; give each its own name" for label in twice)
     return sources
 
 
@@ -141,7 +145,7 @@ class ImagesSection(Section):
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where DALI decodes; `auto`: on the GPU where there is one."""
-    threads: Annotated[Whole, Field(ge=1)] = 4
+    threads: Annotated[Whole, Field(ge=1, le=1024)] = 4
     """Decoding threads of each rank."""
     damaged: Literal["error", "skip"] = "error"
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
@@ -152,7 +156,7 @@ class ImagesSection(Section):
 def _split(value: Any) -> Any:
     if value == "balanced" or isinstance(value, list | tuple):
         return value
-    raise ValueError(f"{value!r} is neither 'balanced' nor a list such as [13,12,12,11]; null is an even split")
+    raise ValueError(f"{shown(value)} is neither 'balanced' nor a list such as [13,12,12,11]; null is an even split")
 
 
 # The tags are written in brackets so that findings are placed at the setting and not at a member of the union.
@@ -246,14 +250,17 @@ class RecomputeSection(Section):
         return self
 
 
+_POLICY = re.compile(r"all|(last|equispaced) ([0-9]{1,9})")
+
+
 def _keep(value: Any) -> Any:
     if isinstance(value, str):
-        kind, _, number = value.strip().partition(" ")
-        if kind not in ("all", "last", "equispaced") or (kind != "all") != number.isdecimal():
-            raise ValueError(f"{value!r} is no policy; write 'all', 'last 3' or 'equispaced 6'")
-        return {"policy": kind, "number": int(number or 0)}
+        match = _POLICY.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"{shown(value)} is no policy; write 'all', 'last 3' or 'equispaced 6'")
+        return {"policy": match[1] or "all", "number": int(match[2] or 0)}
     if not isinstance(value, dict | KeepPolicy):
-        raise ValueError(f"{value!r} is no policy; write 'all', 'last 3' or 'equispaced 6'")
+        raise ValueError(f"{shown(value)} is no policy; write 'all', 'last 3' or 'equispaced 6'")
     return value
 
 
@@ -262,7 +269,7 @@ class KeepPolicy(Section):
 
     policy: Literal["all", "last", "equispaced"]
     """`all`, `last` or `equispaced`."""
-    number: Annotated[Whole, Field(ge=0)] = 0
+    number: Annotated[Whole, Field(ge=0, le=10_000)] = 0
     """How many, for `last` and `equispaced`."""
 
     @model_validator(mode="after")
@@ -392,10 +399,10 @@ class StageConfig(Section):
         problems = []
         total = sum(source.weight for source in self.mixture)
         if abs(total - 1) > 1e-6:
-            shares = ", ".join(f"{source.label} {source.weight:.4%}" for source in self.mixture)
+            shares = listed((f"{printable(source.label)} {source.weight:.4%}" for source in self.mixture), 20)
             problems.append(f"the mixture's weights sum to {total:.4%}, not 100% ({shares})")
         problems += [
-            f"the weight of {source.label}, {source.weight:g}, is too small to be told from 0; give at least"
+            f"the weight of {printable(source.label)}, {source.weight:g}, is too small to be told from 0; give at least"
             f" {SMALLEST_WEIGHT:g}, or 0 to leave the source out"
             for source in self.mixture
             if 0 < source.weight < SMALLEST_WEIGHT

@@ -22,7 +22,6 @@ culprit is known and the others are kept.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from megatron_apriel.data.image_headers import MAX_IMAGES, HeaderReader, ImageRe
 from megatron_apriel.data.patches import patchify
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS
 from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.terminal import named_logger
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -52,7 +52,7 @@ _NAMES = {1: "horizontal", 0: "vertical"}
 
 _Axes = tuple[int, ...]
 
-logger = logging.getLogger(__name__)
+logger = named_logger(__name__)
 
 
 class ImageDecoder:

@@ -1,5 +1,7 @@
 """The records of a file that is one JSON array, as LLaVA's data is distributed, without holding the file in memory.
 
+The arrays in a file that is one JSON object, as COCO's annotations are, are read in the same way.
+
 Only where one element ends and the next begins is found out here; the elements go on as text, and workers parse them
 like lines. Memory is bounded by the longest element. An array cannot be entered again after a damaged place, as lines
 can: where it is not JSON, nothing behind that place is known, so the file as a whole is refused.
@@ -11,10 +13,12 @@ import codecs
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 
 from megatron_apriel.data.json_text import has_more_values
 from megatron_apriel.data.read_limits import LimitExceeded, ReadLimits
+from megatron_apriel.errors import shown
 
 _READ_BYTES = 2**20
 _SPACE = " \t\r\n"
@@ -46,16 +50,55 @@ def array_elements(stream: io.BufferedIOBase, limits: ReadLimits) -> Iterator[tu
     """
     text = _Text(stream, limits)
     text.skip_mark()
-    text.take("[")
-    number = 0
-    while not text.ahead("]"):
-        if number:
-            text.take(",")
-        number += 1
-        yield number, text.value()
-    text.take("]")
+    yield from enumerate(_elements(text), start=1)
     if not text.at_end():
         raise BrokenArray("something follows the array's end: it is neither one array nor one object a line")
+
+
+def object_members(stream: io.BufferedIOBase, limits: ReadLimits) -> Iterator[tuple[str, Iterator[bytes] | None]]:
+    """Name of each member of a file that is one JSON object, with its elements where it is an array, and else None.
+
+    The elements, each the bytes of one JSON value, are those of :func:`array_elements`: they are read while they are
+    taken, and passed over where the next member is asked for.
+
+    Raises:
+        BrokenArray, LimitExceeded: as of :func:`array_elements`; a member's name that is there twice.
+    """
+    text = _Text(stream, limits)
+    text.skip_mark()
+    text.take("{")
+    names = set[str]()
+    while not text.ahead("}"):
+        if names:
+            text.take(",")
+        if not text.ahead('"'):
+            raise BrokenArray("a name in quotes is expected")
+        name = json.loads(text.value())
+        if name in names:
+            raise BrokenArray(f"{shown(name)} is there twice")
+        names.add(name)
+        text.take(":")
+        if text.ahead("["):
+            elements = _elements(text)
+            yield name, elements
+            deque(elements, maxlen=0)
+        else:
+            text.value()
+            yield name, None
+    text.take("}")
+    if not text.at_end():
+        raise BrokenArray("something follows the object's end")
+
+
+def _elements(text: _Text) -> Iterator[bytes]:
+    text.take("[")
+    first = True
+    while not text.ahead("]"):
+        if not first:
+            text.take(",")
+        first = False
+        yield text.value()
+    text.take("]")
 
 
 class _Text:

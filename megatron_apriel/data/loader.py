@@ -23,7 +23,7 @@ from megatron_apriel.data.mixture import Mixture
 from megatron_apriel.data.prefetch import Prefetcher
 from megatron_apriel.data.sequences import open_reader
 from megatron_apriel.data.sources import Source, check_images_to_learn_from
-from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.errors import ConfigError, DataError, printable
 
 PREFETCHED = 4
 """Batches ready ahead of the step. A batch of 16384 tokens that are all image has 48 MB of pixels."""
@@ -137,7 +137,7 @@ class TrainingLoader:
         return {
             "sequence": sequence,
             "source": source.label,
-            "corpus": str(source.corpus.path),
+            "corpus": printable(source.corpus.path),
             "samples": [piece.document for piece in source.plan.pieces(pack, source.corpus)],
         }
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import struct
@@ -35,6 +34,7 @@ from megatron_apriel.data.plan_checks import check_plan, number_of_pieces
 from megatron_apriel.errors import printable
 from megatron_apriel.inputs import open_input
 from megatron_apriel.locks import HeldError, take_lock
+from megatron_apriel.terminal import named_logger
 
 ALGORITHM = 1
 """Part of the hash: counts up when the same inputs would give another plan."""
@@ -50,7 +50,7 @@ _NO_PLAN = (
 _BYTES_OF_PIECE, _SLACK_BYTES = 28, 1 << 16
 """The most that a plan's file has for a piece, which may be alone in its pack, and for what is not numbers."""
 
-logger = logging.getLogger(__name__)
+logger = named_logger(__name__)
 
 
 def cached_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents: LongDocuments) -> PackingPlan:

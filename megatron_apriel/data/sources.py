@@ -7,7 +7,6 @@ and serve at different resolutions without any error at all.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from megatron_apriel.data.plan_cache import cached_plan
 from megatron_apriel.data.processor_files import longest_side
 from megatron_apriel.data.tokens import TOKENIZER_FILES, load_tokenizer, tokenizer_digest
 from megatron_apriel.errors import DataError
+from megatron_apriel.terminal import named_logger
 
-logger = logging.getLogger(__name__)
+logger = named_logger(__name__)
 
 
 @dataclass(frozen=True)

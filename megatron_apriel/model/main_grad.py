@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from megatron.core.utils import log_single_rank
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from megatron_apriel.terminal import named_logger
+
+logger = named_logger(__name__)
 
 
 def placeholder_gradient(weight: Tensor) -> Tensor | None:

@@ -30,6 +30,7 @@ from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttent
 from megatron_apriel.model.flash_attention import PACKAGE, FlashCoreAttention, why_not_flash_attention
 from megatron_apriel.model.norm import BranchNorm, RMSNorm
 from megatron_apriel.model.quantised_mlp import QuantisedMLP
+from megatron_apriel.terminal import named_logger
 
 LayerKind = Literal["auto", "local", "transformer_engine"]
 AttentionKind = Literal["auto", "flash", "cudnn"]
@@ -41,7 +42,7 @@ CHECKPOINT_NAMES = {
 """Names of the norms -> their names in a distributed checkpoint, which are those that Megatron gives them where
 Transformer Engine fuses a norm with the linear layer after it."""
 
-logger = logging.getLogger(__name__)
+logger = named_logger(__name__)
 
 
 @dataclass(frozen=True)

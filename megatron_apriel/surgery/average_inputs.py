@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, shown
+from megatron_apriel.json_text import read_json
 from megatron_apriel.surgery.mean import FLOATS, STORAGE
-from megatron_apriel.surgery.models import read_json
 from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorSpec
 
 _SAME_IN_ALL = (
@@ -128,8 +128,8 @@ def _check_same_config(first: AverageInput, other: AverageInput) -> None:
         for key in _SAME_IN_ALL:
             if key in ours and key in theirs and ours[key] != theirs[key]:
                 raise CheckpointError(
-                    f"{f'{part}.' if part else ''}{key} is {ours[key]!r} in {first.label}'s config "
-                    f"and {theirs[key]!r} in {other.label}'s.",
+                    f"{f'{part}.' if part else ''}{key} is {shown(ours[key])} in {first.label}'s config "
+                    f"and {shown(theirs[key])} in {other.label}'s.",
                     "The same weights would mean different models.",
                 )
     # The same said in another way, or left to a default, as versions of transformers do.
@@ -138,7 +138,7 @@ def _check_same_config(first: AverageInput, other: AverageInput) -> None:
         for key in ours.keys() & theirs.keys():
             if ours[key] != theirs[key]:
                 raise CheckpointError(
-                    f"{part}'s {key} is {ours[key]!r} by {first.label}'s config and {theirs[key]!r} by"
+                    f"{part}'s {key} is {shown(ours[key])} by {first.label}'s config and {shown(theirs[key])} by"
                     f" {other.label}'s.",
                     "The same weights would mean different models.",
                 )
@@ -158,5 +158,5 @@ def _meaning(given: AverageInput, part: str) -> dict[str, Any]:
 def _section(given: AverageInput, part: str) -> dict[str, Any]:
     section = given.config.get(part) or {}
     if not isinstance(section, dict):
-        raise CheckpointError(f"{given.label}: its config's {part} is {section!r}, not an object.")
+        raise CheckpointError(f"{given.label}: its config's {part} is {shown(section)}, not an object.")
     return section

@@ -8,19 +8,19 @@ Three name layouts are in use for one model, and Mistral's own files add a fourt
     layers.7.attention.wo.weight                              Mistral (consolidated.safetensors, params.json)
 
 The tower has numbered layers too (``vision_tower.transformer.layers.7.``); they are never taken for the decoder's,
-because a decoder layer's name must *begin* with its prefix. May import only ``errors`` and files of this room.
+because a decoder layer's name must *begin* with its prefix. May import the ground and files of this room.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, shown
+from megatron_apriel.json_text import read_json
 from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorEntry
 
 _HF_LAYER = frozenset(
@@ -135,19 +135,6 @@ class SourceModel:
         return model
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError if the file is missing or is something else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} does not exist.", "Without it, the model's shape is not known.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} holds a {type(value).__name__}, not an object.")
-    return value
-
-
 def _layouts(config: Mapping[str, Any], config_file: Path) -> tuple[NameLayout, ...]:
     if config_file.name == "params.json":
         return (_MISTRAL_LAYOUT,)
@@ -159,9 +146,9 @@ def _layouts(config: Mapping[str, Any], config_file: Path) -> tuple[NameLayout, 
         kinds = tuple(part.get("model_type") for part in parts)
         if kinds == ("mistral", "pixtral"):
             return _LLAVA_LAYOUTS
-        kind = f"llava with decoder {kinds[0]!r} and tower {kinds[1]!r}"
+        kind = f"llava with decoder {shown(kinds[0])} and tower {shown(kinds[1])}"
     raise CheckpointError(
-        f"{config_file}: a model of type {kind!r} cannot be edited here.",
+        f"{config_file}: a model of type {shown(kind)} cannot be edited here.",
         "Which tensors are decoder layers is known for Mistral, alone or under LLaVA with a Pixtral tower.",
         "Supported: model_type 'mistral', or 'llava' with text_config 'mistral' and vision_config 'pixtral'.",
     )
@@ -187,7 +174,7 @@ def _decoder_sizes(config: Mapping[str, Any], mistral: bool) -> dict[str, int]:
         if value is None:
             continue
         if type(value) is not int or value < 1:
-            raise CheckpointError(f"the config's {keys[mistral]} is {value!r}, not a positive whole number.")
+            raise CheckpointError(f"the config's {keys[mistral]} is {shown(value)}, not a positive whole number.")
         sizes[size] = value
     return sizes
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from megatron_apriel import __version__
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, printable
 from megatron_apriel.inputs import open_input
+from megatron_apriel.json_text import read_json
+from megatron_apriel.terminal import note
 
 MANIFEST = "surgery.json"
 """Written beside the weights of every result of this room."""
@@ -38,34 +42,72 @@ SIDECARS = (
 """Copied where present, never demanded. Sentencepiece models (``tokenizer.model*``) and further templates come too."""
 
 
+MOST_SIDECAR_BYTES = 2**30
+"""Of one such file; a tokenizer has some tens of MB."""
+
+
 def sidecar_files(source: Path) -> list[Path]:
     """The tokenizer, processor and template files that ``source`` has.
 
     Raises:
-        CheckpointError: one is a link to nothing, as in a cache that was not downloaded whole.
+        CheckpointError: one is a link to nothing, as in a cache that was not downloaded whole, a pipe or a device, or
+            larger than any such file.
     """
     files = [source / name for name in SIDECARS]
     files += sorted(source.glob("tokenizer.model*"))
     files += sorted(source.glob("additional_chat_templates/*.jinja"))
+    found = []
     for file in files:
         if file.is_symlink() and not file.exists():
             raise CheckpointError(
-                f"{file} is a link to {file.readlink()}, which is not there.",
+                f"{printable(file)} is a link to {printable(file.readlink())}, which is not there.",
                 "The result would lack it.",
                 "Download the checkpoint again, or remove the link if the file is not needed.",
             )
-    return [file for file in files if file.is_file()]
+        if not file.exists() or file.is_dir():
+            continue
+        try:
+            with open_input(file) as stream:
+                size = os.fstat(stream.fileno()).st_size
+        except OSError as error:
+            raise CheckpointError(f"{printable(file)} cannot be read: {error.strerror}.") from None
+        if size > MOST_SIDECAR_BYTES:
+            raise CheckpointError(
+                f"{printable(file)} has {size:,} bytes.",
+                f"Files beside the weights have at most {MOST_SIDECAR_BYTES:,}.",
+                "Remove it if the model does not need it.",
+            )
+        found.append(file)
+    return found
 
 
 def copy_sidecars(source: Path, destination: Path) -> list[str]:
-    """Copy the files of :func:`sidecar_files`; returns their names."""
+    """Copy the files of :func:`sidecar_files`; returns their names. Names links out of ``source`` on standard error."""
     copied = []
     for file in sidecar_files(source):
         target = destination / file.relative_to(source)
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
+        with open_input(file) as stream, target.open("wb") as copy:
+            shutil.copyfileobj(stream, copy)
         copied.append(str(file.relative_to(source)))
+    name_links(source)
     return copied
+
+
+@functools.cache
+def name_links(source: Path) -> None:
+    """Say once that files of a model are links to somewhere else: what lies there goes into a result.
+
+    A download cache lays out whole models that way, so one line is for all of them.
+    """
+    inside = source.resolve()
+    files = [*sidecar_files(source), *(source / name for name in ("config.json", "params.json"))]
+    files += sorted(source.glob("*.safetensors"))
+    outside = [file for file in files if not file.resolve().is_relative_to(inside)]
+    if outside:
+        first = f"{outside[0].relative_to(source)} -> {outside[0].resolve()}"
+        lead = "1 file is a link that leads" if len(outside) == 1 else f"{len(outside):,} files are links that lead"
+        note(f"note: {lead} out of {source}, and the contents were copied: {first}{' and others' * (len(outside) > 1)}")
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -80,12 +122,13 @@ def write_manifest(directory: Path, operation: str, **fields: Any) -> None:
 
 
 def earlier_manifest(directory: Path) -> Any:
-    """The manifest of an input that was itself made here, or None: so that a result keeps its whole history."""
+    """The manifest of an input that was itself made here, or None: so that a result keeps its whole history.
+
+    Raises CheckpointError for one that cannot be read.
+    """
     file = directory / MANIFEST
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
+    # A distance from a mean of zeros is infinite.
+    return read_json(file, finite=False) if os.path.lexists(file) else None
 
 
 def sha256_of(file: Path) -> str:

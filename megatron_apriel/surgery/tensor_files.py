@@ -10,7 +10,7 @@ tensor is in which file. The Hugging Face form calls them ``model*.safetensors``
 Everything a header or an index says is checked before it is believed: a truncated download or a leftover shard ends
 in a CheckpointError with the file and the numbers, never in wrong weights.
 
-Source of the format: https://github.com/huggingface/safetensors (README, "Format"). May import only ``errors``.
+Source of the format: https://github.com/huggingface/safetensors (README, "Format"). May import only the ground.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, brief, listed, printable, shown
+from megatron_apriel.inputs import open_input
+from megatron_apriel.json_text import MOST_BYTES, parse_json, read_json
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -36,7 +39,11 @@ DTYPE_BYTES = {
 CHUNK_BYTES = 4 << 20
 """Largest piece that is held in memory while copying, hashing or comparing."""
 
-_MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
+MOST_HEADER_BYTES = MOST_BYTES
+"""Of a header. The reference implementation allows 100 MB, of which a reader's memory would be several GiB; a tensor
+takes about a hundred bytes of it."""
+_MOST_DIMENSIONS = 32
+_MOST = 2**63 - 1  # of a dimension or an offset
 _SHARD_NAME = "{base}-{number:05}-of-{count:05}.safetensors"
 
 Base = Literal["model", "consolidated"]
@@ -84,13 +91,13 @@ class TensorEntry(TensorSpec):
         position = self.offset + start_row * row_bytes
         left = ((self.rows if stop_row is None else stop_row) - start_row) * row_bytes
         buffer = memoryview(bytearray(min(limit, left)))
-        with self.file.open("rb", buffering=0) as stream:
+        with open_input(self.file, buffering=0) as stream:
             stream.seek(position)
             while left:
                 piece = buffer[: min(limit, left)]
                 filled = 0
                 while filled < len(piece):  # a single read may give less, above all from a network
-                    count = stream.readinto(piece[filled:])
+                    count = os.readv(stream.fileno(), [piece[filled:]])
                     if not count:
                         raise CheckpointError(
                             f"{self.file} ended {left - filled:,} bytes before the end of {self.name}.",
@@ -110,16 +117,16 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             fit dtype and shape.
     """
     try:
-        file_size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_input(file) as stream:
+            file_size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-            if length < 0 or 8 + length > file_size or length > _MAX_HEADER_BYTES:
+            if length < 0 or 8 + length > file_size or length > MOST_HEADER_BYTES:
                 _refuse(file, f"its header would be {max(length, 0):,} bytes long, in a file of {file_size:,} bytes")
             raw = stream.read(length)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
-    fields = _parse_json(raw, file)
+        raise CheckpointError(f"{printable(file)} cannot be read: {error.strerror}.") from None
+    fields = _parse(raw, file)
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(file, "its __metadata__ is not a table of strings")
@@ -130,7 +137,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     for entry in entries:
         if entry.offset != position:
             relation = "overlaps the tensor before it" if entry.offset < position else "leaves a gap before it"
-            _refuse(file, f"{entry.name} begins at byte {entry.offset:,} instead of {position:,}: it {relation}")
+            _refuse(file, f"{brief(entry.name)} begins at byte {entry.offset:,} instead of {position:,}: it {relation}")
         position += entry.size
     if position != file_size:
         problem = "truncated" if position > file_size else "followed by something else"
@@ -140,23 +147,15 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 def _refuse(file: Path, problem: str) -> NoReturn:
     raise CheckpointError(
-        f"{file} is damaged: {problem}.",
+        f"{printable(file)} is damaged: {problem}.",
         fix="Download or export it again; compare its size and hash with the original's.",
     )
 
 
-def _parse_json(raw: bytes, file: Path) -> dict[str, Any]:
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            seen: set[str] = set()
-            repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            _refuse(file, f"{repeated!r} is there twice")
-        return table
-
+def _parse(raw: bytes, file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=without_repeats)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(raw)
+    except ValueError as error:
         _refuse(file, f"its JSON cannot be read: {error}")
     if not isinstance(value, dict):
         _refuse(file, f"its JSON is a {type(value).__name__}, not an object")
@@ -165,19 +164,23 @@ def _parse_json(raw: bytes, file: Path) -> dict[str, Any]:
 
 def _entry(file: Path, data_start: int, name: str, field: Any) -> TensorEntry:
     if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:
-        _refuse(file, f"{name} is not described by dtype, shape and data_offsets")
+        _refuse(file, f"{brief(name)} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        _refuse(file, f"{name} has dtype {dtype!r}, which is none of {', '.join(DTYPE_BYTES)}")
+        _refuse(file, f"{brief(name)} has dtype {shown(dtype)}, which is none of {', '.join(DTYPE_BYTES)}")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
-            _refuse(file, f"{name} has {what} {numbers!r}, which is no list of numbers")
+        if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number <= _MOST for number in numbers):
+            _refuse(file, f"{brief(name)} has {what} {shown(numbers)}, which is no list of numbers of 64 bits")
+    if len(shape) > _MOST_DIMENSIONS:
+        _refuse(file, f"{brief(name)} has {len(shape):,} dimensions, more than {_MOST_DIMENSIONS}")
     if len(offsets) != 2:
-        _refuse(file, f"{name} has data_offsets {offsets!r}, which is no pair")
+        _refuse(file, f"{brief(name)} has data_offsets {shown(offsets)}, which is no pair")
     begin, end = offsets
     entry = TensorEntry(name, dtype, tuple(shape), file, data_start + begin)
     if end - begin != entry.size:
-        _refuse(file, f"{name} ({dtype} {shape}) takes {entry.size:,} bytes and was given bytes {begin:,} to {end:,}")
+        _refuse(
+            file, f"{brief(name)} ({dtype} {shape}) takes {entry.size:,} bytes and was given bytes {begin:,} to {end:,}"
+        )
     return entry
 
 
@@ -229,7 +232,7 @@ class TensorDirectory:
                 return cls(directory, candidate, (single,), read_header(single))
             if present:
                 raise CheckpointError(
-                    f"{directory} has {', '.join(file.name for file in present)} and no {index.name}.",
+                    f"{directory} has {listed(file.name for file in present)} and no {index.name}.",
                     "Without it, nothing says which files belong together.",
                 )
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern))
@@ -242,20 +245,23 @@ class TensorDirectory:
 
     @classmethod
     def _from_index(cls, directory: Path, base: Base, index: Path, present: list[Path]) -> TensorDirectory:
-        weight_map = _parse_json(index.read_bytes(), index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             _refuse(index, "it has no weight_map")
         for name, file_name in weight_map.items():
-            if not isinstance(file_name, str) or Path(file_name).name != file_name:
-                _refuse(index, f"{name} lies in {file_name!r}, which is no file name")
-        files = tuple(directory / name for name in sorted(set(weight_map.values())))
-        missing = [file.name for file in files if not file.is_file()]
+            if not isinstance(file_name, str) or Path(file_name).name != file_name or file_name in ("", ".."):
+                _refuse(index, f"{brief(name)} lies in {shown(file_name)}, which is no file name")
+        named = sorted(set(weight_map.values()))
+        # Looked up in the list of the directory, since a name may be one that no file can have.
+        there = {file.name for file in directory.iterdir()}
+        missing = [name for name in named if name not in there]
         if missing:
-            raise CheckpointError(f"{index} names {', '.join(missing)}, which {directory} does not have.")
+            raise CheckpointError(f"{index} names {listed(missing)}, which {directory} does not have.")
+        files = tuple(directory / name for name in named)
         left_over = [file.name for file in present if file not in files]
         if left_over:
             raise CheckpointError(
-                f"{directory} has {', '.join(left_over)}, which {index.name} does not name.",
+                f"{directory} has {listed(left_over)}, which {index.name} does not name.",
                 "It may be left over from another export; loaders differ in which of the two they believe.",
                 "Remove what does not belong to the model.",
             )

@@ -5,7 +5,6 @@ A dry run answers without torch, for any number of ranks, on any machine.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import run_command
+from megatron_apriel.terminal import CommandLine
 
 EXAMPLES = """\
 examples:
@@ -33,11 +33,10 @@ same command again); 130 stopped by Ctrl-C after saving; anything else is a fail
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line; plan or train."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="megatron_apriel.train",
         description="Train one stage of the recipe from its YAML file.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("stage", type=Path, help="the stage's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from megatron_apriel.architecture import PRESETS
+from megatron_apriel.config.explain import config_error
 from megatron_apriel.config.schema import Number, Section, Whole
-from megatron_apriel.config.yaml_text import parse_yaml, read_yaml
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.config.yaml_text import Location, parse_yaml, read_yaml
+from megatron_apriel.errors import ConfigError, brief, printable
 from megatron_apriel.flops import decoder_forward
 
 Positive = Annotated[Number, Field(gt=0)]
@@ -153,23 +154,24 @@ def hardware(kind: str, file: Path | None = None, settings: Sequence[str] = ()) 
         settings: words of the command line; they win.
     """
     values: dict[Any, Any] = KINDS[kind].model_dump()
+    lines: dict[Location, int] = {}
+    origins: dict[Location, str] = {}
     if file is not None:
-        given, _ = read_yaml(file, "Hardware is described by a YAML file of name: value lines.", _PRINTED)
+        given, lines = read_yaml(file, "Hardware is described by a YAML file of name: value lines.", _PRINTED)
         if not isinstance(given, dict):
-            raise ConfigError(f"{file} holds no name: value lines.", fix=_PRINTED)
+            raise ConfigError(f"{printable(file)} holds no name: value lines.", fix=_PRINTED)
         values |= given
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
-            raise ConfigError(f"--set {setting}: no value.", fix="Write name=value, as in --set inter_node=25.")
-        values[name.strip()] = parse_yaml(text, f"--set {setting}")[0]
+            raise ConfigError(f"--set {brief(setting)}: no value.", fix="Write name=value, as in --set inter_node=25.")
+        values[name.strip()] = parse_yaml(text, f"--set {brief(setting)}")[0]
+        origins[(name.strip(),)] = f"--set {setting}"
     try:
         gpu = Hardware.model_validate(values)
     except ValidationError as error:
-        found = "\n  ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ConfigError(
-            "these hardware numbers cannot be used:", found, f"Names: {', '.join(Hardware.model_fields)}."
-        ) from None
+        names = f"Names: {', '.join(Hardware.model_fields)}."
+        raise config_error(error, printable(file or "hardware"), lines, origins, Hardware, names) from None
     if gpu.reserve >= gpu.memory:
         raise ConfigError(
             f"reserve={gpu.reserve:g} GiB leaves nothing of memory={gpu.memory:g} GiB.",

@@ -28,6 +28,7 @@ from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.errors import DataError, ExitCode
 from megatron_apriel.flops import image_flops, step_flops
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.schedule import learning_rate
 from megatron_apriel.train.signals import StopRequest
@@ -98,7 +99,7 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
     if _asked_before_the_first_step(stop):
         stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
         if dist.get_rank() == 0:
-            print(f"stopped before step {stage.finished_steps + 1}: {stop.reason}; run the same command to go on")
+            say(f"stopped before step {stage.finished_steps + 1}: {stop.reason}; run the same command to go on")
         return stop.exit_code
     if stage.finished_steps == 0:
         _validate(stage)
@@ -119,7 +120,7 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
             stop.adopt(stop_code)
             stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
             if dist.get_rank() == 0:
-                print(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to go on")
+                say(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to go on")
             return stop.exit_code
     stage.metrics.write("end", stage.finished_steps, reason="all steps are done", complete=True)
     return ExitCode.OK

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import ConfigError, printable
+from megatron_apriel.terminal import note, say
 
 
 class Sink(Protocol):
@@ -50,7 +51,7 @@ class Console:
     def write(self, record: Mapping[str, Any]) -> None:
         formatter = getattr(self, f"_{record['kind']}", None)
         if formatter is not None:
-            print(formatter(record), flush=True)
+            say(formatter(record))
 
     def _step(self, record: Mapping[str, Any]) -> str:
         sources = record["loss_by_source"]
@@ -192,14 +193,22 @@ class Metrics:
 
     def write(self, kind: str, step: int, **figures: Any) -> None:
         """Give a record to every sink. ``step`` counts finished steps."""
+        record = {"kind": kind, "step": step} | {name: _shown(value) for name, value in figures.items()}
         for sink in self._sinks:
             with _reported(sink):
-                sink.write({"kind": kind, "step": step, **figures})
+                sink.write(record)
 
     def close(self) -> None:
         for sink in self._sinks:
             with _reported(sink):
                 sink.close()
+
+
+def _shown(figure: Any) -> Any:
+    """A figure as people and other programs are given it: names and paths in it are printable."""
+    if isinstance(figure, Mapping):
+        return {printable(name): value for name, value in figure.items()}
+    return printable(figure) if isinstance(figure, str) else figure
 
 
 @contextlib.contextmanager
@@ -208,4 +217,4 @@ def _reported(sink: Sink) -> Iterator[None]:
         yield
     except OSError as error:
         with contextlib.suppress(OSError):
-            print(f"warning: {type(sink).__name__} cannot write figures: {error}", file=sys.stderr, flush=True)
+            note(f"warning: {type(sink).__name__} cannot write figures: {error}")

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.forms import architecture_of, sidecar_directory
@@ -25,6 +24,7 @@ from megatron_apriel.flops import model_flops
 from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.tables import Table, plain, standard_output
 from megatron_apriel.train.memory import RankMemory, rank_memory
 from megatron_apriel.train.schedule import warmup_steps
 
@@ -57,11 +57,11 @@ def print_plan(
     corpora, notes = _corpora(config, model, directory, check_data)
     if os.environ.get("RANK", "0") != "0":
         return
-    console = console or _console()
-    console.print(f"Dry run of stage {config.stage} on {world_size} ranks: nothing is started.\n", highlight=False)
+    console = console or standard_output(WIDTH)
+    console.print(plain([f"Dry run of stage {config.stage} on {world_size} ranks: nothing is started.", ""]))
     console.print("Resolved configuration", style="bold")
-    console.print(to_yaml(config), highlight=False, markup=False)
-    console.print(f"The model's shapes come from {origin}.\n", highlight=False, markup=False, soft_wrap=True)
+    console.print(plain(to_yaml(config).split("\n")))
+    console.print(plain([f"The model's shapes come from {origin}.", ""]), soft_wrap=True)
     for table in (
         layout_table(config, layout, model),
         parameters_table(config, model),
@@ -74,7 +74,7 @@ def print_plan(
     if not Path(config.init_from).exists():
         notes.insert(0, f"init_from {config.init_from} does not exist yet.")
     for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(f"note: {note}"), soft_wrap=True)
 
 
 def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Architecture, str]:
@@ -90,16 +90,9 @@ def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Archi
     return architecture_of(config.init_from), str(config.init_from)
 
 
-def _console() -> Console:
-    """Standard output; wide enough for the tables also where it is a file or a pipe."""
-    # Without markup: names and paths may have brackets in them.
-    console = Console(markup=False)
-    return console if console.is_terminal else Console(width=WIDTH, markup=False)
-
-
 def _table(title: str, *columns: str, words: tuple[str, ...] = ()) -> Table:
     """A table whose first column and ``words`` are aligned left, the others, numbers, right."""
-    table = Table(title=title, title_justify="left", title_style="bold", highlight=False)
+    table = Table(title=title)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 or column in words else "right")
     return table

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.forms import sidecar_directory
 from megatron_apriel.checkpoint.hf import architecture_of, load_weights
 from megatron_apriel.checkpoint.run_file import RunState, read_run_file, run_state
+from megatron_apriel.checkpoint.sources import open_source
 from megatron_apriel.checkpoint.training import CheckpointStore
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
@@ -32,6 +32,7 @@ from megatron_apriel.data.chat import exported_chat_template
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.sources import check_tokenizer
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
+from megatron_apriel.json_text import read_json
 from megatron_apriel.locks import HeldError, take_lock
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, check_options
@@ -39,6 +40,8 @@ from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
+from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
+from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.signals import StopRequest
@@ -80,7 +83,7 @@ def run_stage(config: StageConfig) -> ExitCode:
         if beginning.finished_steps == config.steps and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:
                 place = final if exported else beginning.newest
-                print(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
+                say(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
             return ExitCode.OK
         with (
             # First: a request that comes while weights are loaded is met before the first step, not by dying.
@@ -110,6 +113,8 @@ def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     newest = store.latest()
     if newest is None:
         architecture = architecture_of(config.init_from)
+        # The weights must be those of the config before memory is taken for a model of its shapes.
+        open_source(config.init_from, architecture)
         return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, None, 0)
     record = read_run_file(newest)
     state = run_state(newest, record)
@@ -171,7 +176,7 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
             "Remove what stands in that file's place, check its permissions, or give another output.",
         ) from None
     if lock.problem is not None:
-        print(f"{output} cannot be locked ({lock.problem}): make sure that no other run writes to it")
+        say(f"{output} cannot be locked ({lock.problem}): make sure that no other run writes to it")
     return lock
 
 
@@ -214,14 +219,15 @@ def _export(stage: Stage, final: Path) -> None:
 def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: CheckpointStore, metrics: Metrics) -> Any:
     """This rank's :class:`Stage`, ready to train from where it stands; closes its loaders."""
     architecture, layout, newest = beginning.architecture, beginning.layout, beginning.newest
-    say = print if dist.get_rank() == 0 else lambda *words: None
     with contextlib.ExitStack() as stack:
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
         sidecars = alike(lambda: _keep_sidecars(config, newest))
 
         def initialise(chunks: list[AprielModel]) -> None:
-            say(load_weights(chunks, config.init_from, architecture))
+            report = load_weights(chunks, config.init_from, architecture)
+            if dist.get_rank() == 0:
+                say(*str(report).split("\n"))
 
         trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
         if newest is not None:
@@ -290,7 +296,9 @@ def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
         config.output.mkdir(parents=True, exist_ok=True)
         (config.output / "config.resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
         if newest is not None:
-            shutil.copytree(newest / "hf", sidecars, dirs_exist_ok=True)
+            sidecars.mkdir(exist_ok=True)
+            copy_sidecars(newest / "hf", sidecars)
+            write_json(sidecars / "config.json", read_json(newest / "hf" / "config.json"))
     return sidecars
 
 

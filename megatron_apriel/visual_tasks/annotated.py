@@ -14,6 +14,7 @@ Only what annotators have marked one by one is asked for: see :mod:`coco`. Photo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +57,9 @@ def category_presence(draw: Draw) -> Sample:
     yes = bool(draw.choices.integers(2))
     category = _pick(askable_categories(annotations), draw.choices)
     if yes:
-        shown = groups.countable & (groups.largest >= VISIBLE) & (groups.category == category)
-        chosen = int(groups.image[_nearest_size(np.nonzero(shown)[0], groups, draw)])
+        own = groups.of_category(category)
+        shown = own[groups.countable[own] & (groups.largest[own] >= VISIBLE)]
+        chosen = int(groups.image[_nearest_size(shown, groups, draw)])
     else:
         chosen = _image_without(category, annotations, draw)
     rows = annotations.of_image(chosen)
@@ -149,6 +151,11 @@ def pair_count(draw: Draw) -> Sample:
     return Sample((picture, "\n" + question), str(number), number, {"categories": names}, check)
 
 
+# What these find in all annotations is the same for every sample, and takes longer than the rest of a sample.
+_once = lru_cache(maxsize=32)
+
+
+@_once
 def askable_categories(annotations: Annotations) -> npt.NDArray[np.int64]:
     """Categories that some image shows and of which some other has nothing."""
     groups = annotations.groups
@@ -192,14 +199,21 @@ def _image_without(category: int, annotations: Annotations, draw: Draw) -> int:
     """An image with nothing of a category; as often as the difficulty says, with a relative of it, if there is one."""
     groups = annotations.groups
     free = np.ones(len(annotations.images), dtype=bool)
-    free[groups.image[groups.category == category]] = False
-    relatives = annotations.supercategory[groups.category] == annotations.supercategory[category]
-    related = np.zeros_like(free)
-    related[groups.image[relatives]] = True
+    free[groups.image[groups.of_category(category)]] = False
+    related = _with_any_of(annotations, int(annotations.supercategory[category]))
     close = draw.rng.random() < knobs.SCENE_ALIKE.at(draw.difficulty)
     return _pick(np.nonzero(free & related if close and (free & related).any() else free)[0], draw.rng)
 
 
+@_once
+def _with_any_of(annotations: Annotations, supercategory: int) -> npt.NDArray[np.bool_]:
+    """Which images have a category of this supercategory."""
+    related = np.zeros(len(annotations.images), dtype=bool)
+    related[annotations.groups.image[annotations.supercategory[annotations.groups.category] == supercategory]] = True
+    return related
+
+
+@_once
 def _cells(annotations: Annotations, grid: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Cell (row * grid + column) of each group's box, and which groups are one object clearly inside its cell."""
     groups = annotations.groups
@@ -210,6 +224,7 @@ def _cells(annotations: Annotations, grid: int) -> tuple[npt.NDArray[np.int64], 
     return cell[:, 1] * grid + cell[:, 0], inside & groups.countable & (groups.count == 1)
 
 
+@_once
 def _pairs(groups: Groups, most: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Neighbouring countable groups of one image [pairs, 2], and how many objects they have, at most ``most``."""
     known = np.nonzero(groups.countable)[0]

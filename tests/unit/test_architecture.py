@@ -12,7 +12,7 @@ from transformers import AutoConfig, LlavaForConditionalGeneration
 from megatron_apriel.architecture import PRESETS, Architecture
 from megatron_apriel.checkpoint.params import architecture_from_params
 from megatron_apriel.errors import CheckpointError
-from megatron_apriel.surgery.models import read_json
+from megatron_apriel.json_text import read_json
 
 PUBLISHED: dict[str, Any] = {
     # As the public Pixtral-12B config is written: what equals a default is left out.

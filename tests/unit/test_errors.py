@@ -59,8 +59,13 @@ def test_a_reader_that_goes_away_is_no_success(flush: bool) -> None:
 
 
 def test_what_steers_a_terminal_is_escaped_in_messages() -> None:
-    error = ConfigError("a\x1b[2J\x9bb.json\u202e is missing.", "first\nsecond", "\x07")
-    assert str(error) == "a\\x1b[2J\\x9bb.json\\u202e is missing.\n  first\nsecond\n  \\x07"
+    error = ConfigError("a\x1b[2J\x9bb.json\u202e is missing.", "first\n  second\n    third", "\x07")
+    assert str(error) == "a\\x1b[2J\\x9bb.json\\u202e is missing.\n  first\n  second\n    third\n  \\x07"
+
+
+def test_a_name_with_a_line_end_is_no_message_of_its_own() -> None:
+    error = ConfigError("a\nConfigError: forged.json is missing.", "because\nof it")
+    assert str(error) == "a\\nConfigError: forged.json is missing.\n  because\\nof it"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_apriel"
 LAYERS = [
-    {"inputs"},
+    {"inputs", "concealed"},
     {"errors"},
+    {"terminal", "tables", "json_text"},
     {"architecture"},
     {"outputs", "locks", "progress", "flops"},
     {"batch", "config", "surgery"},
@@ -80,7 +81,11 @@ def test_files_say_what_they_are_for(file: Path) -> None:
     "module",
     [
         "inputs",
+        "concealed",
         "errors",
+        "terminal",
+        "json_text",
+        "tables",
         "architecture",
         "outputs",
         "flops",
@@ -114,3 +119,28 @@ def test_no_file_executes_pickles_or_remote_code() -> None:
         if "weights_only=False" in text:
             # Results of a test's own forked processes, over a pipe between them.
             assert file.relative_to(PACKAGE).parts[0] == "testing", file
+
+
+PRINTERS = {"errors.py": {"print"}, "terminal.py": {"print", "ArgumentParser", "getLogger"}}
+"""Files that may call what prints names as they are; all others go through them."""
+
+
+def calls(file: Path) -> Iterator[str]:
+    """Last names of the functions that a file calls."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            # A console's own method prints what it is given: text or a table that was made printable.
+            console = isinstance(node.func, ast.Attribute) and node.func.attr == "print"
+            module = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value)
+            if not console and not (node.args and isinstance(node.args[0], ast.Constant) and module == "logging"):
+                yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+
+
+def test_names_are_printed_through_the_terminal_alone() -> None:
+    """``print``, ``argparse`` and ``logging`` would print a name's control characters, ``rich`` read its brackets."""
+    for file in [*SOURCES, *sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "examples").rglob("*.py"))]:
+        allowed = PRINTERS.get(file.name, set()) if file.parent == PACKAGE else set()
+        found = {"print", "ArgumentParser", "getLogger"} & set(calls(file))
+        assert found <= allowed, f"{file}: {found}"
+        text = file.read_text(encoding="utf-8")
+        assert "rich.table" not in text or file.name == "tables.py", file

@@ -164,7 +164,12 @@ def test_hardware_numbers_can_be_replaced(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("inter_node", "no value"), ("inter_nod=25", "inter_nod"), ("memory=-3", "greater than 0"), ("head=x", "number")],
+    [
+        ("inter_node", "no value"),
+        ("inter_nod=25", "inter_nod"),
+        ("memory=-3", "must be above 0"),
+        ("head=x", "number"),
+    ],
 )
 def test_wrong_hardware_numbers(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

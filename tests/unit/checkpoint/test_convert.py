@@ -239,7 +239,7 @@ def test_damaged_sources(mistral, tmp_path, capsys, damage, message):
     [
         ("generation_config.json", "source/generation_config.json cannot be read"),
         ("tekken.json", "source/tekken.json cannot be made into a tokenizer"),
-        ("params.json", "source/params.json is not valid JSON"),
+        ("params.json", "source/params.json cannot be read: it is not valid JSON"),
     ],
 )
 def test_damaged_files_beside_the_weights(mistral, tmp_path, capsys, name, message):

@@ -1,0 +1,102 @@
+"""Printing: lines, tables, logs, bars, complaints about arguments and tracebacks, with names that steer a terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from megatron_apriel import progress as bars
+from megatron_apriel.errors import brief, listed, run_command, shown
+from megatron_apriel.tables import Table, standard_output
+from megatron_apriel.terminal import CommandLine, named_logger, note, say
+
+NAME = "a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
+PRINTED = r"a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
+
+
+def test_an_argument_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say("first", NAME)
+    note(NAME)
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"first\n{PRINTED}\n", f"{PRINTED}\n")
+
+
+def test_what_is_logged_is_printable_for_every_handler() -> None:
+    seen = io.StringIO()
+    handler = logging.StreamHandler(seen)
+    logger = named_logger("megatron_apriel.some.module")
+    logger.addHandler(handler)
+    try:
+        logger.warning("%s is left grey; %d so far", NAME, 3)
+    finally:
+        logger.removeHandler(handler)
+    assert seen.getvalue() == f"{PRINTED} is left grey; 3 so far\n"
+
+
+def test_tables_show_names_letter_by_letter(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(NAME, "plain", title=f"title {NAME}")
+    table.add_column(NAME, justify="right")
+    table.add_row(NAME, "[bold]x[/]", ["two", NAME])
+    standard_output(400).print(table)
+    Console(width=400).print(table)  # a console that would read styles
+    out = capsys.readouterr().out
+    assert out.count(PRINTED) == 10
+    assert "[bold]x[/]" in out
+    assert not any(letter in out for letter in "\x1b\r\x9b\u202e")
+
+
+def test_bars_show_labels_letter_by_letter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bars, "_SECONDS_BETWEEN_LINES", 0.0)
+    with bars.progress(NAME, 2) as step:
+        step()
+    assert capsys.readouterr().err.startswith(f"{PRINTED}: 1 items of 2 items")
+    written = io.StringIO()
+    monkeypatch.setattr(bars, "Console", lambda **_: Console(file=written, force_terminal=True, width=200))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with bars.progress("[red]a\x1b[2J[/b]", 1) as step:
+        step()
+    assert r"[red]a\x1b[2J[/b]" in written.getvalue()
+
+
+def test_arguments_are_quoted_printably(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandLine(prog="tool")
+    parser.add_argument("--number", type=int)
+    for words in (["--number", NAME], [NAME]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        err = capsys.readouterr().err
+        assert not any(letter in err for letter in "\x1b\r\x9b\u202e")
+
+
+def test_a_traceback_is_printable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+
+    def main() -> int:
+        raise ValueError(NAME)
+
+    with pytest.raises(ValueError) as caught:
+        run_command(main)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    err = capsys.readouterr().err
+    assert "Traceback" in err and r"ValueError: a\x1b[2J\r" in err
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (brief("x" * 100), "x" * 57 + "..." + "x" * 20),
+        (shown("a\nb"), r"'a\nb'"),
+        (shown([NAME]), None),
+        (listed([NAME, "b", "c"], 2), f"{PRINTED}, b and 1 more"),
+        (listed([]), ""),
+    ],
+)
+def test_quotes_are_short_and_printable(text: str, value: Any) -> None:
+    assert text == (repr([NAME]) if value is None else value)
+    assert text.isprintable()
