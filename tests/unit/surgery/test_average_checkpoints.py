@@ -100,7 +100,7 @@ def test_pieces_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     plan = module.plan_average(inputs)
     module.average(plan, tmp_path / "whole")
     monkeypatch.setattr(module, "_LARGEST_PIECE", 20)
-    monkeypatch.setattr(module, "_BLOCK", 7)
+    monkeypatch.setattr(module, "BLOCK", 7)
     module.average(plan, tmp_path / "pieces", verify=True)
     assert read_model(tmp_path / "pieces") == read_model(tmp_path / "whole")
 

@@ -13,7 +13,8 @@ import pytest
 from surgery_files import read_model, write_file, write_model
 
 from megatron_apriel.errors import CheckpointError
-from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorSpec, plan_shards, read_header, write_tensors
+from megatron_apriel.surgery.shards import plan_shards, write_tensors
+from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorSpec, read_header
 
 PAIR = {"a": ("F32", np.arange(6, dtype="<f4").reshape(2, 3)), "b": ("U8", np.arange(5, dtype="u1"))}
 
