@@ -180,6 +180,19 @@ class _Piece:
     norm: float
 
 
+class _Arithmetic(threading.local):
+    """Each thread's arrays for arithmetic, used again from piece to piece."""
+
+    def __init__(self, plan: AveragePlan) -> None:
+        self._plan = plan
+        self._made: dict[str, BlockMean] = {}
+
+    def blocks(self, dtype: str) -> BlockMean:
+        if dtype not in self._made:
+            self._made[dtype] = BlockMean(dtype, self._plan.weights, len(self._plan.inputs))
+        return self._made[dtype]
+
+
 def _row_ranges(spec: TensorSpec, piece_bytes: int) -> Iterator[tuple[int, int]]:
     limit = min(piece_bytes, _LARGEST_PIECE * STORAGE[spec.dtype].itemsize)
     rows = max(1, limit // max(spec.size // max(spec.rows, 1), 1))
@@ -187,14 +200,17 @@ def _row_ranges(spec: TensorSpec, piece_bytes: int) -> Iterator[tuple[int, int]]
         yield start, min(start + rows, spec.rows)
 
 
-def _computed(plan: AveragePlan, pool: ThreadPoolExecutor, spec: TensorSpec) -> Generator[_Piece]:
+def _computed(
+    plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic, spec: TensorSpec
+) -> Generator[_Piece]:
     """The mean of one tensor, piece by piece, in order; a few pieces are computed ahead."""
     waiting: deque[Future[_Piece]] = deque()
     try:
         for start, stop in _row_ranges(spec, plan.piece_bytes):
             raws = [_read(given, spec, start, stop) for given in plan.inputs]
-            waiting.append(pool.submit(_combine, plan, spec, start, stop, raws, np.empty_like(raws[0])))
-            del raws
+            values = np.empty_like(raws[0])  # here, since memory that one thread takes and another frees is not reused
+            waiting.append(pool.submit(_combine, plan, arithmetic, spec, start, stop, raws, values))
+            del raws, values
             if len(waiting) > plan.workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -214,7 +230,16 @@ def _read(given: AverageInput, spec: TensorSpec, start: int, stop: int) -> Raw:
     return array
 
 
-def _combine(plan: AveragePlan, spec: TensorSpec, start: int, stop: int, raws: list[Raw], values: Raw) -> _Piece:
+def _combine(
+    plan: AveragePlan,
+    arithmetic: _Arithmetic,
+    spec: TensorSpec,
+    start: int,
+    stop: int,
+    raws: list[Raw],
+    values: Raw,
+) -> _Piece:
+    """Compute some rows of the mean into ``values``."""
     squares, norm = np.zeros(len(raws)), 0.0
     if spec.dtype not in FLOATS:
         for given, raw in zip(plan.inputs, raws, strict=True):
@@ -226,30 +251,18 @@ def _combine(plan: AveragePlan, spec: TensorSpec, start: int, stop: int, raws: l
                     f"Tensors of whole numbers ({spec.dtype}) have no mean; they must be the same in all inputs.",
                 )
         return _Piece(spec, start, stop, raws[0], squares, norm)
-    arithmetic = _of_this_thread(plan, spec.dtype)
+    blocks = arithmetic.blocks(spec.dtype)
     for begin in range(0, values.size, BLOCK):
         block = slice(begin, begin + BLOCK)
         parts, result = [raw[block] for raw in raws], values[block]
-        arithmetic.mean(parts, result)
-        distances, size = arithmetic.squares(parts, result)
+        blocks.mean(parts, result)
+        distances, size = blocks.squares(parts, result)
         if not math.isfinite(size):  # where one number is not finite, the mean is not
             for given, part in zip(plan.inputs, parts, strict=True):
                 _check_finite(given, spec, start, begin, part)
         squares += distances
         norm += size
     return _Piece(spec, start, stop, values, squares, norm)
-
-
-_threads = threading.local()
-
-
-def _of_this_thread(plan: AveragePlan, dtype: str) -> BlockMean:
-    """Arrays for arithmetic that this thread uses again from piece to piece."""
-    key = (dtype, plan.weights, len(plan.inputs))
-    if getattr(_threads, "key", None) != key:
-        _threads.key, _threads.arithmetic = key, BlockMean(*key)
-    arithmetic: BlockMean = _threads.arithmetic
-    return arithmetic
 
 
 def _check_finite(given: AverageInput, spec: TensorSpec, start: int, begin: int, raw: Raw) -> None:
@@ -288,7 +301,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
         CheckpointError: NaN or infinity in an input, by name and index; whole-number tensors that differ.
         OutputError: the destination is refused, or the disk is full.
     """
-    distances = Distances()
+    distances, arithmetic = Distances(), _Arithmetic(plan)
     first = plan.inputs[0]
     sources = [given.label for given in plan.inputs]
     with (
@@ -299,7 +312,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
         with progress("averaging", plan.size, "bytes") as step:
 
             def contents(spec: TensorSpec) -> Iterator[memoryview]:
-                with closing(_computed(plan, pool, spec)) as pieces:
+                with closing(_computed(plan, pool, arithmetic, spec)) as pieces:
                     for piece in pieces:
                         distances.add(component_of(spec.name), piece.squares, piece.norm)
                         yield memoryview(piece.values)
@@ -310,7 +323,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
             hashes[name] = sha256_of(partial / name)
         write_manifest(partial, "average", **_manifest(plan, distances, hashes))
         if verify:
-            _verify(plan, pool, partial)
+            _verify(plan, pool, arithmetic, partial)
     return distances
 
 
@@ -327,14 +340,14 @@ def _manifest(plan: AveragePlan, distances: Distances, hashes: dict[str, str]) -
     return {"inputs": inputs, "sha256": hashes}
 
 
-def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, directory: Path) -> None:
+def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic, directory: Path) -> None:
     written = FileSource(directory)
     if dict(written.tensors).keys() != {tensor.name for shard in plan.shards for tensor in shard.tensors}:
         raise CheckpointError(f"{directory} does not hold the tensors that were planned.")
     with progress("verifying", plan.size, "bytes") as step:
         for shard in plan.shards:
             for spec in shard.tensors:
-                with closing(_computed(plan, pool, spec)) as pieces:
+                with closing(_computed(plan, pool, arithmetic, spec)) as pieces:
                     for piece in pieces:
                         found = written.read(spec.name, piece.start_row, piece.stop_row)
                         if found.tobytes() != piece.values.tobytes():

@@ -258,3 +258,9 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     assert "largest allowed file is full" in errors
     assert names(tmp_path) == ["x"]
     assert (tmp_path / "x" / "config.json").read_text() == "old"
+
+
+def test_a_system_that_cannot_begin_to_flush_flushes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs.begin_flush(-1, 0, 1000)
+    monkeypatch.setattr(outputs.ctypes, "CDLL", lambda name: object())
+    outputs.begin_flush(1, 0, 1000)
