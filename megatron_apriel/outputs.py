@@ -217,6 +217,27 @@ def _explained(error: OSError, destination: str | Path, target: Path) -> OutputE
     )
 
 
+def reserve(descriptor: int, size: int) -> None:
+    """Give a new file its final size and room on the disk: writing is faster then, and a full disk shows at once.
+
+    Where the system or the file system has no such call, the file takes its room while it is written.
+
+    Raises:
+        OSError: there is no such room.
+    """
+    try:
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    except (AttributeError, OSError):
+        return
+    # Not os.posix_fallocate: where a file system cannot reserve, that writes to every block of the file instead.
+    while fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
+        code = ctypes.get_errno()
+        if code in _NO_SUCH_CALL:
+            return
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
 def begin_flush(descriptor: int, offset: int, size: int) -> None:
     """Have the system begin to bring a range of a file to disk, and do not wait for it.
 

@@ -1,4 +1,7 @@
-"""Values as people write them in a configuration: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``."""
+"""Values as people write them in a configuration: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``.
+
+Command lines read their arguments by these too, and need nothing else of the schema: so no pydantic here.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ import os
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
+from typing import Any
 
 _COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -79,9 +80,3 @@ def parse_path(value: Any) -> Path:
         return Path(_VARIABLE.sub(replacement, value)).expanduser()
     except RuntimeError:
         raise ValueError(f"{value!r}: there is no such home directory") from None
-
-
-Count = Annotated[int, BeforeValidator(parse_count)]
-ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
-Fraction = Annotated[float, BeforeValidator(parse_fraction)]
-PathValue = Annotated[Path, BeforeValidator(parse_path)]

@@ -10,6 +10,7 @@ in ``docs/configuration.md``. Several findings about one section are raised toge
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from megatron_apriel.config.quantities import ByteCount, Count, Fraction, PathValue
+from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 
 SMALLEST_WEIGHT = 1e-6
 """Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/mixture.py``)."""
@@ -48,6 +49,10 @@ def _number(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[int, BeforeValidator(parse_count)]
+ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
+Fraction = Annotated[float, BeforeValidator(parse_fraction)]
+PathValue = Annotated[Path, BeforeValidator(parse_path)]
 
 
 def _raise_all(problems: Iterable[str]) -> None:

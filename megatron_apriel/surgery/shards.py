@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import CheckpointError
-from megatron_apriel.outputs import begin_flush
+from megatron_apriel.outputs import begin_flush, reserve
 from megatron_apriel.surgery.lanes import Lane
 from megatron_apriel.surgery.tensor_files import Base, TensorSpec
 
@@ -134,7 +134,9 @@ def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[in
             writing.put(write, view)
             return len(view)
 
-        put(_header(shard.tensors))
+        header = _header(shard.tensors)
+        reserve(stream.fileno(), len(header) + shard.size)
+        put(header)
         for tensor in shard.tensors:
             given = 0
             for piece in contents(tensor):
