@@ -103,7 +103,7 @@ class Prepared:
 
 def prepared(inputs: Sequence[Path], destination: Path, **options: Any) -> Prepared:
     """Prepare inputs of which any number of records may be bad; every record is a document or counted as bad."""
-    settings = PrepareOptions(max_bad=1.0, max_pixels=1_000_000, **options)
+    settings = PrepareOptions(max_bad=1.0, **options)
     summary = preparation.prepare(destination, inputs, "", settings)
     problems = summary.problems
     if summary.documents + problems.count != problems.records:
