@@ -81,10 +81,14 @@ _STRANGERS = (
 
 
 class Changes:
-    """Applies mutations to files of a directory, each by the way that fits its name, and lists them."""
+    """Applies mutations to files of a directory, each by the way that fits its name, and lists them.
+
+    What changes which files there are is kept for :meth:`finish`: a mutator that opened a pipe would wait as well.
+    """
 
     def __init__(self, random: Random, directory: Path) -> None:
         self.random, self.directory, self.done = random, directory, list[str]()
+        self._of_files = 0
 
     def file(self, name: str, change: Callable[[bytes], tuple[bytes, str]]) -> None:
         """Replace the bytes of one file, if it is still there."""
@@ -96,11 +100,12 @@ class Changes:
         self.done.append(f"{name}: {what}")
 
     def files(self) -> None:
-        """Change which files there are."""
-        self.done.append(change_files(self.random, self.directory))
+        """Change which files there are, in the end."""
+        self._of_files += 1
 
-    @property
-    def text(self) -> str:
+    def finish(self) -> str:
+        """Do what was kept for the end; returns all that was done."""
+        self.done += [change_files(self.random, self.directory) for _ in range(self._of_files)]
         return "; ".join(self.done)
 
 

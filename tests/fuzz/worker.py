@@ -14,7 +14,6 @@ from typing import TextIO
 
 from . import findings
 from .case import Target, limit_process, quiet, run_case
-from .targets import targets
 
 _WORN_OUT = 3 * 2**30
 """Bytes of memory beyond which a process is replaced: what outside libraries leak adds up."""
@@ -72,6 +71,8 @@ def main(connection: Connection, work: Path, seed: int, kept: Path) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # the code's own output, and what C libraries remark on damage
         os.dup2(nowhere, stream)
+    from .targets import targets
+
     known, opened = targets(), set[str]()
     faults = (work / f"faults-{os.getpid()}").open("w")
     faulthandler.enable(faults)

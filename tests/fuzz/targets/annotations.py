@@ -69,7 +69,7 @@ class AnnotationFiles(Target):
         if changes and random.random() < 0.05:
             done.files()
         (directory / "make").write_text(str(random.randrange(10) == 0), encoding="utf-8")
-        return done.text
+        return done.finish()
 
     def check(self, directory: Path) -> None:
         names = {f"{number}.png": number for number in range(_PICTURES)}

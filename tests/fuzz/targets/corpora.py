@@ -79,7 +79,7 @@ class Corpora(Target):
         repaired = changes and random.random() < 0.6
         if repaired:
             _repair(corpus, random)
-        return f"{name}: {done.text}{', the sums made good' if repaired else ''}"
+        return f"{name}: {done.finish()}{', the sums made good' if repaired else ''}"
 
     def check(self, directory: Path) -> None:
         (path,) = (entry for entry in directory.iterdir() if entry.name in ("text", "pictures"))
@@ -273,7 +273,7 @@ class PackingPlans(Target):
             if random.random() < 0.05:
                 done.files()
             done.file(file.name, lambda data: _changed_plan(random, data))
-        return f"{name}: {done.text}"
+        return f"{name}: {done.finish()}"
 
     def check(self, directory: Path) -> None:
         (path,) = (entry for entry in directory.iterdir() if entry.name in ("text", "pictures"))

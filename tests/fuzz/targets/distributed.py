@@ -74,7 +74,7 @@ class DistributedCheckpoints(Target):
         if kinds & {"pieces", "metadata", "sidecars"} and random.random() < 0.95:
             _seal(checkpoint)
         (directory / "kinds").write_text(" ".join(sorted(kinds)), encoding="utf-8")
-        return f"{name}: {done.text}"
+        return f"{name}: {done.finish()}"
 
     def check(self, directory: Path) -> None:
         forget()

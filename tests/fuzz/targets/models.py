@@ -83,7 +83,7 @@ class ModelDirectories(Target):
                 done.file(chosen, lambda data: change_safetensors(random, data))
             else:
                 done.file(chosen, lambda data: change_json(random, data, CONFIG_NAMES))
-        return f"{name}: {done.text}"
+        return f"{name}: {done.finish()}"
 
     def check(self, directory: Path) -> None:
         (model,) = (path for path in directory.iterdir() if path.name in self.names)

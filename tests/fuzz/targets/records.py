@@ -279,7 +279,7 @@ class SavedDatasets(RawFiles):
                 name = random.choice(files)
                 change = change_json if name.endswith(".json") else change_bytes
                 done.file(name, lambda data: change(random, data))  # noqa: B023
-        return f"{kind}: {done.text}"
+        return f"{kind}: {done.finish()}"
 
     def check(self, directory: Path) -> None:
         (saved,) = (path for path in directory.iterdir() if path.name != "corpus")
