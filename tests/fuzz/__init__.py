@@ -1,4 +1,4 @@
-"""Fuzzing: honest files of every kind that the project reads, changed at random, must end in an error or a right result.
+"""Fuzzing: honest files of every kind, changed at random, must end in an error or in a right result.
 
 For each kind of input there is a target (``targets/``). It makes small honest files when the run begins, changes a copy
 of them for each case with mutators that know the format (checksums are made good again where damage alone is not the

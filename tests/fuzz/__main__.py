@@ -1,10 +1,11 @@
-"""Change honest files at random, read them as users do, and tell every input that ends in a traceback or a wrong result."""
+"""Change honest files at random, read them as users do, and tell what ends in a traceback or a wrong result."""
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -42,8 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--targets", metavar="A,B", help="only these (default: all)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="decides every case (default: %(default)s)")
-    parser.add_argument("--findings", type=Path, metavar="DIR", help="where failing inputs are kept (default: none are)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="for honest files and cases (default: a temporary one)")
+    parser.add_argument(
+        "--findings", type=Path, metavar="DIR", help="where failing inputs are kept (default: none are)"
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="for honest files and cases (default: a temporary one)"
+    )
     many = parser.add_argument_group("many cases")
     many.add_argument("--minutes", type=float, default=10, metavar="M", help="how long (default: %(default)s)")
     many.add_argument("--processes", type=int, default=2, metavar="N", help="at a time (default: %(default)s)")
@@ -117,13 +122,17 @@ def _few(names: list[str], seed: int, cases: int, work: Path) -> int:
             if result.outcome == "failed":
                 failures += 1
                 print(f"{name}, case {case}, seed {seed}: {result.signature}\nchanges: {result.changes}\n{result.text}")
-        print(f"{name:<14}" + ", ".join(f"{outcomes[kind]} {kind}" for kind in ("accepted", "refused", "failed")), flush=True)
+        print(
+            f"{name:<14}" + ", ".join(f"{outcomes[kind]} {kind}" for kind in ("accepted", "refused", "failed")),
+            flush=True,
+        )
     return failures > 0
 
 
 def _many(names: list[str], arguments: argparse.Namespace, work: Path) -> int:
     from .run import Run
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes end with this one
     run = Run(names, arguments.processes, arguments.seed, work, arguments.findings or work / "findings")
     try:
         run.go(arguments.minutes * 60)

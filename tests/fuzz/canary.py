@@ -1,4 +1,4 @@
-"""A harmless thing for a pickle to call: whoever reads a file so that it runs code is seen by it, and nothing else happens."""
+"""A harmless thing for a pickle to call: who reads a file so that it runs code is seen by it, and that is all."""
 
 from __future__ import annotations
 

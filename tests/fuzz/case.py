@@ -24,6 +24,7 @@ from megatron_apriel import errors
 from megatron_apriel.errors import AprielError
 from megatron_apriel.inputs import NotAFileError, TooLargeError
 
+_REFUSALS: tuple[type[Exception], ...] = (AprielError, NotAFileError, TooLargeError)
 CPU_SECONDS = 10
 MEMORY_BYTES = 512 * 2**20
 """What one case may take of processor time and of memory beyond what the process had before."""
@@ -121,7 +122,7 @@ def run_case(target: Target, seed: int, case: int, directory: Path) -> Result:
 def judged(target: Target, directory: Path, honest: bool) -> Result:
     try:
         target.check(directory)
-    except (AprielError, NotAFileError, TooLargeError, *target.refusals) as refusal:
+    except _REFUSALS + target.refusals as refusal:
         if honest:
             return Result("failed", "honest files are refused", traceback.format_exc())
         return Result("refused", text=str(refusal))

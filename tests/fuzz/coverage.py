@@ -30,7 +30,7 @@ def guided(names: list[str], seconds: float, seed: int, work: Path, kept: Path) 
     from .targets import targets
 
     try:
-        import atheris  # noqa: F401
+        import atheris  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:
         print("atheris is not installed: pip install --target DIR atheris, and put DIR on PYTHONPATH", file=sys.stderr)
         return 2
@@ -38,11 +38,23 @@ def guided(names: list[str], seconds: float, seed: int, work: Path, kept: Path) 
     failed = False
     for name in chosen:
         result = work / f"{name}.json"
-        command = [sys.executable, "-m", "tests.fuzz.coverage", name, f"{seconds / len(chosen):.0f}", str(seed), str(work), str(kept)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fuzz.coverage",
+            name,
+            f"{seconds / len(chosen):.0f}",
+            str(seed),
+            str(work),
+            str(kept),
+        ]
         with (work / f"{name}.log").open("w") as log:
             subprocess.run(command, check=False, stdout=log, stderr=log)
         found = json.loads(result.read_text()) if result.is_file() else {}
-        print(f"{name:<14}" + (", ".join(f"{key} {value}" for key, value in found.items()) or f"did not run: {log.name}"), flush=True)
+        print(
+            f"{name:<14}" + (", ".join(f"{key} {value}" for key, value in found.items()) or f"did not run: {log.name}"),
+            flush=True,
+        )
         failed |= not found or bool(found["failed"])
     return int(failed)
 
@@ -93,7 +105,13 @@ def main(name: str, seconds: float, seed: int, work: Path, kept: Path) -> None:
             return bytes(atheris.Mutate(data, most))
         return change_json(random, data)[0][:most]
 
-    options = [f"-max_total_time={seconds:.0f}", f"-seed={seed}", f"-max_len={_MOST_BYTES}", "-rss_limit_mb=4096", "-timeout=60"]
+    options = [
+        f"-max_total_time={seconds:.0f}",
+        f"-seed={seed}",
+        f"-max_len={_MOST_BYTES}",
+        "-rss_limit_mb=4096",
+        "-timeout=60",
+    ]
     atheris.Setup([name, *options, f"-artifact_prefix={work}/", str(seeds)], one, custom_mutator=mutator)
     atheris.Fuzz()
 

@@ -54,7 +54,7 @@ def change_files(random: Random, directory: Path) -> str:
         case 5:
             file.unlink()
             file.symlink_to(random.choice(("gone", file.name, "/dev/null", "/dev/zero", ".")))
-            return f"{name} is a link to {os.readlink(file)}"
+            return f"{name} is a link to {file.readlink()}"
         case 6:
             file.unlink()
             os.mkfifo(file)
@@ -75,8 +75,10 @@ _LARGE = 2**26  # only another size has made it so, and it holds nothing
 
 _STRANGERS = (
     "model.safetensors", "model-00001-of-00002.safetensors", "model-1-of-1.safetensors", "consolidated.safetensors",
-    "consolidated-00001-of-00001.safetensors", "params.json", "config.json", "run.json", ".metadata", "tekken.json", "tokenizer.json",
-    "model.safetensors.index.json", "generation_config.json", "a\nb.json", "corpus.json", "images.bin", "__0_0.distcp", "x" * 250,
+    "consolidated-00001-of-00001.safetensors", "params.json", "config.json", "run.json", ".metadata", "tekken.json",
+    "tokenizer.json",
+    "model.safetensors.index.json", "generation_config.json", "a\nb.json", "corpus.json", "images.bin", "__0_0.distcp",
+    "x" * 250,
 )  # fmt: skip
 
 

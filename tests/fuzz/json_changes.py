@@ -1,4 +1,4 @@
-"""Mutations of values as JSON and YAML hold them, and writing the result: repeated keys and endless numbers included."""
+"""Mutations of values as JSON and YAML hold them, and writing the result, with repeated keys and endless numbers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ _LONG_NUMBER = "@@ a number of 5000 digits @@"
 _DEEP = "@@ deep @@"
 
 TEXTS = (
-    "", " ", "0", "-1", "1e400", "nan", "null", "true", "\x00", "\x1b[2J\x1b]0;x\x07", "a\nb\rc\td", "\ud800", "\udcff\udfff",
-    "\u202e\u2066\ufeff", "\u0130", "é", "e\u0301", "\U0001f600" * 3, "../../etc/passwd", "/etc/passwd", "~root/x", "a/../b",
+    "", " ", "0", "-1", "1e400", "nan", "null", "true", "\x00", "\x1b[2J\x1b]0;x\x07", "a\nb\rc\td", "\ud800",
+    "\udcff\udfff",
+    "\u202e\u2066\ufeff", "\u0130", "é", "e\u0301", "\U0001f600" * 3, "../../etc/passwd", "/etc/passwd", "~root/x",
+    "a/../b",
     ".", "..", "/", "a\\b", "a" * 300, "${HOME}", "${", "{{ 7 * 7 }}", "{% raw %}", "%s%n", "<image>", "[IMG]", "</s>",
-    "<|end|>", "http://localhost:1/x", "file:///etc/passwd", "data:image/png;base64,AAAA", "data:,", "\\", "'", '"', "#", "&a",
+    "<|end|>", "http://localhost:1/x", "file:///etc/passwd", "data:image/png;base64,AAAA", "data:,", "\\", "'", '"',
+    "#", "&a",
 )  # fmt: skip
 NUMBERS = (
     0, 1, -1, 2, 3, 7, 255, 256, 2**15, 2**16, 2**24 + 1, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**62, 2**63 - 1, 2**63,
-    -(2**63), -(2**63) - 1, 2**64, 10**18, 10**30, 10**308, 10**400, 0.0, -0.0, 0.5, -0.5, 1.0, 1e-320, 1e-45, 1e30, 1.7e308,
+    -(2**63), -(2**63) - 1, 2**64, 10**18, 10**30, 10**308, 10**400, 0.0, -0.0, 0.5, -0.5, 1.0, 1e-320, 1e-45, 1e30,
+    1.7e308,
     -1.7e308, float("nan"), float("inf"), float("-inf"), True, False,
 )  # fmt: skip
 
@@ -47,21 +51,28 @@ def strange(random: Random, near: Any = None) -> Any:
     kind = random.random()
     if kind < 0.25 and isinstance(near, int | float):
         try:
-            return random.choice((near + 1, near - 1, -near, near * 2, near // 2, float(near), str(near), [near], near * 10**6))
+            return random.choice(
+                (near + 1, near - 1, -near, near * 2, near // 2, float(near), str(near), [near], near * 10**6)
+            )
         except (OverflowError, ValueError):
             return 0
     if kind < 0.25 and isinstance(near, str):
         place = random.randint(0, len(near))
-        return random.choice((near + "x", near[:-1], near.upper(), near * 2, near[:place] + random.choice(TEXTS) + near[place:],
+        return random.choice((near + "x", near[:-1], near.upper(), near * 2,
+        near[:place] + random.choice(TEXTS) + near[place:],
                               [near], {"a": near}))  # fmt: skip
     if kind < 0.25 and isinstance(near, list):
-        return random.choice((near * 2, near[::-1], near[1:], [near], {str(place): inner for place, inner in enumerate(near)}, near[:1]))
+        return random.choice(
+            (near * 2, near[::-1], near[1:], [near], {str(place): inner for place, inner in enumerate(near)}, near[:1])
+        )
     if kind < 0.5:
         return random.choice(NUMBERS)
     if kind < 0.75:
         return random.choice(TEXTS)
     return copied(
-        random.choice((None, None, [], {}, [[]], [None], {"": None}, [0] * 100, _LONG_NUMBER, _DEEP, {"a": {"a": {"a": {}}}}))
+        random.choice(
+            (None, None, [], {}, [[]], [None], {"": None}, [0] * 100, _LONG_NUMBER, _DEEP, {"a": {"a": {"a": {}}}})
+        )
     )
 
 

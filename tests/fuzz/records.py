@@ -23,9 +23,12 @@ from .case import Wrong
 from .targets.images import honest_images
 
 RECORD_NAMES = (
-    "text", "messages", "conversations", "images", "image", "tools", "system", "role", "content", "type", "tool_calls", "function",
-    "name", "arguments", "reasoning_content", "thinking", "from", "value", "image_url", "url", "path", "bytes", "base64", "id",
-    "tool_call_id", "weight", "loss", "train", "prefix", "audio", "refusal", "function_call", "parameters", "input_audio",
+    "text", "messages", "conversations", "images", "image", "tools", "system", "role", "content", "type", "tool_calls",
+    "function",
+    "name", "arguments", "reasoning_content", "thinking", "from", "value", "image_url", "url", "path", "bytes",
+    "base64", "id",
+    "tool_call_id", "weight", "loss", "train", "prefix", "audio", "refusal", "function_call", "parameters",
+    "input_audio",
 )  # fmt: skip
 """Fields that records of somebody's have, whether this project reads them or not."""
 
@@ -40,7 +43,10 @@ def honest_records() -> dict[str, list[dict[str, Any]]]:
     """Records by format; all of them become documents."""
     picture, other = _data_url("rgb.png"), _data_url("rgb.jpeg")
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": [2, {"c": null}]}'}}
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    }
     return {
         "text": [
             {"text": "Plain text."},
@@ -53,7 +59,8 @@ def honest_records() -> dict[str, list[dict[str, Any]]]:
             {
                 "messages": [
                     {"role": "system", "content": "Be short."},
-                    {"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": picture}}]},
+                    {"role": "user", "content": [{"type": "text", "text": "What is it?"},
+                    {"type": "image_url", "image_url": {"url": picture}}]},
                     {"role": "assistant", "content": "A picture.", "reasoning_content": "I look."},
                 ]
             },
@@ -66,11 +73,14 @@ def honest_records() -> dict[str, list[dict[str, Any]]]:
                     {"role": "assistant", "content": "<think>easy</think>3"},
                 ],
             },
-            {"messages": [{"role": "user", "content": "<image>Look"}, {"role": "assistant", "content": "Seen."}], "images": [other]},
+            {"messages": [{"role": "user", "content": "<image>Look"}, {"role": "assistant", "content": "Seen."}],
+            "images": [other]},
         ],
         "conversations": [
-            {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}], "image": picture},
-            {"system": "Be kind.", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+            {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}],
+            "image": picture},
+            {"system": "Be kind.", "conversations": [{"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "Hello"}]},
         ],
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A run of many cases: processes that are watched and replaced, targets that take turns, and the table of the results."""
+"""A run of many cases: processes that are watched and replaced, targets that take turns, a table of the results."""
 
 from __future__ import annotations
 
@@ -112,7 +112,11 @@ class Run:
         self._turns.append(name)
         first = self._blocks * _BLOCK + 1
         self._blocks += 1
-        process.task, process.case, process.since = Slice(name, first, min(SLICE_SECONDS, left), _BLOCK - 1), None, time.monotonic()
+        process.task, process.case, process.since = (
+            Slice(name, first, min(SLICE_SECONDS, left), _BLOCK - 1),
+            None,
+            time.monotonic(),
+        )
         process.connection.send(process.task)
 
     def _hear(self, process: Process) -> None:

@@ -62,4 +62,6 @@ def _state(run: Run) -> Iterator[Tensor]:
         for group in part.optimizer.param_groups:
             for main in group["params"]:
                 yield main.data
-                yield from (value for _, value in sorted(part.optimizer.state[main].items()) if isinstance(value, Tensor))
+                yield from (
+                    value for _, value in sorted(part.optimizer.state[main].items()) if isinstance(value, Tensor)
+                )

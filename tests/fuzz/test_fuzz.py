@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -19,7 +20,7 @@ from tests.fuzz.json_changes import change_value, write_json
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_first_cases_of_every_target(tmp_path):
+def test_the_first_cases_of_every_target(tmp_path: Path) -> None:
     """In a process of its own: one of the targets is a rank, for good."""
     command = [sys.executable, "-m", "tests.fuzz", "--cases", "12", "--seed", "1", "--work", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
@@ -34,7 +35,7 @@ class Numbers(Target):
     name = "numbers"
     about = "digits"
 
-    def __init__(self, read) -> None:
+    def __init__(self, read: Callable[[str], object]) -> None:
         self.read = read
 
     def make(self, directory: Path) -> None: ...
@@ -66,7 +67,9 @@ def differs(text: str) -> None:
         (lambda text: bytearray(2**30) and None, "failed", "failed", "memory beyond 512 MiB"),
     ],
 )
-def test_what_becomes_of_a_case(tmp_path, read, honest, changed, signature):
+def test_what_becomes_of_a_case(
+    tmp_path: Path, read: Callable[[str], object], honest: str, changed: str, signature: str
+) -> None:
     target = Numbers(read)
     assert run_case(target, 1, 0, tmp_path / "case").outcome == honest
     result = run_case(target, 1, 1, tmp_path / "case")
@@ -75,14 +78,14 @@ def test_what_becomes_of_a_case(tmp_path, read, honest, changed, signature):
     assert run_case(target, 1, 1, tmp_path / "case").changes == result.changes
 
 
-def test_an_honest_input_may_not_be_refused(tmp_path):
+def test_an_honest_input_may_not_be_refused(tmp_path: Path) -> None:
     def never(text: str) -> None:
         raise DataError("no.")
 
     assert run_case(Numbers(never), 1, 0, tmp_path / "case").signature == "honest files are refused"
 
 
-def test_waiting_is_told_from_being_kept_waiting():
+def test_waiting_is_told_from_being_kept_waiting() -> None:
     read, _ = os.pipe()
     begun = time.monotonic()
     with pytest.raises(BaseException, match="it waits for something that does not come"), limited():
@@ -90,10 +93,12 @@ def test_waiting_is_told_from_being_kept_waiting():
     assert time.monotonic() - begun < 60
 
 
-def test_mutations_are_functions_of_their_seed():
+def test_mutations_are_functions_of_their_seed() -> None:
     document = {"a": [1, {"b": "text"}], "c": None}
     first, second = ([write_json(change_value(Random(seed), document)[0]) for seed in range(200)] for _ in range(2))
     assert first == second and len(set(first)) > 100
     assert document == {"a": [1, {"b": "text"}], "c": None}
     data = bytes(range(200))
-    assert [change_bytes(Random(seed), data) for seed in range(200)] == [change_bytes(Random(seed), data) for seed in range(200)]
+    assert [change_bytes(Random(seed), data) for seed in range(200)] == [
+        change_bytes(Random(seed), data) for seed in range(200)
+    ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..case import Target
-from .configurations import HardwareFiles, Quantities, StageFiles
 from .annotations import AnnotationFiles
 from .chat import ChatRecords
+from .configurations import HardwareFiles, Quantities, StageFiles
 from .corpora import Corpora, PackingPlans
 from .distributed import DistributedCheckpoints
 from .images import Images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,15 +28,28 @@ _PICTURES = 6
 def honest_document() -> dict[str, Any]:
     """Annotations of every picture: one object, several, a crowd, something tiny."""
     names = ("cat", "dog", "cup", "car", "bus")
-    categories = [{"id": 10 * number + 1, "name": name, "supercategory": "animal" if number < 2 else "thing"} for number, name in enumerate(names)]
-    images = [{"id": 100 + number, "file_name": f"{number}.png", "width": _SIDE, "height": _SIDE - 8} for number in range(_PICTURES)]
+    categories = [
+        {"id": 10 * number + 1, "name": name, "supercategory": "animal" if number < 2 else "thing"}
+        for number, name in enumerate(names)
+    ]
+    images = [
+        {"id": 100 + number, "file_name": f"{number}.png", "width": _SIDE, "height": _SIDE - 8}
+        for number in range(_PICTURES)
+    ]
     boxes = ([3, 4, 30, 40], [50, 40.5, 30, 30.25], [10, 60, 20, 20], [0, 0, 2, 2], [70, 10, 20, 20])
     annotations = [
-        {"id": number, "image_id": 100 + number % _PICTURES, "category_id": categories[number % 4]["id"], "bbox": list(boxes[number % 5]),
+        {"id": number, "image_id": 100 + number % _PICTURES, "category_id": categories[number % 4]["id"],
+        "bbox": list(boxes[number % 5]),
          "iscrowd": int(number == 7), "area": 10.0, "segmentation": [[1, 2, 3, 4, 5, 6]]}
         for number in range(18)
     ]  # fmt: skip
-    return {"info": {"year": 2017}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+    return {
+        "info": {"year": 2017},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
 
 
 class AnnotationFiles(Target):
@@ -50,7 +64,9 @@ class AnnotationFiles(Target):
         (directory / "images").mkdir()
         for number in range(_PICTURES):
             pixels = rng.integers(0, 256, (11, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).resize((_SIDE, _SIDE - 8), Image.Resampling.BICUBIC).save(directory / "images" / f"{number}.png")
+            Image.fromarray(pixels).resize((_SIDE, _SIDE - 8), Image.Resampling.BICUBIC).save(
+                directory / "images" / f"{number}.png"
+            )
         (directory / "instances.json").write_text(json.dumps(honest_document()), encoding="utf-8")
 
     def mutate(self, random: Random, directory: Path, changes: int) -> str:
@@ -83,12 +99,17 @@ class AnnotationFiles(Target):
             generate(directory / "samples", directory / "images", options, file)
 
 
+def _rounded(corners: Sequence[float]) -> tuple[float, ...]:
+    return tuple(np.array(corners, dtype=np.float32).tolist())
+
+
 def _compare(annotations: Annotations, document: Any, names: dict[str, int], sizes: dict[int, tuple[int, int]]) -> None:
     """Raise Wrong if boxes, their categories or their corners are not what the document says."""
     usable = {
         entry["id"]: names[entry["file_name"]]
         for entry in document["images"]
-        if names.get(entry["file_name"]) is not None and sizes[names[entry["file_name"]]] == (entry["width"], entry["height"])
+        if names.get(entry["file_name"]) is not None
+        and sizes[names[entry["file_name"]]] == (entry["width"], entry["height"])
     }
     label = {entry["id"]: entry["name"] for entry in document["categories"]}
     wanted: Counter[Any] = Counter()
@@ -98,14 +119,17 @@ def _compare(annotations: Annotations, document: Any, names: dict[str, int], siz
             continue
         left, top, width, height = entry["bbox"]
         across, down = sizes[raw]
-        corners = [min(max(value, 0), side) / side for value, side in ((left, across), (top, down), (left + width, across), (top + height, down))]
+        corners = [
+            min(max(value, 0), side) / side
+            for value, side in ((left, across), (top, down), (left + width, across), (top + height, down))
+        ]
         empty = corners[2] <= corners[0] or corners[3] <= corners[1]
         crowd = bool(entry.get("iscrowd")) or empty
-        wanted[(raw, label[entry["category_id"]], tuple(np.float32(corners).tolist()), crowd)] += 1
+        wanted[(raw, label[entry["category_id"]], _rounded(corners), crowd)] += 1
     found: Counter[Any] = Counter()
     for place, raw in enumerate(annotations.images.tolist()):
         for row in annotations.of_image(place):
-            found[(raw, annotations.categories[row[1]], tuple(np.float32(row[2:6]).tolist()), row[6])] += 1
+            found[(raw, annotations.categories[row[1]], _rounded(row[2:6]), row[6])] += 1
     if found != wanted:
         raise Wrong(f"boxes {dict(found - wanted)} were read, and {dict(wanted - found)} were not")
     if set(annotations.images.tolist()) != set(usable.values()):

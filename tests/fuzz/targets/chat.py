@@ -17,7 +17,19 @@ from ..json_changes import change_value, copied, write_json
 from ..records import RECORD_NAMES, honest_records, use_tokenizer, write_model
 
 GRID = (1, 1)
-_CONTROL = ("<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "<pad>", "<unk>", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]")
+_CONTROL = (
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[IMG]",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "<pad>",
+    "<unk>",
+    "[TOOL_CALLS]",
+    "[AVAILABLE_TOOLS]",
+)
 
 
 class ChatRecords(Target):
@@ -39,7 +51,9 @@ class ChatRecords(Target):
         record: Any = random.choice(honest_records()[kind])
         done = []
         for _ in range(changes):
-            record, what = _change(random, record) if random.random() < 0.3 else change_value(random, record, RECORD_NAMES)
+            record, what = (
+                _change(random, record) if random.random() < 0.3 else change_value(random, record, RECORD_NAMES)
+            )
             record = copied(record)
             done.append(what)
         (directory / "record.json").write_text(write_json(record), encoding="utf-8", errors="surrogatepass")
@@ -90,7 +104,9 @@ class ChatRecords(Target):
             return
         if any(isinstance(message["content"], list) for message in messages):
             return  # images are expanded, which the template alone does not do
-        expected = self.table.tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=True, return_dict=True)
+        expected = self.table.tokenizer.apply_chat_template(
+            messages, tools=tools or None, tokenize=True, return_dict=True
+        )
         if list(expected["input_ids"]) != tokens:
             raise Wrong("other tokens than transformers gives with the exported template")
 
@@ -108,18 +124,32 @@ def _change(random: Random, record: Any) -> tuple[Any, str]:
     text = next((name for name in ("content", "value") if isinstance(turn.get(name), str)), None)
     match random.randrange(7):
         case 0 if text:
-            word = random.choice((*_CONTROL, "<|end|>", "<|assistant|>", "<think>", "</think>", "Here are my reasoning steps:",
-                                  "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]", "<image>", "{{ x }}", "{% endfor %}", "<tool_calls>"))  # fmt: skip
+            word = random.choice((*_CONTROL, "<|end|>", "<|assistant|>", "<think>", "</think>",
+            "Here are my reasoning steps:",
+                                  "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]", "<image>", "{{ x }}",
+                                  "{% endfor %}", "<tool_calls>"))  # fmt: skip
             start = random.randint(0, len(turn[text]))
             turn[text] = turn[text][:start] + word + turn[text][start:]
             return record, f"{word!r} in turn {place}"
         case 1 if text:
-            turn[text] = [{"type": "text", "text": turn[text]}, *random.choice(([], [{"type": "text", "text": "\u0000"}], [{"type": "image"}], ["x"]))]
+            turn[text] = [
+                {"type": "text", "text": turn[text]},
+                *random.choice(([], [{"type": "text", "text": "\u0000"}], [{"type": "image"}], ["x"])),
+            ]
             return record, f"turn {place} in parts"
         case 2:
             turn["tool_calls"] = random.choice(
-                ("[]", "{}", [{}], [{"function": {"name": "f", "arguments": "{}"}}] * 3, [{"name": "f", "arguments": {"a": float("nan")}}],
-                 [{"function": {"name": "f", "arguments": '{"a": 1e999}'}}], [{"function": {"name": "f", "arguments": "9" * 5000}}], 3, [[]])  # fmt: skip
+                (
+                    "[]",
+                    "{}",
+                    [{}],
+                    [{"function": {"name": "f", "arguments": "{}"}}] * 3,
+                    [{"name": "f", "arguments": {"a": float("nan")}}],
+                    [{"function": {"name": "f", "arguments": '{"a": 1e999}'}}],
+                    [{"function": {"name": "f", "arguments": "9" * 5000}}],
+                    3,
+                    [[]],
+                )
             )
             return record, f"tool calls in turn {place}"
         case 3:
@@ -130,7 +160,11 @@ def _change(random: Random, record: Any) -> tuple[Any, str]:
             turns.insert(place, copied(random.choice(turns)))
             return record, f"a turn again at {place}"
         case 5:
-            turn["role" if "role" in turn else "from"] = random.choice(("system", "user", "assistant", "tool", "tool_result", "human", "gpt", "observation"))
+            turn["role" if "role" in turn else "from"] = random.choice(
+                ("system", "user", "assistant", "tool", "tool_result", "human", "gpt", "observation")
+            )
             return record, f"another speaker in turn {place}"
-    record["tools"] = random.choice(("[]", "[{}]", "{", [{}], [{"type": "function"}], [[]], {"a": 1}, [{"function": {"name": "<|end|>"}}], "null"))
+    record["tools"] = random.choice(
+        ("[]", "[{}]", "{", [{}], [{"type": "function"}], [[]], {"a": 1}, [{"function": {"name": "<|end|>"}}], "null")
+    )
     return record, "other tools"

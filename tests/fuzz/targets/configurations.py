@@ -23,12 +23,18 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 SECRET_NAME, SECRET = "FUZZ_SECRET", "hidden-7f3a91"
 
 WORDS = (
-    "&a ", "*a", "<<: *a", "!!python/object:os.system x", "!!python/name:os.system", "!!binary AAA=", "!!timestamp x", "!!set {a}",
-    "!!omap [a: 1]", "!!int a", "!!float x", "!!bool 3", "!!null x", "!!str", "!!map", "!!seq", "!x y", "!<tag:yaml.org,2002:int> a", "? a",
-    "? [a]: b", "- ", "---", "...", "%YAML 1.1", "%TAG ! tag:x,2000:", "|", ">-", "|9", "{", "}", "[", "]", "{a: b", "[1, 2",
-    "'", '"', '"\\x00"', '"\\ud800"', '"\\u202e"', "\t", "0x10", "0o17", "0b1", "010", "1_000", "_1", "1__0", "1:30", ".inf", "-.INF", ".nan",
-    "1e400", "1e-400", "9" * 5000, "1e", "+", "-", ".", "~", "off", "yes", "2020-01-01", "2020-13-45", "=", "#", ": ", ":", ",", "\x85",
-    "\u2028", "\ufeff", "\x7f", "null", "${FUZZ_SECRET}", "${FUZZ_SECRET:-x}", "${FUZZ_UNSET}", "${FUZZ_UNSET:-${FUZZ_SECRET}}",
+    "&a ", "*a", "<<: *a", "!!python/object:os.system x", "!!python/name:os.system", "!!binary AAA=", "!!timestamp x",
+    "!!set {a}",
+    "!!omap [a: 1]", "!!int a", "!!float x", "!!bool 3", "!!null x", "!!str", "!!map", "!!seq", "!x y",
+    "!<tag:yaml.org,2002:int> a", "? a",
+    "? [a]: b", "- ", "---", "...", "%YAML 1.1", "%TAG ! tag:x,2000:", "|", ">-", "|9", "{", "}", "[", "]", "{a: b",
+    "[1, 2",
+    "'", '"', '"\\x00"', '"\\ud800"', '"\\u202e"', "\t", "0x10", "0o17", "0b1", "010", "1_000", "_1", "1__0", "1:30",
+    ".inf", "-.INF", ".nan",
+    "1e400", "1e-400", "9" * 5000, "1e", "+", "-", ".", "~", "off", "yes", "2020-01-01", "2020-13-45", "=", "#", ": ",
+    ":", ",", "\x85",
+    "\u2028", "\ufeff", "\x7f", "null", "${FUZZ_SECRET}", "${FUZZ_SECRET:-x}", "${FUZZ_UNSET}",
+    "${FUZZ_UNSET:-${FUZZ_SECRET}}",
     "x/${FUZZ_SECRET}/y", "${FUZZ_SECRET", "%", "10%", "-1%", "1e3%", "4Ki", "4Q", "last 2", "every 0",
 )  # fmt: skip
 """What YAML reads in some way of its own, and values that are nearly right."""
@@ -73,7 +79,18 @@ class StageFiles(Target):
     def _override(self, random: Random) -> str:
         place = random.choice(self.places)
         if random.random() < 0.2:
-            place = random.choice((place + ".x", place + ".0", place.partition(".")[0], "mixture.99.weight", place + "[0]", "", ".", "a..b"))
+            place = random.choice(
+                (
+                    place + ".x",
+                    place + ".0",
+                    place.partition(".")[0],
+                    "mixture.99.weight",
+                    place + "[0]",
+                    "",
+                    ".",
+                    "a..b",
+                )
+            )
         value = random.choice((*WORDS, *TEXTS)) if random.random() < 0.7 else str(strange(random, 1))[:6000]
         return f"{place}{random.choice(('=', '=', '=', '', ' = ', '=='))}{value}"
 
@@ -142,6 +159,10 @@ class HardwareFiles(Target):
                     raise Wrong(f"{name} is {getattr(gpu, str(name))}, the file says {value}")
 
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
 class Quantities(Target):
     """Counts, sizes, fractions and paths: a ValueError, or the number that exact arithmetic gives."""
 
@@ -149,9 +170,6 @@ class Quantities(Target):
     about = "numbers with units, fractions and paths"
     guided = "value"
     refusals = (ValueError,)
-
-    _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-    _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
     def make(self, directory: Path) -> None:
         """Nothing: the values are made as they are needed."""
@@ -162,8 +180,28 @@ class Quantities(Target):
     def mutate(self, random: Random, directory: Path, changes: int) -> str:
         text = "4Mi"
         if changes:
-            number = random.choice(("1", "0", "4.35", "1_000", "00", "1e3", "1e999", "9" * 40, "1.", ".5", "-1", "+1", "1e-3", "٣", "1,5", "0x10", "inf"))
-            unit = random.choice((*self._UNITS, *self._BYTES, "%", "ki", " GB", "Q", "е"))
+            number = random.choice(
+                (
+                    "1",
+                    "0",
+                    "4.35",
+                    "1_000",
+                    "00",
+                    "1e3",
+                    "1e999",
+                    "9" * 40,
+                    "1.",
+                    ".5",
+                    "-1",
+                    "+1",
+                    "1e-3",
+                    "٣",
+                    "1,5",
+                    "0x10",
+                    "inf",
+                )
+            )
+            unit = random.choice((*_UNITS, *_BYTES, "%", "ki", " GB", "Q", "\u0435"))
             text = random.choice((f"{number}{unit}", f"{number}{unit}", random.choice(WORDS), random.choice(TEXTS)))
         for _ in range(changes - 1):
             changed, _ = change_bytes(random, text.encode("utf-8", "surrogatepass"), [b"10%", b"5GB"])
@@ -174,7 +212,7 @@ class Quantities(Target):
     def check(self, directory: Path) -> None:
         text = (directory / "value").read_bytes().decode("utf-8", "surrogatepass")
         accepted = 0
-        for parse, units in ((parse_count, self._UNITS), (parse_bytes, self._BYTES)):
+        for parse, units in ((parse_count, _UNITS), (parse_bytes, _BYTES)):
             accepted += self._parses(parse, text, lambda value, units=units: self._exact(value, units))  # type: ignore[misc]
         accepted += self._parses(parse_fraction, text, self._share)
         accepted += self._parses(parse_path, text, None)

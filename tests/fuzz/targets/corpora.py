@@ -100,7 +100,10 @@ class Corpora(Target):
         for pack in range(packs):
             try:
                 content = read_sequence(source, pack)
-                if content.tokens_S.size != LENGTH or not 0 <= content.tokens_S.min() <= content.tokens_S.max() < vocabulary:
+                if (
+                    content.tokens_S.size != LENGTH
+                    or not 0 <= content.tokens_S.min() <= content.tokens_S.max() < vocabulary
+                ):
                     raise Wrong("a sequence has tokens outside of the vocabulary")
                 if np.any(np.diff(content.cu_seqlens) < 1) or content.cu_seqlens[-1] != LENGTH:
                     raise Wrong(f"a sequence has documents at {content.cu_seqlens.tolist()}")
@@ -127,7 +130,9 @@ def _compare_tokens(corpus: Corpus, path: Path) -> None:
     for number in range(len(corpus)):
         for row in corpus.images(number):
             first = int(row["offset"])
-            if corpus.image_bytes(row).tobytes() != stored[first : first + int(row["size"])] or not len(corpus.image_bytes(row)):
+            if corpus.image_bytes(row).tobytes() != stored[first : first + int(row["size"])] or not len(
+                corpus.image_bytes(row)
+            ):
                 raise Wrong("an image's bytes are not those of the file")
 
 
@@ -142,7 +147,8 @@ def check_plan(plan: PackingPlan, corpus: Corpus) -> None:
     right = [expected.pieces(pack, corpus) for pack in range(expected.num_packs)]
     found, wanted = (sorted(piece for inside in packs for piece in inside) for packs in (pieces, right))
     if found != wanted:
-        raise Wrong(f"the plan has pieces {[piece for piece in found if piece not in wanted][:3]} that no document gives, or lacks some")
+        strange = [piece for piece in found if piece not in wanted]
+        raise Wrong(f"the plan has pieces that no document gives, or lacks some: {strange[:3]}")
     if plan.long_documents != expected.long_documents:
         raise Wrong(f"the plan says {plan.long_documents} of long documents, which are {expected.long_documents}")
 
@@ -203,9 +209,19 @@ def _strange_array(random: Random, table: Any) -> tuple[bytes, str]:
         case 3:
             return _saved(table.astype(table.dtype.newbyteorder(">"))), "the other byte order"
         case 4:
-            header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,), }" % random.choice((2**40, 2**62, -1, 10**30))
+            header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (%d,), }" % random.choice(
+                (2**40, 2**62, -1, 10**30)
+            )
             return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header, "an endless array"
-    header = random.choice((b"{'descr': [('a', 'O')], 'fortran_order': False, 'shape': (1,), }", b"[" * 3000, b"{'descr': '|V0', 'shape': (5,), 'fortran_order': False}", b"{}", b"1"))
+    header = random.choice(
+        (
+            b"{'descr': [('a', 'O')], 'fortran_order': False, 'shape': (1,), }",
+            b"[" * 3000,
+            b"{'descr': '|V0', 'shape': (5,), 'fortran_order': False}",
+            b"{}",
+            b"1",
+        )
+    )
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64), "a strange header"
 
 
@@ -225,7 +241,9 @@ def _saved(table: Any, **options: Any) -> bytes:
 
 def _repair(corpus: Path, random: Random) -> None:
     """Make manifest and index agree with the tables and files, as far as these can be read."""
-    if not all(path.is_file() and path.stat().st_size < 2**26 for path in corpus.iterdir() if path.suffix in (".json", ".npy")):
+    if not all(
+        path.is_file() and path.stat().st_size < 2**26 for path in corpus.iterdir() if path.suffix in (".json", ".npy")
+    ):
         return
     try:
         manifest = json.loads((corpus / "corpus.json").read_bytes())

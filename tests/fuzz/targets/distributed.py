@@ -1,8 +1,8 @@
 """Distributed checkpoints of a run: resumed, converted and averaged from, with digests and checksums made good or not.
 
-Every byte of a checkpoint lies under a digest or a checksum. So what is accepted although its bytes were changed has the
-honest numbers; where the mutation makes digests and checksums good again, it has those that torch itself reads from the
-pieces. No file may have anything called.
+Every byte of a checkpoint lies under a digest or a checksum. So what is accepted although its bytes were changed has
+the honest numbers; where the mutation makes digests and checksums good again, it has those that torch itself reads from
+the pieces. No file may have anything called.
 """
 
 from __future__ import annotations
@@ -141,7 +141,9 @@ class DistributedCheckpoints(Target):
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    return one.dtype == other.dtype and torch.equal(
+        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    )
 
 
 def _by_torch(checkpoint: Path, keys: Container[str]) -> dict[str, Tensor]:
@@ -195,7 +197,9 @@ def _run_file(done: Changes) -> None:
 
 
 def _sidecar(done: Changes) -> None:
-    names = sorted(path.name for path in (done.directory / "hf").glob("*.json")) if (done.directory / "hf").is_dir() else []
+    names = (
+        sorted(path.name for path in (done.directory / "hf").glob("*.json")) if (done.directory / "hf").is_dir() else []
+    )
     if names:
         done.file(f"hf/{done.random.choice(names)}", lambda data: change_json(done.random, data))
 
@@ -227,7 +231,27 @@ def _changed_directory(random: Random, data: bytes) -> tuple[bytes, str]:
 
 
 def _strange(random: Random) -> Any:
-    return random.choice((-1, 0, 1, 2**31, 2**63, 2**64, 1.5, float("nan"), "x", None, True, b"", [], {}, (1,), edge(random, 20), Caller()))
+    return random.choice(
+        (
+            -1,
+            0,
+            1,
+            2**31,
+            2**63,
+            2**64,
+            1.5,
+            float("nan"),
+            "x",
+            None,
+            True,
+            b"",
+            [],
+            {},
+            (1,),
+            edge(random, 20),
+            Caller(),
+        )
+    )
 
 
 def _change_metadata(random: Random, metadata: Any) -> str:
@@ -244,7 +268,9 @@ def _change_metadata(random: Random, metadata: Any) -> str:
             info.length = random.choice((info.length + 1, info.length - 1, 0, _strange(random)))
             return f"length of {index.fqn} = {info.length!r}"
         case 2:
-            info.relative_path = random.choice((*TEXTS, "run.json", "hf/config.json", ".metadata", "../model/model.safetensors", _strange(random)))
+            info.relative_path = random.choice(
+                (*TEXTS, "run.json", "hf/config.json", ".metadata", "../model/model.safetensors", _strange(random))
+            )
             return f"file of {index.fqn} = {info.relative_path!r}"
         case 3:
             other = random.choice(list(metadata.storage_data))
@@ -258,31 +284,53 @@ def _change_metadata(random: Random, metadata: Any) -> str:
             return f"{key} is not described"
         case 6:
             other = random.choice(keys)
-            metadata.state_dict_metadata[key], metadata.state_dict_metadata[other] = metadata.state_dict_metadata[other], entry
+            metadata.state_dict_metadata[key], metadata.state_dict_metadata[other] = (
+                metadata.state_dict_metadata[other],
+                entry,
+            )
             return f"{key} is described as {other}"
         case 7:
             entry.size = torch.Size(random.choice(([2**40], [0], list(entry.size)[::-1], [*entry.size, 1], [1] * 70)))
             return f"{key} has shape {tuple(entry.size)}"
         case 8:
-            entry.properties.dtype = random.choice((torch.float32, torch.float16, torch.int8, torch.complex64, torch.uint8, _strange(random)))
+            entry.properties.dtype = random.choice(
+                (torch.float32, torch.float16, torch.int8, torch.complex64, torch.uint8, _strange(random))
+            )
             return f"{key} has dtype {entry.properties.dtype}"
         case 9:
             chunk = random.choice(entry.chunks)
             name = random.choice(("offsets", "sizes"))
-            setattr(chunk, name, torch.Size([random.choice((0, 1, 2**40, *getattr(chunk, name))) for _ in range(random.choice((0, 1, 2, 2, 3)))]))
+            setattr(
+                chunk,
+                name,
+                torch.Size(
+                    [random.choice((0, 1, 2**40, *getattr(chunk, name))) for _ in range(random.choice((0, 1, 2, 2, 3)))]
+                ),
+            )
             return f"a piece of {key}: {name} = {tuple(getattr(chunk, name))}"
         case 10:
             entry.chunks = random.choice((entry.chunks * 2, entry.chunks[1:], [], _strange(random)))
             return f"other pieces of {key}"
         case 11:
-            new = dataclasses.replace(index, **{random.choice(("fqn", "offset", "index")): random.choice((key, None, 0, torch.Size([0]), _strange(random)))})
+            new = dataclasses.replace(
+                index,
+                **{
+                    random.choice(("fqn", "offset", "index")): random.choice(
+                        (key, None, 0, torch.Size([0]), _strange(random))
+                    )
+                },
+            )
             metadata.storage_data[new] = metadata.storage_data.pop(index)
             return f"the place of {index.fqn} is called {new}"
         case 12:
             name = random.choice(("evil", "optimizer.state.x", "random.x", "common_state/shard_0_2", *TEXTS))
             metadata.state_dict_metadata[name] = entry
             return f"{name!r} is described as {key}"
-    setattr(metadata, random.choice(("planner_data", "storage_meta", "version", "state_dict_metadata", "storage_data")), _strange(random))
+    setattr(
+        metadata,
+        random.choice(("planner_data", "storage_meta", "version", "state_dict_metadata", "storage_data")),
+        _strange(random),
+    )
     return "a field of the whole"
 
 

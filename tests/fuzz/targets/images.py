@@ -138,7 +138,11 @@ def _reference(data: bytes) -> np.ndarray | None:
             upright.info["transparency"] = colour
         if colour is None and upright.mode in ("RGB", "L", "P", "1", "CMYK", "YCbCr", "LAB", "HSV"):
             return np.asarray(upright.convert("RGB"))
-        clear = upright.convert("RGBA") if upright.mode not in ("RGBa", "La") else upright.convert(upright.mode.upper()).convert("RGBA")
+        clear = (
+            upright.convert("RGBA")
+            if upright.mode not in ("RGBa", "La")
+            else upright.convert(upright.mode.upper()).convert("RGBA")
+        )
     white = Image.new("RGBA", clear.size, "white")
     return np.asarray(Image.alpha_composite(white, clear).convert("RGB"))
 
@@ -285,7 +289,9 @@ def _tiff(random: Random, data: bytes, other: bytes) -> tuple[bytes, str]:
 
 def _bmp(random: Random, data: bytes, other: bytes) -> tuple[bytes, str]:
     """A field of the headers."""
-    offset, form = random.choice(((2, "I"), (10, "I"), (14, "I"), (18, "i"), (22, "i"), (26, "H"), (28, "H"), (30, "I"), (34, "I"), (46, "I")))
+    offset, form = random.choice(
+        ((2, "I"), (10, "I"), (14, "I"), (18, "i"), (22, "i"), (26, "H"), (28, "H"), (30, "I"), (34, "I"), (46, "I"))
+    )
     value = random.choice((1, 2, 3, 4, 8, 12, 16, 24, 32, 40, 56, 64, 108, 124, edge(random, 15), edge(random, 31)))
     if form != "H" and random.random() < 0.2:
         value = -value if form == "i" else 2**32 - 1 - value

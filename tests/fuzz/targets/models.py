@@ -1,4 +1,4 @@
-"""Model directories: safetensors with their index, config.json and params.json, read by everything that opens a model."""
+"""Model directories: safetensors with their index, config.json and params.json, read by all that opens a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.forms import Kind, architecture_of, recognise
 from megatron_apriel.checkpoint.names import Form
 from megatron_apriel.checkpoint.sources import WeightSource, open_source
-from megatron_apriel.errors import AprielError, ConfigError
+from megatron_apriel.errors import AprielError
 from megatron_apriel.surgery.average import plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.layer_maps import layer_map
@@ -39,10 +39,14 @@ SMALL = Architecture(
 TEXT = Architecture(decoder=DecoderArchitecture(16, 2, 4, 2, 8, 24, 64, rope_theta=1e4, max_positions=512))
 
 CONFIG_NAMES = (
-    "text_config", "vision_config", "model_type", "num_hidden_layers", "hidden_size", "head_dim", "num_key_value_heads", "rope_scaling",
-    "rope_parameters", "rope_theta", "sliding_window", "layer_types", "tie_word_embeddings", "attention_bias", "quantization_config",
-    "torch_dtype", "image_token_id", "image_token_index", "image_seq_length", "spatial_merge_size", "auto_map", "weight_map", "metadata",
-    "moe", "quantization", "yarn", "vision_encoder", "_sliding_window", "q_norm", "tied_embeddings", "__metadata__", "partial_rotary_factor",
+    "text_config", "vision_config", "model_type", "num_hidden_layers", "hidden_size", "head_dim",
+    "num_key_value_heads", "rope_scaling",
+    "rope_parameters", "rope_theta", "sliding_window", "layer_types", "tie_word_embeddings", "attention_bias",
+    "quantization_config",
+    "torch_dtype", "image_token_id", "image_token_index", "image_seq_length", "spatial_merge_size", "auto_map",
+    "weight_map", "metadata",
+    "moe", "quantization", "yarn", "vision_encoder", "_sliding_window", "q_norm", "tied_embeddings", "__metadata__",
+    "partial_rotary_factor",
 )  # fmt: skip
 
 
@@ -53,7 +57,9 @@ class ModelDirectories(Target):
     about = "safetensors, index, config.json and params.json of a model"
 
     def make(self, directory: Path) -> None:
-        legacy = write_hf_checkpoint(directory / "legacy", SMALL, dtype="bfloat16", max_shard_size="30KB", processor=True)
+        legacy = write_hf_checkpoint(
+            directory / "legacy", SMALL, dtype="bfloat16", max_shard_size="30KB", processor=True
+        )
         write_hf_checkpoint(directory / "v5", SMALL, names="v5")
         write_hf_checkpoint(directory / "text", TEXT, dtype="float16")
         convert(plan_conversion(legacy, Kind.MISTRAL), directory / "mistral")
@@ -206,7 +212,7 @@ def _compare_with_transformers(architecture: Architecture, config: dict[str, Any
         ("hidden_act", decoder.activation, text.hidden_act),
         ("max_position_embeddings", decoder.max_positions, text.max_position_embeddings),
     ]
-    if architecture.tower is not None:
+    if architecture.tower is not None and architecture.projector is not None:
         tower, vision = architecture.tower, full.vision_config
         pairs += [
             ("vision hidden_size", tower.hidden_size, vision.hidden_size),
@@ -219,7 +225,7 @@ def _compare_with_transformers(architecture: Architecture, config: dict[str, Any
             ("vision image_size", tower.image_size, vision.image_size),
             ("vision rope_theta", tower.rope_theta, vision.rope_parameters["rope_theta"]),
             ("image_token_id", architecture.image_token_id, full.image_token_id),
-            ("multimodal_projector_bias", architecture.projector.bias, bool(full.multimodal_projector_bias)),  # type: ignore[union-attr]
+            ("multimodal_projector_bias", architecture.projector.bias, bool(full.multimodal_projector_bias)),
         ]
     for name, ours, theirs in pairs:
         if ours != theirs:
@@ -259,10 +265,14 @@ def _related_change(random: Random, fields: dict[str, Any], body: bytes) -> tupl
         field = fields[name]
         match random.randrange(6):
             case 0:
-                field["dtype"] = random.choice(("F16", "BF16", "I16", "U16", "F32", "I32", "F8_E4M3", "BOOL", "F4", "f16", "C64"))
+                field["dtype"] = random.choice(
+                    ("F16", "BF16", "I16", "U16", "F32", "I32", "F8_E4M3", "BOOL", "F4", "f16", "C64")
+                )
                 what = f"{name} has dtype {field['dtype']}"
             case 1:
-                field["shape"] = random.choice((field["shape"][::-1], [*field["shape"], 1], [0, *field["shape"]], [2**31, 2**33], [True]))
+                field["shape"] = random.choice(
+                    (field["shape"][::-1], [*field["shape"], 1], [0, *field["shape"]], [2**31, 2**33], [True])
+                )
                 what = f"{name} has shape {field['shape']}"
             case 2:
                 other = random.choice(names)

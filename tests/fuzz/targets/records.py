@@ -1,4 +1,4 @@
-"""Raw files through preparation: JSON lines and arrays, Parquet, saved data sets; every record a document or counted."""
+"""Raw files through preparation: JSON, Parquet, saved data sets; every record becomes a document or is counted."""
 
 from __future__ import annotations
 
@@ -93,7 +93,11 @@ class JsonFiles(RawFiles):
             if file.suffix == ".gz":
                 raw = gzip.decompress(raw)
             elif file.suffix == ".zst":
-                raw = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(io.BytesIO(raw), read_across_frames=True).read()
+                raw = (
+                    zstandard.ZstdDecompressor(max_window_size=2**31)
+                    .stream_reader(io.BytesIO(raw), read_across_frames=True)
+                    .read()
+                )
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise Wrong(f"a file was read that cannot be decompressed: {error}") from None
         raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -125,16 +129,44 @@ def _changed_text(random: Random, data: bytes) -> tuple[bytes, str]:
         case 0:
             return b"\xef\xbb\xbf" + data, "a byte order mark"
         case 1:
-            lines.insert(place, random.choice((b"", b"   ", b"[]", b"{}", b"1", b"null", b"\x00", b"[", b"]", b",", b"\xff", b"\x1a", b"\x0c", b"\x85")))
+            lines.insert(
+                place,
+                random.choice(
+                    (
+                        b"",
+                        b"   ",
+                        b"[]",
+                        b"{}",
+                        b"1",
+                        b"null",
+                        b"\x00",
+                        b"[",
+                        b"]",
+                        b",",
+                        b"\xff",
+                        b"\x1a",
+                        b"\x0c",
+                        b"\x85",
+                    )
+                ),
+            )
             return b"\n".join(lines), f"a strange line {place + 1}"
         case 2:
-            return data.rstrip() + random.choice((b"", b"]", b"\n[]", b"\0" * 20, b" x", b"\n{}", data)), "something else at the end"
+            return data.rstrip() + random.choice(
+                (b"", b"]", b"\n[]", b"\0" * 20, b" x", b"\n{}", data)
+            ), "something else at the end"
         case 3:
-            return data.replace(random.choice((b",", b":", b'"', b"{", b"}")), random.choice((b"", b";", b"''")), 1), "a mark replaced"
+            return data.replace(
+                random.choice((b",", b":", b'"', b"{", b"}")), random.choice((b"", b";", b"''")), 1
+            ), "a mark replaced"
         case 4:
-            return data.decode("utf-8", "replace").encode(random.choice(("utf-16", "utf-32", "latin-1", "utf-7")), "replace"), "another encoding"
+            return data.decode("utf-8", "replace").encode(
+                random.choice(("utf-16", "utf-32", "latin-1", "utf-7")), "replace"
+            ), "another encoding"
         case 5:
-            return random.choice((b"[" * 5000, b'{"a":' * 5000, b'[{"text":' * 2000, b" " * 70000)) + data, "deep, or a lot of nothing"
+            return random.choice(
+                (b"[" * 5000, b'{"a":' * 5000, b'[{"text":' * 2000, b" " * 70000)
+            ) + data, "deep, or a lot of nothing"
     return change_bytes(random, data)
 
 
@@ -146,15 +178,21 @@ def _changed_packing(random: Random, packed: bytes, data: bytes, suffix: str) ->
         case 0:
             return pack(data[:place]) + pack(data[place:]), "in two parts"
         case 1:
-            return pack(data[:place]) + random.choice((b"\0" * 100, b"x", pack(b""))) + pack(data[place:]), "something between two parts"
+            return pack(data[:place]) + random.choice((b"\0" * 100, b"x", pack(b""))) + pack(
+                data[place:]
+            ), "something between two parts"
         case 2:
-            return packed + random.choice((b"\0" * 512, b"\0", b"garbage", packed[:10], b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18\x04\0\0\0abcd")), "something behind"
+            return packed + random.choice(
+                (b"\0" * 512, b"\0", b"garbage", packed[:10], b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18\x04\0\0\0abcd")
+            ), "something behind"
         case 3:
             if suffix == ".gz":  # the size and the checksum made good after the deflated data are cut or extended
                 inner = change_bytes(random, packed[10:-8])[0]
                 end = zlib.crc32(data).to_bytes(4, "little") + (len(data) % 2**32).to_bytes(4, "little")
                 return packed[:10] + inner + end, "the deflated data changed"
-            parameters = zstandard.ZstdCompressionParameters(window_log=random.choice((10, 27, 30)), write_content_size=False)
+            parameters = zstandard.ZstdCompressionParameters(
+                window_log=random.choice((10, 27, 30)), write_content_size=False
+            )
             return zstandard.ZstdCompressor(compression_params=parameters).compress(data), "another window"
     return change_bytes(random, packed)
 
@@ -236,13 +274,18 @@ def _retyped(random: Random, table: Any) -> tuple[Any, str]:
     place = random.randrange(table.num_columns)
     name = table.schema.names[place]
     kinds: list[Any] = [
-        pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view(), pyarrow.int64(), pyarrow.null(),
-        pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.list_(pyarrow.string()), pyarrow.float16(), pyarrow.timestamp("ns"),
-        pyarrow.decimal128(38, 10), pyarrow.duration("s"), pyarrow.map_(pyarrow.string(), pyarrow.string()), pyarrow.json_(), pyarrow.bool_(),
+        pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view(),
+        pyarrow.int64(), pyarrow.null(),
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.list_(pyarrow.string()), pyarrow.float16(),
+        pyarrow.timestamp("ns"),
+        pyarrow.decimal128(38, 10), pyarrow.duration("s"), pyarrow.map_(pyarrow.string(), pyarrow.string()),
+        pyarrow.json_(), pyarrow.bool_(),
     ]  # fmt: skip
     match random.randrange(4):
         case 0:
-            return table.rename_columns([*table.schema.names[:place], random.choice(RECORD_NAMES), *table.schema.names[place + 1 :]]), f"rename {name}"
+            return table.rename_columns(
+                [*table.schema.names[:place], random.choice(RECORD_NAMES), *table.schema.names[place + 1 :]]
+            ), f"rename {name}"
         case 1:
             return table.append_column(random.choice(RECORD_NAMES), table.column(place)), f"{name} again"
     kind = random.choice(kinds)
@@ -274,7 +317,9 @@ class SavedDatasets(RawFiles):
             if random.random() < 0.1:
                 done.files()
                 continue
-            files = sorted(str(path.relative_to(directory / kind)) for path in (directory / kind).rglob("*") if path.is_file())
+            files = sorted(
+                str(path.relative_to(directory / kind)) for path in (directory / kind).rglob("*") if path.is_file()
+            )
             if files:
                 name = random.choice(files)
                 change = change_json if name.endswith(".json") else change_bytes

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from random import Random
-from typing import Any
 
 from ..byte_changes import change_bytes, edge
 from ..case import Wrong
@@ -21,7 +20,8 @@ from .records import RawFiles
 
 BLOCK = 512
 _FIELDS = {
-    "name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "checksum": (148, 8), "type": (156, 1), "link": (157, 100),
+    "name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "checksum": (148, 8), "type": (156, 1),
+    "link": (157, 100),
     "magic": (257, 8), "prefix": (345, 155), "sparse": (386, 100),
 }  # fmt: skip
 _TYPES = b"0123456789\0LKxgXSVNDAM"
@@ -97,7 +97,8 @@ class Tars(RawFiles):
             raise Wrong(f"{counted} samples were counted, and tarfile finds {len(samples)}")
 
 
-_NAMES = ("../", "/", "./", "a/", "a//", ".hidden", "x" * 200 + "/", "é/", "\udcff/", "a\nb", "\x1b[2J", ".", "..", "a.b/", "0001", "a/.b.json", " ")  # fmt: skip
+_NAMES = ("../", "/", "./", "a/", "a//", ".hidden", "x" * 200 + "/", "é/", "\udcff/", "a\nb", "\x1b[2J", ".", "..",
+"a.b/", "0001", "a/.b.json", " ")  # fmt: skip
 
 
 def _samples(data: bytes) -> Sequence[str]:
@@ -139,15 +140,35 @@ def _tar(random: Random, members: list[tuple[str, bytes]], form: int, strange: b
     return buffer.getvalue()
 
 
-_PAX = ("path", "linkpath", "size", "mtime", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major", "GNU.sparse.realsize",
+_PAX = ("path", "linkpath", "size", "mtime", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major",
+"GNU.sparse.realsize",
         "GNU.sparse.numblocks", "GNU.sparse.name", "hdrcharset", "uid", "comment", "SCHILY.xattr.x", "é")  # fmt: skip
-_VALUES = ("0", "1", "-1", "9" * 30, "9" * 5000, "x", "", "a" * 5000, "../../x.json", "0,5,9,3", "0,99999999999", "1,2,3", "1e3", "BINARY", "é", "0001.json")
+_VALUES = (
+    "0",
+    "1",
+    "-1",
+    "9" * 30,
+    "9" * 5000,
+    "x",
+    "",
+    "a" * 5000,
+    "../../x.json",
+    "0,5,9,3",
+    "0,99999999999",
+    "1,2,3",
+    "1e3",
+    "BINARY",
+    "é",
+    "0001.json",
+)
 
 
 def _other_member(random: Random, name: str) -> tarfile.TarInfo:
     """A member that is no file, or one of its own kind."""
     other = tarfile.TarInfo(random.choice((name, name + ".link", "0000.png", "z.json")))
-    other.type = random.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.CONTTYPE))
+    other.type = random.choice(
+        (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.CONTTYPE)
+    )
     other.linkname = random.choice((name, "/etc/passwd", "..", ""))
     return other
 
@@ -186,10 +207,22 @@ def _changed_tar(random: Random, data: bytes) -> tuple[bytes, str]:
         if name == "type":
             header[offset] = random.choice(_TYPES)
         elif name == "size":
-            size = random.choice((b"%011o" % (edge(random, 33)), b"-0000000001", b"\x80" + (edge(random, 63)).to_bytes(11, "big"), b"\xff" * 12, b" " * 12, b"7" * 12, b"abc"))
+            size = random.choice(
+                (
+                    b"%011o" % (edge(random, 33)),
+                    b"-0000000001",
+                    b"\x80" + (edge(random, 63)).to_bytes(11, "big"),
+                    b"\xff" * 12,
+                    b" " * 12,
+                    b"7" * 12,
+                    b"abc",
+                )
+            )
             header[offset : offset + width] = size.ljust(width, b"\0")[:width]
         else:
-            header[offset : offset + width] = change_bytes(random, bytes(header[offset : offset + width]))[0][:width].ljust(width, b"\0")
+            header[offset : offset + width] = change_bytes(random, bytes(header[offset : offset + width]))[0][
+                :width
+            ].ljust(width, b"\0")
         sealed = bytes(header) if name == "checksum" else _sealed(header)
         return data[:place] + sealed + data[place + BLOCK :], f"{name} of the header at {place}"
     if kind < 0.65:
@@ -200,7 +233,9 @@ def _changed_tar(random: Random, data: bytes) -> tuple[bytes, str]:
         between = random.choice((b"\0" * BLOCK, b"\0" * 2 * BLOCK, b"x" * BLOCK, b"\0" * 17, data[:BLOCK]))
         return data[:place] + between + data[place:], f"a block between, at {place}"
     end = places[-1]
-    return random.choice((data[:end], data + data, data + b"\0" * 10 * BLOCK, data.rstrip(b"\0"), data + b"end")), "another end"
+    return random.choice(
+        (data[:end], data + data, data + b"\0" * 10 * BLOCK, data.rstrip(b"\0"), data + b"end")
+    ), "another end"
 
 
 def _sparse(random: Random, header: bytearray) -> bytes:
@@ -209,7 +244,10 @@ def _sparse(random: Random, header: bytearray) -> bytes:
     header[257:265] = b"ustar  \0"
     for number in range(4):
         start = 386 + 24 * number
-        header[start : start + 24] = b"%011o\0%011o\0" % (edge(random, 33), random.choice((0, 10, 100, edge(random, 33))))
+        header[start : start + 24] = b"%011o\0%011o\0" % (
+            edge(random, 33),
+            random.choice((0, 10, 100, edge(random, 33))),
+        )
     header[482] = random.choice((0, 0, 1))
     header[483:495] = b"%011o\0" % random.choice((0, 100, 2**20, 2**31, 2**33 - 1))
     return _sealed(header)
@@ -218,7 +256,16 @@ def _sparse(random: Random, header: bytearray) -> bytes:
 def _long_name(random: Random) -> bytes:
     """A member that describes the next one: GNU's long name, or PAX records."""
     kind = random.choice(b"LKxgX")
-    body = random.choice((b"0009.json\0", b"a" * 3000, b"\xff\0", b"", b"20 path=0009.json x\n", *(_pax_record(random) for _ in range(4))))
+    body = random.choice(
+        (
+            b"0009.json\0",
+            b"a" * 3000,
+            b"\xff\0",
+            b"",
+            b"20 path=0009.json x\n",
+            *(_pax_record(random) for _ in range(4)),
+        )
+    )
     header = bytearray(BLOCK)
     header[:9] = b"././@Long"
     header[124:136] = b"%011o\0" % random.choice((len(body), len(body), len(body) + 1, edge(random, 33)))
