@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..case import Target
-from .annotations import AnnotationFiles
+from .annotations import AnnotationFiles, PictureFolders
 from .chat import ChatRecords
 from .configurations import HardwareFiles, Quantities, StageFiles
 from .corpora import Corpora, PackingPlans
@@ -30,6 +30,7 @@ def targets() -> dict[str, Target]:
         Tars(),
         Images(),
         AnnotationFiles(),
+        PictureFolders(),
         ChatRecords(),
     ]
     return {target.name: target for target in made}

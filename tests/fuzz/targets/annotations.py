@@ -1,4 +1,4 @@
-"""COCO-style annotations: refused, or every box, category and group as a second reading of the JSON gives them."""
+"""Visual tasks: annotations, each box as a second reading of the JSON gives it, and folders of damaged pictures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from PIL import Image
 
 from megatron_apriel.visual_tasks.annotated import available
 from megatron_apriel.visual_tasks.coco import Annotations, read_annotations
-from megatron_apriel.visual_tasks.difficulty import FULL_RANGE
+from megatron_apriel.visual_tasks.difficulty import FULL_RANGE, Range
 from megatron_apriel.visual_tasks.generate import Options, generate
 
 from ..case import Target, Wrong
-from ..file_changes import Changes, change_json, copy_honest
+from ..file_changes import Changes, change_files, change_json, copy_honest
 from ..json_changes import change_value, write_json
+from .images import changed_image, honest_images
 
 _SIDE = 96
 _PICTURES = 6
@@ -97,6 +98,43 @@ class AnnotationFiles(Target):
         if (directory / "make").is_file() and (directory / "make").read_text() == "True":
             options = Options(samples=4, tasks=("detect", "count"), max_side=128, difficulty=FULL_RANGE)
             generate(directory / "samples", directory / "images", options, file)
+
+
+class PictureFolders(Target):
+    """A folder of which some pictures are damaged: they are passed over and counted, and samples made of the others."""
+
+    name = "pictures"
+    about = "a folder of images of which visual tasks are made"
+
+    def make(self, directory: Path) -> None:
+        """Nothing: the pictures are made as they are needed."""
+
+    def mutate(self, random: Random, directory: Path, changes: int) -> str:
+        files, done = honest_images(3), []
+        (directory / "images").mkdir()
+        for number, name in enumerate(random.sample(sorted(files), 5)):
+            data = files[name]
+            if number < 3 and changes:
+                data, what = changed_image(random, name, files, changes)
+                done.append(f"{name}: {what}")
+            (directory / "images" / f"{number}-{name}").write_bytes(data)
+        if changes and random.random() < 0.1:
+            done.append(change_files(random, directory / "images"))
+        task = random.choice(("reconstruct", "match", "detect", "count"))
+        (directory / "task").write_text(f"{task} {random.randrange(100)}", encoding="utf-8")
+        return f"{task}: {'; '.join(done)}"
+
+    def check(self, directory: Path) -> None:
+        task, seed = (directory / "task").read_text(encoding="utf-8").split()
+        options = Options(samples=2, seed=int(seed), tasks=(task,), max_side=128, difficulty=Range(0, 0.3))
+        summary = generate(directory / "samples", directory / "images", options)
+        records = (directory / "samples" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        pictures = sorted((directory / "samples" / "images").rglob("*.jpg"))
+        if len(records) != 2 or len(pictures) != summary.pictures:
+            raise Wrong(f"{len(records)} records and {len(pictures)} pictures for 2 and {summary.pictures}")
+        for picture in pictures:
+            with Image.open(picture) as image:
+                image.load()
 
 
 def _rounded(corners: Sequence[float]) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -14,22 +15,26 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from megatron_apriel.data.image_size import patch_grid
-from megatron_apriel.data.stored_images import FORMATS, encode_for_corpus
+from megatron_apriel.data.images import ImageDecoder, ImageRequest
+from megatron_apriel.data.stored_images import FORMATS, EncodedImage, encode_for_corpus
+from megatron_apriel.errors import DataError
 
 from ..byte_changes import change_bytes, edge
 from ..case import Target, Wrong
 
-_SIDE = 24
+_SIDE, _PATCH = 24, 16
+_MOST_PIXELS = 4_000_000
 
 
-def honest_images() -> dict[str, bytes]:
-    """Small images by name: every format, and the kinds of pixel that each can hold."""
+@cache
+def honest_images(scale: int = 1) -> dict[str, bytes]:
+    """Small images by name, 40 x 32 pixels and a multiple: every format, and the kinds of pixel that each can hold."""
     rng = np.random.default_rng(5)
-    rgb = Image.fromarray(rng.integers(0, 256, (_SIDE, _SIDE + 8, 3), dtype=np.uint8)).resize((40, 32))
+    rgb = Image.fromarray(rng.integers(0, 256, (_SIDE, _SIDE + 8, 3), dtype=np.uint8)).resize((40 * scale, 32 * scale))
     grey, alpha = rgb.convert("L"), rgb.convert("RGBA")
     alpha.putalpha(grey)
     palette = rgb.quantize(16)
-    deep = Image.fromarray(rng.integers(0, 2**16, (_SIDE, _SIDE), dtype=np.uint16))
+    deep = Image.fromarray(rng.integers(0, 2**16, (_SIDE * scale, _SIDE * scale), dtype=np.uint16))
     turned = Image.Exif()
     turned[0x0112] = 6
     frames = [rgb, rgb.rotate(90), rgb.rotate(180)]
@@ -85,6 +90,8 @@ class Images(Target):
     def open(self, directory: Path) -> None:
         self.files = {file.name: file.read_bytes() for file in sorted(directory.iterdir())}
 
+        self.decoder = ImageDecoder(_PATCH, device="cpu", threads=1)
+
     def mutate(self, random: Random, directory: Path, changes: int) -> str:
         name = random.choice(sorted(self.files))
         data, done = changed_image(random, name, self.files, changes)
@@ -93,10 +100,25 @@ class Images(Target):
 
     def check(self, directory: Path) -> None:
         (file,) = directory.iterdir()
-        compare(file.read_bytes())
+        result = compare(file.read_bytes())
+        if result.height * result.width <= _MOST_PIXELS:
+            self._decode(result)
+
+    def _decode(self, image: EncodedImage) -> None:
+        """Decode what a corpus would hold as training does. A damaged JPEG may show its damage only there."""
+        rows, columns = patch_grid(image.height, image.width, 64, _PATCH)
+        data = np.frombuffer(image.data, dtype=np.uint8)
+        try:
+            patches = self.decoder.patches([ImageRequest(data, image.height, image.width, rows, columns, "here")])
+        except DataError as error:
+            if image.data.startswith(b"\x89PNG"):
+                raise Wrong(f"a PNG was prepared that training refuses: {error}") from None
+            return
+        if len(patches) != rows * columns or not patches.isfinite().all():
+            raise Wrong(f"{len(patches)} patches of {rows} x {columns}")
 
 
-def compare(data: bytes) -> None:
+def compare(data: bytes) -> EncodedImage:
     """Prepare an image, and compare what is accepted with Pillow's own view of the same bytes."""
     result = encode_for_corpus(data)
     with warnings.catch_warnings():
@@ -109,12 +131,13 @@ def compare(data: bytes) -> None:
             if stored.size != (result.width, result.height):
                 raise Wrong(f"the size {result.width} x {result.height} is not that of the bytes, {stored.size}")
             found = np.asarray(stored.convert("RGB"))
-        rows, columns = patch_grid(result.height, result.width, 64, 16)
+        rows, columns = patch_grid(result.height, result.width, 64, _PATCH)
         if not (1 <= rows <= 4 and 1 <= columns <= 4):
             raise Wrong(f"a grid of {rows} x {columns} patches for at most 4 x 4")
         expected = _reference(data)
     if expected is not None and not np.array_equal(found, expected):
         raise Wrong(f"other pixels than Pillow's: {_difference(found, expected)}")
+    return result
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> str:
