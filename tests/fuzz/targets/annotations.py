@@ -95,7 +95,7 @@ class AnnotationFiles(Target):
         annotations = read_annotations(file, names, sizes)
         _compare(annotations, json.loads(file.read_bytes()), names, sizes)
         available(annotations)
-        if (directory / "make").is_file() and (directory / "make").read_text() == "True":
+        if (directory / "make").is_file() and (directory / "make").read_bytes() == b"True":
             options = Options(samples=4, tasks=("detect", "count"), max_side=128, difficulty=FULL_RANGE)
             generate(directory / "samples", directory / "images", options, file)
 

@@ -195,7 +195,7 @@ def _compare_with_transformers(architecture: Architecture, config: dict[str, Any
     try:
         full: Any = (LlavaConfig if config["model_type"] == "llava" else MistralConfig).from_dict(config)
         text: Any = full.get_text_config()
-        theta = text.rope_parameters["rope_theta"]
+        theta = float(text.rope_parameters["rope_theta"])
     except Exception:  # its refusals are of any kind, and are not what is looked at here
         return
     decoder = architecture.decoder
@@ -223,7 +223,7 @@ def _compare_with_transformers(architecture: Architecture, config: dict[str, Any
             ("vision hidden_act", tower.activation, vision.hidden_act),
             ("vision patch_size", tower.patch_size, vision.patch_size),
             ("vision image_size", tower.image_size, vision.image_size),
-            ("vision rope_theta", tower.rope_theta, vision.rope_parameters["rope_theta"]),
+            ("vision rope_theta", tower.rope_theta, float(vision.rope_parameters["rope_theta"])),
             ("image_token_id", architecture.image_token_id, full.image_token_id),
             ("multimodal_projector_bias", architecture.projector.bias, bool(full.multimodal_projector_bias)),
         ]

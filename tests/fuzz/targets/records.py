@@ -271,6 +271,8 @@ def _table(records: list[Any]) -> Any:
 
 def _retyped(random: Random, table: Any) -> tuple[Any, str]:
     """The table with one column of another type, name or order."""
+    if not table.num_columns:
+        return table, "nothing: there is no column"
     place = random.randrange(table.num_columns)
     name = table.schema.names[place]
     kinds: list[Any] = [
