@@ -22,20 +22,27 @@ _kept = ExitStack()
 
 
 @cache
-def single_run() -> Run:
-    """The run of this process; its process group is made for good."""
+def _start() -> None:
+    """Make the process group of one rank, for good."""
     torch.set_num_threads(1)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     cpu.enable()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     _kept.enter_context(groups.initialized(LAYOUTS["one"], seed=5))
+
+
+@cache
+def single_run() -> Run:
+    """The run of this process that resumes."""
+    _start()
     return Run(LAYOUTS["one"], dtype=torch.bfloat16)
 
 
 def save_checkpoint(directory: Path, source: Path) -> Path:
     """A checkpoint after one step, below ``directory``; ``source`` gets the model that it began from."""
     write_hf_checkpoint(source, ARCHITECTURE, dtype="bfloat16")
-    run = single_run()
+    _start()
+    run = Run(LAYOUTS["one"], dtype=torch.bfloat16)
     run.start_from(source)
     run.steps(0, 1)
     saved = CheckpointStore(directory, KEEP_ALL, 4).save(1, run.wrapped, run.optimizer, {"sequences": 4}, source)
