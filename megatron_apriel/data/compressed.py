@@ -70,7 +70,7 @@ def decompressed(path: Path, limits: ReadLimits) -> io.BufferedReader:
     Reading raises one of ``READ_ERRORS`` where the file is damaged or ends too early, and LimitExceeded where it grows
     beyond the limits.
     """
-    file = open_input(path)
+    file = open_input(path, _BUFFER_BYTES)
     if path.name.lower().endswith(".gz"):
         return _unpacked(file, gzip.GzipFile(fileobj=file), limits)
     if path.name.lower().endswith(".zst"):
@@ -80,7 +80,7 @@ def decompressed(path: Path, limits: ReadLimits) -> io.BufferedReader:
 
 def unzipped(path: Path, limits: ReadLimits) -> io.BufferedReader:
     """Open a file for reading its bytes, gzip taken off whatever its name; errors as of :func:`decompressed`."""
-    file: Any = open_input(path)
+    file: Any = open_input(path, _BUFFER_BYTES)
     return _unpacked(file, gzip.GzipFile(fileobj=file), limits) if file.peek(2).startswith(_GZIP) else file
 
 

@@ -8,11 +8,11 @@ from hostile_images import IMAGES
 from PIL import Image
 
 from megatron_apriel.data.image_sources import ImageLoader
-from megatron_apriel.data.prepare import RecordEncoder
 from megatron_apriel.data.problems import BadRecord
 from megatron_apriel.data.raw_chunks import RawRecord
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.readers import find_sources
+from megatron_apriel.data.record_encoder import RecordEncoder
 from megatron_apriel.data.records import recognise
 from megatron_apriel.data.stored_images import encode_for_corpus
 from megatron_apriel.testing.limits import check_cost, measured, refused_within
