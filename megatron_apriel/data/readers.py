@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed
+from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed, open_raw
 from megatron_apriel.data.json_arrays import BrokenArray, array_elements, is_array
 from megatron_apriel.data.parquet_pages import reading_plan
 from megatron_apriel.data.problems import shortened
@@ -107,7 +107,7 @@ class Parquet(Source):
 
         row = 0
         try:
-            with open_input(self.path) as file, pyarrow.parquet.ParquetFile(file) as parquet:
+            with open_raw(self.path, self.limits) as file, pyarrow.parquet.ParquetFile(file) as parquet:
                 wanted = [name for name in parquet.schema_arrow.names if name in columns]
                 if not wanted:
                     raise _no_column(self.path, columns, parquet.schema_arrow.names)
@@ -142,7 +142,7 @@ class SavedDataset(Source):
         row = 0
         try:
             rows = _Rows(str(self.path), self.limits)
-            for batch in record_batches(self.path / self.split):
+            for batch in record_batches(self.path / self.split, self.limits):
                 wanted = [name for name in batch.schema.names if name in columns]
                 if not wanted:
                     raise _no_column(self.path, columns, batch.schema.names)

@@ -154,7 +154,7 @@ FILES: dict[str, tuple[str, Maker]] = {
     "one line, one frame": ("grows from", written("a.jsonl.zst", lambda: zstd(bytes(256 * MIB), 1))),
     "one text": ("grows from", written("a.jsonl.gz", lambda: gzipped(b"a" * 16 * MIB, 64, b'{"text": "'))),
     "blank lines": ("grows from", written("a.jsonl.gz", lambda: gzipped(b"\n" * 16 * MIB, 64))),
-    "a line without an end": ("line 1 has no end", hole("a.jsonl", 2**40)),
+    "a line without an end": ("on its disk it grows", hole("a.jsonl", 2**40)),
     "a text beyond what is tokenised": (
         "has 12,582,912 characters, more than 4,000,000",
         written("a.jsonl.gz", lambda: gzip.compress(b'{"text": "' + b"a" * 12 * MIB + b'"}\n')),
@@ -211,7 +211,7 @@ FILES: dict[str, tuple[str, Maker]] = {
             ),
         ),
     ),
-    "a member of 1 TiB": ("over 268,435,456; --max-record", hole("a.tar", 2**40 + 1536, tar_header("1.txt", 2**40))),
+    "a member of 1 TiB": ("on its disk it grows", hole("a.tar", 2**40 + 1536, tar_header("1.txt", 2**40))),
     "a packed member of 4 GiB": (
         "grows from",
         written("a.tar.gz", lambda: gzipped(bytes(16 * MIB), 256, tar_header("1.txt", 2**32))),
@@ -222,11 +222,20 @@ FILES: dict[str, tuple[str, Maker]] = {
             "a.tar", lambda: tar_member("x", pax_records(size="-5000"), tarfile.XHDTYPE) + tar_member("1.txt", b"x")
         ),
     ),
+    "a line without an end, a hole in part": ("line 1 has no end", hole("a.jsonl", 1000 * MIB, b"a" * 10 * MIB)),
+    "a member of 300 MiB": (
+        "over 268,435,456; --max-record",
+        hole("a.tar", 300 * MIB + 1536, tar_header("1.txt", 300 * MIB) + b"a" * 3 * MIB),
+    ),
+    "zeros behind a tar, a hole in part": (
+        "zeros follow",
+        hole("a.tar", 300 * MIB, tar_member("1.txt", b"x" * 3 * MIB) + bytes(1024)),
+    ),
     "packed zeros behind a tar": (
         "grows from",
         written("a.tar.gz", lambda: gzipped(bytes(16 * MIB), 64, tar_member("1.txt", b"x") + bytes(1024))),
     ),
-    "zeros behind a tar": ("zeros follow", hole("a.tar", 2**40, tar_member("1.txt", b"x") + bytes(1024))),
+    "zeros behind a tar": ("on its disk it grows", hole("a.tar", 2**40, tar_member("1.txt", b"x") + bytes(1024))),
     "empty members": (
         "a sample has more than 10,000 members",
         written("a.tar.gz", lambda: gzipped(tar_header("1.txt", 0) * 2048, 16)),

@@ -1,5 +1,6 @@
 """Small files that grow, each refused before it takes memory or time: in a process whose use of both is measured."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,31 +9,24 @@ from hostile_images import IMAGES
 from PIL import Image
 
 from megatron_apriel.data.image_sources import ImageLoader
-from megatron_apriel.data.prepare import RecordEncoder
 from megatron_apriel.data.problems import BadRecord
-from megatron_apriel.data.raw_chunks import RawRecord
-from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.readers import find_sources
+from megatron_apriel.data.record_encoder import RecordEncoder
 from megatron_apriel.data.records import recognise
 from megatron_apriel.data.stored_images import encode_for_corpus
 from megatron_apriel.testing.limits import check_cost, measured, refused_within
 from megatron_apriel.visual_tasks.sources import RawImages, read_header
 
 
-def encoded(path: Path, table, limits: ReadLimits = DEFAULT_LIMITS) -> None:
+def encoded(path: Path, table) -> None:
     """Everything that preparation does with the records of a file, the first bad one an error."""
-    encoder = RecordEncoder(table, limits=limits)
-    for source in find_sources([path], limits=limits):
+    encoder = RecordEncoder(table)
+    for source in find_sources([path]):
         for chunk in source.chunks(("text", "messages", "images")):
-            for raw in chunk.records(limits):
-                document_of(encoder, raw, path.parent)
-
-
-def document_of(encoder: RecordEncoder, raw: RawRecord, root: Path) -> object:
-    if raw.problem:
-        raise BadRecord(f"{raw.place}: {raw.problem}")
-    loader = ImageLoader(root, raw.attachments, encoder.limits)
-    return encoder.encode(raw.value, recognise(raw.value) or "text", loader)
+            for raw in chunk.records():
+                if raw.problem:
+                    raise BadRecord(f"{raw.place}: {raw.problem}")
+                encoder.encode(raw.value, recognise(raw.value) or "text", ImageLoader(path.parent, raw.attachments))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,3 +66,12 @@ def test_raw_images_that_grow_are_passed_over(name, tmp_path):
         return header.problem
 
     check_cost(measured(look))
+
+
+def test_many_references_to_one_image(table, tmp_path):
+    """Each is small; all together are looked at before the first is decoded."""
+    Image.new("RGB", (2000, 2000)).save(tmp_path / "a.png")
+    record = {"text": "<image>" * 1000, "images": [f"{'./' * number}a.png" for number in range(1000)]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    message = refused_within(encoded, tmp_path / "a.jsonl", table)
+    assert "its 1000 images have more than 10 x 100,000,000 pixels; --max-pixels allows more" in message
