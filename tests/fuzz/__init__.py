@@ -5,7 +5,7 @@ of them for each case with mutators that know the format (checksums are made goo
 question), and hands the copy to the code that users run. Three things are a failure:
 
 - an exception that is none of the project's errors, or a crash of the process;
-- more than 10 s of processor time, 60 s of waiting, or 512 MiB of memory for one case;
+- more than 10 s of processor time or 512 MiB of memory for one case, or waiting for what does not come;
 - silence: the input is accepted and the result is not what an independent reading of the same bytes gives.
 
 Every case is a function of target, seed and number, so that any of them can be run again by itself::

@@ -26,8 +26,8 @@ examples:
   python -m tests.fuzz --coverage --targets stages,chat --minutes 30
 
 A case is a function of target, seed and number. "refused" is one of the project's errors, "accepted" a result that
-equals an independent reading. Anything else is a failure: another exception, a crash, a result that differs, more than
-10 s of processor time, 60 s of waiting or 512 MiB of memory. The exit code is 1 if there was any.
+equals an independent reading. Anything else is a failure: another exception, a crash, a result that differs, waiting
+for what does not come, more than 10 s of processor time or 512 MiB of memory. The exit code is 1 if there was any.
 """
 
 

@@ -153,7 +153,7 @@ class HardwareFiles(Target):
         if not settings:
             try:
                 stated = yaml.safe_load((directory / "hardware.yaml").read_text(encoding="utf-8"))
-            except ValueError:  # YAML 1.1 has dates, and this is none
+            except (ValueError, yaml.YAMLError):  # YAML 1.1 has dates and more, and this is none
                 return
             for name, value in stated.items():
                 if isinstance(value, float) and getattr(gpu, str(name)) != value:
