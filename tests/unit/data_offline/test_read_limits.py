@@ -175,18 +175,27 @@ def test_reading_lines_and_arrays_takes_time_in_proportion(tmp_path, monkeypatch
         assert looked_at < 5 * (tmp_path / "a.json").stat().st_size + 300 * 64
 
 
-def test_a_long_element_does_not_let_the_next_be_parsed_at_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("values", "refused"), [(400, False), (9000, True)])
+def test_a_long_element_does_not_let_the_next_be_parsed_at_once(values, refused, tmp_path, monkeypatch):
     monkeypatch.setattr(json_arrays, "_READ_BYTES", 1000)
     limits = ReadLimits(record_bytes=100_000)
-    for number, refused in ((400, False), (9000, True)):
-        (tmp_path / "a.json").write_text(json.dumps(["x" * 50_000, [[]] * number, {"text": "a"}]))
-        (source,) = find_sources([tmp_path / "a.json"], limits=limits)
-        if refused:
-            with pytest.raises(DataError, match=r"a record has too many values \(after record 1\)"):
-                list(source.chunks(("text",)))
-        else:
-            found = [raw for chunk in source.chunks(("text",)) for raw in chunk.records(limits)]
-            assert [raw.problem for raw in found] == ["a JSON str, not an object", "a JSON list, not an object", ""]
+    (tmp_path / "a.json").write_text(json.dumps(["x" * 50_000, [[]] * values, {"text": "a"}]))
+    (source,) = find_sources([tmp_path / "a.json"], limits=limits)
+    if refused:
+        with pytest.raises(DataError, match=r"a record has too many values \(after record 1\)"):
+            list(source.chunks(("text",)))
+    else:
+        found = [raw for chunk in source.chunks(("text",)) for raw in chunk.records(limits)]
+        assert [raw.problem for raw in found] == ["a JSON str, not an object", "a JSON list, not an object", ""]
+
+
+def test_many_small_elements_behind_a_long_one_are_not_its_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_arrays, "_READ_BYTES", 1000)
+    records = [{"text": "x" * 50_000}, *[{"text": "a", "images": [[]] * 3}] * 5000, {"text": "y" * 50_000}] * 2
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    limits = ReadLimits(record_bytes=100_000)
+    (source,) = find_sources([tmp_path / "a.json"], limits=limits)
+    assert [raw.value for chunk in source.chunks(("text",)) for raw in chunk.records(limits)] == records
 
 
 def test_headers_of_a_tar_are_not_kept(tmp_path, monkeypatch):
