@@ -171,7 +171,7 @@ FILES: dict[str, tuple[str, Maker]] = {
     ),
     "many values behind a long string": (
         "JSON of more than 524,288 values|too many values",
-        written("a.json.gz", lambda: gzip.compress(b'["' + b"a" * 8 * MIB + b'", [' + LISTS * 2 * MIB + b"[]]]")),
+        written("a.json.gz", lambda: gzip.compress(b'["' + b"a" * 3 * MIB + b'", [' + LISTS * 4 * MIB + b"[]]]")),
     ),
     "deep nesting": ("not valid JSON: maximum recursion", written("a.jsonl", lambda: b'{"text": ' + b"[" * 400_000)),
     "a window of 2 GiB": ("a window of more than", written("a.jsonl.zst", lambda: zstd_with_window(31))),

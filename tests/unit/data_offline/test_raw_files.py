@@ -93,6 +93,16 @@ def test_an_overlong_line_is_skipped_without_being_held(most, length, tmp_path):
     assert second.place.endswith(":2") and "the line is longer than" in second.problem
 
 
+@pytest.mark.parametrize("blank", [b"\n" * 5, b" \r\n\t\n" * 7, b"\n" * 3_000_000, b"   \n \n  "])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_blank_lines_count_as_lines_and_not_as_records(blank, name, tmp_path):
+    data = blank.join(f'{{"text": "{number}"}}\n'.encode() for number in range(4))
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    expected = [number for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    assert [int(raw.place.rpartition(":")[2]) for raw in read(tmp_path / name)] == expected
+    assert texts(tmp_path / name) == list("0123")
+
+
 def test_a_line_that_does_not_end_is_an_error_of_the_file(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "1"}\n' + "x" * 6 * 2**20)
     with pytest.raises(DataError, match=r"line 2 has no end within .* bytes \(after line 1\)(?s:.*)raise --max-record"):

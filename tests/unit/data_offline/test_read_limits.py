@@ -173,3 +173,44 @@ def test_reading_lines_and_arrays_takes_time_in_proportion(tmp_path, monkeypatch
         assert found == texts
         # Once to parse, and at most three times as much to find the ends.
         assert looked_at < 5 * (tmp_path / "a.json").stat().st_size + 300 * 64
+
+
+@pytest.mark.parametrize(("values", "refused"), [(400, False), (9000, True)])
+def test_a_long_element_does_not_let_the_next_be_parsed_at_once(values, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_arrays, "_READ_BYTES", 1000)
+    limits = ReadLimits(record_bytes=100_000)
+    (tmp_path / "a.json").write_text(json.dumps(["x" * 50_000, [[]] * values, {"text": "a"}]))
+    (source,) = find_sources([tmp_path / "a.json"], limits=limits)
+    if refused:
+        with pytest.raises(DataError, match=r"a record has too many values \(after record 1\)"):
+            list(source.chunks(("text",)))
+    else:
+        found = [raw for chunk in source.chunks(("text",)) for raw in chunk.records(limits)]
+        assert [raw.problem for raw in found] == ["a JSON str, not an object", "a JSON list, not an object", ""]
+
+
+def test_many_small_elements_behind_a_long_one_are_not_its_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_arrays, "_READ_BYTES", 1000)
+    records = [{"text": "x" * 50_000}, *[{"text": "a", "images": [[]] * 3}] * 5000, {"text": "y" * 50_000}] * 2
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    limits = ReadLimits(record_bytes=100_000)
+    (source,) = find_sources([tmp_path / "a.json"], limits=limits)
+    assert [raw.value for chunk in source.chunks(("text",)) for raw in chunk.records(limits)] == records
+
+
+def test_headers_of_a_tar_are_not_kept(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(500):
+            tar.addfile(tarfile.TarInfo(f"{number}.txt"))
+    kept = []
+    original = tarfile.TarFile.next
+
+    def counting(self: tarfile.TarFile) -> tarfile.TarInfo | None:
+        member = original(self)
+        kept.append(len(self.members))
+        return member
+
+    monkeypatch.setattr(tarfile.TarFile, "next", counting)
+    (source,) = find_sources([tmp_path / "a.tar"])
+    assert sum(map(len, source.chunks(("text",)))) == 500
+    assert max(kept) <= 2
