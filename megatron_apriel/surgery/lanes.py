@@ -96,6 +96,5 @@ class Lane:
         finally:
             with self._changed:
                 self._ended = True
-                self._waiting.clear()
                 self._changed.notify_all()
             self._thread.join()

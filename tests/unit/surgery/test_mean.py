@@ -129,15 +129,10 @@ def test_blocks_of_any_size_give_the_same(dtype: str, monkeypatch: pytest.Monkey
     assert whole.shape == (20, 15)
 
 
-@pytest.mark.parametrize("dtype", ["BF16", "F16"])
-def test_more_inputs_than_float32_can_count(dtype: str) -> None:
-    raws = [hard_numbers(dtype, 30, seed) for seed in range(module._MOST_IN_FLOAT32 + 1)]
-    found = to_float64(mean(raws, dtype), dtype)
-    columns = np.stack([to_float64(raw, dtype) for raw in raws], axis=1)
-    for value, row in zip(found.tolist(), columns, strict=True):
-        exact = sum(map(Fraction, row.tolist()), Fraction()) / len(raws)
-        best = min(abs(other - exact) for other in neighbours(exact, dtype))
-        assert abs(Fraction(value) - exact) == best
+def test_more_inputs_than_float32_can_divide_by() -> None:
+    # Every sum is exact in float32, but the quotient, just above a tie, becomes that tie there.
+    above = np.array([1 + 2.0**-10], "<f2")
+    assert mean([above] * 8192 + [np.ones(1, "<f2")] * 8191, "F16") == above
 
 
 @pytest.mark.parametrize("inputs", [1, 2, 3])
