@@ -57,16 +57,16 @@ class Chain(NamedTuple):
     Attributes:
         usual: layout of a stage.
         others: layouts of the stages that have another.
-        resumed: layout in which :data:`RESUMED` is resumed.
+        resumed: layout in which :data:`RESUMED` is resumed; empty where it is not.
     """
 
     usual: str
     others: dict[str, str]
-    resumed: str
+    resumed: str = ""
 
 
 CHAINS = {
-    "1-rank": Chain("DP1", {"sft_subset": "DP1, no overlap"}, "DP1"),
+    "1-rank": Chain("DP1", {"sft_subset": "DP1, no overlap"}),
     # Images are shared over tensor- and over context-parallel ranks, and stay on the first of a pipeline.
     "2-ranks": Chain(
         "DP2",
@@ -302,11 +302,12 @@ def _train_chain(
 ) -> None:
     for run in runs:
         started, name = time.monotonic(), f"{root.name} {run.stage} {run.layout}"
-        runner.run(name, training(files[run.stage], root / run.output, run.layout), environment)
+        # A stage that is resumed keeps the checkpoint before its last.
+        command = partial(training, files[run.stage], root / run.output, STEPS - 1 if run.resumed else STEPS)
+        runner.run(name, command(run.layout), environment)
         if run.resumed:
             _forget_the_end(root / run.output)
-            command = training(files[run.stage], root / run.output, run.resumed)
-            runner.run(f"{root.name} {run.stage} resumed {run.resumed}", command, environment)
+            runner.run(f"{root.name} {run.stage} resumed {run.resumed}", command(run.resumed), environment)
             _check_resumed(root / run.output)
         say(f"{name}: {time.monotonic() - started:.0f} s")
 
@@ -321,8 +322,8 @@ def _check_resumed(output: Path) -> None:
         raise ConfigError(f"the second run in {output} did not resume.", "Its metrics.jsonl has no record of it.")
 
 
-def training(file: Path, output: Path, layout: str) -> list[str]:
-    """The command that trains a stage in miniature, or resumes it in any layout of as many ranks."""
+def training(file: Path, output: Path, save_every: int, layout: str) -> list[str]:
+    """The command that trains a stage in miniature, or resumes it in any layout."""
     stage = yaml.safe_load(file.read_text(encoding="utf-8"))
     batch = max(stage["batch_tokens"], 2 * stage["sequence_length"], SMALLEST_BATCH)
     ranks, parallel = LAYOUTS[layout]
@@ -337,7 +338,7 @@ def training(file: Path, output: Path, layout: str) -> list[str]:
         f"batch_tokens={batch}",
         f"tokens={STEPS * batch}",
         *(f"parallel.{setting}" for setting in parallel),
-        f"checkpoint.every={STEPS - 1}",
+        f"checkpoint.every={save_every}",
         "checkpoint.keep=all",
         "validation.sequences=2",
         "logging.every=1",

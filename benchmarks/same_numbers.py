@@ -14,8 +14,8 @@ the command line that users give:
   examples/quickstart/*.yaml. A stage starts from an export of the stages before it, so exporting and loading take part.
 - All stages run on one rank and again on two: data parallel, or for some stages split by tensors, sequence, context or
   pipeline with virtual stages; with and without overlap of communication. The plan is in benchmarks/miniature_runs.py.
-- Held-out loss is measured before the first step and after the last. The stage in which everything trains is stopped
-  before its last step and resumed, on two ranks in another layout.
+- Held-out loss is measured before the first step and after the last. On two ranks, the stage in which everything trains
+  is stopped before its last step and resumed in another layout.
 
 Then every number of metrics.jsonl is compared that no clock has made: losses, losses by source, gradient norms,
 learning rates, held-out losses, counts of tokens; and of every export the SHA-256 of every tensor. Fields that only one

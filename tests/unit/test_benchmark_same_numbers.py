@@ -216,7 +216,7 @@ def test_every_stage_runs_on_one_rank_and_on_two_and_every_layout_runs() -> None
     assert {(run.stage, run.ranks) for run in runs} == {(stage, ranks) for stage in STAGES for ranks in (1, 2)}
     assert {run.layout for run in runs} | {run.resumed for run in runs if run.resumed} == set(LAYOUTS)
     resumed = [(run.ranks, LAYOUTS[run.resumed].ranks) for run in runs if run.resumed]
-    assert resumed == [(1, 1), (2, 2)]
+    assert resumed == [(2, 2)]
     assert len({run.output for run in runs}) == len(runs)
 
 
@@ -230,11 +230,12 @@ def test_the_plan_names_stages_of_the_quickstart() -> None:
 def test_a_stage_is_shortened_to_whole_steps_of_both_ranks(stage: str, tmp_path: Path) -> None:
     """By the schema: the settings are understood, and rates, data and what trains stay as they are."""
     file = QUICKSTART / f"{stage}.yaml"
-    command = miniature_runs.training(file, tmp_path / stage, "TP2 SP")
+    command = miniature_runs.training(file, tmp_path / stage, 2, "TP2 SP")
     short, full = load_stage(file, command[command.index(str(file)) + 1 :]), load_stage(file, [])
     assert short.steps == miniature_runs.STEPS
     assert short.sequences_per_step % 2 == 0
-    assert (short.parallel.tensor, short.parallel.sequence, short.logging.every) == (2, True, 1)
+    assert (short.parallel.tensor, short.parallel.sequence) == (2, True)
+    assert (short.logging.every, short.checkpoint.every) == (1, 2)
     assert short.output == tmp_path / stage
     for name in ("stage", "train", "sequence_length", "mixture", "optimizer", "seed", "precision", "images"):
         assert getattr(short, name) == getattr(full, name)
