@@ -34,8 +34,7 @@ class Ours:
 
     def step(self, batches: Sequence[Batch], rate: float | None = None) -> float:
         """One step on all of ``batches``; at the peak learning rate where no other is given."""
-        assert len(batches) == self.trainer.micro_batches
-        result = self.trainer.step(iter(batches), rate or self.config.optimizer.peak)
+        result = self.trainer.step(iter(batches), rate or self.config.optimizer.peak, len(batches))
         if not result.applied:
             # Its time would be no training step's: numbers that are not finite cost less power, and no update was made.
             raise ArithmeticError(f"a step was skipped: loss {result.loss}, gradient norm {result.gradient_norm}")

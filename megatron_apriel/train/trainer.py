@@ -72,12 +72,13 @@ class Trainer:
         """Of this rank, in a step."""
         return self.config.sequences_per_step // self.layout.data
 
-    def step(self, batches: Iterable[Batch], rate: float) -> StepResult:
+    def step(self, batches: Iterable[Batch], rate: float, micro_batches: int | None = None) -> StepResult:
         """Train one step; collective.
 
         Args:
             batches: this rank's micro-batches of the step, on its device.
             rate: learning rate, to which the components' factors apply.
+            micro_batches: how many there are; the configuration's number where None.
         """
         set_learning_rate(self.optimizer, rate, self.config.optimizer)
         return train_step(
@@ -86,7 +87,7 @@ class Trainer:
             self.objective,
             batches,
             self.shared,
-            micro_batches=self.micro_batches,
+            micro_batches=micro_batches or self.micro_batches,
             sequence_length=self.config.sequence_length,
             sources=len(self.config.mixture),
             clip=self.config.optimizer.clip,
