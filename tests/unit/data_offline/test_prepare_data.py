@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 from PIL import Image
 
 from megatron_apriel.data import prepare as preparation
@@ -377,3 +378,33 @@ def test_names_and_records_that_are_no_utf8_can_be_reported(tool, model, tmp_pat
     manifest = Corpus.open(tmp_path / "out").manifest
     assert manifest.inputs[0]["path"].endswith("\\udcff/a.jsonl")
     assert "\\ud800" in manifest.problems["first"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--max-text", "10", "characters, more than 10"),
+        ("--max-record", "100B", "the line is longer than 100 bytes"),
+        ("--max-pixels", "1K", "exceeds the limit of 1000 pixels"),
+        ("--max-expansion", "1", "over 1 times as much"),
+        ("--max-window", "1KiB", "a window of more than 1,024 bytes"),
+    ],
+)
+def test_limits_on_the_command_line(option, value, message, tool, raw, model, tmp_path):
+    lines = [json.dumps({"text": "word " * 50}) + "\n"] * 3
+    if option == "--max-window":
+        file = tmp_path / "a.jsonl.zst"
+        packer = zstandard.ZstdCompressor(level=3).compressobj()  # of unknown size, so with a window
+        file.write_bytes(packer.compress("".join(lines).encode()) + packer.flush())
+    elif option == "--max-expansion":
+        file = tmp_path / "a.jsonl.gz"
+        file.write_bytes(gzip.compress("".join(lines).encode() + b"\n" * 17 * 2**20))
+    else:
+        file = raw / "llava.jsonl" if option == "--max-pixels" else write_lines(tmp_path / "a.jsonl", [])
+        if option != "--max-pixels":
+            file.write_text("".join(lines))
+    arguments = [str(tmp_path / "out"), "--input", str(file), "--model", str(model), "--workers", "1"]
+    with pytest.raises(DataError, match=message):
+        tool.main([*arguments, option, value])
+    assert not (tmp_path / "out").exists()
+    assert tool.main([*arguments, "--limit", "3"]) == 0
