@@ -50,12 +50,12 @@ def printable(text: object) -> str:
     Names and values come out of files that somebody else wrote. For one line: line ends are escaped too. What came out
     of the environment through ``${NAME}`` is shown by that name (:mod:`megatron_apriel.concealed`).
     """
-    return "".join(_escaped(letter) if _steers(letter) else letter for letter in concealed(str(text)))
+    return "".join(_escaped(letter) if _steers(letter) else letter for letter in concealed(_words_of(text)))
 
 
 def printable_lines(text: object) -> str:
     """:func:`printable` for a text of several lines, which keeps its line ends."""
-    return "\n".join(printable(line) for line in str(text).split("\n"))
+    return "\n".join(printable(line) for line in _words_of(text).split("\n"))
 
 
 def brief(text: object, most: int = 80) -> str:
@@ -66,7 +66,20 @@ def brief(text: object, most: int = 80) -> str:
 
 def shown(value: object, most: int = 80) -> str:
     """A value that somebody else wrote, as a message quotes it: on one line, cut where it is long."""
-    return brief(repr(value), most)
+    return brief(_words_of(value, repr), most)
+
+
+def _words_of(value: object, made: Callable[[object], str] = str) -> str:
+    """``str(value)``, and a name for what it is where it has none: a message must not fail over what it quotes.
+
+    NumPy makes texts of any numbers, beyond the last letter too; Python finds that when such a letter is taken out.
+    """
+    try:
+        text = made(value)
+        list(text)
+    except Exception:
+        return f"[a {type(value).__name__} that cannot be shown]"
+    return text
 
 
 _LONGEST_NAME = 300
@@ -95,7 +108,7 @@ def _escaped(letter: str) -> str:
 
 def _with_own_lines(text: object) -> str:
     """:func:`printable`, but for line ends before indented lines, as lists in messages have them and names seldom."""
-    return "\n  ".join(map(printable, str(text).split("\n  ")))
+    return "\n  ".join(map(printable, _words_of(text).split("\n  ")))
 
 
 class AprielError(Exception):

@@ -73,7 +73,10 @@ def object_members(stream: io.BufferedIOBase, limits: ReadLimits) -> Iterator[tu
             text.take(",")
         if not text.ahead('"'):
             raise BrokenArray("a name in quotes is expected")
-        name = json.loads(text.value())
+        try:
+            name = json.loads(text.value().decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise BrokenArray(f"a name is no UTF-8: {error}") from None
         if name in names:
             raise BrokenArray(f"{shown(name)} is there twice")
         names.add(name)

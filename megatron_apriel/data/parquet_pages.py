@@ -8,28 +8,29 @@ Arrow makes room for what they declare. Three ways to grow are looked for in the
 - A dictionary: a text that stands in the file once may be referred to by any number of values. Where each row has one
   value, few rows are read at a time; where a row may have many, the column is kept as references.
 
-A page's header is a struct of Thrift's compact protocol; the field numbers are those of parquet.thrift.
+The field numbers are those of parquet.thrift.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from megatron_apriel.data.parquet_footer import ColumnChunk, RowGroup
 from megatron_apriel.data.read_limits import FREE_BYTES, LimitExceeded, ReadLimits
+from megatron_apriel.data.thrift_structs import INT32, DamagedStruct, Fields, read_struct
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # PageType
 _DICTIONARY_ENCODINGS = (2, 8)  # PLAIN_DICTIONARY, RLE_DICTIONARY
 _DELTA_BYTE_ARRAY = 7
 _BATCH_BYTES = 4 * FREE_BYTES
 """What a batch of rows may come to by references to a dictionary."""
-_DEPTH = 8
-"""Structs in structs; a page's header has three."""
-
-
-class DamagedPage(ValueError):
-    """A page's header that cannot be read."""
+_PAGE: Fields = {1: INT32, 2: INT32, 3: INT32, 5: {1: INT32, 2: INT32}, 8: {1: INT32, 4: INT32}}
+"""Kind of the page, bytes unpacked and packed; values and encoding of pages of either version."""
+_UNCOMPRESSED = 0
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+"""Those of Parquet's codecs that Arrow has by themselves; LZO it has not, and 5 is LZ4 in a frame of Hadoop's."""
 
 
 @dataclass(frozen=True)
@@ -58,64 +59,64 @@ class _Column:
 
 
 def reading_plan(
-    file: BinaryIO, parquet: Any, group: int, columns: Sequence[str], rows: int, limits: ReadLimits
+    file: BinaryIO, schema: Any, group: RowGroup, columns: Sequence[str], rows: int, limits: ReadLimits
 ) -> ReadingPlan:
     """Look through the pages of a row group's columns.
 
     Args:
         file: the Parquet file; its place is moved.
-        parquet: the ``pyarrow.parquet.ParquetFile`` of it.
-        group: number of the row group.
+        schema: the ``pyarrow.parquet.ParquetSchema`` of it.
+        group: of :func:`~megatron_apriel.data.parquet_footer.read_footer`.
         columns: names of the columns that will be read.
         rows: most to read at a time.
         limits: on growth.
 
     Raises:
-        DamagedPage: a header cannot be read.
+        DamagedStruct: a header cannot be read.
         LimitExceeded: the columns would grow beyond the limits.
     """
-    metadata = parquet.metadata.row_group(group)
+    if len(group.columns) != len(schema):
+        raise DamagedStruct(
+            f"row group {group.number} has {len(group.columns)} columns, and the schema has {len(schema)}"
+        )
     references, packed, entries = [], 0, 0
-    for number in range(metadata.num_columns):
-        leaf, chunk = parquet.schema.column(number), metadata.column(number)
+    for number, chunk in enumerate(group.columns):
+        leaf = schema.column(number)
         if not any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in columns):
             continue
-        what = f"column {leaf.path} of row group {group}"
+        what = f"column {leaf.path} of row group {group.number}"
         width = leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 1
         if width > limits.record_bytes:
             raise LimitExceeded(f"{what} has values of {width:,} bytes", "--max-record")
         found = _looked_through(file, chunk, what, limits)
         packed += found.packed
         if leaf.max_repetition_level:
-            entries = max(entries, (found.values - metadata.num_rows) * width)
+            entries = max(entries, (found.values - group.rows) * width)
             if found.referring * found.longest > _BATCH_BYTES:
                 references.append(leaf.path)
         else:
             rows = max(1, min(rows, _BATCH_BYTES // max(width, found.longest)))
-    limits.check_growth(packed, entries, f"a list in a row of row group {group}")
+    limits.check_growth(packed, entries, f"a list in a row of row group {group.number}")
     return ReadingPlan(rows, tuple(references), packed)
 
 
-def _looked_through(file: BinaryIO, chunk: Any, what: str, limits: ReadLimits) -> _Column:
-    place = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < (first := chunk.dictionary_page_offset or 0) < place:
-        place = first
-    end = place + chunk.total_compressed_size
-    column, dictionary = _Column(packed=chunk.total_compressed_size), 0
+def _looked_through(file: BinaryIO, chunk: ColumnChunk, what: str, limits: ReadLimits) -> _Column:
+    place, end = chunk.start, chunk.start + chunk.packed
+    column, dictionary = _Column(packed=chunk.packed), 0
     while place < end:
         file.seek(place)
-        header = _struct(file, 0)
+        header = read_struct(file, _PAGE, f"the header of a page of {what}")
         kind, unpacked, packed = (_number(header, field) for field in (1, 2, 3))
         if unpacked < 0 or packed < 0:
-            raise DamagedPage(f"{what} has a page of {packed} bytes, unpacked {unpacked}")
+            raise DamagedStruct(f"{what} has a page of {packed} bytes, unpacked {unpacked}")
         limits.check_growth(packed, unpacked, what)
         place = file.tell() + packed
         if kind == _DICTIONARY:
-            dictionary = max(dictionary, _longest_entry(file.read(packed), unpacked, chunk.compression))
+            dictionary = max(dictionary, _longest_entry(file.read(packed), unpacked, chunk.codec))
         elif kind in (_DATA, _DATA_V2):
             page = header.get(8 if kind == _DATA_V2 else 5)
-            if not isinstance(page, dict):
-                raise DamagedPage(f"{what} has a page that does not say what it holds")
+            if page is None:
+                raise DamagedStruct(f"{what} has a page that does not say what it holds")
             values, encoding = _number(page, 1), _number(page, 4 if kind == _DATA_V2 else 2)
             column.values += values
             if encoding in (*_DICTIONARY_ENCODINGS, _DELTA_BYTE_ARRAY):
@@ -124,15 +125,18 @@ def _looked_through(file: BinaryIO, chunk: Any, what: str, limits: ReadLimits) -
     return column
 
 
-def _longest_entry(packed: bytes, unpacked: int, compression: str) -> int:
+def _longest_entry(packed: bytes, unpacked: int, codec: int) -> int:
     """Bytes of the longest text in a dictionary page; the page's own where that cannot be seen."""
     import pyarrow
 
-    try:
-        codec = None if compression == "UNCOMPRESSED" else pyarrow.Codec(compression.lower())
-        page = packed if codec is None else codec.decompress(packed, unpacked, asbytes=True)
-    except (ValueError, OSError):  # a codec that is not here, or damage, which Arrow will find
-        return unpacked
+    page = packed
+    if codec != _UNCOMPRESSED:
+        if codec not in _CODECS:
+            return unpacked
+        try:
+            page = pyarrow.Codec(_CODECS[codec]).decompress(packed, unpacked, asbytes=True)
+        except (ValueError, OSError):  # a codec that is not here, or damage, which Arrow will find
+            return unpacked
     place = longest = 0
     while place + 4 <= len(page):
         length = int.from_bytes(page[place : place + 4], "little")
@@ -141,62 +145,6 @@ def _longest_entry(packed: bytes, unpacked: int, compression: str) -> int:
 
 
 def _number(struct: dict[int, Any], field: int) -> int:
-    value = struct.get(field)
-    if not isinstance(value, int):
-        raise DamagedPage(f"a page's header has no field {field}")
-    return value
-
-
-def _struct(file: BinaryIO, depth: int) -> dict[int, Any]:
-    """Fields of a struct by number; only numbers and structs are kept."""
-    if depth > _DEPTH:
-        raise DamagedPage("a page's header is nested too deeply")
-    fields: dict[int, Any] = {}
-    number = 0
-    while kind := (byte := _byte(file)) & 0x0F:
-        number = number + (byte >> 4) if byte >> 4 else _signed(file)
-        fields[number] = _value(file, kind, depth)
-    return fields
-
-
-def _value(file: BinaryIO, kind: int, depth: int) -> Any:
-    """A value of one of Thrift's types: 1, 2 truth, 3 byte, 4 to 6 integers, 7 double, 8 bytes, 12 struct."""
-    match kind:
-        case 1 | 2:
-            return None
-        case 3:
-            return _byte(file)
-        case 4 | 5 | 6:
-            return _signed(file)
-        case 7:
-            file.seek(8, 1)
-        case 8:
-            file.seek(_unsigned(file), 1)
-        case 12:
-            return _struct(file, depth + 1)
-        case _:
-            raise DamagedPage(f"a page's header has a field of the type {kind}")
-    return None
-
-
-def _byte(file: BinaryIO) -> int:
-    if not (byte := file.read(1)):
-        raise DamagedPage("the file ends in a page's header")
-    return byte[0]
-
-
-def _bytes_of_number(file: BinaryIO) -> Iterator[int]:
-    for _ in range(10):
-        yield (byte := _byte(file))
-        if byte < 0x80:
-            return
-    raise DamagedPage("a page's header has a number without end")
-
-
-def _unsigned(file: BinaryIO) -> int:
-    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(_bytes_of_number(file)))
-
-
-def _signed(file: BinaryIO) -> int:
-    value = _unsigned(file)
-    return value >> 1 ^ -(value & 1)
+    if field not in struct:
+        raise DamagedStruct(f"a page's header has no field {field}")
+    return int(struct[field])

@@ -107,7 +107,7 @@ def is_progressive(image: Image.Image) -> bool:
 def jpeg_segments(data: Contents) -> Iterator[tuple[int, int]]:
     """Markers of a JPEG with their places, up to the end of its first picture; 0 for bytes that belong to none."""
     place = 0
-    while place + 4 <= len(data):
+    while place + 2 <= len(data):
         marker = data[place + 1] if data[place] == 0xFF else 0
         if marker == 0xFF:
             place = _FILLING.match(data, place).end() - 1  # type: ignore[union-attr]

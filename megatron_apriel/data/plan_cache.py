@@ -17,6 +17,7 @@ import json
 import math
 import os
 import struct
+import sys
 import tempfile
 import zipfile
 from dataclasses import asdict
@@ -109,7 +110,7 @@ def _read(path: Path, corpus: Corpus, cut: CutDocuments, sequence_length: int, s
             with zipfile.ZipFile(file) as archive:
                 arrays = {name: _array(archive, name, dtype, 1) for name, dtype in _dtypes(corpus).items()}
                 report = _report(cut)
-                if (found := _array(archive, "report", report.dtype, 0)) != report:
+                if (found := _letters(_array(archive, "report", report.dtype, 0))) != _letters(report):
                     raise ValueError(f"it reports {found}, and the corpus gives {report}")
         plan = PackingPlan(sequence_length, seed, **arrays, long_documents=cut.report)
         check_plan(plan, corpus, cut)
@@ -134,6 +135,11 @@ def _dtypes(corpus: Corpus) -> dict[str, np.dtype[np.integer]]:
 
 def _report(cut: CutDocuments) -> NDArray[np.str_]:
     return np.array(json.dumps(asdict(cut.report)))
+
+
+def _letters(text: NDArray[np.str_]) -> str:
+    """NumPy's own conversion does not look whether they are letters. Raises UnicodeDecodeError."""
+    return text.tobytes().decode(f"utf-32-{sys.byteorder[0]}e")
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], dimensions: int) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed, open_raw
 from megatron_apriel.data.json_arrays import BrokenArray, array_elements, is_array
+from megatron_apriel.data.parquet_footer import read_footer
 from megatron_apriel.data.parquet_pages import reading_plan
 from megatron_apriel.data.problems import shortened
 from megatron_apriel.data.raw_chunks import Chunk, JsonChunk, SampleChunk, TarSample
@@ -107,20 +108,22 @@ class Parquet(Source):
 
         row = 0
         try:
-            with open_raw(self.path, self.limits) as file, pyarrow.parquet.ParquetFile(file) as parquet:
+            with open_raw(self.path, self.limits) as file:
+                groups = read_footer(file, self.limits)
+                parquet = pyarrow.parquet.ParquetFile(file)
                 wanted = [name for name in parquet.schema_arrow.names if name in columns]
                 if not wanted:
                     raise _no_column(self.path, columns, parquet.schema_arrow.names)
                 rows = _Rows(str(self.path), self.limits)
-                for group in range(parquet.num_row_groups):
-                    plan = reading_plan(file, parquet, group, wanted, CHUNK_RECORDS, self.limits)
+                for group in groups:
+                    plan = reading_plan(file, parquet.schema, group, wanted, CHUNK_RECORDS, self.limits)
                     rows.packed += plan.packed_bytes
                     reader = parquet
                     if plan.references:
                         reader = pyarrow.parquet.ParquetFile(
                             file, metadata=parquet.metadata, read_dictionary=plan.references
                         )
-                    for batch in reader.iter_batches(batch_size=plan.rows, row_groups=[group], columns=wanted):
+                    for batch in reader.iter_batches(batch_size=plan.rows, row_groups=[group.number], columns=wanted):
                         yield from rows.chunks(batch)
                         row = rows.number
         except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:

@@ -4,7 +4,8 @@ Raw data sets hold everything: photographs that a flag says to rotate, drawings 
 microscopy, palettes, animations. Decoders disagree on all of these (DALI drops alpha without blending, nvJPEG ignores
 the flag), so they are settled here, once, when a corpus is prepared: orientation applied, transparency blended onto
 white, everything else turned into an RGB PNG, which loses nothing. A plain 8-bit JPEG or RGB PNG, the usual case,
-is kept byte for byte. Every image is decoded completely, so that damage is found now and not in the middle of a run.
+is kept byte for byte (``plain_images.py``). Every image is decoded completely, so that damage is found now and not in
+the middle of a run.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from megatron_apriel.data.picture_files import (
     JPEG_FORMATS,
     check_cost,
     check_scans,
-    jpeg_segments,
     open_picture,
 )
+from megatron_apriel.data.plain_images import is_plain_jpeg, is_plain_png
 from megatron_apriel.data.problems import BadRecord
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
-_JPEG_SIZE_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all Huffman-coded
 _TILE = 1024
 """Side of the pieces in which pixels are converted, so that only the result takes memory."""
 
@@ -102,35 +102,18 @@ def picture_pixels(data: bytes) -> int:
 def _may_be_plain(image: Image.Image, data: bytes) -> bool:
     """Whether it can be kept byte for byte, as far as its header says."""
     if image.format in JPEG_FORMATS:
-        # Transform 0 says that three components are RGB itself; not every decoder reads that mark.
-        return image.mode in ("L", "RGB") and image.info.get("adobe_transform") != 0
+        # Transform 1 says that three components are luma and chroma; not every decoder reads the mark that says else.
+        return image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
     # The header's fixed place: bit depth, colour type (2 is RGB without alpha or palette).
-    return image.format == "PNG" and data[24] == 8 and data[25] == 2 and "transparency" not in image.info
+    plain = image.mode == "RGB" and data[24] == 8 and data[25] == 2 and "transparency" not in image.info
+    return image.format == "PNG" and plain
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:
     """Whether every decoder reads the bytes as they are: no rotation, alpha, palette, CMYK, 16 bits or animation."""
     if image.getexif().get(_ORIENTATION, 1) != 1 or not _may_be_plain(image, data):
         return False
-    if image.format in JPEG_FORMATS:
-        return _plain_jpeg(data)
-    return not getattr(image, "is_animated", False) and _has_end(data)
-
-
-def _has_end(data: bytes) -> bool:
-    """Whether a PNG has its last chunk: Pillow has all pixels without it, and other decoders refuse the file."""
-    place = 8
-    while data[place + 4 : place + 8] not in (b"IEND", b""):
-        place += 12 + int.from_bytes(data[place : place + 4], "big")
-    return data[place : place + 12] == b"\0\0\0\0IEND\xaeB`\x82"
-
-
-def _plain_jpeg(data: bytes) -> bool:
-    """Whether the frame is 8-bit baseline, extended or progressive with Huffman coding."""
-    for marker, place in jpeg_segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return marker in _JPEG_SIZE_MARKERS and data[place + 4 : place + 5] == b"\x08"
-    return False
+    return is_plain_jpeg(data) if image.format in JPEG_FORMATS else is_plain_png(data)
 
 
 def upright_rgb(image: Image.Image, limits: ReadLimits = DEFAULT_LIMITS) -> Image.Image:

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from megatron_apriel.errors import ConfigError, ExitCode, printable, run_command
+from megatron_apriel.errors import ConfigError, ExitCode, printable, printable_lines, run_command, shown
 
 
 def test_own_errors_have_three_parts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,18 +64,32 @@ def test_what_steers_a_terminal_is_escaped_in_messages() -> None:
     assert str(error) == "a\\x1b[2J\\x9bb.json\\u202e is missing.\n  first\n  second\n    third\n  \\x07"
 
 
+class _Speechless:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_what_has_no_text_is_named_by_its_type() -> None:
+    beyond_the_last_letter = np.frombuffer(b"\0\0\x11\0" * 3, "<U3")[0]
+    for what in (_Speechless(), beyond_the_last_letter):
+        expected = f"[a {type(what).__name__} that cannot be shown]"
+        assert printable(what) == printable_lines(what) == str(ConfigError(what)) == expected
+    assert shown(_Speechless()) == "[a _Speechless that cannot be shown]"
+    assert "U00110000" in shown(beyond_the_last_letter)
+
+
 def test_a_name_with_a_line_end_is_no_message_of_its_own() -> None:
     error = ConfigError("a\nConfigError: forged.json is missing.", "because\nof it")
     assert str(error) == "a\\nConfigError: forged.json is missing.\n  because\\nof it"
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("name\nConfigError: forged\r", "name\\nConfigError: forged\\r"),
         ("bad \udcff bytes", "bad \\udcff bytes"),
         ("Größe 数据 данные \U0001f469\u200d\U0001f680", None),
     ],
 )
-def test_printable_keeps_letters_of_all_languages(text: str, shown: str | None) -> None:
-    assert printable(text) == (text if shown is None else shown)
+def test_printable_keeps_letters_of_all_languages(text: str, expected: str | None) -> None:
+    assert printable(text) == (text if expected is None else expected)

@@ -168,7 +168,7 @@ def test_a_png_without_its_end_is_written_anew(small_photograph):
     """Pillow reads it, the decoder of the training run would not."""
     whole = file_of(small_photograph, "PNG")
     assert encode_for_corpus(whole).data == whole
-    assert encode_for_corpus(whole + b"trailing").data == whole + b"trailing"
+    assert np.array_equal(pixels(encode_for_corpus(whole + b"trailing").data), np.asarray(small_photograph))
     for missing in range(1, 13):
         kept = encode_for_corpus(whole[:-missing]).data
         assert kept.endswith(b"IEND\xaeB`\x82")

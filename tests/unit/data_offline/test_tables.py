@@ -5,10 +5,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_apriel.data.parquet_pages import DamagedPage, reading_plan
+from megatron_apriel.data.parquet_footer import ColumnChunk, RowGroup, read_footer
+from megatron_apriel.data.parquet_pages import reading_plan
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.readers import find_sources
 from megatron_apriel.data.table_rows import UnreadableColumn, row_chunks, row_costs
+from megatron_apriel.data.thrift_structs import DamagedStruct
 from megatron_apriel.errors import DataError
 from megatron_apriel.inputs import open_input
 
@@ -29,6 +31,11 @@ TABLE = pyarrow.table(
 def rows_of(path, limits=DEFAULT_LIMITS, columns=tuple(TABLE.column_names)):
     (source,) = find_sources([path], limits=limits)
     return [raw for chunk in source.chunks(columns) for raw in chunk.records(limits)]
+
+
+def plan_of(path, column, limits=DEFAULT_LIMITS):
+    with open_input(path) as file, pyarrow.parquet.ParquetFile(path) as parquet:
+        return reading_plan(file, parquet.schema, read_footer(file, limits)[0], [column], 64, limits)
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
@@ -64,9 +71,8 @@ def test_columns_of_fixed_width_and_dictionaries_of_the_writer(tmp_path):
 def test_few_rows_at_a_time_where_a_dictionary_has_long_texts(tmp_path):
     texts = [str(number % 3) * 4 * MIB for number in range(40)]
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "tools": ["x"] * 40}), tmp_path / "a.parquet")
-    with open_input(tmp_path / "a.parquet") as file, pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as parquet:
-        assert reading_plan(file, parquet, 0, ["text"], 64, ANY).rows == 16
-        assert reading_plan(file, parquet, 0, ["tools"], 64, ANY).rows == 64
+    assert plan_of(tmp_path / "a.parquet", "text", ANY).rows == 16
+    assert plan_of(tmp_path / "a.parquet", "tools", ANY).rows == 64
     (source,) = find_sources([tmp_path / "a.parquet"], limits=ANY)
     chunks = list(source.chunks(("text",)))
     assert max(chunk.table.get_total_buffer_size() for chunk in chunks) < 5 * MIB
@@ -77,9 +83,8 @@ def test_lists_of_long_texts_are_kept_as_references_until_they_are_measured(tmp_
     texts = [str(number) * MIB for number in range(3)]
     lists = [[{"content": texts[(row + number) % 3]} for number in range(row % 5)] for row in range(50)]
     pyarrow.parquet.write_table(pyarrow.table({"messages": lists}), tmp_path / "a.parquet")
-    with open_input(tmp_path / "a.parquet") as file, pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as parquet:
-        plan = reading_plan(file, parquet, 0, ["messages"], 64, ANY)
-        assert plan.references == (parquet.schema.column(0).path,)
+    (reference,) = plan_of(tmp_path / "a.parquet", "messages", ANY).references
+    assert reference.startswith("messages.") and reference.endswith(".content")
     assert [raw.value["messages"] for raw in rows_of(tmp_path / "a.parquet", ANY)] == lists
     found = rows_of(tmp_path / "a.parquet", ReadLimits(expansion=10**9, record_bytes=3 * MIB))
     refused = [number for number, raw in enumerate(found) if "the row has 4,194,304 bytes" in raw.problem]
@@ -91,8 +96,7 @@ def test_damaged_headers_of_pages_are_errors_of_the_file(tmp_path):
     """Whatever a byte becomes, it is read, or refused by name."""
     pyarrow.parquet.write_table(TABLE.slice(0, 20), tmp_path / "a.parquet")
     whole = (tmp_path / "a.parquet").read_bytes()
-    with open_input(tmp_path / "a.parquet") as file, pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as parquet:
-        assert reading_plan(file, parquet, 0, ["text"], 64, DEFAULT_LIMITS)
+    assert plan_of(tmp_path / "a.parquet", "text")
     damaged = 0
     for place in range(4, 60):
         for value in (0x00, 0x1C, 0x80, 0xFF):
@@ -106,12 +110,13 @@ def test_damaged_headers_of_pages_are_errors_of_the_file(tmp_path):
 
 
 def test_a_header_without_an_end(tmp_path):
-    pyarrow.parquet.write_table(TABLE.slice(0, 20), tmp_path / "a.parquet")
+    group = RowGroup(0, 20, (ColumnChunk(0, 4, 100),))
+    pyarrow.parquet.write_table(TABLE.slice(0, 20).select(["text"]), tmp_path / "a.parquet")
     with pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as parquet:
         for data in (b"", b"\x15", b"\x15" + b"\xff" * 20, b"\x1c" * 100, b"\x19\x00", b"\x15\x00\x15\x01\x15\x00\x00"):
             (tmp_path / "b.parquet").write_bytes(b"PAR1" + data)
-            with open_input(tmp_path / "b.parquet") as file, pytest.raises(DamagedPage):
-                reading_plan(file, parquet, 0, ["text"], 64, DEFAULT_LIMITS)
+            with open_input(tmp_path / "b.parquet") as file, pytest.raises(DamagedStruct):
+                reading_plan(file, parquet.schema, group, ["text"], 64, DEFAULT_LIMITS)
 
 
 @pytest.mark.parametrize("first", [0, 3])

@@ -105,6 +105,9 @@ def check_made_again(corpus, caplog, reason: str) -> None:
         ("report", report(dropped_tokens=3), "it reports"),
         ("report", report(documents=True), "report holds"),
         ("report", array("[" * 63, None), "report"),
+        ("report", report()[:-4] + (0x110000).to_bytes(4, "little"), "code point not in range"),
+        ("report", report()[:-4] + (0xFFFFFFFF).to_bytes(4, "little"), "code point not in range"),
+        ("report", report()[:-4] + (0xDC80).to_bytes(4, "little"), "code point in surrogate code point range"),
         ("report", array(7, np.int64), "report holds"),
     ],
 )

@@ -187,11 +187,15 @@ def test_a_list_that_nobody_asked_for_is_passed_over_piece_by_piece(tmp_path: Pa
         ('{"images" []}', "':' is expected"),
         ("{images: []}", "a name in quotes is expected"),
         ('{"images": [', "are not JSON"),
+        ('{"\udcff": []}', "are not JSON: a name is no UTF-8"),
+        ('{"\udced\udcb2\udc80": 1}', "are not JSON: a name is no UTF-8"),
+        ('{"images": [{"id": 1, "file_name": "\udcff"}]}', "images[0] cannot be read"),
+        ("\udcff", "are not JSON"),
         ("3", "are not JSON"),
         ("", "are not JSON"),
     ],
 )
 def test_what_is_no_annotation_file(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "instances.json"
-    file.write_text(text)
+    file.write_text(text, errors="surrogateescape")
     assert message in refused_within(read_document, file)
