@@ -30,8 +30,8 @@ from benchmarks.options import add_output_options, require_gpu
 from benchmarks.report import markdown
 from benchmarks.sustained import sustained
 from benchmarks.versions import commit
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.attention import packed
 from megatron_apriel.model.options import ModelOptions, decoder_config
 from megatron_apriel.parallel import groups
@@ -45,7 +45,7 @@ examples:
   # other packs: documents of 4000, 4000 and 192 tokens, and one of 16384
   python benchmarks/attention.py --packs 4000,4000,192 16384
 
-TFLOP/s by the rule of megatron_apriel/flops.py: the causal half, a backward pass twice its forward pass.
+TFLOP/s by the rule of megatron_apriel/formats/flops.py: the causal half, a backward pass twice its forward pass.
 """
 PACKS = ["8192", "2900,3040,2252", "32768", ",".join(["3000"] * 10 + ["2768"])]
 HEADINGS = ("documents", "kernels", "forward, ms", "forward and backward, ms", "TFLOP/s", "joule")

@@ -13,10 +13,10 @@ from typing import Literal
 
 import torch
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import TrainedParts
-from megatron_apriel.parallel.images import share_images
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.image_shares import share_images
 from megatron_apriel.testing.batches import Document, make_batch, random_image
 
 GRIDS = ((48, 64), (64, 48), (64, 64), (32, 48), (32, 32), (24, 32))

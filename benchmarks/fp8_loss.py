@@ -40,8 +40,8 @@ from benchmarks.measure import environment
 from benchmarks.options import add_output_options
 from benchmarks.report import markdown
 from benchmarks.versions import commit
-from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
+from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 
 CONTROL = "bf16-reversed"
 PRECISIONS = ("bf16", CONTROL, "delayed", "tensorwise", "blockwise")

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.flops import decoder_forward
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.flops import decoder_forward
 
 UNKNOWN, GAPS = "unknown", "gaps"
 GAPS_KEPT = 12

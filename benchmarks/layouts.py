@@ -27,8 +27,8 @@ from benchmarks.spread_cli import (
 )
 from benchmarks.spread_report import LAYOUT_HEADINGS, layout_rows
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.train.candidates import Candidate, candidates
-from megatron_apriel.train.hardware import Hardware
+from megatron_apriel.planning.hardware import Hardware
+from megatron_apriel.planning.layouts import Candidate, candidates
 
 EXAMPLES = """\
 examples:

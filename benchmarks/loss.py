@@ -28,9 +28,9 @@ from torch import Tensor
 from benchmarks.options import add_output_options
 from benchmarks.report import markdown
 from benchmarks.versions import commit
-from megatron_apriel.architecture import DecoderArchitecture
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.formats.architecture import DecoderArchitecture
 from megatron_apriel.parallel.layout import Layout
 
 EXAMPLES = """\

@@ -26,9 +26,9 @@ import torch
 from benchmarks.cases import CASES, Case, batches, small
 from benchmarks.report import FULL_DEPTH, Measurement
 from benchmarks.subjects import NotPossible, Subject, family
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch, PackedImages
-from megatron_apriel.flops import step_flops
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.flops import step_flops
 
 WARM_UP_STEPS = 2
 PROBES = 5

@@ -27,7 +27,7 @@ from benchmarks.measure import WARM_UP_STEPS, environment, seconds_of_step
 from benchmarks.spread import Found, Spread
 from benchmarks.subjects.ours import Ours
 from megatron_apriel.batch import Batch
-from megatron_apriel.flops import step_flops
+from megatron_apriel.formats.flops import step_flops
 from megatron_apriel.parallel import groups
 from megatron_apriel.train.run import data_placement
 

@@ -31,9 +31,9 @@ from benchmarks.options import add_output_options, require_gpu
 from benchmarks.report import FULL_DEPTH, markdown
 from benchmarks.sustained import Sustained, sustained
 from benchmarks.versions import commit
-from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.flops import decoder_forward
+from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
+from megatron_apriel.formats.flops import decoder_forward
 from megatron_apriel.model.linear_cross_entropy import chunk_length
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout

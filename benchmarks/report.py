@@ -8,8 +8,8 @@ time of a micro-batch at L layers, its share of the optimizer step included, and
 The same is done with what every micro-batch costs, forward and backward. What every optimizer step costs once (gradient
 norm, clipping, update, copies) is shown as measured: it is a small difference of long times, and the line through two
 depths would show its noise ten times as large at 48 layers. FLOPs by the one rule of
-``megatron_apriel/flops.py``: forward and backward, causal attention counted half, documents by the sum of their squared
-lengths, recomputation never.
+``megatron_apriel/formats/flops.py``: forward and backward, causal attention counted half, documents by the sum of their
+squared lengths, recomputation never.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def page(record: Mapping[str, Any]) -> str:
         f"{record['driver']}",
         f"- versions: {versions}; CUDA {machine.get('cuda', '-')}",
         f"- {record['steps']} timed steps after two, median; {FULL_DEPTH} layers from slices by the rule in "
-        "benchmarks/README.md; FLOPs by the rule of megatron_apriel/flops.py",
+        "benchmarks/README.md; FLOPs by the rule of megatron_apriel/formats/flops.py",
         "",
         markdown(SPEED_HEADINGS, speed_rows(measurements)),
         "",

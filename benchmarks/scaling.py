@@ -27,7 +27,7 @@ from benchmarks.spread_cli import (
 )
 from benchmarks.spread_report import SCALING_HEADINGS, scaling_rows
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.train.hardware import Hardware
+from megatron_apriel.planning.hardware import Hardware
 
 EXAMPLES = """\
 examples:

@@ -16,12 +16,12 @@ from typing import Any, Literal, Self
 from benchmarks.cases import CASES, Case, small
 from benchmarks.processes import Processes
 from benchmarks.subjects.ours import stage_config
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import ParallelSection, RecomputeSection, StageConfig
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.train.hardware import Hardware
-from megatron_apriel.train.memory import rank_memory
-from megatron_apriel.train.step_time import Workload, step_time
+from megatron_apriel.planning.hardware import Hardware
+from megatron_apriel.planning.memory import rank_memory
+from megatron_apriel.planning.step_time import Workload, step_time
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Found:
 
     Attributes:
         step_ms: of an optimizer step, median.
-        tokens, flops: of a step, over all ranks; FLOPs by the rule of ``megatron_apriel/flops.py``.
+        tokens, flops: of a step, over all ranks; FLOPs by the rule of ``megatron_apriel/formats/flops.py``.
         loss: of the last timed step.
         ranks: of each rank the bytes at its peak (``peak``) and a profiled step's :class:`Occupancy` fields.
     """

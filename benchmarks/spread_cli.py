@@ -25,8 +25,8 @@ from benchmarks.spread import Prediction, Spread, measure_spreads
 from benchmarks.spread_report import Row, page, record, remarks
 from benchmarks.versions import commit, driver, is_dirty
 from megatron_apriel.errors import ConfigError, ExitCode
-from megatron_apriel.train.hardware import KINDS, Hardware, hardware
-from megatron_apriel.train.step_time import Workload
+from megatron_apriel.planning.hardware import KINDS, Hardware, hardware
+from megatron_apriel.planning.step_time import Workload
 
 PRECISIONS = ("bf16", "delayed", "tensorwise", "blockwise")
 

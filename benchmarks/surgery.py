@@ -37,9 +37,9 @@ from benchmarks.processes import ROOT
 from benchmarks.report import markdown
 from benchmarks.versions import commit, is_dirty
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.formats.tensor_files import TensorSpec
 from megatron_apriel.surgery.layer_maps import layer_map
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
-from megatron_apriel.surgery.tensor_files import TensorSpec
 
 EXAMPLES = """\
 examples:

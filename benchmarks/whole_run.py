@@ -34,9 +34,9 @@ from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT
 from benchmarks.report import markdown
 from benchmarks.spread_cli import host_facts, print_table
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.data.corpus import ImageRecord, TokenizerRecord
+from megatron_apriel.data.corpus.format import ImageRecord, TokenizerRecord
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.corpora import encode, write_corpus
 
 EXAMPLES = """\

@@ -1,19 +1,33 @@
 """Megatron-Core training of Pixtral-shaped vision-language models by the Apriel-1.5 recipe.
 
-The package is layered; imports run downward only:
+A room may import only rooms above it in this list, and no file imports in a circle::
 
-    inputs, concealed, errors       how a file is opened; what is not printed; what can go wrong
-    terminal, tables, json_text     printable lines; printable tables; JSON of a model's files
-    architecture                    shapes of the model
-    outputs, locks, progress, flops whole-or-absent results; locks; progress on a terminal; the FLOPs rule
-    batch, config, surgery          the typed batch; the stage schema; byte-level checkpoint edits
-    parallel                        rank arithmetic, process groups, Megatron Core on CPU
-    model | data, visual_tasks      rooms that do not know each other
-    checkpoint                      names, sharded loading, export, resumable training state
-    train                           the one loop
+    megatron_apriel/
+      errors.py concealed.py              what can go wrong, in words that help; secrets that are never printed
+      inputs.py outputs.py locks.py       regular files in; directories out, whole or absent; locks between processes
+      terminal.py tables.py progress.py   what a person sees: lines, tables, progress
+      worker_process.py                   how a forked worker begins, and that it ends with its parent
+      config/            the one schema of a stage: loading, overriding, schedule, retention
+      formats/           what lies on disk: architecture, FLOPs rule, tensor names, safetensors, JSON, run.json
+      surgery/           upscaling and averaging by byte ranges
+      batch.py           the typed batch
+      parallel/          rank arithmetic, layouts, groups, agreement between ranks, Megatron Core on CPU
+      data/              from raw files to batches
+        raw/             files and records of every published form, their images, limits, what was wrong with them
+        visual_tasks/    questions made of raw images, each with its check
+        corpus/          tokens, chat format, preparing, the corpus on disk
+        loading/         packing, mixture, images, batches
+      model/             decoder, tower, projector, assembly, freezing, what can be done with the head
+      checkpoint/        loading into shards, export, conversion, resumable state
+      planning/          memory, time, layouts, the dry run
+      train/             trainer, step, loop, optimizer, metrics
+        objectives/      what a stage optimises, one file each
+      testing/           importable helpers of the tests
 
-``tools/`` and ``examples/`` stand above the package. ``config`` and ``surgery`` never import torch, so that command
-lines answer at once and run on a login node.
+The files at the top are the ground, which every room stands on. ``data/loading`` and ``model`` do not know each other.
+``config``, ``formats``, ``surgery``, ``planning`` and all of ``data`` but ``loading`` import no torch, so that command
+lines answer at once and run on a login node. ``tools/`` and ``examples/`` stand above the package.
+``tests/unit/test_house_rules.py`` holds all of this.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The typed batch: the only thing that the data room and the model room both know.
+"""The typed batch: the only thing that ``data/loading`` and ``model`` both know.
 
 A batch is one packed sequence. Documents lie end to end in it, attention never crosses from one to the next, and
 positions restart with each. Images are one packed list of patches; there is no padding inside the vision tower, and a
@@ -6,9 +6,9 @@ batch without images is an ordinary batch whose list is empty.
 
 A sequence's images are shared out over the tensor- and context-parallel ranks, whole image by whole image; each rank's
 batch holds the pixels of its own share only, and the slots of everybody's. A context-parallel rank's batch holds its
-own two chunks of the tokens, one after the other (``parallel/chunks.py``), and what it needs to know of the rest.
-Everything that the model needs to know on the host (counts, longest document) travels as plain integers, so that no
-step waits for the device.
+own two chunks of the tokens, one after the other (``parallel/context_parts.py``), and what it needs to know of the
+rest. Everything that the model needs to know on the host (counts, longest document) travels as plain integers, so that
+no step waits for the device.
 
 Shape letters: S tokens of this rank (without context parallelism, of the whole sequence), D documents, I images of this
 rank's share, P patches of this rank's share, K patches of all shares, L patches whose slots are among this rank's

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from megatron_apriel.config.quantities import parse_bytes
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.json_text import read_json
+from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average import AveragePlan, Distances, average, plan_average
@@ -106,7 +106,7 @@ def _opened(path: Path) -> AverageInput:
     if not (path / "run.json").is_file():
         return AverageInput.from_directory(path)
     # Reading a distributed checkpoint needs torch; Hugging Face directories are averaged without it.
-    from megatron_apriel.checkpoint.reader import DistributedCheckpointSource
+    from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource
 
     source = DistributedCheckpointSource(path)
     return AverageInput(str(path), source, source.sidecars, read_json(source.sidecars / "config.json"))

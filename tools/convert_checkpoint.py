@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from megatron_apriel.checkpoint.convert import MARKERS, convert, plan_conversion
-    from megatron_apriel.checkpoint.forms import Kind
+    from megatron_apriel.formats.kinds import Kind
     from megatron_apriel.outputs import check_destination
 
     to = Kind(arguments.to)

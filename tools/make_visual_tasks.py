@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_apriel.config.quantities import parse_count
-from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import ExitCode, run_command
 from megatron_apriel.terminal import CommandLine, note, say
 
 if TYPE_CHECKING:
-    from megatron_apriel.visual_tasks.generate import Summary
+    from megatron_apriel.data.visual_tasks.generate import Summary
 
 EXAMPLES = """\
 examples:
@@ -114,8 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0 only when the result is whole."""
     arguments = _parser().parse_args(argv)
     # Only now: the imports take a while, and --help should not.
-    from megatron_apriel.visual_tasks.difficulty import Range
-    from megatron_apriel.visual_tasks.generate import Options, generate
+    from megatron_apriel.data.visual_tasks.difficulty import Range
+    from megatron_apriel.data.visual_tasks.generate import Options, generate
 
     options = Options(
         samples=arguments.samples,

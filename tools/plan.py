@@ -15,12 +15,12 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.quantities import parse_fraction
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.planning.dry_run import planned_architecture
+from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
+from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
+from megatron_apriel.planning.step_time import Workload
 from megatron_apriel.tables import Table, standard_output
 from megatron_apriel.terminal import CommandLine, say
-from megatron_apriel.train.candidates import GIB, Candidate, Candidates, candidates
-from megatron_apriel.train.hardware import KINDS, Hardware, hardware, hardware_yaml
-from megatron_apriel.train.plan import planned_architecture
-from megatron_apriel.train.step_time import Workload
 
 EXAMPLES = """\
 examples:

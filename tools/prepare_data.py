@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction
-from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import run_command
 from megatron_apriel.terminal import CommandLine, note, say
 
 if TYPE_CHECKING:
-    from megatron_apriel.data.prepare import PrepareSummary
+    from megatron_apriel.data.corpus.prepare import PrepareSummary
 
 EXAMPLES = """
 examples:
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     # Megatron Core tells everybody that it found no Transformer Engine; no model is made here.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     # Only now: the imports take seconds, and --help should not.
-    from megatron_apriel.data.prepare import PrepareOptions, prepare
+    from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
 
     options = PrepareOptions(
         record_format=arguments.format,

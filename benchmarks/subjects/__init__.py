@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from benchmarks.cases import Case
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
+from megatron_apriel.formats.architecture import Architecture
 
 SUBJECTS = {
     "ours-bf16": "megatron_apriel, bf16",

@@ -21,8 +21,8 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_4_availa
 
 from benchmarks.cases import Case
 from benchmarks.subjects import NotPossible, bytes_of
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import IGNORED_LABEL, Batch
+from megatron_apriel.formats.architecture import Architecture
 
 
 class Liger:

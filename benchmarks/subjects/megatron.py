@@ -26,8 +26,8 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.subjects import NotPossible
 from benchmarks.subjects.megatron_memory import megatron_memory
-from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.batch import IGNORED_LABEL, Batch
+from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 

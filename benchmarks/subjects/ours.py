@@ -11,7 +11,6 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.subjects.megatron_memory import megatron_memory
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import (
     OptimizerSection,
@@ -21,6 +20,7 @@ from megatron_apriel.config.schema import (
     SourceSection,
     StageConfig,
 )
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.trainer import Trainer

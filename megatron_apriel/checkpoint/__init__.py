@@ -1,1 +1,1 @@
-"""Weights in and out: the table of names, loading into shards, export, conversion, and a run's training state."""
+"""Weights in and out of a model: loading into shards, export, conversion, and a run's training state."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from megatron_apriel.checkpoint.names import Parameter, Split
 from megatron_apriel.checkpoint.pieces import PieceReader
 from megatron_apriel.checkpoint.shards import Place
+from megatron_apriel.formats.tensor_names import Parameter, Split
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.metadata import Contents, StoredTensor
-from megatron_apriel.checkpoint.names import parameters
 from megatron_apriel.checkpoint.pieces import PieceReader
-from megatron_apriel.checkpoint.sources import DTYPES
+from megatron_apriel.checkpoint.tensor_bytes import DTYPES
 from megatron_apriel.errors import CheckpointError, listed
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.tensor_names import parameters
 
 OPTIMIZER, RANDOM = "optimizer.state.", "random."
 """Beginnings of the keys of the optimizer's state and of the random states; a weight's key is its parameter's."""

@@ -15,8 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint.forms import (
+from megatron_apriel.checkpoint.tekken_processor import write_processor
+from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes, cast
+from megatron_apriel.checkpoint.weights import WeightSource, open_source
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.hf_directory import check_sidecars, write_hf_sidecars
+from megatron_apriel.formats.json_files import read_json, write_json
+from megatron_apriel.formats.kinds import (
     RUN_FILE,
     SIDECAR_DIRECTORY,
     Kind,
@@ -25,19 +31,14 @@ from megatron_apriel.checkpoint.forms import (
     recognise,
     sidecar_directory,
 )
-from megatron_apriel.checkpoint.hf_files import as_bytes, check_sidecars, write_hf_sidecars
-from megatron_apriel.checkpoint.names import Form, Weight, pairs_from_halves
-from megatron_apriel.checkpoint.params import architecture_from_params, params_from_architecture
-from megatron_apriel.checkpoint.processors import write_processor
-from megatron_apriel.checkpoint.run_file import write_run_file, write_sidecars
-from megatron_apriel.checkpoint.sources import SAFETENSORS_NAMES, WeightSource, cast, open_source
-from megatron_apriel.errors import CheckpointError
-from megatron_apriel.json_text import read_json
+from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
+from megatron_apriel.formats.run_record import write_run_file, write_sidecars
+from megatron_apriel.formats.sidecars import copy_sidecars
+from megatron_apriel.formats.tensor_files import Base, TensorSpec
+from megatron_apriel.formats.tensor_names import Form, Weight, pairs_from_halves
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
-from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
-from megatron_apriel.surgery.tensor_files import Base, TensorSpec
 
 PARAMS = "params.json"
 MARKERS = {Kind.HF: "config.json", Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
@@ -144,7 +145,7 @@ def convert(conversion: Conversion, destination: str | Path, *, overwrite: bool 
         check_space(destination, conversion.size)
         with progress("converting", total=conversion.size, unit="bytes") as step:
             if conversion.to is Kind.MEGATRON:
-                from megatron_apriel.checkpoint.shard_writer import write_shards
+                from megatron_apriel.checkpoint.offline_shards import write_shards
 
                 write_shards(partial, conversion.weights, conversion.architecture, conversion.dtype, step)
             else:

@@ -16,19 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint.agreement import agree, on_first_rank
-from megatron_apriel.checkpoint.forms import CONFIG, Kind, config_for, recognise, sidecar_directory
-from megatron_apriel.checkpoint.hf_files import as_bytes, write_hf_sidecars
-from megatron_apriel.checkpoint.names import Form, Parameter, Split, parameters, weights
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
-from megatron_apriel.checkpoint.sources import SAFETENSORS_NAMES
 from megatron_apriel.checkpoint.state import unwrapped
+from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.hf_directory import write_hf_sidecars
+from megatron_apriel.formats.kinds import CONFIG, Kind, config_for, recognise, sidecar_directory
+from megatron_apriel.formats.tensor_files import TensorSpec
+from megatron_apriel.formats.tensor_names import Form, Parameter, Split, parameters, weights
 from megatron_apriel.outputs import check_destination, whole_directory
+from megatron_apriel.parallel.agreement import agree, on_first_rank
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
-from megatron_apriel.surgery.tensor_files import TensorSpec
 
 
 @torch.no_grad()

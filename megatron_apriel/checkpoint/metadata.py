@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from megatron_apriel.checkpoint.run_file import SHARD_SUFFIX
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.run_record import SHARD_SUFFIX
 from megatron_apriel.inputs import read_input
 
 METADATA = ".metadata"

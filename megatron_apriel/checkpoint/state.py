@@ -21,8 +21,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint.agreement import alike
+from megatron_apriel.checkpoint.background_save import ShardWriting
 from megatron_apriel.checkpoint.boxes import Boxes, boxes_of_slice, read_boxes
 from megatron_apriel.checkpoint.contents import (
     OPTIMIZER,
@@ -32,15 +31,16 @@ from megatron_apriel.checkpoint.contents import (
     check_contents,
 )
 from megatron_apriel.checkpoint.metadata import Contents, read_metadata
-from megatron_apriel.checkpoint.names import Parameter
 from megatron_apriel.checkpoint.pieces import PieceReader
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
-from megatron_apriel.checkpoint.run_file import RunRecord
-from megatron_apriel.checkpoint.saving import plan_writing, read_shards
 from megatron_apriel.checkpoint.shards import Place, Shard, owned_parameters, shard_of
+from megatron_apriel.checkpoint.strategies import plan_writing, read_shards
 from megatron_apriel.checkpoint.verify import verify_together
-from megatron_apriel.checkpoint.writing import ShardWriting
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.run_record import RunRecord
+from megatron_apriel.formats.tensor_names import Parameter
+from megatron_apriel.parallel.agreement import alike
 
 Owned = list[tuple[Parameter, nn.Parameter]]
 

@@ -39,7 +39,7 @@ from megatron_apriel.config.quantities import (
 from megatron_apriel.errors import listed, printable, shown
 
 SMALLEST_WEIGHT = 1e-6
-"""Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/mixture.py``)."""
+"""Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/loading/mixture.py``)."""
 
 COMPONENTS = ("tower", "projector", "decoder")
 """The parts that are trained or frozen as a whole; the decoder includes the embedding, final norm and head."""

@@ -1,14 +1,5 @@
-"""Data: from raw files to the typed batch.
+"""Data, from raw files to the typed batch.
 
-Offline, once: readers, chat format, tokens and images become a :mod:`corpus <megatron_apriel.data.corpus>` on disk.
-Online, in every run::
-
-    corpus -> packing    which documents fill which sequence
-           -> mixture    which source gives sequence n of the run
-           -> assemble   tokens, labels, positions and image slots of one sequence
-           -> images     encoded bytes to normalised pixels, ahead of the step
-           -> loader     rank and micro-batch by arithmetic; background thread; batches
-
-Everything is random access by number, so the loader's whole state is one integer. This room knows nothing of the
-model; the two meet in :mod:`megatron_apriel.batch`.
+Once, before a run: ``raw`` reads files and records, ``visual_tasks`` makes records of bare images, ``corpus`` turns
+records into tokens and images on disk. In every run: ``loading`` makes batches of corpora.
 """

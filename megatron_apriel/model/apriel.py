@@ -22,9 +22,9 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch, PackedImages
 from megatron_apriel.errors import DataError
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.attention import packed_documents
 from megatron_apriel.model.decoder import TokenEmbedding, build_head
 from megatron_apriel.model.head import HeadOperation, token_losses

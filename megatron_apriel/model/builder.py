@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from megatron.core import parallel_state
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, decoder_config, tower_config
 from megatron_apriel.parallel.layout import Layout

@@ -1,12 +1,12 @@
 """Attention of a sequence that is divided over context-parallel ranks: gather keys and values, attend by chunks.
 
 Between attentions every token is on its own, so a rank can hold any tokens; each holds two chunks of the sequence, one
-early and one late (``parallel/chunks.py``). For attention, keys and values of the whole sequence are gathered from the
-context-parallel ranks, and each chunk of queries attends to the part of them that it sees, documents kept apart. This
-is how Llama 3 was trained (arXiv 2407.21783, section 3.3.2). The usual alternative passes keys and values around in a
-ring while it computes, and hides the transfer; but it wants each *document* to divide into 2C equal chunks, and so
-padding in every document of a pack. Gathering wants nothing of documents, and grouped-query attention makes it cheap:
-8 key-value heads of 128 numbers are 2048 numbers a token, where a hidden state has 5120.
+early and one late (``parallel/context_parts.py``). For attention, keys and values of the whole sequence are gathered
+from the context-parallel ranks, and each chunk of queries attends to the part of them that it sees, documents kept
+apart. This is how Llama 3 was trained (arXiv 2407.21783, section 3.3.2). The usual alternative passes keys and values
+around in a ring while it computes, and hides the transfer; but it wants each *document* to divide into 2C equal chunks,
+and so padding in every document of a pack. Gathering wants nothing of documents, and grouped-query attention makes it
+cheap: 8 key-value heads of 128 numbers are 2048 numbers a token, where a hidden state has 5120.
 
 Backward, each rank has gradients for all keys that its queries saw. They are summed over the ranks and divided again,
 one reduce-scatter, which is what the gather's backward pass does.
@@ -32,7 +32,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
 from megatron_apriel.batch import Chunk
-from megatron_apriel.parallel.chunks import owner_of_chunk
+from megatron_apriel.parallel.context_parts import owner_of_chunk
 
 
 class ChunkMask(enum.Enum):

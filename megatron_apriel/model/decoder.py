@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_apriel.architecture import DecoderArchitecture
+from megatron_apriel.formats.architecture import DecoderArchitecture
 from megatron_apriel.model.main_grad import placeholder_gradient
 from megatron_apriel.model.sharing import await_parameters
 

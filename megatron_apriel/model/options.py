@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_apriel.architecture import DecoderArchitecture, TowerArchitecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.formats.architecture import DecoderArchitecture, TowerArchitecture
 from megatron_apriel.model.specs import AttentionKind, LayerKind, Layers, choose_layers
 from megatron_apriel.parallel.layout import Layout
 

@@ -11,7 +11,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_apriel.architecture import ProjectorArchitecture
+from megatron_apriel.formats.architecture import ProjectorArchitecture
 from megatron_apriel.model.options import ACTIVATIONS
 from megatron_apriel.model.vision import mark_replicated, replicated_state
 from megatron_apriel.parallel.groups import current_device

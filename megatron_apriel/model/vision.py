@@ -21,8 +21,8 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_apriel.architecture import TowerArchitecture
 from megatron_apriel.batch import PackedImages
+from megatron_apriel.formats.architecture import TowerArchitecture
 from megatron_apriel.model.attention import packed
 from megatron_apriel.model.norm import RMSNorm
 from megatron_apriel.model.rotary import tower_rotary

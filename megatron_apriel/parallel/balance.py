@@ -1,7 +1,7 @@
 """How many decoder layers each pipeline stage gets, where the first also has the tower and the last the head.
 
 A pipeline goes at the pace of its slowest rank, so layers move away from the ranks that have more than layers to do.
-Everything is counted in units of one decoder layer, by :mod:`megatron_apriel.flops` and by what 8 bits gain;
+Everything is counted in units of one decoder layer, by :mod:`megatron_apriel.formats.flops` and by what 8 bits gain;
 layers cost alike, so dealing them out one at a time to the least loaded stage gives the smallest possible maximum. With
 an interleaved schedule a rank runs all its chunks for every micro-batch: the load of a rank is made even first, then
 that of its chunks.
@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, TowerArchitecture
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.flops import decoder_forward, model_flops, tower_forward
+from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture, TowerArchitecture
+from megatron_apriel.formats.flops import decoder_forward, model_flops, tower_forward
 
 ASSUMED_IMAGE_SHARE = 0.15
 # assumption: half of the tokens of the recipe's 30% multimodal data are image tokens; corpora do not say it beforehand.
@@ -25,7 +25,7 @@ ASSUMED_IMAGE_SHARE = 0.15
 
 FP8_SPEED = {"none": 1.0, "delayed": 1.7, "tensorwise": 1.6, "blockwise": 1.4}
 """How much faster than in bf16 a decoder layer's matrix products are, with all beside them; measured on one H200 (rates
-in ``train/hardware.py``). Head, attention and tower stay in bf16."""
+in ``planning/hardware.py``). Head, attention and tower stay in bf16."""
 
 
 class Extras(NamedTuple):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.parallel.balance import resolved_split
 from megatron_apriel.parallel.layout import Layout, divisors
 

@@ -25,20 +25,15 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.errors import CheckpointError, ConfigError
+from megatron_apriel.formats.json_files import write_json
+from megatron_apriel.formats.sidecars import copy_sidecars, sha256_of, sidecar_files
+from megatron_apriel.formats.tensor_files import TensorSpec
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.average_inputs import AverageInput, FileSource, check_agreement
+from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
 from megatron_apriel.surgery.mean import BLOCK, FLOATS, STORAGE, BlockMean, Raw, to_float64
 from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
-from megatron_apriel.surgery.sidecars import (
-    copy_sidecars,
-    earlier_manifest,
-    sha256_of,
-    sidecar_files,
-    write_json,
-    write_manifest,
-)
-from megatron_apriel.surgery.tensor_files import TensorSpec
 
 _LARGEST_PIECE = 1 << 19
 """Elements read at once at most; more is no faster."""

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import CheckpointError, shown
-from megatron_apriel.json_text import read_json
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.tensor_files import TensorDirectory, TensorSpec
 from megatron_apriel.surgery.mean import FLOATS, STORAGE
-from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorSpec
 
 _SAME_IN_ALL = (
     *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import CheckpointError, shown
-from megatron_apriel.json_text import read_json
-from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorEntry
+from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.tensor_files import TensorDirectory, TensorEntry
 
 _HF_LAYER = frozenset(
     f"{part}.weight"

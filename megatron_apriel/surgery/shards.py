@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.tensor_files import Base, TensorSpec
 from megatron_apriel.outputs import begin_flush, reserve
 from megatron_apriel.surgery.lanes import Lane
-from megatron_apriel.surgery.tensor_files import Base, TensorSpec
 
 _SHARD_NAME = "{base}-{number:05}-of-{count:05}.safetensors"
 

@@ -24,21 +24,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.json_files import write_json
+from megatron_apriel.formats.sidecars import copy_sidecars, sha256_of, sidecar_files
+from megatron_apriel.formats.tensor_files import CHUNK_BYTES, TensorDirectory, TensorEntry, TensorSpec
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.lanes import Lane
 from megatron_apriel.surgery.layer_maps import LayerMap
+from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
 from megatron_apriel.surgery.models import SourceModel
 from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
-from megatron_apriel.surgery.sidecars import (
-    copy_sidecars,
-    earlier_manifest,
-    sha256_of,
-    sidecar_files,
-    write_json,
-    write_manifest,
-)
-from megatron_apriel.surgery.tensor_files import CHUNK_BYTES, TensorDirectory, TensorEntry, TensorSpec
 
 Initialisation = Literal["copy", "identity"]
 

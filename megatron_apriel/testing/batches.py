@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import IGNORED_LABEL, Batch, Chunk, ContextPart, PackedImages
+from megatron_apriel.formats.architecture import Architecture
 
 IMAGE_BREAK, IMAGE_END, PADDING = 12, 13, 11
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch.distributed.checkpoint import Metadata
 
-from megatron_apriel.checkpoint.forms import RUN_FILE
 from megatron_apriel.checkpoint.metadata import METADATA
-from megatron_apriel.checkpoint.run_file import write_run_file
+from megatron_apriel.formats.kinds import RUN_FILE
+from megatron_apriel.formats.run_record import write_run_file
 
 
 class Calls:

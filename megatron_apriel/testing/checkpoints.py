@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from megatron_apriel.architecture import Architecture
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.tokenizers import write_processor
 
 

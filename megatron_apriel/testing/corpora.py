@@ -9,16 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megatron_apriel.data.corpus import (
-    Corpus,
-    CorpusManifest,
-    CorpusWriter,
-    ImageRecord,
-    StoredImage,
-    TokenizerRecord,
-    image_block,
-)
-from megatron_apriel.data.image_size import patch_grid
+from megatron_apriel.data.corpus.format import CorpusManifest, ImageRecord, StoredImage, TokenizerRecord, image_block
+from megatron_apriel.data.corpus.image_size import patch_grid
+from megatron_apriel.data.corpus.on_disk import Corpus, CorpusWriter
 
 VOCAB = 4096
 TOKENIZER = TokenizerRecord(sha256="0" * 64, vocab_size=VOCAB, bos_id=1, eos_id=2, pad_id=11)

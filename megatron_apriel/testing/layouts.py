@@ -13,9 +13,9 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document

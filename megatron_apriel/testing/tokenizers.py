@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.architecture import Architecture
+from megatron_apriel.formats.architecture import Architecture
 
 SPECIAL_TOKENS = 1000
 """Ids reserved for special tokens at the start of Tekken's vocabulary."""

@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
-from megatron_apriel.architecture import Architecture
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.apriel import AprielModel
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     config = load_stage(arguments.stage, arguments.overrides)
     if arguments.dry_run:
         from megatron_apriel.parallel.layout import started_ranks
-        from megatron_apriel.train.plan import print_plan
+        from megatron_apriel.planning.dry_run import print_plan
 
         given = arguments.world_size
         if given is not None and given < 1:

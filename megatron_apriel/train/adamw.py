@@ -13,30 +13,12 @@ are laid out as Transformer Engine's ``FusedAdam`` has them, which Megatron's di
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Coefficients:
-    """What an update needs of its group, worked out once in double precision.
-
-    With g the gradient times the optimizer's factor::
-
-        mean   += mean_rate * (g - mean)
-        square += square_rate * (g * g - square)
-        p       = keep * p - rate * mean / (sqrt(square * square_scale) + eps)
-    """
-
-    mean_rate: float
-    square_rate: float
-    keep: float
-    rate: float
-    square_scale: float
-    eps: float
+from megatron_apriel.train.adamw_coefficients import Coefficients
 
 
 class AdamW(torch.optim.Optimizer):

@@ -5,14 +5,11 @@ Limited by memory: 28 bytes a parameter. Importing this file imports Triton.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from megatron_apriel.train.adamw import Coefficients
+from megatron_apriel.train.adamw_coefficients import Coefficients
 
 BLOCK = 4096
 WARPS = 8

@@ -19,18 +19,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
-from megatron_apriel.checkpoint.training import CheckpointStore, Saved
-from megatron_apriel.checkpoint.writing import WriteState
+from megatron_apriel.checkpoint.background_save import WriteState
+from megatron_apriel.checkpoint.store import CheckpointStore, Saved
+from megatron_apriel.config.schedule import learning_rate
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
+from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.errors import DataError, ExitCode
-from megatron_apriel.flops import image_flops, step_flops
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.flops import image_flops, step_flops
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import Metrics
-from megatron_apriel.train.schedule import learning_rate
 from megatron_apriel.train.signals import StopRequest
 from megatron_apriel.train.step_result import Shared, StepResult
 from megatron_apriel.train.trainer import Trainer

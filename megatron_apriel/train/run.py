@@ -18,29 +18,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint.agreement import alike
 from megatron_apriel.checkpoint.export import export_hf
-from megatron_apriel.checkpoint.forms import sidecar_directory
-from megatron_apriel.checkpoint.hf import architecture_of, load_weights
-from megatron_apriel.checkpoint.run_file import RunState, read_run_file, run_state
-from megatron_apriel.checkpoint.sources import open_source
-from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.checkpoint.loading import load_weights
+from megatron_apriel.checkpoint.store import CheckpointStore
+from megatron_apriel.checkpoint.weights import open_source
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.data.chat import exported_chat_template
-from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
-from megatron_apriel.data.sources import check_tokenizer
+from megatron_apriel.data.corpus.chat import exported_chat_template
+from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
+from megatron_apriel.data.loading.sources import check_tokenizer
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
-from megatron_apriel.json_text import read_json
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.json_files import read_json, write_json
+from megatron_apriel.formats.kinds import architecture_of, sidecar_directory
+from megatron_apriel.formats.run_record import RunState, read_run_file, run_state
+from megatron_apriel.formats.sidecars import copy_sidecars
 from megatron_apriel.locks import HeldError, take_lock
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, check_options
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
-from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
 from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics

@@ -13,9 +13,9 @@ from typing import Any
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.distributed.checkpoint import filesystem
 
-from megatron_apriel.checkpoint.writing import HostBuffers
+from megatron_apriel.checkpoint.background_save import HostBuffers
 
 
 def hold_writing(items: int = 3) -> threading.Event:

@@ -13,9 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.load import load_stage
+from megatron_apriel.formats.architecture import (
+    Architecture,
+    DecoderArchitecture,
+    ProjectorArchitecture,
+    TowerArchitecture,
+)
 from megatron_apriel.testing.corpora import VOCAB
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.train.objectives.next_token import NextToken

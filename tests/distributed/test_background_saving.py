@@ -17,11 +17,11 @@ from slow_disk import fail_writing, hold_writing, slow_writing
 from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
+from megatron_apriel.checkpoint.background_save import WriteState
 from megatron_apriel.checkpoint.metadata import read_metadata
-from megatron_apriel.checkpoint.run_file import read_run_file
-from megatron_apriel.checkpoint.training import CheckpointStore
-from megatron_apriel.checkpoint.writing import WriteState
+from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from training_run import ALL, ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
-from megatron_apriel.checkpoint import training
+from megatron_apriel.checkpoint import store as store_module
+from megatron_apriel.checkpoint.background_save import ShardWriting
 from megatron_apriel.checkpoint.export import export_hf
-from megatron_apriel.checkpoint.hf import load_weights
+from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.state import plan_state
-from megatron_apriel.checkpoint.training import CheckpointStore
-from megatron_apriel.checkpoint.writing import ShardWriting
+from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.config.schema import TrainedParts
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.model.builder import build_model
@@ -206,7 +206,7 @@ def test_frozen_parts_have_no_state_and_ranks_without_any_resume(checkpoint, tmp
     """Only the projector trains: the second pipeline rank has no optimizer at all."""
     projector = TrainedParts(projector=1)
     expected = run_ranks(2, _frozen, checkpoint, tmp_path, projector, False)
-    stored = training.read_run_file(tmp_path / "step_00000001")
+    stored = store_module.read_run_file(tmp_path / "step_00000001")
     assert len(stored.optimizer_groups) >= 1
     resumed = run_ranks(2, _frozen, checkpoint, tmp_path, projector, True)
     for (losses, weights), (losses_again, weights_again) in zip(expected, resumed, strict=True):
@@ -263,7 +263,7 @@ def _disk_full(rank: int, world_size: int, source: Path, where: Path, at: str) -
         if at == "shards" and rank == 1:
             torch.distributed.checkpoint.FileSystemWriter.write_data = full
         if at == "sidecars" and rank == 0:
-            training.write_sidecars = full
+            store_module.write_sidecars = full
         with pytest.raises(CheckpointError) as caught:
             store.save(1, run.chunks, run.optimizer, {}, source)
         return str(caught.value)

@@ -10,7 +10,7 @@ from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.checkpoint.metadata import read_metadata
-from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.errors import AprielError
 from megatron_apriel.parallel import groups
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint

@@ -15,8 +15,13 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, vocab_parallel_cross_entropy
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.batch import IGNORED_LABEL, Batch
+from megatron_apriel.formats.architecture import (
+    Architecture,
+    DecoderArchitecture,
+    ProjectorArchitecture,
+    TowerArchitecture,
+)
 from megatron_apriel.model.head import token_logits
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout

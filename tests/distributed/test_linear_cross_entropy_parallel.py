@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_apriel.architecture import DecoderArchitecture
 from megatron_apriel.batch import IGNORED_LABEL
+from megatron_apriel.formats.architecture import DecoderArchitecture
 from megatron_apriel.model import linear_cross_entropy
 from megatron_apriel.model.decoder import build_head
 from megatron_apriel.model.head import losses_of_labels

@@ -25,10 +25,10 @@ from transformers import LlavaForConditionalGeneration
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.forms import Kind
 from megatron_apriel.config.load import load_stage
-from megatron_apriel.data.loader import TrainingLoader
+from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode
+from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 from megatron_apriel.train import run as run_module

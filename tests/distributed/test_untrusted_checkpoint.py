@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
-from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.errors import AprielError
 from megatron_apriel.parallel import groups
 from megatron_apriel.testing.changed_checkpoints import Calls, changed_metadata

@@ -9,10 +9,15 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.batch import Batch
-from megatron_apriel.checkpoint.hf import load_weights
+from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.config.schema import KeepPolicy, TrainedParts
+from megatron_apriel.formats.architecture import (
+    Architecture,
+    DecoderArchitecture,
+    ProjectorArchitecture,
+    TowerArchitecture,
+)
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document

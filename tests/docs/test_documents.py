@@ -29,15 +29,6 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_file_tree_names_what_is_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = text[text.index("```\nmegatron_apriel/") + 4 :].partition("```")[0]
-    rooms = re.findall(r"^  (\w+)/", tree, re.MULTILINE)
-    assert set(rooms) == {path.parent.name for path in (ROOT / "megatron_apriel").glob("*/__init__.py")}
-    for top in re.findall(r"^(\w+)/", tree, re.MULTILINE):
-        assert (ROOT / top).is_dir(), top
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("block", RUN, ids=[block.commands[0].split()[1] for block in RUN])
 def test_commands_of_the_readme_run(block: Block, workplace: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-INSTRUMENTED = ("megatron_apriel.config", "megatron_apriel.data", "megatron_apriel.visual_tasks", "yaml", "json")
+INSTRUMENTED = ("megatron_apriel.config", "megatron_apriel.data", "megatron_apriel.data.visual_tasks", "yaml", "json")
 _MOST_BYTES = 1 << 16
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.data import prepare as preparation
-from megatron_apriel.data.chat import exported_chat_template
-from megatron_apriel.data.corpus import Corpus
-from megatron_apriel.data.prepare import PrepareOptions, PrepareSummary
-from megatron_apriel.data.tokens import TokenTable
+from megatron_apriel.data.corpus import prepare as preparation
+from megatron_apriel.data.corpus.chat import exported_chat_template
+from megatron_apriel.data.corpus.on_disk import Corpus
+from megatron_apriel.data.corpus.prepare import PrepareOptions, PrepareSummary
+from megatron_apriel.data.corpus.tokens import TokenTable
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.tokenizers import write_processor
 
 from .case import Wrong

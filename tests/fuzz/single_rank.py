@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.parallel import cpu, groups
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from tests.distributed.training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run

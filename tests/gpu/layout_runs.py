@@ -16,7 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+from megatron_apriel.formats.architecture import (
+    Architecture,
+    DecoderArchitecture,
+    ProjectorArchitecture,
+    TowerArchitecture,
+)
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import hf_model

@@ -13,8 +13,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.batch import Batch
+from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention, packed
 from megatron_apriel.model.context import attend_by_chunks
 from megatron_apriel.model.options import ModelOptions, decoder_config

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_apriel.data.image_size import patch_grid
-from megatron_apriel.data.images import ImageDecoder, ImageRequest
+from megatron_apriel.data.corpus.image_size import patch_grid
+from megatron_apriel.data.loading.image_headers import ImageRequest
+from megatron_apriel.data.loading.images import ImageDecoder
 from megatron_apriel.testing.marks import needs_gpu
 
 pytestmark = [pytest.mark.gpu, needs_gpu]

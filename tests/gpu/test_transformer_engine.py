@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+from megatron_apriel.formats.architecture import (
+    Architecture,
+    DecoderArchitecture,
+    ProjectorArchitecture,
+    TowerArchitecture,
+)
 from megatron_apriel.model import quantised_mlp
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions

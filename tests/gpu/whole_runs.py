@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
+from megatron_apriel.formats.architecture import (
+    Architecture,
+    DecoderArchitecture,
+    ProjectorArchitecture,
+    TowerArchitecture,
+)
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import IMAGES, VOCAB, random_pixels, write_corpus
 

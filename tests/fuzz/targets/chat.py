@@ -7,10 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from megatron_apriel.data.chat import encode_chat, encode_text
-from megatron_apriel.data.image_sources import ImageLoader
-from megatron_apriel.data.problems import BadRecord
-from megatron_apriel.data.records import Conversation, parse_record, recognise
+from megatron_apriel.data.corpus.chat import encode_chat, encode_text
+from megatron_apriel.data.raw.image_references import ImageLoader
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.records import Conversation, parse_record, recognise
 
 from ..case import Target, Wrong
 from ..json_changes import change_value, copied, write_json

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.config.schema import SourceSection
-from megatron_apriel.data.assemble import read_sequence
-from megatron_apriel.data.corpus import Corpus
-from megatron_apriel.data.images import ImageDecoder
-from megatron_apriel.data.packing import PackingPlan, make_plan
-from megatron_apriel.data.plan_cache import cached_plan
-from megatron_apriel.data.sources import Source
+from megatron_apriel.data.corpus.on_disk import Corpus
+from megatron_apriel.data.loading.assemble import read_sequence
+from megatron_apriel.data.loading.images import ImageDecoder
+from megatron_apriel.data.loading.packing import PackingPlan, make_plan
+from megatron_apriel.data.loading.plan_cache import cached_plan
+from megatron_apriel.data.loading.sources import Source
 from megatron_apriel.errors import DataError
 from megatron_apriel.testing.corpora import random_pixels, write_corpus
 

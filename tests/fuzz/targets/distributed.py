@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.forms import Kind, architecture_of
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource
 from megatron_apriel.checkpoint.metadata import read_metadata
-from megatron_apriel.checkpoint.names import parameters
-from megatron_apriel.checkpoint.reader import DistributedCheckpointSource
-from megatron_apriel.checkpoint.sources import open_source
+from megatron_apriel.checkpoint.weights import open_source
 from megatron_apriel.errors import AprielError
+from megatron_apriel.formats.kinds import Kind, architecture_of
+from megatron_apriel.formats.tensor_names import parameters
 
 from ..byte_changes import change_bytes, edge
 from ..canary import Caller, calling_pickle, check_untouched, forget

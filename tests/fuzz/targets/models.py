@@ -13,12 +13,17 @@ import numpy as np
 import safetensors
 import torch
 
-from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.forms import Kind, architecture_of, recognise
-from megatron_apriel.checkpoint.names import Form
-from megatron_apriel.checkpoint.sources import WeightSource, open_source
+from megatron_apriel.checkpoint.weights import WeightSource, open_source
 from megatron_apriel.errors import AprielError
+from megatron_apriel.formats.architecture import (
+    Architecture,
+    DecoderArchitecture,
+    ProjectorArchitecture,
+    TowerArchitecture,
+)
+from megatron_apriel.formats.kinds import Kind, architecture_of, recognise
+from megatron_apriel.formats.tensor_names import Form
 from megatron_apriel.surgery.average import plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.layer_maps import layer_map

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint.hf import load_weights
-from megatron_apriel.checkpoint.params import architecture_from_params, params_from_architecture
-from megatron_apriel.checkpoint.reader import DistributedCheckpointSource
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource
+from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.errors import CheckpointError, run_command
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.tokenizers import write_small_tekken
 
@@ -154,9 +154,9 @@ def test_text_only(tmp_path):
 
 def test_megatron_form_loads_and_reads_by_rows(hf, stand_in, tmp_path, monkeypatch):
     """Pieces of a few rows each: what training loads and what averaging reads are the source's numbers."""
-    from megatron_apriel.checkpoint import shard_writer
+    from megatron_apriel.checkpoint import offline_shards
 
-    monkeypatch.setattr(shard_writer, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(offline_shards, "PIECE_BYTES", 5000)
     assert convert(hf, tmp_path / "run", "--to", "megatron") == 0
     expected, model = stand_in(TINY), stand_in(TINY)
     load_weights([expected], hf, TINY)
@@ -286,9 +286,9 @@ def test_config_names_a_dtype_into_which_all_fit(hf, tmp_path):
 
 
 def test_failure_in_mid_write_leaves_nothing(hf, tmp_path, capsys, monkeypatch):
-    from megatron_apriel.checkpoint import sources
+    from megatron_apriel.checkpoint import weights
 
-    read, calls = sources.SafetensorsWeights.read, []
+    read, calls = weights.SafetensorsWeights.read, []
 
     def fails(self, *arguments):
         calls.append(1)
@@ -296,7 +296,7 @@ def test_failure_in_mid_write_leaves_nothing(hf, tmp_path, capsys, monkeypatch):
             raise CheckpointError("the disk went away")
         return read(self, *arguments)
 
-    monkeypatch.setattr(sources.SafetensorsWeights, "read", fails)
+    monkeypatch.setattr(weights.SafetensorsWeights, "read", fails)
     for form in ("hf", "mistral", "megatron"):
         calls.clear()
         assert convert(hf, tmp_path / "out", "--to", form) == 1

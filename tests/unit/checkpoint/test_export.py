@@ -11,10 +11,10 @@ import pytest
 import torch
 from alone import alone
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.export import export_hf
-from megatron_apriel.checkpoint.hf import load_weights
+from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.errors import CheckpointError, OutputError
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions

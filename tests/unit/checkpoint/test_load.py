@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_apriel.architecture import Architecture
-from megatron_apriel.checkpoint import hf
-from megatron_apriel.checkpoint.hf import load_weights
+from megatron_apriel.checkpoint import loading
+from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.shards import Place
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 
 TINY = Architecture.from_preset("tiny")
@@ -29,7 +29,7 @@ def test_every_shard_is_read_once(checkpoint, stand_in, monkeypatch):
     """The bytes that two tensor-parallel ranks read are those of their own parameters, and none besides."""
     for rank in range(2):
         model = stand_in(TINY, tensor_size=2, dtype=torch.bfloat16)
-        monkeypatch.setattr(hf.Place, "current", lambda rank=rank: Place(tensor=rank, tensor_size=2))
+        monkeypatch.setattr(loading.Place, "current", lambda rank=rank: Place(tensor=rank, tensor_size=2))
         report = load_weights([model], checkpoint, TINY)
         mine = sum(parameter.numel() for parameter in model.parameters())
         assert report.bytes_read == 2 * mine

@@ -15,19 +15,19 @@ import torch
 from alone import alone
 from torch.distributed.checkpoint import CheckpointException
 
-from megatron_apriel.architecture import Architecture
+from megatron_apriel.checkpoint.background_save import first_failure
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.forms import Kind, architecture_of, recognise
-from megatron_apriel.checkpoint.hf import load_weights
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource, DistributedWeights
+from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.metadata import Contents, Extent, Piece, StoredTensor, read_metadata
-from megatron_apriel.checkpoint.reader import DistributedCheckpointSource, DistributedWeights
-from megatron_apriel.checkpoint.run_file import read_run_file
-from megatron_apriel.checkpoint.shard_writer import first_failure
-from megatron_apriel.checkpoint.training import CheckpointStore
+from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.checkpoint.verify import verify
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.kinds import Kind, architecture_of, recognise
+from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.parallel.layout import Layout
@@ -242,7 +242,7 @@ def test_damaged_inside(store, source, monkeypatch):
 
 
 def test_load_weights_only_and_refuse_as_resume(store, source, tmp_path):
-    from megatron_apriel.checkpoint.hf import load_weights
+    from megatron_apriel.checkpoint.loading import load_weights
 
     @alone
     def checks() -> None:

@@ -22,16 +22,16 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
 )
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.checkpoint.contents import COMMON_STATE
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.forms import Kind
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource, DistributedWeights
 from megatron_apriel.checkpoint.metadata import read_metadata
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
-from megatron_apriel.checkpoint.reader import DistributedCheckpointSource, DistributedWeights
-from megatron_apriel.checkpoint.run_file import read_run_file, run_state
 from megatron_apriel.checkpoint.verify import verify
 from megatron_apriel.errors import CheckpointError, run_command
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.kinds import Kind
+from megatron_apriel.formats.run_record import read_run_file, run_state
 from megatron_apriel.testing.changed_checkpoints import (
     Calls,
     changed_metadata,

@@ -293,7 +293,7 @@ def test_no_random_damage_gives_a_traceback(stage: Path) -> None:
 def test_loading_imports_no_torch(stage: Path) -> None:
     program = (
         "import sys; from megatron_apriel.config.load import load_stage; import megatron_apriel.parallel.checks, "
-        f"megatron_apriel.train.plan; load_stage({str(stage)!r}, []); "
+        f"megatron_apriel.planning.dry_run; load_stage({str(stage)!r}, []); "
         "heavy = {'torch', 'megatron.core', 'transformers'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

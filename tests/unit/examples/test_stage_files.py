@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.checks import check_layout
-from megatron_apriel.train.memory import rank_memory
-from megatron_apriel.train.plan import print_plan
+from megatron_apriel.planning.dry_run import print_plan
+from megatron_apriel.planning.memory import rank_memory
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"

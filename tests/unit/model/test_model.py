@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before ranks are forked)
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.config.schema import TrainedParts
 from megatron_apriel.errors import DataError
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.freeze import apply_freezing, component_of

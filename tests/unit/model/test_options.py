@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 import torch
 
-from megatron_apriel.architecture import Architecture
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model import flash_attention, options, specs
 from megatron_apriel.model.flash_attention import FlashCoreAttention
 from megatron_apriel.model.options import ModelOptions, decoder_config, tower_config

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from transformers import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel  # noqa: F401  (before the fork)
 
-from megatron_apriel.architecture import (
+from megatron_apriel.batch import IGNORED_LABEL
+from megatron_apriel.formats.architecture import (
     Architecture,
     DecoderArchitecture,
     ProjectorArchitecture,
     TowerArchitecture,
 )
-from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions

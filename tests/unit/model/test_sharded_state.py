@@ -10,7 +10,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory, is_main_replica
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before ranks are forked)
 
-from megatron_apriel.architecture import Architecture
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_apriel.architecture import DecoderArchitecture
+from megatron_apriel.formats.architecture import DecoderArchitecture
 from megatron_apriel.model.decoder import TokenEmbedding
 from megatron_apriel.model.options import ModelOptions, decoder_config
 from megatron_apriel.parallel import groups

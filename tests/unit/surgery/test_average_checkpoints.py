@@ -17,22 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from surgery_files import (
-    ROOT,
-    SMALL,
-    environment,
-    measured,
-    read_model,
-    snapshot,
-    text_config,
-    text_tensors,
-    write_file,
-    write_model,
-)
+from surgery_files import ROOT, SMALL, environment, measured, snapshot, text_config, text_tensors
 
 from megatron_apriel.surgery import average as module
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.mean import from_float64, to_float64
+from megatron_apriel.testing.plain_safetensors import read_model, write_file, write_model
 
 Tool = Callable[..., int]
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from surgery_files import read_model, text_config, text_tensors, write_model
+from surgery_files import text_config, text_tensors
 
 from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average_inputs import FileSource
+from megatron_apriel.testing.plain_safetensors import read_model, write_model
 
 Tool = Callable[..., int]
 
@@ -20,7 +21,7 @@ Tool = Callable[..., int]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with eight checkpoints, whose tensors come from files: the reader itself is tested with the checkpoints."""
-    reader = pytest.importorskip("megatron_apriel.checkpoint.reader")
+    reader = pytest.importorskip("megatron_apriel.checkpoint.distributed_weights")
 
     class Source(FileSource):
         def __init__(self, path: Path) -> None:

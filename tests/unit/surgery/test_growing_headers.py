@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from surgery_files import text_config, text_tensors, write_model
+from surgery_files import text_config, text_tensors
 
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.tensor_files import MOST_HEADER_BYTES, TensorDirectory, read_header
 from megatron_apriel.surgery.models import SourceModel
-from megatron_apriel.surgery.tensor_files import MOST_HEADER_BYTES, TensorDirectory, read_header
 from megatron_apriel.testing.limits import check_cost, measured, refused_within
+from megatron_apriel.testing.plain_safetensors import write_model
 
 LARGEST = 2**63 - 1
 

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from surgery_files import text_config, text_tensors, write_model
+from surgery_files import text_config, text_tensors
 
 from megatron_apriel.errors import CheckpointError
-from megatron_apriel.surgery.sidecars import copy_sidecars, sidecar_files
+from megatron_apriel.formats.sidecars import copy_sidecars, sidecar_files
 from megatron_apriel.testing.limits import refused_within
+from megatron_apriel.testing.plain_safetensors import write_model
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_what_is_no_file_of_a_model_is_refused(source: Path, kind: str, tmp_path
 
 
 def test_a_manifest_that_cannot_be_read_is_not_passed_over(source: Path) -> None:
-    from megatron_apriel.surgery.sidecars import earlier_manifest
+    from megatron_apriel.surgery.manifest import earlier_manifest
 
     assert earlier_manifest(source) is None
     (source / "surgery.json").write_text('{"operation": "average", "distance": Infinity}')

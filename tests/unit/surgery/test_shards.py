@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from surgery_files import read_model
 
 from megatron_apriel.errors import CheckpointError, OutputError
+from megatron_apriel.formats.tensor_files import TensorDirectory, TensorSpec
 from megatron_apriel.outputs import whole_directory
 from megatron_apriel.surgery import shards as module
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
-from megatron_apriel.surgery.tensor_files import TensorDirectory, TensorSpec
+from megatron_apriel.testing.plain_safetensors import read_model
 
 PAIR = {"a": ("F32", np.arange(6, dtype="<f4").reshape(2, 3)), "b": ("U8", np.arange(5, dtype="u1"))}
 

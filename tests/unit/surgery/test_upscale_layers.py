@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from surgery_files import ROOT, environment, measured, read_model, snapshot, text_config, text_tensors, write_model
+from surgery_files import ROOT, environment, measured, snapshot, text_config, text_tensors
 
 from megatron_apriel.surgery import upscale as module
+from megatron_apriel.testing.plain_safetensors import read_model, write_model
 
 Tool = Callable[..., int]
 PREFIXES = {"legacy": "language_model.model.layers.", "v5": "model.language_model.layers.", "text": "model.layers."}

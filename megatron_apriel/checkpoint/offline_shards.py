@@ -1,0 +1,149 @@
+"""Writes weights as a distributed checkpoint without a process group or a model, a piece at a time.
+
+torch's writer asks for each tensor only when it is about to write it. So the whole plan can be made from shapes alone,
+and a piece is put together from its source's rows when its turn comes: memory is bounded by the size of a piece.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from torch import Tensor
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, SavePlan
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlanner, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from megatron_apriel.checkpoint.background_save import FileWriter, first_failure
+from megatron_apriel.checkpoint.contents import COMMON_STATE, empty_common_state
+from megatron_apriel.checkpoint.tensor_bytes import cast
+from megatron_apriel.checkpoint.weights import WeightSource
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.tensor_names import Parameter, parameters
+from megatron_apriel.progress import Step
+
+PIECE_BYTES = 64 << 20
+"""Largest piece of a parameter that is kept by itself; a few times as much is in memory at once."""
+
+_FILE = "__0_0.distcp"
+
+
+def write_shards(
+    directory: Path, weights: WeightSource, architecture: Architecture, dtype: torch.dtype | None, step: Step
+) -> None:
+    """Write the weights into ``directory`` in Megatron's ``torch_dist`` format.
+
+    Args:
+        directory: exists.
+        weights: all weights of the architecture.
+        architecture: of the model.
+        dtype: to cast to; None keeps the stored dtype.
+        step: told the number of bytes written.
+
+    Raises:
+        CheckpointError: weights that make up one parameter are stored in different dtypes and none is asked for.
+    """
+    planner = _FromSource(weights, architecture, dtype, step)
+    writer = _StreamingWriter(directory)
+    try:
+        checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
+    except CheckpointException as error:
+        raise first_failure(error) from None
+    save_config(CheckpointingConfig("torch_dist", 1), str(directory))
+
+
+class _StreamingWriter(FileWriter):
+    """torch's writer, which keeps all that it has written to a file in memory, without that."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results = []
+        with (Path(self.path) / _FILE).open("wb") as stream:
+            for item in plan.items:
+                start, data = stream.tell(), planner.resolve_data(item)
+                # By way of memory: a disk that is full is an error of writing then, not of torch's format.
+                stream.write((data if isinstance(data, io.BytesIO) else _saved(data)).getvalue())
+                place = _StorageInfo(_FILE, start, stream.tell() - start)
+                results.append(WriteResult(index=item.index, size_in_bytes=place.length, storage_data=place))
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+
+def _saved(tensor: Tensor) -> io.BytesIO:
+    # torch would also save the rest of a storage of which the tensor is a part.
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+    data = io.BytesIO()
+    torch.save(tensor if alone else tensor.clone(memory_format=torch.contiguous_format), data)
+    return data
+
+
+class _FromSource(DefaultSavePlanner):
+    """A plan of pieces that are read from a source when they are written."""
+
+    def __init__(
+        self, weights: WeightSource, architecture: Architecture, dtype: torch.dtype | None, step: Step
+    ) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._weights, self._step = weights, step
+        self._parameters = parameters(architecture)
+        self._dtypes = {key: dtype or _one_dtype(entry, weights) for key, entry in self._parameters.items()}
+
+    def create_local_plan(self) -> SavePlan:
+        pieces = [piece for parameter in self._parameters.values() for piece in self._pieces(parameter)]
+        common = WriteItem(index=MetadataIndex(COMMON_STATE), type=WriteItemType.BYTE_IO)
+        self.plan = SavePlan([*pieces, common])
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.BYTE_IO:
+            return empty_common_state()
+        data: Any = write_item.tensor_data
+        start, rows = data.chunk.offsets[0], data.chunk.sizes[0]
+        key = write_item.index.fqn
+        tensor = cast(read_rows(self._weights, self._parameters[key], start, start + rows), self._dtypes[key], key)
+        self._step(tensor.numel() * tensor.element_size())
+        return tensor
+
+    def _pieces(self, parameter: Parameter) -> Iterator[WriteItem]:
+        dtype = self._dtypes[parameter.key]
+        row_bytes = dtype.itemsize * (parameter.shape[1] if len(parameter.shape) > 1 else 1)
+        rows, shape = max(1, PIECE_BYTES // row_bytes), parameter.shape
+        for number, start in enumerate(range(0, shape[0], rows)):
+            offsets = torch.Size((start, *(0 for _ in shape[1:])))
+            sizes = torch.Size((min(rows, shape[0] - start), *shape[1:]))
+            yield WriteItem(
+                index=MetadataIndex(parameter.key, offsets, number),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=ChunkStorageMetadata(offsets=offsets, sizes=sizes),
+                    properties=TensorProperties(dtype=dtype),
+                    size=torch.Size(shape),
+                ),
+            )
+
+
+def read_rows(weights: WeightSource, parameter: Parameter, start: int, stop: int) -> Tensor:
+    """Rows ``start`` to ``stop`` of a whole Megatron parameter."""
+    parts = [weights.read(piece.weight, piece.start, piece.stop) for piece, _ in parameter.pieces_between(start, stop)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _one_dtype(parameter: Parameter, weights: WeightSource) -> torch.dtype:
+    dtypes = {weights.dtypes[piece.weight] for piece in parameter.pieces}
+    if len(dtypes) > 1:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise CheckpointError(
+            f"the weights that make up {parameter.key} are stored in different dtypes: {names}.",
+            "Megatron keeps them as one tensor.",
+            "Convert with --dtype.",
+        )
+    return dtypes.pop()

@@ -1,0 +1,284 @@
+"""A run's checkpoints: written whole or not at all, listed, verified, resumed from, and thinned out.
+
+A checkpoint is a directory ``step_00000500`` with the shards of :mod:`state`, the config and tokenizer files in
+``hf/``, and ``run.json``: step, layout, the run's own state, and the size of every file. It is written under
+``step_00000500.partial``, flushed to disk and renamed; the rename is the only moment at which it comes to be. What a
+killed run leaves under ``.partial`` is never read, and removed by the next save.
+
+The shards may be written in the background, while training goes on. All else is done by all ranks together, in
+:meth:`CheckpointStore.finish`: no rank's thread decides alone that a checkpoint is whole.
+
+A checkpoint that was complete and is damaged now (a truncated or missing file) is an error that says so. Going on from
+an older one instead is the user's decision, never made in silence.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import megatron.core
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer import MegatronOptimizer
+from torch import nn
+from torch.distributed.checkpoint import CheckpointException
+
+from megatron_apriel.checkpoint.background_save import HostBuffers, ShardWriting, WriteState, first_failure
+from megatron_apriel.checkpoint.commit import PARTIAL, partial_of, publish
+from megatron_apriel.checkpoint.state import architecture_of_model, load_state, plan_state, unwrapped
+from megatron_apriel.config.retention import steps_to_keep
+from megatron_apriel.config.schema import KeepPolicy
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.kinds import CONFIG, SIDECAR_DIRECTORY, config_for, sidecar_directory
+from megatron_apriel.formats.run_record import read_run_file, write_sidecars
+from megatron_apriel.parallel.agreement import UNCHANGED, alike, on_first_rank
+from megatron_apriel.terminal import say
+
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that has come to be, and what it cost.
+
+    Attributes:
+        step: finished optimizer steps in it.
+        path: its directory.
+        seconds: from the beginning of the save until it was whole on disk.
+        blocked_seconds: of these, for how long training stood still.
+        waited_seconds: of these, for what was being written in the background.
+    """
+
+    step: int
+    path: Path
+    seconds: float
+    blocked_seconds: float
+    waited_seconds: float
+
+
+@dataclass
+class _Save:
+    """A save whose shards are planned, and maybe being written."""
+
+    path: Path
+    writing: ShardWriting
+    record: dict[str, Any]
+    """What ``run.json`` will hold."""
+    architecture: Architecture
+    dtype: str
+    sidecars: Path
+    started: float
+    blocked_seconds: float | None = None
+    """Until training went on; None where it does not before the end."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in one directory that nothing else writes to.
+
+    Args:
+        directory: made by the first save.
+        keep: which of them stay on disk.
+        total_steps: length of the run, to which equal spacing refers.
+    """
+
+    def __init__(self, directory: str | Path, keep: KeepPolicy, total_steps: int) -> None:
+        self.directory, self.keep, self.total_steps = Path(directory), keep, total_steps
+        self._pending: _Save | None = None
+        self._buffers = HostBuffers()
+
+    def complete(self) -> dict[int, Path]:
+        """The checkpoints by step, oldest first. Their files are not looked at."""
+        if not self.directory.is_dir():
+            return {}
+        found = {int(match[1]): path for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))}
+        return dict(sorted(found.items()))
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint, its files verified by size; None if there is none. Needs no process group.
+
+        Raises:
+            CheckpointError: the newest is damaged; the message names the file and the newest whole one before it.
+        """
+        paths = list(self.complete().values())
+        if not paths:
+            return None
+        try:
+            read_run_file(paths[-1])
+        except CheckpointError as error:
+            whole = next((path for path in reversed(paths[:-1]) if _is_whole(path)), None)
+            instead = f"to go on from {whole.name}" if whole else "to begin the run again"
+            raise CheckpointError(
+                error.what, "It was complete when it was written.", f"Remove or rename {paths[-1]} {instead}."
+            ) from None
+        return paths[-1]
+
+    def save(
+        self,
+        step: int,
+        chunks: Sequence[nn.Module],
+        optimizer: MegatronOptimizer | None,
+        extra: dict[str, Any],
+        sidecars: str | Path,
+        *,
+        background: bool = False,
+    ) -> Saved | None:
+        """Write the checkpoint of ``step`` and remove those that the policy no longer keeps; collective.
+
+        Args:
+            step: finished optimizer steps.
+            chunks: this rank's model chunks, wrapped or not, with gathered parameters.
+            optimizer: Megatron's distributed optimizer; None saves weights only.
+            extra: the run's own state, plain JSON, the same on all ranks: data position, schedule, counts.
+            sidecars: checkpoint of any kind whose config, tokenizer and processor files go along. Where it has been
+                removed since the run began, the newest checkpoint's copies of them are taken.
+            background: return as soon as the state is copied to host memory, so that training can go on while it is
+                written. The checkpoint then comes to be in :meth:`finish`, which must come before another save.
+
+        Returns:
+            What was saved; None in the background.
+
+        Raises:
+            CheckpointError: on all ranks, if it could not be written; earlier checkpoints are unchanged.
+        """
+        assert self._pending is None, "a save is pending: its files would be removed as left over"
+        started = time.perf_counter()
+        models = unwrapped(chunks)
+        path = self.directory / f"step_{step:08d}"
+        on_first_rank(lambda: self._prepare(partial_of(path)), path)
+        try:
+            writing, saved = plan_state(partial_of(path), models, optimizer)
+        except CheckpointException as error:
+            raise self._failed(path, error) from error
+        record = {
+            "step": step,
+            **saved,
+            "extra": extra,
+            "versions": {"torch": torch.__version__, "megatron_core": megatron.core.__version__},
+        }
+        dtype = str(next(models[0].parameters()).dtype).removeprefix("torch.")
+        self._pending = _Save(path, writing, record, architecture_of_model(models), dtype, Path(sidecars), started)
+        if not background:
+            return self.finish()
+        writing.start(self._buffers)
+        self._pending.blocked_seconds = time.perf_counter() - started
+        return None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a save was begun and not finished; the same on all ranks."""
+        return self._pending is not None
+
+    def write_state(self) -> WriteState:
+        """How far this rank is with writing the pending save, if there is one; asks no other rank."""
+        return self._pending.writing.state() if self._pending is not None else WriteState.ENDED
+
+    def finish(self) -> Saved:
+        """Wait until the pending save is written by all ranks, and let the checkpoint come to be; collective.
+
+        Raises:
+            CheckpointError: as :meth:`save`.
+        """
+        save, self._pending = self._pending, None
+        assert save is not None, "no save is pending"
+        called = time.perf_counter()
+        try:
+            save.writing.finish()
+        except CheckpointException as error:
+            save.writing.abandon()  # where this rank was told to stop waiting, its thread still writes
+            raise self._failed(save.path, error) from error
+        written = time.perf_counter()
+        on_first_rank(lambda: self._publish(save), save.path)
+        ended = time.perf_counter()
+        seconds, before = ended - save.started, save.blocked_seconds
+        if before is None:
+            return Saved(save.record["step"], save.path, seconds, blocked_seconds=seconds, waited_seconds=0.0)
+        blocked, waited = before + ended - called, written - called
+        return Saved(save.record["step"], save.path, seconds, blocked, waited)
+
+    def close(self) -> None:
+        """Give up a pending save, without the other ranks: for the end of a run that failed.
+
+        What there is of it stays under ``.partial``.
+        """
+        if self._pending is not None:
+            self._pending.writing.abandon()
+
+    def load(
+        self, path: str | Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None = None
+    ) -> dict[str, Any]:
+        """Continue from the checkpoint at ``path``, saved from this or any other layout; collective.
+
+        Weights, optimizer and, on the layout that it was saved from, random states are restored. With None for the
+        optimizer only the weights are.
+
+        Returns:
+            ``extra`` as it was given when it was saved.
+
+        Raises:
+            CheckpointError: damaged, of another model, or with another set of trained parts.
+        """
+        path = Path(path)
+        record = alike(lambda: read_run_file(path))
+        restored = load_state(path, unwrapped(chunks), optimizer, record)
+        if optimizer is not None and not restored and dist.get_rank() == 0:
+            layout = record.layout.model_dump() if record.layout is not None else "none"
+            say(f"{path} is of another layout ({layout}): random states begin anew from the seed")
+        return record.extra
+
+    def _failed(self, path: Path, error: CheckpointException) -> CheckpointError:
+        """What torch raised on all ranks alike, told; removes what was written."""
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial_of(path), ignore_errors=True)
+        # What torch says of a full disk does not tell that it is one.
+        free = shutil.disk_usage(self.directory).free
+        return CheckpointError(
+            f"{path} could not be written: {first_failure(error)}.",
+            UNCHANGED,
+            f"The file system has {free:,} bytes free. Make room if that is too little, and start the same command"
+            " again.",
+        )
+
+    def _publish(self, save: _Save) -> None:
+        partial, source = partial_of(save.path), self._sidecars(save.sidecars)
+        try:
+            write_sidecars(partial, config_for(save.architecture, source, save.dtype), source)
+            publish(partial, save.path, save.record)
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        self._remove_superseded()
+
+    def _prepare(self, partial: Path) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for stale in self.directory.glob(f"step_*{PARTIAL}"):
+            shutil.rmtree(stale)
+        partial.mkdir()
+
+    def _sidecars(self, given: Path) -> Path:
+        if given.is_dir():
+            return sidecar_directory(given) if not (given / CONFIG).exists() else given
+        newest = list(self.complete().values())[-1:]
+        return newest[0] / SIDECAR_DIRECTORY if newest else given
+
+    def _remove_superseded(self) -> None:
+        complete = self.complete()
+        for step in complete.keys() - steps_to_keep(complete.keys(), self.keep, self.total_steps):
+            # Renamed first: a checkpoint that is being removed must not look like one.
+            going = partial_of(complete[step])
+            complete[step].rename(going)
+            shutil.rmtree(going, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_run_file(path)
+    except CheckpointError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""From records to a corpus: tokens, the chat format, preparing, and the corpus on disk. No torch."""

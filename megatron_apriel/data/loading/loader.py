@@ -1,0 +1,234 @@
+"""The batches of a run, for one rank: training sequences by number, and held-out sequences.
+
+Step k takes the sequences k*B to (k+1)*B - 1 of the run, B being sequences per step. Micro-batch m of data rank r of d
+is sequence k*B + m*d + r. So the ranks of a step together read the same sequences whatever the layout, and the loader's
+whole state is the number of sequences that the run has consumed.
+
+Ranks that share a sequence (tensor, context, pipeline) each read its tokens for themselves, which is cheap and needs no
+communication; context-parallel ranks keep their own part of them. Of its images, each decodes its own share only, and
+later pipeline stages none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from megatron_apriel.batch import Batch
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.data.loading.mixture import Mixture
+from megatron_apriel.data.loading.prefetch import Prefetcher
+from megatron_apriel.data.loading.sequences import open_reader
+from megatron_apriel.data.loading.sources import Source, check_images_to_learn_from
+from megatron_apriel.errors import ConfigError, DataError, printable
+from megatron_apriel.formats.architecture import Architecture
+
+PREFETCHED = 4
+"""Batches ready ahead of the step. A batch of 16384 tokens that are all image has 48 MB of pixels."""
+
+VALIDATION_SEED = 0
+"""Held-out sequences do not depend on the run's seed, so that runs can be compared."""
+
+
+class TrainingLoader:
+    """An iterator over this rank's batches of a run, prepared ahead in a background thread.
+
+    Ends with the run. Use as a context manager, or call :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        config: StageConfig,
+        architecture: Architecture,
+        *,
+        data_rank: int = 0,
+        data_size: int = 1,
+        share: int = 0,
+        shares: int = 1,
+        context: int = 0,
+        contexts: int = 1,
+        with_images: bool = True,
+        first_sequence: int = 0,
+        directory: Path | None = None,
+    ) -> None:
+        """Open the mixture of ``config`` and start at sequence ``first_sequence``.
+
+        Args:
+            config: the stage.
+            architecture: of the model that reads the batches.
+            data_rank, data_size: this rank's place among the data-parallel ranks.
+            share, shares: this rank's place among the ranks that share a sequence's images.
+            context, contexts: this rank's place among the ranks that divide a sequence's tokens.
+            with_images: False on ranks without a tower, which need slots but no pixels.
+            first_sequence: how many sequences the run has consumed.
+            directory: with the model's processor files, if there are any.
+
+        Raises DataError if a corpus is damaged, does not fit the model, or has too few tokens for its ``epochs``;
+        ConfigError if the step cannot be divided over the data-parallel ranks.
+        """
+        per_step = config.sequences_per_step
+        if per_step % data_size:
+            raise ConfigError(
+                f"batch_tokens={config.batch_tokens} makes {per_step} sequences of {config.sequence_length} per step, "
+                f"which {data_size} data-parallel ranks cannot share.",
+                "Every rank runs the same number of sequences.",
+                f"Set batch_tokens to a multiple of {data_size * config.sequence_length}.",
+            )
+        self._number = config.steps * per_step
+        if not 0 <= first_sequence <= self._number or (self._number - first_sequence) % data_size:
+            raise DataError(
+                f"a run of {self._number} sequences cannot go on at sequence {first_sequence} with {data_size} "
+                "data-parallel ranks.",
+                "Every rank must get the same number of the sequences that are left.",
+            )
+        self._reader = open_reader(
+            config.mixture,
+            architecture,
+            config,
+            config.seed,
+            data_rank=data_rank,
+            share=share,
+            shares=shares,
+            context=context,
+            contexts=contexts,
+            with_images=with_images,
+            directory=directory,
+        )
+        check_images_to_learn_from(config, [source.corpus.manifest for source in self.sources])
+        self.mixture = Mixture(config.mixture, [source.plan for source in self.sources], self._number)
+        own = range(first_sequence + data_rank, self._number, data_size)
+        self._batches = Prefetcher(self._batch, own, PREFETCHED)
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The mixture's sources, opened."""
+        return self._reader.sources
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the consumer has waited for batches so far."""
+        return self._batches.wait_seconds
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the background thread and release the image decoder."""
+        self._batches.close()
+        self._reader.close()
+
+    def describe(self, sequence: int) -> dict[str, Any]:
+        """Where a sequence of the run comes from: its source, corpus and sample numbers, fit for JSON."""
+        number, pack = self.mixture.place(sequence)
+        source = self._reader.sources[number]
+        return {
+            "sequence": sequence,
+            "source": source.label,
+            "corpus": printable(source.corpus.path),
+            "samples": [piece.document for piece in source.plan.pieces(pack, source.corpus)],
+        }
+
+    def _batch(self, sequence: int) -> Batch:
+        return self._reader.batch(sequence, *self.mixture.place(sequence))
+
+
+class ValidationLoader:
+    """This rank's batches of held-out sequences; iterating again gives the same ones again.
+
+    The first sequences of each corpus, corpus after corpus, are dealt out over the data-parallel ranks. Where they do
+    not divide, some ranks get a last batch of padding without loss, since all ranks must run equally many. A corpus
+    with fewer sequences than asked for gives all that it has, once.
+
+    Attributes:
+        micro_batches: batches of one pass.
+    """
+
+    def __init__(
+        self,
+        config: StageConfig,
+        architecture: Architecture,
+        *,
+        data_rank: int = 0,
+        data_size: int = 1,
+        share: int = 0,
+        shares: int = 1,
+        context: int = 0,
+        contexts: int = 1,
+        with_images: bool = True,
+        micro_batch_multiple: int = 1,
+        directory: Path | None = None,
+    ) -> None:
+        """Open the corpora of ``config.validation``; arguments and errors as of :class:`TrainingLoader`.
+
+        ``micro_batch_multiple``: what the number of a rank's batches must be a multiple of (interleaved pipelines).
+        """
+        if config.validation is None:
+            raise ConfigError(
+                "the stage has no validation section, so there are no held-out sequences.",
+                fix="Give validation.corpora.",
+            )
+        self._reader = open_reader(
+            config.validation.corpora,
+            architecture,
+            config,
+            VALIDATION_SEED,
+            data_rank=data_rank,
+            share=share,
+            shares=shares,
+            context=context,
+            contexts=contexts,
+            with_images=with_images,
+            directory=directory,
+        )
+        places = [
+            (source, int(pack))
+            for source, opened in enumerate(self._reader.sources)
+            for pack in opened.plan.order(0)[: config.validation.sequences]
+        ]
+        self.micro_batches = -(-len(places) // (data_size * micro_batch_multiple)) * micro_batch_multiple
+        numbers = range(data_rank, self.micro_batches * data_size, data_size)
+        self._own = [(number, *places[number]) if number < len(places) else (number, 0, None) for number in numbers]
+        self._running: Prefetcher[Any, Batch] | None = None
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The held-out sources, opened."""
+        return self._reader.sources
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._stop()
+        self._running = Prefetcher(lambda place: self._batch(*place), self._own, PREFETCHED)
+        return self._running
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the background thread and release the image decoder."""
+        self._stop()
+        self._reader.close()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+
+    def _batch(self, number: int, source: int, pack: int | None) -> Batch:
+        return self._reader.padding(number, source) if pack is None else self._reader.batch(number, source, pack)

@@ -1,0 +1,210 @@
+"""COCO-style instance annotations: which objects are where in which image.
+
+How the file looks and is read: :mod:`coco_file`. What it says of images that are not there is counted, not guessed.
+
+Kept are arrays with one row per box, and one row per *group*, all boxes of one category in one image. A group may only
+be counted, or asked for, if the annotators did so: no box of it marks a crowd, and none is tiny. A category that is in
+an image only as a crowd or tiny is neither present nor absent there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_apriel.data.visual_tasks.coco_file import Document, read_document
+from megatron_apriel.errors import DataError, shown
+
+TINY = 0.03
+"""Shorter side of a box, as a share of the image's, below which the object is hardly visible."""
+
+BoxRow = tuple[int, int, float, float, float, float, bool]
+"""Image, category, left, top, right, bottom (shares of the image's sides), crowd."""
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Boxes of the usable images.
+
+    Attributes:
+        images: number of the raw image of each annotated image.
+        categories: names, in the order of their ids.
+        supercategory: number of each category's supercategory.
+        box_image, box_category: int32 [boxes], positions in ``images`` and ``categories``.
+        boxes: float32 [boxes, 4], left, top, right, bottom as shares of the image's sides.
+        crowd: bool [boxes], a crowd or a box that could not be used.
+        problems: what was passed over, and how often.
+    """
+
+    images: npt.NDArray[np.int64]
+    categories: tuple[str, ...]
+    supercategory: npt.NDArray[np.int32]
+    box_image: npt.NDArray[np.int32]
+    box_category: npt.NDArray[np.int32]
+    boxes: npt.NDArray[np.float32]
+    crowd: npt.NDArray[np.bool_]
+    problems: dict[str, int]
+
+    def of_image(self, image: int) -> list[BoxRow]:
+        """All boxes of an annotated image, as they were read."""
+        first, last = np.searchsorted(self.box_image, [image, image + 1])
+        return [
+            (image, int(self.box_category[row]), *map(float, self.boxes[row]), bool(self.crowd[row]))  # type: ignore[misc]
+            for row in range(first, last)
+        ]
+
+    @cached_property
+    def groups(self) -> Groups:
+        """One row per category and image."""
+        key = self.box_image.astype(np.int64) * len(self.categories) + self.box_category
+        unique, inverse = np.unique(key, return_inverse=True)
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        usable = ~self.crowd & (sides.min(axis=1) >= TINY)
+        size = np.sqrt(sides.prod(axis=1))
+        largest, row = np.zeros(len(unique)), np.zeros(len(unique), dtype=np.int64)
+        np.maximum.at(largest, inverse, np.where(usable, size, 0))
+        row[inverse] = np.arange(len(key))  # of groups of one box, which are the only ones it is read for
+        return Groups(
+            image=unique // len(self.categories),
+            category=unique % len(self.categories),
+            count=np.bincount(inverse, minlength=len(unique)),
+            countable=np.bincount(inverse, weights=~usable, minlength=len(unique)) == 0,
+            largest=largest,
+            row=row,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """All boxes of one category in one image, one row each, in the order of images.
+
+    Attributes:
+        image, category: int64 [groups], positions in the annotations.
+        count: boxes, crowds included.
+        countable: no crowd and nothing tiny among them.
+        largest: size of the largest usable box, the square root of its share of the image; 0 if there is none.
+        row: the box of a group that has one.
+    """
+
+    image: npt.NDArray[np.int64]
+    category: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int64]
+    countable: npt.NDArray[np.bool_]
+    largest: npt.NDArray[np.float64]
+    row: npt.NDArray[np.int64]
+
+    def of_category(self, category: int) -> npt.NDArray[np.int64]:
+        """Positions of the groups of a category, in order."""
+        order, categories = self._by_category
+        first, last = np.searchsorted(categories, [category, category + 1])
+        return order[first:last]
+
+    @cached_property
+    def _by_category(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        order = np.argsort(self.category, kind="stable")
+        return order, self.category[order]
+
+
+def read_annotations(path: Path, names: Mapping[str, int], sizes: Mapping[int, tuple[int, int]]) -> Annotations:
+    """Read and check an annotation file.
+
+    Args:
+        path: the JSON file.
+        names: number of each usable raw image, by its path relative to the folder.
+        sizes: (width, height) of each, upright.
+
+    Raises:
+        DataError: the file is missing, damaged, not of this form, or says nothing of any usable image.
+    """
+    document = read_document(path)
+    problems: dict[str, int] = {}
+    images, places, shapes = _images(document, names, sizes, problems)
+    if not images:
+        listed = ", ".join(f"{reason}: {count}" for reason, count in problems.items())
+        raise DataError(
+            f"{document.name} describes {len(document.images)} images, none of them usable here ({listed or 'none'}).",
+            "An image is found by its file_name, relative to the folder of images.",
+            "Give the folder that these annotations belong to with --images, or the annotations of these images.",
+        )
+    rows = _rows(document, places, shapes, problems)
+    rows.sort(key=lambda row: row[0])
+    supers = [category.supercategory for category in document.categories]
+    numbers = {name: number for number, name in enumerate(sorted(set(supers)))}
+    return Annotations(
+        images=np.array(images, dtype=np.int64),
+        categories=tuple(category.name for category in document.categories),
+        supercategory=np.array([numbers[name] for name in supers], dtype=np.int32),
+        box_image=np.array([row[0] for row in rows], dtype=np.int32),
+        box_category=np.array([row[1] for row in rows], dtype=np.int32),
+        boxes=np.array([row[2:6] for row in rows], dtype=np.float32).reshape(-1, 4),
+        crowd=np.array([row[6] for row in rows], dtype=bool),
+        problems=problems,
+    )
+
+
+def _images(
+    document: Document,
+    names: Mapping[str, int],
+    sizes: Mapping[int, tuple[int, int]],
+    problems: dict[str, int],
+) -> tuple[list[int], dict[int, int | None], list[tuple[int, int]]]:
+    """Raw image numbers, position of each image id (None: passed over), and sizes of those used."""
+    images: list[int] = []
+    shapes: list[tuple[int, int]] = []
+    places: dict[int, int | None] = {entry.identity: None for entry in document.images}
+    for entry in sorted(document.images, key=lambda entry: (entry.file_name, entry.identity)):
+        raw = names.get(entry.file_name)
+        if raw is not None and images[-1:] == [raw]:
+            # Nothing could be said to be absent: one entry does not know the other's boxes.
+            raise DataError(
+                f"{document.name}: two images have the file_name {shown(entry.file_name)}.",
+                fix="Give all its boxes to one of them.",
+            )
+        if raw is None:
+            _tally(problems, "images without a usable file")
+        elif sizes[raw] != entry.size:
+            _tally(problems, "images whose upright file has another size than the annotations say")
+        else:
+            places[entry.identity] = len(images)
+            images.append(raw)
+            shapes.append(entry.size)
+    return images, places, shapes
+
+
+def _rows(
+    document: Document, places: Mapping[int, int | None], shapes: list[tuple[int, int]], problems: dict[str, int]
+) -> list[BoxRow]:
+    rows: list[BoxRow] = []
+    positions = {category.identity: number for number, category in enumerate(document.categories)}
+    for number, (identity, category, (x, y, across, down), crowd) in enumerate(document.boxes):
+        if category not in positions:
+            raise DataError(
+                f"{document.name}: annotations[{number}]: no category has the id {shown(category)}.",
+                fix="Add it to the list categories.",
+            )
+        if identity not in places:
+            _tally(problems, "boxes of images that are not listed")
+            continue
+        place = places[identity]
+        if place is None:
+            continue  # its image was counted
+        width, height = shapes[place]
+        left, right = (min(max(edge, 0), width) / width for edge in (x, x + across))
+        top, bottom = (min(max(edge, 0), height) / height for edge in (y, y + down))
+        if right <= left or bottom <= top:
+            # Something of this category may be there, but not where it is said to be: like a crowd, never asked for.
+            _tally(problems, "boxes that are empty or outside of their image")
+            crowd = True
+        elif min(x, y) < -1 or x + across > width + 1 or y + down > height + 1:
+            _tally(problems, "boxes cut to their image")
+        rows.append((place, positions[category], left, top, right, bottom, crowd))
+    return rows
+
+
+def _tally(problems: dict[str, int], reason: str) -> None:
+    problems[reason] = problems.get(reason, 0) + 1

@@ -1,0 +1,1 @@
+"""What lies on disk: shapes, tensor names, safetensors, JSON, kinds of checkpoint, run records, sidecars. No torch."""

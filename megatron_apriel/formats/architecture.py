@@ -1,0 +1,413 @@
+"""Shapes of a Pixtral-style model: text decoder, vision tower, projector; from and to a Hugging Face config.
+
+Everything that depends on the model's size reads it from here: the model itself, the table of weight names, the
+FLOPs rule, the memory estimate, the image-token arithmetic. A checkpoint's ``config.json`` is the source; the presets
+are for planning and for tests. What the implementation does not support is refused here, by name, before anything
+is built. No torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.errors import CheckpointError, printable, shown
+from megatron_apriel.formats.json_files import read_json
+
+ACTIVATIONS = ("silu", "gelu")
+"""Gate activations that both the Hugging Face reference and this model know; ``gelu`` is the exact (erf) form."""
+
+MOST_LAYERS = 10_000
+"""What is refused beyond: tables of names are made for all layers before any tensor is looked at."""
+MOST_SIZE = 2**40
+"""Of any other number in a config; products of several are still numbers that can be computed with."""
+
+
+@dataclass(frozen=True)
+class DecoderArchitecture:
+    """Mistral-style causal decoder: RMSNorm, grouped-query attention, rotary positions, gated MLP, untied head.
+
+    ``head_dim`` is a number of its own: Mistral-Nemo has hidden 5120 and 32 heads of 128, not of 160.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_hidden_size: int
+    vocab_size: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 1e9
+    activation: str = "silu"
+    max_positions: int = 131072
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer, norms included."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        return attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the input embedding; the output head has as many."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        return self.num_layers * self.layer_parameters + 2 * self.embedding_parameters + self.hidden_size
+
+
+@dataclass(frozen=True)
+class TowerArchitecture:
+    """Pixtral vision transformer: patch convolution, RMSNorm, layers with 2-D rotary positions, no final norm."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    ffn_hidden_size: int
+    activation: str
+    patch_size: int = 16
+    image_size: int = 1024
+    channels: int = 3
+    norm_eps: float = 1e-5
+    rope_theta: float = 1e4
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch: channels x patch_size x patch_size."""
+        return self.channels * self.patch_size**2
+
+    @property
+    def layer_parameters(self) -> int:
+        return 4 * self.hidden_size**2 + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        return self.num_layers * self.layer_parameters + self.hidden_size * (self.patch_values + 1)
+
+
+@dataclass(frozen=True)
+class ProjectorArchitecture:
+    """Two linear layers with an activation between, from the tower's width to the decoder's."""
+
+    input_size: int
+    output_size: int
+    activation: str = "gelu"
+    bias: bool = True
+
+    @property
+    def parameters(self) -> int:
+        return (self.input_size + self.output_size + 2 * self.bias) * self.output_size
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A whole model. ``tower`` and ``projector`` are None together for a text-only model."""
+
+    decoder: DecoderArchitecture
+    tower: TowerArchitecture | None = None
+    projector: ProjectorArchitecture | None = None
+    image_token_id: int = 10
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in (self.decoder, self.tower, self.projector) if part is not None)
+
+    def with_layers(self, num_layers: int) -> Architecture:
+        """The same model with a decoder of ``num_layers`` layers."""
+        return replace(self, decoder=replace(self.decoder, num_layers=num_layers))
+
+    @classmethod
+    def from_preset(cls, name: str) -> Architecture:
+        """One of ``PRESETS``; raises CheckpointError with the valid names."""
+        if name not in PRESETS:
+            raise CheckpointError(
+                f"no architecture preset {shown(name)}.", fix=f"Presets: {', '.join(sorted(PRESETS))}."
+            )
+        return PRESETS[name]
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Architecture:
+        """From ``config.json`` of a Hugging Face directory. Raises CheckpointError if absent, damaged, unsupported."""
+        file = Path(path) / "config.json"
+        config = read_json(
+            file,
+            "The model's shapes are read from a Hugging Face config.json.",
+            "Give a Hugging Face directory; tools/convert_checkpoint.py makes one from Mistral's own form.",
+        )
+        return cls.from_hf_config(config, origin=printable(file))
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any], origin: str = "config.json") -> Architecture:
+        """From the dictionary of a ``LlavaConfig`` with a Pixtral tower, or of a text-only ``MistralConfig``.
+
+        Args:
+            config: parsed ``config.json``, in the form of transformers 4 (``rope_theta``) or 5 (``rope_parameters``).
+            origin: where it came from, for error messages.
+        """
+        model_type = config.get("model_type")
+        if model_type == "mistral":
+            return cls(decoder=_decoder_from_hf(config, origin))
+        if model_type != "llava":
+            raise CheckpointError(
+                f"{origin}: model_type {shown(model_type)} is not supported.",
+                "The implementation is of LlavaForConditionalGeneration with a Pixtral tower and a Mistral decoder.",
+                "Supported: 'llava' (Pixtral), 'mistral' (text only).",
+            )
+        text, vision = (_section(config, key, origin) for key in ("text_config", "vision_config"))
+        _expect(vision, "model_type", ("pixtral",), f"{origin}: vision_config")
+        _expect(text, "model_type", ("mistral",), f"{origin}: text_config")
+        _expect(config, "vision_feature_layer", (-1,), origin, default=-1)
+        _expect(config, "vision_feature_select_strategy", ("full",), origin, default="default")
+        _expect(config, "tie_word_embeddings", (False, None), origin, default=False)
+        decoder, tower = _decoder_from_hf(text, f"{origin}: text_config"), _tower_from_hf(vision, origin)
+        projector = ProjectorArchitecture(
+            input_size=tower.hidden_size,
+            output_size=decoder.hidden_size,
+            activation=_expect(config, "projector_hidden_act", ACTIVATIONS, origin, default="gelu"),
+            bias=bool(config.get("multimodal_projector_bias", True)),
+        )
+        # transformers 5 renamed image_token_index to image_token_id and writes either.
+        key = "image_token_index" if "image_token_index" in config else "image_token_id"
+        if config.get(key) is None:
+            raise CheckpointError(
+                f"{origin} has no image_token_index.",
+                "Which token stands for a patch would have to be guessed, and readers guess differently.",
+                "Add it from the published config; Pixtral's is 10.",
+            )
+        image_token_id = positive_count(config, key, origin)
+        return cls(decoder=decoder, tower=tower, projector=projector, image_token_id=image_token_id)
+
+    def to_hf_config(self, dtype: str = "bfloat16") -> dict[str, Any]:
+        """A ``config.json`` that transformers loads; inverse of :meth:`from_hf_config`."""
+        text = _decoder_to_hf(self.decoder)
+        if self.tower is None or self.projector is None:
+            return {"architectures": ["MistralForCausalLM"], "dtype": dtype, **text}
+        return {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "model_type": "llava",
+            "dtype": dtype,
+            "image_token_index": self.image_token_id,
+            "multimodal_projector_bias": self.projector.bias,
+            "projector_hidden_act": self.projector.activation,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "tie_word_embeddings": False,
+            "text_config": text,
+            "vision_config": _tower_to_hf(self.tower),
+        }
+
+
+def _expect(config: Mapping[str, Any], key: str, supported: tuple[Any, ...], origin: str, default: Any = None) -> Any:
+    value = config.get(key, default)
+    if value not in supported:
+        raise CheckpointError(
+            f"{origin}: {key}={shown(value)} is not supported.", fix=f"Supported: {', '.join(map(repr, supported))}."
+        )
+    return value
+
+
+def positive_count(config: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
+    """``config[key]``, or the default where it is absent. Raises CheckpointError unless it is 1 to MOST_SIZE."""
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(
+            f"{origin}: {key}={shown(value)} is not a positive whole number.", "The shape cannot be known."
+        )
+    if value > MOST_SIZE:
+        raise CheckpointError(
+            f"{origin}: {key}={shown(value)} is too large: no model has such a size.",
+            fix="The file is damaged or of something else.",
+        )
+    return value
+
+
+def layer_count(config: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
+    """``config[key]``, or the default where it is absent. Raises CheckpointError unless it is 1 to MOST_LAYERS."""
+    value = positive_count(config, key, origin, default)
+    if value > MOST_LAYERS:
+        raise CheckpointError(
+            f"{origin}: {key}={value}.",
+            f"A model of more than {MOST_LAYERS} layers is not supported.",
+            "The file is damaged or of something else.",
+        )
+    return value
+
+
+def _section(config: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:
+    section = config.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{origin}: {key}={shown(section)} is not an object.")
+    return section
+
+
+def positive_number(config: Mapping[str, Any], key: str, default: float, origin: str) -> float:
+    """``config[key]``, or the default where it is absent. Raises CheckpointError if it is no number above zero."""
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+        raise CheckpointError(f"{origin}: {key}={shown(value)} is not a positive number.")
+    return float(value)
+
+
+def _rope_theta(config: Mapping[str, Any], default: float, types: tuple[str, ...], origin: str) -> float:
+    rope = _section(config, "rope_parameters", origin) or _section(config, "rope_scaling", origin)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in types:
+        raise CheckpointError(
+            f"{origin}: rotary positions of type {shown(kind)} are not supported.",
+            fix=f"Supported: {', '.join(types)}.",
+        )
+    return positive_number(rope if "rope_theta" in rope else config, "rope_theta", default, origin)
+
+
+def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitecture:
+    # The defaults are MistralConfig's own: published configs leave out what equals them (Pixtral-12B its 32 heads).
+    number = partial(positive_count, config, origin=origin)
+    hidden_size, num_heads = number("hidden_size", default=4096), number("num_attention_heads", default=32)
+    max_positions = number("max_position_embeddings", default=131072)
+    # MistralConfig's own default is 4096 where the key is absent, so that absence is not "no window".
+    window = config.get("sliding_window", 4096)
+    if window is not None and positive_count(config, "sliding_window", origin, default=4096) < max_positions:
+        raise CheckpointError(
+            f"{origin}: sliding_window={window} with max_position_embeddings={max_positions} is not supported.",
+            "Attention here sees the whole document; a shorter window would train another model.",
+            'Set "sliding_window": null if the model was trained without one.',
+        )
+    _expect(config, "attention_bias", (False, None), origin, default=False)
+    _expect(config, "tie_word_embeddings", (False, None), origin, default=False)
+    decoder = DecoderArchitecture(
+        hidden_size=hidden_size,
+        num_layers=layer_count(config, "num_hidden_layers", origin, default=32),
+        num_heads=num_heads,
+        num_kv_heads=number("num_key_value_heads", default=8 if "num_key_value_heads" not in config else num_heads),
+        head_dim=number("head_dim", default=hidden_size // num_heads),
+        ffn_hidden_size=number("intermediate_size", default=14336),
+        vocab_size=number("vocab_size", default=32000),
+        norm_eps=positive_number(config, "rms_norm_eps", 1e-6, origin),
+        rope_theta=_rope_theta(config, 1e4, ("default",), origin),
+        activation=_expect(config, "hidden_act", ACTIVATIONS, origin, default="silu"),
+        max_positions=max_positions,
+    )
+    if decoder.num_heads % decoder.num_kv_heads:
+        raise CheckpointError(
+            f"{origin}: {decoder.num_heads} attention heads are not a multiple of {decoder.num_kv_heads} key-value"
+            " heads."
+        )
+    if decoder.head_dim % 2:
+        raise CheckpointError(
+            f"{origin}: heads of {decoder.head_dim} are not supported.",
+            "Rotary positions turn pairs of numbers, so that a head's size must be even.",
+        )
+    return decoder
+
+
+def _decoder_to_hf(decoder: DecoderArchitecture) -> dict[str, Any]:
+    return {
+        "model_type": "mistral",
+        "hidden_size": decoder.hidden_size,
+        "num_hidden_layers": decoder.num_layers,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "head_dim": decoder.head_dim,
+        "intermediate_size": decoder.ffn_hidden_size,
+        "vocab_size": decoder.vocab_size,
+        "hidden_act": decoder.activation,
+        "rms_norm_eps": decoder.norm_eps,
+        "rope_theta": decoder.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rope_theta},
+        "max_position_embeddings": decoder.max_positions,
+        "sliding_window": None,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def _tower_from_hf(config: Mapping[str, Any], origin: str) -> TowerArchitecture:
+    origin = f"{origin}: vision_config"
+    number = partial(positive_count, config, origin=origin)
+    hidden_size, num_heads = number("hidden_size", default=1024), number("num_attention_heads", default=16)
+    head_dim = number("head_dim", default=hidden_size // num_heads)
+    if head_dim * num_heads != hidden_size or head_dim % 4:
+        raise CheckpointError(
+            f"{origin}: hidden_size={hidden_size} with {num_heads} heads of {head_dim} is not supported.",
+            "The tower's heads fill its width, and rotary positions in two dimensions need a head size in fours.",
+        )
+    tower = TowerArchitecture(
+        hidden_size=hidden_size,
+        num_layers=layer_count(config, "num_hidden_layers", origin, default=24),
+        num_heads=num_heads,
+        head_dim=head_dim,
+        ffn_hidden_size=number("intermediate_size", default=4096),
+        # The reference's own default where the key is absent; published Pixtral configs name silu.
+        activation=_expect(config, "hidden_act", ACTIVATIONS, origin, default="gelu"),
+        patch_size=number("patch_size", default=16),
+        image_size=number("image_size", default=1024),
+        channels=number("num_channels", default=3),
+        rope_theta=_rope_theta(config, 1e4, ("default", "axial"), origin),
+    )
+    if tower.image_size % tower.patch_size:
+        raise CheckpointError(
+            f"{origin}: image_size={tower.image_size} is not a multiple of patch_size={tower.patch_size}."
+        )
+    return tower
+
+
+def _tower_to_hf(tower: TowerArchitecture) -> dict[str, Any]:
+    return {
+        "model_type": "pixtral",
+        "hidden_size": tower.hidden_size,
+        "num_hidden_layers": tower.num_layers,
+        "num_attention_heads": tower.num_heads,
+        "head_dim": tower.head_dim,
+        "intermediate_size": tower.ffn_hidden_size,
+        "hidden_act": tower.activation,
+        "patch_size": tower.patch_size,
+        "image_size": tower.image_size,
+        "num_channels": tower.channels,
+        "rope_theta": tower.rope_theta,
+        "attention_dropout": 0.0,
+    }
+
+
+def _pixtral(num_layers: int) -> Architecture:
+    return Architecture(
+        decoder=DecoderArchitecture(5120, num_layers, 32, 8, 128, 14336, 131072, max_positions=1024000),
+        tower=TowerArchitecture(1024, 24, 16, 64, 4096, "silu"),
+        projector=ProjectorArchitecture(1024, 5120),
+    )
+
+
+def _small(num_layers: int, hidden_size: int, vocab_size: int) -> Architecture:
+    return Architecture(
+        decoder=DecoderArchitecture(
+            hidden_size,
+            num_layers,
+            4,
+            2,
+            hidden_size // 2,
+            2 * hidden_size,
+            vocab_size,
+            rope_theta=1e6,
+            max_positions=4096,
+        ),
+        tower=TowerArchitecture(48, 2, 3, 16, 96, "silu", image_size=256),
+        projector=ProjectorArchitecture(48, hidden_size),
+    )
+
+
+PRESETS: dict[str, Architecture] = {
+    "pixtral-12b": _pixtral(40),
+    "apriel-15b": _pixtral(48),
+    # tiny: for unit and multi-process tests. mini: large enough for the quickstart to learn something on two cores.
+    "tiny": _small(4, 64, 256),
+    "mini": _small(5, 128, 8192),
+}

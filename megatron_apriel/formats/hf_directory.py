@@ -1,0 +1,54 @@
+"""What lies in a Hugging Face directory beside the weights: config, generation config, chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_apriel.formats.json_files import read_json, write_json
+from megatron_apriel.formats.kinds import CONFIG
+from megatron_apriel.formats.sidecars import copy_sidecars, sidecar_files
+
+SAMPLING = {"do_sample": True, "temperature": 0.6}
+"""How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
+_BOS, _EOS, _PAD = 1, 2, 11
+"""Tekken's ids."""
+_GENERATION = "generation_config.json"
+
+
+def check_sidecars(source: Path) -> None:
+    """Raise CheckpointError for files beside the weights that could not be read when a result is to be completed."""
+    sidecar_files(source)
+    if (source / _GENERATION).exists():
+        read_json(source / _GENERATION)
+
+
+def write_hf_sidecars(
+    directory: Path, config: dict[str, object], source: Path, chat_template: str | None = None
+) -> None:
+    """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
+    copy_sidecars(source, directory)
+    write_json(directory / CONFIG, config)
+    generation_file = source / _GENERATION
+    given = read_json(generation_file) if generation_file.exists() else {}
+    text = config.get("text_config")
+    ids = text if isinstance(text, dict) else config
+    standard = {
+        "bos_token_id": ids.get("bos_token_id", _BOS),
+        "eos_token_id": ids.get("eos_token_id", _EOS),
+        "pad_token_id": _PAD,
+    }
+    write_json(directory / _GENERATION, {**standard, **SAMPLING, **given})
+    if chat_template is not None:
+        _set_chat_template(directory, chat_template)
+
+
+def _set_chat_template(directory: Path, template: str) -> None:
+    """One template in one place: transformers 5 reads chat_template.jinja, and older places would contradict it."""
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (directory / "chat_template.json").unlink(missing_ok=True)
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        file = directory / name
+        if file.exists():
+            fields = read_json(file)
+            if fields.pop("chat_template", None) is not None:
+                write_json(file, fields)

@@ -1,0 +1,112 @@
+"""Recognises what kind of checkpoint a directory holds, and reads the model's shapes and sidecar files from it.
+
+Three kinds, of which any can be trained from and converted to any other:
+
+* ``hf``: ``config.json`` and ``model*.safetensors``;
+* ``mistral``: ``params.json`` and ``consolidated*.safetensors``;
+* ``megatron``: a run's distributed checkpoint, ``OUTPUT/checkpoints/step_00000500``, with ``run.json`` and ``hf/``.
+
+Releases of Mistral carry the first two in one directory; the Hugging Face files are then used. No torch.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.mistral_params import architecture_from_params
+
+RUN_FILE = "run.json"
+"""Written last into a distributed checkpoint: step, layout, sizes of all files, the run's own state."""
+SIDECAR_DIRECTORY = "hf"
+"""Inside a distributed checkpoint: config, tokenizer and processor files."""
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+
+
+class Kind(StrEnum):
+    """What a directory holds."""
+
+    HF = "hf"
+    MISTRAL = "mistral"
+    MEGATRON = "megatron"
+
+
+def recognise(path: str | Path) -> Kind:
+    """The kind of checkpoint in directory ``path``. Raises CheckpointError if it is none, with what was looked for."""
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} is not a directory." if path.exists() else f"{path} does not exist.",
+            fix="Give a directory with a checkpoint; weights are never downloaded.",
+        )
+    if (path / RUN_FILE).exists() or (path / ".metadata").exists():
+        return Kind.MEGATRON
+    mistral = (path / "params.json").exists() and any(path.glob("consolidated*.safetensors"))
+    hf = (path / CONFIG).exists() and ((path / INDEX).exists() or any(path.glob("model*.safetensors")))
+    if mistral and not hf:
+        return Kind.MISTRAL
+    if (path / CONFIG).exists():
+        return Kind.HF
+    raise CheckpointError(f"{path} holds no checkpoint.", _LOOKED_FOR, _hint(path))
+
+
+_LOOKED_FOR = (
+    "Looked for config.json with model*.safetensors (Hugging Face), params.json with consolidated*.safetensors "
+    "(Mistral), run.json with .metadata (a run's distributed checkpoint)."
+)
+
+
+def _hint(path: Path) -> str:
+    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = sorted(entry.name for entry in checkpoints.glob("step_*") if (entry / RUN_FILE).exists())
+    if (path / "final" / CONFIG).exists():
+        return f"Did you mean {path / 'final'}?"
+    if steps:
+        return f"Did you mean {checkpoints / steps[-1]}?"
+    return ""
+
+
+def sidecar_directory(path: str | Path) -> Path:
+    """Where the config, tokenizer and processor files of the checkpoint at ``path`` lie."""
+    path = Path(path)
+    return path / SIDECAR_DIRECTORY if recognise(path) is Kind.MEGATRON else path
+
+
+def architecture_of(path: str | Path) -> Architecture:
+    """The shapes of the checkpoint at ``path``, of whatever kind it is; no weight is read."""
+    path = Path(path)
+    if recognise(path) is Kind.MISTRAL:
+        return architecture_from_params(path / "params.json")
+    return Architecture.from_directory(sidecar_directory(path))
+
+
+def config_for(architecture: Architecture, source: Path, dtype: str) -> dict[str, object]:
+    """The ``config.json`` to write: the one in ``source`` where it is, with what training may change set anew.
+
+    What changes is the number of decoder layers and the dtype; every other entry of the source stays, known to this
+    project or not. Raises CheckpointError if the source's config is of a model with other shapes.
+    """
+    file = source / CONFIG
+    if not file.is_file():
+        return dict(architecture.to_hf_config(dtype))
+    config: dict[str, object] = read_json(file)
+    # A text-only model may be taken out of a LLaVA checkpoint; its config is then the text part's.
+    if architecture.tower is None and config.get("model_type") != "mistral":
+        return dict(architecture.to_hf_config(dtype))
+    text = config.get("text_config")
+    (text if isinstance(text, dict) else config)["num_hidden_layers"] = architecture.decoder.num_layers
+    for section in (config, text, config.get("vision_config")):
+        if isinstance(section, dict):
+            for key in ("dtype", "torch_dtype"):
+                if key in section or (section is config and key == "dtype" and "torch_dtype" not in section):
+                    section[key] = dtype
+    if Architecture.from_hf_config(config, str(file)) != architecture:
+        raise CheckpointError(
+            f"{file} describes another model than the weights that are being written.",
+            f"It says {Architecture.from_hf_config(config, str(file))}; the model is {architecture}.",
+            "Give the directory of the checkpoint that the model was made from.",
+        )
+    return config

@@ -1,0 +1,205 @@
+"""``run.json`` and ``hf/``: what lies in a distributed checkpoint beside the shards. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.json_files import write_json
+from megatron_apriel.formats.kinds import CONFIG, RUN_FILE, SIDECAR_DIRECTORY
+from megatron_apriel.formats.sidecars import copy_sidecars, sha256_of
+from megatron_apriel.inputs import read_input
+
+FORMAT = 1
+"""Of ``run.json``."""
+SHARD_SUFFIX = ".distcp"
+"""Of the files with weights and optimizer state, as torch names them."""
+
+
+def _inside(name: str) -> str:
+    """Refuse the name of a file that is not in the checkpoint."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path == PurePosixPath(".") or "\0" in name:
+        raise ValueError(f"{name!r} is no file in the checkpoint")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_inside)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Format(BaseModel):
+    format: int
+
+
+class LayoutRecord(BaseModel):
+    """Sizes of the process groups that wrote a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    world_size: Annotated[int, Field(ge=1)]
+    tensor: Annotated[int, Field(ge=1)]
+    pipeline: Annotated[int, Field(ge=1)]
+    virtual: Annotated[int, Field(ge=1)]
+    context: Annotated[int, Field(ge=1)]
+
+
+class OptimizerGroup(BaseModel):
+    """Step count and rates of one of the optimizer's parameter groups; what else a group has are plain values."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, bool | int | _Finite | str | list[bool | int | _Finite | str | None] | None]
+
+    step: _Count | Annotated[_Finite, Field(ge=0)] = 0
+    lr: _Finite = 0.0
+    max_lr: _Finite | None = None
+    min_lr: _Finite | None = None
+    lr_mult: _Finite = 1.0
+    wd_mult: _Finite = 1.0
+    weight_decay: _Finite = 0.0
+    eps: _Finite = 0.0
+    betas: tuple[_Finite, _Finite] = (0.0, 0.0)
+
+
+class RunRecord(BaseModel):
+    """What ``run.json`` says of a checkpoint.
+
+    Attributes:
+        step: finished optimizer steps.
+        layout: that wrote it; None where it was converted.
+        optimizer_groups: of the optimizer; None where only weights were saved.
+        extra: the run's own state, as it was given; see :class:`RunState`.
+        versions: of the libraries that wrote it.
+        files: bytes of each file, by its name in the checkpoint.
+        sha256: of each file that is no shard. Checkpoints of early versions have none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    step: _Count
+    layout: LayoutRecord | None
+    optimizer_groups: list[OptimizerGroup] | None
+    extra: dict[str, Any]
+    versions: dict[str, str] = {}
+    files: dict[_Name, _Count]
+    sha256: dict[_Name, str] = {}
+
+    @model_validator(mode="after")
+    def _listed(self) -> RunRecord:
+        if unlisted := self.sha256.keys() - self.files.keys():
+            raise ValueError(f"digests of files that it does not list: {sorted(unlisted)}")
+        return self
+
+
+class _SavedSettings(BaseModel):
+    """A run's configuration as it was saved: compared with today's, not used."""
+
+    model_config = ConfigDict(extra="allow")
+
+    mixture: list[dict[str, Any]] = []
+
+
+class RunState(BaseModel):
+    """A run's own state in its checkpoints.
+
+    Attributes:
+        sequences: of the mixture that were trained on.
+        skipped, skipped_in_a_row: steps whose loss or gradient was not finite.
+        config: the configuration that the run was begun with.
+        corpora: fingerprints of the mixture's corpora.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    sequences: _Count
+    skipped: _Count = 0
+    skipped_in_a_row: _Count = 0
+    config: _SavedSettings
+    corpora: list[str] = []
+
+
+def write_sidecars(checkpoint: Path, config: dict[str, object], source: Path) -> None:
+    """Put ``config`` and the tokenizer and processor files of ``source`` into a distributed checkpoint."""
+    directory = checkpoint / SIDECAR_DIRECTORY
+    directory.mkdir()
+    write_json(directory / CONFIG, config)
+    copy_sidecars(source, directory)
+
+
+def write_run_file(checkpoint: Path, record: dict[str, Any]) -> None:
+    """Write ``run.json``, the last file to be written: ``record``, plain, and the size of every file that is there.
+
+    Of all but the shards, whose pieces have checksums of their own, the SHA-256 too.
+    """
+    files = {str(file.relative_to(checkpoint)): file for file in sorted(checkpoint.rglob("*")) if file.is_file()}
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    digests = {name: sha256_of(file) for name, file in files.items() if not name.endswith(SHARD_SUFFIX)}
+    write_json(checkpoint / RUN_FILE, {"format": FORMAT, **record, "files": sizes, "sha256": digests})
+
+
+def read_run_file(path: Path) -> RunRecord:
+    """``run.json`` of a checkpoint whose files all have the sizes and the digests that it records.
+
+    Raises:
+        CheckpointError: naming the file that is missing, changed, damaged, outside of the checkpoint or of another
+            size.
+    """
+    record = _record(path)
+    for name, size in record.files.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found:,} bytes"
+            raise CheckpointError(f"{path / name} {state}; {size:,} were written.", "The checkpoint is damaged.")
+    for name, digest in record.sha256.items():
+        if sha256_of(path / name) != digest:
+            raise CheckpointError(f"{path / name} was changed after it was written.", "Its SHA-256 is another.")
+    return record
+
+
+def _record(path: Path) -> RunRecord:
+    file = path / RUN_FILE
+    try:
+        data = read_input(file)
+        # Before all else: another format may have other fields.
+        if (known := _Format.model_validate_json(data).format) != FORMAT:
+            raise CheckpointError(f"{file} is of format {known!r}; this version of the project reads {FORMAT}.")
+        return RunRecord.model_validate_json(data, strict=True)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file} does not exist." if path.is_dir() else f"{path} does not exist.",
+            "A run's checkpoint has one; it is written last.",
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{file} is damaged: {first_mistake(error)}.") from None
+
+
+def run_state(path: Path, record: RunRecord) -> RunState:
+    """The run's own state in the record of the checkpoint at ``path``.
+
+    Raises:
+        CheckpointError: it was converted and is of no run, or what it says cannot be.
+    """
+    if "config" not in record.extra:
+        raise CheckpointError(
+            f"{path} holds weights and nothing of a run: it was converted, not saved by one.",
+            "There is nothing in it to resume.",
+            f"Move it out of {path.parent} and give it as init_from.",
+        )
+    try:
+        return RunState.model_validate(record.extra, strict=True)
+    except ValidationError as error:
+        raise CheckpointError(f"{path / RUN_FILE} is damaged: extra.{first_mistake(error)}.") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Where in a record something is wrong, and what."""
+    mistake = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(map(str, mistake["loc"]))[:200]
+    return f"{place}: {mistake['msg']}" if place else mistake["msg"]

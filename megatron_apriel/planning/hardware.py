@@ -1,0 +1,189 @@
+"""What a plan takes for granted about GPUs and the links between them: stated numbers, each with where it is from.
+
+Rates of one layer's matrix products include everything that happens beside them in the layer (norms, activation,
+rotary positions, quantisation, accumulation of gradients): they are what a whole layer reached in a training step.
+``LayerTimes`` holds the measurement and :meth:`LayerTimes.rate` turns it into such a rate, so that a new measurement
+changes one line. Any value can be replaced by a file or on the command line of ``tools/plan.py``. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from megatron_apriel.config.explain import config_error
+from megatron_apriel.config.schema import Number, Section, Whole
+from megatron_apriel.config.yaml_text import Location, parse_yaml, read_yaml
+from megatron_apriel.errors import ConfigError, brief, printable
+from megatron_apriel.formats.architecture import PRESETS
+from megatron_apriel.formats.flops import decoder_forward
+
+Positive = Annotated[Number, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Milliseconds of one decoder layer, forward and backward, in whole steps of 8 micro-batches of one document.
+
+    The steps include the optimizer, whose share of a layer is taken off again; so is attention, whose rate is known.
+    """
+
+    milliseconds: float
+    tokens: int
+    micro_batches: int
+    attention_forward: float
+    attention_backward: float
+    optimizer_milliseconds: float
+    """Of one optimizer step over the parameters of one layer."""
+
+    def rate(self) -> float:
+        """TFLOP/s of the layer's matrix products."""
+        decoder = PRESETS["apriel-15b"].with_layers(1).decoder
+        linear, attention = decoder_forward(decoder, self.tokens, self.tokens**2)
+        linear -= 2 * self.tokens * decoder.embedding_parameters
+        spent = attention / self.attention_forward + 2 * attention / self.attention_backward
+        spent += self.optimizer_milliseconds / self.micro_batches * 1e9
+        return 3 * linear / (self.milliseconds * 1e9 - spent)
+
+
+# Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches, the mean of three runs,
+# 1 to 3% apart (benchmarks/results/step-20261124-172527.md, -201624.md, step-20261125-205613.md), of blockwise one run
+# (step-20261129-055644.md); FlashAttention-4 alone (attention-20261124-172320.md beside them).
+_ATTENTION = {8192: (611.0, 426.0), 32768: (636.0, 470.0)}
+# What a step takes once (optimizer, gradient norm, copies): 32 ms for 8 layers, embedding and head, 3.52 B parameters,
+# the middle of the three precisions.
+_OPTIMIZER_MS_PER_LAYER = 32 * 0.2726 / 3.523
+_LAYER_MS = {"bf16": 24.9, "delayed": 16.2, "tensorwise": 17.0, "blockwise": 18.8}
+
+
+def _linear(precision: str) -> float:
+    times = LayerTimes(_LAYER_MS[precision], 8192, 8, *_ATTENTION[8192], _OPTIMIZER_MS_PER_LAYER)
+    return round(times.rate(), 1)
+
+
+class Hardware(Section):
+    """GPUs and links; rates in TFLOP/s are those of one GPU, bandwidths in GB/s those of one GPU and direction."""
+
+    name: str = "H200"
+    """What the table's title says."""
+    memory: Positive = 139.0
+    """GiB of one GPU. Measured on one H200, 2026-11."""
+    reserve: Annotated[Number, Field(ge=0)] = 6.0
+    """GiB for CUDA, NCCL's buffers and the allocator's gaps. Assumption: commonly 3 to 6."""
+    gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
+    """GPUs that the fast links join. Assumption: datasheet of common servers."""
+    linear_bf16: Positive = _linear("bf16")
+    """A layer's matrix products with all beside them. From 24.9 ms a layer on one H200, 2026-11."""
+    linear_delayed: Positive = _linear("delayed")
+    """The same in FP8 delayed. From 16.2 ms a layer on one H200, 2026-11."""
+    linear_tensorwise: Positive = _linear("tensorwise")
+    """The same in FP8 tensorwise. From 17.0 ms a layer on one H200, 2026-11."""
+    linear_blockwise: Positive = _linear("blockwise")
+    """The same in FP8 blockwise. From 18.8 ms a layer on one H200, one run, 2026-11."""
+    beside_products: Annotated[Number, Field(ge=0, lt=1)] = 0.08
+    """Share of those times that is not of products (norms, activation, rotary positions, quantisation): it does not
+    fall where a frozen layer leaves out the gradients of its weights. Inventories of a step on one H200 give 0.06 in
+    bf16 and 0.13 in FP8, 2026-11."""
+    attention_8k_forward: Positive = _ATTENTION[8192][0]
+    """Causal attention, counted half, documents of 8192 tokens or less. FlashAttention-4 on one H200, 2026-11."""
+    attention_8k_backward: Positive = _ATTENTION[8192][1]
+    """Its backward pass, counted twice the forward pass. FlashAttention-4 on one H200, 2026-11."""
+    attention_32k_forward: Positive = _ATTENTION[32768][0]
+    """Documents of 32768 tokens or more; between, by the logarithm of the length. FlashAttention-4 on one H200,
+    2026-11."""
+    attention_32k_backward: Positive = _ATTENTION[32768][1]
+    """Its backward pass, counted twice the forward pass. FlashAttention-4 on one H200, 2026-11."""
+    head: Positive = 714.0
+    """The head's three bf16 matrix products. From 46 ms for 8192 tokens on one H200, 2026-11."""
+    tower: Positive = 600.0
+    """Tower and projector, attention included. From steps of CPT-2's mix on one H200, 590 and above, 2026-11."""
+    copy_bandwidth: Positive = 4260.0
+    """GB/s of the GPU's own memory. Measured on one H200, 2026-11."""
+    loss_bytes: Annotated[Number, Field(ge=0)] = 19.0
+    """Memory traffic of the loss, and of the embedding with it, for each token and vocabulary entry. From what is left
+    of 51 ms for embedding, head and loss beside the head's products, for 8192 tokens on one H200, 2026-11."""
+    optimizer_bytes: Annotated[Number, Field(ge=0)] = 39.0
+    """Memory traffic of a step for each trained parameter. From about 32 ms for 3.52 B on one H200, 2026-11."""
+    intra_node: Positive = 240.0
+    """GB/s of collectives inside a node. All-gathers and reduce-scatters of 256 MiB, 243 and 228, between two H200 with
+    NVLink multicast off, 2026-11; of 64 MiB about 200, of 1 GiB 270."""
+    inter_node: Positive = 50.0
+    """GB/s between nodes. Assumption: 400 Gb/s for each GPU (datasheet)."""
+    latency: Annotated[Number, Field(ge=0)] = 40.0
+    """Microseconds of one collective or message. Smallest collectives between two H200, 36 to 40; messages 100;
+    2026-11."""
+
+    def linear(self, precision: str) -> float:
+        """TFLOP/s of a decoder layer's products under ``precision.fp8``; ``none`` is bf16."""
+        return float(getattr(self, "linear_bf16" if precision == "none" else f"linear_{precision}"))
+
+    def attention(self, length: float) -> tuple[float, float]:
+        """TFLOP/s of causal attention forward and backward over documents of so many tokens."""
+        share = min(max(log2(max(length, 1) / 8192) / 2, 0.0), 1.0)
+        forward = self.attention_8k_forward + share * (self.attention_32k_forward - self.attention_8k_forward)
+        return forward, self.attention_8k_backward + share * (self.attention_32k_backward - self.attention_8k_backward)
+
+    def link(self, span: int, world_size: int) -> float:
+        """GB/s between ranks of a group that reaches over ``span`` neighbouring ranks out of all of them."""
+        in_one_node = world_size <= self.gpus_per_node or self.gpus_per_node % span == 0
+        return self.intra_node if in_one_node else self.inter_node
+
+
+# H100: the same arithmetic units; memory by its datasheet, its bandwidth as much below it as the H200's was. Not
+# measured: what is bound by memory inside a layer is slower there than these rates say.
+KINDS: dict[str, Hardware] = {
+    "h200": Hardware(),
+    "h100": Hardware(name="H100", memory=79.6, copy_bandwidth=round(3350 * 4260 / 4800)),
+}
+
+
+_PRINTED = "tools/plan.py --print-hardware prints such a file."
+
+
+def hardware(kind: str, file: Path | None = None, settings: Sequence[str] = ()) -> Hardware:
+    """A kind of GPU with what a YAML file and ``name=value`` words replace. Raises ConfigError.
+
+    Args:
+        kind: a key of ``KINDS``.
+        file: ``name: value`` lines; any of the names that ``tools/plan.py --print-hardware`` prints.
+        settings: words of the command line; they win.
+    """
+    values: dict[Any, Any] = KINDS[kind].model_dump()
+    lines: dict[Location, int] = {}
+    origins: dict[Location, str] = {}
+    if file is not None:
+        given, lines = read_yaml(file, "Hardware is described by a YAML file of name: value lines.", _PRINTED)
+        if not isinstance(given, dict):
+            raise ConfigError(f"{printable(file)} holds no name: value lines.", fix=_PRINTED)
+        values |= given
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {brief(setting)}: no value.", fix="Write name=value, as in --set inter_node=25.")
+        values[name.strip()] = parse_yaml(text, f"--set {brief(setting)}")[0]
+        origins[(name.strip(),)] = f"--set {setting}"
+    try:
+        gpu = Hardware.model_validate(values)
+    except ValidationError as error:
+        names = f"Names: {', '.join(Hardware.model_fields)}."
+        raise config_error(error, printable(file or "hardware"), lines, origins, Hardware, names) from None
+    if gpu.reserve >= gpu.memory:
+        raise ConfigError(
+            f"reserve={gpu.reserve:g} GiB leaves nothing of memory={gpu.memory:g} GiB.",
+            "The reserve is what CUDA, NCCL and the allocator take of a GPU's memory.",
+            f"Set reserve below {gpu.memory:g}, or memory above {gpu.reserve:g}.",
+        )
+    return gpu
+
+
+def hardware_yaml(gpu: Hardware) -> str:
+    """All numbers with their meaning and origin, as a file that :func:`hardware` reads."""
+    lines = []
+    for name, field in Hardware.model_fields.items():
+        lines += [f"# {' '.join((field.description or '').split())}", f"{name}: {getattr(gpu, name)}"]
+    return "\n".join(lines)

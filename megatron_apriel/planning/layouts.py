@@ -1,0 +1,177 @@
+"""All layouts that a stage could run on so many GPUs, with their predicted memory and time per step. No torch.
+
+Tensor parallelism stays inside a node. Where a pipeline can be split evenly and by load, the better of the two stands
+for both. What :func:`megatron_apriel.parallel.checks.check_layout` refuses is kept with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from megatron_apriel.config.schema import ParallelSection, RecomputeSection, StageConfig
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.balance import balanced_layers, stage_extras
+from megatron_apriel.parallel.checks import check_layout
+from megatron_apriel.parallel.layout import Layout, divisors
+from megatron_apriel.planning.hardware import Hardware
+from megatron_apriel.planning.memory import RankMemory, rank_memory
+from megatron_apriel.planning.step_time import StepTime, Workload, step_time
+
+GIB = 2**30
+TENSOR, CONTEXT = (1, 2, 4, 8), (1, 2, 4, 8, 16)
+MOST_STAGES, VIRTUAL = 16, (1, 2, 3, 4, 6)
+RECOMPUTE = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout that may run, as the stage that would run on it."""
+
+    config: StageConfig
+    layout: Layout
+    layers: tuple[int, ...]
+    """Decoder layers of each virtual stage."""
+    memory: RankMemory
+    """Of the pipeline stage that needs most."""
+    fullest_stage: int
+    time: StepTime
+    available: float
+    """Bytes of a GPU that are left to the program."""
+
+    @property
+    def over(self) -> float:
+        """Bytes by which it does not fit; negative where it does."""
+        return self.memory.total - self.available
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one GPU."""
+        return self.config.batch_tokens / self.time.total / self.layout.world_size
+
+    @property
+    def teraflops(self) -> float:
+        """Of one GPU, by the rule of :mod:`megatron_apriel.formats.flops`."""
+        return self.time.flops / self.time.total / self.layout.world_size / 1e12
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the whole stage."""
+        return self.config.steps * self.time.total * self.layout.world_size / 3600
+
+    @property
+    def label(self) -> str:
+        return _label(self.config.parallel)
+
+
+@dataclass
+class Candidates:
+    """What was found: one entry of ``accepted`` for each layout and kind of recomputation."""
+
+    accepted: list[Candidate] = field(default_factory=list)
+    refused: list[tuple[str, ConfigError]] = field(default_factory=list)
+
+    def fitting(self) -> list[Candidate]:
+        """Of each layout the fastest kind of recomputation that fits; the fastest first."""
+        fitting = [candidate for candidate in self.accepted if candidate.over <= 0]
+        return _one_each(sorted(fitting, key=lambda candidate: candidate.time.total))
+
+    def missing(self) -> list[Candidate]:
+        """Of each layout that fits in no way the smallest; the nearest first."""
+        fitting = {candidate.label for candidate in self.accepted if candidate.over <= 0}
+        too_large = [candidate for candidate in self.accepted if candidate.label not in fitting]
+        return _one_each(sorted(too_large, key=lambda candidate: candidate.over))
+
+
+def candidates(
+    config: StageConfig, architecture: Architecture, gpus: int, gpu: Hardware, workload: Workload
+) -> Candidates:
+    """Every layout on so many GPUs, predicted.
+
+    Args:
+        config: the stage; its own layout and recomputation are replaced.
+        architecture: the model.
+        gpus: GPUs of the run.
+        gpu: rates, links and memory.
+        workload: what the sequences hold.
+    """
+    found = Candidates()
+    for tensor, context, pipeline, virtual in _shapes(architecture, gpus, gpu):
+        parallel = config.parallel.model_copy(
+            update={
+                "tensor": tensor,
+                "sequence": tensor > 1,
+                "context": context,
+                "pipeline": pipeline,
+                "virtual": virtual,
+                "layers_per_stage": None,
+            }
+        )
+        stage = config.model_copy(update={"parallel": parallel, "recompute": RecomputeSection()})
+        try:
+            check_layout(_split(stage, architecture, workload), architecture, gpus)
+        except ConfigError as error:
+            found.refused.append((_label(parallel), error))
+            continue
+        for mode in RECOMPUTE:
+            recompute = RecomputeSection.model_validate({"mode": mode})
+            one = stage.model_copy(update={"recompute": recompute})
+            splits = [_split(one, architecture, workload)]
+            if architecture.decoder.num_layers % (pipeline * virtual) == 0 and one != splits[0]:
+                splits.append(one)
+            both = [_candidate(split, architecture, gpus, gpu, workload) for split in splits]
+            found.accepted.append(min(both, key=lambda entry: (max(entry.over, 0), entry.time.total)))
+    return found
+
+
+def _shapes(architecture: Architecture, gpus: int, gpu: Hardware) -> Iterator[tuple[int, int, int, int]]:
+    """Ranks over tensor, context, pipeline, and chunks of each pipeline rank."""
+    for tensor in TENSOR:
+        for context in CONTEXT:
+            for pipeline in (number for number in divisors(gpus) if number <= MOST_STAGES):
+                if tensor > gpu.gpus_per_node or gpus % (tensor * context * pipeline):
+                    continue
+                for virtual in VIRTUAL if pipeline > 1 else (1,):
+                    if pipeline * virtual <= architecture.decoder.num_layers:
+                        yield tensor, context, pipeline, virtual
+
+
+def _split(config: StageConfig, architecture: Architecture, workload: Workload) -> StageConfig:
+    """The stage with its layers split by load; nothing said where that is an even split."""
+    parallel = config.parallel
+    extras = stage_extras(config, architecture, workload.image_tokens / config.sequence_length)
+    layers = balanced_layers(architecture.decoder.num_layers, parallel.pipeline, parallel.virtual, extras)
+    if len(set(layers)) == 1:
+        return config
+    return config.model_copy(update={"parallel": parallel.model_copy(update={"layers_per_stage": layers})})
+
+
+def _candidate(
+    config: StageConfig, architecture: Architecture, gpus: int, gpu: Hardware, workload: Workload
+) -> Candidate:
+    layout = Layout.from_config(config.parallel, gpus)
+    memories = [rank_memory(config, architecture, layout, rank) for rank in range(layout.pipeline)]
+    fullest = max(range(layout.pipeline), key=lambda rank: memories[rank].total)
+    return Candidate(
+        config=config,
+        layout=layout,
+        layers=layout.layers_per_virtual_stage(architecture.decoder.num_layers),
+        memory=memories[fullest],
+        fullest_stage=fullest,
+        time=step_time(config, architecture, layout, gpu, workload),
+        available=(gpu.memory - gpu.reserve) * GIB,
+    )
+
+
+def _label(parallel: ParallelSection) -> str:
+    sizes = {"TP": parallel.tensor, "CP": parallel.context, "PP": parallel.pipeline, "VP": parallel.virtual}
+    return " ".join(f"{name}{size}" for name, size in sizes.items())
+
+
+def _one_each(ordered: list[Candidate]) -> list[Candidate]:
+    """The first candidate of each layout."""
+    first: dict[str, Candidate] = {}
+    for candidate in ordered:
+        first.setdefault(candidate.label, candidate)
+    return list(first.values())

@@ -1,0 +1,199 @@
+"""Expected memory of a rank, from shapes alone: for planning a layout, not for the last gigabyte. No torch.
+
+What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and data-parallel ranks:
+
+* weights: 2 in bf16, 4 in fp32, frozen ones too; decoder matrices, embedding and head are divided by T, norms, tower
+  and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed) in layers that
+  run in it;
+* gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in;
+* optimizer: fp32 master weights and two moments, 12 a trained parameter, divided by D (Megatron's distributed
+  optimizer; 8 in fp32, where the weights are their own master);
+* activations of a decoder layer kept for the backward pass, after Korthikanti et al. 2022 ("Reducing Activation
+  Recomputation", section 4) for this layer: no dropout, fused attention that keeps no scores, gated MLP, grouped
+  queries. In elements a token, with hidden size h, query width q, key and value width k, feed-forward width f::
+
+      none        4h + (2q + 2k)/T + 3f/T     both norms' inputs and outputs; q, k, v, attention's output; gate, up,
+                                              and their product
+      selective   3h + (2q + 2k)/T            the MLP is computed again from its input
+      full        h                           the whole layer is
+
+  h is divided by T under sequence parallelism. Under context parallelism a rank has its share of the tokens, and of
+  each layer the keys and values of all tokens: k counts once for every context-parallel rank. A decoder that is frozen
+  keeps no inputs of its matrices: 2h less and f/T less. In a layer that runs in FP8 those inputs take one byte for two,
+  and attention's output is kept in both forms. Recomputation needs one layer's ``none`` at a time on top.
+  Pipeline rank p of P keeps P - p micro-batches (one forward, one backward; more with interleaving, as in Megatron's
+  schedule);
+* logits, on the last stage: 2 a token and vocabulary entry of this rank, of one chunk of tokens at a time, since the
+  loss computes logits and their gradient in chunks of at most ``LOGITS_PER_CHUNK`` elements; and 2h a token for the
+  gradient of the hidden states;
+* images, on the first stage, for a sequence full of them, shared out over T: a trained tower keeps ``8h + 3f``
+  elements a patch and layer (7h with ``selective``, h with ``full``), a frozen one holds one layer at a time; a trained
+  projector keeps its three widths; the features of all shares are gathered on every rank. P micro-batches are kept, 2P
+  with interleaving.
+
+Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB. What is counted is
+held against measured peaks of text on one GPU by ``tests/unit/planning/test_predictions_measured.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture, TowerArchitecture
+from megatron_apriel.parallel.layout import Layout
+
+LOGITS_PER_CHUNK = 2**29
+"""Elements of logits that exist at a time on a rank; the twin of the constant in ``model/linear_cross_entropy.py``."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    images: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Parameters on one rank: of the decoder's matrices that run in 8 bits, and of all parts."""
+
+    matrices_in_8_bits: float
+    decoder: float
+    tower: float
+    projector: float
+
+
+def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> RankMemory:
+    """Expected bytes on each rank of a pipeline stage while it trains.
+
+    Args:
+        config: the stage.
+        architecture: the model.
+        layout: the layout; already checked against both.
+        pipeline_rank: which pipeline stage.
+    """
+    held = _held(config, architecture, layout, pipeline_rank)
+    compute = 2 if config.precision.compute == "bf16" else 4
+    everything = held.decoder + held.tower + held.projector
+    trained = sum(getattr(held, part) for part in config.trained_components)
+    moments_and_master = 12 if config.precision.compute == "bf16" else 8
+    is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
+    tokens = config.sequence_length / layout.context
+    vocabulary, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
+    return RankMemory(
+        weights=compute * everything + 2 * held.matrices_in_8_bits,
+        gradients=4 * trained,
+        optimizer=moments_and_master * trained / layout.optimizer_shards,
+        activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
+        logits=compute * (min(tokens * vocabulary, LOGITS_PER_CHUNK) + tokens * hidden) if is_last else 0,
+        images=compute * _image_elements(config, architecture, layout) if is_first else 0,
+    )
+
+
+def _held(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> _Held:
+    decoder, tensor = architecture.decoder, layout.tensor
+    number = decoder.num_layers
+    layers = [layer for chunk in range(layout.virtual) for layer in layout.layers_of(number, pipeline_rank, chunk)]
+    norms = 2 * decoder.hidden_size
+    matrices = (decoder.layer_parameters - norms) / tensor
+    in_8_bits = sum(config.precision.in_8_bits(layer, number) for layer in layers)
+    on_rank = len(layers) * (matrices + norms)
+    is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
+    on_rank += (is_first + is_last) * decoder.embedding_parameters / tensor + is_last * decoder.hidden_size
+    tower = architecture.tower.parameters if architecture.tower and is_first else 0
+    projector = architecture.projector.parameters if architecture.projector and is_first else 0
+    return _Held(in_8_bits * matrices, on_rank, tower, projector)
+
+
+def micro_batches_in_flight(layout: Layout, pipeline_rank: int, micro_batches: int) -> float:
+    """Micro-batches whose activations a pipeline rank keeps at the fullest moment, in units of all its layers."""
+    if layout.virtual == 1:
+        return min(layout.pipeline - pipeline_rank, micro_batches)
+    chunks = 2 * (layout.pipeline - pipeline_rank - 1) + (layout.virtual - 1) * layout.pipeline + 1
+    return min(chunks, micro_batches * layout.virtual) / layout.virtual
+
+
+def sequences_of_images_in_flight(layout: Layout, micro_batches: int) -> int:
+    """Micro-batches whose images the first pipeline rank keeps at the fullest moment.
+
+    They are those of its first chunk: of an interleaved schedule two rounds, since the second begins before the first
+    has gone back through all chunks.
+    """
+    return min(layout.pipeline * (1 if layout.virtual == 1 else 2), micro_batches)
+
+
+def layer_elements(
+    decoder: DecoderArchitecture, mode: str, tensor: int, sequence: bool, trained: bool, context: int = 1
+) -> float:
+    """Elements a token of a rank that one decoder layer keeps for the backward pass, by the module's table."""
+    hidden = decoder.hidden_size / (tensor if sequence else 1)
+    attention = 2 * (decoder.num_heads + context * decoder.num_kv_heads) * decoder.head_dim / tensor
+    feed_forward = decoder.ffn_hidden_size / tensor
+    if mode == "full":
+        return hidden
+    if mode == "selective":
+        return (3 if trained else 2) * hidden + attention
+    return (4 if trained else 2) * hidden + attention + (3 if trained else 2) * feed_forward
+
+
+def _spared_by_8_bits(decoder: DecoderArchitecture, mode: str, layout: Layout) -> float:
+    """Elements of two bytes a token that a trained layer spares where the inputs of its matrices are kept in 8 bits."""
+    hidden = decoder.hidden_size / (layout.tensor if layout.sequence else 1)
+    attention = decoder.num_heads * decoder.head_dim / layout.tensor
+    halves = {
+        "none": 2 * hidden + decoder.ffn_hidden_size / layout.tensor - attention,
+        "selective": hidden - attention,
+        "full": 0.0,
+    }
+    return halves[mode] / 2
+
+
+def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout: Layout, pipeline_rank: int) -> float:
+    chunks = [layout.layers_of(decoder.num_layers, pipeline_rank, chunk) for chunk in range(layout.virtual)]
+    layers, counts = [layer for chunk in chunks for layer in chunk], [len(chunk) for chunk in chunks]
+    trained, mode = config.train.decoder > 0, config.recompute.mode
+    in_8_bits = sum(config.precision.in_8_bits(layer, decoder.num_layers) for layer in layers) / max(len(layers), 1)
+
+    def kept(how: str) -> float:
+        elements = layer_elements(decoder, how, layout.tensor, layout.sequence, trained, layout.context)
+        return elements - (in_8_bits * _spared_by_8_bits(decoder, how, layout) if trained else 0)
+
+    recomputed = sum(min(count, config.recompute.layers or count) for count in counts) if mode != "none" else 0
+    everything = recomputed * kept(mode) + (sum(counts) - recomputed) * kept("none")
+    micro_batches = layout.micro_batches(config.sequences_per_step)
+    in_flight = micro_batches_in_flight(layout, pipeline_rank, micro_batches)
+    tokens = config.sequence_length / layout.context
+    return tokens * (everything * in_flight + (kept("none") if recomputed else 0))
+
+
+def _image_elements(config: StageConfig, architecture: Architecture, layout: Layout) -> float:
+    tower, projector = architecture.tower, architecture.projector
+    if tower is None or projector is None:
+        return 0
+    patches = config.sequence_length / (layout.tensor * layout.context)
+    in_flight = sequences_of_images_in_flight(layout, layout.micro_batches(config.sequences_per_step))
+    elements = patches * tower.patch_values + config.sequence_length * projector.output_size
+    layers = tower.num_layers * in_flight if config.train.tower else 1
+    elements += patches * layers * _tower_layer_elements(tower, config)
+    if config.train.projector or config.train.tower:
+        elements += patches * in_flight * (projector.input_size + 2 * projector.output_size)
+    return elements
+
+
+def _tower_layer_elements(tower: TowerArchitecture, config: StageConfig) -> float:
+    hidden = tower.hidden_size
+    if config.train.tower and config.recompute.mode == "full":
+        return hidden
+    if config.train.tower and config.recompute.mode == "selective":
+        return 7 * hidden
+    return 8 * hidden + 3 * tower.ffn_hidden_size

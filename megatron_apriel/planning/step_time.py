@@ -1,0 +1,277 @@
+"""Predicted seconds of an optimizer step on a layout, from stated rates and shapes alone. No torch.
+
+A step of ``m`` micro-batches on a pipeline of ``P`` ranks with ``V`` chunks each takes::
+
+    (m + (P - 1) / V) * slowest rank's micro-batch  +  gradients and parameters not hidden  +  optimizer
+
+A rank's micro-batch is the work of its layers, of tower or head where it has them, and what it waits for:
+
+* layers: matrix products by the tokens, attention by the documents' squared lengths, each at its own rate, shared out
+  evenly over T tensor- and C context-parallel ranks. A backward pass is twice the forward pass; a frozen decoder above
+  something that trains leaves out the products for the gradients of its weights. Recomputation adds forward passes: of
+  whole layers (``full``) or of their MLPs (``selective``), also in a tower that trains;
+* tensor parallelism: in each layer two all-gathers and two reduce-scatters forward and as many backward, of the
+  ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
+* context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
+* pipeline: each chunk's hidden states and their gradients, sent once each;
+* data parallelism, once a step: float32 gradients are scattered and weights gathered over the replicas. With
+  ``parallel.overlap`` the first hides behind the last micro-batch's backward pass and the second behind the first
+  one's forward pass; only what is left over counts.
+
+A collective of ``n`` ranks moves ``(n - 1) / n`` of the bytes over its slowest link and costs one latency. Groups whose
+ranks all stand in one node have its fast links.
+
+Not modelled: smaller matrices being slower than large ones, waiting for data, checkpoints, contention between groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.flops import decoder_forward, model_flops, tower_forward
+from megatron_apriel.parallel.balance import image_share, largest_image, recomputed_flops
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning.hardware import Hardware
+
+TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a sequence is taken to hold, since a plan has no data.
+
+    Attributes:
+        document_tokens: length of its documents, the last one shorter.
+        image_tokens: how many of its tokens are patches of images.
+    """
+
+    document_tokens: int
+    image_tokens: int
+
+    @classmethod
+    def of(cls, config: StageConfig, document_tokens: int | None = None, images: float | None = None) -> Workload:
+        """One document a sequence and the stage's usual share of images, unless they are given."""
+        share = image_share(config) if images is None else images
+        length = config.sequence_length
+        return cls(min(document_tokens or length, length), round(length * share))
+
+    def squared_lengths(self, tokens: int) -> int:
+        """Sum of squared lengths of the documents of a sequence."""
+        whole, rest = divmod(tokens, self.document_tokens)
+        return whole * self.document_tokens**2 + rest**2
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step, by what they go to; ``bubble`` and the rest add up to ``total``."""
+
+    micro_batches: int
+    compute: float
+    communication: float
+    """Waited for in all micro-batches of the slowest rank, and once a step for gradients and weights."""
+    bubble: float
+    optimizer: float
+    flops: float
+    """Of the whole global batch by the rule of :mod:`megatron_apriel.formats.flops`."""
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.communication + self.bubble + self.optimizer
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """Seconds of one micro-batch on one pipeline rank."""
+
+    forward: float
+    backward: float
+    waiting: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward + self.waiting
+
+
+def step_time(
+    config: StageConfig, architecture: Architecture, layout: Layout, gpu: Hardware, workload: Workload
+) -> StepTime:
+    """Predicted time of a step.
+
+    Args:
+        config: the stage, with its precision and recomputation.
+        architecture: the model.
+        layout: the layout, already checked against both.
+        gpu: rates and links.
+        workload: what the sequences hold.
+    """
+    number = layout.micro_batches(config.sequences_per_step)
+    ranks = [_micro_batch(config, architecture, layout, gpu, workload, rank) for rank in range(layout.pipeline)]
+    slowest = max(ranks, key=lambda rank: rank.total)
+    trained = [_trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
+    exposed, update = max(
+        (
+            (_data_parallel(config, layout, gpu, *rank), _optimizer(layout, gpu, rank[0]))
+            for rank in zip(trained, ranks, strict=True)
+        ),
+        key=sum,
+    )
+    length = config.sequence_length
+    text = model_flops(architecture, length, workload.squared_lengths(length), [], config.train)
+    per_sequence = text + _image_flops(config, architecture, workload)
+    return StepTime(
+        micro_batches=number,
+        compute=number * (slowest.forward + slowest.backward),
+        communication=number * slowest.waiting + exposed,
+        bubble=(layout.pipeline - 1) / layout.virtual * slowest.total,
+        optimizer=update,
+        flops=per_sequence * config.sequences_per_step,
+    )
+
+
+def _layers(layout: Layout, architecture: Architecture, rank: int) -> list[int]:
+    num_layers = architecture.decoder.num_layers
+    return [len(layout.layers_of(num_layers, rank, chunk)) for chunk in range(layout.virtual)]
+
+
+def _micro_batch(
+    config: StageConfig,
+    architecture: Architecture,
+    layout: Layout,
+    gpu: Hardware,
+    workload: Workload,
+    rank: int,
+) -> _MicroBatch:
+    """One micro-batch, which is one sequence, on a pipeline rank."""
+    num_layers, forward, backward, recomputed = architecture.decoder.num_layers, 0.0, 0.0, 0
+    seconds = {fp8: _layer_seconds(config, architecture, gpu, workload, fp8) for fp8 in ("none", config.precision.fp8)}
+    for chunk in range(layout.virtual):
+        layers = layout.layers_of(num_layers, rank, chunk)
+        for place, layer in enumerate(layers):
+            in_8_bits = config.precision.in_8_bits(layer, num_layers)
+            once, back, again = seconds[config.precision.fp8 if in_8_bits else "none"]
+            is_repeated = place < (config.recompute.layers or len(layers))
+            forward, backward = forward + once, backward + back + is_repeated * again
+            recomputed += is_repeated
+    if rank == layout.pipeline - 1:
+        head = _head_seconds(config, architecture, gpu)
+        forward, backward = forward + head / 3, backward + head * 2 / 3
+    if rank == 0:
+        images = _image_seconds(config, architecture, gpu, workload)
+        forward, backward = forward + images[0], backward + images[1]
+    share = layout.tensor * layout.context
+    waiting = _waiting(config, architecture, layout, gpu, sum(_layers(layout, architecture, rank)), recomputed)
+    return _MicroBatch(forward / share, backward / share, waiting)
+
+
+def _layer_seconds(
+    config: StageConfig, architecture: Architecture, gpu: Hardware, workload: Workload, fp8: str
+) -> tuple[float, float, float]:
+    """A whole layer on one GPU: forward, backward, and the forward passes that are done again."""
+    length, decoder = config.sequence_length, architecture.with_layers(1).decoder
+    linear, attention = decoder_forward(decoder, length, workload.squared_lengths(length))
+    linear -= 2 * length * decoder.embedding_parameters
+    forward_rate, backward_rate = gpu.attention(workload.document_tokens)
+    products = linear / (gpu.linear(fp8) * TERA)
+    scores = attention / (forward_rate * TERA)
+    forward, backward = products + scores, 0.0
+    if config.train.decoder or config.train.projector or config.train.tower:
+        passes = 2 if config.train.decoder else 1 + gpu.beside_products
+        backward = passes * products + 2 * attention / (backward_rate * TERA)
+    mlp = 3 * decoder.hidden_size * decoder.ffn_hidden_size / (decoder.layer_parameters - 2 * decoder.hidden_size)
+    again = {"none": 0.0, "selective": mlp * products, "full": forward}[config.recompute.mode]
+    return forward, backward, again
+
+
+def _head_seconds(config: StageConfig, architecture: Architecture, gpu: Hardware) -> float:
+    """Head and loss on one GPU, forward and backward; a frozen head leaves out the gradient of its weights."""
+    logits = config.sequence_length * architecture.decoder.vocab_size
+    passes = 3 if config.train.decoder else 2
+    products = passes * 2 * logits * architecture.decoder.hidden_size / (gpu.head * TERA)
+    return products + gpu.loss_bytes * logits / (gpu.copy_bandwidth * GIGA)
+
+
+def _image_seconds(
+    config: StageConfig, architecture: Architecture, gpu: Hardware, workload: Workload
+) -> tuple[float, float]:
+    """Tower and projector on one GPU, forward and backward."""
+    patches, size = workload.image_tokens, largest_image(architecture, workload.image_tokens)
+    if architecture.tower is None or architecture.projector is None or not size:
+        return 0.0, 0.0
+    projector = architecture.projector
+    linear, attention = tower_forward(architecture.tower, patches, patches * size)
+    forward = linear + attention + 2 * patches * (projector.input_size + projector.output_size) * projector.output_size
+    backward = _image_flops(config, architecture, workload) - forward
+    if config.train.tower:
+        backward += sum(recomputed_flops(architecture.tower, config.recompute.mode, patches, attention))
+    return forward / (gpu.tower * TERA), backward / (gpu.tower * TERA)
+
+
+def _image_flops(config: StageConfig, architecture: Architecture, workload: Workload) -> float:
+    """Operations of tower and projector for a sequence: as many of the largest images as fill its image tokens."""
+    size = largest_image(architecture, workload.image_tokens)
+    one = model_flops(architecture, 0, 0, [size], config.train) if size else 0
+    return one * workload.image_tokens / max(size, 1)
+
+
+def collective(gigabytes_per_second: float, size: float, ranks: int, latency: float) -> float:
+    """Seconds of gathering or scattering ``size`` bytes over so many ranks; an all-reduce is two of these."""
+    if ranks == 1:
+        return 0.0
+    return size * (ranks - 1) / ranks / (gigabytes_per_second * GIGA) + latency * MICRO
+
+
+def _waiting(
+    config: StageConfig, architecture: Architecture, layout: Layout, gpu: Hardware, layers: int, recomputed: int
+) -> float:
+    """What a rank waits for other ranks in one micro-batch."""
+    decoder, tensor, context = architecture.decoder, layout.tensor, layout.context
+    hidden = 2 * decoder.hidden_size * config.sequence_length / context
+    mode = config.recompute.mode
+    # The MLP alone is one gather and one scatter; a whole layer two of each.
+    again = {"none": 0, "selective": 2, "full": 4}[mode] * recomputed
+    one = collective(gpu.link(tensor, layout.world_size), hidden, tensor, gpu.latency)
+    seconds = (8 * layers + again) * one
+    keys = 2 * 2 * decoder.num_kv_heads * decoder.head_dim / tensor * config.sequence_length
+    gathers = 2 * layers + (recomputed if mode == "full" else 0)
+    seconds += gathers * collective(gpu.link(tensor * context, layout.world_size), keys, context, gpu.latency)
+    if layout.pipeline > 1:
+        message = hidden / (tensor if layout.sequence else 1)
+        once = message / (gpu.link(layout.world_size, layout.world_size) * GIGA) + gpu.latency * MICRO
+        seconds += 2 * layout.virtual * once
+    return seconds
+
+
+def _trained_parameters(config: StageConfig, architecture: Architecture, layout: Layout, rank: int) -> float:
+    """Trained parameters on each rank of a pipeline stage."""
+    decoder = architecture.decoder
+    trained = 0.0
+    if config.train.decoder:
+        ends = (rank == 0) + (rank == layout.pipeline - 1)
+        layers = sum(_layers(layout, architecture, rank))
+        trained += (layers * decoder.layer_parameters + ends * decoder.embedding_parameters) / layout.tensor
+    if rank == 0:
+        for name in ("tower", "projector"):
+            part = getattr(architecture, name)
+            trained += part.parameters if part is not None and getattr(config.train, name) else 0
+    return trained
+
+
+def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: float, work: _MicroBatch) -> float:
+    """Seconds of scattering gradients and gathering weights that nothing hides."""
+    weight = 2 if config.precision.compute == "bf16" else 4
+    replicas = layout.optimizer_shards
+    link = gpu.link(layout.tensor * replicas, layout.world_size)
+    gradients = collective(link, 4 * trained, replicas, gpu.latency)
+    weights = collective(link, weight * trained, replicas, gpu.latency)
+    if not config.parallel.overlap:
+        return gradients + weights
+    return max(0.0, gradients - work.backward) + max(0.0, weights - work.forward)
+
+
+def _optimizer(layout: Layout, gpu: Hardware, trained: float) -> float:
+    """Seconds of the update: of this rank's share of the state, and of the gradients' buffer, set to zero whole."""
+    zeroed = 4.0
+    traffic = (gpu.optimizer_bytes - zeroed) * trained / layout.optimizer_shards + zeroed * trained
+    return traffic / (gpu.copy_bandwidth * GIGA)

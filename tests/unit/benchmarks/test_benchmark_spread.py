@@ -1,0 +1,185 @@
+"""Measurements on several GPUs: what each rank sees, figures and tables by hand, failures, and the commands tried."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import layouts, scaling
+from benchmarks.cases import CASES, STAGES, Place, batches, small
+from benchmarks.kernel_groups import occupancy
+from benchmarks.processes import ROOT, Processes
+from benchmarks.spread import Found, Prediction, Spread
+from benchmarks.spread_report import LAYOUT_HEADINGS, SCALING_HEADINGS, layout_rows, remarks, scaling_rows
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.testing.batches import owned_positions
+
+MIX = Spread("16384-mix", "bf16", 8, 2, 8, {"tensor": 2, "sequence": True})
+
+
+def kernel(name: str, start: float, duration: float) -> dict[str, object]:
+    return {"cat": "kernel", "name": name, "ts": start, "dur": duration}
+
+
+def found(spread: Spread = MIX, computing: Sequence[float] = (80.0, 60.0), step_ms: float = 2000.0) -> Found:
+    ranks = [
+        {
+            "peak": 2.0**30 * (10 + rank),
+            "span_ms": 100.0,
+            "computing_ms": ms,
+            "communicating_ms": 90 - ms,
+            "idle_ms": 10,
+        }
+        for rank, ms in enumerate(computing)
+    ]
+    return Found(spread, "measured", "", step_ms, tokens=8 * 16384, flops=4e15, loss=3.0, ranks=ranks)
+
+
+def test_occupancy_counts_what_nothing_hides() -> None:
+    """Microseconds: compute 0-4000, communication 3000-6000 (1000 hidden), nothing until 7000, compute to 9000."""
+    trace = [
+        kernel("gemm", 0, 4000),
+        kernel("ncclDevKernel_AllGather", 3000, 3000),
+        kernel("gemm", 7000, 1500),
+        kernel("norm", 7500, 1500),
+        {"cat": "cpu_op", "name": "gemm", "ts": 0, "dur": 99999},
+    ]
+    shown = occupancy(trace)
+    assert (shown.span_ms, shown.computing_ms, shown.communicating_ms, shown.idle_ms) == (9, 6, 2, 1)
+    assert occupancy([]).span_ms == 0
+
+
+def test_figures_by_hand() -> None:
+    one = found()
+    assert one.tokens_per_second == pytest.approx(8 * 16384 / 2 / 2)
+    assert one.tflops == pytest.approx(4e15 / 2 / 2 / 1e12)
+    assert one.peak == 11 * 2**30
+    assert one.share("communicating_ms") == pytest.approx(0.2)
+    assert one.imbalance == pytest.approx(80 / 70 - 1)
+
+
+def test_tables() -> None:
+    said = Prediction(tokens_per_second=40_000, tflops=900, peak=11.11 * 2**30, communicating=0.1)
+    (row,) = layout_rows([(found(), said)])
+    shown = dict(zip(LAYOUT_HEADINGS, row, strict=True))
+    assert shown["layout"] == "TP2 SP"
+    assert shown["s a step"] == "2.00"
+    assert "40,000 (-18%)" in row
+    assert shown["predicted GiB"] == "11.1 (-1.0%)"
+    alone = replace(found(replace(MIX, gpus=1, parallel={}), [80.0]), step_ms=1900.0, tokens=4 * 16384)
+    two = found(replace(MIX, parallel={}))
+    rows = [dict(zip(SCALING_HEADINGS, row, strict=True)) for row in scaling_rows([(alone, said), (two, said)])]
+    assert [row["of one GPU's"] for row in rows] == ["100.0%", "95.0%"]
+    assert [row["layout"] for row in rows] == ["DP1", "DP2"]
+
+
+def test_what_was_not_measured_is_said() -> None:
+    said = Prediction(1, 1, 1, 0)
+    failed = Found(MIX, "failed", "exit code 1: out of memory")
+    assert layout_rows([(failed, said)]) == []
+    assert remarks([(failed, said)]) == [f"{MIX.title}: failed: exit code 1: out of memory"]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "gpus", "label"),
+    [
+        ({}, 1, "DP1"),
+        ({"tensor": 2, "sequence": True}, 4, "TP2 SP DP2"),
+        ({"pipeline": 2, "virtual": 4}, 2, "PP2 VP4"),
+        ({"tensor": 2, "context": 2, "pipeline": 2}, 16, "TP2 CP2 PP2 DP2"),
+    ],
+)
+def test_labels(parallel: dict[str, object], gpus: int, label: str) -> None:
+    assert replace(MIX, parallel=parallel, gpus=gpus).label == label
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_cases_are_like_the_stages(stage: str) -> None:
+    """Same sequence length and trained parts as the stage's file."""
+    config, case = load_stage(ROOT / "examples" / f"{stage}.yaml"), CASES[STAGES[stage]]
+    assert (case.sequence_length, case.train) == (config.sequence_length, config.train)
+
+
+def test_ranks_share_a_step() -> None:
+    """Sequences over data-parallel ranks, images over shares, tokens over context-parallel ranks: all once."""
+    architecture, case = Architecture.from_preset("tiny"), small(replace(CASES["16384-mix"], micro_batches=6))
+    whole = batches(case, architecture)
+    assert sum(batch.images.num_patches for batch in whole) > 0
+    by_data = [batches(case, architecture, Place(data_rank=rank, data_size=2)) for rank in range(2)]
+    assert [batch.sequence for batch in by_data[1]] == [1, 3, 5]
+    for batch in [*by_data[0], *by_data[1]]:
+        assert torch.equal(batch.tokens_S, whole[batch.sequence].tokens_S)
+    by_share = [batches(case, architecture, Place(share=share, shares=3)) for share in range(3)]
+    for number, batch in enumerate(whole):
+        parts = [part[number].images.patches_PC for part in by_share]
+        assert sorted(torch.cat(parts).sum(1).tolist()) == sorted(batch.images.patches_PC.sum(1).tolist())
+    for context in range(2):
+        for one, all_of_it in zip(batches(case, architecture, Place(context=context, contexts=2)), whole, strict=True):
+            owned = owned_positions(case.sequence_length, context, 2)
+            assert torch.equal(one.tokens_S, all_of_it.tokens_S[owned])
+
+
+def test_a_rank_that_fails_ends_its_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sometimes.py").write_text(
+        "import os, sys, time\nsys.stdin.readline()\n"
+        "if os.environ['RANK'] == '1': sys.exit('the second rank has no memory')\ntime.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    assert Processes("sometimes", "one", {}, logs, 2).run(60) == "exit code 1: the second rank has no memory"
+
+
+def test_a_measurement_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "forever.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "took longer than 1 s" in str(Processes("forever", "one", {}, tmp_path).run(1))
+
+
+def test_the_plan_for_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--gpus=8", "--gpu=h200", "--stages=cpt_stage2", "--best=2", "--precision=bf16,tensorwise"]
+    assert layouts.main([*options, "--dry-run"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ 16384-mix")]
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--gpus=1", "--gpu=h100", "--stages=sft", "--dry-run"],
+            "no layout of sft with 48 layers in bf16 fits",
+        ),
+        (["--stages=stf", "--gpus=8", "--gpu=h200", "--dry-run"], "there is no 'stf'"),
+        (["--gpus=8"], "this host shows"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert layouts.main(options) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_scaling_in_miniature(tmp_path: Path) -> None:
+    options = ["--tiny", "--gpus=2", "--layers=2", "--micro-batches=2", "--steps=1", f"--output={tmp_path}"]
+    command = [sys.executable, str(scaling.__file__), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (written,) = tmp_path.glob("scaling-*.json")
+    rows = [row["found"] for row in json.loads(written.read_text())["measurements"]]
+    assert [(row["status"], row["spread"]["gpus"], len(row["ranks"])) for row in rows] == [
+        ("measured", 1, 1),
+        ("measured", 2, 2),
+    ]
+    # Twice the sequences on twice the ranks; the same first two, and the same random weights.
+    assert rows[1]["tokens"] == 2 * rows[0]["tokens"]
+    assert rows[1]["flops"] == pytest.approx(2 * rows[0]["flops"])
+    assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=0.02)
+    assert "| DP2 |" in written.with_suffix(".md").read_text()

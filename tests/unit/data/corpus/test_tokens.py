@@ -1,0 +1,130 @@
+"""Tokenizers of model directories: what fits, what is refused, and what identifies one."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+from transformers import AutoTokenizer
+
+from megatron_apriel.data.corpus.processor_files import longest_side
+from megatron_apriel.data.corpus.tokens import TokenTable, load_tokenizer, tokenizer_digest
+from megatron_apriel.errors import DataError
+from megatron_apriel.testing.tokenizers import small_tokenizer, write_small_tekken
+
+TEXTS = ("Hello, world!\n", "日本語 naïve 🐧\r\n\t x", "def f(x):\n    return x+1  # </s>", "  /  //\n/")
+
+
+@pytest.fixture(scope="module")
+def tekken_directory(tmp_path_factory):
+    return write_small_tekken(tmp_path_factory.mktemp("tekken") / "tekken.json").parent
+
+
+def test_tokenizer_is_the_one_that_transformers_loads(model, tekken_directory, tmp_path):
+    """From tokenizer.json, from tekken.json, and from both side by side."""
+    both = tmp_path / "both"
+    shutil.copytree(model, both)
+    shutil.copy(tekken_directory / "tekken.json", both)
+    reference = AutoTokenizer.from_pretrained(model)
+    loaded = [load_tokenizer(directory) for directory in (model, tekken_directory, both)]
+    for tokenizer in loaded:
+        assert tokenizer.is_fast
+        for text in TEXTS:
+            assert tokenizer(text, add_special_tokens=False).input_ids == reference.encode(
+                text, add_special_tokens=False
+            )
+    assert len({tokenizer_digest(tokenizer) for tokenizer in loaded}) == 1
+
+
+def test_plain_text_equals_mistral_common(tekken_directory, table):
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    tekken = Tekkenizer.from_file(tekken_directory / "tekken.json")
+    for text in (*TEXTS, "[IMG]</s>[INST]"):
+        assert table.encode_text(text).tolist() == tekken.encode(text, bos=False, eos=False)
+
+
+def test_digest_tells_tokenizers_apart():
+    assert tokenizer_digest(small_tokenizer(4096)) != tokenizer_digest(small_tokenizer(4097))
+
+
+def test_record_and_image_rule(table, architecture):
+    record = table.record
+    assert (record.bos_id, record.eos_id, record.pad_id, record.vocab_size) == (1, 2, 11, 4096)
+    assert table.images.token_ids == (10, 12, 13)
+    assert (table.images.patch_size, table.images.image_size, table.images.rounding) == (16, 128, "floor")
+    assert TokenTable(table.tokenizer, replace(architecture, tower=None, projector=None)).images is None
+
+
+def without(tokenizer, **changes):
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("build", "change", "message"),
+    [
+        (lambda: small_tokenizer(4097), {}, "largest id 4096 does not fit the model's vocabulary of 4096"),
+        (lambda: without(small_tokenizer(2000), bos_token=None), {}, "the tokenizer has no bos_token"),
+        (lambda: small_tokenizer(2000), {"image_token_id": 14}, "has id 10, the model's config.json says .*=14"),
+    ],
+)
+def test_tokenizers_that_do_not_fit(build, change, message, architecture):
+    with pytest.raises(DataError, match=message):
+        TokenTable(build(), replace(architecture, **change))
+
+
+def test_tokenizer_without_image_tokens(architecture, tekken_directory, tmp_path):
+    tekken = json.loads((tekken_directory / "tekken.json").read_text())
+    tekken["config"]["default_num_special_tokens"] = 1000
+    tekken["special_tokens"] = [
+        {"rank": rank, "token_str": name, "is_control": True}
+        for rank, name in enumerate(["<unk>", "<s>", "</s>", "<pad>", *(f"<x{index}>" for index in range(996))])
+    ]
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
+    with pytest.raises(DataError, match=r"lacks the special tokens \[IMG\], \[IMG_BREAK\], \[IMG_END\]"):
+        TokenTable(load_tokenizer(tmp_path), architecture)
+
+
+def test_no_or_damaged_tokenizer(model, tmp_path):
+    with pytest.raises(DataError, match=r"has no tokenizer: neither tokenizer.json nor tekken.json"):
+        load_tokenizer(tmp_path)
+    shutil.copytree(model, tmp_path / "cut")
+    text = (model / "tokenizer.json").read_text()
+    (tmp_path / "cut" / "tokenizer.json").write_text(text[: len(text) // 2])
+    with pytest.raises(DataError, match="cut cannot be loaded: "):
+        load_tokenizer(tmp_path / "cut")
+    shutil.copytree(model, tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe" / "added_tokens.json")
+    with pytest.raises(DataError, match="it is a pipe"):
+        load_tokenizer(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "expected"),
+    [
+        ("preprocessor_config.json", {"size": {"longest_edge": 96}, "patch_size": {"height": 16, "width": 16}}, 96),
+        ("processor_config.json", {"image_processor": {"size": {"longest_edge": 64}, "patch_size": 16}}, 64),
+        ("processor_config.json", {"patch_size": 16}, 128),
+        ("preprocessor_config.json", {"size": {"longest_edge": 129}}, None),
+        ("preprocessor_config.json", {"patch_size": 14}, None),
+        ("preprocessor_config.json", {"size": {"longest_edge": 8}}, None),
+    ],
+)
+def test_longest_side(file, settings, expected, architecture, tmp_path):
+    (tmp_path / file).write_text(json.dumps(settings))
+    if expected:
+        assert longest_side(tmp_path, architecture) == expected
+        return
+    with pytest.raises(DataError, match=r"do not fit the vision tower's image_size=128 and patch_size=16"):
+        longest_side(tmp_path, architecture)
+
+
+def test_longest_side_without_processor_files(architecture, tmp_path):
+    assert longest_side(tmp_path, architecture) == 128
+    assert longest_side(tmp_path, replace(architecture, tower=None, projector=None)) is None
+    (tmp_path / "preprocessor_config.json").write_text("[")
+    with pytest.raises(DataError, match="is not a valid JSON object"):
+        longest_side(tmp_path, architecture)

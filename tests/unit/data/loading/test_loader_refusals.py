@@ -1,0 +1,125 @@
+"""Corpora that do not fit the model, the stage or each other are refused before the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+from loader_cases import DECODER, MODEL, TOWER, stage
+
+from megatron_apriel.data.corpus.tokens import load_tokenizer, tokenizer_digest
+from megatron_apriel.data.loading.loader import TrainingLoader
+from megatron_apriel.data.loading.sources import check_tokenizer
+from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.testing.corpora import TOKENIZER, VOCAB, write_corpus
+from megatron_apriel.testing.tokenizers import write_small_tekken
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (dataclasses.replace(MODEL, decoder=dataclasses.replace(DECODER, vocab_size=4000)), "4096 tokens, .* 4000"),
+        (dataclasses.replace(MODEL, image_token_id=9), "prepared for image token 10, the model has image token 9"),
+        (
+            dataclasses.replace(MODEL, tower=dataclasses.replace(TOWER, patch_size=8)),
+            "prepared for patch size 4, the model has patch size 8",
+        ),
+        (
+            dataclasses.replace(MODEL, tower=dataclasses.replace(TOWER, image_size=64)),
+            "prepared for image size 32, the model has image size 64",
+        ),
+        (Architecture(DECODER), r"has \d+ images; the model has no vision tower"),
+    ],
+)
+def test_a_corpus_made_for_another_model_is_refused(corpora, model, message):
+    with pytest.raises(DataError, match=message):
+        TrainingLoader(stage(corpora), model)
+
+
+def test_a_text_model_reads_text(corpora):
+    config = stage(corpora, sources=[{"corpus": corpora["text"].path}])
+    with TrainingLoader(config, Architecture(DECODER)) as loader:
+        batch = next(loader)
+    assert batch.images.num_patches == 0 and batch.num_loss_tokens > 0
+
+
+def test_corpora_of_different_tokenizers_are_refused(corpora, tmp_path):
+    other = write_corpus(tmp_path / "other", [5], tokenizer=TOKENIZER.model_copy(update={"sha256": "f" * 64}))
+    sources = [{"corpus": path, "weight": 0.5} for path in (corpora["text"].path, other.path)]
+    with pytest.raises(DataError, match=r"other was prepared with tokenizer ffffffffffff, .*text with 000000000000"):
+        TrainingLoader(stage(corpora, sources=sources), MODEL)
+
+
+def test_a_corpus_without_responses_is_refused_where_the_loss_is_on_them(tmp_path):
+    corpus = write_corpus(tmp_path / "plain", [9, 30], responses=False)
+    with TrainingLoader(stage({}, sources=[{"corpus": corpus.path}]), MODEL):
+        pass
+    source = {"corpus": corpus.path, "loss": "responses", "name": "web"}
+    with pytest.raises(DataError, match=r"none of its 39 tokens is part of a response(?s:.*)source 'web' to all"):
+        TrainingLoader(stage({}, sources=[source]), MODEL)
+
+
+def test_a_tower_cannot_learn_from_text(corpora):
+    train = {"tower": 1.0, "projector": 0.5}
+    with TrainingLoader(stage(corpora, train=train), MODEL):
+        pass
+    message = "only tower and projector would train, and none of the 1 corpora has images"
+    with pytest.raises(DataError, match=message):
+        TrainingLoader(stage(corpora, train=train, sources=[{"corpus": corpora["text"].path}]), MODEL)
+
+
+def test_the_processor_may_ask_for_smaller_images_than_the_tower_reads(corpora, tmp_path):
+    model = dataclasses.replace(MODEL, tower=dataclasses.replace(TOWER, image_size=64))
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"longest_edge": 32}, "patch_size": 4}')
+    with TrainingLoader(stage(corpora), model, directory=tmp_path) as loader:
+        assert next(loader).num_loss_tokens
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"longest_edge": 64}, "patch_size": 4}')
+    with pytest.raises(DataError, match="prepared for image size 32, the model has image size 64"):
+        TrainingLoader(stage(corpora), model, directory=tmp_path)
+
+
+def test_the_models_own_tokenizer_must_have_made_the_corpora(corpora, tmp_path):
+    with TrainingLoader(stage(corpora), MODEL) as loader:
+        check_tokenizer(loader.sources, tmp_path)  # a model without a tokenizer cannot be asked
+        write_small_tekken(tmp_path / "tekken.json", VOCAB)
+        with pytest.raises(DataError, match=r"text was prepared with tokenizer 000000000000, the model in .* has "):
+            check_tokenizer(loader.sources, tmp_path)
+        digest = tokenizer_digest(load_tokenizer(tmp_path))
+        record = TOKENIZER.model_copy(update={"sha256": digest})
+        other = write_corpus(tmp_path / "other", [5], tokenizer=record)
+    with TrainingLoader(stage({}, sources=[{"corpus": other.path}]), MODEL) as loader:
+        check_tokenizer(loader.sources, tmp_path)
+
+
+def test_the_fingerprint_tells_documents_apart_but_not_places(corpora, tmp_path):
+    first, again = (write_corpus(tmp_path / name, [9, [5, np.zeros((8, 8, 3), np.uint8)]]) for name in "ab")
+    assert first.fingerprint == again.fingerprint
+    others = ([9, [5, np.zeros((4, 8, 3), np.uint8)]], [5, [9, np.zeros((8, 8, 3), np.uint8)]])
+    for number, documents_ in enumerate(others):
+        assert write_corpus(tmp_path / str(number), documents_).fingerprint != first.fingerprint
+
+
+def test_steps_that_do_not_divide_are_refused(corpora):
+    with pytest.raises(ConfigError, match=r"makes 4 sequences of 256 per step, which 3 data-parallel .*\n.*\n.*768"):
+        TrainingLoader(stage(corpora), MODEL, data_size=3)
+    with pytest.raises(DataError, match="a run of 24 sequences cannot go on at sequence 25"):
+        TrainingLoader(stage(corpora), MODEL, first_sequence=25)
+
+
+def test_exhausted_sources_are_refused_before_the_run(corpora):
+    sources = [{"corpus": corpora["text"].path, "epochs": 1}]
+    with pytest.raises(DataError, match=r"source 'text' has [\d,]+ tokens in epochs=1; the run needs"):
+        TrainingLoader(stage(corpora, sources=sources, steps=50), MODEL)
+
+
+def test_left_out_documents_are_logged(corpora, tmp_path, caplog):
+    corpus = write_corpus(tmp_path / "long", [300, 20])
+    sources = [{"corpus": corpus.path, "long_documents": "drop"}]
+    with caplog.at_level(logging.INFO), TrainingLoader(stage(corpora, sources=sources), MODEL):
+        pass
+    assert "1 of 2 documents are longer than the sequence of 256 tokens (long_documents: drop)" in caplog.text
+    assert "1 documents were dropped, 300 tokens in all left out" in caplog.text
+    assert "2 documents, 20 tokens, 1 sequences per epoch, 92.19% padding" in caplog.text

@@ -1,0 +1,250 @@
+"""tools/plan.py: what it ranks, what it says where nothing fits, and that its answer can be used as it stands."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.checks import check_layout
+from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
+from megatron_apriel.planning.layouts import GIB, Candidates, candidates
+from megatron_apriel.planning.memory import LOGITS_PER_CHUNK, rank_memory
+from megatron_apriel.planning.step_time import Workload, step_time
+
+ROOT = Path(__file__).resolve().parents[3]
+STAGE = ROOT / "examples" / "cpt_stage1.yaml"
+APRIEL = Architecture.from_preset("apriel-15b")
+WORDS = ["--stage", str(STAGE), "--architecture", "apriel-15b"]
+
+
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plan_tool", ROOT / "tools" / "plan.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PLAN = tool()
+
+
+def found(gpus: int, gpu: str = "h100", settings: tuple[str, ...] = (), **numbers: Any) -> Candidates:
+    config = load_stage(STAGE, settings)
+    return candidates(config, APRIEL, gpus, KINDS[gpu].model_copy(update=numbers), Workload.of(config))
+
+
+def test_every_layout_is_predicted_by_the_same_rules() -> None:
+    everything = found(64)
+    assert len(everything.accepted) > 50
+    for candidate in everything.accepted[::17]:
+        layout = check_layout(candidate.config, APRIEL, 64)
+        assert layout == candidate.layout
+        totals = [rank_memory(candidate.config, APRIEL, layout, rank).total for rank in range(layout.pipeline)]
+        assert candidate.memory.total == max(totals) == totals[candidate.fullest_stage]
+        work = Workload.of(candidate.config)
+        assert candidate.time == step_time(candidate.config, APRIEL, layout, KINDS["h100"], work)
+        assert candidate.over == max(totals) - (79.6 - 6) * GIB
+        sequences = candidate.config.sequences_per_step
+        assert candidate.gpu_hours == pytest.approx(candidate.config.steps * candidate.time.total * 64 / 3600)
+        assert candidate.tokens_per_second == pytest.approx(sequences * 32768 / candidate.time.total / 64)
+
+
+def test_order_and_one_row_for_each_layout() -> None:
+    everything = found(64)
+    fitting, missing = everything.fitting(), everything.missing()
+    times = [candidate.time.total for candidate in fitting]
+    assert times == sorted(times) and all(candidate.over <= 0 for candidate in fitting)
+    assert times[0] == min(candidate.time.total for candidate in everything.accepted if candidate.over <= 0)
+    misses = [candidate.over for candidate in missing]
+    assert misses == sorted(misses) and min(misses) > 0
+    labels = [candidate.label for candidate in (*fitting, *missing)]
+    assert len(labels) == len(set(labels)) and {*labels} == {candidate.label for candidate in everything.accepted}
+
+
+def test_tensor_parallelism_stays_in_a_node() -> None:
+    assert {candidate.layout.tensor for candidate in found(64, gpus_per_node=4).accepted} == {1, 2, 4}
+
+
+def test_what_cannot_run_is_kept_with_its_reason() -> None:
+    """160 sequences a step: 64 replicas cannot share them, 32 can."""
+    reasons = {label: str(error) for label, error in found(64).refused}
+    assert "160 sequences per step" in reasons["TP1 CP1 PP1 VP1"]
+    assert "TP2 CP1 PP1 VP1" not in reasons
+
+
+def test_a_split_by_load_is_taken_where_it_is_faster() -> None:
+    by_label = {(one.label, one.config.recompute.mode): one for one in found(64).accepted}
+    chosen = by_label["TP1 CP1 PP4 VP1", "selective"]
+    assert sum(chosen.layers) == 48 and chosen.layers[-1] < 12
+    parallel = chosen.config.parallel.model_copy(update={"layers_per_stage": None})
+    even = chosen.config.model_copy(update={"parallel": parallel})
+    layout = check_layout(even, APRIEL, 64)
+    assert chosen.time.total < step_time(even, APRIEL, layout, KINDS["h100"], Workload.of(even)).total
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "plan.json"
+    assert PLAN.main([*WORDS, "--gpus", "640", "--gpu", "h100", "--top", "4", "--json", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert "cpt_stage1 on 640 H100, fp8=none, documents of 32,768 tokens, 15% image tokens" in text
+    best = found(640).fitting()[0]
+    assert f"The fastest, {best.gpu_hours:,.0f} GPU-hours for 19,074 steps:" in text
+    assert text.split("┡", 1)[1].split("└", 1)[0].count("\n│") == 4
+    assert "each one packed sequence" in text
+    records = json.loads(output.read_text())
+    fastest = next(record for record in records if record["fits"])
+    assert fastest["gpu_hours"] == best.gpu_hours and fastest["recompute"] == best.config.recompute.mode
+    assert [record["step_seconds"]["total"] for record in records] == sorted(
+        record["step_seconds"]["total"] for record in records
+    )
+    with pytest.raises(ConfigError, match="exists"):
+        PLAN.main([*WORDS, "--gpus", "640", "--json", str(output)])
+
+
+@pytest.mark.parametrize("settings", [[], ["precision.fp8=tensorwise"], ["parallel.overlap=false"]])
+def test_the_printed_layout_runs_as_it_is_pasted(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert PLAN.main([*WORDS, "--gpus", "320", "--gpu", "h100", *settings]) == 0
+    printed = capsys.readouterr().out.partition("steps:\n\n")[2].strip().splitlines()
+    kept = [line for line in STAGE.read_text().splitlines() if not line.startswith(("parallel:", "recompute:"))]
+    pasted = tmp_path / "stage.yaml"
+    pasted.write_text("\n".join([*kept, *printed]))
+    best = found(320, settings=tuple(settings)).fitting()[0]
+    config = load_stage(pasted, settings)
+    assert (config.parallel, config.recompute) == (best.config.parallel, best.config.recompute)
+    assert check_layout(config, APRIEL, 320) == best.layout
+
+
+def test_a_layout_that_does_not_fit_says_by_how_much(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PLAN.main([*WORDS, "--gpus", "1", "--gpu", "h100"])
+    nearest = found(1).missing()[0]
+    over = f"{nearest.memory.total / GIB - 73.6:.1f} GiB"
+    assert f"fits 1 H100: the nearest, TP1 CP1 PP1 VP1 with recompute.mode=full, is over by {over}" in str(caught.value)
+    assert "optimizer 166.1 GiB" in str(caught.value) and "more GPUs" in str(caught.value)
+    assert over in capsys.readouterr().out
+
+
+def test_gpus_that_do_not_divide_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PLAN.main([*WORDS, "--gpus", "17", "--show-refused"])
+    assert "no layout of this stage can run on 17 GPUs" in str(caught.value)
+    assert "160 sequences per step" in str(caught.value) and "Set batch_tokens to a multiple" in str(caught.value)
+    assert "TP1 CP1 PP1 VP1: 160 sequences per step" in capsys.readouterr().out
+
+
+def test_odd_numbers_of_gpus_become_stages() -> None:
+    """Five GPUs cannot share 160 sequences' weights five ways, and can hold a fifth of the layers each."""
+    assert {candidate.layout.pipeline for candidate in found(5, "h200").fitting()} == {5}
+    assert sum(found(7, "h200").fitting()[0].layers) == 48
+
+
+def test_hardware_numbers_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert PLAN.main(["--gpu", "h100", "--set", "inter_node=25", "--print-hardware"]) == 0
+    file = tmp_path / "hardware.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert hardware("h200", file) == KINDS["h100"].model_copy(update={"inter_node": 25.0})
+    assert hardware("h200", file, ["inter_node=12.5"]).inter_node == 12.5
+    for name in Hardware.model_fields:
+        assert f"\n{name}: " in f"\n{hardware_yaml(KINDS['h200'])}\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("inter_node", "no value"),
+        ("inter_nod=25", "inter_nod"),
+        ("memory=-3", "must be above 0"),
+        ("head=x", "number"),
+    ],
+)
+def test_wrong_hardware_numbers(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hardware("h200", settings=[setting])
+
+
+def test_a_reserve_that_leaves_nothing() -> None:
+    with pytest.raises(ConfigError, match="reserve=6 GiB leaves nothing of memory=4 GiB"):
+        hardware("h200", settings=["memory=4"])
+
+
+def test_a_missing_hardware_file_is_not_taken_for_a_stage(tmp_path: Path) -> None:
+    for place in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            hardware("h200", place)
+        assert "Hardware is described by" in str(caught.value) and "--print-hardware" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("parallel.tensor=4", "parallel.tensor=4 would be replaced."),
+        ("parallel={tensor: 4}", "would be replaced."),
+        ("recompute.mode=full", "recompute.mode=full would be replaced."),
+        ("precision.compute=fp32", "precision.compute=fp32 is not predicted."),
+    ],
+)
+def test_settings_that_a_plan_cannot_take(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        PLAN.main([*WORDS, "--gpus", "64", word])
+
+
+def test_images_for_a_model_of_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(Architecture(APRIEL.decoder).to_hf_config()))
+    words = ["--stage", str(STAGE), "--gpus", "64", f"init_from={tmp_path}", "train={decoder: 1}"]
+    with pytest.raises(ConfigError, match=r"--images-share 0.5: the model of .* is text only"):
+        PLAN.main([*words, "--images-share", "50%"])
+
+
+def test_json_into_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Known before anything is predicted."""
+    with pytest.raises(ConfigError, match=f"there is no directory {tmp_path / 'none'}"):
+        PLAN.main([*WORDS, "--gpus", "64", "--json", str(tmp_path / "none" / "plan.json")])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_chunk_of_logits_is_the_one_of_the_loss() -> None:
+    loss = pytest.importorskip("megatron_apriel.model.linear_cross_entropy")
+    assert loss.LOGITS_PER_CHUNK == LOGITS_PER_CHUNK
+
+
+def test_no_torch() -> None:
+    """As on a login node."""
+    words = [str(ROOT / "tools" / "plan.py"), *WORDS, "--gpus", "64"]
+    program = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'megatron', 'transformers')));"
+        f" sys.argv = {words!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "GPU-hours" in finished.stdout
+
+
+def commands_of_the_guide() -> list[str]:
+    text = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
+    assert text.count("```bash") == text.count("<!-- run -->\n```bash"), "a block without its mark"
+    return [block.replace("\\\n", " ").strip() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("command", commands_of_the_guide())
+def test_commands_of_the_guide_run(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    program, script, *words = shlex.split(command)
+    assert (program, script) == ("python", "tools/plan.py")
+    assert PLAN.main(words) == 0
+    assert "GPU-hours for" in capsys.readouterr().out or "--print-hardware" in words

@@ -1,0 +1,78 @@
+"""What the plan and the dry run predict against what was measured on GPUs: the files in ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from benchmarks.cases import CASES
+from benchmarks.report import RESULTS, Measurement, newest
+from benchmarks.spread import Found, Spread, predicted
+from benchmarks.spread_cli import workload_of
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning.hardware import KINDS
+from megatron_apriel.planning.memory import rank_memory
+from megatron_apriel.planning.step_time import Workload, step_time
+
+SLICES = [one for one in newest(RESULTS) if one.subject.startswith("ours-")]
+SPREADS = [
+    Found.from_json(row["found"])
+    for name in ("layouts", "scaling")
+    for path in sorted(RESULTS.glob(f"{name}-*.json"))
+    for row in json.loads(path.read_text(encoding="utf-8"))["measurements"]
+    if row["found"]["status"] == "measured"
+]
+H200 = KINDS["h200"]
+
+
+@cache
+def work(case: str, sequences: int) -> Workload:
+    return workload_of(Spread(case, "bf16", 1, 1, sequences))
+
+
+def as_spread(measurement: Measurement) -> Spread:
+    precision, _, recompute = measurement.subject.removeprefix("ours-").partition("+")
+    spread = Spread(measurement.case, precision, measurement.layers, 1, measurement.micro_batches)
+    return replace(spread, recompute=recompute or "none")
+
+
+def architecture_of(measurement: Measurement) -> Architecture:
+    """Slices for text have no tower."""
+    whole = as_spread(measurement).architecture()
+    return whole if CASES[measurement.case].has_images else Architecture(whole.decoder)
+
+
+def test_everything_that_is_planned_for_was_measured() -> None:
+    measured = {(one.case, one.subject) for one in SLICES}
+    recipes = ("ours-bf16", "ours-delayed", "ours-tensorwise", "ours-blockwise")
+    assert {("8192", subject) for subject in recipes} <= measured
+    assert {"32768", "32768-packed", "16384-mix", "8192-realign"} <= {case for case, _ in measured}
+    assert {"ours-bf16+full", "ours-tensorwise+selective"} <= {subject for _, subject in measured}
+    assert {found.spread.label for found in SPREADS} >= {"DP1", "DP2", "TP2 SP"}
+
+
+@pytest.mark.parametrize("one", SLICES, ids=lambda one: f"{one.case}, {one.subject}, {one.layers} layers")
+def test_a_step_on_one_gpu(one: Measurement) -> None:
+    """The rates come from slopes at 8192 tokens; everything else follows from them."""
+    config = as_spread(one).config()
+    time = step_time(config, architecture_of(one), Layout(), H200, work(one.case, one.micro_batches))
+    assert 1e3 * time.total == pytest.approx(one.step_ms, rel=0.03)
+
+
+@pytest.mark.parametrize("one", SLICES, ids=lambda one: f"{one.case}, {one.subject}, {one.layers} layers")
+def test_its_memory(one: Measurement) -> None:
+    memory = rank_memory(as_spread(one).config(), architecture_of(one), Layout(), 0)
+    assert memory.total == pytest.approx(one.memory["peak"], rel=0.025)
+    assert memory.gradients == pytest.approx(one.memory["main gradients"], rel=0.01)
+    assert memory.optimizer == pytest.approx(one.memory["optimizer state"], rel=0.01)
+
+
+@pytest.mark.parametrize("found", SPREADS, ids=lambda found: found.spread.title)
+def test_a_step_on_several_gpus(found: Found) -> None:
+    said = predicted(found.spread, H200, work(found.spread.case, found.spread.sequences))
+    assert said.tokens_per_second == pytest.approx(found.tokens_per_second, rel=0.06)
+    assert said.peak == pytest.approx(found.peak, rel=0.05)

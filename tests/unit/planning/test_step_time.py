@@ -1,0 +1,220 @@
+"""Predicted step times: measured steps are met, and each part of the arithmetic is what a person computes by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning.hardware import KINDS, Hardware, LayerTimes
+from megatron_apriel.planning.step_time import StepTime, Workload, collective, step_time
+from megatron_apriel.testing.stages import small_stage
+
+APRIEL = Architecture.from_preset("apriel-15b")
+H200 = KINDS["h200"]
+# One TFLOP/s for everything, no memory traffic, no waiting: what is left are operations.
+PLAIN = H200.model_copy(
+    update={
+        **dict.fromkeys((name for name in Hardware.model_fields if name.startswith(("linear", "attention"))), 1.0),
+        "head": 1.0,
+        "tower": 1.0,
+        "beside_products": 0.0,
+        "loss_bytes": 0.0,
+        "optimizer_bytes": 4.0,
+        "latency": 0.0,
+        "copy_bandwidth": 1e12,
+        "intra_node": 1e12,
+        "inter_node": 1e12,
+    }
+)
+SMALL = Architecture(DecoderArchitecture(64, 8, 4, 2, 16, 128, 256))
+
+
+def small(layout: Layout, gpu: Hardware = PLAIN, sequences: int = 8, **changes: Any) -> StepTime:
+    config = small_stage(64, sequences, **changes)
+    return step_time(config, SMALL, layout, gpu, Workload.of(config))
+
+
+def one_gpu(layers: int, length: int, micro_batches: int, fp8: str, documents: int | None = None) -> StepTime:
+    config = small_stage(length, micro_batches, precision={"fp8": fp8})
+    model = Architecture(APRIEL.with_layers(layers).decoder)
+    return step_time(config, model, Layout(), H200, Workload.of(config, documents))
+
+
+@pytest.mark.parametrize(("fp8", "milliseconds"), [("none", 24.9), ("delayed", 16.2), ("tensorwise", 17.0)])
+def test_the_layer_that_the_rates_came_from(fp8: str, milliseconds: float) -> None:
+    eight, four = (one_gpu(layers, 8192, 8, fp8).total for layers in (8, 4))
+    assert (eight - four) / 4 / 8 * 1000 == pytest.approx(milliseconds, rel=0.002)
+
+
+def test_the_rate_of_a_layer_by_hand() -> None:
+    """6 x 272.6 M products a token, in what attention (at 1000 TFLOP/s) and the optimizer leave of 100 ms."""
+    times = LayerTimes(100, 1000, 2, 1000, 1000, optimizer_milliseconds=20)
+    attention = 3 * 2 * 1000**2 * 4096 / 1e15
+    weights = 5120 * 128 * 80 + 3 * 5120 * 14336
+    assert times.rate() == pytest.approx(6 * 1000 * weights / 1e12 / (0.100 - 0.010 - attention))
+
+
+def test_operations_by_hand() -> None:
+    """64 tokens, 8 sequences: a layer has 64 x 16 x 12 + 3 x 64 x 128 weights and 64 x 64 of causal attention."""
+    layer, head = 64 * (64 * 16 * 12 + 3 * 64 * 128) + 64**2 * 64, 64 * 256 * 64
+    time = small(Layout())
+    assert time.compute * 1e12 == pytest.approx(6 * 8 * (8 * layer + head))
+    assert time.flops == 6 * 8 * (8 * layer + head)
+    assert (time.communication, time.bubble) == (0, 0)
+    assert small(Layout(4, tensor=4, sequence=True)).compute == pytest.approx(time.compute / 4)
+    assert small(Layout(4, context=2, tensor=2)).compute == pytest.approx(time.compute / 4)
+    assert small(Layout(4)).compute == pytest.approx(time.compute / 4)
+
+
+def test_recomputation_adds_forward_passes() -> None:
+    none, selective, full = (
+        small(Layout(), recompute={"mode": mode}).compute * 1e12 for mode in ("none", "selective", "full")
+    )
+    assert full - none == pytest.approx(2 * 8 * 8 * (64 * (64 * 16 * 12 + 3 * 64 * 128) + 64**2 * 64))
+    assert selective - none == pytest.approx(2 * 8 * 8 * 64 * 3 * 64 * 128)
+    some = small(Layout(), recompute={"mode": "full", "layers": 2}).compute * 1e12
+    assert some - none == pytest.approx((full - none) / 4)
+    assert small(Layout(), recompute={"mode": "full"}).flops == small(Layout()).flops
+
+
+def test_layers_kept_in_bf16_run_at_its_rate() -> None:
+    """Of eight layers one at the start and two at the end."""
+    gpu = PLAIN.model_copy(update={"linear_tensorwise": 2.0})
+
+    def compute(start: int, end: int, pipeline: int = 1) -> float:
+        precision = {"fp8": "tensorwise", "bf16_layers_at_start": start, "bf16_layers_at_end": end}
+        return small(Layout(pipeline, pipeline=pipeline), gpu, precision=precision).compute
+
+    assert compute(0, 0) < compute(1, 2) < compute(4, 4)
+    assert compute(1, 2) - compute(0, 0) == pytest.approx((compute(4, 4) - compute(0, 0)) * 3 / 8)
+    assert compute(4, 4) == pytest.approx(small(Layout(), gpu).compute)
+    assert compute(0, 2, 2) - compute(0, 0, 2) == pytest.approx((compute(4, 4) - compute(0, 0)) * 2 / 8)
+
+
+def test_a_frozen_decoder_leaves_out_gradients_of_weights() -> None:
+    model = Architecture.from_preset("tiny")
+    time = {}
+    for name, train in {"projector": {"projector": 1}, "decoder": {"decoder": 1}}.items():
+        config = small_stage(64, 8, train=train)
+        time[name] = step_time(config, model, Layout(), PLAIN, Workload.of(config, images=0)).compute
+        flops = step_time(config, model, Layout(), PLAIN, Workload.of(config, images=0)).flops
+        assert time[name] * 1e12 == pytest.approx(flops)
+    assert time["projector"] < time["decoder"]
+
+
+def test_what_is_beside_the_products_of_a_frozen_decoder_stays() -> None:
+    """Of a layer's three passes over its products a frozen one saves one, but not the work beside it."""
+    model, config = Architecture.from_preset("tiny"), small_stage(64, 8, train={"projector": 1})
+    workload = Workload.of(config, images=0)
+
+    def compute(share: float) -> float:
+        gpu = PLAIN.model_copy(update={"beside_products": share})
+        return step_time(config, model, Layout(), gpu, workload).compute
+
+    products = 8 * 2 * 64 * model.decoder.num_layers * (model.decoder.layer_parameters - 2 * model.decoder.hidden_size)
+    assert compute(0.5) - compute(0.0) == pytest.approx(0.5 * products / 1e12)
+
+
+def test_images_stand_on_the_first_stage() -> None:
+    model = Architecture.from_preset("tiny")
+    config = small_stage(64, 8, train={"tower": 1, "projector": 1, "decoder": 1})
+    text, images = (step_time(config, model, Layout(), PLAIN, Workload.of(config, images=share)) for share in (0, 0.5))
+    assert images.compute > text.compute
+    assert images.compute * 1e12 == pytest.approx(images.flops)
+
+
+def test_a_trained_tower_is_computed_again_too() -> None:
+    """32 patches in one image; two layers of 4 x 48 x 48 + 3 x 48 x 96 weights. A frozen tower has no backward pass."""
+    model, patches = Architecture.from_preset("tiny"), 32
+    mlp = 2 * patches * 2 * 3 * 48 * 96
+    layers = 2 * patches * 2 * (4 * 48**2 + 3 * 48 * 96) + 2 * 4 * patches**2 * 48
+
+    def again(mode: str, share: float, tower: float) -> float:
+        config = small_stage(64, 8, train={"tower": tower, "projector": 1, "decoder": 1}, recompute={"mode": mode})
+        return step_time(config, model, Layout(), PLAIN, Workload.of(config, images=share)).compute * 1e12
+
+    for mode, repeated in (("none", 0), ("selective", mlp), ("full", layers)):
+        for tower, expected in ((1, repeated), (0, 0)):
+            images = again(mode, 0.5, tower) - again(mode, 0, tower)
+            without = again("none", 0.5, tower) - again("none", 0, tower)
+            assert images - without == pytest.approx(8 * expected, abs=1)
+
+
+@pytest.mark.parametrize(("pipeline", "virtual", "sequences"), [(2, 1, 8), (4, 1, 8), (4, 2, 8), (2, 4, 2)])
+def test_bubble(pipeline: int, virtual: int, sequences: int) -> None:
+    """(P - 1) / (V m) of the slowest rank's time; it is the last, with its head."""
+    time = small(Layout(pipeline, pipeline=pipeline, virtual=virtual), sequences=sequences)
+    assert time.bubble / (time.compute + time.communication) == pytest.approx((pipeline - 1) / virtual / sequences)
+    layer, head = 64 * (64 * 16 * 12 + 3 * 64 * 128) + 64**2 * 64, 64 * 256 * 64
+    assert time.compute * 1e12 == pytest.approx(6 * sequences * (8 // pipeline * layer + head))
+
+
+def test_collective() -> None:
+    assert collective(100, 8e9, 4, 50) == pytest.approx(0.06 + 50e-6)
+    assert collective(100, 8e9, 1, 50) == 0
+
+
+def waiting(layout: Layout, **changes: Any) -> float:
+    """Bytes that the slowest rank waits for in one of a step's micro-batches of 64 tokens, at a GB/s."""
+    gpu = PLAIN.model_copy(update={"intra_node": 1.0, "inter_node": 1.0})
+    time = small(layout, gpu, train={"decoder": 1}, **changes)
+    return time.communication / time.micro_batches * 1e9
+
+
+def test_volumes_of_communication() -> None:
+    """Hidden states are 64 tokens x 64 x 2 bytes, keys and values 64 x 2 x 2 x 16 x 2 bytes."""
+    hidden, keys = 64 * 64 * 2, 64 * 2 * 2 * 16 * 2
+    assert waiting(Layout(2, tensor=2, sequence=True)) == pytest.approx(8 * 8 * hidden / 2)
+    assert waiting(Layout(4, tensor=4)) == pytest.approx(8 * 8 * hidden * 3 / 4)
+    again = waiting(Layout(2, tensor=2, sequence=True), recompute={"mode": "full"})
+    assert again == pytest.approx(8 * 12 * hidden / 2)
+    assert waiting(Layout(2, pipeline=2)) == pytest.approx(2 * hidden)
+    assert waiting(Layout(2, pipeline=2, virtual=4)) == pytest.approx(4 * 2 * hidden)
+    assert waiting(Layout(4, pipeline=2, tensor=2, sequence=True)) == pytest.approx(4 * 8 * hidden / 2 + 2 * hidden / 2)
+    # Over context ranks gradients and weights are scattered and gathered too: 6 bytes of each parameter, here exposed.
+    once = 6 * SMALL.decoder.parameters / 2 / 8
+    context = waiting(Layout(2, context=2), parallel={"overlap": False})
+    assert context - once == pytest.approx(8 * 2 * keys / 2, rel=0.01)
+
+
+def test_gradients_hide_behind_one_micro_batch() -> None:
+    parameters = 8 * SMALL.decoder.layer_parameters + 2 * SMALL.decoder.embedding_parameters
+    gpu = PLAIN.model_copy(update={"intra_node": 0.5})
+    layer, head = 64 * (64 * 16 * 12 + 3 * 64 * 128) + 64**2 * 64, 64 * 256 * 64
+    forward = 2 * (8 * layer + head) / 1e12
+    gradients, weights = (size * parameters / 2 / 0.5e9 for size in (4, 2))
+    assert gradients > 2 * forward > 0 and weights > forward
+    hidden = small(Layout(2), gpu).communication
+    assert hidden == pytest.approx(gradients - 2 * forward + weights - forward)
+    assert small(Layout(2), gpu, parallel={"overlap": False}).communication == pytest.approx(gradients + weights)
+    assert small(Layout(2)).communication == 0
+
+
+def test_optimizer() -> None:
+    """Its state is split over the replicas; the gradients' buffer is set to zero whole."""
+    parameters = 8 * SMALL.decoder.layer_parameters + 2 * SMALL.decoder.embedding_parameters
+    gpu = PLAIN.model_copy(update={"optimizer_bytes": 44.0, "copy_bandwidth": 1.0})
+    assert small(Layout(), gpu).optimizer == pytest.approx(44 * parameters / 1e9)
+    assert small(Layout(4), gpu).optimizer == pytest.approx((10 + 4) * parameters / 1e9)
+
+
+def test_links() -> None:
+    assert H200.link(8, 64) == H200.link(2, 64) == H200.link(6, 6) == H200.intra_node
+    assert H200.link(16, 64) == H200.link(6, 12) == H200.inter_node
+
+
+def test_attention_is_between_its_two_measurements() -> None:
+    assert H200.attention(100) == H200.attention(8192) == (611, 426)
+    assert H200.attention(16384) == pytest.approx(((611 + 636) / 2, (426 + 470) / 2))
+    assert H200.attention(32768) == H200.attention(10**6) == (636, 470)
+
+
+def test_squared_lengths() -> None:
+    work = Workload.of(small_stage(100), document_tokens=30)
+    assert work.squared_lengths(100) == 3 * 30**2 + 10**2
+    assert Workload.of(small_stage(100), document_tokens=300).squared_lengths(100) == 100**2
+    assert Workload.of(small_stage(100)).image_tokens == 0
+    assert Workload.of(small_stage(100, train={"projector": 1})).image_tokens == 15
