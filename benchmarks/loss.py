@@ -60,14 +60,14 @@ def losses_of(subject: str) -> Losses:
     """The function from head, hidden states [S, 1, H] and labels [S] to the loss of every token."""
     from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
-    from megatron_apriel.model.loss import token_losses
+    from megatron_apriel.model.head import losses_of_labels
 
     def unfused_losses(head: Any, hidden_S1H: Tensor, labels_S: Tensor) -> Tensor:
         logits_S1V, _ = head(hidden_S1H)
         losses_S1 = vocab_parallel_cross_entropy(logits_S1V.float(), labels_S.clamp(min=0)[:, None])
         return torch.where(labels_S != IGNORED_LABEL, losses_S1[:, 0], 0.0)
 
-    return token_losses if subject == "fused" else unfused_losses
+    return losses_of_labels if subject == "fused" else unfused_losses
 
 
 def _parser() -> argparse.ArgumentParser:

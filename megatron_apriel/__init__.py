@@ -5,7 +5,7 @@ The package is layered; imports run downward only:
     inputs, concealed, errors       how a file is opened; what is not printed; what can go wrong
     terminal, tables, json_text     printable lines; printable tables; JSON of a model's files
     architecture                    shapes of the model
-    outputs, progress, flops        whole-or-absent results; progress on a terminal; the FLOPs rule
+    outputs, locks, progress, flops whole-or-absent results; locks; progress on a terminal; the FLOPs rule
     batch, config, surgery          the typed batch; the stage schema; byte-level checkpoint edits
     parallel                        rank arithmetic, process groups, Megatron Core on CPU
     model | data, visual_tasks      rooms that do not know each other

@@ -175,7 +175,13 @@ class Architecture:
         )
         # transformers 5 renamed image_token_index to image_token_id and writes either.
         key = "image_token_index" if "image_token_index" in config else "image_token_id"
-        image_token_id = positive_count(config, key, origin, default=10)
+        if config.get(key) is None:
+            raise CheckpointError(
+                f"{origin} has no image_token_index.",
+                "Which token stands for a patch would have to be guessed, and readers guess differently.",
+                "Add it from the published config; Pixtral's is 10.",
+            )
+        image_token_id = positive_count(config, key, origin)
         return cls(decoder=decoder, tower=tower, projector=projector, image_token_id=image_token_id)
 
     def to_hf_config(self, dtype: str = "bfloat16") -> dict[str, Any]:

@@ -43,7 +43,19 @@ def parse_json(data: bytes, finite: bool = True) -> Any:
         level = _inside(level)
     if level:
         raise ValueError(_TOO_DEEP)
+    if b"\\u" in data:
+        _check_writable(value)
     return value
+
+
+def _check_writable(value: Any) -> None:
+    """Refuse half of a surrogate pair, which an escape can say and no file in UTF-8 can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{shown(error.object[error.start])} is half of a letter (a surrogate without its pair)"
+        ) from None
 
 
 def _inside(level: list[Any]) -> list[Any]:

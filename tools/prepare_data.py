@@ -117,7 +117,7 @@ def _add_limits(result: argparse.ArgumentParser) -> None:
         type=_count,
         default=DEFAULT_LIMITS.expansion,
         metavar="N",
-        help="how many times its size a packed file may unpack to, 16 MiB being free (default: 200)",
+        help="how many times its size a packed file may unpack to, 16 MiB being free (default: 100)",
     )
     limits.add_argument(
         "--max-window",

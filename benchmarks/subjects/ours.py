@@ -1,4 +1,4 @@
-"""This project's own training step, put together as a stage puts it together (``train/run.py``), without its files."""
+"""This project's trainer, as a stage has it, without a stage's files."""
 
 from __future__ import annotations
 
@@ -21,45 +21,27 @@ from megatron_apriel.config.schema import (
     SourceSection,
     StageConfig,
 )
-from megatron_apriel.model.builder import build_model
-from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.train.optimizer import build_optimizer, set_learning_rate, wrap_data_parallel
-from megatron_apriel.train.step import train_step
+from megatron_apriel.train.trainer import Trainer
 
 
 class Ours:
-    """Model, wrapper and optimizer of a stage, on one of the ranks of a layout."""
+    """The trainer of a stage, on one of the ranks of a layout."""
 
     def __init__(self, architecture: Architecture, config: StageConfig, layout: Layout) -> None:
-        self.config = config
-        chunks = build_model(architecture, config, layout)
-        apply_freezing(chunks, config.train)
-        self.wrapped = wrap_data_parallel(chunks, config)
-        self.optimizer = build_optimizer(self.wrapped, config)
+        self.config, self.trainer = config, Trainer(architecture, config, layout)
 
     def step(self, batches: Sequence[Batch], rate: float | None = None) -> float:
-        """As ``train/loop.py`` does a step; at the peak learning rate where no other is given."""
-        set_learning_rate(self.optimizer, rate or self.config.optimizer.peak, self.config.optimizer)
-        report = train_step(
-            self.wrapped,
-            self.optimizer,
-            iter(batches),
-            micro_batches=len(batches),
-            sequence_length=self.config.sequence_length,
-            sources=1,
-            clip=self.config.optimizer.clip,
-            totals=list,
-            stop_code=0,
-        )
-        if not report.applied:
+        """One step on all of ``batches``; at the peak learning rate where no other is given."""
+        result = self.trainer.step(iter(batches), rate or self.config.optimizer.peak, len(batches))
+        if not result.applied:
             # Its time would be no training step's: numbers that are not finite cost less power, and no update was made.
-            raise ArithmeticError(f"a step was skipped: loss {report.loss}, gradient norm {report.gradient_norm}")
-        return report.loss
+            raise ArithmeticError(f"a step was skipped: loss {result.loss}, gradient norm {result.gradient_norm}")
+        return result.loss
 
     def memory(self) -> dict[str, int]:
-        return megatron_memory(self.wrapped, self.optimizer)
+        return megatron_memory(self.trainer.wrapped, self.trainer.optimizer)
 
 
 def stage_config(

@@ -35,8 +35,9 @@ from megatron_apriel.errors import CheckpointError
 from megatron_apriel.json_text import read_json
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 from megatron_apriel.progress import progress
+from megatron_apriel.surgery.shards import plan_shards, write_tensors
 from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
-from megatron_apriel.surgery.tensor_files import Base, TensorSpec, plan_shards, write_tensors
+from megatron_apriel.surgery.tensor_files import Base, TensorSpec
 
 PARAMS = "params.json"
 MARKERS = {Kind.HF: "config.json", Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}

@@ -27,7 +27,8 @@ from megatron_apriel.checkpoint.state import unwrapped
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.outputs import check_destination, whole_directory
 from megatron_apriel.progress import progress
-from megatron_apriel.surgery.tensor_files import TensorSpec, plan_shards, write_tensors
+from megatron_apriel.surgery.shards import plan_shards, write_tensors
+from megatron_apriel.surgery.tensor_files import TensorSpec
 
 
 @torch.no_grad()

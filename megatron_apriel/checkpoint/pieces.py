@@ -194,6 +194,9 @@ def _first_number(file: BinaryIO, place: Extent, shape: tuple[int, ...], dtype: 
             if about.compress_type != zipfile.ZIP_STORED or about.file_size > _MOST_WORDS:
                 raise ValueError(f"its description has {about.file_size} bytes")
             described = _ShapeUnpickler(io.BytesIO(archive.read(about))).load()
+            order = members["byteorder"]
+            if order.compress_type != zipfile.ZIP_STORED or order.file_size > 6 or archive.read(order) != b"little":
+                raise ValueError("its numbers are not little-endian")
         (_, storage, key, _, _), offset, size, stride = described
         if type(offset) is not int or offset < 0:
             raise ValueError(f"it begins at number {offset!r}")

@@ -2,17 +2,17 @@
 
 What an environment variable brings into a path may be a secret. The path is then used as it is and spelled as the file
 spells it, ``${DATA_ROOT}/text``: in the configuration written down, and in what is printed.
+
+Command lines read their arguments by these too, and need nothing else of the schema: so no pydantic here.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from fractions import Fraction as Exact
+from fractions import Fraction
 from pathlib import Path, PosixPath
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator, PlainSerializer
+from typing import Any
 
 from megatron_apriel.concealed import conceal
 from megatron_apriel.errors import shown
@@ -45,7 +45,7 @@ def _scaled(value: Any, units: dict[str, int], example: str) -> int:
     if match is None or match[2].upper() not in units:
         raise ValueError(f"{shown(value)} is not a number with a unit; write for example {example}")
     # Exactly, since 4.35 x 1000 is not 4350 in binary floating point.
-    scaled = Exact(match[1].replace("_", "")) * units[match[2].upper()]
+    scaled = Fraction(match[1].replace("_", "")) * units[match[2].upper()]
     if scaled.denominator != 1:
         raise ValueError(f"{shown(value)} is not a whole number")
     if scaled > LARGEST:
@@ -68,7 +68,7 @@ def parse_fraction(value: Any) -> float:
     match = _matched(_SHARE, value)
     if match is None and _matched(_NO_NUMBER, value) is None:
         raise ValueError(f"{shown(value)} is not a fraction; write for example 10% or 0.1")
-    number = Exact(match[1]) / (100 if match[2] else 1) if match is not None else -1
+    number = Fraction(match[1]) / (100 if match[2] else 1) if match is not None else -1
     if not 0 <= number <= 1:
         raise ValueError(f"{shown(value)} is not between 0% and 100%")
     return float(number)
@@ -135,9 +135,3 @@ def parse_path(value: Any) -> Path:
     for name, secret in given.items():
         conceal(secret, f"${{{name}}}")
     return SpelledPath(path, str(words))
-
-
-Count = Annotated[int, BeforeValidator(parse_count)]
-ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
-Fraction = Annotated[float, BeforeValidator(parse_fraction)]
-PathValue = Annotated[Path, BeforeValidator(parse_path), PlainSerializer(spelled, return_type=str, when_used="json")]

@@ -21,13 +21,21 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainSerializer,
     Tag,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from megatron_apriel.config.quantities import LARGEST, ByteCount, Count, Fraction, PathValue, spelled
+from megatron_apriel.config.quantities import (
+    LARGEST,
+    parse_bytes,
+    parse_count,
+    parse_fraction,
+    parse_path,
+    spelled,
+)
 from megatron_apriel.errors import listed, printable, shown
 
 SMALLEST_WEIGHT = 1e-6
@@ -52,6 +60,10 @@ def _number(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
 Number = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[int, BeforeValidator(parse_count)]
+ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
+Fraction = Annotated[float, BeforeValidator(parse_fraction)]
+PathValue = Annotated[Path, BeforeValidator(parse_path), PlainSerializer(spelled, return_type=str, when_used="json")]
 
 
 def _raise_all(problems: Iterable[str]) -> None:
@@ -149,6 +161,8 @@ class ImagesSection(Section):
     """Decoding threads of each rank."""
     damaged: Literal["error", "skip"] = "error"
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
+    max_pixels: Annotated[Whole, Field(ge=1)] = 100_000_000
+    """Largest image that is decoded, height x width of the stored file; `--max-pixels` of `tools/prepare_data.py`."""
 
 
 def _split(value: Any) -> Any:

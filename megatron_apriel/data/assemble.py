@@ -21,7 +21,8 @@ from torch import Tensor
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch, Chunk, ContextPart, PackedImages
 from megatron_apriel.data.corpus import Corpus
-from megatron_apriel.data.images import ImageDecoder, ImageRequest
+from megatron_apriel.data.image_headers import ImageRequest
+from megatron_apriel.data.images import ImageDecoder
 from megatron_apriel.data.packing import Piece
 from megatron_apriel.data.patches import patch_places
 from megatron_apriel.data.sources import Source

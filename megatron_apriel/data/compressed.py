@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,14 @@ _GZIP = b"\x1f\x8b"
 _BUFFER_BYTES = 2**20
 _PIECE_BYTES = 1024
 """Of zstd data, unpacked at once: a block of it has at least 4 bytes and gives at most 128 KiB, so 32 MiB come out."""
-_SKIPPED = 4
+_SKIPPED = 2
 """Times the limit of a record after which a line without an end is not followed further."""
+_PADDING_BYTES = 2**20
+"""Most zeros behind a gzip file's end; tools pad to whole tape records of some 10 KiB."""
+_IDLE_BYTES = 16 * 2**20
+"""Of zstd data from which nothing comes: frames to be skipped hold indexes of a few bytes for each megabyte."""
+_HOLES = 10_000
+"""Of a file on its disk, looked at."""
 _BLANK = b" \t\n\r\x0b\x0c"
 
 
@@ -70,18 +77,67 @@ def decompressed(path: Path, limits: ReadLimits) -> io.BufferedReader:
     Reading raises one of ``READ_ERRORS`` where the file is damaged or ends too early, and LimitExceeded where it grows
     beyond the limits.
     """
-    file = open_input(path)
+    file = open_raw(path, limits)
     if path.name.lower().endswith(".gz"):
-        return _unpacked(file, gzip.GzipFile(fileobj=file), limits)
+        return _unpacked(file, _gzip_stream(file), limits)
     if path.name.lower().endswith(".zst"):
         return _unpacked(file, _ZstdStream(file, limits.window_bytes), limits)
-    return file  # type: ignore[return-value]
+    return file
 
 
 def unzipped(path: Path, limits: ReadLimits) -> io.BufferedReader:
     """Open a file for reading its bytes, gzip taken off whatever its name; errors as of :func:`decompressed`."""
-    file: Any = open_input(path)
-    return _unpacked(file, gzip.GzipFile(fileobj=file), limits) if file.peek(2).startswith(_GZIP) else file
+    file = open_raw(path, limits)
+    return _unpacked(file, _gzip_stream(file), limits) if file.peek(2).startswith(_GZIP) else file
+
+
+def open_raw(path: Path, limits: ReadLimits) -> io.BufferedReader:
+    """Open a file of raw data for reading its bytes as they are.
+
+    Raises OSError as of :func:`~megatron_apriel.inputs.open_input`, and LimitExceeded for a file that is little but
+    holes: they take no space on disk, and time and memory like any other bytes.
+    """
+    file: Any = open_input(path, _BUFFER_BYTES)
+    try:
+        limits.check_growth(*_stored_and_whole(file.fileno()), "on its disk it")
+    except LimitExceeded:
+        file.close()
+        raise
+    return file  # type: ignore[no-any-return]
+
+
+def _stored_and_whole(descriptor: int) -> tuple[int, int]:
+    """Bytes of a file that are not in holes, of which the first few are looked at, and all of its bytes."""
+    size = left = os.fstat(descriptor).st_size
+    place = 0
+    for _ in range(_HOLES):
+        if place >= size or (begin := os.lseek(descriptor, place, os.SEEK_HOLE)) >= size:
+            break
+        try:
+            place = os.lseek(descriptor, begin, os.SEEK_DATA)
+        except OSError:  # nothing but the hole
+            place = size
+        left -= place - begin
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return left, size
+
+
+def _gzip_stream(file: BinaryIO) -> gzip.GzipFile:
+    return gzip.GzipFile(fileobj=_LittlePadding(file))  # type: ignore[call-overload,no-any-return]
+
+
+class _LittlePadding:
+    """A gzip file whose zeros behind its end, which ``gzip`` passes over one by one, come to an end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._zeros = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._zeros = self._zeros + 1 if data == b"\0" else 0
+        if self._zeros > _PADDING_BYTES:
+            raise gzip.BadGzipFile(f"more than {_PADDING_BYTES:,} zeros follow the end")
+        return data
 
 
 def _unpacked(file: BinaryIO, stream: _Stream, limits: ReadLimits) -> io.BufferedReader:
@@ -125,7 +181,7 @@ class _ZstdStream:
 
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=window)
         self._failure = zstandard.ZstdError
-        self._file, self._window = file, window
+        self._file, self._window, self._idle = file, window, 0
         self._frame: Any = None
         self._ready = memoryview(b"")
 
@@ -136,6 +192,9 @@ class _ZstdStream:
             if self._frame is not None and self._frame.eof:
                 self._frame = None
             compressed = compressed or self._file.read(_PIECE_BYTES)
+            self._idle += len(compressed)
+            if self._idle > _IDLE_BYTES:
+                raise EOFError(f"nothing comes out of {self._idle:,} bytes")
             if not compressed:
                 if self._frame is not None:
                     raise EOFError("the compressed stream ends in the middle of a frame")
@@ -150,5 +209,6 @@ class _ZstdStream:
                         "--max-window",
                     ) from None
                 raise EOFError(f"damaged zstd data: {error}") from None
+        self._idle = 0
         data, self._ready = bytes(self._ready[:size]), self._ready[size:]
         return data

@@ -19,9 +19,8 @@ Knows nothing of sequences, mixtures or ranks.
 from __future__ import annotations
 
 import hashlib
-import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +29,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_apriel.data.corpus_files import load_documents, load_images, map_files
 from megatron_apriel.data.corpus_format import (
     DATA_FILES,
     DOCUMENT_COLUMNS,
@@ -37,22 +37,19 @@ from megatron_apriel.data.corpus_format import (
     IMAGE_COLUMNS,
     IMAGE_DTYPE,
     MANIFEST_FILE,
-    PREPARE_AGAIN,
     CorpusManifest,
     Counts,
     ImageRecord,
     StoredImage,
     TokenizerRecord,
+    damaged,
     image_block,
 )
 from megatron_apriel.data.image_size import patch_grid
+from megatron_apriel.data.token_index import write_index
 from megatron_apriel.errors import DataError
 
 __all__ = ["Corpus", "CorpusManifest", "CorpusWriter", "ImageRecord", "StoredImage", "TokenizerRecord", "image_block"]
-
-_INDEX_MAGIC = b"MMIDIDX\x00\x00"
-_INDEX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents: megatron's .idx
-_INT32_CODE = 4
 
 
 def _table(numbers: array[int], dtype: np.dtype[np.void]) -> NDArray[np.void]:
@@ -157,7 +154,7 @@ class CorpusWriter:
             raise DataError("no document was left to write.", "A corpus needs at least one.", "Check the inputs.")
         self.__exit__(None, None, None)
         documents = _table(self._documents, DOCUMENT_DTYPE)
-        _write_index(self.directory / "tokens.idx", documents["tokens"])
+        write_index(self.directory / "tokens.idx", documents["tokens"])
         images = _table(self._image_rows, IMAGE_DTYPE)
         np.save(self.directory / "documents.npy", documents)
         np.save(self.directory / "images.npy", images)
@@ -187,6 +184,7 @@ class Corpus:
         manifest: what ``corpus.json`` says.
         documents: DOCUMENT_DTYPE [documents].
         image_rows: IMAGE_DTYPE [images], of all documents in order.
+        first_tokens: int64 [documents + 1], where each document begins among all tokens, and their number.
     """
 
     def __init__(
@@ -195,14 +193,13 @@ class Corpus:
         manifest: CorpusManifest,
         documents: NDArray[np.void],
         image_rows: NDArray[np.void],
+        files: Mapping[str, NDArray[np.uint8]],
     ) -> None:
-        """Use :meth:`open`, which checks what it passes here."""
+        """Use :meth:`open`, which checks what it passes here; ``files``: the bytes of each."""
         self.path, self.manifest, self.documents, self.image_rows = path, manifest, documents, image_rows
-        self._tokens = np.memmap(path / "tokens.bin", dtype="<i4", mode="r")
-        self._responses = np.memmap(path / "responses.bin", dtype=np.uint8, mode="r")
-        # A file of no bytes cannot be mapped.
-        self._bytes = np.memmap(path / "images.bin", dtype=np.uint8, mode="r") if image_rows.size else b""
-        self._first_token = np.concatenate([[0], np.cumsum(documents["tokens"])])
+        self._tokens, self._responses = files["tokens.bin"].view("<i4"), files["responses.bin"]
+        self._images = files["images.bin"]
+        self.first_tokens = np.concatenate([[0], np.cumsum(documents["tokens"])])
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
@@ -212,18 +209,9 @@ class Corpus:
         """
         directory = Path(path).absolute()
         manifest = CorpusManifest.read(directory)
-        for name in DATA_FILES:
-            expected = manifest.files.get(name, -1)
-            actual = (directory / name).stat().st_size if (directory / name).is_file() else None
-            if actual != expected:
-                found = "is missing" if actual is None else f"has {actual} bytes"
-                raise _damaged(directory / name, f"{found}; its manifest says {expected}.")
-        documents = _load_table(directory / "documents.npy", DOCUMENT_DTYPE, manifest.counts.documents)
-        image_rows = _load_table(directory / "images.npy", IMAGE_DTYPE, manifest.counts.images)
-        _check_documents(directory, manifest, documents)
-        _check_index(directory / "tokens.idx", documents)
-        _check_images(directory, manifest, documents, image_rows)
-        return cls(directory, manifest, documents, image_rows)
+        files = map_files(directory, manifest)
+        documents = load_documents(directory, manifest, files)
+        return cls(directory, manifest, documents, load_images(directory, manifest, files, documents), files)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -246,13 +234,21 @@ class Corpus:
         return self._tokens[self._range(document, start, length)]
 
     def responses(self, document: int, start: int = 0, length: int | None = None) -> NDArray[np.bool_]:
-        """Whether each token of the document (or piece) is part of a response, bool."""
-        return self._responses[self._range(document, start, length)].view(np.bool_)
+        """Whether each token of the document (or piece) is part of a response, bool.
+
+        Raises DataError for a byte that is neither 0 nor 1: what numpy makes of one taken for a bool is not defined.
+        """
+        flags = self._responses[self._range(document, start, length)]
+        if (most := int(flags.max(initial=0))) > 1:
+            raise damaged(
+                self.path / "responses.bin", f"has {most} for a token of document {document}, where 0 or 1 is expected."
+            )
+        return flags.view(np.bool_)
 
     def _range(self, document: int, start: int, length: int | None) -> slice:
         """Where a piece of a document stands in the files that have an entry per token."""
-        first = int(self._first_token[document]) + start
-        return slice(first, first + length if length is not None else int(self._first_token[document + 1]))
+        first = int(self.first_tokens[document]) + start
+        return slice(first, first + length if length is not None else int(self.first_tokens[document + 1]))
 
     def images(self, document: int) -> NDArray[np.void]:
         """The document's images, IMAGE_DTYPE [n], in the order of their tokens."""
@@ -262,108 +258,4 @@ class Corpus:
     def image_bytes(self, row: np.void) -> NDArray[np.uint8]:
         """Encoded bytes of the image of one row of :meth:`images`, uint8, read-only view."""
         offset, size = int(row["offset"]), int(row["size"])
-        return np.asarray(self._bytes[offset : offset + size])
-
-
-def _damaged(file: Path, found: str) -> DataError:
-    return DataError(f"{file} {found}", "The corpus is damaged or was copied in part.", PREPARE_AGAIN)
-
-
-def _load_table(file: Path, dtype: np.dtype[np.void], rows: int) -> NDArray[np.void]:
-    try:
-        table = np.load(file, mmap_mode="r" if rows else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(file, f"cannot be read: {error}.") from None
-    if table.dtype != dtype or table.shape != (rows,):
-        raise _damaged(file, f"holds {table.shape} of {table.dtype}; its manifest says {rows} rows of {dtype}.")
-    return table
-
-
-def _check_documents(directory: Path, manifest: CorpusManifest, documents: NDArray[np.void]) -> None:
-    counts, file = manifest.counts, directory / "documents.npy"
-    if counts.documents == 0:
-        raise DataError(f"{directory} holds no documents.", "There is nothing to train on.", PREPARE_AGAIN)
-    for column, expected in (
-        ("tokens", counts.tokens),
-        ("images", counts.images),
-        ("responses", counts.response_tokens),
-    ):
-        values = documents[column]
-        if int(values.sum()) != expected or int(values.min()) < (column == "tokens"):
-            raise _damaged(
-                file,
-                f"sums to {int(values.sum())} {column} (least {int(values.min())}); its manifest says {expected}.",
-            )
-    for name, width in (("tokens.bin", 4), ("responses.bin", 1)):
-        if manifest.files[name] != counts.tokens * width:
-            raise _damaged(
-                directory / name,
-                f"has {manifest.files[name]} bytes; {counts.tokens} tokens take {counts.tokens * width}.",
-            )
-    if np.any(documents["first_image"] != np.cumsum(documents["images"]) - documents["images"]):
-        raise _damaged(file, "does not number the images in order.")
-
-
-def _index_columns(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """What follows the header of Megatron's index: lengths, byte offsets, and which sequences begin a document."""
-    offsets = (np.cumsum(lengths) - lengths) * 4
-    return lengths.astype("<i4"), offsets.astype("<i8"), np.arange(lengths.size + 1, dtype="<i8")
-
-
-def _write_index(file: Path, lengths: NDArray[np.int64]) -> None:
-    """Megatron's index, written here so that preparing and reading a corpus needs neither Megatron nor torch."""
-    with file.open("wb") as stream:
-        stream.write(_INDEX_HEADER.pack(_INDEX_MAGIC, 1, _INT32_CODE, lengths.size, lengths.size + 1))
-        for column in _index_columns(lengths):
-            stream.write(column.tobytes())
-
-
-def _check_index(file: Path, documents: NDArray[np.void]) -> None:
-    """Compare Megatron's index with the table of documents; its own checks are asserts that name nothing."""
-    with file.open("rb") as stream:
-        header = stream.read(_INDEX_HEADER.size)
-        if len(header) < _INDEX_HEADER.size:
-            raise _damaged(file, f"has {len(header)} bytes, less than its header of {_INDEX_HEADER.size}.")
-        magic, version, code, sequences, entries = _INDEX_HEADER.unpack(header)
-        expected = (_INDEX_MAGIC, 1, _INT32_CODE, documents.size, documents.size + 1)
-        if (magic, version, code, sequences, entries) != expected:
-            raise _damaged(
-                file, f"begins with {(magic, version, code, sequences, entries)}, where {expected} is expected."
-            )
-        lengths = np.fromfile(stream, dtype="<i4", count=sequences)
-        pointers = np.fromfile(stream, dtype="<i8", count=sequences)
-        bounds = np.fromfile(stream, dtype="<i8", count=entries)
-    true_lengths, true_pointers, true_bounds = _index_columns(documents["tokens"])
-    whole = (
-        np.array_equal(lengths, true_lengths)
-        and np.array_equal(pointers, true_pointers)
-        and np.array_equal(bounds, true_bounds)
-    )
-    if not whole:
-        raise _damaged(file, f"disagrees with documents.npy about the {documents.size} documents' lengths.")
-
-
-def _check_images(
-    directory: Path, manifest: CorpusManifest, documents: NDArray[np.void], images: NDArray[np.void]
-) -> None:
-    if images.size == 0:
-        return
-    file, stored = directory / "images.npy", manifest.files["images.bin"]
-    if manifest.images is None:
-        raise _damaged(directory / MANIFEST_FILE, f"counts {images.size} images but does not say their tokens.")
-    if not np.array_equal(images["document"], np.repeat(np.arange(documents.size), documents["images"])):
-        raise _damaged(file, "disagrees with documents.npy about which document each image belongs to.")
-    ends = images["start"] + images["rows"].astype(np.int64) * (images["columns"].astype(np.int64) + 1)
-    following = np.append(images["start"][1:], 0)
-    following[np.append(images["document"][1:] != images["document"][:-1], True)] = np.iinfo(np.int64).max
-    limits = np.minimum(following, documents["tokens"][images["document"]])
-    wrong = (images["size"] < 1) | (images["offset"] < 0) | (images["offset"] + images["size"] > stored)
-    wrong |= (images["rows"] < 1) | (images["columns"] < 1) | (images["start"] < 0) | (ends > limits)
-    wrong |= (images["height"] < 1) | (images["width"] < 1)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise _damaged(
-            file,
-            f"row {first} is impossible: {dict(zip(IMAGE_COLUMNS, images[first].tolist(), strict=True))}, "
-            f"with {stored} bytes in images.bin.",
-        )
+        return self._images[offset : offset + size]

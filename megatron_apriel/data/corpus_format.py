@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from megatron_apriel.data.image_size import Rounding
 from megatron_apriel.errors import DataError
@@ -32,29 +32,45 @@ IMAGE_DTYPE = np.dtype([(column, "<i4" if column in _NARROW else "<i8") for colu
 PREPARE_AGAIN = "Copy the whole directory again, or prepare it again with tools/prepare_data.py."
 
 
+MOST_TOKENS = MOST_PIXELS = 2**31 - 1
+"""Token numbers and sides of images are 32-bit numbers with a sign."""
+MOST_BYTES = 2**63 - 1
+"""No file is larger, and no file has an entry for more tokens."""
+
+Token = Annotated[int, Field(ge=0, lt=MOST_TOKENS)]
+Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+Count = Annotated[int, Field(ge=0, le=MOST_BYTES)]
+
+
+def damaged(file: Path, found: str) -> DataError:
+    """The error of a corpus's file in which something was ``found``."""
+    return DataError(f"{file} {found}", "The corpus is damaged or was copied in part.", PREPARE_AGAIN)
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: a count of 3.0, "3" or true was not written by this project.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TokenizerRecord(_Record):
     """Which tokenizer made the tokens; corpora of one mixture must agree in ``sha256``."""
 
     sha256: str
-    vocab_size: int = Field(ge=1)
-    bos_id: int = Field(ge=0)
-    eos_id: int = Field(ge=0)
-    pad_id: int = Field(ge=0)
+    vocab_size: int = Field(ge=1, le=MOST_TOKENS)
+    bos_id: Token
+    eos_id: Token
+    pad_id: Token
     """Fills the end of a sequence; any valid id serves where a tokenizer has none, as it never carries loss."""
 
 
 class ImageRecord(_Record):
     """How images became tokens."""
 
-    image_token_id: int = Field(ge=0)
-    break_token_id: int = Field(ge=0)
-    end_token_id: int = Field(ge=0)
-    patch_size: int = Field(ge=1)
-    image_size: int = Field(ge=1)
+    image_token_id: Token
+    break_token_id: Token
+    end_token_id: Token
+    patch_size: Pixels
+    image_size: Pixels
     rounding: Rounding = "floor"
 
     @property
@@ -66,10 +82,10 @@ class ImageRecord(_Record):
 class Counts(_Record):
     """Totals of a corpus."""
 
-    documents: int = Field(default=0, ge=0)
-    tokens: int = Field(default=0, ge=0)
-    response_tokens: int = Field(default=0, ge=0)
-    images: int = Field(default=0, ge=0)
+    documents: Count = 0
+    tokens: Count = 0
+    response_tokens: Count = 0
+    images: Count = 0
 
 
 class CorpusManifest(_Record):
@@ -81,8 +97,17 @@ class CorpusManifest(_Record):
     inputs: list[dict[str, Any]] = []
     problems: dict[str, Any] = {}
     counts: Counts = Counts()
-    files: dict[str, int] = {}
+    files: dict[str, Count] = {}
     version: int = FORMAT_VERSION
+
+    @model_validator(mode="after")
+    def _tokens_are_in_the_vocabulary(self) -> Self:
+        """A token that has no embedding would be read from beyond its end."""
+        record, images, size = self.tokenizer, self.images, self.tokenizer.vocab_size
+        for token in (record.bos_id, record.eos_id, record.pad_id, *(images.token_ids if images else ())):
+            if token >= size:
+                raise ValueError(f"token {token} is outside the vocabulary of {size}")
+        return self
 
     @classmethod
     def read(cls, directory: Path) -> CorpusManifest:

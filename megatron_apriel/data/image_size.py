@@ -12,8 +12,10 @@ No torch, no project imports but errors.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from megatron_apriel.errors import DataError
 
@@ -36,13 +38,27 @@ def patch_grid(
     """
     if height < 1 or width < 1:
         raise DataError(f"an image of {height} x {width} pixels has no pixels.")
-    ratio = max(height / image_size, width / image_size)
-    if ratio > 1:
-        whole = math.floor if rounding == "floor" else round
-        height, width = int(whole(height / ratio)), int(whole(width / ratio))
-    return max(1, -(-height // patch_size)), max(1, -(-width // patch_size))
+    rows, columns = patch_grids(np.array([height]), np.array([width]), image_size, patch_size, rounding)
+    return int(rows[0]), int(columns[0])
 
 
-def image_tokens(rows: int, columns: int) -> int:
+def patch_grids(
+    heights: NDArray[np.integer],
+    widths: NDArray[np.integer],
+    image_size: int,
+    patch_size: int,
+    rounding: Rounding = "floor",
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """:func:`patch_grid` of many images, each side at least 1: rows and columns, int64."""
+    ratios = np.maximum(heights / image_size, widths / image_size)
+    whole = np.floor if rounding == "floor" else np.rint  # rint: halves to even, as Python's round
+    rows, columns = (
+        np.maximum(1, -(-np.where(ratios > 1, whole(sides / ratios), sides).astype(np.int64) // patch_size))
+        for sides in (heights, widths)
+    )
+    return rows, columns
+
+
+def image_tokens[Number: (int, NDArray[np.int64])](rows: Number, columns: Number) -> Number:
     """Tokens of an image of ``rows`` x ``columns`` patches: each row is closed by a break, the last by an end."""
     return rows * (columns + 1)

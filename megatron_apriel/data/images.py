@@ -15,8 +15,9 @@ Measured on photographs against both of its backends: at most 2 grey levels anyw
 
 An axis that keeps its length is left alone, as in the reference: there is a pipeline for each set of axes to resize.
 
-DALI stops a whole batch at one damaged image and invalidates the pipeline; the images of that batch are then decoded
-one by one, so that the culprit is known and the others are kept.
+No image is decoded that is not by its header what the corpus says (``image_headers.py``). DALI stops a whole batch at
+one damaged image and invalidates the pipeline; the images of that batch are then decoded one by one, so that the
+culprit is known and the others are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -33,7 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_apriel.data.image_headers import MAX_IMAGES, HeaderReader, ImageRequest, cause, import_dali
 from megatron_apriel.data.patches import patchify
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.terminal import named_logger
 
@@ -41,9 +43,8 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, of pixels in 0..1; what Pixtral was trained with."""
 
-MAX_IMAGES = 32
-MAX_PIXELS = 48_000_000
-"""Images decoded together, and their source pixels (one larger image is decoded alone): bounds the memory."""
+PIXELS_TOGETHER = 48_000_000
+"""Source pixels of images decoded together (one larger image is decoded alone): bounds the memory."""
 
 _ORDER = (1, 0)
 _NAMES = {1: "horizontal", 0: "vertical"}
@@ -52,25 +53,6 @@ _NAMES = {1: "horizontal", 0: "vertical"}
 _Axes = tuple[int, ...]
 
 logger = named_logger(__name__)
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image to decode.
-
-    Attributes:
-        data: encoded bytes, uint8 [n], JPEG or PNG.
-        height, width: pixels that it decodes to.
-        rows, columns: patches that it becomes.
-        place: where it comes from, for messages, as in "corpus, document 3, image 0".
-    """
-
-    data: NDArray[np.uint8]
-    height: int
-    width: int
-    rows: int
-    columns: int
-    place: str
 
 
 class ImageDecoder:
@@ -88,6 +70,7 @@ class ImageDecoder:
         device: Literal["auto", "cpu", "gpu"] = "auto",
         threads: int = 4,
         damaged: Literal["error", "skip"] = "error",
+        max_pixels: int = DEFAULT_LIMITS.pixels,
     ) -> None:
         """Raises ConfigError if a GPU is asked for where there is none, or DALI is not installed."""
         if device == "gpu" and not torch.cuda.is_available():
@@ -101,8 +84,9 @@ class ImageDecoder:
         self.skipped = 0
         self._lock = threading.Lock()
         self._pipelines: dict[_Axes, Any] = {}
+        self._headers = HeaderReader(max_pixels)
         self._stream = torch.cuda.Stream(self.device) if on_gpu else None
-        _dali()
+        import_dali()
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +100,7 @@ class ImageDecoder:
         """Release DALI's threads and memory."""
         with self._lock:
             self._pipelines.clear()
+            self._headers.close()
 
     def patches(self, images: Sequence[ImageRequest]) -> Tensor:
         """Normalised patches of all images, one after the other: float32 [patches, 3 * patch_size**2] on ``device``.
@@ -125,11 +110,14 @@ class ImageDecoder:
         """
         if not images:
             return torch.zeros(0, 3 * self.patch_size**2, device=self.device)
-        groups: dict[_Axes, list[int]] = {}
-        for number, image in enumerate(images):
-            groups.setdefault(self._axes(image), []).append(number)
         decoded: dict[int, Tensor] = {}
         with self._lock:
+            groups: dict[_Axes, list[int]] = {}
+            for number, (image, problem) in enumerate(zip(images, self._headers.problems(images), strict=True)):
+                if problem is not None:
+                    decoded[number] = self._damaged(image, problem)
+                else:
+                    groups.setdefault(self._axes(image), []).append(number)
             for numbers in groups.values():
                 chunks = _chunks([images[number] for number in numbers])
                 patches = [result for chunk in chunks for result in self._decoded(chunk)]
@@ -155,7 +143,7 @@ class ImageDecoder:
             del self._pipelines[axes]
             if len(images) > 1:
                 return [patches for image in images for patches in self._decoded([image])]
-            return [self._damaged(images[0], _cause(error))]
+            return [self._damaged(images[0], cause(error))]
 
     def _damaged(self, image: ImageRequest, cause: str) -> Tensor:
         if self.damaged == "error":
@@ -176,14 +164,8 @@ class ImageDecoder:
                 inputs.setdefault(name, []).append(value)
         for name, values in inputs.items():
             pipeline.feed_input(name, values)
-        pixels, shapes = pipeline.run()
-        result = []
-        for number, image in enumerate(images):
-            found = tuple(np.asarray(shapes.at(number)).tolist()[:2])
-            if found != (image.height, image.width):
-                result.append(self._damaged(image, f"it has {found[0]} x {found[1]} pixels"))
-            else:
-                result.append(self._patchified(pixels, number))
+        (pixels,) = pipeline.run()
+        result = [self._patchified(pixels, number) for number in range(len(images))]
         if self._stream is not None:
             # DALI reuses its buffers in the next run, and the patches are read on the device's default stream.
             self._stream.synchronize()
@@ -199,30 +181,12 @@ class ImageDecoder:
             return patchify(torch.from_dlpack(pixels[number]), self.patch_size).clone()
 
 
-def _dali() -> Any:
-    try:
-        import nvidia.dali  # imported late: it takes a second, and text-only work does without it
-    except ImportError:
-        raise ConfigError(
-            "images cannot be decoded: NVIDIA DALI is not installed.",
-            fix="Run `make setup`, or install the package nvidia-dali-cuda130.",
-        ) from None
-    return nvidia.dali
-
-
-def _cause(error: RuntimeError) -> str:
-    """The sentence of DALI's report that says what is wrong; the rest is the pipeline's definition."""
-    _, _, report = str(error).partition("encountered:")
-    lines = [line.strip() for line in (report or str(error)).splitlines()]
-    return next((line for line in lines if line), type(error).__name__).rstrip(".")
-
-
 def _chunks(images: Sequence[ImageRequest]) -> list[list[ImageRequest]]:
     chunks: list[list[ImageRequest]] = []
     pixels = 0
     for image in images:
         size = image.height * image.width
-        if not chunks or len(chunks[-1]) == MAX_IMAGES or pixels + size > MAX_PIXELS:
+        if not chunks or len(chunks[-1]) == MAX_IMAGES or pixels + size > PIXELS_TOGETHER:
             chunks.append([])
             pixels = 0
         chunks[-1].append(image)
@@ -244,10 +208,13 @@ def _inside_weight(source: int, target: int) -> NDArray[np.float64]:
     stretch = max(scale, 1.0)
     reach = math.ceil(2 * stretch) + 1
     centres = (np.arange(target) + 0.5) * scale
-    taps = np.floor(centres)[:, None] + np.arange(-reach, reach + 1)
-    weights = _cubic((taps + 0.5 - centres[:, None]) / stretch)
+    share = np.ones(target)
+    edge = (centres < reach + 1) | (centres > source - reach - 1)  # elsewhere the kernel is inside; it can be long
+    taps = np.floor(centres[edge])[:, None] + np.arange(-reach, reach + 1)
+    weights = _cubic((taps + 0.5 - centres[edge][:, None]) / stretch)
     inside = (taps >= 0) & (taps < source)
-    return np.asarray((weights * inside).sum(1) / weights.sum(1))
+    share[edge] = (weights * inside).sum(1) / weights.sum(1)
+    return share
 
 
 def _pass_inputs(source: tuple[int, int], target: tuple[int, int], axes: _Axes) -> dict[str, NDArray[Any]]:
@@ -273,8 +240,8 @@ def _pass_inputs(source: tuple[int, int], target: tuple[int, int], axes: _Axes) 
 
 
 def _build_pipeline(threads: int, device: torch.device, axes: _Axes) -> Any:
-    """The pipeline; batches of 1 to MAX_IMAGES. Outputs: normalised pixels float32 CHW, and shapes as decoded."""
-    dali = _dali()
+    """The pipeline; batches of 1 to MAX_IMAGES. Output: normalised pixels, float32 CHW."""
+    dali = import_dali()
     fn, types = dali.fn, dali.types
     on_gpu = device.type == "cuda"
 
@@ -319,7 +286,6 @@ def _build_pipeline(threads: int, device: torch.device, axes: _Axes) -> Any:
             adjust_orientation=False,
             jpeg_fancy_upsampling=True,
         )
-        shape = fn.peek_image_shape(encoded, adjust_orientation=False)
         for axis in axes:
             image = resized(image, _NAMES[axis], axis)
         normalised = fn.crop_mirror_normalize(
@@ -329,6 +295,6 @@ def _build_pipeline(threads: int, device: torch.device, axes: _Axes) -> Any:
             mean=[255 * value for value in MEAN],
             std=[255 * value for value in STD],
         )
-        pipeline.set_outputs(normalised, shape)
+        pipeline.set_outputs(normalised)
     pipeline.build()
     return pipeline

@@ -148,12 +148,9 @@ class _Text:
             except json.JSONDecodeError as error:
                 behind = len(self._text) - error.pos
                 open_string = error.msg.startswith("Unterminated string")
+                known = len(self._text) - self._place
                 if (open_string or behind <= _LONGEST_CUT) and self._more():
-                    # Half of what is at hand, or more, is of this value.
-                    if len(self._text) > 2 * _READ_BYTES and has_more_values(
-                        self._text, 2 * self._limits.record_values
-                    ):
-                        raise LimitExceeded("a record has too many values", "--max-record") from None
+                    self._check_values(known)
                     continue
                 cut = open_string or behind <= 0
                 raise BrokenArray("the file ends in the middle of a record" if cut else error.msg) from None
@@ -170,12 +167,21 @@ class _Text:
             pass
         return self._place < len(self._text)
 
-    def _set_aside(self) -> None:
-        """Look at the next value a little at a time as well, when the one before has brought much along."""
-        if len(self._text) - self._place > 2 * _READ_BYTES:
-            self._aside.append((self._text, self._place + _READ_BYTES))
-            self._text = self._text[self._place : self._place + _READ_BYTES]
+    def _set_aside(self, size: int = 0) -> None:
+        """Look at a value a little at a time, when the one before has brought much along; ``size`` is known of it."""
+        size += _READ_BYTES
+        if len(self._text) - self._place > size + _READ_BYTES:
+            self._aside.append((self._text, self._place + size))
+            self._text = self._text[self._place : self._place + size]
             self._place = 0
+
+    def _check_values(self, known: int) -> None:
+        """Hold the value to its limit before it is parsed; so much of the text at hand is of this value."""
+        most = 2 * self._limits.record_values
+        if len(self._text) > 2 * _READ_BYTES and has_more_values(self._text, most):
+            if has_more_values(self._text[:known], most):
+                raise LimitExceeded("a record has too many values", "--max-record")
+            self._set_aside(known)  # they may be those of further values
 
     def _more(self) -> bool:
         """Read as much again as is at hand, so that a long value is not tried too often; whether there was any."""

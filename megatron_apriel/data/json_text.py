@@ -41,7 +41,7 @@ def parsed_json(text: str | bytes, most_values: int, what: str = "") -> Any:
 
 def has_more_values(text: str, most: int) -> bool:
     """Whether a JSON text holds more than ``most`` values; looks no further than that."""
-    if text.count(",") + text.count("[") + text.count("{") < most:
+    if len(text) < most or text.count(",") + text.count("[") + text.count("{") < most:
         return False
     number = 1
     for token in _TOKENS.finditer(text):

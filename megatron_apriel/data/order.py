@@ -22,12 +22,17 @@ def _mixed(state: int) -> int:
     return state ^ (state >> 31)
 
 
-def shuffled(number: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of ``range(number)``, int64, that depends on every integer of ``key`` and nothing else."""
+def hashed(numbers: NDArray[np.integer], *key: int) -> NDArray[np.uint64]:
+    """The hash of each number, different for different numbers: what they are sorted by. Same shape."""
     seed = 0
     for part in key:
         seed = _mixed(seed ^ (part & _MASK))
-    hashes = np.arange(number, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(seed)
+    hashes = numbers.astype(np.uint64) * np.uint64(_GAMMA) + np.uint64(seed)
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
         hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(multiplier)
-    return np.argsort(hashes ^ (hashes >> np.uint64(31)), kind="stable")
+    return hashes ^ (hashes >> np.uint64(31))
+
+
+def shuffled(number: int, *key: int) -> NDArray[np.int64]:
+    """A permutation of ``range(number)``, int64, that depends on every integer of ``key`` and nothing else."""
+    return np.argsort(hashed(np.arange(number), *key), kind="stable")

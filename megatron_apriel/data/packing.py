@@ -17,21 +17,24 @@ places), the sequence length, the seed, and what is to happen to documents that 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_apriel.data.corpus import Corpus
+from megatron_apriel.data.cutting import LongDocuments, LongDocumentsReport, cut_documents
 from megatron_apriel.data.order import shuffled
 from megatron_apriel.errors import DataError
 
-LongDocuments = Literal["split", "truncate", "drop", "error"]
-
 WINDOW = 1 << 20
 """Documents packed together. Bounds the memory of packing; a window this large loses nothing measurable."""
+
+
+def document_dtype(corpus: Corpus) -> np.dtype[np.integer]:
+    """Of the document numbers in the plans of a corpus."""
+    return np.dtype(np.int32 if len(corpus) < 2**31 else np.int64)
 
 
 class Piece(NamedTuple):
@@ -40,17 +43,6 @@ class Piece(NamedTuple):
     document: int
     start: int
     length: int
-
-
-@dataclass(frozen=True)
-class LongDocumentsReport:
-    """What became of the documents longer than the sequence."""
-
-    documents: int = 0
-    """How many there were."""
-    dropped_documents: int = 0
-    dropped_tokens: int = 0
-    """Tokens left out by dropping or truncating."""
 
 
 @dataclass(frozen=True)
@@ -143,39 +135,17 @@ def best_fit_decreasing(lengths: NDArray[np.integer], capacity: int) -> tuple[ND
     return chosen, number
 
 
-def split_document(length: int, blocks: Sequence[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
-    """Cut a document into pieces of at most ``limit`` tokens, never inside an image's tokens.
-
-    Args:
-        length: tokens of the document.
-        blocks: (first token, tokens) of each image, in order.
-        limit: tokens of the longest piece.
-
-    Returns:
-        (start, length) of the pieces, which cover the document; it ends early before an image longer than ``limit``.
-    """
-    pieces = []
-    start, remaining = 0, list(reversed(blocks))
-    while start < length:
-        stop = min(start + limit, length)
-        while remaining and sum(remaining[-1]) <= stop:
-            remaining.pop()
-        if stop < length and remaining and remaining[-1][0] < stop:
-            stop = remaining[-1][0]
-            if stop == start:
-                break
-        pieces.append((start, stop - start))
-        start = stop
-    return pieces
-
-
 def make_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents: LongDocuments = "error") -> PackingPlan:
     """The packing plan of a corpus.
 
     Raises DataError if a document is longer than the sequence and ``long_documents`` is ``error``, if an image to be
     kept by ``split`` is, or if no document is left.
     """
-    documents, starts, lengths, report = _fitting_pieces(corpus, sequence_length, long_documents)
+    cut = cut_documents(corpus, sequence_length, long_documents)
+    whole = np.flatnonzero(~cut.are_long)
+    documents = np.concatenate([whole, cut.pieces.documents])
+    starts = np.concatenate([np.zeros(whole.size, dtype=np.int64), cut.pieces.starts])
+    lengths = np.concatenate([corpus.documents["tokens"][whole], cut.pieces.lengths])
     if not len(documents):
         raise DataError(
             f"{corpus.path}: none of its {len(corpus)} documents fits into sequences of {sequence_length} tokens.",
@@ -193,61 +163,15 @@ def make_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents: L
     # Stable, so that the documents of a pack stand in random order and not by length.
     order = order[np.argsort(bins, kind="stable")]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=number))])
-    whole = bool(np.all(starts == 0) and np.array_equal(lengths, corpus.documents["tokens"][documents]))
     none = np.zeros(0, dtype=np.int32)
+    parts = cut.pieces.documents.size > 0
     return PackingPlan(
         sequence_length=sequence_length,
         seed=seed,
-        documents=documents[order].astype(np.int32 if len(corpus) < 2**31 else np.int64),
-        starts=none if whole else starts[order].astype(np.int32),
-        lengths=none if whole else lengths[order].astype(np.int32),
+        documents=documents[order].astype(document_dtype(corpus)),
+        starts=starts[order].astype(np.int32) if parts else none,
+        lengths=lengths[order].astype(np.int32) if parts else none,
         offsets=offsets,
         tokens=np.add.reduceat(lengths[order], offsets[:-1]).astype(np.int32),
-        long_documents=report,
+        long_documents=cut.report,
     )
-
-
-_Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], LongDocumentsReport]
-
-
-def _fitting_pieces(corpus: Corpus, limit: int, long_documents: LongDocuments) -> _Columns:
-    """Document, start and length of every piece to pack, and what became of documents longer than ``limit``."""
-    lengths = np.asarray(corpus.documents["tokens"])
-    fits = lengths <= limit
-    whole, long = np.flatnonzero(fits), np.flatnonzero(~fits)
-    if long.size and long_documents == "error":
-        longest = int(lengths.argmax())
-        raise DataError(
-            f"{corpus.path}: {long.size} of {len(corpus)} documents are longer than sequence_length={limit}; "
-            f"the longest is document {longest} with {int(lengths[longest])} tokens, the first is {int(long[0])}.",
-            "A document is neither cut nor dropped unless the configuration says so.",
-            "Set long_documents of this source to split, truncate or drop, or choose a longer sequence_length.",
-        )
-    pieces: list[tuple[int, int, int]] = []
-    for document in long.tolist() if long_documents != "drop" else []:
-        cut = split_document(int(lengths[document]), _blocks(corpus, document), limit)
-        if long_documents == "split" and sum(length for _, length in cut) < lengths[document]:
-            raise DataError(
-                f"{corpus.path}: document {document} has an image of more than sequence_length={limit} tokens.",
-                "An image is never cut.",
-                "Choose a longer sequence_length, or set long_documents of this source to truncate or drop.",
-            )
-        pieces.extend((document, *piece) for piece in (cut if long_documents == "split" else cut[:1]))
-    columns = np.array(pieces, dtype=np.int64).reshape(-1, 3).T
-    report = LongDocumentsReport(
-        documents=long.size,
-        dropped_documents=long.size - len(np.unique(columns[0])),
-        dropped_tokens=int(lengths[long].sum() - columns[2].sum()),
-    )
-    return (
-        np.concatenate([whole, columns[0]]),
-        np.concatenate([np.zeros(whole.size, dtype=np.int64), columns[1]]),
-        np.concatenate([lengths[whole], columns[2]]),
-        report,
-    )
-
-
-def _blocks(corpus: Corpus, document: int) -> list[tuple[int, int]]:
-    rows = corpus.images(document)
-    sizes = rows["rows"].astype(np.int64) * (rows["columns"].astype(np.int64) + 1)
-    return list(zip(rows["start"].tolist(), sizes.tolist(), strict=True))

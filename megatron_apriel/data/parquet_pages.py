@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from megatron_apriel.data.read_limits import FREE_BYTES, ReadLimits
+from megatron_apriel.data.read_limits import FREE_BYTES, LimitExceeded, ReadLimits
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # PageType
 _DICTIONARY_ENCODINGS = (2, 8)  # PLAIN_DICTIONARY, RLE_DICTIONARY
@@ -160,7 +160,7 @@ def _struct(file: BinaryIO, depth: int) -> dict[int, Any]:
 
 
 def _value(file: BinaryIO, kind: int, depth: int) -> Any:
-    """A value of one of Thrift's types: 1, 2 truth, 3 byte, 4 to 6 integers, 7 double, 8 bytes, 9, 10 lists, 12 struct."""
+    """A value of one of Thrift's types: 1, 2 truth, 3 byte, 4 to 6 integers, 7 double, 8 bytes, 12 struct."""
     match kind:
         case 1 | 2:
             return None

@@ -39,6 +39,7 @@ _MOST_PARTS = 100_000
 
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8, *range(0xD0, 0xD8))
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_FILLING = re.compile(rb"\xff*")
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _BITS, _SAMPLES, _ROWS_PER_STRIP = 256, 257, 258, 277, 278
@@ -93,8 +94,8 @@ def check_cost(image: Image.Image, limits: ReadLimits, *, converted: bool = Fals
     needed = pixels * each + (_part_bytes(image) if image.format == "TIFF" else 0)
     if needed > limits.picture_bytes:
         raise BadRecord(
-            f"an image of {height}x{width} pixels ({image.format}, {image.mode}) takes {needed:,} bytes to decode, more "
-            f"than 4 for each of the allowed {limits.pixels} pixels"
+            f"an image of {height}x{width} pixels ({image.format}, {image.mode}) takes {needed:,} bytes to decode, "
+            f"more than 4 for each of the allowed {limits.pixels} pixels"
         )
 
 
@@ -109,7 +110,7 @@ def jpeg_segments(data: Contents) -> Iterator[tuple[int, int]]:
     while place + 4 <= len(data):
         marker = data[place + 1] if data[place] == 0xFF else 0
         if marker == 0xFF:
-            place += 1
+            place = _FILLING.match(data, place).end() - 1  # type: ignore[union-attr]
             continue
         yield marker, place
         if marker == _END_OF_IMAGE:

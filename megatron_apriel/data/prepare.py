@@ -12,7 +12,7 @@ import multiprocessing
 import os
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -22,17 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_apriel.data.chat import EncodedDocument, encode_chat, encode_text
 from megatron_apriel.data.corpus import CorpusWriter
-from megatron_apriel.data.corpus_format import MANIFEST_FILE, CorpusManifest, StoredImage
-from megatron_apriel.data.image_size import Rounding, image_tokens, patch_grid
-from megatron_apriel.data.image_sources import ImageLoader
-from megatron_apriel.data.problems import BadRecord, Problem, ProblemTally, printable, shortened
-from megatron_apriel.data.raw_chunks import NO_MEMORY, Chunk
+from megatron_apriel.data.corpus_format import MANIFEST_FILE, CorpusManifest
+from megatron_apriel.data.image_size import Rounding, image_tokens
+from megatron_apriel.data.problems import Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.readers import SavedDataset, Source, find_sources
-from megatron_apriel.data.records import ImageValue, TextDocument, columns_of, parse_record, recognise
-from megatron_apriel.data.stored_images import EncodedImage, encode_for_corpus
+from megatron_apriel.data.record_encoder import ChunkTask, PreparedDocument, RecordEncoder
+from megatron_apriel.data.records import columns_of, recognise
 from megatron_apriel.data.tokens import TokenTable
 from megatron_apriel.data.worker_process import obey_parent
 from megatron_apriel.errors import DataError
@@ -45,8 +42,6 @@ HOPELESS_RECORDS = 10_000
 _CHUNKS_PER_WORKER = 4
 _SNIFFED_RECORDS = 1000
 _FIELDS_SHOWN = 1000  # characters of their names
-_PICTURES = 10  # times the limit of one picture, for all pictures of a record
-_MORE_BYTES = "--max-record allows more"
 
 
 @dataclass(frozen=True)
@@ -111,99 +106,6 @@ class PrepareSummary:
         if not self.lengths:
             return [0] * len(points)
         return np.percentile(np.frombuffer(self.lengths, dtype=np.int64), points, method="lower").tolist()
-
-
-@dataclass(frozen=True)
-class PreparedDocument:
-    """A document and its images, ready for :class:`CorpusWriter`."""
-
-    encoded: EncodedDocument
-    images: list[StoredImage]
-
-
-@dataclass(frozen=True)
-class RecordEncoder:
-    """Turns raw records into documents; one lives in every worker."""
-
-    table: TokenTable
-    text_field: str = "text"
-    limits: ReadLimits = DEFAULT_LIMITS
-
-    def encode(self, record: Mapping[str, Any], record_format: str, loader: ImageLoader) -> PreparedDocument:
-        """The document of one record. Raises BadRecord with the reason."""
-        document = parse_record(record, record_format, self.text_field, self.limits)
-        rule = self.table.images
-        if rule is None and document.images:
-            raise BadRecord(f"it has {len(document.images)} images, and the model has no vision tower")
-        images = self._images(document.images, loader)
-        grids = [self._grid(image) for image in images]
-        most = self.limits.text_characters
-        if isinstance(document, TextDocument):
-            encoded = encode_text(self.table, document.parts, grids, most)
-        else:
-            encoded = encode_chat(self.table, document.messages, document.tools, grids, most)
-        stored = [
-            StoredImage(image.data, image.height, image.width, rows, columns, start)
-            for image, (rows, columns), start in zip(images, grids, encoded.image_starts, strict=True)
-        ]
-        return PreparedDocument(encoded, stored)
-
-    def _images(self, values: Sequence[ImageValue], loader: ImageLoader) -> list[EncodedImage]:
-        """The images as a corpus stores them, which together may take no more than a record may."""
-        images: list[EncodedImage] = []
-        size = pixels = 0
-        for value in values:
-            image = encode_for_corpus(loader.load(value), self.limits)
-            images.append(image)
-            size, pixels = size + len(image.data), pixels + image.height * image.width
-            if size > self.limits.record_bytes:
-                raise BadRecord(f"its images have more than {self.limits.record_bytes:,} bytes; {_MORE_BYTES}")
-            if pixels > _PICTURES * self.limits.pixels:
-                raise BadRecord(
-                    f"its images have more than {_PICTURES} x {self.limits.pixels:,} pixels; --max-pixels allows more"
-                )
-        return images
-
-    def _grid(self, image: EncodedImage) -> tuple[int, int]:
-        rule = self.table.images
-        assert rule is not None, "checked in encode"
-        short, long = sorted((image.height, image.width))
-        if short * rule.image_size < long:
-            raise BadRecord(
-                f"an image of {image.height}x{image.width} pixels would be less than one pixel thin "
-                f"when its longer side is reduced to {rule.image_size}"
-            )
-        return patch_grid(image.height, image.width, rule.image_size, rule.patch_size, rule.rounding)
-
-    def encode_chunk(self, task: ChunkTask) -> list[PreparedDocument | Problem]:
-        """The documents of a chunk, or the problem in place of each that is none."""
-        results: list[PreparedDocument | Problem] = []
-        for raw in task.chunk.records(self.limits):
-            try:
-                if raw.problem:
-                    raise BadRecord(raw.problem)
-                loader = ImageLoader(task.image_root, raw.attachments, self.limits)
-                results.append(self.encode(raw.value, task.record_format, loader))
-            except BadRecord as problem:
-                results.append(Problem(raw.place, str(problem)))
-            except RecursionError:
-                results.append(Problem(raw.place, "the record is nested too deeply"))
-            except MemoryError:
-                results.append(Problem(raw.place, NO_MEMORY))
-            except Exception as error:
-                error.add_note(f"while preparing {raw.place}")
-                raise
-        return results
-
-
-@dataclass(frozen=True)
-class ChunkTask:
-    """A chunk on its way to a worker, with what its source says about it."""
-
-    source: int
-    chunk: Chunk
-    record_format: str
-    image_root: Path
 
 
 def prepare(

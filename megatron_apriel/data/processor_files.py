@@ -16,7 +16,7 @@ def longest_side(directory: str | Path, architecture: Architecture) -> int | Non
     Returns None for a model without a tower.
 
     Raises:
-        DataError: a file cannot be read, the processor's size exceeds what the tower has positions for, or its patches differ.
+        DataError: a file cannot be read, its size exceeds what the tower has positions for, or its patches differ.
     """
     tower = architecture.tower
     if tower is None:

@@ -33,7 +33,7 @@ class ReadLimits:
     """
 
     record_bytes: int = 256 * 2**20
-    expansion: int = 200
+    expansion: int = 100
     window_bytes: int = 128 * 2**20
     text_characters: int = 4_000_000
     pixels: int = 100_000_000

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed
+from megatron_apriel.data.compressed import READ_ERRORS, bounded_lines, decompressed, open_raw
 from megatron_apriel.data.json_arrays import BrokenArray, array_elements, is_array
 from megatron_apriel.data.parquet_pages import reading_plan
 from megatron_apriel.data.problems import shortened
 from megatron_apriel.data.raw_chunks import Chunk, JsonChunk, SampleChunk, TarSample
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, LimitExceeded, ReadLimits
 from megatron_apriel.data.saved_datasets import INFO_FILE, SPLITS_FILE, STATE_FILE, record_batches, split_names
-from megatron_apriel.data.table_rows import row_chunks
+from megatron_apriel.data.table_rows import row_chunks, row_costs
 from megatron_apriel.data.tars import TAR_ERRORS, tar_samples
 from megatron_apriel.errors import DataError
 from megatron_apriel.inputs import open_input
@@ -107,24 +107,22 @@ class Parquet(Source):
 
         row = 0
         try:
-            with open_input(self.path) as file, pyarrow.parquet.ParquetFile(file) as parquet:
+            with open_raw(self.path, self.limits) as file, pyarrow.parquet.ParquetFile(file) as parquet:
                 wanted = [name for name in parquet.schema_arrow.names if name in columns]
                 if not wanted:
                     raise _no_column(self.path, columns, parquet.schema_arrow.names)
-                packed = unpacked = 0
+                rows = _Rows(str(self.path), self.limits)
                 for group in range(parquet.num_row_groups):
                     plan = reading_plan(file, parquet, group, wanted, CHUNK_RECORDS, self.limits)
-                    packed += plan.packed_bytes
+                    rows.packed += plan.packed_bytes
                     reader = parquet
                     if plan.references:
                         reader = pyarrow.parquet.ParquetFile(
                             file, metadata=parquet.metadata, read_dictionary=plan.references
                         )
                     for batch in reader.iter_batches(batch_size=plan.rows, row_groups=[group], columns=wanted):
-                        for chunk, size in row_chunks(str(self.path), row, batch, self.limits, CHUNK_BYTES):
-                            yield chunk
-                            row, unpacked = row + len(chunk), unpacked + size
-                        self.limits.check_growth(packed, unpacked)
+                        yield from rows.chunks(batch)
+                        row = rows.number
         except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
 
@@ -143,19 +141,16 @@ class SavedDataset(Source):
 
         row = 0
         try:
-            packed = unpacked = 0
-            for batch in record_batches(self.path / self.split):
+            rows = _Rows(str(self.path), self.limits)
+            for batch in record_batches(self.path / self.split, self.limits):
                 wanted = [name for name in batch.schema.names if name in columns]
                 if not wanted:
                     raise _no_column(self.path, columns, batch.schema.names)
                 batch = batch.select(wanted)
-                packed += batch.nbytes
+                rows.packed += batch.nbytes
                 for start in range(0, batch.num_rows, CHUNK_RECORDS):
-                    rows = batch.slice(start, CHUNK_RECORDS)
-                    for chunk, size in row_chunks(str(self.path), row, rows, self.limits, CHUNK_BYTES):
-                        yield chunk
-                        row, unpacked = row + len(chunk), unpacked + size
-                    self.limits.check_growth(packed, unpacked)
+                    yield from rows.chunks(batch.slice(start, CHUNK_RECORDS))
+                    row = rows.number
         except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
 
@@ -180,6 +175,21 @@ class WebDataset(Source):
             raise _unreadable(self.path, f"after sample {shortened(key, _NAMES_SHOWN)!r}", error) from None
         if samples:
             yield SampleChunk(str(self.path), samples)
+
+
+class _Rows:
+    """The rows of a file's record batches, counted, and held to the limit on growth before they are handed on."""
+
+    def __init__(self, file: str, limits: ReadLimits) -> None:
+        self._file, self._limits = file, limits
+        self.number = self.packed = self._unpacked = 0
+
+    def chunks(self, batch: Any) -> Iterator[Chunk]:
+        costs = row_costs(batch)
+        self._unpacked += int(costs[0].sum())
+        self._limits.check_growth(self.packed, self._unpacked)
+        yield from row_chunks(self._file, self.number, batch, costs, self._limits, CHUNK_BYTES)
+        self.number += batch.num_rows
 
 
 def find_sources(inputs: Sequence[str | Path], split: str = "", limits: ReadLimits = DEFAULT_LIMITS) -> list[Source]:

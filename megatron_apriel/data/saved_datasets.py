@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from megatron_apriel.inputs import open_input, read_input
+from megatron_apriel.data.compressed import open_raw
+from megatron_apriel.data.read_limits import ReadLimits
+from megatron_apriel.inputs import read_input
 
 STATE_FILE, INFO_FILE, SPLITS_FILE = "state.json", "dataset_info.json", "dataset_dict.json"
 
@@ -28,16 +30,17 @@ class DamagedDataset(ValueError):
     """A directory that does not hold together; the message says why."""
 
 
-def record_batches(directory: Path) -> Iterator[Any]:
+def record_batches(directory: Path, limits: ReadLimits) -> Iterator[Any]:
     """The record batches of a saved data set, checked, in order.
 
     Raises:
+        LimitExceeded: a file is little but holes.
         DamagedDataset: its list of files or a file is damaged.
         pyarrow.ArrowException, OSError: as Arrow finds it.
     """
     _json(directory / INFO_FILE)
     for name in _file_names(directory / STATE_FILE):
-        with open_input(directory / name) as file:
+        with open_raw(directory / name, limits) as file:
             try:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError as error:  # an empty file
@@ -125,7 +128,7 @@ def _as_bytes(kind: Any) -> Any:
 
 
 def _is_packed(message: bytes) -> bool:
-    """Whether the body of a record batch's message is compressed; ``message`` is a flatbuffer that Arrow has checked."""
+    """Whether the body of a record batch's message is compressed; it is a flatbuffer that Arrow has checked."""
     try:
         header = _field(message, struct.unpack_from("<I", message)[0], _MESSAGE_HEADER)
         batch = header + struct.unpack_from("<I", message, header)[0]

@@ -17,7 +17,7 @@ from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
 from megatron_apriel.data.assemble import ImageShare, make_batch, padding_sequence, read_sequence
 from megatron_apriel.data.images import ImageDecoder
-from megatron_apriel.data.sources import Source, log_sources, open_sources
+from megatron_apriel.data.sources import Source, check_largest_image, log_sources, open_sources
 from megatron_apriel.errors import AprielError, DataError
 
 
@@ -86,10 +86,17 @@ def open_reader(
     tower = architecture.tower
     decoder = None
     if tower is not None and with_images and any(source.corpus.manifest.counts.images for source in sources):
+        check_largest_image(sources, config.images)
         decoder = _decoder(config.images, tower.patch_size)
     images = ImageShare(share, shares, tower.patch_values if tower else 0, decoder)
     return SequenceReader(sources, images, context, contexts)
 
 
 def _decoder(section: ImagesSection, patch_size: int) -> ImageDecoder:
-    return ImageDecoder(patch_size, device=section.device, threads=section.threads, damaged=section.damaged)
+    return ImageDecoder(
+        patch_size,
+        device=section.device,
+        threads=section.threads,
+        damaged=section.damaged,
+        max_pixels=section.max_pixels,
+    )

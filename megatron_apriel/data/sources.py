@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from megatron_apriel.architecture import Architecture
-from megatron_apriel.config.schema import SourceSection, StageConfig
+from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
 from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.corpus_format import CorpusManifest
 from megatron_apriel.data.packing import PackingPlan
@@ -113,6 +115,23 @@ def check_images_to_learn_from(config: StageConfig, manifests: Sequence[CorpusMa
         "Without images there is no gradient there, and weight decay alone would change the weights.",
         "Add a corpus with images to the mixture, or train the decoder.",
     )
+
+
+def check_largest_image(sources: Sequence[Source], section: ImagesSection) -> None:
+    """Raises DataError if a corpus has an image too large to decode, and a damaged image would end the run."""
+    if section.damaged == "skip":
+        return
+    for source in sources:
+        rows = source.corpus.image_rows
+        pixels = rows["height"].astype(np.int64) * rows["width"]
+        if pixels.size and pixels.max() > section.max_pixels:
+            row = rows[int(pixels.argmax())]
+            raise DataError(
+                f"{source.corpus.path}: document {row['document']} has an image of {row['height']} x {row['width']} "
+                f"pixels, more than images.max_pixels={section.max_pixels}.",
+                "Decoding takes 3 bytes for each pixel, and 12 for each that is left after the first resizing.",
+                "Raise images.max_pixels, prepare the corpus with a smaller --max-pixels, or set images.damaged=skip.",
+            )
 
 
 def check_tokenizer(sources: Sequence[Source], directory: Path) -> None:

@@ -69,7 +69,7 @@ def encode_for_corpus(data: bytes, limits: ReadLimits = DEFAULT_LIMITS) -> Encod
             with open_picture(data) as image:
                 if image.format in JPEG_FORMATS:
                     check_scans(data)
-                check_cost(image, limits, converted=not _may_be_plain(image))
+                check_cost(image, limits, converted=not _may_be_plain(image, data))
                 image.load()
                 if _is_plain(image, data):
                     return EncodedImage(data, image.height, image.width)
@@ -86,22 +86,35 @@ def encode_for_corpus(data: bytes, limits: ReadLimits = DEFAULT_LIMITS) -> Encod
             raise BadRecord(f"an image of {len(data)} bytes is damaged: {error or type(error).__name__}") from None
 
 
-def _may_be_plain(image: Image.Image) -> bool:
+def picture_pixels(data: bytes) -> int:
+    """Height x width by an image's header; 0 where it cannot be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with open_picture(data) as image:
+                return image.height * image.width
+        except (BadRecord, UnidentifiedImageError, Image.DecompressionBombError, MemoryError, *DECODER_ERRORS):
+            return 0
+
+
+def _may_be_plain(image: Image.Image, data: bytes) -> bool:
     """Whether it can be kept byte for byte, as far as its header says."""
-    kept = image.mode == "RGB" or (image.mode == "L" and image.format in JPEG_FORMATS)
-    return kept and image.format in ("PNG", *JPEG_FORMATS) and "transparency" not in image.info
+    if image.format in JPEG_FORMATS:
+        # Transform 0 says that three components are RGB itself; not every decoder reads that mark.
+        return image.mode in ("L", "RGB") and image.info.get("adobe_transform") != 0
+    # The header's fixed place: bit depth, colour type (2 is RGB without alpha or palette).
+    return image.format == "PNG" and data[24] == 8 and data[25] == 2 and "transparency" not in image.info
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:
     """Whether every decoder reads the bytes as they are: no rotation, alpha, palette, CMYK, 16 bits or animation."""
-    if image.getexif().get(_ORIENTATION, 1) != 1 or not _may_be_plain(image):
+    if image.getexif().get(_ORIENTATION, 1) != 1 or not _may_be_plain(image, data):
         return False
     if image.format in JPEG_FORMATS:
-        # Transform 0 says that three components are RGB itself; not every decoder reads that mark.
-        return image.info.get("adobe_transform") != 0 and _plain_jpeg(data)
-    # The header's fixed place: bit depth, colour type (2 is RGB without alpha or palette).
-    animated = getattr(image, "is_animated", False)
-    return data[24] == 8 and data[25] == 2 and not animated and _has_end(data)
+        return _plain_jpeg(data)
+    return not getattr(image, "is_animated", False) and _has_end(data)
 
 
 def _has_end(data: bytes) -> bool:
@@ -147,7 +160,7 @@ def upright_rgb(image: Image.Image, limits: ReadLimits = DEFAULT_LIMITS) -> Imag
             result.paste(_rgb(_eight_bits(part, most, getattr(image, "tag_v2", {})) if most else part), box)
     image.close()
     # Pillow's own function also writes the metadata anew, which fails where other fields of it are damaged.
-    return result if turn is None else result.transpose(turn)
+    return result if turn is None else result.transpose(Image.Transpose(turn))
 
 
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}

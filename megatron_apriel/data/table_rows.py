@@ -23,8 +23,20 @@ class UnreadableColumn(ValueError):
     """A column of a kind that is not read."""
 
 
-def row_chunks(file: str, first: int, batch: Any, limits: ReadLimits, piece_bytes: int) -> Iterator[tuple[Chunk, int]]:
-    """The rows of a record batch in chunks of about ``piece_bytes``, each with the bytes that its rows take.
+def row_costs(batch: Any) -> tuple[Counts, Counts]:
+    """Bytes and values that each row of a record batch takes when it is alone, int64 [rows] each.
+
+    Raises:
+        UnreadableColumn: a column of a kind that is not read.
+    """
+    sizes, values = zip(*map(_costs, batch.columns), strict=True)
+    return sum(sizes), sum(values)  # type: ignore[return-value]
+
+
+def row_chunks(
+    file: str, first: int, batch: Any, costs: tuple[Counts, Counts], limits: ReadLimits, piece_bytes: int
+) -> Iterator[Chunk]:
+    """The rows of a record batch in chunks of about ``piece_bytes``.
 
     A chunk's table is a copy of its rows with plain types; a slice would take all of its parent's memory along on the
     way to a worker.
@@ -33,16 +45,13 @@ def row_chunks(file: str, first: int, batch: Any, limits: ReadLimits, piece_byte
         file: names the rows' place.
         first: number of the first row in the file.
         batch: record batch of a few dozen rows.
+        costs: of its rows, by :func:`row_costs`.
         limits: on a row.
         piece_bytes: of a chunk, where a single row does not take more.
-
-    Raises:
-        UnreadableColumn: a column of a kind that is not read.
     """
     import pyarrow
 
-    columns = [_costs(column) for column in batch.columns]
-    sizes, values = (sum(one) for one in zip(*columns, strict=True))
+    sizes, values = costs
     table = pyarrow.Table.from_batches([batch])
     start = 0
     while start < batch.num_rows:
@@ -51,14 +60,14 @@ def row_chunks(file: str, first: int, batch: Any, limits: ReadLimits, piece_byte
                 f"the row has {sizes[start]:,} bytes and {values[start]:,} values; {limits.record_bytes:,} and "
                 f"{limits.record_values:,} are allowed, and more with --max-record"
             )
-            yield RefusedChunk(f"{file}: row {first + start}", problem), 0
+            yield RefusedChunk(f"{file}: row {first + start}", problem)
             start += 1
             continue
         fitting = np.cumsum(sizes[start:]) <= piece_bytes
         fitting &= (sizes[start:] <= limits.record_bytes) & (values[start:] <= limits.record_values)
         stop = start + max(1, len(fitting) if fitting.all() else int(np.argmin(fitting)))
         piece = _with_plain_types(table.slice(start, stop - start)).take(pyarrow.array(range(stop - start)))
-        yield TableChunk(file, first + start, piece), int(sizes[start:stop].sum())
+        yield TableChunk(file, first + start, piece)
         start = stop
 
 

@@ -30,6 +30,8 @@ _HEADER_BYTES = 64 * 2**10
 """Most of an extended header: names are 4 KiB at most, extended attributes of files on Linux 64 KiB."""
 _GLOBAL_FIELDS = 100
 """Most fields that an archive may set for all its members, each of which gets a copy; git writes one."""
+_MEMBERS = 10_000
+"""Most members of a sample; its images and one text are a few."""
 _DIGITS = 300
 """Most digits in a row in an extended header; a part of a file's name has 255 letters at most."""
 _PADDING_BYTES = 64 * 2**20
@@ -56,9 +58,9 @@ def tar_samples(path: Path, limits: ReadLimits) -> Iterator[TarSample]:
 
 
 def _samples(tar: tarfile.TarFile, stream: _Forward, most: int) -> Iterator[TarSample]:
-    key, members, problem, size = "", dict[str, bytes | None](), "", 0
+    key, members, problem, size, number = "", dict[str, bytes | None](), "", 0, 0
     while (member := tar.next()) is not None:
-        tar.members.clear()  # or it keeps the header of every member
+        tar.members.clear()  # type: ignore[attr-defined]  # or it keeps the header of every member
         if member.isdir():
             continue
         path = PurePosixPath(member.name)
@@ -66,7 +68,9 @@ def _samples(tar: tarfile.TarFile, stream: _Forward, most: int) -> Iterator[TarS
         if own != key:
             if members:
                 yield TarSample(key, members, problem)
-            key, members, problem, size = own, {}, "", 0
+            key, members, problem, size, number = own, {}, "", 0, 0
+        if (number := number + 1) > _MEMBERS:
+            raise tarfile.ReadError(f"a sample has more than {_MEMBERS:,} members")
         members[member.name] = data = b"" if member.isfile() else None  # a link's bytes are in another place
         if data is None or problem or not member.name.lower().endswith(_USED):
             continue

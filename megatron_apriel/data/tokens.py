@@ -29,6 +29,7 @@ from megatron_apriel.data.corpus_format import ImageRecord, TokenizerRecord
 from megatron_apriel.data.image_size import Rounding
 from megatron_apriel.data.processor_files import longest_side
 from megatron_apriel.errors import DataError
+from megatron_apriel.inputs import open_input
 
 IMAGE_TOKEN, IMAGE_BREAK_TOKEN, IMAGE_END_TOKEN = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
 
@@ -57,6 +58,9 @@ def load_tokenizer(directory: str | Path) -> Any:
             "Give the Hugging Face directory of that model with its tokenizer files.",
         )
     try:
+        for entry in directory.iterdir():
+            if not entry.is_dir():
+                open_input(entry).close()  # the libraries would wait for a pipe among them
         if not table.is_file():
             from transformers.integrations.mistral import convert_tekken_tokenizer
 

@@ -26,8 +26,8 @@ from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch, PackedImages
 from megatron_apriel.errors import DataError
 from megatron_apriel.model.attention import packed_documents
-from megatron_apriel.model.decoder import TokenEmbedding, build_head, gather_logits
-from megatron_apriel.model.loss import token_losses
+from megatron_apriel.model.decoder import TokenEmbedding, build_head
+from megatron_apriel.model.head import HeadOperation, token_losses
 from megatron_apriel.model.projector import Projector
 from megatron_apriel.model.rotary import decoder_rotary
 from megatron_apriel.model.sharing import (
@@ -97,16 +97,16 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
         if post_process:
             self.output_layer = build_head(decoder, config)
 
-    def forward(self, batch: Batch, *, return_logits: bool = False) -> Tensor:
+    def forward(self, batch: Batch, operation: HeadOperation[Any] = token_losses) -> Any:
         """Run this chunk on a packed sequence of S tokens.
 
         Args:
             batch: on this rank's device; its images are this rank's share.
-            return_logits: on the last chunk, logits instead of losses.
+            operation: what the last chunk does with its head; see ``model/head.py``.
 
         Returns:
-            On the last chunk the loss of each token of the batch, float32 [S], 0 where the label is ignored; or their
-            logits [S, V], the same on all tensor-parallel ranks. On the others hidden states [S, 1, H].
+            On the last chunk what ``operation`` makes: the loss of each token, if no other is given. On the others
+            hidden states [S, 1, H].
 
         Raises:
             DataError: if the batch has images and the model has no tower.
@@ -120,9 +120,7 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
         )
         if not self.post_process:
             return hidden
-        if return_logits:
-            return gather_logits(self.output_layer(hidden)[0])
-        return token_losses(self.output_layer, hidden, batch.labels_S)
+        return operation(self.output_layer, hidden, batch)
 
     def _embed(self, batch: Batch) -> Tensor:
         """Embeddings of tokens and patches; this rank's tokens only under sequence parallelism."""

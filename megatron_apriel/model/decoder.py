@@ -9,7 +9,6 @@ import torch
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     VocabParallelEmbedding,
-    gather_from_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
 )
 from megatron.core.transformer.module import MegatronModule
@@ -90,9 +89,3 @@ def build_head(architecture: DecoderArchitecture, config: TransformerConfig) -> 
         bias=False,
         gather_output=False,
     )
-
-
-def gather_logits(logits_S1V: Tensor) -> Tensor:
-    """Logits of the whole vocabulary [S, V] on every tensor-parallel rank."""
-    gathered: Tensor = gather_from_tensor_model_parallel_region(logits_S1V)
-    return torch.squeeze(gathered, 1)

@@ -6,13 +6,14 @@ them are equal means; weights are possible. What "mean" is, to the last bit, is 
 Inputs are Hugging Face directories or a run's own distributed checkpoints: whatever offers a ``TensorSource``. The
 result is always a Hugging Face directory. Tensors are read in pieces, of which only a few are in memory at a time, so
 that 15 billion parameters average in the memory that is allowed. Reading goes on in one thread (sources need not
-allow more), arithmetic in others: NumPy computes without holding the interpreter.
+allow more), arithmetic in others, hashing and writing in lanes: none of them holds the interpreter while it works.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,8 @@ from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.average_inputs import AverageInput, FileSource, check_agreement
-from megatron_apriel.surgery.mean import FLOATS, STORAGE, Raw, mean, to_float64
+from megatron_apriel.surgery.mean import BLOCK, FLOATS, STORAGE, BlockMean, Raw, to_float64
+from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
 from megatron_apriel.surgery.sidecars import (
     copy_sidecars,
     earlier_manifest,
@@ -36,16 +38,13 @@ from megatron_apriel.surgery.sidecars import (
     write_json,
     write_manifest,
 )
-from megatron_apriel.surgery.tensor_files import Shard, TensorSpec, plan_shards, write_tensors
+from megatron_apriel.surgery.tensor_files import TensorSpec
 
-_BLOCK = 1 << 15
-"""Elements per arithmetic step: its float64 intermediates then stay in a core's cache, which is three times faster."""
-
-_LARGEST_PIECE = 1 << 23
+_LARGEST_PIECE = 1 << 19
 """Elements read at once at most; more is no faster."""
 
 _MARGIN_BYTES = 48 << 20
-"""Kept free of ``max_memory`` for arithmetic blocks, allocator and headers."""
+"""Kept free of ``max_memory`` for arithmetic blocks, lanes, allocator and headers."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,11 @@ def _resident_bytes() -> int:
 
 
 def _piece_bytes(tensors: Sequence[TensorSpec], inputs: int, workers: int, max_memory: int) -> int:
-    """Bytes of one input's piece, so that all that is in flight fits: every input's, and the result, per worker."""
-    pieces = (inputs + 1) * (workers + 2)
+    """Bytes of one input's piece, so that all that is in flight fits: every input's, and the result, per worker.
+
+    One more, since a lane holds a piece of any size.
+    """
+    pieces = (inputs + 1) * (workers + 2) + 1
     fixed = _resident_bytes() + _MARGIN_BYTES
     allowed = (max_memory - fixed) // pieces
     row = max(spec.size // max(spec.rows, 1) for spec in tensors)
@@ -178,6 +180,19 @@ class _Piece:
     norm: float
 
 
+class _Arithmetic(threading.local):
+    """Each thread's arrays for arithmetic, used again from piece to piece."""
+
+    def __init__(self, plan: AveragePlan) -> None:
+        self._plan = plan
+        self._made: dict[str, BlockMean] = {}
+
+    def blocks(self, dtype: str) -> BlockMean:
+        if dtype not in self._made:
+            self._made[dtype] = BlockMean(dtype, self._plan.weights, len(self._plan.inputs))
+        return self._made[dtype]
+
+
 def _row_ranges(spec: TensorSpec, piece_bytes: int) -> Iterator[tuple[int, int]]:
     limit = min(piece_bytes, _LARGEST_PIECE * STORAGE[spec.dtype].itemsize)
     rows = max(1, limit // max(spec.size // max(spec.rows, 1), 1))
@@ -185,14 +200,17 @@ def _row_ranges(spec: TensorSpec, piece_bytes: int) -> Iterator[tuple[int, int]]
         yield start, min(start + rows, spec.rows)
 
 
-def _computed(plan: AveragePlan, pool: ThreadPoolExecutor, spec: TensorSpec) -> Generator[_Piece]:
+def _computed(
+    plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic, spec: TensorSpec
+) -> Generator[_Piece]:
     """The mean of one tensor, piece by piece, in order; a few pieces are computed ahead."""
     waiting: deque[Future[_Piece]] = deque()
     try:
         for start, stop in _row_ranges(spec, plan.piece_bytes):
             raws = [_read(given, spec, start, stop) for given in plan.inputs]
-            waiting.append(pool.submit(_combine, plan, spec, start, stop, raws))
-            del raws
+            values = np.empty_like(raws[0])  # here, since memory that one thread takes and another frees is not reused
+            waiting.append(pool.submit(_combine, plan, arithmetic, spec, start, stop, raws, values))
+            del raws, values
             if len(waiting) > plan.workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -212,7 +230,16 @@ def _read(given: AverageInput, spec: TensorSpec, start: int, stop: int) -> Raw:
     return array
 
 
-def _combine(plan: AveragePlan, spec: TensorSpec, start: int, stop: int, raws: list[Raw]) -> _Piece:
+def _combine(
+    plan: AveragePlan,
+    arithmetic: _Arithmetic,
+    spec: TensorSpec,
+    start: int,
+    stop: int,
+    raws: list[Raw],
+    values: Raw,
+) -> _Piece:
+    """Compute some rows of the mean into ``values``."""
     squares, norm = np.zeros(len(raws)), 0.0
     if spec.dtype not in FLOATS:
         for given, raw in zip(plan.inputs, raws, strict=True):
@@ -224,22 +251,18 @@ def _combine(plan: AveragePlan, spec: TensorSpec, start: int, stop: int, raws: l
                     f"Tensors of whole numbers ({spec.dtype}) have no mean; they must be the same in all inputs.",
                 )
         return _Piece(spec, start, stop, raws[0], squares, norm)
-    values = np.empty_like(raws[0])
-    for begin in range(0, values.size, _BLOCK):
-        block = slice(begin, begin + _BLOCK)
-        for given, raw in zip(plan.inputs, raws, strict=True):
-            _check_finite(given, spec, start, begin, raw[block])
-        values[block] = mean([raw[block] for raw in raws], spec.dtype, plan.weights)
-        center = to_float64(values[block], spec.dtype)
-        norm += _square(center)
-        for number, raw in enumerate(raws):
-            squares[number] += _square(to_float64(raw[block], spec.dtype) - center)
+    blocks = arithmetic.blocks(spec.dtype)
+    for begin in range(0, values.size, BLOCK):
+        block = slice(begin, begin + BLOCK)
+        parts, result = [raw[block] for raw in raws], values[block]
+        blocks.mean(parts, result)
+        distances, size = blocks.squares(parts, result)
+        if not math.isfinite(size):  # where one number is not finite, the mean is not
+            for given, part in zip(plan.inputs, parts, strict=True):
+                _check_finite(given, spec, start, begin, part)
+        squares += distances
+        norm += size
     return _Piece(spec, start, stop, values, squares, norm)
-
-
-def _square(numbers: np.ndarray) -> float:
-    # Not ``numbers @ numbers``: that would start the linear-algebra library's own threads inside each of ours.
-    return float(np.einsum("i,i->", numbers, numbers))
 
 
 def _check_finite(given: AverageInput, spec: TensorSpec, start: int, begin: int, raw: Raw) -> None:
@@ -278,7 +301,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
         CheckpointError: NaN or infinity in an input, by name and index; whole-number tensors that differ.
         OutputError: the destination is refused, or the disk is full.
     """
-    distances = Distances()
+    distances, arithmetic = Distances(), _Arithmetic(plan)
     first = plan.inputs[0]
     sources = [given.label for given in plan.inputs]
     with (
@@ -289,7 +312,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
         with progress("averaging", plan.size, "bytes") as step:
 
             def contents(spec: TensorSpec) -> Iterator[memoryview]:
-                with closing(_computed(plan, pool, spec)) as pieces:
+                with closing(_computed(plan, pool, arithmetic, spec)) as pieces:
                     for piece in pieces:
                         distances.add(component_of(spec.name), piece.squares, piece.norm)
                         yield memoryview(piece.values)
@@ -300,7 +323,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
             hashes[name] = sha256_of(partial / name)
         write_manifest(partial, "average", **_manifest(plan, distances, hashes))
         if verify:
-            _verify(plan, pool, partial)
+            _verify(plan, pool, arithmetic, partial)
     return distances
 
 
@@ -317,14 +340,14 @@ def _manifest(plan: AveragePlan, distances: Distances, hashes: dict[str, str]) -
     return {"inputs": inputs, "sha256": hashes}
 
 
-def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, directory: Path) -> None:
+def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic, directory: Path) -> None:
     written = FileSource(directory)
     if dict(written.tensors).keys() != {tensor.name for shard in plan.shards for tensor in shard.tensors}:
         raise CheckpointError(f"{directory} does not hold the tensors that were planned.")
     with progress("verifying", plan.size, "bytes") as step:
         for shard in plan.shards:
             for spec in shard.tensors:
-                with closing(_computed(plan, pool, spec)) as pieces:
+                with closing(_computed(plan, pool, arithmetic, spec)) as pieces:
                     for piece in pieces:
                         found = written.read(spec.name, piece.start_row, piece.stop_row)
                         if found.tobytes() != piece.values.tobytes():

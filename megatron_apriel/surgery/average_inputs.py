@@ -59,10 +59,8 @@ class FileSource:
         entry = self._entries[name]
         count = entry.elements // max(entry.rows, 1) * (stop_row - start_row)
         array = np.empty(count, STORAGE[entry.dtype])
-        view, position = memoryview(array).cast("B") if count else memoryview(b""), 0
-        for chunk in entry.chunks(start_row, stop_row):
-            view[position : position + len(chunk)] = chunk
-            position += len(chunk)
+        if count:
+            entry.read_into(memoryview(array).cast("B"), start_row, stop_row)
         return array
 
 

@@ -1,4 +1,4 @@
-"""Safetensors by byte ranges: what is in a checkpoint directory, and writing one in a stream.
+"""Safetensors by byte ranges: what is in a checkpoint directory.
 
 A safetensors file is eight bytes (the header's length, little-endian), a JSON header (per tensor: dtype, shape, first
 and last byte within the data that follow) and the tensors' bytes, row-major, without gaps. So a tensor, or some of its
@@ -15,16 +15,14 @@ Source of the format: https://github.com/huggingface/safetensors (README, "Forma
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn
 
 from megatron_apriel.errors import CheckpointError, brief, listed, printable, shown
 from megatron_apriel.inputs import open_input
@@ -36,15 +34,14 @@ DTYPE_BYTES = {
 }  # fmt: skip
 """Bytes per element of the dtypes that are read here. The format's sub-byte dtypes are not among them."""
 
-CHUNK_BYTES = 4 << 20
-"""Largest piece that is held in memory while copying, hashing or comparing."""
+CHUNK_BYTES = 1 << 20
+"""Largest piece that is read at once for copying, hashing or comparing: it stays in a core's cache meanwhile."""
 
 MOST_HEADER_BYTES = MOST_BYTES
 """Of a header. The reference implementation allows 100 MB, of which a reader's memory would be several GiB; a tensor
 takes about a hundred bytes of it."""
 _MOST_DIMENSIONS = 32
 _MOST = 2**63 - 1  # of a dimension or an offset
-_SHARD_NAME = "{base}-{number:05}-of-{count:05}.safetensors"
 
 Base = Literal["model", "consolidated"]
 """How weight files begin: ``model`` in the Hugging Face form, ``consolidated`` in Mistral's."""
@@ -82,30 +79,43 @@ class TensorEntry(TensorSpec):
     file: Path
     offset: int
 
-    def chunks(self, start_row: int = 0, stop_row: int | None = None, limit: int = CHUNK_BYTES) -> Iterator[memoryview]:
+    def chunks(self, start_row: int = 0, stop_row: int | None = None, limit: int = CHUNK_BYTES) -> Iterator[bytearray]:
         """The bytes of rows ``start_row`` to ``stop_row`` in pieces of ``limit`` bytes; the last may be shorter.
 
-        A piece is valid until the next one is asked for. Raises CheckpointError if the file has become shorter.
+        Each piece is a new one. Raises CheckpointError if the file has become shorter.
         """
-        row_bytes = self.size // self.rows if self.rows else 0
-        position = self.offset + start_row * row_bytes
-        left = ((self.rows if stop_row is None else stop_row) - start_row) * row_bytes
-        buffer = memoryview(bytearray(min(limit, left)))
+        position, left = self._range(start_row, self.rows if stop_row is None else stop_row)
         with open_input(self.file, buffering=0) as stream:
             stream.seek(position)
             while left:
-                piece = buffer[: min(limit, left)]
-                filled = 0
-                while filled < len(piece):  # a single read may give less, above all from a network
-                    count = os.readv(stream.fileno(), [piece[filled:]])
-                    if not count:
-                        raise CheckpointError(
-                            f"{self.file} ended {left - filled:,} bytes before the end of {self.name}.",
-                            "It was complete when its header was read: something changed it meanwhile.",
-                        )
-                    filled += count
+                piece = bytearray(min(limit, left))
+                self._fill(memoryview(piece), stream, left)
                 yield piece
-                left -= filled
+                left -= len(piece)
+
+    def read_into(self, buffer: memoryview, start_row: int, stop_row: int) -> None:
+        """Fill ``buffer``, which has their size, with rows. Raises CheckpointError if the file has become shorter."""
+        position, size = self._range(start_row, stop_row)
+        with open_input(self.file, buffering=0) as stream:
+            stream.seek(position)
+            self._fill(buffer, stream, size)
+
+    def _range(self, start_row: int, stop_row: int) -> tuple[int, int]:
+        """Position in the file and size of some rows."""
+        row_bytes = self.size // self.rows if self.rows else 0
+        return self.offset + start_row * row_bytes, (stop_row - start_row) * row_bytes
+
+    def _fill(self, buffer: memoryview, stream: BinaryIO, left: int) -> None:
+        """Read on until ``buffer`` is full, of ``left`` bytes that are still to come."""
+        filled = 0
+        while filled < len(buffer):  # a single read may give less, above all from a network
+            count = os.readv(stream.fileno(), [buffer[filled:]])
+            if not count:
+                raise CheckpointError(
+                    f"{self.file} ended {left - filled:,} bytes before the end of {self.name}.",
+                    "It was complete when its header was read: something changed it meanwhile.",
+                )
+            filled += count
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -286,125 +296,3 @@ class TensorDirectory:
 def _weight_files(directory: Path, base: Base) -> list[Path]:
     pattern = re.compile(rf"{base}(-\d+-of-\d+)?\.safetensors")
     return sorted(file for file in directory.iterdir() if pattern.fullmatch(file.name))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file to be written, and what goes into it, in order."""
-
-    file_name: str
-    tensors: tuple[TensorSpec, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of its tensors."""
-        return sum(tensor.size for tensor in self.tensors)
-
-
-def plan_shards(tensors: Iterable[TensorSpec], max_shard_size: int | None, base: Base = "model") -> list[Shard]:
-    """Fill files in the given order, each up to ``max_shard_size`` bytes (None: one file).
-
-    A tensor larger than that gets a file of its own. Raises CheckpointError if a name is there twice, or there are no
-    tensors.
-    """
-    groups: list[list[TensorSpec]] = []
-    filled, names = 0, set[str]()
-    for tensor in tensors:
-        if tensor.name in names:
-            raise CheckpointError(f"{tensor.name} would be written twice.")
-        names.add(tensor.name)
-        if not groups or (max_shard_size is not None and filled and filled + tensor.size > max_shard_size):
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += tensor.size
-    if not groups:
-        raise CheckpointError("there are no tensors to write.")
-    if len(groups) == 1:
-        return [Shard(f"{base}.safetensors", tuple(groups[0]))]
-    return [
-        Shard(_SHARD_NAME.format(base=base, number=number, count=len(groups)), tuple(group))
-        for number, group in enumerate(groups, start=1)
-    ]
-
-
-Contents = Callable[[TensorSpec], Iterable[bytes | bytearray | memoryview]]
-"""Gives a tensor's bytes, row-major and little-endian, in pieces of any size. A piece is used up before the next."""
-
-
-def write_tensors(
-    directory: Path,
-    shards: Sequence[Shard],
-    contents: Contents,
-    *,
-    base: Base = "model",
-    step: Callable[[int], None] | None = None,
-) -> dict[str, str]:
-    """Write the planned files, and their index if there are several, tensor by tensor in the planned order.
-
-    Args:
-        directory: where; must exist, usually the partial directory of ``outputs.whole_directory``.
-        shards: from :func:`plan_shards`.
-        contents: called once per tensor, in order.
-        base: as given to :func:`plan_shards`.
-        step: told the number of bytes written.
-
-    Returns:
-        SHA-256 of each file, by name (the index included).
-
-    Raises:
-        CheckpointError: if ``contents`` gives more or fewer bytes than the tensor has.
-        OSError: if the disk is full; ``whole_directory`` explains it.
-    """
-    hashes = {shard.file_name: _write_file(directory / shard.file_name, shard, contents, step) for shard in shards}
-    if len(shards) > 1:
-        weight_map = {tensor.name: shard.file_name for shard in shards for tensor in shard.tensors}
-        index = {"metadata": {"total_size": sum(shard.size for shard in shards)}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-        (directory / f"{base}.safetensors.index.json").write_text(text, encoding="utf-8")
-        hashes[f"{base}.safetensors.index.json"] = hashlib.sha256(text.encode()).hexdigest()
-    return hashes
-
-
-def _header(tensors: Sequence[TensorSpec]) -> bytes:
-    # "format" says that the tensors follow torch's conventions; transformers refuses files without it.
-    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for tensor in tensors:
-        offsets = [position, position + tensor.size]
-        fields[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-        position += tensor.size
-    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data are aligned for every dtype
-    return struct.pack("<Q", len(text)) + text
-
-
-def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[int], None] | None) -> str:
-    digest = hashlib.sha256()
-    with file.open("xb", buffering=0) as stream:
-
-        def put(piece: bytes | bytearray | memoryview) -> int:
-            view = memoryview(piece)
-            if not view.nbytes:
-                return 0  # a view with a zero in its shape cannot be cast
-            view = view.cast("B")
-            digest.update(view)
-            written = 0
-            while written < len(view):  # a single write may take less, for example above 2 GB
-                written += stream.write(view[written:])
-            return written
-
-        put(_header(shard.tensors))
-        for tensor in shard.tensors:
-            written = 0
-            for piece in contents(tensor):
-                count = put(piece)
-                written += count
-                if step is not None:
-                    step(count)
-            if written != tensor.size:
-                raise CheckpointError(
-                    f"{tensor.name}: {written:,} bytes were given for {tensor.dtype} {list(tensor.shape)}, "
-                    f"which takes {tensor.size:,}."
-                )
-    return digest.hexdigest()

@@ -26,8 +26,10 @@ from typing import Any, Literal
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
+from megatron_apriel.surgery.lanes import Lane
 from megatron_apriel.surgery.layer_maps import LayerMap
 from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
 from megatron_apriel.surgery.sidecars import (
     copy_sidecars,
     earlier_manifest,
@@ -36,15 +38,7 @@ from megatron_apriel.surgery.sidecars import (
     write_json,
     write_manifest,
 )
-from megatron_apriel.surgery.tensor_files import (
-    CHUNK_BYTES,
-    Shard,
-    TensorDirectory,
-    TensorEntry,
-    TensorSpec,
-    plan_shards,
-    write_tensors,
-)
+from megatron_apriel.surgery.tensor_files import CHUNK_BYTES, TensorDirectory, TensorEntry, TensorSpec
 
 Initialisation = Literal["copy", "identity"]
 
@@ -138,8 +132,8 @@ def upscale(plan: UpscalePlan, destination: str | Path, *, overwrite: bool = Fal
     marker = source.config_file.name
     with whole_directory(destination, overwrite, marker, [source.tensors.path]) as partial:
         check_space(destination, plan.size)
-        contents = _SourceBytes(plan)
-        with progress("upscaling", plan.size, "bytes") as step:
+        with progress("upscaling", plan.size, "bytes") as step, Lane("hashing the source") as hashing:
+            contents = _SourceBytes(plan, hashing)
             written = write_tensors(partial, plan.shards, contents, base=source.tensors.base, step=step)
         write_json(partial / marker, source.config_with_layers(len(plan.layers.sources)))
         for name in [marker, *copy_sidecars(source.tensors.path, partial)]:
@@ -154,10 +148,15 @@ class _SourceBytes:
     """Gives each planned tensor its bytes, and hashes the source's files while reading them for the first time.
 
     The plan keeps the order of the source's files, so that the first reads, one after the other, are whole files.
+
+    Args:
+        plan: what is to be written.
+        hashing: where the source is hashed.
     """
 
-    def __init__(self, plan: UpscalePlan) -> None:
+    def __init__(self, plan: UpscalePlan, hashing: Lane) -> None:
         self._origins = plan.origins
+        self._hashing = hashing
         self._digests = {file: hashlib.sha256() for file in plan.source.tensors.files}
         headers: dict[Path, int] = {}
         for entry in plan.source.tensors.entries.values():
@@ -168,13 +167,17 @@ class _SourceBytes:
 
     def __call__(self, tensor: TensorSpec) -> Iterator[memoryview]:
         origin = self._origins[tensor.name]
-        for chunk in _zeros(tensor.size) if origin.zero else origin.entry.chunks():
+        if origin.zero:
+            yield from _zeros(tensor.size)
+            return
+        for chunk in origin.entry.chunks():
+            piece = memoryview(chunk)
             if origin.first:
-                self._digests[origin.entry.file].update(chunk)
-            yield chunk
+                self._hashing.put(self._digests[origin.entry.file].update, piece)
+            yield piece
 
     def file_hashes(self) -> dict[str, str]:
-        """SHA-256 by file name; right once every tensor has been read."""
+        """SHA-256 by file name; right once every tensor has been read and the lane is empty."""
         return {file.name: digest.hexdigest() for file, digest in self._digests.items()}
 
 

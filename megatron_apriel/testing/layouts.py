@@ -6,28 +6,32 @@ A layout that the trainer offers belongs in :data:`LAYOUTS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
+from torch import Tensor
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import TrainedParts
-from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
+from megatron_apriel.testing.stages import small_stage
+from megatron_apriel.testing.weights import load_full
+from megatron_apriel.train.objectives.objective import Objective
+from megatron_apriel.train.step_result import StepResult
+from megatron_apriel.train.trainer import Trainer
 
 
 class Setup(NamedTuple):
-    """One row of the table; on GPUs the trainer's optimizer, which is the distributed one, runs in any case."""
+    """One row of the table."""
 
     layout: Layout
-    distributed_optimizer: bool = False
     overlap: bool = False
-    options: ModelOptions = ModelOptions()
+    recompute: str = "none"
 
 
 LAYOUTS = {
@@ -36,27 +40,24 @@ LAYOUTS = {
     "PP2": Setup(Layout(2, pipeline=2)),
     "PP2 uneven": Setup(Layout(2, pipeline=2, layers_per_stage=(1, 3))),
     "PP2 VP2": Setup(Layout(2, pipeline=2, virtual=2)),
+    "PP2 VP2 overlap": Setup(Layout(2, pipeline=2, virtual=2), overlap=True),
     "DP2": Setup(Layout(2)),
-    "DP2 distributed optimizer": Setup(Layout(2), distributed_optimizer=True),
-    "DP2 distributed optimizer overlap": Setup(Layout(2), distributed_optimizer=True, overlap=True),
-    "PP2 VP2 distributed optimizer overlap": Setup(Layout(2, pipeline=2, virtual=2), True, True),
-    "TP2 SP DP2 distributed optimizer overlap": Setup(Layout(4, tensor=2, sequence=True), True, True),
-    "TP2 SP PP2 distributed optimizer recompute": Setup(
-        Layout(4, tensor=2, pipeline=2, sequence=True), True, options=ModelOptions(recompute="full")
-    ),
+    "DP2 overlap": Setup(Layout(2), overlap=True),
+    "TP2 SP DP2 overlap": Setup(Layout(4, tensor=2, sequence=True), overlap=True),
+    "TP2 SP PP2 recompute": Setup(Layout(4, tensor=2, pipeline=2, sequence=True), recompute="full"),
     "PP4": Setup(Layout(4, pipeline=4)),
     "CP2": Setup(Layout(2, context=2)),
     "CP4": Setup(Layout(4, context=4)),
-    "CP2 DP2 distributed optimizer overlap": Setup(Layout(4, context=2), True, True),
+    "CP2 DP2 overlap": Setup(Layout(4, context=2), overlap=True),
     "TP2 SP CP2": Setup(Layout(4, tensor=2, sequence=True, context=2)),
-    "CP2 PP2 recompute": Setup(Layout(4, context=2, pipeline=2), options=ModelOptions(recompute="full")),
+    "CP2 PP2 recompute": Setup(Layout(4, context=2, pipeline=2), recompute="full"),
 }
 
 GPU_LAYOUTS = {
     "TP2 SP PP2 CP2": Setup(Layout(8, tensor=2, sequence=True, pipeline=2, context=2)),
-    "TP4 SP DP2 overlap": Setup(Layout(8, tensor=4, sequence=True), True, True),
-    "PP2 VP2 CP2 DP2 overlap": Setup(Layout(8, pipeline=2, virtual=2, context=2), True, True),
-    "DP8 overlap": Setup(Layout(8), True, True),
+    "TP4 SP DP2 overlap": Setup(Layout(8, tensor=4, sequence=True), overlap=True),
+    "PP2 VP2 CP2 DP2 overlap": Setup(Layout(8, pipeline=2, virtual=2, context=2), overlap=True),
+    "DP8 overlap": Setup(Layout(8), overlap=True),
 }
 """Layouts of eight ranks, too many processes for the tests on CPUs."""
 
@@ -113,3 +114,59 @@ def batches(
             context=context.rank(),
             contexts=context.size(),
         )
+
+
+class LayoutRun:
+    """The trainer on a row of the table, on this rank, from given weights.
+
+    Args:
+        architecture: of the model.
+        case: what trains, on what.
+        setup: the row.
+        weights: of the whole model, by the names of ``testing/weights.py``.
+        sequence_length: of every sequence.
+        text: tokens of text of each document.
+        objective: see :class:`~megatron_apriel.train.trainer.Trainer`.
+        changes: further settings of the stage, such as ``precision``.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        case: Case,
+        setup: Setup,
+        weights: Mapping[str, Tensor],
+        sequence_length: int,
+        text: int,
+        objective: Objective | None = None,
+        **changes: Any,
+    ) -> None:
+        layout = setup.layout
+        parallel = {
+            "tensor": layout.tensor, "sequence": layout.sequence, "pipeline": layout.pipeline,
+            "virtual": layout.virtual, "context": layout.context, "layers_per_stage": layout.layers_per_stage,
+            "overlap": setup.overlap,
+        }  # fmt: skip
+        settings: dict[str, Any] = {
+            "train": case.train.model_dump(),
+            "parallel": parallel,
+            "recompute": {"mode": setup.recompute},
+            "optimizer": {"peak": 1e-3},
+        }
+        self.config = small_stage(sequence_length, len(case.images), **(settings | changes))
+        self.trainer = Trainer(architecture, self.config, layout, lambda chunks: load_full(chunks, weights), objective)
+        self._case, self._text = case, text
+
+    def step(self, number: int) -> StepResult:
+        """Train on the tokens and images of step ``number``, at the peak learning rate."""
+        return self.trainer.step(self._batches(number), self.config.optimizer.peak)
+
+    def evaluate(self, number: int) -> StepResult:
+        """The objective on the tokens and images of step ``number``."""
+        return self.trainer.evaluate(self._batches(number), self.trainer.micro_batches)
+
+    def _batches(self, number: int) -> Iterator[Batch]:
+        trainer, device = self.trainer, groups.current_device()
+        length = self.config.sequence_length
+        for batch in batches(trainer.architecture, self._case, number, trainer.layout, length, self._text):
+            yield (batch.pin_memory() if device.type == "cuda" else batch).to(device)

@@ -109,7 +109,6 @@ def measured(function: Callable[..., Any], *arguments: Any) -> Spent:
 
 
 def _child(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    gc.collect()
     gc.freeze()  # what the test made before stays shared with it, and is not copied to be looked at
     size, before = (_status(name) for name in ("VmSize", "VmRSS"))
     resource.setrlimit(resource.RLIMIT_AS, (size + _ROOM, size + _ROOM))

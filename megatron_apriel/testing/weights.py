@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_apriel.architecture import Architecture
@@ -119,6 +120,34 @@ def gather_full(
     everyone: list[dict[str, Tensor] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return {name: tensor for part in everyone if part for name, tensor in part.items()}
+
+
+def gather_moments(chunks: Iterable[AprielModel], optimizer: MegatronOptimizer) -> dict[str, Tensor]:
+    """The optimizer's first moments of the whole model, on every rank; after one step ``1 - beta1`` times the gradient.
+
+    That is the gradient as the update saw it: reduced over all ranks, divided, clipped. All ranks must call this.
+    """
+    chunks = list(chunks)
+    shards = {
+        id(parameter): torch.zeros(parameter.numel(), device=parameter.device)
+        for parameter in named_parameters(chunks).values()
+        if parameter.requires_grad
+    }
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if getattr(part, "is_stub_optimizer", False):
+            continue
+        buckets = (bucket for ranges in part.gbuf_ranges for of_dtype in ranges.values() for bucket in of_dtype)
+        for parameter, ranges in (item for bucket in buckets for item in bucket["param_map"].items()):
+            moment = part._get_main_param_and_optimizer_states(parameter)["exp_avg"]
+            shards[id(parameter)][ranges["param"].start : ranges["param"].end] = moment.view(-1)
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    for shard in shards.values():  # each data-parallel rank holds a run of it
+        dist.all_reduce(shard, group=group)
+    return gather_full(chunks, lambda parameter: _shaped(shards.get(id(parameter)), parameter))
+
+
+def _shaped(flat: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if flat is None else flat.view(like.shape)
 
 
 def _tensor_place() -> tuple[int, int]:

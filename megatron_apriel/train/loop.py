@@ -6,7 +6,6 @@ position is the number of finished steps: data, schedule and checkpoints follow 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import statistics
@@ -19,8 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.batch import Batch
@@ -30,15 +27,13 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.errors import DataError, ExitCode
 from megatron_apriel.flops import image_flops, step_flops
-from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import Metrics
-from megatron_apriel.train.optimizer import set_learning_rate
-from megatron_apriel.train.report import StepReport
 from megatron_apriel.train.schedule import learning_rate
 from megatron_apriel.train.signals import StopRequest
-from megatron_apriel.train.step import evaluate, train_step
+from megatron_apriel.train.step_result import Shared, StepResult
+from megatron_apriel.train.trainer import Trainer
 
 NON_FINITE_HELP = (
     "Look at the samples named there (damaged text or images?), at a peak learning rate that is too high, and at FP8:"
@@ -51,12 +46,8 @@ class Stage:
     """Everything that the loop works with, on this rank."""
 
     config: StageConfig
-    architecture: Architecture
-    layout: Layout
+    trainer: Trainer
     device: torch.device
-    chunks: list[AprielModel]
-    wrapped: list[DistributedDataParallel]
-    optimizer: MegatronOptimizer
     loader: TrainingLoader
     validation: ValidationLoader | None
     store: CheckpointStore
@@ -68,17 +59,35 @@ class Stage:
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     """Of the last steps, for the time left."""
 
+    @property
+    def architecture(self) -> Architecture:
+        return self.trainer.architecture
 
-@dataclass
-class _Work:
-    """What a step's batches amounted to on this rank, for rates."""
+    @property
+    def layout(self) -> Layout:
+        return self.trainer.layout
 
-    tokens: int = 0
-    flops: float = 0.0
-    image_flops: float = 0.0
-    """Of ``flops``, those of tower and projector."""
-    started: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
+
+class _Work(Shared):
+    """What a step's batches amounted to on this rank, for rates; and what else all ranks are to know after it.
+
+    Attributes:
+        tokens, flops, image_flops: so far; the last are those of tower and projector among ``flops``.
+        started: clock at the step's beginning.
+        waited: seconds for data.
+    """
+
+    def __init__(self, store: CheckpointStore, stop: StopRequest) -> None:
+        self._store, self._stop = store, stop
+        self.tokens, self.flops, self.image_flops = 0, 0.0, 0.0
+        self.started, self.waited = time.perf_counter(), 0.0
+
+    def sums(self) -> list[float]:
+        return [self.tokens, self.flops, self.image_flops]
+
+    def maxima(self) -> list[int]:
+        """The exit code that this rank wants to stop with, 0 for none; and how far it is with writing a checkpoint."""
+        return [self._stop.exit_code if self._stop.poll() else ExitCode.OK, self._store.write_state()]
 
 
 def train(stage: Stage, stop: StopRequest) -> ExitCode:
@@ -95,18 +104,20 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
     if stage.finished_steps == 0:
         _validate(stage)
     while stage.finished_steps < steps:
-        report, work = _step(stage, ExitCode.OK if not stop.poll() else stop.exit_code)
+        work = _Work(stage.store, stop)
+        result = _step(stage, work)
+        stop_code, write_state = result.maxima
         stage.finished_steps += 1
-        _record(stage, report, work)
-        if report.write_state != WriteState.UNDER_WAY:
+        _record(stage, result, work)
+        if write_state != WriteState.UNDER_WAY:
             _finish_save(stage)
         done = stage.finished_steps == steps
         if config.validation and (done or stage.finished_steps % config.validation.every == 0):
             _validate(stage)
-        if done or report.stop_code or stage.finished_steps % config.checkpoint.every == 0:
-            _save(stage, background=config.checkpoint.background and not (done or report.stop_code))
-        if report.stop_code and not done:
-            stop.adopt(report.stop_code)
+        if done or stop_code or stage.finished_steps % config.checkpoint.every == 0:
+            _save(stage, background=config.checkpoint.background and not (done or stop_code))
+        if stop_code and not done:
+            stop.adopt(stop_code)
             stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
             if dist.get_rank() == 0:
                 say(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to go on")
@@ -124,26 +135,14 @@ def _asked_before_the_first_step(stop: StopRequest) -> bool:
     return any(codes)
 
 
-def _step(stage: Stage, stop_code: int) -> tuple[StepReport, _Work]:
-    config = stage.config
-    micro_batches = config.sequences_per_step // stage.layout.data
+def _step(stage: Stage, work: _Work) -> StepResult:
+    config, trainer = stage.config, stage.trainer
     rate = learning_rate(stage.finished_steps, config.steps, config.optimizer)
-    set_learning_rate(stage.optimizer, rate, config.optimizer)
-    work = _Work(waited=-stage.loader.wait_seconds)
-    report = train_step(
-        stage.wrapped,
-        stage.optimizer,
-        _counted(stage, itertools.islice(stage.loader, micro_batches), work),
-        micro_batches=micro_batches,
-        sequence_length=config.sequence_length,
-        sources=len(config.mixture),
-        clip=config.optimizer.clip,
-        totals=lambda: [work.tokens, work.flops, work.image_flops],
-        stop_code=stop_code,
-        write_state=stage.store.write_state(),
-    )
-    work.waited += stage.loader.wait_seconds
-    return report, work
+    waited = stage.loader.wait_seconds
+    trainer.shared = work
+    result = trainer.step(_counted(stage, itertools.islice(stage.loader, trainer.micro_batches), work), rate)
+    work.waited = stage.loader.wait_seconds - waited
+    return result
 
 
 def _counted(stage: Stage, batches: Iterator[Batch], work: _Work) -> Iterator[Batch]:
@@ -155,28 +154,29 @@ def _counted(stage: Stage, batches: Iterator[Batch], work: _Work) -> Iterator[Ba
         yield batch.to(stage.device)
 
 
-def _record(stage: Stage, report: StepReport, work: _Work) -> None:
+def _record(stage: Stage, result: StepResult, work: _Work) -> None:
     """Log the step; count a skipped one, and end the run if there were too many."""
     config, steps = stage.config, stage.config.steps
     seconds = time.perf_counter() - work.started
     stage.recent_seconds.append(seconds)
-    if not report.applied:
-        _record_skipped(stage, report)
+    if not result.applied:
+        _record_skipped(stage, result)
         return
     stage.skipped_in_a_row = 0
     if stage.finished_steps % config.logging.every and stage.finished_steps != steps:
         return
-    tokens, flops, of_images = report.totals
+    tokens, flops, of_images = result.sums
     stage.metrics.write(
         "step",
         stage.finished_steps,
         steps=steps,
-        loss=report.loss,
-        loss_by_source=_by_source([source.label for source in config.mixture], report),
+        loss=result.loss,
+        loss_by_source=_by_source([source.label for source in config.mixture], result),
+        **result.figures,
         lr=learning_rate(stage.finished_steps - 1, steps, config.optimizer),
-        gradient_norm=report.gradient_norm,
+        gradient_norm=result.gradient_norm,
         tokens=stage.finished_steps * config.batch_tokens,
-        loss_tokens=sum(report.source_tokens),
+        loss_tokens=sum(result.source_counts),
         tokens_per_second=tokens / seconds,
         tflops_per_gpu=flops / seconds / stage.layout.world_size / 1e12,
         image_share=of_images / flops,
@@ -188,24 +188,24 @@ def _record(stage: Stage, report: StepReport, work: _Work) -> None:
     )
 
 
-def _by_source(labels: list[str], report: StepReport) -> dict[str, float]:
-    sums_and_counts = zip(labels, report.source_sums, report.source_tokens, strict=True)
+def _by_source(labels: list[str], result: StepResult) -> dict[str, float]:
+    sums_and_counts = zip(labels, result.source_sums, result.source_counts, strict=True)
     return {label: loss / count for label, loss, count in sums_and_counts if count}
 
 
-def _record_skipped(stage: Stage, report: StepReport) -> None:
+def _record_skipped(stage: Stage, result: StepResult) -> None:
     stage.skipped += 1
     stage.skipped_in_a_row += 1
     config, details = stage.config, stage.config.output / "skipped_steps.jsonl"
     if dist.get_rank() == 0:
         first = (stage.finished_steps - 1) * config.sequences_per_step
         # Where only the gradient is not finite, no single sequence can be blamed: all of the step are named.
-        suspects = report.bad_sequences or range(first, first + config.sequences_per_step)
+        suspects = result.bad_sequences or range(first, first + config.sequences_per_step)
         named = [stage.loader.describe(sequence) for sequence in suspects]
         line = {
             "step": stage.finished_steps,
-            "loss": str(report.loss),
-            "gradient_norm": str(report.gradient_norm),
+            "loss": str(result.loss),
+            "gradient_norm": str(result.gradient_norm),
             "sequences": named,
         }
         with details.open("a", encoding="utf-8") as file:
@@ -214,8 +214,8 @@ def _record_skipped(stage: Stage, report: StepReport) -> None:
         "skipped",
         stage.finished_steps,
         steps=config.steps,
-        loss=str(report.loss),
-        gradient_norm=str(report.gradient_norm),
+        loss=str(result.loss),
+        gradient_norm=str(result.gradient_norm),
         in_a_row=stage.skipped_in_a_row,
         skipped=stage.skipped,
         details=str(details),
@@ -239,19 +239,14 @@ def _validate(stage: Stage) -> None:
         return
     labels = [source.label for source in stage.config.validation.corpora]
     batches = (batch.to(stage.device) for batch in stage.validation)
-    report = evaluate(
-        stage.wrapped,
-        batches,
-        micro_batches=stage.validation.micro_batches,
-        sequence_length=stage.config.sequence_length,
-        sources=len(labels),
-    )
+    result = stage.trainer.evaluate(batches, stage.validation.micro_batches, sources=len(labels))
     stage.metrics.write(
         "validation",
         stage.finished_steps,
         steps=stage.config.steps,
-        loss=report.loss,
-        loss_by_source=_by_source(labels, report),
+        loss=result.loss,
+        loss_by_source=_by_source(labels, result),
+        **result.figures,
     )
 
 
@@ -265,9 +260,10 @@ def _save(stage: Stage, background: bool) -> None:
         "config": stage.config.model_dump(mode="json"),
         "corpora": [source.corpus.fingerprint for source in stage.loader.sources],
     }
-    with gathered_parameters(stage):
+    trainer = stage.trainer
+    with trainer.gathered_parameters():
         saved = stage.store.save(
-            stage.finished_steps, stage.chunks, stage.optimizer, extra, stage.sidecars, background=background
+            stage.finished_steps, trainer.chunks, trainer.optimizer, extra, stage.sidecars, background=background
         )
     if saved is not None:
         _record_saved(stage, saved)
@@ -289,16 +285,3 @@ def _record_saved(stage: Stage, saved: Saved) -> None:
         blocked_seconds=saved.blocked_seconds,
         waited_seconds=saved.waited_seconds,
     )
-
-
-@contextlib.contextmanager
-def gathered_parameters(stage: Stage) -> Iterator[None]:
-    """Within it, every rank's model holds the newest parameters: their gathering may still be under way otherwise."""
-    overlap = stage.config.parallel.overlap
-    if overlap:
-        for chunk in stage.wrapped:
-            chunk.disable_forward_pre_hook(param_sync=True)
-    yield
-    if overlap:
-        for chunk in stage.wrapped:
-            chunk.enable_forward_pre_hook()

@@ -8,7 +8,6 @@ does for itself there ends on all ranks alike, so that none waits for one that h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -32,10 +31,10 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.chat import exported_chat_template
 from megatron_apriel.data.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.sources import check_tokenizer
-from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode
+from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
 from megatron_apriel.json_text import read_json
-from megatron_apriel.model.builder import build_model
-from megatron_apriel.model.freeze import apply_freezing
+from megatron_apriel.locks import HeldError, take_lock
+from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, check_options
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
@@ -43,10 +42,10 @@ from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
 from megatron_apriel.surgery.sidecars import copy_sidecars, write_json
 from megatron_apriel.terminal import say
-from megatron_apriel.train.loop import Stage, gathered_parameters, train
+from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
-from megatron_apriel.train.optimizer import build_optimizer, wrap_data_parallel
 from megatron_apriel.train.signals import StopRequest
+from megatron_apriel.train.trainer import Trainer
 
 SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
 """Settings that say what is trained on what, in which order: a run that goes on must not change them."""
@@ -162,19 +161,23 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
     if dist.get_rank() != 0:
         return contextlib.nullcontext()
     output.mkdir(parents=True, exist_ok=True)
-    file = (output / ".lock").open("a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        lock = take_lock(output / ".lock")
+    except HeldError as error:
         raise ConfigError(
-            f"another run is writing to {output}.",
+            f"another run is writing to {output}: {error}.",
             "Two runs would remove each other's checkpoints.",
             "Wait until it has ended, or give another output.",
         ) from None
     except OSError as error:
-        say(f"{output} cannot be locked ({error}): make sure that no other run writes to it")
-    return file
+        raise OutputError(
+            f"{output} cannot be locked: {error}.",
+            "A run locks the file .lock in its output directory, so that no second run writes there.",
+            "Remove what stands in that file's place, check its permissions, or give another output.",
+        ) from None
+    if lock.problem is not None:
+        say(f"{output} cannot be locked ({lock.problem}): make sure that no other run writes to it")
+    return lock
 
 
 @contextlib.contextmanager
@@ -200,9 +203,9 @@ def _located(stage: Stage) -> Iterator[None]:
 
 def _export(stage: Stage, final: Path) -> None:
     """Write the finished stage as a Hugging Face directory, the only thing that passes to another stage."""
-    with gathered_parameters(stage):
+    with stage.trainer.gathered_parameters():
         export_hf(
-            stage.chunks,
+            stage.trainer.chunks,
             stage.architecture,
             sidecars=stage.sidecars,
             destination=final,
@@ -220,27 +223,22 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
         sidecars = alike(lambda: _keep_sidecars(config, newest))
-        chunks = build_model(architecture, config, layout)
-        if newest is None:
+
+        def initialise(chunks: list[AprielModel]) -> None:
             report = load_weights(chunks, config.init_from, architecture)
             if dist.get_rank() == 0:
                 say(*str(report).split("\n"))
-        apply_freezing(chunks, config.train)
-        wrapped = wrap_data_parallel(chunks, config)
-        optimizer = build_optimizer(wrapped, config)
+
+        trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
         if newest is not None:
             started = time.perf_counter()
-            store.load(newest, chunks, optimizer)
+            store.load(newest, trainer.chunks, trainer.optimizer)
             seconds = time.perf_counter() - started
             metrics.write("resumed", beginning.finished_steps, steps=config.steps, path=str(newest), seconds=seconds)
         yield Stage(
             config=config,
-            architecture=architecture,
-            layout=layout,
+            trainer=trainer,
             device=device,
-            chunks=chunks,
-            wrapped=wrapped,
-            optimizer=optimizer,
             loader=loader,
             validation=validation,
             store=store,

@@ -111,7 +111,8 @@ def _document(stream: io.BufferedIOBase, name: str) -> Document:
     for number, image in enumerate(document.images):
         if image.identity in identities:
             raise DataError(
-                f"{name}: images[{number}]: the id {shown(image.identity)} is another image's too.", fix="Give each its own."
+                f"{name}: images[{number}]: the id {shown(image.identity)} is another image's too.",
+                fix="Give each its own.",
             )
         identities.add(image.identity)
     for key, values in (

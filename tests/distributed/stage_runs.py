@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from megatron_apriel.batch import Batch
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.testing.corpora import VOCAB
 from megatron_apriel.testing.ranks import run_ranks
-from megatron_apriel.train import step as step_module
+from megatron_apriel.train.objectives.next_token import NextToken
+from megatron_apriel.train.objectives.objective import Counted
 from megatron_apriel.train.run import run_stage
 
 ARCHITECTURE = Architecture(
@@ -87,9 +89,10 @@ def wait_for_line(process: subprocess.Popen[str], beginning: str) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, sequences: set[int]) -> None:
     """Make the loss of these sequences NaN, as a damaged sample would."""
-    sound = step_module._sum_loss
+    sound = NextToken.__call__
 
-    def poisoned(batch: Batch, losses_S: torch.Tensor) -> Any:
-        return sound(batch, losses_S * (float("nan") if batch.sequence in sequences else 1.0))
+    def poisoned(objective: NextToken, head: Any, hidden_S1H: torch.Tensor, batch: Batch) -> Counted:
+        counted = sound(objective, head, hidden_S1H, batch)
+        return replace(counted, sum=counted.sum * (float("nan") if batch.sequence in sequences else 1.0))
 
-    monkeypatch.setattr(step_module, "_sum_loss", poisoned)
+    monkeypatch.setattr(NextToken, "__call__", poisoned)

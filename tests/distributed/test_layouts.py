@@ -1,36 +1,33 @@
-"""Every parallel layout against one process: losses over several steps, layers' outputs, gradients and their norms.
+"""The trainer on every parallel layout against one process: losses over several steps, outputs, gradients, norms.
 
 Each layout of the table runs every case of ``CASES``, which vary what trains and what the batches hold, from the same
-weights on the same global batches.
+weights on the same global batches; and a second objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.tensor_parallel import ColumnParallelLinear, vocab_parallel_cross_entropy
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.architecture import Architecture, DecoderArchitecture, ProjectorArchitecture, TowerArchitecture
-from megatron_apriel.batch import Batch
-from megatron_apriel.model.builder import build_model
-from megatron_apriel.model.freeze import apply_freezing
+from megatron_apriel.batch import IGNORED_LABEL, Batch
+from megatron_apriel.model.head import token_logits
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import hf_model
 from megatron_apriel.testing.layer_outputs import LayerOutputs, Outputs, gather_outputs
-from megatron_apriel.testing.layouts import CASES, LAYOUTS, Case, Setup, batches
+from megatron_apriel.testing.layouts import CASES, LAYOUTS, LayoutRun, Setup
 from megatron_apriel.testing.ranks import run_ranks
-from megatron_apriel.testing.weights import from_transformers, gather_full, load_full
-from megatron_apriel.train.optimizer import use_own_adamw
+from megatron_apriel.testing.weights import from_transformers, gather_moments
+from megatron_apriel.train import optimizer
+from megatron_apriel.train.objectives.next_token import NextToken
+from megatron_apriel.train.objectives.objective import Counted, Objective
 
 ARCHITECTURE = Architecture(
     decoder=DecoderArchitecture(32, 4, 4, 2, 16, 48, 64, rope_theta=1e6),
@@ -42,103 +39,67 @@ SEQUENCE_LENGTH, STEPS = 48, 2
 
 @dataclass
 class Outcome:
-    """Losses of the steps and of an evaluation after them, gradient norms; layers' outputs and gradients of step 1."""
+    """Losses and figures of the steps and of an evaluation after them, gradient norms; outputs, gradients of step 1."""
 
     losses: list[float]
+    figures: list[dict[str, float]]
     norms: list[float]
     outputs: Outputs
     gradients: dict[str, torch.Tensor]
 
 
-def forward_step(iterator: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-    batch = next(iterator)
+class WeightedTokens:
+    """A second objective, which shows that a step takes any: cross entropy weighted by each token's position.
 
-    def loss(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return losses.sum(), torch.tensor(batch.num_loss_tokens, dtype=torch.int), losses.detach().sum()
+    Unlike the next token's, its gradient differs from token to token, so it goes by way of all logits. It counts
+    weights, not tokens.
+    """
 
-    return chunk(batch), loss
+    figures = ("accuracy", "weight")
+
+    def __call__(self, head: ColumnParallelLinear, hidden_S1H: torch.Tensor, batch: Batch) -> Counted:
+        logits_S1V, _ = head(hidden_S1H)
+        losses_S1 = vocab_parallel_cross_entropy(logits_S1V.float(), batch.labels_S.clamp(min=0)[:, None])
+        weights_S = (1 + batch.positions_S % 5) * (batch.labels_S != IGNORED_LABEL)
+        right_S = token_logits(head, hidden_S1H, batch).argmax(-1) == batch.labels_S
+        figures_F = torch.stack([(right_S * weights_S).sum(), (weights_S * weights_S).sum()])
+        return Counted((losses_S1[:, 0] * weights_S).sum(), int(weights_S.sum()), figures_F.detach())
 
 
-def run_case(case: Case, setup: Setup, weights: dict[str, torch.Tensor]) -> Outcome:
-    layout = setup.layout
-    chunks = build_model(ARCHITECTURE, setup.options, layout)
-    load_full(chunks, weights)
-    apply_freezing(chunks, case.train)
-    config = chunks[0].config
-    settings = DistributedDataParallelConfig(
-        use_distributed_optimizer=setup.distributed_optimizer,
-        overlap_grad_reduce=setup.overlap,
-        overlap_param_gather=setup.overlap,
-        bucket_size=4000 if setup.overlap else None,
+OBJECTIVES: dict[str, Objective] = {"next token": NextToken(), "weighted tokens": WeightedTokens()}
+RUNS = {("next token", name) for name in CASES} | {("weighted tokens", "all, mixed")}
+"""The second objective runs where everything trains and only some sequences have images."""
+
+
+def run_case(objective: str, case: str, setup: Setup, weights: dict[str, torch.Tensor]) -> Outcome:
+    run = LayoutRun(
+        ARCHITECTURE,
+        CASES[case],
+        setup,
+        weights,
+        SEQUENCE_LENGTH,
+        text=8,
+        objective=OBJECTIVES[objective],
+        precision={"compute": "fp32"},
     )
-    wrapped = [
-        DistributedDataParallel(config, settings, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)
-    ]
-    use_own_adamw()
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            lr=1e-3,
-            weight_decay=0.1,
-            clip_grad=1.0,
-            use_distributed_optimizer=setup.distributed_optimizer,
-            overlap_param_gather=setup.overlap,
-        ),
-        wrapped,
-    )
-    config.grad_scale_func, config.finalize_model_grads_func = optimizer.scale_loss, finalize_model_grads
-    single = len(wrapped) == 1
-    if setup.overlap:
-        config.no_sync_func = wrapped[0].no_sync if single else [chunk.no_sync for chunk in wrapped]
-        starts = [chunk.start_param_sync for chunk in wrapped]
-        config.param_sync_func = starts[0] if single else starts
-    outcome = Outcome([], [], {}, {})
-    listening = LayerOutputs(chunks)
-    for step in range(STEPS):
-        for chunk in wrapped:
-            chunk.zero_grad_buffer()
-        optimizer.zero_grad()
-        # The distributed optimizer leaves each rank its own part of the gradients; the first step's are compared.
-        sums = run_schedule(wrapped, case, step, layout, force_all_reduce=step == 0)
-        if step == 0:
-            outcome.outputs = gather_outputs(listening.close(), SEQUENCE_LENGTH, config.sequence_parallel)
-            outcome.gradients = gather_full(chunks, lambda p: p.main_grad if p.requires_grad else None)
-        _, norm, _ = optimizer.step()
-        outcome.losses.append(total_loss(sums))
-        outcome.norms.append(float(norm))
-    with torch.no_grad():
-        outcome.losses.append(total_loss(run_schedule(wrapped, case, STEPS, layout, forward_only=True)))
-    return outcome
+    trainer = run.trainer
+    listening = LayerOutputs(trainer.chunks)
+    results = [run.step(0)]
+    outputs = gather_outputs(listening.close(), SEQUENCE_LENGTH, setup.layout.sequence)
+    gradients = gather_moments(trainer.chunks, trainer.optimizer)
+    results += [*(run.step(number) for number in range(1, STEPS)), run.evaluate(STEPS)]
+    assert all(result.applied for result in results)
+    losses, figures = [result.loss for result in results], [result.figures for result in results]
+    return Outcome(losses, figures, [result.gradient_norm for result in results[:-1]], outputs, gradients)
 
 
-def run_schedule(
-    wrapped: list[DistributedDataParallel], case: Case, step: int, layout: Layout, **how: bool
-) -> list[torch.Tensor]:
-    """One pass of Megatron's schedule over a global batch."""
-    iterators, single = (
-        [batches(ARCHITECTURE, case, step, layout, SEQUENCE_LENGTH, 8) for _ in wrapped],
-        len(wrapped) == 1,
-    )
-    return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators[0] if single else iterators,
-        model=wrapped[0] if single else wrapped,
-        num_microbatches=len(case.images) // layout.data,
-        seq_length=SEQUENCE_LENGTH,
-        micro_batch_size=1,
-        **{"forward_only": False} | how,
-    )
-
-
-def total_loss(sums: list[torch.Tensor]) -> float:
-    """Loss summed over the global batch; only the last stage has it, once per tensor-parallel rank."""
-    total = torch.stack(sums).sum() if sums else torch.zeros(())
-    dist.all_reduce(total)
-    return total.item() / parallel_state.get_tensor_model_parallel_world_size()
-
-
-def run_all(rank: int, size: int, setup: Setup, weights: dict[str, torch.Tensor]) -> dict[str, Outcome] | None:
+def run_all(
+    rank: int, size: int, setup: Setup, weights: dict[str, torch.Tensor]
+) -> dict[tuple[str, str], Outcome] | None:
+    if setup.overlap:  # of several buckets, which a model of this size would not have
+        optimizer.DistributedDataParallelConfig = functools.partial(DistributedDataParallelConfig, bucket_size=4000)
     with groups.initialized(setup.layout):
-        outcomes = {name: run_case(case, setup, weights) for name, case in CASES.items()}
+        outcomes = {run: run_case(*run, setup, weights) for run in sorted(RUNS)}
     return outcomes if rank == 0 else None
 
 
@@ -148,19 +109,25 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def expected(weights: dict[str, torch.Tensor]) -> dict[str, Outcome]:
+def expected(weights: dict[str, torch.Tensor]) -> dict[tuple[str, str], Outcome]:
     return run_ranks(1, run_all, Setup(Layout()), weights)[0]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layout_equals_one_process(name: str, weights: dict[str, torch.Tensor], expected: dict[str, Outcome]) -> None:
+def test_layout_equals_one_process(
+    name: str, weights: dict[str, torch.Tensor], expected: dict[tuple[str, str], Outcome]
+) -> None:
     setup = LAYOUTS[name]
     outcomes = run_ranks(setup.layout.world_size, run_all, setup, weights)[0]
     for case, reference in expected.items():
         outcome = outcomes[case]
         assert outcome.losses == pytest.approx(reference.losses, rel=1e-5), case
+        for found, expect in zip(outcome.figures, reference.figures, strict=True):
+            assert found == pytest.approx(expect, rel=1e-6), case
+        for found, expect in zip(outcome.figures, reference.figures, strict=True):
+            assert found == pytest.approx(expect, rel=1e-6), case
         assert outcome.norms == pytest.approx(reference.norms, rel=1e-5, abs=1e-6), case
-        assert len(reference.outputs) == ARCHITECTURE.decoder.num_layers * len(CASES[case].images)
+        assert len(reference.outputs) == ARCHITECTURE.decoder.num_layers * len(CASES[case[1]].images)
         for found, expect in ((outcome.outputs, reference.outputs), (outcome.gradients, reference.gradients)):
             assert found.keys() == expect.keys(), case
             for key, tensor in expect.items():

@@ -14,7 +14,7 @@ from megatron_apriel.architecture import DecoderArchitecture
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.model import linear_cross_entropy
 from megatron_apriel.model.decoder import build_head
-from megatron_apriel.model.loss import token_losses
+from megatron_apriel.model.head import losses_of_labels
 from megatron_apriel.model.options import ModelOptions, decoder_config
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
@@ -50,7 +50,7 @@ def run_head(rank: int, size: int, layout: Layout) -> Result:
             head.weight.copy_(weight.chunk(layout.tensor)[own])
         hidden = hidden.chunk(layout.tensor)[own] if layout.sequence else hidden
         leaf = hidden[:, None].clone().requires_grad_()
-        losses = token_losses(head, leaf, labels)
+        losses = losses_of_labels(head, leaf, labels)
         losses.sum().backward()
         assert leaf.grad is not None
         return Result(losses.detach(), leaf.grad[:, 0], head.weight.grad)

@@ -182,3 +182,12 @@ def test_absent_and_damaged_files_are_named(tmp_path: Path) -> None:
 def test_unknown_presets_name_the_known_ones() -> None:
     with pytest.raises(CheckpointError, match=r"apriel-15b, mini, pixtral-12b, tiny"):
         Architecture.from_preset("apriel")
+
+
+@pytest.mark.parametrize("token", ["absent", None])
+def test_which_token_stands_for_a_patch_is_not_guessed(token: str | None) -> None:
+    config = changed(image_token_index=token)
+    if token == "absent":
+        del config["image_token_index"]
+    with pytest.raises(CheckpointError, match="has no image_token_index"):
+        Architecture.from_hf_config(config)

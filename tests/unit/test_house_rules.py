@@ -17,7 +17,7 @@ LAYERS = [
     {"errors"},
     {"terminal", "tables", "json_text"},
     {"architecture"},
-    {"outputs", "progress", "flops"},
+    {"outputs", "locks", "progress", "flops"},
     {"batch", "config", "surgery"},
     {"parallel"},
     {"model", "data", "visual_tasks"},

@@ -19,7 +19,10 @@ TINY = PRESETS["tiny"]
 
 def test_honest_files_are_read_as_python_reads_them(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    for value in (TINY.to_hf_config(), {"model_max_length": 10**30, "nested": [[[{"a": [1.5, None, True, "é"]}]]]}):
+    for value in (
+        TINY.to_hf_config(),
+        {"model_max_length": 10**30, "nested": [[[{"a": [1.5, None, True, "é", "\U0001f680"]}]]]},
+    ):
         file.write_text(json.dumps(value))
         assert read_json(file) == value
     depth = "[" * (MOST_DEEP - 1) + "]" * (MOST_DEEP - 1)
@@ -33,6 +36,8 @@ def test_honest_files_are_read_as_python_reads_them(tmp_path: Path) -> None:
         ('{"hidden_size": 64, "hidden_size": 128}', "'hidden_size' is there twice"),
         ('{"a": {"b": 1, "b": 1}}', "'b' is there twice"),
         ('{"a": NaN}', "NaN is no number"),
+        ('{"a": ["\\udcff"]}', "half of a letter"),
+        ('{"\\ud83d": 1}', "half of a letter"),
         ('{"a": [-Infinity]}', "-Infinity is no number"),
         ('{"a": 1e999}', "1e999 is too large a number"),
         ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),

@@ -258,3 +258,21 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     assert "largest allowed file is full" in errors
     assert names(tmp_path) == ["x"]
     assert (tmp_path / "x" / "config.json").read_text() == "old"
+
+
+def test_a_system_that_cannot_begin_to_flush_flushes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs.begin_flush(-1, 0, 1000)
+    monkeypatch.setattr(outputs.ctypes, "CDLL", lambda name: object())
+    outputs.begin_flush(1, 0, 1000)
+
+
+def test_room_is_reserved_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "file").open("xb") as stream:
+        outputs.reserve(stream.fileno(), 5000)
+        assert os.fstat(stream.fileno()).st_size == 5000
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            outputs.reserve(stream.fileno(), 2**63 - 1)
+    with Path(os.devnull).open("wb") as stream, pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
+        outputs.reserve(stream.fileno(), 5000)
+    monkeypatch.setattr(outputs.ctypes, "CDLL", lambda name, use_errno: object())
+    outputs.reserve(-1, 5000)  # a system without the call

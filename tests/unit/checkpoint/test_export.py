@@ -16,6 +16,7 @@ from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.hf import load_weights
 from megatron_apriel.errors import CheckpointError, OutputError
 from megatron_apriel.model.builder import build_model
+from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import hf_inputs, make_batch, random_document
@@ -52,7 +53,7 @@ def greedy(model: torch.nn.Module, architecture: Architecture, document: list, c
     tokens: list[int] = []
     with torch.no_grad():
         for _ in range(count):
-            logits = model(make_batch(architecture, [[*document, *tokens]]), return_logits=True)
+            logits = model(make_batch(architecture, [[*document, *tokens]]), token_logits)
             tokens.append(int(logits[-1].argmax()))
     return tokens
 

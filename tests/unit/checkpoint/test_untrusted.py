@@ -359,6 +359,8 @@ def _shape_pickle(**changes: Any) -> bytes:
         ({"data.pkl": b"N."}, "no tensor at byte"),
         ({"data.pkl": pickle.dumps(Calls(Path("mark")))}, "no tensor at byte .*it asks for"),
         ({"data.pkl": bytes(100_000)}, "its description has 100000 bytes"),
+        ({"byteorder": b"big"}, "its numbers are not little-endian"),
+        ({"byteorder": b"little" * 9}, "its numbers are not little-endian"),
         ({"shape": (1, 1)}, r"not \[\d+, \d+\] row by row"),
         ({"stride": (1, 64)}, r"not \[\d+, \d+\] row by row"),
         ({"stride": "ab"}, r"not \[\d+, \d+\] row by row"),

@@ -10,7 +10,14 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
-from megatron_apriel.data.chat import chat_template, encode_chat, encode_text, exported_chat_template, render_chat
+from megatron_apriel.data.chat import (
+    chat_template,
+    encode_chat,
+    encode_text,
+    exported_chat_template,
+    render_chat,
+    response_flags,
+)
 from megatron_apriel.data.image_size import patch_grid
 from megatron_apriel.data.problems import BadRecord
 from megatron_apriel.data.records import parse_record
@@ -314,3 +321,22 @@ def test_control_tokens_split_over_two_parts_stay_text(halves, table):
     document = encode_chat(table, parse_record(record, "messages").messages, grids=[(1, 2)])
     assert document.tokens[document.tokens < 1000].tolist() == [1, 10, 10, 13, 2]
     assert "".join(halves) in table.tokenizer.decode(document.tokens)
+
+
+def test_response_flags_are_the_tokens_that_overlap_a_span():
+    """Against the definition, token by token; tokens of one character's bytes have the same offsets."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        lengths = generator.integers(0, 4, size=30)
+        ends = np.cumsum(lengths)
+        offsets = np.repeat(np.stack([ends - lengths, ends], axis=1), generator.integers(1, 3, size=30), axis=0)
+        bounds = np.sort(generator.choice(ends[-1] + 1, size=6, replace=False)) if ends[-1] > 6 else []
+        spans = [(int(begin), int(end)) for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
+        expected = [any(first < end and last > begin for begin, end in spans) for first, last in offsets.tolist()]
+        assert response_flags(offsets, spans).tolist() == expected
+
+
+def test_conversations_of_very_many_messages_are_refused(table):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 5001
+    with pytest.raises(BadRecord, match="it has 10,002 messages, more than 10,000"):
+        encode_chat(table, messages)

@@ -20,6 +20,7 @@ from PIL import Image
 from megatron_apriel.data import prepare as preparation
 from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.prepare import PrepareOptions, prepare
+from megatron_apriel.data.raw_chunks import JsonChunk
 from megatron_apriel.errors import DataError, OutputError
 
 TOOL = Path(__file__).parents[3] / "tools" / "prepare_data.py"
@@ -327,7 +328,7 @@ def test_only_a_few_chunks_are_under_way(model, table):
         nonlocal taken
         for number in range(100):
             taken += 1
-            chunk = preparation.Chunk.__subclasses__()[0]("file", [(number, b"{}")])
+            chunk = JsonChunk("file", [(number, b"{}")])
             yield preparation.ChunkTask(0, chunk, "text", Path())
 
     for done, _ in enumerate(workers.in_order(tasks())):

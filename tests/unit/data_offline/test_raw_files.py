@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import zstandard
 from megatron_apriel.data import json_arrays, raw_chunks, readers
 from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.readers import find_sources
-from megatron_apriel.data.table_rows import row_chunks
+from megatron_apriel.data.table_rows import row_chunks, row_costs
 from megatron_apriel.errors import DataError
 
 COLUMNS = ("text", "images")
@@ -84,12 +85,62 @@ def test_deep_nesting_and_long_numbers_are_bad_records(tmp_path):
     assert all("not valid JSON" in raw.problem for raw in read(tmp_path / "a.jsonl"))
 
 
-@pytest.mark.parametrize(("most", "length"), [(100, 300), (2 * 2**20, 6 * 2**20)])
+@pytest.mark.parametrize(("most", "length"), [(100, 150), (2 * 2**20, 3 * 2**20)])
 def test_an_overlong_line_is_skipped_without_being_held(most, length, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "1"}\n' + "x" * length + '\n{"text": "3"}\n')
     first, second, third = read(tmp_path / "a.jsonl", ReadLimits(record_bytes=most))
     assert (first.value, third.value) == ({"text": "1"}, {"text": "3"})
     assert second.place.endswith(":2") and "the line is longer than" in second.problem
+
+
+@pytest.mark.parametrize("blank", [b"\n" * 5, b" \r\n\t\n" * 7, b"\n" * 3_000_000, b"   \n \n  "])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_blank_lines_count_as_lines_and_not_as_records(blank, name, tmp_path):
+    data = blank.join(f'{{"text": "{number}"}}\n'.encode() for number in range(4))
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    expected = [number for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    assert [int(raw.place.rpartition(":")[2]) for raw in read(tmp_path / name)] == expected
+    assert texts(tmp_path / name) == list("0123")
+
+
+def test_a_line_that_does_not_end_is_an_error_of_the_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "1"}\n' + "x" * 6 * 2**20)
+    with pytest.raises(DataError, match=r"line 2 has no end within .* bytes \(after line 1\)(?s:.*)raise --max-record"):
+        read(tmp_path / "a.jsonl", ReadLimits(record_bytes=2**21))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.tar.gz"])
+def test_zeros_behind_the_end_of_gzip(name, tmp_path):
+    data = gzip.compress(LINES if name == "a.jsonl.gz" else tar_of(range(5)))
+    (tmp_path / name).write_bytes(data + bytes(10_000))
+    assert len(read(tmp_path / name)) == (len(TEXTS) if name == "a.jsonl.gz" else 5)
+    (tmp_path / name).write_bytes(data + bytes(2**21))
+    with pytest.raises(DataError, match=r"cannot be read to its end: more than 1,048,576 zeros follow"):
+        read(tmp_path / name)
+
+
+def test_frames_of_zstd_to_be_skipped(tmp_path):
+    index = b"\x50\x2a\x4d\x18" + (5000).to_bytes(4, "little") + bytes(5000)
+    (tmp_path / "a.jsonl.zst").write_bytes(index + packed("a.zst") + index * 2)
+    assert texts(tmp_path / "a.jsonl.zst") == TEXTS
+    (tmp_path / "a.jsonl.zst").write_bytes(packed("a.zst") + index * 4000)
+    with pytest.raises(DataError, match=r"cannot be read to its end: nothing comes out of 16,"):
+        read(tmp_path / "a.jsonl.zst")
+
+
+def test_holes_on_disk(tmp_path):
+    """As of a copy that saves zeros: read as what they are, but not without end."""
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.write(b'{"text": "1"}\n')
+        file.seek(2**20)
+        file.write(b'\n{"text": "2"}\n')
+    first, second, third = read(tmp_path / "a.jsonl")
+    assert (first.value, third.value) == ({"text": "1"}, {"text": "2"}) and second.problem
+    for name in ("a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.tar"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 2**40)
+        with pytest.raises(DataError, match=r"on its disk it grows from [0-9,]+ bytes to 1,099,511,627,776"):
+            read(tmp_path / name)
 
 
 ARRAY = [{"text": text, "n": [-1.5e-7, True, None, {"]": "[,"}]} for text in (*TEXTS, 'quote " and \\ "', "\U0001f600")]
@@ -178,7 +229,7 @@ def test_views_of_strings_inside_messages():
     messages = [[{"role": "user", "content": text}] for text in TEXTS]
     table = pyarrow.table({"messages": pyarrow.array(messages, pyarrow.list_(message))})
     (batch,) = table.to_batches()
-    chunks = [chunk for chunk, _ in row_chunks("a", 0, batch, DEFAULT_LIMITS, 2**20)]
+    chunks = row_chunks("a", 0, batch, row_costs(batch), DEFAULT_LIMITS, 2**20)
     assert [raw.value["messages"] for chunk in chunks for raw in chunk.records()] == messages
 
 

@@ -257,3 +257,24 @@ def test_a_type_that_pillow_does_not_expect_is_damage():
     file = struct.pack("<2sHI8x", b"II", 42, 16) + struct.pack("<H", len(tags)) + entries + bytes(4)
     with pytest.raises(BadRecord, match="is damaged"):
         encode_for_corpus(file)
+
+
+@pytest.mark.parametrize("mode", ["LA", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_pixels_converted_in_pieces_are_those_of_the_whole(mode, photographs):
+    """An image of several pieces each way, against one conversion by Pillow."""
+    image = Image.open(io.BytesIO(photographs["china.jpg"])).resize((2100, 1030))
+    if mode == "I;16":
+        values = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        image, expected = Image.fromarray(values), np.dstack([(values // 257).astype(np.uint8)] * 3)
+    elif mode in ("LA", "RGBA"):
+        image = image.convert(mode)
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        white = Image.new("RGBA", image.size, "white")
+        expected = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
+    else:
+        image = image.quantize(50) if mode == "P" else image.convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+    data = file_of(image, "TIFF")
+    assert np.array_equal(pixels(encode_for_corpus(data).data), expected)
+    turned = file_of(image, "TIFF", exif=orientation(6))
+    assert np.array_equal(pixels(encode_for_corpus(turned).data), np.rot90(expected, 3))

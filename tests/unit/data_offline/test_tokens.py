@@ -1,6 +1,7 @@
 """Tokenizers of model directories: what fits, what is refused, and what identifies one."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -95,6 +96,10 @@ def test_no_or_damaged_tokenizer(model, tmp_path):
     (tmp_path / "cut" / "tokenizer.json").write_text(text[: len(text) // 2])
     with pytest.raises(DataError, match="cut cannot be loaded: "):
         load_tokenizer(tmp_path / "cut")
+    shutil.copytree(model, tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe" / "added_tokens.json")
+    with pytest.raises(DataError, match="it is a pipe"):
+        load_tokenizer(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ def test_damaged_images_end_the_run_or_are_skipped(corpora, tmp_path, caplog):
     ("place", "value", "message"),
     [
         (0, 5000, "sample 0 has token 5000; the vocabulary has 4096"),
+        (3, -1, "sample 0 has token -1; the vocabulary has 4096"),
+        (3, -(2**31), "sample 0 has token -2147483648; the vocabulary has 4096"),
+        (3, 2**31 - 1, "sample 0 has token 2147483647; the vocabulary has 4096"),
         (0, 10, "sample 0 has 26 image tokens, its images take 25"),
         (20, 30, "sample 0 has 24 image tokens, its images take 25"),
     ],
@@ -85,3 +88,13 @@ def test_defects_name_the_sequence(corpora, monkeypatch):
     monkeypatch.setattr("megatron_apriel.data.sequences.read_sequence", broken)
     with pytest.raises(AprielError, match=r"sequence 0 \(source 'pictures', pack \d+\) cannot be read: .*oops"):
         load(stage(corpora))
+
+
+def test_damaged_response_flags_end_the_run_where_they_count(corpora, tmp_path):
+    def change(content):
+        content[3] = 2
+
+    corpus = spoiled(tmp_path, "responses.bin", change)
+    assert load(stage(corpora, sources=[{"corpus": corpus.path}], steps=1))
+    with pytest.raises(DataError, match=r"sequence 0: .*responses\.bin has 2 for a token of document 0"):
+        load(stage(corpora, sources=[{"corpus": corpus.path, "loss": "responses"}]))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from megatron_apriel.config.schema import SourceSection
+from megatron_apriel.data.cutting import LongDocumentsReport
 from megatron_apriel.data.mixture import Mixture, interleave, whole_weights
-from megatron_apriel.data.packing import LongDocumentsReport, PackingPlan
+from megatron_apriel.data.packing import PackingPlan
 from megatron_apriel.errors import DataError
 
 LENGTH = 1000

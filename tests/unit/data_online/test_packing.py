@@ -12,7 +12,7 @@ import pytest
 from megatron_apriel.data import plan_cache
 from megatron_apriel.data.corpus import Corpus
 from megatron_apriel.data.order import shuffled
-from megatron_apriel.data.packing import best_fit_decreasing, make_plan, split_document
+from megatron_apriel.data.packing import best_fit_decreasing, make_plan
 from megatron_apriel.data.plan_cache import cached_plan, plan_key
 from megatron_apriel.errors import DataError
 from megatron_apriel.testing.corpora import encode, random_pixels, write_corpus
@@ -160,20 +160,46 @@ def test_no_document_left_is_an_error(tmp_path):
         make_plan(write_corpus(tmp_path / "c", [9, 10]), 8, 0, "drop")
 
 
+def slow_cut(length: int, blocks: list[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+    """(start, length) of a document's pieces, token by token; ends before an image longer than ``limit``."""
+    inside = {place for first, size in blocks for place in range(first + 1, first + size)}
+    pieces, start = [], 0
+    while start < length:
+        stop = min(start + limit, length)
+        while stop in inside:
+            stop -= 1
+        if stop == start:
+            break
+        pieces.append((start, stop - start))
+        start = stop
+    return pieces
+
+
 @pytest.mark.parametrize("seed", range(10))
-def test_split_document_on_random_documents(seed):
+def test_long_documents_are_cut_as_token_by_token(tmp_path, seed):
     generator = np.random.default_rng(seed)
-    blocks, place = [], 0
-    for _ in range(generator.integers(0, 8)):
-        place += int(generator.integers(0, 40))
-        blocks.append((place, int(generator.integers(2, 30))))
-        place += blocks[-1][1]
-    length = place + int(generator.integers(1, 40))
-    pieces = split_document(length, blocks, 30)
-    assert [start for start, _ in pieces] == [0, *np.cumsum([size for _, size in pieces])[:-1].tolist()]
-    assert sum(size for _, size in pieces) == length and max(size for _, size in pieces) <= 30
-    cuts = [start for start, _ in pieces]
-    assert not any(first < cut < first + size for cut in cuts for first, size in blocks)
+    documents: list[list] = []
+    for _ in range(12):
+        document: list = [int(generator.integers(1, 90))]
+        for _ in range(int(generator.integers(0, 7))):
+            sides = generator.integers(1, 29, 2)
+            document += [random_pixels(generator, *sides)]
+            document += [int(generator.integers(1, 70))] * int(generator.integers(0, 2))
+        documents.append(document)
+    corpus = write_corpus(tmp_path / "c", documents)
+    for limit in (3, 20, 31, 64):
+        expected = {}
+        for number, length in enumerate(corpus.documents["tokens"].tolist()):
+            rows = corpus.images(number)
+            blocks = [(int(row["start"]), int(row["rows"]) * (int(row["columns"]) + 1)) for row in rows]
+            expected[number] = slow_cut(length, blocks, limit)
+        firsts = {number: pieces[:1] for number, pieces in expected.items() if pieces}
+        assert pieces_by_document(make_plan(corpus, limit, seed, "truncate"), corpus) == firsts
+        if all(sum(size for _, size in expected[n]) == corpus.documents["tokens"][n] for n in expected):
+            assert pieces_by_document(make_plan(corpus, limit, seed, "split"), corpus) == expected
+        else:
+            with pytest.raises(DataError, match="has an image of more than"):
+                make_plan(corpus, limit, seed, "split")
 
 
 def test_plans_are_kept_and_found(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from megatron_apriel.architecture import (
 )
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.model.builder import build_model
+from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
@@ -96,7 +97,7 @@ def compare_with_reference(architecture: Architecture, grids: list, options: Mod
         length = make_batch(architecture, documents).tokens_S.numel()
         # Padding after the last document must change nothing.
         batch = make_batch(architecture, documents, sequence_length=length + 3)
-        logits = model(batch, return_logits=True)[:length]
+        logits = model(batch, token_logits)[:length]
         assert relative_difference(logits, torch.cat(expected_logits)) < TOLERANCE
         losses = model(batch)
         assert losses.dtype == torch.float32

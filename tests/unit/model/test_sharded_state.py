@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported 
 
 from megatron_apriel.architecture import Architecture
 from megatron_apriel.model.builder import build_model
+from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.model.specs import CHECKPOINT_NAMES
 from megatron_apriel.parallel import groups
@@ -77,7 +78,7 @@ def test_logits_are_whole_on_every_tensor_parallel_rank() -> None:
             model = build_model(ARCHITECTURE, ModelOptions(), layout)[0]
             load_full([model], weights)
             batch = make_batch(ARCHITECTURE, [document], sequence_length=32, shares=size, share=rank)
-            return model(batch, return_logits=True)
+            return model(batch, token_logits)
 
     expected = run_ranks(1, logits, Layout())[0]
     assert expected.shape == (32, ARCHITECTURE.decoder.vocab_size)

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_pieces_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     plan = module.plan_average(inputs)
     module.average(plan, tmp_path / "whole")
     monkeypatch.setattr(module, "_LARGEST_PIECE", 20)
-    monkeypatch.setattr(module, "_BLOCK", 7)
+    monkeypatch.setattr(module, "BLOCK", 7)
     module.average(plan, tmp_path / "pieces", verify=True)
     assert read_model(tmp_path / "pieces") == read_model(tmp_path / "whole")
 
@@ -359,3 +360,21 @@ def test_truncated_input(tmp_path: Path, average_checkpoints: Tool, capsys: pyte
     (inputs[0] / "model.safetensors").write_bytes((tmp_path / "whole").read_bytes()[:-1])
     assert average_checkpoints(tmp_path / "mean", "--checkpoints", *inputs) == 1
     assert "it is truncated" in capsys.readouterr().err
+
+
+def test_input_truncated_while_it_is_read(
+    tmp_path: Path, average_checkpoints: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = models(tmp_path)
+    write = module.write_tensors
+
+    def truncate_then_write(*arguments: Any, **options: Any) -> Any:
+        os.truncate(inputs[0] / "model.safetensors", 3000)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(module, "write_tensors", truncate_then_write)
+    before = threading.enumerate()
+    assert average_checkpoints(tmp_path / "mean", "--checkpoints", *inputs) == 1
+    assert "bytes before the end of" in capsys.readouterr().err
+    assert threading.enumerate() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m0", "m1", "m2"]

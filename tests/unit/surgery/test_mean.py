@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from megatron_apriel.surgery.mean import STORAGE, from_float64, mean, normalised, to_float64
+from megatron_apriel.surgery import mean as module
+from megatron_apriel.surgery.mean import STORAGE, BlockMean, from_float64, mean, normalised, to_float64
 
 DTYPES = ["BF16", "F16", "F32", "F64"]
 SPREAD = {"BF16": (-44, 38), "F16": (-8, 4), "F32": (-44, 38), "F64": (-300, 300)}
@@ -117,3 +118,48 @@ def test_agrees_with_torch_on_ordinary_weights() -> None:
     ours = mean([tensor.view(torch.uint16).numpy() for tensor in tensors], "BF16")
     theirs = torch.stack(tensors).double().mean(0).bfloat16()
     assert torch.equal(torch.from_numpy(ours).view(torch.bfloat16), theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_of_any_size_give_the_same(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raws = [hard_numbers(dtype, 300, seed).reshape(20, 15) for seed in range(3)]
+    whole = mean(raws, dtype)
+    monkeypatch.setattr(module, "BLOCK", 7)
+    assert mean(raws, dtype).tobytes() == whole.tobytes()
+    assert whole.shape == (20, 15)
+
+
+def test_more_inputs_than_float32_can_divide_by() -> None:
+    # Every sum is exact in float32, but the quotient, just above a tie, becomes that tie there.
+    above = np.array([1 + 2.0**-10], "<f2")
+    assert mean([above] * 8192 + [np.ones(1, "<f2")] * 8191, "F16") == above
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 3])
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7F81, 0x7FFF, 0xFFFF, 0x7FC0])
+def test_no_number_in_no_number_out(inputs: int, weights: bool, bits: int) -> None:
+    for place in range(inputs):
+        raws = [np.full(9, 0x3F80, "<u2") for _ in range(inputs)]
+        raws[place][4] = bits
+        given = [1 / inputs] * inputs if weights else None
+        found = to_float64(mean(raws, "BF16", given), "BF16")
+        assert np.isfinite(found).tolist() == [True] * 4 + [False] + [True] * 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-25, 1e25, 1e37])
+@pytest.mark.parametrize("count", [5, 1024, 5000])
+def test_squares(dtype: str, size: float, count: int) -> None:
+    if dtype == "F16" and not 1e-6 < size < 1e4:
+        return
+    rng = np.random.default_rng(0)
+    raws = [from_float64(size * rng.standard_normal(count), dtype) for _ in range(3)]
+    raws[2] = raws[1]
+    blocks, result = BlockMean(dtype, None, 3, count), np.empty_like(raws[0])
+    blocks.mean(raws, result)
+    found, norm = blocks.squares(raws, result)
+    center = to_float64(result, dtype)
+    assert norm == pytest.approx((center**2).sum(), rel=1e-5)
+    assert found == pytest.approx([((to_float64(raw, dtype) - center) ** 2).sum() for raw in raws], rel=1e-5)
+    assert blocks.squares([result], result)[0] == 0

@@ -1,0 +1,123 @@
+"""From a raw record to a document with its images, in a worker: understood, its images decoded, its text tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.data.chat import EncodedDocument, encode_chat, encode_text
+from megatron_apriel.data.corpus_format import StoredImage
+from megatron_apriel.data.image_size import patch_grid
+from megatron_apriel.data.image_sources import ImageLoader
+from megatron_apriel.data.problems import BadRecord, Problem
+from megatron_apriel.data.raw_chunks import NO_MEMORY, Chunk
+from megatron_apriel.data.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.data.records import ImageValue, TextDocument, parse_record
+from megatron_apriel.data.stored_images import EncodedImage, encode_for_corpus, picture_pixels
+from megatron_apriel.data.tokens import TokenTable
+
+_PICTURES = 10
+"""Times the limit on one picture, for all pictures of a record: each may be small and stand there a thousand times."""
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """A chunk on its way to a worker, with what its source says about it."""
+
+    source: int
+    chunk: Chunk
+    record_format: str
+    image_root: Path
+
+
+@dataclass(frozen=True)
+class PreparedDocument:
+    """A document and its images, ready for :class:`CorpusWriter`."""
+
+    encoded: EncodedDocument
+    images: list[StoredImage]
+
+
+@dataclass(frozen=True)
+class RecordEncoder:
+    """Turns raw records into documents; one lives in every worker."""
+
+    table: TokenTable
+    text_field: str = "text"
+    limits: ReadLimits = DEFAULT_LIMITS
+
+    def encode(self, record: Mapping[str, Any], record_format: str, loader: ImageLoader) -> PreparedDocument:
+        """The document of one record. Raises BadRecord with the reason."""
+        document = parse_record(record, record_format, self.text_field, self.limits)
+        rule = self.table.images
+        if rule is None and document.images:
+            raise BadRecord(f"it has {len(document.images)} images, and the model has no vision tower")
+        images = self._images(document.images, loader)
+        grids = [self._grid(image) for image in images]
+        most = self.limits.text_characters
+        if isinstance(document, TextDocument):
+            encoded = encode_text(self.table, document.parts, grids, most)
+        else:
+            encoded = encode_chat(self.table, document.messages, document.tools, grids, most)
+        stored = [
+            StoredImage(image.data, image.height, image.width, rows, columns, start)
+            for image, (rows, columns), start in zip(images, grids, encoded.image_starts, strict=True)
+        ]
+        return PreparedDocument(encoded, stored)
+
+    def _images(self, values: Sequence[ImageValue], loader: ImageLoader) -> list[EncodedImage]:
+        """The images as a corpus stores them, which together may take no more than a record may."""
+        files: list[bytes] = []
+        bytes_left, pixels_left = self.limits.record_bytes, _PICTURES * self.limits.pixels
+        for value in values:
+            files.append(loader.load(value))
+            bytes_left -= len(files[-1])
+            pixels_left -= picture_pixels(files[-1]) if len(values) > 1 else 0
+            if pixels_left < 0:
+                most = f"{_PICTURES} x {self.limits.pixels:,}"
+                raise BadRecord(f"its {len(values)} images have more than {most} pixels; --max-pixels allows more")
+            self._check_bytes(bytes_left)
+        images, bytes_left = [], self.limits.record_bytes
+        for file in files:
+            images.append(encode_for_corpus(file, self.limits))
+            bytes_left -= len(images[-1].data)
+            self._check_bytes(bytes_left)
+        return images
+
+    def _check_bytes(self, left: int) -> None:
+        if left < 0:
+            most = self.limits.record_bytes
+            raise BadRecord(f"its images have more than {most:,} bytes in all; --max-record allows more")
+
+    def _grid(self, image: EncodedImage) -> tuple[int, int]:
+        rule = self.table.images
+        assert rule is not None, "checked in encode"
+        short, long = sorted((image.height, image.width))
+        if short * rule.image_size < long:
+            raise BadRecord(
+                f"an image of {image.height}x{image.width} pixels would be less than one pixel thin "
+                f"when its longer side is reduced to {rule.image_size}"
+            )
+        return patch_grid(image.height, image.width, rule.image_size, rule.patch_size, rule.rounding)
+
+    def encode_chunk(self, task: ChunkTask) -> list[PreparedDocument | Problem]:
+        """The documents of a chunk, or the problem in place of each that is none."""
+        results: list[PreparedDocument | Problem] = []
+        for raw in task.chunk.records(self.limits):
+            try:
+                if raw.problem:
+                    raise BadRecord(raw.problem)
+                loader = ImageLoader(task.image_root, raw.attachments, self.limits)
+                results.append(self.encode(raw.value, task.record_format, loader))
+            except BadRecord as problem:
+                results.append(Problem(raw.place, str(problem)))
+            except RecursionError:
+                results.append(Problem(raw.place, "the record is nested too deeply"))
+            except MemoryError:
+                results.append(Problem(raw.place, NO_MEMORY))
+            except Exception as error:
+                error.add_note(f"while preparing {raw.place}")
+                raise
+        return results

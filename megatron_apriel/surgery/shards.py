@@ -1,0 +1,163 @@
+"""Shards: which tensor goes into which file, and writing the files while their bytes come in.
+
+Tensors are written one after the other, in the planned order, from wherever their bytes come: another file, arithmetic,
+a GPU. Hashing, writing and bringing what is written to disk go on in lanes (``lanes.py``) beside that, so that the
+whole takes hardly longer than the slowest of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.errors import CheckpointError
+from megatron_apriel.outputs import begin_flush, reserve
+from megatron_apriel.surgery.lanes import Lane
+from megatron_apriel.surgery.tensor_files import Base, TensorSpec
+
+_SHARD_NAME = "{base}-{number:05}-of-{count:05}.safetensors"
+
+_FLUSHED_AT_ONCE = 8 << 20
+"""Bytes after which a file's next part is sent to disk."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to be written, and what goes into it, in order."""
+
+    file_name: str
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def plan_shards(tensors: Iterable[TensorSpec], max_shard_size: int | None, base: Base = "model") -> list[Shard]:
+    """Fill files in the given order, each up to ``max_shard_size`` bytes (None: one file).
+
+    A tensor larger than that gets a file of its own. Raises CheckpointError if a name is there twice, or there are no
+    tensors.
+    """
+    groups: list[list[TensorSpec]] = []
+    filled, names = 0, set[str]()
+    for tensor in tensors:
+        if tensor.name in names:
+            raise CheckpointError(f"{tensor.name} would be written twice.")
+        names.add(tensor.name)
+        if not groups or (max_shard_size is not None and filled and filled + tensor.size > max_shard_size):
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.size
+    if not groups:
+        raise CheckpointError("there are no tensors to write.")
+    if len(groups) == 1:
+        return [Shard(f"{base}.safetensors", tuple(groups[0]))]
+    return [
+        Shard(_SHARD_NAME.format(base=base, number=number, count=len(groups)), tuple(group))
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+Contents = Callable[[TensorSpec], Iterable[bytes | bytearray | memoryview]]
+"""Gives a tensor's bytes, row-major and little-endian, in pieces of any size, which must not change afterwards."""
+
+
+def write_tensors(
+    directory: Path,
+    shards: Sequence[Shard],
+    contents: Contents,
+    *,
+    base: Base = "model",
+    step: Callable[[int], None] | None = None,
+) -> dict[str, str]:
+    """Write the planned files, and their index if there are several, tensor by tensor in the planned order.
+
+    Args:
+        directory: where; must exist, usually the partial directory of ``outputs.whole_directory``.
+        shards: from :func:`plan_shards`.
+        contents: called once per tensor, in order.
+        base: as given to :func:`plan_shards`.
+        step: told the number of bytes that were given; a few of them may wait to be written.
+
+    Returns:
+        SHA-256 of each file, by name (the index included).
+
+    Raises:
+        CheckpointError: if ``contents`` gives more or fewer bytes than the tensor has.
+        OSError: if the disk is full; ``whole_directory`` explains it.
+    """
+    hashes = {shard.file_name: _write_file(directory / shard.file_name, shard, contents, step) for shard in shards}
+    if len(shards) > 1:
+        weight_map = {tensor.name: shard.file_name for shard in shards for tensor in shard.tensors}
+        index = {"metadata": {"total_size": sum(shard.size for shard in shards)}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+        (directory / f"{base}.safetensors.index.json").write_text(text, encoding="utf-8")
+        hashes[f"{base}.safetensors.index.json"] = hashlib.sha256(text.encode()).hexdigest()
+    return hashes
+
+
+def _header(tensors: Sequence[TensorSpec]) -> bytes:
+    # "format" says that the tensors follow torch's conventions; transformers refuses files without it.
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        offsets = [position, position + tensor.size]
+        fields[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        position += tensor.size
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned for every dtype
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[int], None] | None) -> str:
+    digest = hashlib.sha256()
+    # The file is the outermost: it must not be closed before its lane has stopped.
+    with file.open("xb", buffering=0) as stream, Lane("hashing") as hashing, Lane("writing") as writing:
+        write = functools.partial(_write, stream)
+
+        def put(piece: bytes | bytearray | memoryview) -> int:
+            view = memoryview(piece)
+            if not view.nbytes:
+                return 0  # a view with a zero in its shape cannot be cast
+            view = view.cast("B")
+            hashing.put(digest.update, view)
+            writing.put(write, view)
+            return len(view)
+
+        header = _header(shard.tensors)
+        reserve(stream.fileno(), len(header) + shard.size)
+        put(header)
+        for tensor in shard.tensors:
+            given = 0
+            for piece in contents(tensor):
+                count = put(piece)
+                given += count
+                if step is not None:
+                    step(count)
+            if given != tensor.size:
+                raise CheckpointError(
+                    f"{tensor.name}: {given:,} bytes were given for {tensor.dtype} {list(tensor.shape)}, "
+                    f"which takes {tensor.size:,}."
+                )
+    return digest.hexdigest()
+
+
+def _write(stream: io.FileIO, piece: memoryview) -> None:
+    begin = stream.tell()
+    written = 0
+    while written < len(piece):  # a single write may take less, for example above 2 GB
+        written += stream.write(piece[written:])
+    # Whole parts of the file, each once: what is on its way to disk must not be written to again.
+    flushed, end = begin - begin % _FLUSHED_AT_ONCE, begin + written
+    if end - flushed >= _FLUSHED_AT_ONCE:
+        begin_flush(stream.fileno(), flushed, end - end % _FLUSHED_AT_ONCE - flushed)

@@ -1,0 +1,157 @@
+"""Lanes: in order, in little memory, no error lost and no thread left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from megatron_apriel.surgery import lanes
+from megatron_apriel.surgery.lanes import Lane
+
+PIECE = memoryview(bytes(4))
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left_over() -> Iterator[None]:
+    before = threading.enumerate()
+    yield
+    assert threading.enumerate() == before
+
+
+def test_order_is_kept_and_the_end_waits_for_all() -> None:
+    done: list[bytes] = []
+    with Lane("test") as lane:
+        for number in range(200):
+            lane.put(lambda piece: done.append(bytes(piece)), memoryview(bytes([number])))
+    assert done == [bytes([number]) for number in range(200)]
+
+
+def test_no_more_waits_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "ROOM_BYTES", 10)
+    begun, end = threading.Semaphore(0), threading.Semaphore(0)
+    put = 0
+
+    def work(piece: memoryview) -> None:
+        begun.release()
+        end.acquire()
+
+    def give() -> None:
+        nonlocal put
+        for _ in range(20):
+            lane.put(work, PIECE)
+            put += 1
+
+    with Lane("test") as lane:
+        giver = threading.Thread(target=give)
+        giver.start()
+        try:
+            for done in range(20):
+                begun.acquire()
+                giver.join(0.01)  # time in which it could put too much
+                assert put <= done + 2
+                end.release()
+        finally:
+            end.release(20)
+            giver.join()
+
+
+def test_a_piece_larger_than_the_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "ROOM_BYTES", 3)
+    done = []
+
+    def work(piece: memoryview) -> None:
+        threading.Event().wait(0.05)
+        done.append(piece)
+
+    with Lane("test") as lane:
+        lane.put(work, PIECE)
+        assert done == [PIECE]
+
+
+def fail(piece: memoryview) -> None:
+    raise failure
+
+
+failure = OSError(28, "No space left on device")
+
+
+def test_an_error_is_raised_by_the_next_put() -> None:
+    done: list[memoryview] = []
+    with pytest.raises(OSError, match="No space left") as caught, Lane("test") as lane:
+        lane.put(fail, PIECE)
+        while True:
+            lane.put(done.append, PIECE)
+    assert caught.value is failure
+    assert done == [], "work went on after an error"
+
+
+def test_an_error_is_raised_where_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "ROOM_BYTES", 4)
+    ready = threading.Event()
+
+    def fail_later(piece: memoryview) -> None:
+        ready.wait()
+        fail(piece)
+
+    with pytest.raises(OSError, match="No space left"), Lane("test") as lane:
+        lane.put(fail_later, PIECE)
+        threading.Timer(0.05, ready.set).start()
+        lane.put(fail_later, PIECE)
+
+
+def test_an_error_is_raised_at_the_end() -> None:
+    with pytest.raises(OSError, match="No space left"), Lane("test") as lane:
+        lane.put(fail, PIECE)
+
+
+def test_what_waits_is_dropped_when_the_block_fails() -> None:
+    begun, end, done = threading.Event(), threading.Event(), list[memoryview]()
+
+    def work(piece: memoryview) -> None:
+        begun.set()
+        end.wait()
+
+    with pytest.raises(ValueError, match="the block's own"), Lane("test") as lane:
+        lane.put(work, PIECE)
+        lane.put(done.append, PIECE)
+        begun.wait()
+        threading.Timer(0.05, end.set).start()
+        raise ValueError("the block's own")
+    assert done == []
+
+
+def test_one_error_ends_the_other_lanes() -> None:
+    with pytest.raises(OSError, match="No space left"), Lane("one") as one, Lane("two") as two:
+        while True:
+            one.put(fail, PIECE)
+            two.put(lambda piece: None, PIECE)
+
+
+def test_a_signal_ends_the_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "ROOM_BYTES", 4)
+    seen = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not seen.is_set():
+            seen.set()
+            raise KeyboardInterrupt
+
+    def work(piece: memoryview) -> None:
+        for _ in range(600):  # one that comes just before the wait begins does not end it
+            os.kill(os.getpid(), signal.SIGINT)
+            if seen.wait(0.05):
+                return
+        raise AssertionError("the thread that puts pieces did not notice")
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), Lane("test") as lane:
+            while True:
+                lane.put(work, PIECE)
+    finally:
+        signal.signal(signal.SIGINT, before)

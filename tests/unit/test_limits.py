@@ -1,0 +1,54 @@
+"""The helper that runs a function under limits: what passes, and what each broken function is told."""
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+
+from megatron_apriel.errors import DataError
+from megatron_apriel.testing.limits import measured, refused_within
+
+
+def refuse() -> None:
+    raise DataError("a.jsonl is bad.")
+
+
+def refuse_late() -> None:
+    begin = time.process_time()
+    while time.process_time() - begin < 0.3:
+        pass
+    refuse()
+
+
+def refuse_large() -> None:
+    data = bytearray(80 * 2**20)
+    data[::4096] = b"x" * len(data[::4096])
+    refuse()
+
+
+def test_a_refusal_is_its_message() -> None:
+    assert refused_within(refuse) == "DataError: a.jsonl is bad."
+    assert refused_within(open, "/absent").startswith("FileNotFoundError: ")
+    assert refused_within(refuse_late, seconds=10) == refused_within(refuse_large, mebibytes=200)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda: "fine", "not refused; the result is 'fine'"),
+        (lambda: 1 / 0, "(?s)an error that nobody should see:.*ZeroDivisionError"),
+        (lambda: os._exit(3), "died with exit code 3"),
+        (refuse_late, "it took 0.[0-9] s of processor time; allowed are 0.1"),
+        (refuse_large, "it took [0-9]+ MiB; allowed are 40"),
+    ],
+)
+def test_what_is_no_refusal_within_the_limits(function: Callable[[], object], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        refused_within(function, seconds=0.1 if function is refuse_late else 60, mebibytes=40)
+
+
+def test_what_was_spent() -> None:
+    spent = measured(lambda: bytes(50 * 2**20)[:3])
+    assert spent.result == "b'\\x00\\x00\\x00'" and spent.error is None
+    assert spent.seconds < 60 and spent.mebibytes < 200
