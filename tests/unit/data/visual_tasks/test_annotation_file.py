@@ -82,11 +82,13 @@ def test_what_all_samples_ask_is_found_once(tmp_path: Path, monkeypatch: pytest.
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(document(500)))
     annotations = read(file)
-    sorted_whole = []
-    unique = np.unique
-    monkeypatch.setattr(
-        np, "unique", lambda values, **options: sorted_whole.append(len(values)) or unique(values, **options)
-    )
+    sorted_whole, unique = list[int](), np.unique
+
+    def counted(values: Any, **options: Any) -> Any:
+        sorted_whole.append(len(values))
+        return unique(values, **options)
+
+    monkeypatch.setattr(np, "unique", counted)
     for _ in range(20):
         annotated.askable_categories(annotations)
         annotated._cells(annotations, 3)
