@@ -28,7 +28,7 @@ _COLUMN: Fields = {
 }  # fmt: skip
 _ENCRYPTION: Fields = {2: {1: [BYTES]}}
 _GROUP: Fields = {1: [{3: _COLUMN, 8: _ENCRYPTION}], 3: INT64, 4: [STRUCT]}
-_FOOTER: Fields = {2: [STRUCT], 4: [_GROUP], 5: [STRUCT], 7: [STRUCT]}
+_FOOTER: Fields = {2: [STRUCT], 3: INT64, 4: [_GROUP], 5: [STRUCT], 7: [STRUCT]}
 
 _OBJECT_BYTES = 1024
 """Memory that Arrow takes for a column of a row group."""
@@ -56,7 +56,7 @@ def read_footer(file: BinaryIO, limits: ReadLimits) -> list[RowGroup]:
     """The row groups of a Parquet file; its place is moved.
 
     Raises:
-        DamagedStruct: the file has no footer that can be read.
+        DamagedStruct: the file has no footer that can be read, or one that counts its rows in two ways.
         LimitExceeded: it is too long, or of more columns than its length allows.
     """
     end = file.seek(0, os.SEEK_END)
@@ -68,13 +68,17 @@ def read_footer(file: BinaryIO, limits: ReadLimits) -> list[RowGroup]:
     if size > limits.record_bytes:
         raise LimitExceeded(f"its footer is longer than {limits.record_bytes:,} bytes", "--max-record")
     file.seek(end - _TAIL_BYTES - size)
-    groups = read_struct(io.BytesIO(file.read(size)), _FOOTER, "its footer").get(4) or []
+    footer = read_struct(io.BytesIO(file.read(size)), _FOOTER, "its footer")
+    groups = footer.get(4) or []
     columns = sum(len(group.get(1) or ()) for group in groups)
     limits.check_growth(size, columns * _OBJECT_BYTES, "its footer")
-    return [
+    found = [
         RowGroup(number, _required(group, 3), tuple(map(_column, group.get(1) or ())))
         for number, group in enumerate(groups)
     ]
+    if (rows := sum(group.rows for group in found)) != _required(footer, 3):
+        raise DamagedStruct(f"its row groups have {rows:,} rows, and its footer says {footer[3]:,}")
+    return found
 
 
 def _column(chunk: dict[int, Any]) -> ColumnChunk:
@@ -89,5 +93,5 @@ def _column(chunk: dict[int, Any]) -> ColumnChunk:
 
 def _required(struct: dict[int, Any], field: int) -> int:
     if field not in struct:
-        raise DamagedStruct(f"its footer lacks field {field} of a row group or column")
+        raise DamagedStruct(f"its footer lacks field {field} of itself, a row group or a column")
     return int(struct[field])

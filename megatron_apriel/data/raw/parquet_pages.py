@@ -72,7 +72,7 @@ def reading_plan(
         limits: on growth.
 
     Raises:
-        DamagedStruct: a header cannot be read.
+        DamagedStruct: a header cannot be read, or rows are missing.
         LimitExceeded: the columns would grow beyond the limits.
     """
     if len(group.columns) != len(schema):
@@ -90,6 +90,8 @@ def reading_plan(
             raise LimitExceeded(f"{what} has values of {width:,} bytes", "--max-record")
         found = _looked_through(file, chunk, what, limits)
         packed += found.packed
+        if found.values < group.rows or (found.values > group.rows and not leaf.max_repetition_level):
+            raise DamagedStruct(f"{what} has {found.values:,} values for {group.rows:,} rows")
         if leaf.max_repetition_level:
             entries = max(entries, (found.values - group.rows) * width)
             if found.referring * found.longest > _BATCH_BYTES:

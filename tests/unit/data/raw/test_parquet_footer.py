@@ -1,6 +1,7 @@
 """The footer of Parquet files, read without Arrow: the same numbers as Arrow's for honest files, damage refused."""
 
 import io
+from dataclasses import replace
 
 import pyarrow
 import pyarrow.parquet
@@ -40,9 +41,10 @@ def column(*more: bytes, codec: int = 1, packed: int = 70, start: int = 40) -> b
     return field(3, 12, b"".join(fields) + b"\0") + b"\0"
 
 
-def footer(*groups: bytes, more: bytes = b"") -> bytes:
+def footer(*groups: bytes, more: bytes = b"", rows: int | None = None) -> bytes:
     """A file of nothing but its footer."""
-    data = field(4, 9, bytes([len(groups) << 4 | 12]) + b"".join(groups)) + more + b"\0"
+    data = field(3, 6, number(20 * len(groups) if rows is None else rows))
+    data += field(4, 9, bytes([len(groups) << 4 | 12]) + b"".join(groups)) + more + b"\0"
     return b"PAR1" + data + len(data).to_bytes(4, "little") + b"PAR1"
 
 
@@ -106,6 +108,8 @@ def test_a_footer_written_by_hand():
         (footer(group(column(field(16, 12, field(2, 9, b"\x18\x01x") + b"\0")))), "entries of the type 8"),
         (footer(group(b"\0")), "lacks field 4"),
         (footer(b"\0"), "lacks field 3"),
+        (footer(group(column()), rows=21), "row groups have 20 rows, and its footer says 21"),
+        (footer(group(column()), group(column()), rows=20), "row groups have 40 rows, and its footer says 20"),
         (footer(group(column(packed=-1))), "a column of -1 bytes"),
         (footer(group(column(start=-5))), "begins at byte -5"),
         (footer(group(column(packed=2**64))), "64 bits has 66"),
@@ -129,7 +133,7 @@ def test_a_footer_longer_than_a_record_and_one_of_columns_without_end():
     with pytest.raises(LimitExceeded, match="longer than 20 bytes"):
         read(footer(group(column())), ReadLimits(record_bytes=20))
     entries = 100_000
-    columns = field(1, 9, b"\xfc\xa0\x8d\x06" + bytes(entries)) + field(3, 6, number(1)) + b"\0"
+    columns = field(1, 9, b"\xfc\xa0\x8d\x06" + bytes(entries)) + field(3, 6, number(20)) + b"\0"
     with pytest.raises(LimitExceeded, match="its footer grows from"):
         read(footer(columns))
 
@@ -162,3 +166,16 @@ def test_a_column_that_is_missing_in_a_row_group(tmp_path, monkeypatch):
     (source,) = find_sources([tmp_path / "a.parquet"])
     with pytest.raises(DataError, match="row group 0 has 1 columns, and the schema has 4"):
         list(source.chunks(("text",)))
+
+
+def test_rows_that_no_row_group_counts(tmp_path, monkeypatch):
+    """As where a bit of a number in the footer has changed: nothing else is wrong with the file."""
+    pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet")
+    for rows in (499, 501, 0):
+        monkeypatch.setattr(
+            "megatron_apriel.data.readers.read_footer",
+            lambda file, limits, rows=rows: [replace(found, rows=rows) for found in read_footer(file, limits)],
+        )
+        (source,) = find_sources([tmp_path / "a.parquet"])
+        with pytest.raises(DataError, match=f"column text of row group 0 has 500 values for {rows} rows"):
+            list(source.chunks(("text",)))
