@@ -173,7 +173,7 @@ def test_rows_that_no_row_group_counts(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet")
     for rows in (499, 501, 0):
         monkeypatch.setattr(
-            "megatron_apriel.data.readers.read_footer",
+            "megatron_apriel.data.raw.files.read_footer",
             lambda file, limits, rows=rows: [replace(found, rows=rows) for found in read_footer(file, limits)],
         )
         (source,) = find_sources([tmp_path / "a.parquet"])
