@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from megatron_apriel.data.raw.read_limits import LimitExceeded, ReadLimits
+from megatron_apriel.data.raw.read_limits import FREE_BYTES, LimitExceeded, ReadLimits
 from megatron_apriel.data.raw.thrift_structs import BYTES, INT32, INT64, STRUCT, DamagedStruct, Fields, read_struct
 
 _END = b"PAR1"
@@ -65,8 +65,8 @@ def read_footer(file: BinaryIO, limits: ReadLimits) -> list[RowGroup]:
     size = int.from_bytes(tail[:4], "little")
     if tail[4:] != _END or size > end - _TAIL_BYTES:
         raise DamagedStruct("the file does not end in the footer of a Parquet file")
-    if size > limits.record_bytes:
-        raise LimitExceeded(f"its footer is longer than {limits.record_bytes:,} bytes", "--max-record")
+    if size > (most := max(limits.record_bytes, FREE_BYTES)):
+        raise LimitExceeded(f"its footer is longer than {most:,} bytes", "--max-record")
     file.seek(end - _TAIL_BYTES - size)
     footer = read_struct(io.BytesIO(file.read(size)), _FOOTER, "its footer")
     groups = footer.get(4) or []

@@ -22,7 +22,7 @@ def refuse_late() -> None:
 
 
 def refuse_large() -> None:
-    data = bytearray(80 * 2**20)
+    data = bytearray(300 * 2**20)
     data[::4096] = b"x" * len(data[::4096])
     refuse()
 
@@ -30,7 +30,7 @@ def refuse_large() -> None:
 def test_a_refusal_is_its_message() -> None:
     assert refused_within(refuse) == "DataError: a.jsonl is bad."
     assert refused_within(open, "/absent").startswith("FileNotFoundError: ")
-    assert refused_within(refuse_late, seconds=10) == refused_within(refuse_large, mebibytes=200)
+    assert refused_within(refuse_late, seconds=10) == refused_within(refuse_large, mebibytes=400)
 
 
 @pytest.mark.parametrize(
