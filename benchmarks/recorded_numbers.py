@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,8 @@ def compare(before: Path, after: Path, renamed: Mapping[str, str] | None = None)
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The records of a run, in order, with every number as its text."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    """The records of a run, in order, with every number as its text; none where there is no file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return [json.loads(line, parse_float=Number, parse_int=Number, parse_constant=Number) for line in lines]
 
 
@@ -148,22 +148,21 @@ def _compare_numbers(key: Key, before: Numbers, after: Numbers, found: Compariso
         for name in both
         if before[name] != after[name]
     ]
-    required, shared = REQUIRED.get(key[0], ()), _tops(both)
-    one_sided = []
+    required, one_sided = REQUIRED.get(key[0], ()), []
     for name, side in _one_sided(before, after):
-        # Losses by source are of the same sources, or not of the same data.
-        if _tops([name]) & {*required, *shared}:
+        # Losses by source must be of the same sources.
+        if _field(name) in required:
             found.differences.append(f"{_shown(key)}: {name} recorded {side}")
         else:
             one_sided.append(f"{key[0]}.{name} ({side})")
-    recorded = _tops([*before, *after])
+    recorded = {_field(name) for name in (*before, *after)}
     found.differences += [f"{_shown(key)}: no {name} recorded" for name in required if name not in recorded]
     return one_sided
 
 
-def _tops(names: Iterable[str]) -> set[str]:
-    """Fields of the record itself that these numbers stand in."""
-    return {name.partition(".")[0] for name in names}
+def _field(name: str) -> str:
+    """The field of the record itself that a number stands in."""
+    return name.partition(".")[0]
 
 
 def _compare_weights(before: Mapping[str, str], after: Mapping[str, str], found: Comparison) -> None:
