@@ -84,7 +84,7 @@ def test_a_request_to_stop_waits_for_what_is_being_written(
         if rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            threading.Timer(1.0, released.set).start()
+            threading.Timer(5.0, released.set).start()  # longer than the step that is still made
 
     released = threading.Event()
 
