@@ -1,6 +1,6 @@
 """Findings of the schema in the project's own words: where it was set, what is wrong, what would be right.
 
-All findings of a file stand in one message, so that a person mends them in one go.
+All findings of a file stand in one message, so that a person corrects them in one go.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def config_error(
         return ConfigError(f"{path}{joint}{what}", more, reference)
     listing = "\n  ".join(f"{what} {more}".rstrip() for what, more in findings)
     if count > len(findings):
-        listing += f"\n  and {count - len(findings):,} more, which are shown when these are mended."
+        listing += f"\n  and {count - len(findings):,} more, which are shown when these are corrected."
     return ConfigError(f"{path} has {count:,} mistakes.", listing, reference)
 
 

@@ -32,7 +32,7 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   with interleaving.
 
 Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB. What is counted is
-held against measured peaks of text on one GPU by ``tests/unit/planning/test_predictions_measured.py``.
+compared with measured peaks of text on one GPU by ``tests/unit/planning/test_predictions_measured.py``.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Spent:
         result: what it returned, as text.
         error: the type of what it raised, or None.
         message: of the error.
-        refused: whether the error is one that a person is told.
+        refused: whether the error is one for a person to read.
         trace: the traceback of the error.
         seconds: processor time.
         mebibytes: growth of resident memory at its peak.

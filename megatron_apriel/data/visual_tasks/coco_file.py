@@ -131,7 +131,7 @@ def _entries(elements: Iterator[bytes], place: str) -> Iterator[tuple[Any, str]]
         try:
             entry = json.loads(element.decode("utf-8"), object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} cannot be read: {error}.", fix="Mend the file or write it again.") from None
+            raise DataError(f"{where} cannot be read: {error}.", fix="Correct the file or write it again.") from None
         yield entry, where
 
 
@@ -147,7 +147,9 @@ def _category(entry: Any, where: str) -> Category:
         raise DataError(f"{where}: the name {shown(name)} holds half of a surrogate pair.")
     given = entry.get("supercategory")
     if given is not None and not isinstance(given, str):
-        raise DataError(f"{where}: the supercategory {shown(given)} is no text.", fix="Mend the file or leave it out.")
+        raise DataError(
+            f"{where}: the supercategory {shown(given)} is no text.", fix="Correct the file or leave it out."
+        )
     return Category(identity, name, given or f"category {identity}")
 
 
@@ -165,5 +167,5 @@ def _get(entry: Any, name: str, kinds: tuple[type, ...], where: str) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool):
         found = "has none" if value is None else f"has {shown(value)}"
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise DataError(f"{where} needs {name!r} ({wanted}); it {found}.", fix="Mend the file or write it again.")
+        raise DataError(f"{where} needs {name!r} ({wanted}); it {found}.", fix="Correct the file or write it again.")
     return value

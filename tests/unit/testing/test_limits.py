@@ -1,4 +1,4 @@
-"""The helper that runs a function under limits: what passes, and what each broken function is told."""
+"""The helper that runs a function under limits: what passes, and the message for each broken function."""
 
 import os
 import time
