@@ -140,10 +140,12 @@ class ImageDecoder:
         try:
             return self._run(self._pipelines[axes], axes, images)
         except RuntimeError as error:
-            del self._pipelines[axes]
-            if len(images) > 1:
-                return [patches for image in images for patches in self._decoded([image])]
-            return [self._damaged(images[0], cause(error))]
+            problem = cause(error)
+        # Behind the handler, so that no error that is raised from here holds the broken pipeline and its threads.
+        del self._pipelines[axes]
+        if len(images) > 1:
+            return [patches for image in images for patches in self._decoded([image])]
+        return [self._damaged(images[0], problem)]
 
     def _damaged(self, image: ImageRequest, cause: str) -> Tensor:
         if self.damaged == "error":

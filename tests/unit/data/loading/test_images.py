@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +177,20 @@ def test_damaged_images_are_left_grey_and_counted_when_skipped(caplog):
     assert torch.equal(first, alone) and torch.equal(last, alone)
     assert not middle.any()
     assert "no image cannot be decoded" in caplog.text and f"{len(bad)} so far" in caplog.text
+
+
+def test_errors_that_are_kept_hold_no_threads():
+    data = np.frombuffer(encode(photographs()["coffee"]), np.uint8).copy()
+    data[data.size // 2] ^= 255  # the header is in order, so that DALI itself meets the damage
+    picture = ImageRequest(data, 400, 600, 25, 38, "here")
+    threads, kept = [], []
+    with ImageDecoder(PATCH, device="cpu", threads=1) as decoder:
+        for _ in range(4):
+            with pytest.raises(DataError) as caught:
+                decoder.patches([picture])
+            kept.append(caught.value)
+            threads.append(len(list(Path("/proc/self/task").iterdir())))
+    assert len(kept) == 4 and threads[-1] <= threads[0]
 
 
 def test_an_image_of_other_dimensions_than_recorded_is_damaged(decoder):
