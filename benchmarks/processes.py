@@ -57,9 +57,8 @@ class Processes:
         # Without this, sequences of ever different images leave gaps that look like a need for memory.
         environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ, "PYTHONPATH": path}
         command = [sys.executable, "-m", module, json.dumps(specification), str(self._result)]
-        places = _places(ranks)
         self._processes = [
-            _started(command, environment | place, log) for place, log in zip(places, self._logs, strict=True)
+            _started(command, environment | place, log) for place, log in zip(places(ranks), self._logs, strict=True)
         ]
 
     def run(self, limit: float) -> dict[str, Any] | str:
@@ -98,7 +97,7 @@ class Processes:
             process.wait()
 
 
-def _places(ranks: int) -> list[dict[str, str]]:
+def places(ranks: int) -> list[dict[str, str]]:
     """The variables by which ranks of one host find each other; none for a rank that is alone."""
     if ranks == 1:
         return [{}]

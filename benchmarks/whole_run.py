@@ -1,7 +1,7 @@
 """The trainer's own command line at full width on this host's GPUs: waiting for data, saving, resuming elsewhere.
 
 A model with random weights and corpora of text and of JPEG images are made. A run on the first layout trains on CPT-2's
-mix, saving in the background, and is then gone on with from its first checkpoint on the second layout: the same steps
+mix, saving in the background, and is then resumed from its first checkpoint on the second layout: the same steps
 again, whose losses must be the same.
 """
 
@@ -41,7 +41,7 @@ from megatron_apriel.testing.corpora import encode, write_corpus
 
 EXAMPLES = """\
 examples:
-  # data-parallel over all GPUs of this host, gone on with as TP2 SP
+  # data-parallel over all GPUs of this host, resumed as TP2 SP
   python benchmarks/whole_run.py
 
   # what it writes goes to a disk with room for two checkpoints (14 bytes a parameter)
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sequences", type=int, default=8, metavar="N", help="of a step (%(default)s)")
     parser.add_argument("--first", default="{}", metavar="YAML", help="parallel section of the first run (%(default)s)")
     parser.add_argument("--second", default="{tensor: 2, sequence: true}", metavar="YAML",
-                        help="of the one that goes on (%(default)s)")  # fmt: skip
+                        help="of the one that resumes (%(default)s)")  # fmt: skip
     parser.add_argument("--precision", default="none", metavar="FP8", help="precision.fp8 (%(default)s)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for model, data and checkpoints; removed after")
     add_output_options(parser, "whole_run-DATE.json and .md")
@@ -124,7 +124,7 @@ def photograph(generator: np.random.Generator, width: int, height: int) -> bytes
 def make(root: Path, sizes: Sizes, layers: int) -> None:
     """The model and the two corpora."""
     command = [sys.executable, "-m", "benchmarks.random_model", str(root / "model"), str(layers)]
-    with subprocess.Popen([*command, *(["tiny"] if sizes.preset == "tiny" else [])], cwd=ROOT, env=_paths()) as model:
+    with subprocess.Popen([*command, *(["tiny"] if sizes.preset == "tiny" else [])], cwd=ROOT, env=paths()) as model:
         generator = np.random.default_rng(0)
         width, height = sizes.image
         pictures = [photograph(generator, width, height) for _ in range(24)]
@@ -139,7 +139,8 @@ def make(root: Path, sizes: Sizes, layers: int) -> None:
         raise ConfigError(f"the model was not written: exit code {model.returncode}.", "Its output is above.")
 
 
-def _paths() -> dict[str, str]:
+def paths() -> dict[str, str]:
+    """This environment, in which the project can be imported."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path}
 
@@ -153,7 +154,7 @@ def train(root: Path, logs: Path, gpus: int, *overrides: str) -> list[dict[str, 
     log = logs / f"{len(list(logs.iterdir()))}.log"
     print(f"training: {' '.join(overrides)}; log in {log}", file=sys.stderr, flush=True)
     with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(command, cwd=ROOT, env=_paths(), stdout=output, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=paths(), stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         # torchrun's own summary, which comes last, does not say why.
         said = log.read_text(encoding="utf-8", errors="replace").partition("elastic/multiprocessing")[0]
@@ -203,13 +204,13 @@ def _runs(root: Path, arguments: argparse.Namespace, gpus: int, sizes: Sizes) ->
     first = train(root, logs, gpus, f"parallel={arguments.first}", *common)
     checkpoints = root / "run" / "checkpoints"
     size = sum(file.stat().st_size for file in (checkpoints / "step_00000004").rglob("*") if file.is_file())
-    # Gone on with from the middle: the end is taken away.
+    # Resumed from the middle: the end is taken away.
     shutil.rmtree(checkpoints / "step_00000008")
     second = train(root, logs, gpus, f"parallel={arguments.second}", *common)
     return {
         "rows": [
             row("from the start", arguments.first, first, gpus, size),
-            row("gone on with from its middle", arguments.second, second, gpus, size),
+            row("resumed from its middle", arguments.second, second, gpus, size),
         ],
         "difference": largest_difference(first, second),
         "records": {"first": first, "second": second},

@@ -1,0 +1,225 @@
+"""What a run on several GPUs does when one of its ranks dies: how long until it ends, what the next start loses.
+
+The trainer's command line trains a slice of the model with random weights. Once its first checkpoint is there, the last
+rank is killed with SIGKILL in the middle of a step: under ``torchrun``, which watches its ranks, and started bare, as
+``srun`` starts them. The same command is then started again and must resume from that checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.measure import environment
+from benchmarks.options import add_output_options
+from benchmarks.processes import ROOT, places
+from benchmarks.report import markdown
+from benchmarks.spread_cli import host_facts, print_table
+from benchmarks.whole_run import STAGE, Sizes, make, paths
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+
+EXAMPLES = """\
+examples:
+  # data-parallel over all GPUs of this host
+  python benchmarks/killed_rank.py
+
+  # tensor-parallel, where every product waits for the dead rank
+  python benchmarks/killed_rank.py --parallel '{tensor: 2, sequence: true}'
+"""
+STEPS, EVERY = 400, 4
+"""Of the run, which never reaches its end, and between two of its checkpoints."""
+LAUNCHERS = ("torchrun", "bare")
+HEADINGS = ("started by", "killed at step", "ended after, s", "exit codes", "first word of the rest",
+            "resumed at step", "steps lost")  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
+    parser.add_argument("--layers", type=int, default=2, metavar="N", help="decoder layers (%(default)s)")
+    parser.add_argument("--parallel", default="{}", metavar="YAML", help="parallel section (%(default)s)")
+    parser.add_argument("--limit", type=float, default=120, metavar="SECONDS",
+                        help="to wait for the end after the kill (%(default)g)")  # fmt: skip
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="for model, data and checkpoints; removed after")
+    add_output_options(parser, "killed_rank-DATE.json and .md")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
+    return parser
+
+
+class Run:
+    """The processes of a run that is going to lose its last rank.
+
+    Args:
+        stage: its YAML file.
+        overrides: settings that replace the file's.
+        ranks: how many.
+        launcher: ``torchrun``, or ``bare``: one process a rank, found by the variables that ``srun`` sets.
+        logs: directory for the output of each process.
+    """
+
+    def __init__(self, stage: Path, overrides: Sequence[str], ranks: int, launcher: str, logs: Path) -> None:
+        command = ["-m", "megatron_apriel.train", str(stage), *overrides]
+        if launcher == "torchrun":
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+            started: list[tuple[list[str], dict[str, str]]] = [([*torchrun, *command], {})]
+        else:
+            started = [(command, place) for place in places(ranks)]
+        self._logs, self._processes = [], []
+        for number, (arguments, place) in enumerate(started):
+            log = logs / f"{launcher}-{number}.log"
+            with log.open("w", encoding="utf-8") as output:
+                self._processes.append(
+                    subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=paths() | place, stdout=output,
+                                     stderr=subprocess.STDOUT)
+                )  # fmt: skip
+            self._logs.append(log)
+
+    def kill_last_rank(self) -> None:
+        """SIGKILL to the process of the last rank, wherever its launcher has put it."""
+        ids = [process.pid for process in self._processes]
+        if len(ids) == 1:
+            ids = [int(number) for number in Path(f"/proc/{ids[0]}/task/{ids[0]}/children").read_text().split()]
+        os.kill(ids[-1], signal.SIGKILL)
+
+    def ended(self) -> bool:
+        return all(process.poll() is not None for process in self._processes)
+
+    def stop(self) -> None:
+        """End what has not ended by itself."""
+        for process in self._processes:
+            process.terminate()
+        try:
+            for process in self._processes:
+                process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            for process in self._processes:
+                process.kill()
+                process.wait()
+
+    @property
+    def exit_codes(self) -> str:
+        return ", ".join("runs on" if code is None else str(code) for code in (p.poll() for p in self._processes))
+
+    def said_after(self, sizes: Sequence[int]) -> str:
+        """The first line that any process wrote behind the given sizes of the logs."""
+        for log, size in zip(self._logs, sizes, strict=True):
+            lines = log.read_bytes()[size:].decode("utf-8", errors="replace").strip().splitlines()
+            if lines:
+                return lines[0][:160]
+        return "nothing"
+
+    def sizes(self) -> list[int]:
+        return [log.stat().st_size for log in self._logs]
+
+    def output(self) -> str:
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace")[-3000:] for log in self._logs)
+
+
+def _records(output: Path, kind: str) -> list[dict[str, Any]]:
+    metrics = output / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def _wait_for_step(run: Run, output: Path, step: int) -> None:
+    """Until the run's newest record is of a step behind ``step``. Raises ConfigError if it ends or takes too long."""
+    until = time.monotonic() + 300
+    while not (steps := _records(output, "step")) or steps[-1]["step"] < step:
+        if run.ended() or time.monotonic() > until:
+            raise ConfigError(f"the run made no step {step} (exit codes {run.exit_codes}).", run.output())
+        time.sleep(0.05)
+
+
+def lose_a_rank(root: Path, overrides: Sequence[str], ranks: int, launcher: str, limit: float) -> dict[str, Any]:
+    """Start the run, kill its last rank behind the first checkpoint, wait for the end, and start it again.
+
+    Raises ConfigError with the end of its output if one of the two did not train.
+    """
+    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    output = root / launcher
+    settings = [f"output={output}", *overrides]
+    run = Run(root / "stage.yaml", settings, ranks, launcher, logs)
+    try:
+        _wait_for_step(run, output, EVERY + 2)
+        sizes = run.sizes()
+        run.kill_last_rank()
+        began = time.monotonic()
+        while not run.ended() and time.monotonic() - began < limit:
+            time.sleep(0.05)
+        seconds, codes, said = time.monotonic() - began, run.exit_codes, run.said_after(sizes)
+    finally:
+        run.stop()
+    reached = _records(output, "step")[-1]["step"]
+    again = Run(root / "stage.yaml", settings, ranks, "torchrun", logs)
+    try:
+        while not (resumed := _records(output, "resumed")) and not again.ended():
+            time.sleep(0.05)
+        if not resumed:
+            raise ConfigError("the run did not resume.", again.output())
+        _wait_for_step(again, output, resumed[-1]["step"] + 1)
+    finally:
+        again.stop()
+    return {"launcher": launcher, "killed": reached, "seconds": seconds, "codes": codes, "said": said,
+            "resumed": resumed[-1]["step"], "lost": reached - resumed[-1]["step"]}  # fmt: skip
+
+
+def row(found: dict[str, Any], limit: float) -> list[str]:
+    """What was seen of a kill, in the columns of :data:`HEADINGS`."""
+    ended = f"{found['seconds']:.1f}" if found["seconds"] < limit else f"not within {limit:g}"
+    values = [found[name] for name in ("codes", "said", "resumed", "lost")]
+    return [found["launcher"], str(found["killed"]), ended, *map(str, values)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = _parser().parse_args(argv)
+    present = torch.cuda.device_count()
+    gpus = arguments.gpus or present
+    if gpus < 2 or (gpus > present and not arguments.tiny):
+        raise ConfigError(
+            f"--gpus={gpus}, and this host shows {present} CUDA device(s).", "At least two ranks, each on one."
+        )
+    sizes = (
+        Sizes("tiny", 256, (96, 64), 60, 60) if arguments.tiny else Sizes("apriel-15b", 16384, (1024, 768), 60, 3000)
+    )
+    with tempfile.TemporaryDirectory(prefix="killed_rank-", dir=arguments.directory) as scratch:
+        root = Path(scratch)
+        make(root, sizes, arguments.layers)
+        batch = gpus * sizes.length
+        text = STAGE.format(root=root, length=sizes.length, batch=batch, tokens=batch * STEPS)
+        (root / "stage.yaml").write_text(text, encoding="utf-8")
+        compute = "bf16" if torch.cuda.is_available() else "fp32"
+        overrides = [f"parallel={arguments.parallel}", f"precision={{compute: {compute}}}"]
+        found = [lose_a_rank(root, overrides, gpus, launcher, arguments.limit) for launcher in LAUNCHERS]
+    rows = [row(one, arguments.limit) for one in found]
+    now = datetime.datetime.now(datetime.UTC)
+    facts = host_facts("killed_rank", arguments.commit, environment(), now, gpus)
+    facts["model"] = f"{arguments.layers} decoder layers at full width, random weights; parallel={arguments.parallel}"
+    print_table("a killed rank", HEADINGS, rows)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"killed_rank-{now:%Y%m%d-%H%M%S}"
+    path.with_suffix(".json").write_text(json.dumps({**facts, "found": found}, indent=1) + "\n", encoding="utf-8")
+    lines = [f"# A killed rank, {facts['date']}", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    path.with_suffix(".md").write_text("\n".join([*lines, "", markdown(HEADINGS, rows), ""]), encoding="utf-8")
+    print(f"{path}.json and .md")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,60 @@
+"""The measurement of a killed rank: its rows by hand, and that it kills the last rank and notices the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import killed_rank
+from megatron_apriel.errors import ConfigError
+
+FOUND = {"launcher": "bare", "killed": 6, "seconds": 3.14, "codes": "1, -9", "said": "why", "resumed": 4, "lost": 2}
+
+
+@pytest.mark.parametrize(("limit", "ended"), [(60, "3.1"), (3, "not within 3")])
+def test_rows(limit: float, ended: str) -> None:
+    assert killed_rank.row(FOUND, limit) == ["bare", "6", ended, "1, -9", "why", "4", "2"]
+    assert len(killed_rank.HEADINGS) == 7
+
+
+@pytest.mark.parametrize("launcher", killed_rank.LAUNCHERS)
+def test_only_the_last_rank_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
+    # In the trainer's place, a module of that name whose ranks say who they are and wait for each other's end.
+    package = tmp_path / "megatron_apriel"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "here = pathlib.Path(sys.argv[1]).parent\n"
+        "(here / ('rank' + os.environ['RANK'])).write_text(str(os.getpid()))\n"
+        "print('started', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(killed_rank, "ROOT", tmp_path)
+    monkeypatch.setattr(killed_rank, "paths", lambda: {"PATH": "", "PYTHONPATH": str(tmp_path)})
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    run = killed_rank.Run(tmp_path / "stage.yaml", [], 2, launcher, logs)
+    try:
+        until = time.monotonic() + 60
+        while not all((tmp_path / f"rank{rank}").exists() for rank in range(2)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not run.ended()
+        last = int((tmp_path / "rank1").read_text())
+        run.kill_last_rank()
+        while Path(f"/proc/{last}/cmdline").exists() and Path(f"/proc/{last}/cmdline").read_bytes():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        first = Path(f"/proc/{int((tmp_path / 'rank0').read_text())}")
+        assert launcher == "torchrun" or first.exists()  # torchrun itself ends the rest
+    finally:
+        run.stop()
+    assert run.ended() and "runs on" not in run.exit_codes
+    assert run.exit_codes.endswith("-9") or launcher == "torchrun"
+
+
+def test_one_rank_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--gpus=1"):
+        killed_rank.main(["--tiny", "--gpus", "1", "--output", str(tmp_path)])
