@@ -101,8 +101,8 @@ class JsonFiles(RawFiles):
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise Wrong(f"a file was read that cannot be decompressed: {error}") from None
         raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if raw.lstrip(b" \t\r\n").removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n").startswith(b"["):
-            text = raw.decode("utf-8", "surrogateescape").lstrip("\ufeff \t\r\n")
+        if raw.lstrip(b" \t\r\n").startswith(b"["):
+            text = raw.decode("utf-8", "surrogateescape")
             try:
                 return [(f"{file}: record {number}", value) for number, value in enumerate(json.loads(text), start=1)]
             except RecursionError:  # as a whole it lies one deeper than each of its records by itself

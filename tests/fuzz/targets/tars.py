@@ -69,7 +69,7 @@ class Tars(RawFiles):
                 data, what = changed_image(random, name, self.images, max(0, changes - 2))
                 members.append((f"{number:04}.{name.rpartition('.')[2]}", data))
                 said += f"; image: {what}"
-        for _ in range(changes):
+        for _ in range(changes if members else 0):
             place = random.randrange(len(members))
             name, data = members[place]
             match random.randrange(7):
