@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +26,9 @@ from torch import Tensor
 
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options, require_gpu
-from benchmarks.report import markdown
+from benchmarks.report import Page, Record, markdown, write
 from benchmarks.sustained import sustained
-from benchmarks.versions import commit
+from benchmarks.versions import facts
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.attention import packed
@@ -58,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--packs", nargs="+", default=PACKS, metavar="N,M", help="lengths of a sequence's documents")
     parser.add_argument("--seconds", type=float, default=0.8, help="of each measurement (%(default)g)")
-    add_output_options(parser, "attention-DATE.json and .md")
+    add_output_options(parser, "attention")
     return parser
 
 
@@ -120,6 +119,19 @@ def row(figures: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    rows = [row(figures) for figures in record["figures"]]
+    return Page(
+        title="Attention alone",
+        question="How long does attention take by itself, and how much energy, with either kind of kernels?",
+        configuration="32 query and 8 key-value heads of 128, bf16, causal; FLOPs by the rule of "
+        "megatron_apriel/formats/flops.py",
+        measured=[f"{documents}, {kernels}" for documents, kernels, *_ in rows],
+        body=markdown(HEADINGS, rows),
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     arguments = _parser().parse_args(argv)
@@ -133,25 +145,15 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ConfigError: {error}", file=sys.stderr)
         return ExitCode.USAGE
+    begun = datetime.datetime.now(datetime.UTC)
     with groups.initialized(Layout()):
         found = [measure(pack, kind, arguments.seconds) for pack in arguments.packs for kind in KINDS]
-    rows = [row(figures) for figures in found]
-    now = datetime.datetime.now(datetime.UTC)
+    record = {**facts("attention", arguments.commit, environment(), begun), "figures": found}
     table = Table(*HEADINGS, title="Attention alone, 32 query and 8 key-value heads of 128, bf16")
-    for cells in rows:
-        table.add_row(*cells)
+    for figures in found:
+        table.add_row(*row(figures))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"attention-{now:%Y%m%d-%H%M%S}"
-    record: dict[str, Any] = {
-        "date": f"{now:%Y-%m-%d %H:%M}", "commit": arguments.commit or commit(), "environment": environment(),
-        "figures": found,
-    }  # fmt: skip
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    title = f"# Attention alone, 32 query and 8 key-value heads of 128, bf16\n\n{record['environment']['device']}, "
-    text = title + f"commit {record['commit']}, {record['date']}.\n\n{markdown(HEADINGS, rows)}\n"
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(f"{path}.json and .md")
+    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
     return ExitCode.OK
 
 

@@ -38,8 +38,8 @@ from rich.table import Table
 from benchmarks.cases import CASES
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options
-from benchmarks.report import markdown
-from benchmarks.versions import commit
+from benchmarks.report import Page, Record, markdown, write
+from benchmarks.versions import facts
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 
@@ -52,6 +52,7 @@ WARM_UP = 0.2
 """Part of the steps over which the learning rate rises; it falls as a cosine to a tenth after that."""
 LONGEST = 20_000
 """Characters that are taken of a file, so that no file is a step's whole text."""
+HEADINGS = ("precision", "first loss", f"loss, last {WINDOW} steps", "difference from bf16", "seconds")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--allowance", type=float, default=0.01, help="relative difference (%(default)g)")
     compared.add_argument("--at-once", type=int, default=1, metavar="N", help="runs that share the GPU, 17 GiB each as "
                           "the model stands; losses are the same, seconds longer (%(default)s)")  # fmt: skip
-    add_output_options(parser, "fp8_loss-DATE.json, .md and .png")
+    add_output_options(parser, "fp8_loss", ".json, .md and .png")
     parser.add_argument("--run", metavar="PRECISION", help=argparse.SUPPRESS)  # one run, in a process of its own
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # allowed without a GPU
@@ -107,7 +108,7 @@ def real_text() -> Iterator[str]:
     """Sources and documentation of the standard library and of installed packages, the beginning of each file.
 
     In a random order that is the same wherever the same files are installed: neighbours in a directory are alike, and
-    the loss would tell which directory a step came from.
+    the loss would show which directory a step came from.
     """
     library = Path(json.__file__).parents[1]
     files = [*sorted(library.glob("*.py")), *sorted(library.glob("[a-z]*/*.py"))]
@@ -218,31 +219,53 @@ def _plot(runs: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=140)
 
 
-def _conclude(arguments: argparse.Namespace, record: dict[str, Any]) -> int:
+def _model(record: Record) -> str:
+    return f"{record['hidden']} wide, {record['layers']} layers, {record['steps']} steps of real text"
+
+
+def rows(record: Record) -> list[list[str]]:
+    """One row a run that ended, in the columns of :data:`HEADINGS`."""
+    ends = record["relative_difference_at_the_end"]
+    return [
+        [
+            name,
+            f"{run['losses'][0]:.3f}",
+            f"{smoothed(run['losses'])[-1]:.4f}",
+            f"{ends[name]:+.2%}" if name in ends else "-",
+            f"{run['seconds']:.0f}",
+        ]
+        for name, run in record["runs"].items()
+        if "losses" in run
+    ]
+
+
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    return Page(
+        title="Loss in 8 bits",
+        question="Does training in FP8 change what is learned, beside bf16 and beside rounding alone?",
+        configuration=f"{_model(record)}, {record['micro_batches']} micro-batches of {record['sequence_length']} "
+        f"tokens a step, learning rate {record['peak']:g}, tokenizer {record['tokenizer']}",
+        measured=[f"{_model(record)}, {name}" for name, run in record["runs"].items() if "losses" in run],
+        body=markdown(HEADINGS, rows(record)),
+    )
+
+
+def _conclude(arguments: argparse.Namespace, record: dict[str, Any], begun: datetime.datetime) -> int:
     """Write the files, print the table, judge."""
     runs = {name: run for name, run in record["runs"].items() if "losses" in run}
     ends = {name: relative_difference(run["losses"], runs["bf16"]["losses"])[-1] for name, run in runs.items()
             if "bf16" in runs}  # fmt: skip
-    record |= {"relative_difference_at_the_end": ends, "environment": environment()}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path: Path = arguments.output / f"fp8_loss-{time.strftime('%Y%m%d-%H%M%S')}"
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record |= {"relative_difference_at_the_end": ends}
+    path = write(arguments.output, record, page(record), begun)
     try:
         _plot(runs, path.with_suffix(".png"))
     except ImportError:
         print("no plot: matplotlib is not installed", file=sys.stderr)
-    title = f"{record['hidden']} wide, {record['layers']} layers, {record['steps']} steps of real text"
-    headings = ("precision", "first loss", f"loss, last {WINDOW} steps", "difference from bf16", "seconds")
-    table, rows = Table(*headings, title=title), []
-    for name, run in runs.items():
-        last = smoothed(run["losses"])[-1]
-        difference = f"{ends[name]:+.2%}" if name in ends else "-"
-        rows.append([name, f"{run['losses'][0]:.3f}", f"{last:.4f}", difference, f"{run['seconds']:.0f}"])
-        table.add_row(*rows[-1])
+    table = Table(*HEADINGS, title=_model(record))
+    for cells in rows(record):
+        table.add_row(*cells)
     Console().print(table)
-    under = f"{record['environment']['device']}, commit {record.get('commit')}, {record.get('date')}."
-    text = "\n".join([f"# Loss in 8 bits: {title}", "", under, "", markdown(headings, rows), ""])
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"{path}.json, .md and .png")
     if len(runs) < len(record["runs"]):
         return ExitCode.FAILED
@@ -269,12 +292,13 @@ def main(argv: list[str] | None = None) -> int:
         error = ConfigError(what, fix=f"Precisions: {', '.join(PRECISIONS)}; those of 8 bits need a GPU.")
         print(f"ConfigError: {error}", file=sys.stderr)
         return ExitCode.USAGE
+    begun = datetime.datetime.now(datetime.UTC)
     with tempfile.TemporaryDirectory() as scratch:
         compared = _compare(arguments, chosen, Path(scratch))
     names = ("layers", "hidden", "sequence_length", "micro_batches", "steps", "peak")
     settings = {name: getattr(arguments, name) for name in names}
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-    return _conclude(arguments, {"date": now, "commit": arguments.commit or commit(), **settings, **compared})
+    record = {**facts("fp8_loss", arguments.commit, environment(), begun), **settings, **compared}
+    return _conclude(arguments, record, begun)
 
 
 if __name__ == "__main__":

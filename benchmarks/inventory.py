@@ -12,7 +12,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,9 +23,9 @@ from benchmarks.cases import CASES, small
 from benchmarks.kernel_groups import GAPS, UNKNOWN, Inventory, inventory, least_ms
 from benchmarks.measure import WARM_UP_STEPS, environment, prepared, seconds_of_step
 from benchmarks.options import add_output_options
-from benchmarks.report import markdown
+from benchmarks.report import Page, Record, listed, markdown, write
 from benchmarks.subjects import SUBJECTS, USUAL, family
-from benchmarks.versions import commit
+from benchmarks.versions import facts
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -48,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subject", choices=USUAL, default="ours-delayed", help="default: %(default)s")
     parser.add_argument("--case", choices=text_cases, default="8192", help="default: %(default)s")
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="decoder layers of the slice (%(default)s)")
-    add_output_options(parser, "inventory-DATE.json and .md")
+    add_output_options(parser, "inventory")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 
@@ -86,28 +85,26 @@ def rows(found: Inventory, least: dict[str, float]) -> list[list[str]]:
     return [*shown, ["whole step, first kernel to last", f"{found.span_ms:.1f}", "100%", *last]]
 
 
-def _write(arguments: argparse.Namespace, found: Inventory, least: dict[str, float], undisturbed: float) -> Path:
-    now = datetime.datetime.now(datetime.UTC)
-    record: dict[str, Any] = {
-        "date": now.strftime("%Y-%m-%d %H:%M"), "commit": arguments.commit or commit(),
-        "subject": arguments.subject, "case": arguments.case,
-        "layers": arguments.layers, "step_ms_without_profiler": undisturbed, "span_ms": found.span_ms,
-        "groups_ms": found.groups, "least_ms": least, "kernels": found.kernels, "longest_gaps": found.longest_gaps,
-        "environment": environment(),
-    }  # fmt: skip
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path: Path = arguments.output / f"inventory-{now:%Y%m%d-%H%M%S}"
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    title = f"# Inventory of a step: {SUBJECTS[arguments.subject]}, {arguments.case}, {arguments.layers} layers"
-    where = f"{record['environment']['device']}, commit {record['commit']}, {record['date']}"
-    under = f"{undisturbed:.1f} ms a step without the profiler. {where}."
-    names = [f"- {group}: `{name}` {ms:.2f} ms in {launches}" for group in found.kernels
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    found = Inventory(record["span_ms"], record["groups_ms"], record["kernels"], record["longest_gaps"])
+    names = [f"{group}: `{name}` {ms:.2f} ms in {launches}" for group in found.kernels
              for name, ms, launches in found.biggest(group, 4)]  # fmt: skip
-    names += [f"- gap of {ms:.2f} ms after `{before[:80]}`, before `{after[:80]}`" for ms, before, after in
+    names += [f"gap of {ms:.2f} ms after `{before[:80]}`, before `{after[:80]}`" for ms, before, after in
               found.longest_gaps]  # fmt: skip
-    text = "\n".join([title, "", under, "", markdown(HEADINGS, rows(found, least)), "", *names, ""])
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    return path
+    what = f"{SUBJECTS[record['subject']]}, {record['case']}, {record['layers']} layers"
+    return Page(
+        title=f"Inventory of a step: {what}",
+        question="Where does the time of a training step go, beside the least that the device could take?",
+        configuration=f"{what}; one step under the profiler after a warm-up",
+        measured=[what],
+        body="\n".join([
+            f"{record['step_ms_without_profiler']:.1f} ms a step without the profiler.",
+            "",
+            markdown(HEADINGS, rows(found, record["least_ms"])),
+            listed(names),
+        ]),
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         error = ConfigError("there is no CUDA device here.", "Kernels of a GPU are counted.", "Run it where one is.")
         print(f"ConfigError: {error}", file=sys.stderr)
         return ExitCode.USAGE
+    begun = datetime.datetime.now(datetime.UTC)
     print(f"{arguments.subject}: building {arguments.layers} layers, warming up, profiling one step", file=sys.stderr)
     found, least, undisturbed = profiled(arguments.subject, arguments.case, arguments.layers, arguments.tiny)
     table = Table(title=f"{SUBJECTS[arguments.subject]}, {arguments.case}, {arguments.layers} layers")
@@ -130,7 +128,13 @@ def main(argv: list[str] | None = None) -> int:
     for group in (UNKNOWN, "copies and other"):
         for name, ms, launches in found.biggest(group, 8):
             print(f"{group}: {ms:8.2f} ms in {launches:5} launches  {name[:120]}")
-    print(f"{_write(arguments, found, least, undisturbed)}.json and .md")
+    record = {
+        **facts("inventory", arguments.commit, environment(), begun), "subject": arguments.subject,
+        "case": arguments.case, "layers": arguments.layers, "step_ms_without_profiler": undisturbed,
+        "span_ms": found.span_ms, "groups_ms": found.groups, "least_ms": least, "kernels": found.kernels,
+        "longest_gaps": found.longest_gaps,
+    }  # fmt: skip
+    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
     return ExitCode.OK
 
 

@@ -1,7 +1,7 @@
 """Which kernel does what, how long a step's kernels took, and the least that a device could take. Pure: no torch.
 
-Kernels are told by their names, the only thing that a trace says of them; the first pattern that fits decides. A name
-that no pattern knows is ``unknown`` and is listed, so that a new kernel cannot hide in a sum.
+Kernels are recognised by their names, the only thing that a trace says of them; the first pattern that fits decides. A
+name that no pattern knows is ``unknown`` and is listed, so that a new kernel cannot hide in a sum.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import STAGES
 from benchmarks.options import chosen
+from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
 from benchmarks.spread_cli import (
     PRECISIONS,
@@ -25,7 +26,7 @@ from benchmarks.spread_cli import (
     usable_gpus,
     workload_of,
 )
-from benchmarks.spread_report import LAYOUT_HEADINGS, layout_rows
+from benchmarks.spread_report import LAYOUT_HEADINGS, layout_rows, page_of
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.layouts import Candidate, candidates
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--best", type=int, default=3, metavar="N", help="layouts of each stage (%(default)s)")
     what.add_argument("--layers", type=int, default=48, metavar="N", help="decoder layers (%(default)s)")
     what.add_argument("--sequences", type=int, default=8, metavar="N", help="of a step, over all GPUs (%(default)s)")
-    add_common_options(parser, what)
+    add_common_options("layouts", parser, what)
     return parser
 
 
@@ -91,6 +92,12 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
     return plan
 
 
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    question = "How fast do the recipe's stages train on the layouts that the plan thinks best, and does the plan hold?"
+    return page_of("Layouts of several GPUs", question, record, LAYOUT_HEADINGS, layout_rows)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if no measurement failed."""
     arguments = _parser().parse_args(argv)
@@ -102,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     if arguments.dry_run:
         return show_plan(plan)
-    return finish("layouts", "Layouts of several GPUs", arguments, plan, LAYOUT_HEADINGS, layout_rows)
+    return finish("layouts", arguments, plan, page, LAYOUT_HEADINGS, layout_rows)
 
 
 if __name__ == "__main__":

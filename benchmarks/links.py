@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ import torch
 
 from benchmarks.options import add_output_options
 from benchmarks.processes import Processes
-from benchmarks.report import markdown
-from benchmarks.spread_cli import host_facts, print_table
+from benchmarks.report import Page, Record, markdown, write
+from benchmarks.spread_cli import print_table
+from benchmarks.versions import facts
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -40,9 +40,28 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
-    add_output_options(parser, "links-DATE.json and .md")
+    add_output_options(parser, "links")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # small tensors, on the CPU too
     return parser
+
+
+def rows(record: Record) -> list[list[str]]:
+    """One row a kind of communication and size, in the columns of :data:`HEADINGS`."""
+    return [
+        [one["kind"], f"{one['bytes'] / 2**20:g}", f"{one['microseconds']:.0f}", f"{one['gb_s']:.1f}"]
+        for one in sorted(record["found"], key=lambda one: one["kind"])
+    ]
+
+
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    return Page(
+        title="Links between GPUs",
+        question="How much do the links between the GPUs of a host carry, and after how long?",
+        configuration="collectives of NCCL and messages between neighbours, bf16",
+        measured=["links"],
+        body=markdown(HEADINGS, rows(record)),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,25 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(f"ConfigError: {error}", file=sys.stderr)
         return ExitCode.USAGE
+    begun = datetime.datetime.now(datetime.UTC)
     logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     sizes = SIZES[:2] if arguments.tiny else SIZES
     result = Processes("benchmarks.measure_links", "links", {"sizes": sizes}, logs, gpus).run(300)
     if isinstance(result, str):
         print(f"failed: {result}", file=sys.stderr)
         return ExitCode.FAILED
-    rows = [
-        [one["kind"], f"{one['bytes'] / 2**20:g}", f"{one['microseconds']:.0f}", f"{one['gb_s']:.1f}"]
-        for one in sorted(result["found"], key=lambda one: one["kind"])
-    ]
-    now = datetime.datetime.now(datetime.UTC)
-    facts = host_facts("links", arguments.commit, result["environment"], now, gpus)
-    print_table("links", HEADINGS, rows)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"links-{now:%Y%m%d-%H%M%S}"
-    path.with_suffix(".json").write_text(json.dumps({**facts, **result}, indent=1) + "\n", encoding="utf-8")
-    lines = [f"# Links between GPUs, {facts['date']}", "", *(f"- {name}: {value}" for name, value in facts.items())]
-    path.with_suffix(".md").write_text("\n".join([*lines, "", markdown(HEADINGS, rows), ""]), encoding="utf-8")
-    print(f"{path}.json and .md")
+    record = {**facts("links", arguments.commit, result["environment"], begun, gpus), "found": result["found"]}
+    print_table(page(record).title, HEADINGS, rows(record))
+    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
     return ExitCode.OK
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.measure import environment
 from benchmarks.options import add_output_options
-from benchmarks.report import markdown
-from benchmarks.versions import commit
+from benchmarks.report import Page, Record, machine, markdown, write
+from benchmarks.versions import facts
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import DecoderArchitecture
@@ -88,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--rounds", type=int, default=10, metavar="N", help="timed passes of each (%(default)s)")
     output = parser.add_argument_group("output")
-    add_output_options(output, "loss-DATE.json and .md")
+    add_output_options(output, "loss")
     return parser
 
 
@@ -158,7 +157,7 @@ def _milliseconds(run: Callable[[], Tensor]) -> float:
     return start.elapsed_time(end)
 
 
-def _rows(record: dict[str, Any]) -> list[list[str]]:
+def _rows(record: Record) -> list[list[str]]:
     """In the columns of :data:`HEADINGS`."""
     return [
         [
@@ -170,26 +169,22 @@ def _rows(record: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _show(record: dict[str, Any]) -> None:
-    table = Table(
-        *HEADINGS,
-        title=f"Head and loss, {record['hidden']} x {record['vocabulary']}, bf16, forward and backward",
-        caption=f"{record['hardware']}, torch {record['torch']}, commit {record['commit']}, {record['date']}",
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    return Page(
+        title="Head and loss",
+        question="What do the head and its loss take, in one function and by Megatron's own way?",
+        configuration=f"{record['hidden']} x {record['vocabulary']}, bf16, forward and backward",
+        measured=[f"{row['tokens']} tokens, {row['subject']}" for row in record["figures"]],
+        body=markdown(HEADINGS, _rows(record)),
     )
+
+
+def _show(record: Record) -> None:
+    table = Table(*HEADINGS, title=f"Head and loss, {page(record).configuration}", caption=machine(record))
     for row in _rows(record):
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 100).print(table)
-
-
-def _write(record: dict[str, Any], directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"loss-{time.strftime('%Y%m%d-%H%M%S')}"
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    title = f"# Head and loss, {record['hidden']} x {record['vocabulary']}, bf16, forward and backward"
-    under = f"{record['hardware']}, torch {record['torch']}, commit {record['commit']}, {record['date']}."
-    text = "\n".join([title, "", under, "", markdown(HEADINGS, _rows(record)), ""])
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,19 +198,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron_apriel.parallel import groups
 
     sizes = (arguments.hidden, arguments.vocabulary, arguments.rounds)
+    begun = datetime.datetime.now(datetime.UTC)
     with groups.initialized(Layout()):
         figures = [row for tokens in arguments.tokens for row in measure(tokens, *sizes)]
     record = {
-        "hardware": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "commit": arguments.commit or commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **facts("loss", arguments.commit, environment(), begun),
         "hidden": arguments.hidden,
         "vocabulary": arguments.vocabulary,
         "figures": figures,
     }
     _show(record)
-    print(f"{_write(record, arguments.output)}.json and .md")
+    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
     return ExitCode.OK
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import CASES, Case, batches, small
-from benchmarks.report import FULL_DEPTH, Measurement
+from benchmarks.step_report import FULL_DEPTH, Measurement
 from benchmarks.subjects import NotPossible, Subject, family
 from megatron_apriel.batch import Batch, PackedImages
 from megatron_apriel.formats.architecture import Architecture
@@ -104,7 +104,7 @@ def _wait() -> None:
 
 
 def measured(specification: dict[str, Any], wait: Any = lambda: None) -> dict[str, Any]:
-    """Figures of one subject, case and depth, as the fields of :class:`benchmarks.report.Measurement`.
+    """Figures of one subject, case and depth, as the fields of :class:`benchmarks.step_report.Measurement`.
 
     Args:
         specification: ``subject``, ``case``, ``layers``, ``steps`` and ``tiny``.

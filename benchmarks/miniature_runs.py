@@ -274,7 +274,7 @@ def train_all(
         checkout: the code to run.
         root: directory to be made; a run's output is ``root / run.output``.
         runner: runs the commands.
-        say: told of every run that is done.
+        say: called for every run that is done.
     """
     # Not where they were made: a corpus keeps packing plans, which each commit is to make for itself.
     shutil.copytree(given, root / "given")

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.processes import ROOT
+from benchmarks.report import RESULTS
 from megatron_apriel.errors import ConfigError
 
 
-def add_output_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup, files: str) -> None:
-    """Where the results go, and what they say of the code; ``files`` names them in the help."""
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
+def add_output_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, benchmark: str, endings: str = ".json and .md"
+) -> None:
+    """Where the results of a benchmark go, and what they say of the code."""
+    files = f"{benchmark}-HARDWARE-COMMIT-TIME{endings}"
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR",
                         help=f"directory for {files} (benchmarks/results)")  # fmt: skip
     parser.add_argument("--commit", default="", metavar="HASH", help="to be recorded where there is no git repository")
 

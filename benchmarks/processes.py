@@ -64,7 +64,7 @@ class Processes:
     def run(self, limit: float) -> dict[str, Any] | str:
         """Let them measure for at most ``limit`` seconds; what they found, or why they found nothing."""
         for process in self._processes:
-            with contextlib.suppress(BrokenPipeError):  # it has failed already, which its exit code tells
+            with contextlib.suppress(BrokenPipeError):  # it has failed already, which its exit code shows
                 assert process.stdin is not None
                 process.stdin.write("go\n")
                 process.stdin.close()
@@ -127,7 +127,7 @@ def measure_all(
     """Results in the plan's order, each with ``measurement`` and, if it ran, ``environment``.
 
     Where the deepest slice of a subject does not fit, half of the shallowest is measured instead, so that there are two
-    depths to tell a layer's cost from.
+    depths to compute a layer's cost from.
 
     Args:
         plan: what to measure.

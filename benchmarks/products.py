@@ -10,12 +10,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,9 +26,10 @@ from benchmarks.attention import measure as measure_attention
 from benchmarks.cublas import Algorithm, Product
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options, require_gpu
-from benchmarks.report import FULL_DEPTH, markdown
+from benchmarks.report import Page, Record, listed, markdown, write
+from benchmarks.step_report import FULL_DEPTH
 from benchmarks.sustained import Sustained, sustained
-from benchmarks.versions import commit
+from benchmarks.versions import facts
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.formats.flops import decoder_forward
@@ -185,19 +184,34 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=8192, metavar="N", help="of a micro-batch (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.6, help="of each measurement (%(default)g)")
     parser.add_argument("--no-search", action="store_true", help="only the algorithms that cuBLAS takes by itself")
-    add_output_options(parser, "products-DATE.json and .md")
+    add_output_options(parser, "products")
     return parser
 
 
-def _write(arguments: argparse.Namespace, record: dict[str, Any], rows: list[list[str]], lines: list[str]) -> Path:
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path: Path = arguments.output / f"products-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    where = f"{record['environment']['device']}, commit {record['commit']}, {record['date']}."
-    title = f"# Matrix products alone, bf16, {arguments.tokens} tokens"
-    text = [title, "", where, "", markdown(HEADINGS, rows), "", *(f"- {line}" for line in lines), ""]
-    path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
-    return path
+def _decoder() -> DecoderArchitecture:
+    """Of the whole model."""
+    return Architecture.from_preset("apriel-15b").with_layers(FULL_DEPTH).decoder
+
+
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    found = [
+        Figures(
+            Weight(**one["weight"]), one["product"], Sustained(**one["taken"]), Sustained(**one["best"]), one["offered"]
+        )
+        for one in record["products"]
+    ]
+    tokens = record["tokens"]
+    return Page(
+        title="Matrix products alone",
+        question="How fast can the matrix products of a step be at the clock that the GPU's power leaves?",
+        configuration=f"bf16, {tokens} tokens",
+        measured=[f"{tokens} tokens"],
+        body="\n".join([
+            markdown(HEADINGS, map(row, found)),
+            listed(summary(found, _decoder(), tokens, record["attention"]["ms"])),
+        ]),
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -210,28 +224,25 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ConfigError: {error}", file=sys.stderr)
         return ExitCode.USAGE
-    decoder = Architecture.from_preset("apriel-15b").with_layers(FULL_DEPTH).decoder
+    begun = datetime.datetime.now(datetime.UTC)
     found = []
-    for weight in weights(decoder, arguments.tokens):
+    for weight in weights(_decoder(), arguments.tokens):
         for name, product in products(weight):
             print(f"{weight.name}, {name}", file=sys.stderr, flush=True)
             figures = measure(product, arguments.seconds, not arguments.no_search)
             found.append(Figures(weight, name, *figures))
     with groups.initialized(Layout()):
         attention = measure_attention(str(arguments.tokens), "flash", arguments.seconds)
-    rows = [row(one) for one in found]
-    lines = summary(found, decoder, arguments.tokens, attention["ms"])
-    record: dict[str, Any] = {
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}", "commit": arguments.commit or commit(),
-        "tokens": arguments.tokens, "products": [asdict(one) for one in found], "attention": attention,
-        "environment": environment(),
+    record = {
+        **facts("products", arguments.commit, environment(), begun), "tokens": arguments.tokens,
+        "products": [asdict(one) for one in found], "attention": attention,
     }  # fmt: skip
     table = Table(*HEADINGS, title=f"Matrix products alone, bf16, {arguments.tokens} tokens")
-    for cells in rows:
-        table.add_row(*cells)
+    for one in found:
+        table.add_row(*row(one))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    print("\n".join(lines))
-    print(f"{_write(arguments, record, rows, lines)}.json and .md")
+    print("\n".join(summary(found, _decoder(), arguments.tokens, attention["ms"])))
+    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
     return ExitCode.OK
 
 

@@ -1,240 +1,43 @@
-"""From measured slices to the figures of the whole model, and their tables. No torch, no device.
+"""The one writer of results: JSON for programs and Markdown for people, under a name that says what, on what and when.
 
-Two depths of the same slice tell what a decoder layer costs, since everything else is the same in both. With t(L) the
-time of a micro-batch at L layers, its share of the optimizer step included, and l < h the two depths::
+A benchmark hands over a record, which is kept whole as JSON, and the :class:`Page` that it makes of that record. Pages
+come from the JSON alone and begin with the same lines, so that ``index.py`` can make every stored one again.
 
-    layer = (t(h) - t(l)) / (h - l)        rest = t(l) - l * layer        t(48) = rest + 48 * layer
-
-The same is done with what every micro-batch costs, forward and backward. What every optimizer step costs once (gradient
-norm, clipping, update, copies) is shown as measured: it is a small difference of long times, and the line through two
-depths would show its noise ten times as large at 48 layers. FLOPs by the one rule of
-``megatron_apriel/formats/flops.py``: forward and backward, causal attention counted half, documents by the sum of their
-squared lengths, recomputation never.
+The keys of a record that all benchmarks share are made by :func:`benchmarks.versions.facts`.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-FULL_DEPTH = 48
-"""Decoder layers of the model that slices are taken from."""
-LOSS_ALLOWANCE = 0.01
-"""How far, relatively, losses after the same steps may lie apart between this project and megatron-core."""
 GIB = 2**30
-MEMORY_PARTS = ("weights", "main gradients", "optimizer state", "activations and rest", "peak")
+
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One subject on one case at one depth.
+class Page:
+    """What a benchmark says of one of its records.
 
     Attributes:
-        status: ``measured``; ``not possible`` for this subject; ``failed``; ``not run`` for want of time.
-        reason: why there are no figures.
-        micro_batches: of a timed optimizer step.
-        tokens: of a micro-batch.
-        flops, full_depth_flops: of a micro-batch, of this slice and of the whole model.
-        parameters: of the slice.
-        step_ms: of an optimizer step with its micro-batches, median.
-        per_step_ms: of that, what does not depend on the number of micro-batches.
-        loss: of the last timed step.
-        memory: bytes by part, see :data:`MEMORY_PARTS`.
+        title: what was measured.
+        question: what that answers.
+        configuration: how it was measured, as far as another run could differ.
+        measured: names of the single measurements. A result is superseded when later ones have all of its names.
+        body: tables and remarks, as Markdown.
     """
 
-    subject: str
-    case: str
-    layers: int
-    status: Literal["measured", "not possible", "failed", "not run"]
-    reason: str = ""
-    micro_batches: int = 1
-    tokens: int = 0
-    flops: float = 0.0
-    full_depth_flops: float = 0.0
-    parameters: int = 0
-    step_ms: float = 0.0
-    per_step_ms: float = 0.0
-    loss: float = 0.0
-    memory: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        known = {entry.name for entry in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
-
-    @property
-    def micro_batch_ms(self) -> float:
-        """A micro-batch with its share of the optimizer step."""
-        return self.step_ms / self.micro_batches
-
-    @property
-    def pass_ms(self) -> float:
-        """Forward and backward of a micro-batch alone."""
-        return (self.step_ms - self.per_step_ms) / self.micro_batches
-
-    @property
-    def tflops(self) -> float:
-        """Of the slice, optimizer included."""
-        return self.flops / self.micro_batch_ms / 1e9
-
-
-@dataclass(frozen=True)
-class Line:
-    """A quantity that grows by the same amount with every layer."""
-
-    per_layer: float
-    rest: float
-
-    @classmethod
-    def through(cls, low: tuple[int, float], high: tuple[int, float]) -> Self:
-        """The line through two points (layers, value)."""
-        per_layer = (high[1] - low[1]) / (high[0] - low[0])
-        return cls(per_layer, low[1] - low[0] * per_layer)
-
-    def at(self, layers: int) -> float:
-        return self.rest + layers * self.per_layer
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What two depths of one subject on one case say about the whole model.
-
-    Attributes:
-        low, high: the two slices.
-        whole: a micro-batch with its share of the optimizer step, ms.
-        passes: forward and backward of a micro-batch, ms: per decoder layer, and of embedding, head and loss (with the
-            tower and projector where there are images).
-    """
-
-    low: Measurement
-    high: Measurement
-    whole: Line
-    passes: Line
-
-    @property
-    def tokens_per_second(self) -> float:
-        return 1e3 * self.high.tokens / self.whole.at(FULL_DEPTH)
-
-    @property
-    def tflops(self) -> float:
-        return self.high.full_depth_flops / self.whole.at(FULL_DEPTH) / 1e9
-
-
-def figure(measurements: Iterable[Measurement]) -> Figure | None:
-    """From all depths of one subject on one case: the two deepest that were measured; None if there are not two."""
-    sound = sorted((one for one in measurements if one.status == "measured"), key=lambda one: one.layers)
-    if len(sound) < 2:
-        return None
-    low, high = sound[-2:]
-
-    def line(quantity: str) -> Line:
-        return Line.through((low.layers, getattr(low, quantity)), (high.layers, getattr(high, quantity)))
-
-    return Figure(low, high, line("micro_batch_ms"), line("pass_ms"))
-
-
-def grouped(measurements: Iterable[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
-    """By case and subject, in the order of their first appearance."""
-    groups: dict[tuple[str, str], list[Measurement]] = {}
-    for one in measurements:
-        groups.setdefault((one.case, one.subject), []).append(one)
-    return groups
-
-
-SPEED_HEADINGS = (
-    "case", "subject", "micro-batches", "ms a layer", "ms embedding, head, loss", "ms an optimizer step",
-    "tokens/s, 48 layers", "TFLOP/s, 48 layers", "TFLOP/s of the slice", "loss",
-)  # fmt: skip
-MEMORY_HEADINGS = ("case", "subject", "layers", *(f"{part}, GiB" for part in MEMORY_PARTS))
-
-
-def newest(directory: Path) -> list[Measurement]:
-    """What ``step.py`` measured last of each subject, case and depth, from the result files in ``directory``."""
-    found: dict[tuple[str, str, int], Measurement] = {}
-    for path in sorted(directory.glob("step-*.json")):
-        for values in json.loads(path.read_text(encoding="utf-8"))["measurements"]:
-            one = Measurement.from_json(values)
-            if one.status == "measured":
-                found[one.case, one.subject, one.layers] = one
-    return list(found.values())
-
-
-def speed_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
-    """One row a subject and case, in the columns of :data:`SPEED_HEADINGS`.
-
-    The whole model's figures follow from two depths, or are those of the whole model where it alone was measured.
-    """
-    rows = []
-    for (case, subject), group in grouped(measurements).items():
-        found = figure(group)
-        sound = [one for one in group if one.status == "measured"]
-        deepest = max(sound, key=lambda one: one.layers, default=None)
-        slices = f"{deepest.tflops:.0f} at {deepest.layers}" if deepest else "-"
-        loss = f"{deepest.loss:.3f}" if deepest else "-"
-        count = str(group[0].micro_batches if deepest is None else deepest.micro_batches) if deepest else "-"
-        if found:
-            rows.append([
-                case, subject, count, f"{found.passes.per_layer:.2f}", f"{found.passes.rest:.1f}",
-                f"{found.high.per_step_ms:.0f} at {found.high.layers}", f"{found.tokens_per_second:,.0f}",
-                f"{found.tflops:.0f}", slices, loss,
-            ])  # fmt: skip
-        else:
-            whole = ["-", "-"]
-            if deepest and deepest.layers == FULL_DEPTH:
-                whole = [f"{1e3 * deepest.tokens / deepest.micro_batch_ms:,.0f}", f"{deepest.tflops:.0f}"]
-            rows.append([case, subject, count, "-", "-", "-", *whole, slices, loss])
-    return rows
-
-
-def memory_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
-    """One row for every measurement with memory figures, in the columns of :data:`MEMORY_HEADINGS`."""
-    return [
-        [one.case, one.subject, str(one.layers), *(f"{one.memory[part] / GIB:.1f}" for part in MEMORY_PARTS)]
-        for one in measurements
-        if one.memory
-    ]
-
-
-def remarks(measurements: Sequence[Measurement]) -> list[str]:
-    """Why figures are missing, where a figure comes from other depths than its neighbours', and losses that differ."""
-    said = [
-        f"{one.case}, {one.subject}, {one.layers} layers: {one.status}: {one.reason}"
-        for one in measurements
-        if one.status != "measured"
-    ]
-    depths = {key: (found.low.layers, found.high.layers) for key, group in grouped(measurements).items()
-              if (found := figure(group))}  # fmt: skip
-    usual = max(depths.values(), default=None)
-    said += [
-        f"{case}, {subject}: from {low} and {high} layers"
-        for (case, subject), (low, high) in depths.items()
-        if (low, high) != usual
-    ]
-    return said + _disagreements(measurements)
-
-
-def _disagreements(measurements: Sequence[Measurement]) -> list[str]:
-    """Where this project and megatron-core, which do the same arithmetic on the same tokens, came to different losses.
-
-    One of the two then computes something else, and its time says nothing.
-    """
-    sound = {(one.case, one.subject, one.layers): one for one in measurements if one.status == "measured"}
-    said = []
-    for (case, subject, layers), one in sound.items():
-        family, _, precision = subject.partition("-")
-        other = sound.get((case, f"megatron-{precision}", layers))
-        # Unequal work: images, which megatron-core's model has no tower for.
-        if family != "ours" or other is None or one.flops != other.flops:
-            continue
-        if abs(one.loss - other.loss) > LOSS_ALLOWANCE * abs(other.loss):
-            said.append(
-                f"{case}, {layers} layers: loss {one.loss:.3f} of {subject}, {other.loss:.3f} of {other.subject}"
-            )
-    return said
+    title: str
+    question: str
+    configuration: str
+    measured: Sequence[str]
+    body: str
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -243,28 +46,60 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def page(record: Mapping[str, Any]) -> str:
-    """The result file for people, from the one for programs (see ``step.py``)."""
-    measurements = [Measurement.from_json(values) for values in record["measurements"]]
-    machine = record["environment"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine.get("versions", {}).items())
-    said = remarks(measurements)
-    return "\n".join([
-        f"# Training step, {record['date']}",
-        "",
-        f"- command: `{record['command']}`",
-        f"- commit: {record['commit']}{' with changes that are not committed' if record['dirty'] else ''}",
-        f"- hardware: {machine.get('device', 'unknown')}, {machine.get('memory_gib', '?')} GiB, driver "
-        f"{record['driver']}",
-        f"- versions: {versions}; CUDA {machine.get('cuda', '-')}",
-        f"- {record['steps']} timed steps after two, median; {FULL_DEPTH} layers from slices by the rule in "
-        "benchmarks/README.md; FLOPs by the rule of megatron_apriel/formats/flops.py",
-        "",
-        markdown(SPEED_HEADINGS, speed_rows(measurements)),
-        "",
-        "Peak memory of a step:",
-        "",
-        markdown(MEMORY_HEADINGS, memory_rows(measurements)),
-        "",
-        *([*(f"- {line}" for line in said), ""] if said else []),
-    ])  # fmt: skip
+def listed(lines: Sequence[str]) -> str:
+    """A list of Markdown below a table; nothing where there are no lines."""
+    return "".join(f"\n- {line}" for line in lines)
+
+
+def machine(record: Record) -> str:
+    """The hardware of a record in words, as ``2 x NVIDIA H200 of one host, 139.8 GiB``."""
+    hardware = record["hardware"]
+    if hardware["device"] == "CPU":
+        return f"{hardware['model']}, {hardware['cores']} cores" if "model" in hardware else "CPU"
+    count = hardware["count"]
+    parts = [f"{count} x {hardware['device']} of one host" if count > 1 else hardware["device"]]
+    if "memory_gib" in hardware:
+        parts.append(f"{hardware['memory_gib']} GiB")
+    if "driver" in hardware:
+        parts.append(f"driver {hardware['driver']}")
+    if "nvlink_multicast" in hardware:
+        parts.append(f"NVLink multicast {hardware['nvlink_multicast']}")
+    return ", ".join(parts)
+
+
+def kind_of_machine(record: Record) -> str:
+    """The hardware of a record as a word for file names: ``h200``, ``2xh200``, ``cpu``."""
+    hardware = record["hardware"]
+    if hardware["device"] == "CPU":
+        return "cpu"
+    words = hardware["device"].replace("-", " ").lower().split()
+    name = next((word for word in words if any(letter.isdigit() for letter in word)), words[-1])
+    return f"{hardware['count']}x{name}" if hardware["count"] > 1 else name
+
+
+def name_of(record: Record) -> str:
+    """The beginning of a result's file names, before the time: benchmark, hardware and commit."""
+    return f"{record['benchmark']}-{kind_of_machine(record)}-{record['commit'][:7]}"
+
+
+def text_of(record: Record, page: Page) -> str:
+    """A result for people."""
+    facts = {
+        "question": page.question,
+        "hardware": machine(record),
+        "configuration": page.configuration,
+        "commit": record["commit"] + " with changes that are not committed" * record.get("dirty", False),
+        "date": record["date"],
+        "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
+    }
+    lines = [f"# {page.title}", "", *(f"- {name}: {value}" for name, value in facts.items()), "", page.body.strip(), ""]
+    return "\n".join(lines)
+
+
+def write(directory: Path, record: Record, page: Page, begun: datetime.datetime) -> Path:
+    """Keep a result as JSON and as Markdown; returns the path of both without the ending."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name_of(record)}-{begun:%Y%m%d-%H%M%S}"
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(text_of(record, page), encoding="utf-8")
+    return path

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import CASES
 from benchmarks.options import chosen
+from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
 from benchmarks.spread_cli import (
     PRECISIONS,
@@ -25,7 +26,7 @@ from benchmarks.spread_cli import (
     usable_gpus,
     workload_of,
 )
-from benchmarks.spread_report import SCALING_HEADINGS, scaling_rows
+from benchmarks.spread_report import SCALING_HEADINGS, page_of, scaling_rows
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.planning.hardware import Hardware
 
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--case", choices=CASES, default="8192", help="kind of sequences (%(default)s)")
     what.add_argument("--layers", type=int, default=8, metavar="N", help="decoder layers of the slice (%(default)s)")
     what.add_argument("--micro-batches", type=int, default=8, metavar="N", help="of each GPU in a step (%(default)s)")
-    add_common_options(parser, what)
+    add_common_options("scaling", parser, what)
     return parser
 
 
@@ -62,6 +63,12 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
     return plan
 
 
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    question = "What does data parallelism cost as GPUs of one host are added?"
+    return page_of("Scaling over GPUs", question, record, SCALING_HEADINGS, scaling_rows)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if no measurement failed."""
     arguments = _parser().parse_args(argv)
@@ -73,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     if arguments.dry_run:
         return show_plan(plan)
-    return finish("scaling", "Scaling over GPUs", arguments, plan, SCALING_HEADINGS, scaling_rows)
+    return finish("scaling", arguments, plan, page, SCALING_HEADINGS, scaling_rows)
 
 
 if __name__ == "__main__":

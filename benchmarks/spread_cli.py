@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,10 +17,10 @@ from rich.table import Table
 from benchmarks.cases import batches
 from benchmarks.measure import WARM_UP_STEPS
 from benchmarks.options import add_output_options
-from benchmarks.report import GIB
+from benchmarks.report import GIB, Page, Record, write
 from benchmarks.spread import Prediction, Spread, measure_spreads
-from benchmarks.spread_report import Row, page, record, remarks
-from benchmarks.versions import commit, driver, is_dirty
+from benchmarks.spread_report import Row, recorded, remarks
+from benchmarks.versions import device, facts
 from megatron_apriel.errors import ConfigError, ExitCode
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware
 from megatron_apriel.planning.step_time import Workload
@@ -31,7 +28,7 @@ from megatron_apriel.planning.step_time import Workload
 PRECISIONS = ("bf16", "delayed", "tensorwise", "blockwise")
 
 
-def add_common_options(parser: argparse.ArgumentParser, what: argparse._ArgumentGroup) -> None:
+def add_common_options(benchmark: str, parser: argparse.ArgumentParser, what: argparse._ArgumentGroup) -> None:
     """Options of every such command line; ``what`` is its group of what is measured."""
     what.add_argument("--precision", default="bf16", metavar="A,B",
                       help=f"of {', '.join(PRECISIONS)} (default: %(default)s)")  # fmt: skip
@@ -46,7 +43,7 @@ def add_common_options(parser: argparse.ArgumentParser, what: argparse._Argument
     how.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one measurement (%(default)g)")
     how.add_argument("--dry-run", action="store_true", help="show the plan and stop; needs no GPU")
     output = parser.add_argument_group("output")
-    add_output_options(output, "NAME-DATE.json and .md")
+    add_output_options(output, benchmark)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
 
 
@@ -115,56 +112,32 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 
 def finish(
-    name: str,
-    title: str,
+    benchmark: str,
     arguments: argparse.Namespace,
     plan: Sequence[tuple[Spread, Prediction]],
+    page: Callable[[Record], Page],
     headings: Sequence[str],
     rows_of: Callable[[Sequence[Row]], list[list[str]]],
 ) -> int:
     """Measure the plan, keep what was found after every measurement, and show it; 0 if none failed."""
-    now = datetime.datetime.now(datetime.UTC)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"{name}-{now:%Y%m%d-%H%M%S}"
+    begun = datetime.datetime.now(datetime.UTC)
     logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     rows: list[Row] = []
-    machine: dict[str, Any] = {}
+    machine: dict[str, Any] = {"device": device()}
     spreads = [spread for spread, _ in plan]
+    gpus = max(spread.gpus for spread in spreads)
+    path = arguments.output
     measuring = measure_spreads(spreads, arguments.steps, logs, arguments.budget, arguments.limit)
     for (found, environment), (_, said) in zip(measuring, plan, strict=True):
         rows.append((found, said))
         machine = environment or machine
-        gpus = max(spread.gpus for spread in spreads)
-        facts = host_facts(name, arguments.commit, machine, now, gpus)
-        facts["timing"] = f"median of {arguments.steps} steps after {WARM_UP_STEPS}"
-        values = {**facts, "environment": machine, "measurements": record(rows)}
-        path.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        text = page(f"{title}, {facts['date']}", facts, headings, rows_of(rows), remarks(rows))
-        path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print_table(title, headings, rows_of(rows))
+        record = {
+            **facts(benchmark, arguments.commit, machine, begun, gpus),
+            "timing": f"median of {arguments.steps} steps after {WARM_UP_STEPS}", "measurements": recorded(rows),
+        }  # fmt: skip
+        path = write(arguments.output, record, page(record), begun)
+    print_table(page(record).title, headings, rows_of(rows))
     for line in remarks(rows):
         print(line)
     print(f"{path}.json and .md; logs in {logs}")
     return ExitCode.FAILED if any(found.status == "failed" for found, _ in rows) else ExitCode.OK
-
-
-def host_facts(
-    name: str, given_commit: str, machine: dict[str, Any], now: datetime.datetime, gpus: int
-) -> dict[str, str]:
-    """What a result page says of where it is from.
-
-    Args:
-        name: of the script.
-        given_commit: the commit, where it was named; else it is asked of git.
-        machine: as :func:`benchmarks.measure.environment` gives it.
-        now: the date.
-        gpus: how many took part.
-    """
-    versions = ", ".join(f"{package} {number}" for package, number in machine.get("versions", {}).items())
-    return {
-        "date": now.strftime("%Y-%m-%d %H:%M"),
-        "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
-        "commit": given_commit or commit() + " with changes that are not committed" * is_dirty(),
-        "hardware": f"{gpus} x {machine.get('device', 'unknown')} of one host, driver {driver()}",
-        "versions": f"{versions}; NVLink multicast {'off' if os.environ.get('NCCL_NVLS_ENABLE') == '0' else 'on'}",
-    }

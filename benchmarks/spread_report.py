@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.report import GIB, markdown
+from benchmarks.report import GIB, Page, Record, listed, markdown
 from benchmarks.spread import Found, Prediction
 
 Row = tuple[Found, Prediction]
@@ -78,24 +78,33 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     return [f"{found.spread.title}: {found.status}: {found.reason}" for found, _ in rows if found.status != "measured"]
 
 
-def record(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def recorded(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Measurements with their predictions, as JSON."""
     return [{"found": asdict(found), "predicted": asdict(said)} for found, said in rows]
 
 
-def page(title: str, facts: Mapping[str, str], headings: Sequence[str], table: Sequence[Sequence[str]],
-         said: Sequence[str]) -> str:  # fmt: skip
-    """A result file for people."""
-    return "\n".join([
-        f"# {title}",
-        "",
-        *(f"- {name}: {value}" for name, value in facts.items()),
-        "",
-        markdown(headings, table),
-        "",
-        "Of one profiled step, mean over the GPUs: *waits for ranks*, only NCCL's kernels ran (communication that",
-        "nothing hides, a pipeline's bubble, other ranks' delays); *idle*, no kernel ran. *imbalance*: how much longer",
-        "than the mean the busiest GPU computed. *predicted*: by `tools/plan.py`; its communication counts the bubble.",
-        "",
-        *([*(f"- {line}" for line in said), ""] if said else []),
-    ])  # fmt: skip
+def page_of(
+    title: str,
+    question: str,
+    record: Record,
+    headings: Sequence[str],
+    rows_of: Callable[[Sequence[Row]], list[list[str]]],
+) -> Page:
+    """What a benchmark on several GPUs says of a record."""
+    rows = [(Found.from_json(one["found"]), Prediction(**one["predicted"])) for one in record["measurements"]]
+    measured = [found.spread.title for found, _ in rows if found.status == "measured"]
+    return Page(
+        title,
+        question,
+        configuration=f"{'; '.join(measured)}; {record['timing']}",
+        measured=measured,
+        body="\n".join([
+            markdown(headings, rows_of(rows)),
+            "",
+            "Of one profiled step, mean over the GPUs: *waits for ranks*, only NCCL's kernels ran (communication that",
+            "nothing hides, a pipeline's bubble, other ranks' delays); *idle*, no kernel ran. *imbalance*: how much",
+            "longer than the mean the busiest GPU computed. *predicted*: by `tools/plan.py`; its communication counts",
+            "the bubble.",
+            listed(remarks(rows)),
+        ]),
+    )  # fmt: skip

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,8 @@ from rich.table import Table
 from benchmarks.cases import CASES
 from benchmarks.options import add_output_options, chosen
 from benchmarks.processes import Planned, measure_all
-from benchmarks.report import (
+from benchmarks.report import write
+from benchmarks.step_report import (
     MEMORY_HEADINGS,
     SPEED_HEADINGS,
     Measurement,
@@ -37,7 +35,7 @@ from benchmarks.report import (
     speed_rows,
 )
 from benchmarks.subjects import SUBJECTS, USUAL
-from benchmarks.versions import commit, driver, is_dirty
+from benchmarks.versions import device, facts
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = f"""\
@@ -86,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one measurement (%(default)g)")
     how.add_argument("--dry-run", action="store_true", help="list the measurements and stop")
     output = parser.add_argument_group("output")
-    add_output_options(output, "step-DATE.json and step-DATE.md")
+    add_output_options(output, "step")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 
@@ -98,21 +96,6 @@ def _plan(arguments: argparse.Namespace) -> list[Planned]:
     if arguments.steps < 1:
         raise ConfigError(f"--steps={arguments.steps} measures nothing.", fix="Give a number above 0.")
     return [Planned(subject, case, layers) for case in cases for subject in subjects for layers in depths]
-
-
-def _record(
-    arguments: argparse.Namespace, measurements: list[dict[str, Any]], machine: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
-        "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
-        "commit": arguments.commit or commit(),
-        "dirty": not arguments.commit and is_dirty(),
-        "driver": driver(),
-        "steps": arguments.steps,
-        "environment": machine,
-        "measurements": measurements,
-    }
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -151,21 +134,23 @@ def main(argv: list[str] | None = None) -> int:
         for planned in plan:
             print(planned.title)
         return ExitCode.OK
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    started = time.strftime("%Y%m%d-%H%M%S")
+    begun = datetime.datetime.now(datetime.UTC)
     logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     measurements: list[dict[str, Any]] = []
-    machine: dict[str, Any] = {}
+    environment: dict[str, Any] = {"device": device()}
+    path = arguments.output
     options = {"steps": arguments.steps, "tiny": arguments.tiny}
     for result in measure_all(plan, options, logs, arguments.budget, arguments.limit):
         measurements.append(result["measurement"])
         # Kept after every measurement: what is interrupted has cost device time all the same.
-        machine = result.get("environment") or machine
-        record = _record(arguments, measurements, machine)
-        (arguments.output / f"step-{started}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (arguments.output / f"step-{started}.md").write_text(page(record), encoding="utf-8")
+        environment = result.get("environment") or environment
+        record = {
+            **facts("step", arguments.commit, environment, begun), "steps": arguments.steps,
+            "measurements": measurements,
+        }  # fmt: skip
+        path = write(arguments.output, record, page(record), begun)
     _show([Measurement.from_json(values) for values in measurements])
-    print(f"{arguments.output / f'step-{started}'}.json and .md; logs in {logs}")
+    print(f"{path}.json and .md; logs in {logs}")
     return ExitCode.FAILED if any(one["status"] == "failed" for one in measurements) else ExitCode.OK
 
 

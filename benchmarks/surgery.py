@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import resource
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -34,8 +33,8 @@ from rich.table import Table
 
 from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT
-from benchmarks.report import markdown
-from benchmarks.versions import commit, is_dirty
+from benchmarks.report import Page, Record, markdown, write
+from benchmarks.versions import facts
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.tensor_files import TensorSpec
 from megatron_apriel.surgery.layer_maps import layer_map
@@ -215,35 +214,29 @@ def rows(timed: Sequence[Subject]) -> list[list[str]]:
     return found
 
 
-def _facts(arguments: argparse.Namespace, size: int, load: float) -> dict[str, Any]:
-    cpu = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-         if line.startswith("model name")), platform.processor(),
-    )  # fmt: skip
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    timed = [
+        Subject(one["work"], one["subject"], (), seconds=one["seconds"], cpu_seconds=one["cpu_seconds"])
+        for one in record["measured"]
+    ]
+    before, after = record["load"]
+    return Page(
+        title="Checkpoint surgery",
+        question="How long do upscaling and averaging take, beside a plain copy and mergekit?",
+        configuration=f"checkpoints of {record['bytes'] / 1e9:.2f} GB, {record['rounds']} rounds, load average of the "
+        f"machine {before} at the start and {after} at the end",
+        measured=[f"{one.work}, {one.name}" for one in timed],
+        body=markdown(HEADINGS, rows(timed)),
+    )
+
+
+def _processor() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}",
-        "command": shlex.join(["python", "benchmarks/surgery.py", *sys.argv[1:]]),
-        "commit": arguments.commit or commit(),
-        "dirty": not arguments.commit and is_dirty(),
-        "hardware": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "bytes": size,
-        "rounds": arguments.rounds,
-        "load average at the start": round(load, 1),
-        "load average at the end": round(os.getloadavg()[0], 1),
-    }
-
-
-def _write(arguments: argparse.Namespace, facts: dict[str, Any], timed: Sequence[Subject]) -> Path:
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path: Path = arguments.output / f"surgery-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
-    measured = [{"work": one.work, "subject": one.name, "seconds": one.seconds, "cpu_seconds": one.cpu_seconds}
-                for one in timed]  # fmt: skip
-    path.with_suffix(".json").write_text(json.dumps({**facts, "measured": measured}, indent=1) + "\n", encoding="utf-8")
-    lines = [f"# Checkpoint surgery, {facts['date']}", "", *(f"- {name}: {value}" for name, value in facts.items())]
-    path.with_suffix(".md").write_text("\n".join([*lines, "", markdown(HEADINGS, rows(timed)), ""]), encoding="utf-8")
-    return path
+        "device": "CPU", "model": next(models, platform.processor()), "cores": len(os.sched_getaffinity(0)),
+    }  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mergekit", type=Path, metavar="FILE", help="mergekit-yaml of the environment that has it")
     parser.add_argument("--earlier", type=Path, metavar="DIR", help="a checkout of an earlier commit, for its tools")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where to work (default: for temporary files)")
-    add_output_options(parser, "surgery-DATE.json and .md")
+    add_output_options(parser, "surgery")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # small checkpoints
     return parser
 
@@ -299,14 +292,23 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ConfigError: {error}", file=sys.stderr)
         return ExitCode.USAGE
-    load = os.getloadavg()[0]
+    begun, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="surgery-", dir=arguments.directory) as scratch:
         timed, size, failures = _turns(Path(scratch), arguments, lambda line: print(line, file=sys.stderr, flush=True))
     table = Table(*HEADINGS, title=f"checkpoints of {size / 1e9:.2f} GB; cp does not wait for the disk, ours does")
     for cells in rows(timed):
         table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print(f"{_write(arguments, _facts(arguments, size, load), timed)}.json and .md")
+    environment = {"device": "CPU", "versions": {"numpy": np.__version__}}
+    record = {
+        **facts("surgery", arguments.commit, environment, begun), "hardware": _processor(), "bytes": size,
+        "rounds": arguments.rounds, "load": [round(one, 1) for one in (load, os.getloadavg()[0])],
+        "measured": [
+            {"work": one.work, "subject": one.name, "seconds": one.seconds, "cpu_seconds": one.cpu_seconds}
+            for one in timed
+        ],
+    }  # fmt: skip
+    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return ExitCode.FAILED if failures else ExitCode.OK

@@ -21,7 +21,7 @@ class Sustained:
 
     Attributes:
         ms: milliseconds.
-        joule: energy of the whole GPU; None where it does not tell.
+        joule: energy of the whole GPU; None where it does not say.
     """
 
     ms: float
@@ -29,7 +29,7 @@ class Sustained:
 
     @property
     def watt(self) -> float | None:
-        """Mean power; None where the GPU does not tell its energy."""
+        """Mean power; None where the GPU does not say its energy."""
         return None if self.joule is None else 1e3 * self.joule / self.ms
 
 

@@ -1,9 +1,14 @@
-"""What a result was measured from: commit and driver, as far as the machine can say."""
+"""What a result was measured from and on: commit, versions, hardware, as far as the machine can say."""
 
 from __future__ import annotations
 
+import datetime
+import os
+import shlex
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.processes import ROOT
 
@@ -20,8 +25,50 @@ def is_dirty() -> bool:
 
 def driver() -> str:
     """Version of the GPU's driver; ``unknown`` where there is none."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return (_say(query).splitlines() or ["unknown"])[0]
+    return _of_gpu("driver_version") or "unknown"
+
+
+def device() -> str:
+    """Name of the first GPU, as torch calls it; ``CPU`` where there is none."""
+    return _of_gpu("name") or "CPU"
+
+
+def facts(
+    benchmark: str, given_commit: str, environment: Mapping[str, Any], begun: datetime.datetime, gpus: int = 1
+) -> dict[str, Any]:
+    """The keys that every record of a result begins with; see ``benchmarks/report.py``.
+
+    Args:
+        benchmark: name of the script.
+        given_commit: the commit, where it was named; else git is asked.
+        environment: as :func:`benchmarks.measure.environment` gives it; at least ``device``.
+        begun: when the measurement began.
+        gpus: how many took part.
+    """
+    hardware: dict[str, Any] = {"device": environment["device"]}
+    if environment["device"] != "CPU":
+        hardware |= {"count": gpus, "driver": driver()}
+        if "memory_gib" in environment:
+            hardware["memory_gib"] = environment["memory_gib"]
+        if gpus > 1:
+            hardware["nvlink_multicast"] = "off" if os.environ.get("NCCL_NVLS_ENABLE") == "0" else "on"
+    versions = dict(environment.get("versions", {}))
+    if environment.get("cuda"):
+        versions["CUDA"] = environment["cuda"]
+    return {
+        "benchmark": benchmark,
+        "date": f"{begun:%Y-%m-%d %H:%M}",
+        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]]),
+        "commit": given_commit or commit(),
+        "dirty": not given_commit and is_dirty(),
+        "hardware": hardware,
+        "versions": {"Python": environment.get("python", sys.version.split()[0]), **versions},
+    }
+
+
+def _of_gpu(field: str) -> str:
+    """What nvidia-smi says of the first GPU, or nothing where there is none."""
+    return (_say(["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]).splitlines() or [""])[0]
 
 
 def _say(command: Sequence[str]) -> str:

@@ -32,8 +32,9 @@ from PIL import Image
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT
-from benchmarks.report import markdown
-from benchmarks.spread_cli import host_facts, print_table
+from benchmarks.report import Page, Record, markdown, write
+from benchmarks.spread_cli import print_table
+from benchmarks.versions import facts
 from megatron_apriel.data.corpus.format import ImageRecord, TokenizerRecord
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="of the one that resumes (%(default)s)")  # fmt: skip
     parser.add_argument("--precision", default="none", metavar="FP8", help="precision.fp8 (%(default)s)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for model, data and checkpoints; removed after")
-    add_output_options(parser, "whole_run-DATE.json and .md")
+    add_output_options(parser, "whole_run")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 
@@ -217,6 +218,19 @@ def _runs(root: Path, arguments: argparse.Namespace, gpus: int, sizes: Sizes) ->
     }
 
 
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    model = f"{record['layers']} decoder layers at full width, random weights; fp8={record['precision']}"
+    same = f"Losses of the steps that both runs made: at most {record['difference']:.1e} apart, relatively."
+    return Page(
+        title="A whole run",
+        question="How long does the command line itself wait for data, stand still for saving and take to resume?",
+        configuration=model,
+        measured=[f"{model}, {name}, {layout}" for name, layout, *_ in record["rows"]],
+        body="\n".join([markdown(HEADINGS, record["rows"]), "", same]),
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     arguments = _parser().parse_args(argv)
@@ -227,19 +241,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = Sizes("apriel-15b", 16384, (1024, 768), 240, 3000)
     if arguments.tiny:
         sizes = Sizes("tiny", 256, (96, 64), 60, 60)
+    begun = datetime.datetime.now(datetime.UTC)
     with tempfile.TemporaryDirectory(prefix="whole_run-", dir=arguments.directory) as scratch:
         found = _runs(Path(scratch), arguments, gpus, sizes)
-    now = datetime.datetime.now(datetime.UTC)
-    facts = host_facts("whole_run", arguments.commit, environment(), now, gpus)
-    facts["model"] = f"{arguments.layers} decoder layers at full width, random weights; fp8={arguments.precision}"
-    facts["losses of the steps that both runs made"] = f"at most {found['difference']:.1e} apart, relatively"
+    record = {
+        **facts("whole_run", arguments.commit, environment(), begun, gpus), "layers": arguments.layers,
+        "precision": arguments.precision, **found,
+    }  # fmt: skip
     print_table("whole run", HEADINGS, found["rows"])
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"whole_run-{now:%Y%m%d-%H%M%S}"
-    path.with_suffix(".json").write_text(json.dumps({**facts, **found}, indent=1) + "\n", encoding="utf-8")
-    lines = [f"# A whole run, {facts['date']}", "", *(f"- {name}: {value}" for name, value in facts.items())]
-    path.with_suffix(".md").write_text("\n".join([*lines, "", markdown(HEADINGS, found["rows"]), ""]), encoding="utf-8")
-    print(f"losses {facts['losses of the steps that both runs made']}\n{path}.json and .md")
+    print(f"losses of the steps that both runs made: at most {found['difference']:.1e} apart, relatively")
+    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
     return ExitCode.OK
 
 

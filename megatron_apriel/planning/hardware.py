@@ -51,9 +51,9 @@ class LayerTimes:
         return 3 * linear / (self.milliseconds * 1e9 - spent)
 
 
-# Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches, the mean of three runs,
-# 1 to 3% apart (benchmarks/results/step-20261124-172527.md, -201624.md, step-20261125-205613.md), of blockwise one run
-# (step-20261129-055644.md); FlashAttention-4 alone (attention-20261124-172320.md beside them).
+# Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches, the mean of two runs, 1 to
+# 2% apart (benchmarks/results/step-h200-932e683-20261124-172527.md, step-h200-bfb25e9-20261125-205613.md), of blockwise
+# one run (step-h200-98c5569-20261129-055644.md); FlashAttention-4 alone by benchmarks/attention.py, 2026-11-24.
 _ATTENTION = {8192: (611.0, 426.0), 32768: (636.0, 470.0)}
 # What a step takes once (optimizer, gradient norm, copies): 32 ms for 8 layers, embedding and head, 3.52 B parameters,
 # the middle of the three precisions.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
 import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import fp8_loss
+from benchmarks import fp8_loss, versions
 
 
 def test_smoothing_takes_the_last_values() -> None:
@@ -21,11 +24,18 @@ def test_difference_is_of_smoothed_losses() -> None:
     assert fp8_loss.relative_difference([2.2, 4.2], [2.0, 4.0]) == pytest.approx([0.1, 0.2 / 3])
 
 
+def conclusion(arguments: argparse.Namespace, runs: dict[str, Any]) -> int:
+    begun = datetime.datetime.now(datetime.UTC)
+    settings = dict.fromkeys(("hidden", "layers", "micro_batches", "sequence_length", "peak", "steps"), 1)
+    record = versions.facts("fp8_loss", "abc", {"device": "CPU"}, begun)
+    return fp8_loss._conclude(arguments, record | settings | {"tokenizer": "words", "runs": runs}, begun)
+
+
 @pytest.mark.parametrize(("last", "code"), [(2.01, 0), (2.05, 1), (1.95, 1), (float("nan"), 1)])
 def test_the_judged_recipe_must_hold(tmp_path: Path, last: float, code: int) -> None:
     arguments = fp8_loss._parser().parse_args(["--output", str(tmp_path), "--judged", "delayed"])
     runs = {"bf16": {"losses": [2.0] * 80, "seconds": 1}, "delayed": {"losses": [2.0] * 30 + [last] * 50, "seconds": 1}}
-    assert fp8_loss._conclude(arguments, {"runs": runs, "hidden": 1, "layers": 1, "steps": 80}) == code
+    assert conclusion(arguments, runs) == code
 
 
 def test_the_rate_rises_and_falls_to_a_tenth() -> None:
@@ -47,7 +57,7 @@ def test_text_is_in_the_same_mixed_order_every_time() -> None:
 def test_a_failed_run_fails(tmp_path: Path) -> None:
     arguments = fp8_loss._parser().parse_args(["--output", str(tmp_path)])
     runs = {"bf16": {"losses": [2.0], "seconds": 1}, "delayed": {"failed": "why"}}
-    assert fp8_loss._conclude(arguments, {"runs": runs, "hidden": 1, "layers": 1, "steps": 1}) == 1
+    assert conclusion(arguments, runs) == 1
 
 
 def test_words_are_numbered_by_frequency() -> None:

@@ -1,4 +1,4 @@
-"""How a step's time is told apart, on a clock that the test turns."""
+"""How a step's time is divided, on a clock that the test turns."""
 
 from __future__ import annotations
 

@@ -9,9 +9,10 @@ from functools import cache
 import pytest
 
 from benchmarks.cases import CASES
-from benchmarks.report import RESULTS, Measurement, newest
+from benchmarks.report import RESULTS
 from benchmarks.spread import Found, Spread, predicted
 from benchmarks.spread_cli import workload_of
+from benchmarks.step_report import Measurement, newest
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import KINDS
