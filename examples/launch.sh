@@ -155,7 +155,7 @@ train_here() { # STAGE.yaml [key=value ...]
             "Every node must know its number and where to meet the others."
         rendezvous=(--nnodes="$NNODES" --node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")
     fi
-    # torchrun passes signals on to the ranks, but kills them after 30 seconds unless told to let them save.
+    # torchrun passes signals on to the ranks, but kills them after 30 seconds unless it is set to let them save.
     TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800} \
         "${IN_CONTAINER[@]}" "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" \
         --nproc-per-node="$NPROC_PER_NODE" -m megatron_apriel.train "$@"
@@ -176,7 +176,7 @@ run_stage() { # NAME [key=value ...]: plan, train, and requeue if the run asks f
     fi
     if ((code == EXIT_REQUEUE)) && [[ $SCHEDULER == slurm ]]; then
         printf 'saved before the end of the job; asking Slurm to start job %s again\n' "$SLURM_JOB_ID"
-        scontrol requeue "$SLURM_JOB_ID" || printf 'error: not requeued; start the same command again to go on\n' >&2
+        scontrol requeue "$SLURM_JOB_ID" || printf 'error: not requeued; start the same command again to resume\n' >&2
     fi
     # Not 0 after a requeue either: jobs that wait for this one must not start yet.
     exit "$code"

@@ -7,7 +7,7 @@
 #   DRY_RUN=1 WORLD_SIZE=640 ARCHITECTURE=apriel-15b bash examples/sft.sh     what would run
 #
 # Nodes, partition and account come from sbatch's command line or SBATCH_* variables, paths and container from the
-# variables that examples/launch.sh describes. The same command again goes on from the newest checkpoint.
+# variables that examples/launch.sh describes. The same command again resumes from the newest checkpoint.
 #
 #SBATCH --job-name=sft
 #SBATCH --ntasks-per-node=8

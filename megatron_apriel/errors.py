@@ -1,7 +1,7 @@
 """The project's errors, and how a command line turns them into a message and an exit code.
 
 Everything a person can get wrong raises one of these. A message has three parts: what happened (with the values), why
-that cannot work, and how to mend it::
+that cannot work, and how to fix it::
 
     ConfigError: parallel.tensor=3 does not divide the decoder's 8 key-value groups.
       Every tensor-parallel rank must own whole groups. Possible here: 1, 2, 4, 8.
@@ -156,7 +156,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         with _no_unrestricted_loading():
             code = int(main() or ExitCode.OK)
-        sys.stdout.flush()  # while a failure to print can still be told
+        sys.stdout.flush()  # while a failure to print can still be reported
         return code
     except AprielError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -55,7 +55,7 @@ def check_destination(
     Args:
         destination: directory to be made. A link is followed: the directory that it points to is meant.
         overwrite: an existing directory is replaced if it contains ``marker``, or nothing at all.
-        marker: file that tells an earlier result of ours from a directory of somebody's, or all of several.
+        marker: file that distinguishes an earlier result of ours from a directory of somebody's, or all of several.
         sources: inputs; the destination may neither lie in one of them nor contain one.
 
     Returns:
@@ -91,7 +91,7 @@ def check_destination(
     if not overwrite:
         raise OutputError(
             f"the destination {destination} exists.",
-            "Nothing is overwritten without being told to.",
+            "Nothing is overwritten unless you ask for it.",
             "Give another destination, or --overwrite to replace it.",
         )
     if (missing := _missing(target, marker)) and any(target.iterdir()):
@@ -207,7 +207,7 @@ def _explained(error: OSError, destination: str | Path, target: Path) -> OutputE
     if error.errno in _FULL:
         reason = "The disk, the quota or the largest allowed file is full."
     elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        reason = "It appeared while the work was going on; another process may write to the same place."
+        reason = "It appeared while the work was under way; another process may write to the same place."
     else:
         reason = f"The system says: {file or ''} {error.strerror}.".replace("  ", " ")
         if isinstance(file, str) and f".{target.name}." not in file and Path(file).absolute() not in target.parents:
@@ -292,7 +292,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _swap_by_two_renames(partial: Path, target: Path) -> None:
-    """Replace ``target`` without an atomic exchange; a kill between the two renames is mended by ``_remove_stale``."""
+    """Replace ``target`` without an atomic exchange; ``_remove_stale`` repairs a kill between the two renames."""
     aside = target.parent / f".{target.name}.replaced-{_writer()}-{secrets.token_hex(3)}"
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:

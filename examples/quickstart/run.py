@@ -3,7 +3,7 @@
 usage: run.py [--output runs/quickstart] [--scale 1.0] [--list]
 
 Every step is one command, printed before it runs; run it by hand to try variations. A step whose product exists is
-skipped, and training goes on from its newest checkpoint, so an interrupted run continues where it stopped. At the end:
+skipped, and training resumes from its newest checkpoint, so an interrupted run continues where it stopped. At the end:
 a table of the stages, a plot of all losses, and the directory of the result.
 """
 
@@ -109,7 +109,7 @@ def run(step: Step, number: int, count: int, environment: dict[str, str]) -> flo
         raise ConfigError(
             f"step {number}, {step.name}, ended with exit code {code}.",
             f"Its command: {shlex.join(step.command)}",
-            "Its message stands above. Run this again to go on from this step.",
+            "Its message stands above. Run this again to resume at this step.",
         )
     return time.monotonic() - started
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     arguments = parser.parse_args(argv)
     root = arguments.output
-    # Where the stages' files look, unless told otherwise; their outputs call it by this name.
+    # Where the stages' files look, unless set otherwise; their outputs call it by this name.
     environment = dict(os.environ) if root == DEFAULT_ROOT else {**os.environ, "QUICKSTART": str(root)}
     steps = list(recipe(root, arguments.scale))
     if arguments.list:

@@ -1,4 +1,4 @@
-"""One rank's part of a save: planned with all ranks, then written by itself, at once or while training goes on.
+"""One rank's part of a save: planned with all ranks, then written by itself, at once or while training continues.
 
 A save has four parts, and only what follows the plan depends on whether the run waits for it:
 
@@ -186,7 +186,7 @@ def first_failure(error: CheckpointException) -> Exception:
     """What went wrong on the first of the ranks that torch's saving or loading collected failures from.
 
     Raises:
-        KeyboardInterrupt, SystemExit: torch collects them, too; a rank that was told to stop has found no fault.
+        KeyboardInterrupt, SystemExit: torch collects them, too; a rank that was asked to stop has found no fault.
     """
     failures = []
     for failure, _ in error.failures.values():

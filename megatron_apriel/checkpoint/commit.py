@@ -1,4 +1,4 @@
-"""How a checkpoint comes to be: everything flushed to disk, then one rename. No torch."""
+"""Putting a finished checkpoint in place: everything flushed to disk, then one rename. No torch."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ from megatron_apriel.surgery.shards import plan_shards, write_tensors
 
 PARAMS = "params.json"
 MARKERS = {Kind.HF: "config.json", Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
-"""File that tells an earlier result of each form from a directory of somebody's."""
+"""File that distinguishes an earlier result of each form from a directory of somebody's."""
 
 _PIECE_BYTES = 32 << 20
 

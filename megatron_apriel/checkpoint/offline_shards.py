@@ -47,7 +47,7 @@ def write_shards(
         weights: all weights of the architecture.
         architecture: of the model.
         dtype: to cast to; None keeps the stored dtype.
-        step: told the number of bytes written.
+        step: called with the number of bytes written.
 
     Raises:
         CheckpointError: weights that make up one parameter are stored in different dtypes and none is asked for.

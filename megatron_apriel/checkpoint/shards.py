@@ -1,4 +1,4 @@
-"""A model's parameters on this rank, held against the table of names, and as shards of a distributed checkpoint.
+"""A model's parameters on this rank, compared with the table of names, and as shards of a distributed checkpoint.
 
 Megatron's modules can describe their own shards, but then the keys and the layout of a checkpoint depend on how the
 layers happen to be built (local or Transformer Engine, stacked or not, replicated or not). Here they follow from

@@ -232,8 +232,8 @@ def _give_groups(part: DistributedOptimizer, groups: list[dict[str, Any]]) -> No
     except KeyError as error:
         raise CheckpointError(
             f"the checkpoint's optimizer has no parameter group like {error.args[0]}.",
-            "Groups are told apart by peak learning rate and weight decay: the run's factors were changed.",
-            "Go on with the settings that the run was begun with, or give the checkpoint as init_from of a new stage.",
+            "Groups are identified by peak learning rate and weight decay: the run's factors were changed.",
+            "Resume with the settings that the run was begun with, or give the checkpoint as init_from of a new stage.",
         ) from None
 
 
@@ -248,7 +248,7 @@ def _saved_groups(directory: Path, contents: Contents, owned: Owned, record: Run
             raise CheckpointError(
                 f"{directory}: {parameter.key} was {'trained' if stored else 'frozen'} in it and is "
                 f"{'trained' if tensor.requires_grad else 'frozen'} now.",
-                "A run goes on with the parts that it was begun with (train: in its configuration).",
+                "A run resumes with the parts that it was begun with (train: in its configuration).",
                 another_stage,
             )
         if stored and len(stored) != len(OPTIMIZER_STATES):

@@ -2,13 +2,13 @@
 
 A checkpoint is a directory ``step_00000500`` with the shards of :mod:`state`, the config and tokenizer files in
 ``hf/``, and ``run.json``: step, layout, the run's own state, and the size of every file. It is written under
-``step_00000500.partial``, flushed to disk and renamed; the rename is the only moment at which it comes to be. What a
+``step_00000500.partial``, flushed to disk and renamed; only the rename makes it a checkpoint. What a
 killed run leaves under ``.partial`` is never read, and removed by the next save.
 
-The shards may be written in the background, while training goes on. All else is done by all ranks together, in
+The shards may be written in the background, while training continues. All else is done by all ranks together, in
 :meth:`CheckpointStore.finish`: no rank's thread decides alone that a checkpoint is whole.
 
-A checkpoint that was complete and is damaged now (a truncated or missing file) is an error that says so. Going on from
+A checkpoint that was complete and is damaged now (a truncated or missing file) is an error that says so. Resuming from
 an older one instead is the user's decision, never made in silence.
 """
 
@@ -46,7 +46,7 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that has come to be, and what it cost.
+    """A checkpoint that is in place, and what it cost.
 
     Attributes:
         step: finished optimizer steps in it.
@@ -76,7 +76,7 @@ class _Save:
     sidecars: Path
     started: float
     blocked_seconds: float | None = None
-    """Until training went on; None where it does not before the end."""
+    """Until training continued; None where it does not before the end."""
 
 
 class CheckpointStore:
@@ -113,7 +113,7 @@ class CheckpointStore:
             read_run_file(paths[-1])
         except CheckpointError as error:
             whole = next((path for path in reversed(paths[:-1]) if _is_whole(path)), None)
-            instead = f"to go on from {whole.name}" if whole else "to begin the run again"
+            instead = f"to resume from {whole.name}" if whole else "to begin the run again"
             raise CheckpointError(
                 error.what, "It was complete when it was written.", f"Remove or rename {paths[-1]} {instead}."
             ) from None
@@ -138,8 +138,8 @@ class CheckpointStore:
             extra: the run's own state, plain JSON, the same on all ranks: data position, schedule, counts.
             sidecars: checkpoint of any kind whose config, tokenizer and processor files go along. Where it has been
                 removed since the run began, the newest checkpoint's copies of them are taken.
-            background: return as soon as the state is copied to host memory, so that training can go on while it is
-                written. The checkpoint then comes to be in :meth:`finish`, which must come before another save.
+            background: return as soon as the state is copied to host memory, so that training can continue while it is
+                written. The checkpoint is then put in place by :meth:`finish`, which must come before another save.
 
         Returns:
             What was saved; None in the background.
@@ -180,7 +180,7 @@ class CheckpointStore:
         return self._pending.writing.state() if self._pending is not None else WriteState.ENDED
 
     def finish(self) -> Saved:
-        """Wait until the pending save is written by all ranks, and let the checkpoint come to be; collective.
+        """Wait until the pending save is written by all ranks, and put the checkpoint in place; collective.
 
         Raises:
             CheckpointError: as :meth:`save`.
@@ -191,7 +191,7 @@ class CheckpointStore:
         try:
             save.writing.finish()
         except CheckpointException as error:
-            save.writing.abandon()  # where this rank was told to stop waiting, its thread still writes
+            save.writing.abandon()  # where this rank was asked to stop waiting, its thread still writes
             raise self._failed(save.path, error) from error
         written = time.perf_counter()
         on_first_rank(lambda: self._publish(save), save.path)
@@ -233,10 +233,10 @@ class CheckpointStore:
         return record.extra
 
     def _failed(self, path: Path, error: CheckpointException) -> CheckpointError:
-        """What torch raised on all ranks alike, told; removes what was written."""
+        """What torch raised, as the same error on all ranks; removes what was written."""
         if dist.get_rank() == 0:
             shutil.rmtree(partial_of(path), ignore_errors=True)
-        # What torch says of a full disk does not tell that it is one.
+        # What torch says of a full disk does not say that it is one.
         free = shutil.disk_usage(self.directory).free
         return CheckpointError(
             f"{path} could not be written: {first_failure(error)}.",

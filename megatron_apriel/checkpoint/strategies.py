@@ -69,7 +69,7 @@ def plan_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], directory:
 
 
 class _OwnPart:
-    """Reads the shards that Megatron's plan gives this rank to read. One that fails tells the others, which wait."""
+    """Reads the shards that Megatron's plan gives this rank to read. One that fails informs the others, which wait."""
 
     def __init__(self, reader: PieceReader) -> None:
         self._reader = reader

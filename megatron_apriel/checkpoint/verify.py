@@ -1,7 +1,7 @@
 """Whether the numbers in a distributed checkpoint are those that were written.
 
 torch writes every piece of a tensor as a ZIP archive of its own, with a CRC-32 of the numbers, and does not look at it
-when it reads. The sizes of files tell of truncation only; a disk or a copy that changed bytes would go unseen.
+when it reads. The sizes of files show truncation only; a disk or a copy that changed bytes would go unseen.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from megatron_apriel.progress import progress
 def changed(path: Path, what: str, fix: str | None = None) -> CheckpointError:
     """That the checkpoint at ``path`` is not what was written: ``what`` is wrong in it.
 
-    Without a ``fix`` the advice is for the run that would go on from it.
+    Without a ``fix`` the advice is for the run that would resume from it.
     """
     return CheckpointError(
         f"{path} could not be read: {what}.",
         "Its files have the sizes that they were written with: bytes in them have changed, or the disk fails.",
-        fix or f"Remove or rename {path} to go on from the checkpoint before it.",
+        fix or f"Remove or rename {path} to resume from the checkpoint before it.",
     )
 
 

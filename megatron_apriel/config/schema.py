@@ -306,7 +306,7 @@ class CheckpointSection(Section):
     keep: Annotated[KeepPolicy, BeforeValidator(_keep)] = KeepPolicy(policy="last", number=2)
     """Which checkpoints stay besides the newest: `all`, `last 3`, or `equispaced 6` over the whole run."""
     background: bool = False
-    """Go on training while a checkpoint is written: wait only for its copy to host memory."""
+    """Continue training while a checkpoint is written: wait only for its copy to host memory."""
     export: bool = True
     """Write the last step as a Hugging Face directory, ``OUTPUT/final``."""
     max_shard_size: Annotated[ByteCount, Field(ge=1)] = 5 * 10**9
@@ -356,7 +356,7 @@ class StageConfig(Section):
     init_from: PathValue
     """Any Hugging Face directory, a directory in Mistral's own form, or a run's checkpoint (weights only)."""
     output: PathValue
-    """Directory of this run: checkpoints, logs, result. The same command again goes on from its newest checkpoint."""
+    """Directory of this run: checkpoints, logs, result. The same command again resumes from its newest checkpoint."""
     train: TrainedParts
     """Which parts train."""
     sequence_length: Count
@@ -414,7 +414,7 @@ class StageConfig(Section):
             shares = listed((f"{printable(source.label)} {source.weight:.4%}" for source in self.mixture), 20)
             problems.append(f"the mixture's weights sum to {total:.4%}, not 100% ({shares})")
         problems += [
-            f"the weight of {printable(source.label)}, {source.weight:g}, is too small to be told from 0; give at least"
+            f"the weight of {printable(source.label)}, {source.weight:g}, cannot be distinguished from 0; give at least"
             f" {SMALLEST_WEIGHT:g}, or 0 to leave the source out"
             for source in self.mixture
             if 0 < source.weight < SMALLEST_WEIGHT

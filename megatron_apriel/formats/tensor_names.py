@@ -364,7 +364,7 @@ def parameter_key(local_name: str, first_layer: int) -> str:
 
 @dataclass(frozen=True)
 class Resolution:
-    """A file's tensor names held against the table.
+    """A file's tensor names compared with the table.
 
     Attributes:
         form: how the names are spelled.

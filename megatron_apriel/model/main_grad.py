@@ -22,7 +22,7 @@ logger = named_logger(__name__)
 def placeholder_gradient(weight: Tensor) -> Tensor | None:
     """What to give autograd as the gradient of a weight whose ``main_grad`` has it already.
 
-    Megatron's hook on the weight starts the reduction over ranks, and insists on a gradient. It must be told not to add
+    Megatron's hook on the weight starts the reduction over ranks, and insists on a gradient. It must be set not to add
     it, and drops it at once. Any tensor of the weight's shape and type will do; the weight's own numbers cost nothing.
     """
     if not hasattr(weight, "grad_added_to_main_grad"):

@@ -1,4 +1,4 @@
-"""Work that one rank does for all, and whose outcome all must share: nobody goes on, or waits, alone."""
+"""Work that one rank does for all, and whose outcome all must share: nobody continues, or waits, alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def alike[Result](work: Callable[[], Result]) -> Result:
         failed = [rank for rank, message in enumerate(everywhere) if message is not None]
         if failed and failure is None:
             raise AprielError(
-                f"{len(failed)} of {len(everywhere)} ranks cannot go on, so all end; rank {failed[0]} says:",
+                f"{len(failed)} of {len(everywhere)} ranks cannot continue, so all end; rank {failed[0]} says:",
                 everywhere[failed[0]].replace("\n", "\n  "),
             )
     if failure is not None:

@@ -41,7 +41,7 @@ def available_steps(run: str | Path) -> dict[int, Path]:
 def equispaced(steps: Sequence[int], count: int) -> list[int]:
     """``count`` of the available steps, ending with the last: those nearest to 1/count, 2/count ... of it.
 
-    Of 1 to 12, six are 2, 4, ... 12. A step that was saved out of turn, as a run does that is told to stop, is taken
+    Of 1 to 12, six are 2, 4, ... 12. A step that was saved out of turn, as a run does on a signal, is taken
     only where it is the nearest.
     """
     _require(steps, count, "--equispaced")

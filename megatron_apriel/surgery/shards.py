@@ -87,7 +87,7 @@ def write_tensors(
         shards: from :func:`plan_shards`.
         contents: called once per tensor, in order.
         base: as given to :func:`plan_shards`.
-        step: told the number of bytes that were given; a few of them may wait to be written.
+        step: called with the number of bytes that were given; a few of them may wait to be written.
 
     Returns:
         SHA-256 of each file, by name (the index included).

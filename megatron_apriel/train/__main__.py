@@ -24,7 +24,7 @@ examples:
   what would run on 640 GPUs, without starting anything:
       python -m megatron_apriel.train examples/cpt_stage2.yaml --dry-run --world-size 640
 
-The same command again goes on from the newest checkpoint in the stage's output directory.
+The same command again resumes from the newest checkpoint in the stage's output directory.
 
 exit codes: 0 the stage is complete; 75 stopped by SIGTERM, SIGUSR1 or the job's time limit after saving (start the
 same command again); 130 stopped by Ctrl-C after saving; anything else is a failure, explained on standard error.

@@ -99,7 +99,7 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
     if _asked_before_the_first_step(stop):
         stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
         if dist.get_rank() == 0:
-            say(f"stopped before step {stage.finished_steps + 1}: {stop.reason}; run the same command to go on")
+            say(f"stopped before step {stage.finished_steps + 1}: {stop.reason}; run the same command to resume")
         return stop.exit_code
     if stage.finished_steps == 0:
         _validate(stage)
@@ -120,7 +120,7 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
             stop.adopt(stop_code)
             stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
             if dist.get_rank() == 0:
-                say(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to go on")
+                say(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to resume")
             return stop.exit_code
     stage.metrics.write("end", stage.finished_steps, reason="all steps are done", complete=True)
     return ExitCode.OK
@@ -270,7 +270,7 @@ def _save(stage: Stage, background: bool) -> None:
 
 
 def _finish_save(stage: Stage) -> None:
-    """Let the checkpoint of a pending save come to be, if there is one; waits where it is not written yet."""
+    """Put the checkpoint of a pending save in place, if there is one; waits where it is not written yet."""
     if stage.store.pending:
         _record_saved(stage, stage.store.finish())
 

@@ -176,7 +176,7 @@ class WeightsAndBiases:
 class Metrics:
     """All sinks of a run; on every rank but 0 it has none and does nothing.
 
-    Once it is open, a figure that cannot be written (a full disk) is reported on standard error and the run goes on:
+    Once it is open, a figure that cannot be written (a full disk) is reported on standard error and the run continues:
     it would otherwise end on rank 0 alone, and the others would wait for it.
     """
 

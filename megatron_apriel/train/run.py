@@ -48,7 +48,7 @@ from megatron_apriel.train.signals import StopRequest
 from megatron_apriel.train.trainer import Trainer
 
 SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
-"""Settings that say what is trained on what, in which order: a run that goes on must not change them."""
+"""Settings that say what is trained on what, in which order: a resumed run must not change them."""
 
 OUTDATED = ".final-outdated"
 """In the output directory while ``final`` is of an earlier training there, whose checkpoints were taken away."""
@@ -56,7 +56,7 @@ OUTDATED = ".final-outdated"
 
 @dataclass(frozen=True)
 class _Beginning:
-    """Where a stage stands before it starts: its model, layout, and the checkpoint that it goes on from, if any.
+    """Where a stage stands before it starts: its model, layout, and the checkpoint that it resumes from, if any.
 
     ``state`` is the run's own in that checkpoint, as :func:`megatron_apriel.train.loop.train` saved it.
     """
@@ -148,7 +148,7 @@ def _check_same_everywhere(newest: Path | None) -> None:
     if other is not None:
         raise CheckpointError(
             f"the newest checkpoint is {everywhere[0]} for rank 0 and {everywhere[other]} for rank {other}.",
-            "Ranks that go on from different steps would train different models.",
+            "Ranks that resume from different steps would train different models.",
             "The output directory must lie on a file system that all hosts share.",
         )
 
@@ -182,7 +182,7 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _located(stage: Stage) -> Iterator[None]:
-    """Let what the program did not foresee say where it happened and how to go on, below its traceback."""
+    """Let what the program did not foresee say where it happened and how to resume, below its traceback."""
     try:
         yield
     except AprielError:
@@ -197,7 +197,7 @@ def _located(stage: Stage) -> Iterator[None]:
             )
         elif ranks > 1:
             error.add_note("  If it lost another rank, the cause is in the output of the one that ended first.")
-        error.add_note(f"  The same command goes on from the newest whole checkpoint in {stage.store.directory}.")
+        error.add_note(f"  The same command resumes from the newest whole checkpoint in {stage.store.directory}.")
         raise
 
 
@@ -288,7 +288,7 @@ def data_placement(layout: Layout, rank: int) -> dict[str, Any]:
 def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
     """Directory with the config, tokenizer and processor that go beside the weights into every checkpoint.
 
-    A resumed run takes them from the checkpoint that it goes on from, and keeps its own copy of them: the policy may
+    A resumed run takes them from its checkpoint, and keeps its own copy of them: the policy may
     remove that checkpoint before the stage ends.
     """
     sidecars = config.init_from if newest is None else config.output / "hf"
@@ -303,13 +303,13 @@ def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
 
 
 def _check_same(config: StageConfig, newest: Path, saved: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run whose meaning was changed. Corpora may have moved; see ``_check_same_corpora``."""
+    """Refuse to resume a run whose meaning was changed. Corpora may have moved; see ``_check_same_corpora``."""
     then, now = _meaning(saved), _meaning(config.model_dump(mode="json"))
     differences = "; ".join(f"{key}: {then[key]} then, {now[key]} now" for key in now if then[key] != now[key])
     if differences:
         raise ConfigError(
             f"{newest} was made with another configuration ({differences}).",
-            "Going on would silently change what the run means.",
+            "Resuming would silently change what the run means.",
             f"Use the same settings, or another output than {config.output}.",
         )
 
@@ -322,7 +322,7 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_corpora(config: StageConfig, saved: list[str], loader: TrainingLoader) -> None:
-    """Refuse to go on with corpora of other documents: the position in the data would mean something else."""
+    """Refuse to resume with corpora of other documents: the position in the data would mean something else."""
     for source, then in zip(loader.sources, saved, strict=False):
         if source.corpus.fingerprint != then:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, Slurm's warning signal, Ctrl-C, and the end of the job's time.
+"""Requests to stop: SIGTERM, Slurm's warning signal, Ctrl-C, and the end of the job's time.
 
 A request is only noted here; the loop asks after each step, lets all ranks agree, saves, and ends with an exit code
 that scripts can act on. A second signal of the same kind is not waited for: the default action takes place.

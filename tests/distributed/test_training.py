@@ -134,7 +134,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(root: Path, reference: list[
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == ExitCode.REQUEUE, output
-    assert "SIGTERM; run the same command to go on" in output
+    assert "SIGTERM; run the same command to resume" in output
     assert not (root / "terminated" / "final").exists()
     assert run(root, "terminated", "checkpoint.every=100") == [ExitCode.OK]
     assert losses(root, "terminated") == reference
@@ -256,7 +256,7 @@ def test_what_one_rank_lacks_ends_all_of_them(root: Path, missing: str) -> None:
 
     messages = run_ranks(2, one_rank_lacks)
     assert all(str(place) in message for message in messages)
-    assert sum("1 of 2 ranks cannot go on, so all end" in message for message in messages) == 1
+    assert sum("1 of 2 ranks cannot continue, so all end" in message for message in messages) == 1
 
 
 def test_two_runs_into_one_directory_are_refused(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The quickstart, shortened: every stage learns, the result loads and answers, and an interrupted run goes on."""
+"""The quickstart, shortened: every stage learns, the result loads and answers, and an interrupted run resumes."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def runs(root: Path) -> Iterator[dict[str, Future[list[float]]]]:
 
 @pytest.mark.parametrize("name", ["in_foreground", "in_background"])
 def test_resumes(root: Path, runs: dict[str, Future[list[float]]], name: str) -> None:
-    """A run whose last checkpoint is missing goes on from the one before, however that was saved."""
+    """A run whose last checkpoint is missing resumes from the one before, however that was saved."""
     runs[name].result()
     (root / name / "checkpoints" / "step_00000012").rename(root / f"{name}_aside")
     records = run(root, name)

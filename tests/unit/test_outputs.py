@@ -114,7 +114,7 @@ def test_what_a_source_links_to_is_not_replaced(tmp_path: Path) -> None:
 
 def test_refused_destinations(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
-    with pytest.raises(OutputError, match=r"exists\.\n.*without being told to"):
+    with pytest.raises(OutputError, match=r"exists\.\n.*unless you ask for it"):
         check_destination(tmp_path / "x")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1").write_text("")

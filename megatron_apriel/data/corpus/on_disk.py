@@ -218,7 +218,7 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Short hash that tells corpora of other documents, tokens or images apart, wherever they lie.
+        """Short hash that differs between corpora of other documents, tokens or images, wherever they lie.
 
         Over the tables, sizes and rules, not over terabytes of tokens: a document changed without a change of any
         length is not noticed.

@@ -79,7 +79,7 @@ class TrainingLoader:
         self._number = config.steps * per_step
         if not 0 <= first_sequence <= self._number or (self._number - first_sequence) % data_size:
             raise DataError(
-                f"a run of {self._number} sequences cannot go on at sequence {first_sequence} with {data_size} "
+                f"a run of {self._number} sequences cannot continue at sequence {first_sequence} with {data_size} "
                 "data-parallel ranks.",
                 "Every rank must get the same number of the sequences that are left.",
             )

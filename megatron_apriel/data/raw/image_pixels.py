@@ -43,7 +43,7 @@ def upright_rgb(image: Image.Image, limits: ReadLimits = DEFAULT_LIMITS) -> Imag
     check_cost(image, limits, converted=True, turned=turn is not None)
     colour = image.info.get("transparency")
     if isinstance(colour, tuple) and max(colour) > 255:
-        raise BadRecord("an image has 16 bits per colour and one transparent colour, which 8 bits cannot tell")
+        raise BadRecord("an image has 16 bits per colour and one transparent colour, which 8 bits cannot hold")
     most = _most_value(image) if image.mode.startswith("I") else 0
     result = Image.new("RGB", image.size)
     for top in range(0, image.height, _TILE):

@@ -35,7 +35,7 @@ from megatron_apriel.progress import progress
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
 MARKERS = (MANIFEST, RECORDS)
-"""Files that tell an earlier result from a folder of somebody's: many have a manifest."""
+"""Files that distinguish an earlier result from a folder of somebody's: many have a manifest."""
 FORMATS = {"jpeg": "jpg", "png": "png"}
 MIN_MAX_SIDE, MAX_MAX_SIDE = 128, 4096
 ATTEMPTS = 100

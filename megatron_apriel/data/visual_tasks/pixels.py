@@ -21,7 +21,7 @@ type Pixels = npt.NDArray[np.uint8]
 type Box = tuple[int, int, int, int]
 
 DISTINCT = 14.0
-"""Grey levels by which things that a question tells apart must differ."""
+"""Grey levels by which things that a question distinguishes must differ."""
 
 TEXTURED = 12.0
 """Standard deviation, in grey levels, below which there is too little to see in a piece."""
@@ -82,7 +82,7 @@ def require_best(likeness: Sequence[float], truth: int, what: str) -> None:
     """Raise Ambiguous unless the true option is like what is shown, and clearly more so than every other."""
     others = [value for index, value in enumerate(likeness) if index != truth]
     if likeness[truth] < 0.7 or likeness[truth] < max(others) + 0.1:
-        raise Ambiguous(f"{what} cannot be told")
+        raise Ambiguous(f"{what} cannot be distinguished")
 
 
 def recoloured(picture: Picture, strength: float, rng: np.random.Generator) -> Picture:
@@ -107,7 +107,7 @@ def resized(picture: Picture, longest: int) -> Picture:
 
 
 def encoded(picture: Picture, image_format: str, quality: int) -> bytes:
-    """Bytes of an image file; every picture of every sample passes here, so that none can be told by its encoding.
+    """Bytes of an image file; every picture of every sample passes here, so that no encoding gives an answer away.
 
     JPEG keeps colours at full resolution: small coloured objects would smear otherwise.
     """

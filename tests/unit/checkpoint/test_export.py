@@ -36,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(
     architecture: Architecture, source: Path, destination: Path, documents: list | None = None, **options: object
 ) -> list[list[int]]:
-    """Load, export, and say how the model goes on from each of ``documents``."""
+    """Load, export, and say how the model continues each of ``documents``."""
 
     @alone
     def tokens() -> list[list[int]]:

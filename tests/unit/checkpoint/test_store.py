@@ -122,7 +122,7 @@ def test_a_damaged_newest_is_named_and_never_skipped(store, damage, message):
     damage(store.directory / "step_00000020")
     with pytest.raises(CheckpointError, match=message) as caught:
         store.latest()
-    assert "Remove or rename" in str(caught.value) and "to go on from step_00000010" in str(caught.value)
+    assert "Remove or rename" in str(caught.value) and "to resume from step_00000010" in str(caught.value)
 
 
 def all_pieces(contents: Contents) -> list[Piece]:
@@ -218,7 +218,7 @@ def test_more_files_than_may_be_open(store, monkeypatch):
     ("stopped", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (SystemExit(143), SystemExit)]
 )
 def test_being_told_to_stop_is_no_damage(stopped, raised):
-    """torch collects Ctrl-C like any failure; told as one, its advice was to remove a sound checkpoint."""
+    """torch collects Ctrl-C like any failure; reported as one, its advice was to remove a sound checkpoint."""
     stack: Any = None
     with pytest.raises(raised):
         first_failure(CheckpointException("read", {0: (OSError("disk"), stack), 1: (stopped, stack)}))

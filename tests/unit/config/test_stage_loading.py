@@ -178,7 +178,7 @@ def test_single_mistakes(stage: Path, override: str, message: str) -> None:
 
 def test_a_weight_that_would_never_count(stage: Path) -> None:
     text = refusal(stage, "mixture.0.weight=0.9999997", "mixture.1.weight=0.0000003")
-    assert "the weight of b, 3e-07, is too small to be told from 0; give at least 1e-06, or 0 to leave" in text
+    assert "the weight of b, 3e-07, cannot be distinguished from 0; give at least 1e-06, or 0 to leave" in text
     left = load_stage(stage, ["mixture.0.weight=100%", "mixture.1.weight=0"])
     assert [source.label for source in left.mixture] == ["a"]
     assert "the mixture's weights sum to 0.0000%" in refusal(stage, "mixture.0.weight=0", "mixture.1.weight=0")

@@ -21,7 +21,7 @@ RECORD = """#!/usr/bin/env bash
 { printf '%s' "$(basename "$0")"; printf '\\t%s' "$@"; printf '\\n'; } >>"$FAKE_LOG"
 """
 STAND_INS = {
-    # The plan and the check of the interpreter succeed unless told otherwise; training ends with FAKE_CODE.
+    # The plan and the check of the interpreter succeed unless set otherwise; training ends with FAKE_CODE.
     "fakepython": """case "$*" in
         *--dry-run*) exit "${FAKE_PLAN_CODE:-0}" ;;
         -c*) exit 0 ;;

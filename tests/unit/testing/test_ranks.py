@@ -95,5 +95,5 @@ def test_what_fails_on_one_rank_ends_all_alike() -> None:
     assert failed == ("DataError", "corpus.json is missing.\n  This host lacks it.")
     assert other == another
     assert other[1] == (
-        "1 of 3 ranks cannot go on, so all end; rank 1 says:\n  corpus.json is missing.\n    This host lacks it."
+        "1 of 3 ranks cannot continue, so all end; rank 1 says:\n  corpus.json is missing.\n    This host lacks it."
     )

@@ -1,4 +1,4 @@
-"""Requests to stop: noted, told apart by exit code, and a second one not swallowed."""
+"""Requests to stop: noted, distinguished by exit code, and a second one not swallowed."""
 
 import os
 import signal
