@@ -136,7 +136,7 @@ class PendingResult:
             self._arrived = torch.cuda.current_stream().record_event()
 
     def result(self) -> StepResult:
-        """The only place where a step waits for the device; it goes on with what was queued after these numbers."""
+        """The only place where a step waits for the device, which works on what was queued after these numbers."""
         if self._arrived is not None:
             self._arrived.synchronize()
         parts = (part.tolist() for part in self._values.split(self._sizes))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from documents import MARKS, ROOT, Block, blocks
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docker/README.md")] + sorted(ROOT.glob("docs/*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/README.md"))]
 README = blocks(ROOT / "README.md")
 RUN = [block for block in README if block.mark == "run"]
 
@@ -50,3 +50,39 @@ def test_every_row_of_performance_links_to_its_result() -> None:
     rows = [line for line in text.splitlines() if (line.startswith("| ") and "FP8" in line) or "bf16 |" in line]
     assert len(rows) >= 4
     assert all("](benchmarks/results/" in row for row in rows)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_are_short(page: Path) -> None:
+    """But rows of tables, which cannot be broken, and lines that are one word, as a link can be."""
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if len(line) > 120:
+            assert line.startswith("|") or len(line.split()) == 1, f"{page.name}:{number} has {len(line)} characters"
+
+
+def test_the_changelog_says_added_changed_fixed() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for release in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        headings = re.findall(r"^### (.+)$", release, re.MULTILINE)
+        known = [name for name in ("Added", "Changed", "Fixed") if name in headings]
+        assert headings == known, release.splitlines()[0]
+
+
+PRIVATE_WORDS = re.compile(
+    r"\b(?:comes?|came) to be\b|\b(?:go(?:es)?|going|gone|went) on (?:from|with)\b|\b(?:held|holds) \w+ against\b|"
+    r"\bheld against\b|\bmend(?:s|ed|ing)?\b|\b(?:told|tells?) \w* ?apart\b",
+    re.IGNORECASE,
+)
+"""Words of this project's own for what the field calls resume, restore, compare, fix, distinguish."""
+
+
+def test_the_words_are_those_of_the_field() -> None:
+    folders = ("megatron_apriel", "tools", "examples", "benchmarks", "docker", "findings")
+    files = [*PAGES, *(file for folder in folders for file in sorted((ROOT / folder).rglob("*.*")))]
+    found = [
+        f"{file.relative_to(ROOT)}: {match.group()}"
+        for file in files
+        if file.suffix in (".md", ".py", ".sh", ".yaml") and "results" not in file.parts
+        for match in PRIVATE_WORDS.finditer(re.sub(r"\s+#?\s*", " ", file.read_text(encoding="utf-8")))
+    ]
+    assert not found
