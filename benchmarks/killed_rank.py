@@ -27,8 +27,9 @@ import torch
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT, places
-from benchmarks.report import markdown
-from benchmarks.spread_cli import host_facts, print_table
+from benchmarks.report import Page, Record, markdown, write
+from benchmarks.spread_cli import print_table
+from benchmarks.versions import facts
 from benchmarks.whole_run import STAGE, Sizes, make, paths
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=120, metavar="SECONDS",
                         help="to wait for the end after the kill (%(default)g)")  # fmt: skip
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for model, data and checkpoints; removed after")
-    add_output_options(parser, "killed_rank-DATE.json and .md")
+    add_output_options(parser, "killed_rank")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
     return parser
 
@@ -186,6 +187,19 @@ def row(found: dict[str, Any], limit: float) -> list[str]:
     return [found["launcher"], str(found["killed"]), ended, *map(str, values)]
 
 
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    rows = [row(one, record["limit"]) for one in record["found"]]
+    model = f"{record['layers']} decoder layers at full width, random weights; parallel={record['parallel']}"
+    return Page(
+        title="A killed rank",
+        question="How long does a run on several GPUs live on when a rank dies, and what does the next start lose?",
+        configuration=model,
+        measured=[f"{model}, {launcher}" for launcher, *_ in rows],
+        body=markdown(HEADINGS, rows),
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     arguments = _parser().parse_args(argv)
@@ -198,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = (
         Sizes("tiny", 256, (96, 64), 60, 60) if arguments.tiny else Sizes("apriel-15b", 16384, (1024, 768), 60, 3000)
     )
+    begun = datetime.datetime.now(datetime.UTC)
     with tempfile.TemporaryDirectory(prefix="killed_rank-", dir=arguments.directory) as scratch:
         root = Path(scratch)
         make(root, sizes, arguments.layers)
@@ -207,17 +222,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         compute = "bf16" if torch.cuda.is_available() else "fp32"
         overrides = [f"parallel={arguments.parallel}", f"precision={{compute: {compute}}}"]
         found = [lose_a_rank(root, overrides, gpus, launcher, arguments.limit) for launcher in LAUNCHERS]
-    rows = [row(one, arguments.limit) for one in found]
-    now = datetime.datetime.now(datetime.UTC)
-    facts = host_facts("killed_rank", arguments.commit, environment(), now, gpus)
-    facts["model"] = f"{arguments.layers} decoder layers at full width, random weights; parallel={arguments.parallel}"
-    print_table("a killed rank", HEADINGS, rows)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"killed_rank-{now:%Y%m%d-%H%M%S}"
-    path.with_suffix(".json").write_text(json.dumps({**facts, "found": found}, indent=1) + "\n", encoding="utf-8")
-    lines = [f"# A killed rank, {facts['date']}", "", *(f"- {name}: {value}" for name, value in facts.items())]
-    path.with_suffix(".md").write_text("\n".join([*lines, "", markdown(HEADINGS, rows), ""]), encoding="utf-8")
-    print(f"{path}.json and .md")
+    record = {
+        **facts("killed_rank", arguments.commit, environment(), begun, gpus), "layers": arguments.layers,
+        "parallel": arguments.parallel, "limit": arguments.limit, "found": found,
+    }  # fmt: skip
+    print_table("a killed rank", HEADINGS, [row(one, arguments.limit) for one in found])
+    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
     return ExitCode.OK
 
 

@@ -19,6 +19,12 @@ def test_rows(limit: float, ended: str) -> None:
     assert len(killed_rank.HEADINGS) == 7
 
 
+def test_the_page_has_the_rows() -> None:
+    page = killed_rank.page({"layers": 2, "parallel": "{}", "limit": 60, "found": [FOUND]})
+    assert "| bare | 6 | 3.1 |" in page.body
+    assert page.measured == ["2 decoder layers at full width, random weights; parallel={}, bare"]
+
+
 @pytest.mark.parametrize("launcher", killed_rank.LAUNCHERS)
 def test_only_the_last_rank_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
     # In the trainer's place, a module of that name whose ranks say who they are and wait for each other's end.
