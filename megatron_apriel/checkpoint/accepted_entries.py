@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from megatron_apriel.checkpoint.metadata import Contents, StoredTensor
-from megatron_apriel.checkpoint.pieces import PieceReader
+from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.checkpoint.tensor_bytes import DTYPES
 from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.formats.architecture import Architecture

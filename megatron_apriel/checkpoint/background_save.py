@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper
 
-from megatron_apriel.checkpoint.boxes import Boxes
+from megatron_apriel.checkpoint.optimizer_shards import Boxes
 
 Data = Tensor | io.BytesIO
 

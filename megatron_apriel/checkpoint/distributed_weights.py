@@ -14,9 +14,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from megatron_apriel.checkpoint.contents import check_common_state, check_contents
+from megatron_apriel.checkpoint.accepted_entries import check_common_state, check_contents
 from megatron_apriel.checkpoint.metadata import read_metadata
-from megatron_apriel.checkpoint.pieces import PieceReader
+from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES
 from megatron_apriel.checkpoint.verify import verify
 from megatron_apriel.errors import CheckpointError

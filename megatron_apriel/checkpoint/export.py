@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
-from megatron_apriel.checkpoint.state import unwrapped
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes
+from megatron_apriel.checkpoint.training_state import unwrapped
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import write_hf_sidecars

@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.planner import SavePlanner, TensorWriteData, W
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from megatron_apriel.checkpoint.accepted_entries import COMMON_STATE, empty_common_state
 from megatron_apriel.checkpoint.background_save import FileWriter, first_failure
-from megatron_apriel.checkpoint.contents import COMMON_STATE, empty_common_state
 from megatron_apriel.checkpoint.tensor_bytes import cast
 from megatron_apriel.checkpoint.weights import WeightSource
 from megatron_apriel.errors import CheckpointError

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_apriel.checkpoint.file_window import Window, read_bytes
 from megatron_apriel.checkpoint.metadata import Contents, Extent
-from megatron_apriel.checkpoint.window import Window, read_bytes
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.inputs import open_input
 

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_apriel.checkpoint.background_save import HostBuffers, ShardWriting, WriteState, first_failure
 from megatron_apriel.checkpoint.commit import PARTIAL, partial_of, publish
-from megatron_apriel.checkpoint.state import architecture_of_model, load_state, plan_state, unwrapped
+from megatron_apriel.checkpoint.training_state import architecture_of_model, load_state, plan_state, unwrapped
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError

@@ -29,8 +29,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from torch import Tensor
 
 from megatron_apriel.checkpoint.background_save import ShardWriting
-from megatron_apriel.checkpoint.boxes import Boxes, read_whole
-from megatron_apriel.checkpoint.pieces import PieceReader
+from megatron_apriel.checkpoint.optimizer_shards import Boxes, read_whole
+from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.parallel.agreement import alike
 
 

@@ -21,17 +21,17 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
-from megatron_apriel.checkpoint.background_save import ShardWriting
-from megatron_apriel.checkpoint.boxes import Boxes, boxes_of_slice, read_boxes
-from megatron_apriel.checkpoint.contents import (
+from megatron_apriel.checkpoint.accepted_entries import (
     OPTIMIZER,
     OPTIMIZER_STATES,
     RANDOM,
     check_common_state,
     check_contents,
 )
+from megatron_apriel.checkpoint.background_save import ShardWriting
 from megatron_apriel.checkpoint.metadata import Contents, read_metadata
-from megatron_apriel.checkpoint.pieces import PieceReader
+from megatron_apriel.checkpoint.optimizer_shards import Boxes, boxes_of_slice, read_boxes
+from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
 from megatron_apriel.checkpoint.shards import Place, Shard, owned_parameters, shard_of
 from megatron_apriel.checkpoint.strategies import plan_writing, read_shards

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_apriel.checkpoint.file_window import Window
 from megatron_apriel.checkpoint.metadata import Contents, Extent
-from megatron_apriel.checkpoint.window import Window
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.inputs import open_input
 from megatron_apriel.parallel.agreement import alike

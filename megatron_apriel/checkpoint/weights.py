@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_apriel.checkpoint.distributed_weights import DistributedWeights
+from megatron_apriel.checkpoint.file_window import read_bytes
 from megatron_apriel.checkpoint.tensor_bytes import DTYPES
-from megatron_apriel.checkpoint.window import read_bytes
 from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, recognise

@@ -23,8 +23,8 @@ from megatron_apriel.checkpoint import store as store_module
 from megatron_apriel.checkpoint.background_save import ShardWriting
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
-from megatron_apriel.checkpoint.state import plan_state
 from megatron_apriel.checkpoint.store import CheckpointStore
+from megatron_apriel.checkpoint.training_state import plan_state
 from megatron_apriel.config.schema import TrainedParts
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.model.builder import build_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_apriel.checkpoint.boxes import Boxes, boxes_of_slice
+from megatron_apriel.checkpoint.optimizer_shards import Boxes, boxes_of_slice
 from megatron_apriel.checkpoint.shards import Place
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.tensor_names import Parameter, Split, parameters

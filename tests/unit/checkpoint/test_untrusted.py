@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
 )
 
-from megatron_apriel.checkpoint.contents import COMMON_STATE
+from megatron_apriel.checkpoint.accepted_entries import COMMON_STATE
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource, DistributedWeights
 from megatron_apriel.checkpoint.metadata import read_metadata
