@@ -8,10 +8,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction
+from megatron_apriel.data.raw.meanings import MAPPABLE
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.data.raw.reading import parse_reading
+from megatron_apriel.data.raw.records import FORMATS
+from megatron_apriel.data.raw.shapes import SHAPES
+from megatron_apriel.data.raw.turns import ROLES
 from megatron_apriel.errors import run_command
 from megatron_apriel.terminal import CommandLine, note, say
 
@@ -29,20 +35,32 @@ examples:
   see what the first thousand records would become, and write nothing
     python tools/prepare_data.py data/sft --input raw/sft.parquet --model models/pixtral-12b --limit 1000 --dry-run
 
+  a data set with names of its own
+    python tools/prepare_data.py data/faq --input faq.jsonl --map title=prompt body=response --model models/pixtral-12b
+
 inputs:
-  JSON lines or one array (.jsonl, .json, also .gz and .zst), Parquet, directories of datasets.save_to_disk, WebDataset
-  tars, and directories of these. Records: text; messages (OpenAI); conversations (LLaVA). Which, is found out for
-  every file.
+  JSON lines or one array (.jsonl, .json), .csv, .tsv, each also .gz, .zst, .xz, .bz2; Parquet; directories of
+  datasets.save_to_disk; WebDataset tars; snapshots of hub repositories, image folders, and other directories of these.
   Images: paths, data URLs, base64, embedded bytes. URLs are never fetched. See docs/data.md.
+
+shapes of records, each found out from the first ones of a file:
+{shapes}
+
+fields that --map can give:
+{fields}
+
+roles that --map role:THEIRS=OURS can give: {roles}
 """
 
+SHOWN_FIELDS = 50
+"""Fields that were not used, listed in the summary; corpus.json has all."""
 SHOWN_INPUTS = 20
 """Inputs listed one by one at the end; corpus.json has all."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = CommandLine(description=__doc__, epilog=EXAMPLES, allow_abbrev=False)
+    result = CommandLine(description=__doc__, epilog=_epilog(), allow_abbrev=False)
     result.add_argument("destination", metavar="DST", type=Path, help="directory of the corpus; complete or absent")
     what = result.add_argument_group("what is read")
     what.add_argument("--input", nargs="+", type=Path, required=True, metavar="PATH", help="files and directories")
@@ -50,8 +68,26 @@ def parser() -> argparse.ArgumentParser:
         "--model", type=Path, required=True, metavar="DIR", help="Hugging Face directory: tokenizer, config.json"
     )
     what.add_argument(
-        "--format", choices=("auto", "text", "messages", "conversations"), default="auto", help="shape of the records"
+        "--format", choices=("auto", *FORMATS), default="auto", help="shape of the records, see below (default: auto)"
     )
+    what.add_argument(
+        "--map",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="THEIRS=OURS",
+        help="read the field THEIRS, a name or a dotted path, as the field OURS of the lists below; "
+        "role:THEIRS=OURS for a speaker",
+    )
+    what.add_argument(
+        "--ignore",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="dotted paths of fields that are as if they were not there, as meta or messages.weight",
+    )
+    what.add_argument("--strict", action="store_true", help="a field that is not used is an error")
     what.add_argument("--text-field", default="text", metavar="NAME", help="field of plain text (default: text)")
     what.add_argument("--split", default="", metavar="NAME", help="split of a saved data set that has several")
     what.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N records, as 1000 or 10K")
@@ -83,6 +119,15 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--overwrite", action="store_true", help="replace an existing corpus at DST")
     how.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     return result
+
+
+def _epilog() -> str:
+    """The examples, and what is read, from the tables that reading follows."""
+    shapes = "\n".join(f"  {shape.name:14}{shape.published}\n{'':16}{shape.example}" for shape in SHAPES)
+    fields = wrap(", ".join(MAPPABLE), 118, initial_indent="  ", subsequent_indent="  ")
+    return (
+        EXAMPLES.replace("{shapes}", shapes).replace("{fields}", "\n".join(fields)).replace("{roles}", ", ".join(ROLES))
+    )
 
 
 def _add_limits(result: argparse.ArgumentParser) -> None:
@@ -163,9 +208,14 @@ def main(argv: list[str] | None = None) -> int:
     # Only now: the imports take seconds, and --help should not.
     from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
 
+    try:
+        reading = parse_reading(arguments.map, arguments.ignore, MAPPABLE, tuple(ROLES), arguments.text_field)
+    except ValueError as error:
+        parser().error(f"argument --map: {error}")
     options = PrepareOptions(
         record_format=arguments.format,
-        text_field=arguments.text_field,
+        reading=reading,
+        strict=arguments.strict,
         split=arguments.split,
         image_root=arguments.image_root,
         rounding=arguments.rounding,
@@ -199,6 +249,7 @@ def show(summary: PrepareSummary) -> None:
         records, documents = sum(one.records for one in rest), sum(one.documents for one in rest)
         inputs.add_row(f"... and {len(rest):,} more", "", "", f"{records:,}", f"{documents:,}")
     p50, p90, p99, longest = summary.percentiles((50, 90, 99, 100))
+    usage = summary.usage
     share = summary.response_tokens / max(summary.tokens, 1)
     corpus = Table(title="corpus", show_header=False)
     for name, value in (
@@ -209,14 +260,29 @@ def show(summary: PrepareSummary) -> None:
         ("image tokens", f"{summary.image_tokens:,}"),
         ("tokens per document", f"median {p50:,}, 90% {p90:,}, 99% {p99:,}, longest {longest:,}"),
         ("bad records", f"{summary.problems.count:,} of {summary.problems.records:,}"),
+        ("with reasoning", _reasoning(summary)),
     ):
         corpus.add_row(name, value)
     console.print(inputs)
     console.print(corpus)
+    if usage.unused:
+        note(f"fields that were not used: {usage.listed(SHOWN_FIELDS)}. --ignore PATH says that they need not be")
+    if usage.marked:
+        note(f"{usage.marked:,} documents say which of their words are learned: use loss: responses")
     for problem in summary.problems.first[:5]:
         note(f"bad record: {problem}")
     if summary.problems.count > 5:
         note(f"... and {summary.problems.count - 5:,} more, listed in corpus.json")
+
+
+def _reasoning(summary: PrepareSummary) -> str:
+    usage = summary.usage
+    parts = [f"{usage.reasoning:,} documents"]
+    if usage.hidden_reasoning:
+        parts.append(f"{usage.hidden_reasoning:,} earlier turns had some, which is not shown")
+    if usage.unrecognised:
+        parts.append(f"{usage.unrecognised:,} documents look as if theirs was not recognised")
+    return "; ".join(parts)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ def encode_chat(
     tools: Sequence[dict[str, Any]] | None = None,
     grids: Sequence[tuple[int, int]] = (),
     most_characters: int = DEFAULT_LIMITS.text_characters,
+    *,
+    learned: Sequence[bool] = (),
 ) -> EncodedDocument:
     """Turn a conversation into ids, response flags and image positions.
 
@@ -115,6 +117,7 @@ def encode_chat(
         messages, tools: see :func:`render_chat`; an image is a part of type ``image``, its pixels are not looked at.
         grids: rows and columns of patches of each image, in the order of their parts.
         most_characters: of the rendered text.
+        learned: for each message of the assistant, whether its tokens are responses; all are, if it is empty.
 
     Raises:
         BadRecord: the template refuses the conversation, ``grids`` does not match its images, or it is too long.
@@ -128,6 +131,8 @@ def encode_chat(
     tokenizer = table.tokenizer
     text, spans = render_chat(messages, tools, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
     _check_length(len(text), most_characters)
+    if learned:
+        spans = [span for span, wanted in zip(spans, learned, strict=True) if wanted]
     encoded = table.encode_rendered(text, marked)
     responses = response_flags(encoded.offsets, spans)
     return expand_images(encoded.ids, responses, grids, table.images)
@@ -138,19 +143,25 @@ def encode_text(
     parts: Sequence[str | None],
     grids: Sequence[tuple[int, int]] = (),
     most_characters: int = DEFAULT_LIMITS.text_characters,
+    learned: Sequence[bool] | None = None,
 ) -> EncodedDocument:
-    """Turn a plain document into ids: ``<s>``, the text, ``</s>``. No token of it is a response.
+    """Turn a plain document into ids: ``<s>``, the text, ``</s>``.
+
+    No token of it is a response, unless the document says itself what is learned of it: then the tokens of those parts
+    are, and ``</s>`` with the last part. Parts are tokenised one by one, so no token belongs to two.
 
     Args:
         table: tokenizer and ids.
         parts: pieces of text, with None for each image between them.
         grids: rows and columns of patches of each image.
         most_characters: of all pieces.
+        learned: whether each part is learned.
 
     Raises BadRecord if it is longer, or has images that the model or ``grids`` has not.
     """
     _check_length(_characters(list(parts)), most_characters)
     pieces = [np.array([table.bos_id], dtype=np.int32)]
+    flags = [False, *(learned if learned is not None else [False] * len(parts))]
     for part in parts:
         if part is not None:
             pieces.append(table.encode_text(part))
@@ -158,8 +169,9 @@ def encode_text(
             raise BadRecord("it has an image, and the model has no vision tower")
         else:
             pieces.append(np.array([table.images.image_token_id], dtype=np.int32))
-    tokens = np.concatenate([*pieces, np.array([table.eos_id], dtype=np.int32)])
-    return expand_images(tokens, np.zeros(len(tokens), dtype=bool), grids, table.images)
+    pieces.append(np.array([table.eos_id], dtype=np.int32))
+    responses = np.repeat([*flags, flags[-1]], list(map(len, pieces)))
+    return expand_images(np.concatenate(pieces), responses, grids, table.images)
 
 
 def response_flags(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -96,6 +96,7 @@ class CorpusManifest(_Record):
     """None where the corpus was prepared for a model without images."""
     inputs: list[dict[str, Any]] = []
     problems: dict[str, Any] = {}
+    usage: dict[str, Any] = {}
     counts: Counts = Counts()
     files: dict[str, Count] = {}
     version: int = FORMAT_VERSION

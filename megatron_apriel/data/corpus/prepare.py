@@ -30,7 +30,9 @@ from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.files import SavedDataset, Source, find_sources
 from megatron_apriel.data.raw.problems import Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.records import columns_of, recognise
+from megatron_apriel.data.raw.reading import Reading
+from megatron_apriel.data.raw.records import FORMATS, recognise, why_unknown
+from megatron_apriel.data.raw.usage import Usage
 from megatron_apriel.errors import DataError
 from megatron_apriel.outputs import whole_directory
 from megatron_apriel.progress import progress
@@ -50,7 +52,8 @@ class PrepareOptions:
 
     Attributes:
         record_format: ``auto``, or one of ``records.FORMATS``.
-        text_field: field of plain text.
+        reading: what the user says about the names of fields.
+        strict: fields that are not used are an error.
         split: split of a saved ``DatasetDict``.
         image_root: directory that image paths are relative to; the input's own directory if None.
         rounding: of the patch grid.
@@ -61,7 +64,8 @@ class PrepareOptions:
     """
 
     record_format: str = "auto"
-    text_field: str = "text"
+    reading: Reading = field(default_factory=Reading)
+    strict: bool = False
     split: str = ""
     image_root: Path | None = None
     rounding: Rounding = "floor"
@@ -88,6 +92,7 @@ class PrepareSummary:
 
     inputs: list[InputSummary]
     problems: ProblemTally = field(default_factory=ProblemTally)
+    usage: Usage = field(default_factory=Usage)
     lengths: array[int] = field(default_factory=lambda: array("q"))
     response_tokens: int = 0
     images: int = 0
@@ -137,7 +142,7 @@ def prepare(
     )
     with output as directory:
         table = TokenTable.from_directory(model, options.rounding)
-        encoder = RecordEncoder(table, options.text_field, options.limits)
+        encoder = RecordEncoder(table, options.reading, options.limits)
         with _Workers(encoder, options.workers) as workers:
             summary = PrepareSummary(_recognise_all(sources, options))
             results = workers.in_order(_tasks(sources, summary.inputs, options))
@@ -146,7 +151,8 @@ def prepare(
                 return summary
             with CorpusWriter(directory, CorpusManifest(tokenizer=table.record, images=table.images)) as writer:
                 _collect(results, summary, options, writer)
-                writer.manifest = writer.manifest.model_copy(update={"inputs": [vars(one) for one in summary.inputs]})
+                told = {"inputs": [vars(one) for one in summary.inputs], "usage": summary.usage.record()}
+                writer.manifest = writer.manifest.model_copy(update=told)
                 writer.close(_problems(summary.problems))
     return summary
 
@@ -159,25 +165,29 @@ def _recognise_all(sources: Sequence[Source], options: PrepareOptions) -> list[I
 def _format_of(source: Source, options: PrepareOptions) -> str:
     """The format of the first record that has one; "no records" for an empty file."""
     seen, fields, problem = 0, set[str](), ""
-    for chunk in source.chunks(columns_of(options.text_field)):
+    for chunk in source.chunks(options.reading.ignored_columns):
         for raw in chunk.records(options.limits):
-            found = recognise(raw.value, options.text_field)
+            found = recognise(raw.value, options.reading)
             if found and options.record_format in ("auto", found):
                 return found
             if not raw.problem and options.record_format != "auto":
                 return options.record_format
-            seen, problem = seen + 1, problem or raw.problem
+            seen, problem = seen + 1, problem or raw.problem or why_unknown(raw.value, options.reading)
             fields.update(raw.value)
         if seen >= _SNIFFED_RECORDS:
             break
     if not seen:
         return "no records"
     raise DataError(
-        f"{source.path}: none of its first {seen} records has messages, conversations or {options.text_field}.",
-        f"Their fields: {shortened(', '.join(sorted(fields)), _FIELDS_SHOWN)}."
-        if fields
-        else f"The first one: {problem}.",
-        "Name the field of plain text with --text-field, or bring the records into one of these shapes (docs/data.md).",
+        f"{source.path}: none of its first {seen} records has a known shape: {', '.join(FORMATS)}.",
+        " ".join(
+            [
+                *([f"Their fields: {shortened(', '.join(sorted(fields)), _FIELDS_SHOWN)}."] if fields else []),
+                *([f"The first one: {problem}."] if problem else []),
+            ]
+        ),
+        "Say what the fields are with --map THEIRS=OURS (--help shows ours), or name the field of plain text with "
+        "--text-field (docs/data.md).",
     )
 
 
@@ -187,7 +197,7 @@ def _tasks(sources: Sequence[Source], inputs: Sequence[InputSummary], options: P
         if summary.record_format == "no records":
             continue
         root = options.image_root or (source.path if isinstance(source, SavedDataset) else source.path.parent)
-        for chunk in source.chunks(columns_of(options.text_field)):
+        for chunk in source.chunks(options.reading.ignored_columns):
             if left <= 0:
                 return
             chunk = chunk if len(chunk) <= left else chunk.head(int(left))
@@ -213,6 +223,7 @@ def _collect(
                     problems.add(source.path, document)
                     continue
                 source.documents += 1
+                summary.usage.add(document.remarks)
                 summary.lengths.append(len(document.encoded.tokens))
                 summary.response_tokens += int(document.encoded.responses.sum())
                 summary.images += len(document.images)
@@ -220,9 +231,13 @@ def _collect(
                 if writer is not None:
                     writer.add(document.encoded.tokens, document.encoded.responses, document.images)
             step(len(documents))
+            if options.strict and problems.records >= HOPELESS_RECORDS:
+                summary.usage.check()
             if problems.count == problems.records >= HOPELESS_RECORDS:
                 problems.check(options.max_bad)
     problems.check(options.max_bad)
+    if options.strict:
+        summary.usage.check()
     if not summary.documents:
         raise DataError("the inputs hold no documents.", fix="Check --input and --limit.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from megatron_apriel.data.corpus.image_size import patch_grid
 from megatron_apriel.data.corpus.stored_images import EncodedImage, encode_for_corpus, picture_pixels
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.blocks import NO_MEMORY, Chunk
+from megatron_apriel.data.raw.documents import ImageValue, Remarks, TextDocument
 from megatron_apriel.data.raw.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord, Problem
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.records import ImageValue, TextDocument, parse_record
+from megatron_apriel.data.raw.reading import Reading
+from megatron_apriel.data.raw.records import parse_record
 
 _PICTURES = 10
 """Times the limit on one picture, for all pictures of a record: each may be small and stand there a thousand times."""
@@ -34,10 +36,11 @@ class ChunkTask:
 
 @dataclass(frozen=True)
 class PreparedDocument:
-    """A document and its images, ready for :class:`CorpusWriter`."""
+    """A document and its images, ready for :class:`CorpusWriter`, and what the summary says about it."""
 
     encoded: EncodedDocument
     images: list[StoredImage]
+    remarks: Remarks
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ class RecordEncoder:
     """Turns raw records into documents; one lives in every worker."""
 
     table: TokenTable
-    text_field: str = "text"
+    reading: Reading = field(default_factory=Reading)
     limits: ReadLimits = DEFAULT_LIMITS
 
     def encode(self, record: Mapping[str, Any], record_format: str, loader: ImageLoader) -> PreparedDocument:
         """The document of one record. Raises BadRecord with the reason."""
-        document = parse_record(record, record_format, self.text_field, self.limits)
+        document = parse_record(record, record_format, self.reading, self.limits)
         rule = self.table.images
         if rule is None and document.images:
             raise BadRecord(f"it has {len(document.images)} images, and the model has no vision tower")
@@ -58,14 +61,14 @@ class RecordEncoder:
         grids = [self._grid(image) for image in images]
         most = self.limits.text_characters
         if isinstance(document, TextDocument):
-            encoded = encode_text(self.table, document.parts, grids, most)
+            encoded = encode_text(self.table, document.parts, grids, most, document.learned)
         else:
-            encoded = encode_chat(self.table, document.messages, document.tools, grids, most)
+            encoded = encode_chat(self.table, document.messages, document.tools, grids, most, learned=document.learned)
         stored = [
             StoredImage(image.data, image.height, image.width, rows, columns, start)
             for image, (rows, columns), start in zip(images, grids, encoded.image_starts, strict=True)
         ]
-        return PreparedDocument(encoded, stored)
+        return PreparedDocument(encoded, stored, document.remarks)
 
     def _images(self, values: Sequence[ImageValue], loader: ImageLoader) -> list[EncodedImage]:
         """The images as a corpus stores them, which together may take no more than a record may."""
@@ -110,7 +113,9 @@ class RecordEncoder:
                 if raw.problem:
                     raise BadRecord(raw.problem)
                 loader = ImageLoader(task.image_root, raw.attachments, self.limits)
-                results.append(self.encode(raw.value, task.record_format, loader))
+                document = self.encode(raw.value, task.record_format, loader)
+                document.remarks.unused.update(raw.unused)
+                results.append(document)
             except BadRecord as problem:
                 results.append(Problem(raw.place, str(problem)))
             except RecursionError:

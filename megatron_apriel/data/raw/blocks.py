@@ -14,10 +14,9 @@ from typing import Any
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.records import IMAGE_FIELDS, recognise
+from megatron_apriel.data.raw.table_values import json_columns, row_as_json
+from megatron_apriel.data.raw.tar_records import TarSample, sample_record
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
-DOCUMENT_SUFFIXES = (".json", ".txt")
 NO_MEMORY = "there is not enough memory for it"
 
 
@@ -30,12 +29,14 @@ class RawRecord:
         value: the record.
         problem: why ``value`` is missing.
         attachments: images that came beside the record, by name.
+        unused: what else came beside it and is of no use.
     """
 
     place: str
     value: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     attachments: dict[str, bytes] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 class Chunk(ABC):
@@ -100,14 +101,12 @@ class TableChunk(Chunk):
         return TableChunk(self.file, self.first, self.table.slice(0, count))
 
     def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
+        texts = json_columns(self.table.schema)
         for index in range(len(self)):
             place = f"{self.file}: row {self.first + index}"
             try:
                 (row,) = self.table.slice(index, 1).to_pylist()
-                for column in self.table.schema:
-                    if column.name not in IMAGE_FIELDS:
-                        row[column.name] = _as_json(row[column.name], column.type, limits)
-                yield RawRecord(place, row)
+                yield RawRecord(place, row_as_json(row, self.table.schema, limits, texts))
             except MemoryError:
                 yield RawRecord(place, problem=NO_MEMORY)
             except UnicodeDecodeError as error:
@@ -137,43 +136,6 @@ class RefusedChunk(Chunk):
             yield RawRecord(self.place, problem=self.problem)
 
 
-def _as_json(value: Any, kind: Any, limits: ReadLimits) -> Any:
-    """A value of the Arrow type ``kind`` as the JSON that it came from had it.
-
-    All rows of a table have the fields of any: the arguments of one tool would stand, empty, in the calls of all
-    others. What is empty is therefore taken for absent, inside a column. Columns of JSON texts are parsed.
-    """
-    import pyarrow
-
-    if value is None:
-        return None
-    if isinstance(kind, pyarrow.BaseExtensionType):
-        if kind.extension_name == "arrow.json":
-            return parsed_json(value, limits.record_values, "a column's text")
-        return _as_json(value, kind.storage_type, limits)
-    if pyarrow.types.is_struct(kind):
-        inner = {part.name: _as_json(value[part.name], part.type, limits) for part in kind}
-        return {name: part for name, part in inner.items() if part is not None}
-    if hasattr(kind, "value_type") and isinstance(value, list):
-        return [_as_json(part, kind.value_type, limits) for part in value]
-    return value
-
-
-@dataclass(frozen=True)
-class TarSample:
-    """Members of a tar that share a key.
-
-    Attributes:
-        key: their name up to its first dot.
-        members: names and bytes; None for a link, which has no bytes of its own.
-        problem: why some of them were not read, or "".
-    """
-
-    key: str
-    members: dict[str, bytes | None]
-    problem: str = ""
-
-
 @dataclass(frozen=True)
 class SampleChunk(Chunk):
     """Samples of a tar."""
@@ -193,41 +155,14 @@ class SampleChunk(Chunk):
             try:
                 if sample.problem:
                     raise BadRecord(sample.problem)
-                value, images = _sample(sample.members, limits)
-                yield RawRecord(place, value, attachments=images)
+                record = sample_record(sample, limits)
+                yield RawRecord(place, record.value, attachments=record.images, unused=record.unused)
             except MemoryError:
                 yield RawRecord(place, problem=NO_MEMORY)
             except UnicodeDecodeError as error:
                 yield RawRecord(place, problem=f"the .txt is not valid UTF-8: {error}")
             except BadRecord as problem:
                 yield RawRecord(place, problem=str(problem))
-
-
-def _sample(members: dict[str, bytes | None], limits: ReadLimits) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The record of a tar's sample, and its images by name.
-
-    A ``.txt`` is the caption of all images; beside a ``.json`` that has no text of its own, as well. Raises BadRecord
-    for a sample of which something would be left out, and UnicodeDecodeError for a caption.
-    """
-    data = {name: content for name, content in members.items() if content is not None}
-    if links := members.keys() - data.keys():
-        raise BadRecord(f"{', '.join(sorted(links))}: a link to another member, whose bytes are not in the sample")
-    images = {name: content for name, content in data.items() if name.lower().endswith(IMAGE_SUFFIXES)}
-    documents, captions = ([name for name in data if name.lower().endswith(end)] for end in DOCUMENT_SUFFIXES)
-    for several in (documents, captions):
-        if len(several) > 1:
-            raise BadRecord(f"{' and '.join(several)} are one sample: a sample is what is alike up to its first dot")
-    value = parse_json_object(data[documents[0]], limits) if documents else {}
-    if captions and recognise(value) is None:
-        unknown = [name for name in data if name not in (*images, *documents, *captions)]
-        if unknown:
-            raise BadRecord(f"a caption beside {', '.join(unknown)}, which may be its image and is of no known kind")
-        value["text"] = "<image>\n" * len(images) + data[captions[0]].decode("utf-8")
-    elif not documents:
-        raise BadRecord(f"no .json and no .txt among {', '.join(members)}")
-    if images and not any(value.get(name) for name in IMAGE_FIELDS):
-        value["images"] = list(images.values())
-    return value, images
 
 
 def parse_json_object(line: bytes, limits: ReadLimits = DEFAULT_LIMITS) -> dict[str, Any]:

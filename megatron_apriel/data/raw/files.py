@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,11 @@ class Source(ABC):
         self.path, self.limits = path, limits
 
     @abstractmethod
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
         """Its records in order, from the beginning.
 
         Args:
-            columns: fields that are wanted, where the format can leave out others.
+            ignored: fields that are not wanted, where the format can leave them out.
 
         Raises:
             DataError: the file is damaged or cut short, or grows beyond the limits.
@@ -67,7 +67,7 @@ class JsonRecords(Source):
 
     kind = "JSON"
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
         records: list[tuple[int, bytes | None]] = []
         size = number = 0
         split: Callable[[Any, ReadLimits], Iterator[tuple[int, bytes | None]]] = self._lines
@@ -98,11 +98,11 @@ class JsonRecords(Source):
 
 
 class Parquet(Source):
-    """A Parquet file; only the wanted columns are read."""
+    """A Parquet file; columns that are ignored are not read."""
 
     kind = "Parquet"
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
         import pyarrow
         import pyarrow.parquet
 
@@ -111,9 +111,9 @@ class Parquet(Source):
             with open_raw(self.path, self.limits) as file:
                 groups = read_footer(file, self.limits)
                 parquet = pyarrow.parquet.ParquetFile(file)
-                wanted = [name for name in parquet.schema_arrow.names if name in columns]
+                wanted = [name for name in parquet.schema_arrow.names if name not in ignored]
                 if not wanted:
-                    raise _no_column(self.path, columns, parquet.schema_arrow.names)
+                    raise _no_column(self.path, parquet.schema_arrow.names)
                 rows = _Rows(str(self.path), self.limits)
                 for group in groups:
                     plan = reading_plan(file, parquet.schema, group, wanted, CHUNK_RECORDS, self.limits)
@@ -139,16 +139,16 @@ class SavedDataset(Source):
         super().__init__(path, limits)
         self.split = split
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
         import pyarrow
 
         row = 0
         try:
             rows = _Rows(str(self.path), self.limits)
             for batch in record_batches(self.path / self.split, self.limits):
-                wanted = [name for name in batch.schema.names if name in columns]
+                wanted = [name for name in batch.schema.names if name not in ignored]
                 if not wanted:
-                    raise _no_column(self.path, columns, batch.schema.names)
+                    raise _no_column(self.path, batch.schema.names)
                 batch = batch.select(wanted)
                 rows.packed += batch.nbytes
                 for start in range(0, batch.num_rows, CHUNK_RECORDS):
@@ -163,7 +163,7 @@ class WebDataset(Source):
 
     kind = "WebDataset tar"
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
         samples: list[TarSample] = []
         size, key = 0, ""
         try:
@@ -313,10 +313,9 @@ def _unreadable(path: Path, where: str, error: Exception) -> DataError:
     )
 
 
-def _no_column(path: Path, columns: Sequence[str], present: Sequence[str]) -> DataError:
+def _no_column(path: Path, present: Sequence[str]) -> DataError:
     return DataError(
-        f"{path} has none of the columns {', '.join(columns)}; it has {_listed(present)}.",
-        fix="Name the column of plain text with --text-field, or rename the columns.",
+        f"{path} has no column that is not ignored; it has {_listed(present) or 'none'}.", fix="Change --ignore."
     )
 
 

@@ -29,7 +29,13 @@ def row_costs(batch: Any) -> tuple[Counts, Counts]:
     Raises:
         UnreadableColumn: a column of a kind that is not read.
     """
-    sizes, values = zip(*map(_costs, batch.columns), strict=True)
+    costs = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            costs.append(_costs(column))
+        except UnreadableColumn as error:
+            raise UnreadableColumn(f"column {name}: {error}; --ignore {name} leaves it out") from None
+    sizes, values = zip(*costs, strict=True)
     return sum(sizes), sum(values)  # type: ignore[return-value]
 
 
@@ -122,13 +128,14 @@ def _lengths(array: Any) -> Counts:
     try:
         return np.full(len(array), -(-kind.bit_width // 8), dtype=np.int64)
     except ValueError:
-        raise UnreadableColumn(f"a column has the type {kind}, which is not read") from None
+        raise UnreadableColumn(f"it has the type {kind}, which is not read") from None
 
 
 def _with_plain_types(table: Any) -> Any:
     import pyarrow
 
-    schema = pyarrow.schema([field.with_type(_plain(field.type)) for field in table.schema])
+    fields = [field.with_type(_plain(field.type)) for field in table.schema]
+    schema = pyarrow.schema(fields, metadata=table.schema.metadata)
     return table if schema.equals(table.schema) else table.cast(schema)
 
 

@@ -11,12 +11,14 @@ import io
 import re
 import tarfile
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from megatron_apriel.data.raw.blocks import DOCUMENT_SUFFIXES, IMAGE_SUFFIXES, TarSample
+from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.compressed import READ_ERRORS, unzipped
 from megatron_apriel.data.raw.read_limits import ReadLimits
+from megatron_apriel.data.raw.tar_records import DOCUMENT_SUFFIXES, TarSample
 
 # tarfile meets damaged numbers with a ValueError, a damaged sparse member with an IndexError, and follows extended
 # headers by recursion.
@@ -37,6 +39,8 @@ _DIGITS = 300
 _PADDING_BYTES = 64 * 2**20
 """Most zeros behind the archive's end; tools pad to whole tape records of some 10 KiB."""
 _SKIP_BYTES = 2**20
+_DIGEST_BYTES = 12
+"""Of a sample's name, kept to know it again."""
 
 
 def tar_samples(path: Path, limits: ReadLimits) -> Iterator[TarSample]:
@@ -59,18 +63,27 @@ def tar_samples(path: Path, limits: ReadLimits) -> Iterator[TarSample]:
 
 def _samples(tar: tarfile.TarFile, stream: _Forward, most: int) -> Iterator[TarSample]:
     key, members, problem, size, number = "", dict[str, bytes | None](), "", 0, 0
+    seen: set[bytes] = set()
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # or it keeps the header of every member
         if member.isdir():
             continue
         path = PurePosixPath(member.name)
+        if _is_about_the_archive(path):
+            continue
         own = str(path.with_name(path.name.partition(".")[0] or path.name))
         if own != key:
             if members:
                 yield TarSample(key, members, problem)
             key, members, problem, size, number = own, {}, "", 0, 0
+            digest = blake2b(own.encode("utf-8", "surrogateescape"), digest_size=_DIGEST_BYTES).digest()
+            if digest in seen:
+                problem = f"an earlier sample of the archive is called {own}, too: names of samples are there once"
+            seen.add(digest)
         if (number := number + 1) > _MEMBERS:
             raise tarfile.ReadError(f"a sample has more than {_MEMBERS:,} members")
+        if member.name in members and not problem:
+            problem = f"{member.name} is there twice: two samples of one name"
         members[member.name] = data = b"" if member.isfile() else None  # a link's bytes are in another place
         if data is None or problem or not member.name.lower().endswith(_USED):
             continue
@@ -90,6 +103,14 @@ def _samples(tar: tarfile.TarFile, stream: _Forward, most: int) -> Iterator[TarS
             raise tarfile.ReadError("unexpected end of data")
     if members:
         yield TarSample(key, members, problem)
+
+
+def _is_about_the_archive(path: PurePosixPath) -> bool:
+    """Whether a member is called ``__x__``, as WebDataset calls what describes an archive and is no sample."""
+    return any(
+        name.startswith("__") and name.endswith("__") and len(name) > 4
+        for name in (path.name, path.name.partition(".")[0])
+    )
 
 
 class _Forward:

@@ -1,0 +1,139 @@
+"""What was left of a record once it was understood: refused where it changes the lesson, counted otherwise."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
+from megatron_apriel.data.raw.meanings import CONTEXT, IMAGES, REFUSED
+from megatron_apriel.data.raw.problems import BadRecord, shortened
+from megatron_apriel.data.raw.reading import words_of
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+"""Of pictures that are read."""
+OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd")
+"""Of pictures that are not."""
+FILM_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".opus")
+"""Of films and sounds."""
+IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
+"""Of files of pictures."""
+
+_IMAGE_WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "screenshot"))
+_PATH_CHARACTERS = 120  # of a path in the count of fields
+_LONGEST_NAME = 4096  # of a file's name
+
+
+def account(record: Fields, said: Sequence[str], images: Sequence[Any]) -> Counter[str]:
+    """Paths of the fields that were not used, each with how often it stood there.
+
+    Args:
+        record: after it was read.
+        said: texts of its turns, in which context that stands beside them may be found.
+        images: those that the document has.
+
+    Raises:
+        BadRecord: one of them changes the lesson.
+    """
+    unused: Counter[str] = Counter()
+    ignored = record.reading.ignored
+    for leftover in record.leftovers():
+        refuse_known(leftover)
+        if said and leftover.level == "record" and leftover.name in CONTEXT.split():
+            _check_context(leftover, said)
+        for path, name, value in leaves(leftover, ignored):
+            _check_picture(path, name, value, images)
+            unused[shortened(path, _PATH_CHARACTERS)] += 1
+    _check_captioned_address(record, images)
+    return unused
+
+
+def refuse_known(leftover: Leftover) -> None:
+    """Raise BadRecord for a field that is known to change the lesson."""
+    if is_nothing(leftover.value) or leftover.counted:
+        return
+    words = words_of(leftover.name)
+    for rule in REFUSED:
+        if rule.levels and leftover.level not in rule.levels.split():
+            continue
+        named = leftover.name in rule.names.split() or not words.isdisjoint(rule.words.split())
+        if (named or not rule.names + rule.words) and _is_meant(rule.values, leftover.value):
+            raise BadRecord(f"field {leftover.path!r} {rule.reason}{_way_out(leftover.path)}")
+
+
+def _is_meant(values: str, value: Any) -> bool:
+    if values == "true":
+        return value is not False
+    if values == "marks":
+        marks = value if isinstance(value, list) else [value]
+        plain = all(isinstance(mark, bool | int | float) for mark in marks)
+        return plain or (isinstance(value, str) and bool(value.strip()))
+    if values == "media":
+        return not isinstance(value, bool | int | float)
+    return True
+
+
+def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
+    texts = [value for _, _, value in leaves(leftover, frozenset()) if isinstance(value, str) and value.strip()]
+    for text in texts:
+        if not any(text.strip() in turn for turn in said):
+            raise BadRecord(
+                f"field {leftover.path!r} holds a text that no turn holds: the answers may follow it, and it would be "
+                f"left out{_way_out(leftover.path)}"
+            )
+
+
+def _check_picture(path: str, name: str, value: Any, images: Sequence[Any]) -> None:
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, bytes) and one.startswith(IMAGE_BEGINNINGS):
+            raise BadRecord(f"field {path!r} holds a picture that is not read{_way_out(path)}")
+        if not isinstance(one, str) or (len(one) > _LONGEST_NAME and not one.startswith("data:image")):
+            continue
+        address = "://" in one[:32]
+        if one.startswith("data:image"):
+            raise BadRecord(f"field {path!r} holds a picture that is not read{_way_out(path)}")
+        suffix = PurePosixPath(one.partition("?")[0] if address else one).suffix.lower()
+        if suffix in FILM_SUFFIXES and not address and not _is_prose(one):
+            raise BadRecord(f"field {path!r} names a film or a sound, which are not read{_way_out(path)}")
+        if suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES) or _is_prose(one):
+            continue
+        if address and (images or words_of(name).isdisjoint(_IMAGE_WORDS)):
+            continue  # where a picture or a page came from
+        if not images or not _is_known_file(one, name, images):
+            raise BadRecord(f"field {path!r} names a picture, {shortened(one, 80)!r}, that is not read{_way_out(path)}")
+
+
+def _is_prose(text: str) -> bool:
+    return text.count(" ") > 8 or "\n" in text
+
+
+def _is_known_file(text: str, name: str, images: Sequence[Any]) -> bool:
+    """Whether it names, once more, a picture that the document has."""
+    names = {PurePosixPath(path).name for path in _paths(images)}
+    if PurePosixPath(text).name in names or PurePosixPath(text).stem in {PurePosixPath(one).stem for one in names}:
+        return True
+    return not names and name in IMAGES.names
+
+
+def _paths(images: Iterable[Any]) -> list[str]:
+    found = []
+    for image in images:
+        path = image.get("path") if isinstance(image, Mapping) else image
+        if isinstance(path, str) and len(path) <= _LONGEST_NAME:
+            found.append(path)
+    return found
+
+
+def _check_captioned_address(record: Fields, images: Sequence[Any]) -> None:
+    """Refuse the caption of a picture that was never downloaded: its address beside its size."""
+    address = record.peek("url")
+    if images or not isinstance(address, str) or not ("width" in record and "height" in record):
+        return
+    if PurePosixPath(address[:_LONGEST_NAME].partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES:
+        raise BadRecord(f"field {record.path('url')!r} is the address of a picture, which is not fetched: download it")
+
+
+def _way_out(path: str) -> str:
+    return f"; --ignore {shortened(path, _PATH_CHARACTERS)} reads on without it"

@@ -1,0 +1,201 @@
+"""Tools, calls of them and their results, in every published spelling.
+
+Calls stand in a turn's ``tool_calls`` (OpenAI), in ``function_call`` (before there were tools), in a turn of their own
+(``function_call`` of ShareGPT, ``tool_call`` of ms-swift), as parts (Anthropic), or in the text between
+``<tool_call>`` tags (Hermes, Qwen) or behind ``[TOOL_CALLS]`` (Mistral). Results of parallel calls come in any order,
+told apart by ids or names; they are put in the order of the calls, since the chat format shows no ids.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from megatron_apriel.data.raw.fields import Fields, check_text, is_nothing, kind_of
+from megatron_apriel.data.raw.json_text import parsed_json
+from megatron_apriel.data.raw.meanings import (
+    CALL_ARGUMENTS,
+    CALL_FUNCTION,
+    CALL_ID,
+    CALL_NAME,
+    CALL_TYPE,
+)
+from megatron_apriel.data.raw.pictures import rows_of
+from megatron_apriel.data.raw.problems import BadRecord
+
+_TAGGED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_LISTED_CALLS = re.compile(r"\[TOOL_CALLS\]\s*(\[.*\])\s*(?:</s>)?\s*\Z", re.DOTALL)
+_GLAIVE_CALL = re.compile(r"<functioncall>\s*(\{.*\})\s*(?:<\|endoftext\|>)?\s*\Z", re.DOTALL)
+_TAGGED_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
+_LITERAL_CHARACTERS = 100_000
+"""Of a call in Python's spelling: reading it takes some hundred bytes of memory for each."""
+
+Call = dict[str, Any]
+"""A call as the chat template reads it, with its ``id`` beside until results are in order."""
+
+
+def tools_of(value: Any, what: str, most_values: int) -> tuple[dict[str, Any], ...]:
+    """Schemas of tools: a list of objects or of their JSON texts, or the JSON text of it. Raises BadRecord."""
+    if isinstance(value, str) and value.strip():
+        value = parsed_json(value, most_values, what)
+    if is_nothing(value) or value == "":
+        return ()
+    if isinstance(value, Mapping):
+        value = rows_of(value) or [value]
+    if isinstance(value, list):
+        value = [parsed_json(one, most_values, what) if isinstance(one, str) else one for one in value]
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise BadRecord(f"{what} is not a list of JSON schemas")
+    check_text(value, what)
+    return tuple(value)
+
+
+def calls_of(value: Any, owner: Fields, path: str, where: str, most_values: int) -> list[Call]:
+    """Calls out of a field: a list, one call, or the JSON text of either. Raises BadRecord."""
+    what = f"{where}: {path.rpartition('.')[2]}"
+    if isinstance(value, str):
+        value = parsed_json(value, most_values, what)
+    if isinstance(value, Mapping):
+        value = rows_of(value) or [value]
+    if not isinstance(value, list):
+        raise BadRecord(f"{what} is not a list")
+    found = []
+    for one in value:
+        one = parsed_json(one, most_values, what) if isinstance(one, str) else one
+        if not isinstance(one, Mapping):
+            raise BadRecord(f"{where}: a tool call is {kind_of(one)}, not an object")
+        found.append(_call(owner.inner(one, "call", path), where, most_values))
+    return found
+
+
+def _call(call: Fields, where: str, most_values: int) -> Call:
+    kind = call.take(*CALL_TYPE.names)
+    if kind not in (None, "function", "tool_use", "tool_call"):
+        raise BadRecord(f"{where}: a tool call of type {kind!r}; known: function")
+    identity = call.take(*CALL_ID.names)
+    path = call.path("function")
+    inner = call.take(*CALL_FUNCTION.names)
+    function = call
+    if isinstance(inner, Mapping):
+        function = call.inner(inner, "call", path)
+    elif inner is not None:
+        raise BadRecord(f"{where}: the function of a tool call is {kind_of(inner)}, not an object")
+    name = function.take(*CALL_NAME.names)
+    if not isinstance(name, str) or not name:
+        raise BadRecord(f"{where}: a tool call without the function's name")
+    arguments = function.take(*CALL_ARGUMENTS.names)
+    given, parsed = arguments, arguments
+    if isinstance(arguments, str) and arguments.strip():
+        parsed = parsed_json(arguments, most_values, f"{where}: arguments of {name}")
+        if isinstance(parsed, str) and parsed.strip():  # JSON text of a JSON text
+            given = parsed
+            parsed = parsed_json(parsed, most_values, f"{where}: arguments of {name}")
+    if is_nothing(parsed) or parsed == "" or (isinstance(parsed, str) and not parsed.strip()):
+        given = given if isinstance(given, str) and given.strip() not in ("", "null", '""', "[]") else {}
+        parsed = {}
+    if not isinstance(parsed, Mapping):
+        raise BadRecord(f"{where}: the arguments of {name} are not a JSON object")
+    check_text([name, given, parsed], f"{where}: the call of {name}")
+    return {"function": {"name": name, "arguments": given}, "id": identity}
+
+
+def calls_in_turn(text: str, owner: Fields, where: str, most_values: int) -> list[Call]:
+    """The calls that are all of a turn's text: JSON, one to a line, or between tags. Raises BadRecord."""
+    rest, calls = calls_in_text(text, owner, where, most_values)
+    if calls:
+        if rest:
+            raise BadRecord(f"{where}: a turn of calls holds other words as well: {rest[:80]!r}")
+        return calls
+    try:
+        return _read_calls(text, owner, where, most_values)
+    except BadRecord:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise
+        return [call for line in lines for call in _read_calls(line, owner, where, most_values)]
+
+
+def calls_in_text(text: str, owner: Fields, where: str, most_values: int) -> tuple[str, list[Call]]:
+    """The words of an assistant, and the calls that stand in them between tags.
+
+    Raises:
+        BadRecord: what stands between the tags is no call, or words follow it: they would change places.
+    """
+    found = list(_TAGGED_CALL.finditer(text))
+    if not found:
+        alone = _LISTED_CALLS.search(text) or _GLAIVE_CALL.search(text)
+        found = [alone] if alone else []
+    if not found:
+        return text, []
+    calls = [call for match in found for call in _read_calls(match[1], owner, where, most_values)]
+    between = [text[before.end() : after.start()] for before, after in pairwise(found)]
+    if "".join([*between, text[found[-1].end() :]]).strip():
+        raise BadRecord(f"{where}: words stand behind a tool call; the chat format has calls last")
+    return text[: found[0].start()].strip(), calls
+
+
+def _read_calls(text: str, owner: Fields, where: str, most_values: int) -> list[Call]:
+    text = text.strip()
+    try:
+        value = parsed_json(text, most_values, f"{where}: a tool call")
+    except BadRecord:
+        value = _python_literal(text)
+        if value is None:
+            raise
+    return calls_of(value, owner, owner.path("content"), where, most_values)
+
+
+def _python_literal(text: str) -> Any:
+    """A dictionary or list in Python's spelling, as Hermes's data has them; None if it is none."""
+    if len(text) > _LITERAL_CHARACTERS or not text.startswith(("{", "[")):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return None
+
+
+def results_in_text(text: str) -> list[str]:
+    """The results that are all of a text, between ``<tool_response>`` tags; nothing if it holds anything else."""
+    return _TAGGED_RESULT.findall(text) if not _TAGGED_RESULT.sub("", text).strip() else []
+
+
+def order_of_results(calls: Sequence[Call], ids: Sequence[Any], names: Sequence[Any], where: str) -> list[int]:
+    """For the results of parallel calls, in which order to read them so that it is that of the calls.
+
+    Args:
+        calls: of the turn before.
+        ids: of each result the id of its call, or None.
+        names: of each result the name of its function, or None.
+        where: names the results.
+
+    Raises:
+        BadRecord: results that cannot be told apart, or answer no call.
+    """
+    known = [call.get("id") for call in calls]
+    same = list(range(len(ids)))
+    if any(not is_nothing(one) for one in ids) and any(not is_nothing(one) for one in known):
+        return _places(known, ids, "tool_call_id", where)
+    functions = [call["function"]["name"] for call in calls]
+    if len(calls) > 1 and all(isinstance(name, str) and name for name in names) and set(names) <= set(functions):
+        if len(set(functions)) == len(functions):
+            return _places(functions, names, "name", where)
+        if list(names) != functions[: len(names)]:
+            raise BadRecord(f"{where}: results that only a name tells apart, which several calls have")
+    if len(calls) > 1 and len(ids) != len(calls):
+        raise BadRecord(f"{where}: {len(ids)} results of {len(calls)} calls, and no tool_call_id says of which")
+    return same
+
+
+def _places(known: Sequence[Any], given: Sequence[Any], field: str, where: str) -> list[int]:
+    for one in given:
+        if one not in known:
+            raise BadRecord(f"{where}: {field} {one!r} is that of no call before it; known: {list(known)}")
+    if len(set(map(str, given))) != len(given) or len(set(map(str, known))) != len(known):
+        raise BadRecord(f"{where}: {field} is there twice, so results cannot be told apart: {list(given)}")
+    if len(given) != len(known):
+        raise BadRecord(f"{where}: {len(given)} results of {len(known)} calls; those of {field} are missing")
+    return sorted(range(len(given)), key=lambda number: list(known).index(given[number]))

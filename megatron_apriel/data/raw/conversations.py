@@ -1,0 +1,251 @@
+"""Turns put together into a conversation: system and tools, images, calls and results, what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from megatron_apriel.data.raw.accounts import account
+from megatron_apriel.data.raw.calls import order_of_results, tools_of
+from megatron_apriel.data.raw.documents import Conversation, ImageValue, Remarks
+from megatron_apriel.data.raw.fields import Fields, text_of
+from megatron_apriel.data.raw.json_text import parsed_json
+from megatron_apriel.data.raw.marks import check_weights
+from megatron_apriel.data.raw.meanings import INSTRUCTIONS, SETTING_TOOLS, SETTINGS, SYSTEMS, THINKING, TOOLS
+from megatron_apriel.data.raw.pictures import (
+    Pictures,
+    Place,
+    check_markers,
+    find_places,
+    has_marker,
+    in_front,
+    pictures_of,
+)
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.reasoning import RESPONSE_OPENING
+from megatron_apriel.data.raw.turns import CALLING, Turn
+
+_WITH_IMAGES = ("user", "tool_result")
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What stands beside the turns: texts of the system turn and tools, each under the name of its field."""
+
+    systems: dict[str, str]
+    tools: dict[str, tuple[dict[str, Any], ...]]
+    without_reasoning: str = ""
+
+
+def conversation(record: Fields, turns: list[Turn], most_values: int, *, markers: bool = False) -> Conversation:
+    """The conversation of a record whose turns were read.
+
+    Args:
+        record: everything that is not a turn is taken out of it here.
+        turns: in order.
+        most_values: of JSON texts.
+        markers: whether ``<image>`` is a marker even where there is no image.
+
+    Raises:
+        BadRecord: something does not fit, or would be left out.
+    """
+    check_weights(record)
+    beside = _beside(record, most_values)
+    for turn in turns:
+        if turn.tools:
+            beside.tools[f"{turn.where}: tools"] = turn.tools
+    turns = _with_system(_merged(turns), beside.systems)
+    pictures = pictures_of(record, most_values)
+    _place_images(turns, pictures, markers=markers)
+    turns = _in_order(turns)
+    seen = any(isinstance(piece, Place) for turn in turns for piece in turn.pieces)
+    for turn in turns:
+        check_markers(turn.text, turn.where, pictures=seen or turn.role == "assistant")
+    messages = tuple(map(_message, turns))
+    said = [turn for turn in turns if turn.role == "assistant"]
+    if not said:
+        raise BadRecord("no turn is the assistant's: there is nothing to learn")
+    learned = tuple(turn.learned is not False for turn in said)
+    if not any(learned):
+        raise BadRecord("no turn of the assistant is to be learned: its marks leave nothing")
+    if beside.without_reasoning and any(turn.reasoning for turn in said):
+        raise BadRecord(f"field {beside.without_reasoning!r} is false, and the assistant reasons")
+    images: tuple[ImageValue, ...] = tuple(
+        piece.image for turn in turns for piece in turn.pieces if isinstance(piece, Place) and piece.image is not None
+    )
+    shown = bool(turns[-1].role == "assistant" and turns[-1].reasoning)
+    return Conversation(
+        messages,
+        _the_tools(beside.tools),
+        images,
+        learned,
+        Remarks(
+            account(record, [turn.text for turn in turns], images),
+            reasoning=shown,
+            hidden_reasoning=sum(bool(turn.reasoning) for turn in said) - shown,
+            unrecognised=any(turn.unrecognised for turn in said),
+            marked=any(turn.learned is not None for turn in said),
+        ),
+    )
+
+
+def _beside(record: Fields, most_values: int) -> _Beside:
+    systems: dict[str, str] = {}
+    tools: dict[str, tuple[dict[str, Any], ...]] = {}
+    without = ""
+    _collect(record, SYSTEMS.names, TOOLS.names, systems, tools, most_values)
+    path, settings = record.path(SETTINGS.names[0]), record.take(*SETTINGS.names)
+    if isinstance(settings, str):
+        settings = parsed_json(settings, most_values, f"field {path!r}")
+    if settings is not None:
+        if not isinstance(settings, dict):
+            raise BadRecord(f"field {path!r} is not an object")
+        inner = record.inner(settings, "setting", path)
+        _collect(inner, INSTRUCTIONS.names, SETTING_TOOLS.names, systems, tools, most_values)
+        thinking = THINKING.names[0]
+        if inner.peek(thinking) is False:
+            without = inner.path(thinking)
+        inner.count(thinking)
+    return _Beside(systems, tools, without)
+
+
+def _collect(
+    fields: Fields,
+    instructions: Sequence[str],
+    tool_names: Sequence[str],
+    systems: dict[str, str],
+    tools: dict[str, tuple[dict[str, Any], ...]],
+    most_values: int,
+) -> None:
+    for name in instructions:
+        value = fields.peek(name)
+        if name not in fields:
+            fields.take(name)
+        elif isinstance(value, bool | int | float):  # whether there is one, as OpenHermes has it
+            continue
+        elif text := text_of(fields.take(name), f"field {fields.path(name)!r}").strip():
+            systems[fields.path(name)] = text
+    for name in tool_names:
+        if name not in fields:
+            fields.take(name)
+        elif found := tools_of(fields.take(name), f"field {fields.path(name)!r}", most_values):
+            tools[fields.path(name)] = found
+
+
+def _the_tools(found: dict[str, tuple[dict[str, Any], ...]]) -> tuple[dict[str, Any], ...]:
+    different = [tools for number, tools in enumerate(found.values()) if tools not in list(found.values())[:number]]
+    if len(different) > 1:
+        raise BadRecord(f"{' and '.join(found)} offer different tools")
+    return different[0] if different else ()
+
+
+def _with_system(turns: list[Turn], systems: dict[str, str]) -> list[Turn]:
+    """The turns behind the system turn that stands beside them, unless they begin with the same."""
+    texts = list(dict.fromkeys(systems.values()))
+    if not texts:
+        return turns
+    if len(texts) > 1:
+        raise BadRecord(f"fields {' and '.join(systems)} hold different system turns")
+    if turns and turns[0].role == "system" and turns[0].text.strip():
+        if texts[0] not in turns[0].text:
+            raise BadRecord(f"field {next(iter(systems))!r} holds another system turn than the first of the turns")
+        return turns
+    first = turns[1:] if turns and turns[0].role == "system" else turns
+    return [Turn("system", "the system turn", [texts[0]]), *first]
+
+
+def _merged(turns: list[Turn]) -> list[Turn]:
+    """The turns with those of calls put into the turn of the assistant that makes them."""
+    result: list[Turn] = []
+    for turn in turns:
+        if turn.role != CALLING:
+            result.append(turn)
+            continue
+        if not result or result[-1].role != "assistant":
+            result.append(Turn("assistant", turn.where, calls=turn.calls, learned=turn.learned))
+        elif (result[-1].learned is not False) != (turn.learned is not False):
+            raise BadRecord(f"{turn.where}: its calls and the words before them are marked differently")
+        else:
+            result[-1].calls += turn.calls
+    return result
+
+
+def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> None:
+    for turn in turns:
+        if turn.pictures.present:
+            if not _has_place([turn]):
+                turn.pieces[:0] = in_front(len(turn.pictures.present))
+            find_places([turn.pieces], turn.pictures, markers=False)
+    own = [turn for turn in turns if turn.role != "assistant" and not turn.pictures.present]
+    if pictures.present and not _has_place(own):
+        if wrong := next((turn for turn in turns if turn.role == "assistant" and has_marker(turn.text)), None):
+            raise BadRecord(
+                f"{wrong.where}: an image in a turn of the assistant; images stand in turns of user or tool"
+            )
+        first = next((turn for turn in own if turn.role == "user"), None)
+        if first is None:
+            raise BadRecord(f"0 places for images, but {len(pictures.present)} images, and no turn of the user")
+        first.pieces[:0] = in_front(len(pictures.present))
+    find_places([turn.pieces for turn in own], pictures, markers=markers)
+
+
+def _has_place(turns: Sequence[Turn]) -> bool:
+    """Whether anything says where the record's images stand: a marker, an empty part or an index."""
+    pieces = [piece for turn in turns for piece in turn.pieces]
+    return any(has_marker(piece) if isinstance(piece, str) else piece.image is None for piece in pieces)
+
+
+def _in_order(turns: list[Turn]) -> list[Turn]:
+    """The turns with the results of parallel calls in the order of the calls."""
+    result: list[Turn] = []
+    for role, group in groupby(turns, key=lambda turn: turn.role):
+        together = list(group)
+        if role == "tool_result":
+            before = result[-1].calls if result and result[-1].role == "assistant" else []
+            if before:
+                order = order_of_results(
+                    before,
+                    [turn.result_id for turn in together],
+                    [turn.result_name for turn in together],
+                    together[0].where,
+                )
+                together = [together[number] for number in order]
+        result += together
+    return result
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": _content(turn)}
+    if turn.role != "assistant":
+        return message
+    said: str = message["content"]
+    if not said and not turn.calls:
+        thought = "only thinks, and " if turn.reasoning else ""
+        raise BadRecord(f"{turn.where}: the assistant {thought}says nothing")
+    if turn.reasoning:
+        message["reasoning_content"] = turn.reasoning
+    elif said.startswith("<think>") or "</think>" in said.partition("<think>")[0] or RESPONSE_OPENING in said:
+        raise BadRecord(f"{turn.where}: the answer holds tags of reasoning that servers would cut it at")
+    if turn.calls:
+        message["tool_calls"] = [{"function": call["function"]} for call in turn.calls]
+    return message
+
+
+def _content(turn: Turn) -> Any:
+    """The content as the template reads it; a list of parts only where images stand in it."""
+    if all(isinstance(piece, str) for piece in turn.pieces):
+        return turn.text
+    if turn.role not in _WITH_IMAGES:
+        raise BadRecord(
+            f"{turn.where}: an image in a turn of the {turn.role}; images stand in turns of user or tool_result"
+        )
+    # Neighbouring texts become one: the template joins them, and only whole control tokens are found and disarmed.
+    parts: list[dict[str, str]] = []
+    for text, group in groupby(turn.pieces, lambda piece: isinstance(piece, str)):
+        if text:
+            parts.append({"type": "text", "text": "".join(piece for piece in group if isinstance(piece, str))})
+        else:
+            parts += [{"type": "image"} for _ in group]
+    return parts

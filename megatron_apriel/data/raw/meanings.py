@@ -1,0 +1,232 @@
+"""What becomes of every field that is known: the one table that reading, refusing, ``--map``, help and docs share.
+
+Names are written plain: ``Image-Path`` and ``imagePath`` are ``image_path``. Of several names in one row the first that
+says something is read, and another is counted as not used. A field in no row is counted as not used, unless a row of
+:data:`REFUSED` names it or a word in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Fields that mean the same.
+
+    Attributes:
+        level: kind of object they stand in: record, turn, part, call, setting, image.
+        spelled: their plain names, with spaces between.
+        becomes: what becomes of them, for people.
+    """
+
+    level: str
+    spelled: str
+    becomes: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.spelled.split())
+
+
+TURN_LISTS = Meaning("record", "messages dialogue dialog turns", "turns, as OpenAI writes them")
+CONVERSATIONS = Meaning(
+    "record", "conversations conversation chat items interactions data", "turns, as ShareGPT and LLaVA write them"
+)
+TEXTS = Meaning("record", "texts", "pairs of user and assistant; or texts, each in the place of an empty image")
+PROMPTS = Meaning(
+    "record",
+    "instruction prompt question query problem input user human",
+    "the user's turn, or turns, where an answer stands beside it",
+)
+PROMPT_INPUT = Meaning("record", "input context", "follows `instruction` or `prompt` on a line of its own")
+ANSWERS = Meaning(
+    "record",
+    "attempt deepseek_attempt deepseek_solution completion response output solution answer assistant gpt",
+    "the assistant's turn, or turns, after a prompt",
+)
+CALLS = Meaning("record", "answers", "beside `query` and `tools`: the tool calls that answer it")
+TEXT = Meaning("record", "text", "a plain document")
+CAPTIONS = Meaning(
+    "record",
+    "caption captions txt re_caption recaption long_caption alt_text description",
+    "the text after the record's images",
+)
+HISTORY = Meaning("record", "history", "pairs of earlier questions and answers")
+SYSTEMS = Meaning(
+    "record",
+    "system system_prompt system_message system_instruction system_instructions custom_instructions developer",
+    "the system turn; refused where the turns begin with another one",
+)
+TOOLS = Meaning(
+    "record",
+    "tools functions tool_definitions available_tools",
+    "offered in the system turn: a list of schemas, or its JSON text",
+)
+SETTINGS = Meaning("record", "chat_template_kwargs", "instructions and tools; its fields are rows of their own")
+IMAGES = Meaning(
+    "record",
+    "images image image_paths image_path image_files image_file image_urls image_url imgs img img_paths img_path "
+    "file_names file_name pictures picture photo jpg jpeg png webp",
+    "the images, for markers and empty image parts, in order; without these, before the first question or the text. "
+    "Also `image_1`, `image_2` and so on, by number. `file_name` only where it names a picture",
+)
+POSITIONS = Meaning("record", "image_positions", "characters of `text` before which the images stand (Fast-LLM)")
+SPANS = Meaning(
+    "record",
+    "loss_masking_spans spans",
+    "pairs of the first and the last character of `text` that are not learned (Fast-LLM); refused beside turns",
+)
+PAIR_REASONING = Meaning(
+    "record",
+    "reasoning_content reasoning thinking thought thoughts reasoning_trace thinking_trajectories "
+    "deepseek_thinking_trajectory deepseek_reasoning chain_of_thought complex_cot cot rationale",
+    "reasoning of the answer after a prompt; `on` and `off` are counted as not used",
+)
+WEIGHTS = Meaning(
+    "record",
+    "weight loss_weight sample_weight loss train training trainable",
+    "1 or true changes nothing; anything else is refused",
+)
+
+ROLE = Meaning("turn", "role from speaker author sender", "whose turn it is, in capital or small letters")
+CONTENT = Meaning("turn", "content value text utterance", "a text or a list of parts")
+ASKED = Meaning("turn", "user human question prompt input instruction", "the user's half of a pair")
+SAID = Meaning("turn", "assistant gpt bot answer response output", "the assistant's half of a pair")
+PAIR_SYSTEM = Meaning("turn", "system", "system turn before a pair")
+REASONING = Meaning(
+    "turn",
+    "reasoning_content reasoning thinking thought thoughts think reasoning_text chain_of_thought cot rationale",
+    "the assistant's reasoning; shown in a last turn only",
+)
+TOOL_CALLS = Meaning("turn", "tool_calls function_call function_calls", "the assistant's tool calls")
+TURN_TOOLS = Meaning("turn", "tools functions", "of a system turn: the tools, where the record has none")
+RESULT_ID = Meaning("turn", "tool_call_id tool_use_id", "which call a result answers; results are put in that order")
+RESULT_NAME = Meaning("turn", "name", "of a result without an id: which call it answers")
+TURN_IMAGES = Meaning("turn", "images image", "images of this turn, for its own markers, or before its text")
+MARKS = Meaning(
+    "turn",
+    "weight loss loss_weight loss_scale train training trainable is_trainable train_on_turn train_on can_train_on "
+    "do_train learn",
+    "0 or false: the assistant's turn is read and not learned; 1 or true: learned, as without it. Other values, and "
+    "1 in a turn of somebody else, are refused",
+)
+
+PART_TYPE = Meaning("part", "type", "text, image, reasoning, call or result, in each maker's spelling")
+PART_TEXT = Meaning("part", "text content value", "of a text")
+PART_THINKING = Meaning("part", "thinking reasoning text content summary", "of the reasoning")
+PART_CLOSED = Meaning("part", "closed", "of the reasoning: false, where it was cut off, is refused")
+PART_IMAGE = Meaning(
+    "part",
+    "image image_url input_image url path base64 bytes source data file_name",
+    "of an image; without any, it is the record's next one",
+)
+PART_INDEX = Meaning("part", "index image_index", "of an image: which of the record's, counted from 0")
+PART_ID = Meaning("part", "id tool_use_id", "of a call or a result")
+
+CALL_ID = Meaning("call", "id call_id", "what results name")
+CALL_TYPE = Meaning("call", "type", "function, or refused")
+CALL_FUNCTION = Meaning("call", "function", "holds name and arguments, or they stand beside it")
+CALL_NAME = Meaning("call", "name tool_name function_name", "the function")
+CALL_ARGUMENTS = Meaning("call", "arguments parameters args input", "an object or its JSON text; nothing means none")
+
+INSTRUCTIONS = Meaning("setting", "custom_instructions system_prompt system", "the system turn")
+SETTING_TOOLS = Meaning("setting", "xml_tools tools", "the tools")
+THINKING = Meaning("setting", "enable_thinking", "counted as not used; false beside reasoning is refused")
+
+IMAGE_BYTES = Meaning("image", "bytes data base64", "the file, or its base64")
+IMAGE_PATH = Meaning("image", "path url file_name", "where the file is, if there are no bytes")
+IMAGE_FORM = Meaning("image", "type media_type", "not needed: files say what they are")
+
+FIELDS = tuple(value for value in list(globals().values()) if isinstance(value, Meaning))
+"""All rows, in the order of the lines above."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Fields that nothing here follows and that change what is learned.
+
+    Attributes:
+        levels: kinds of object, with spaces between; none for all.
+        names: whole plain names.
+        words: any of which in a name is enough.
+        values: which are meant: ``any``; ``true``, any but false; ``marks``, one value or a list of true and false or
+            numbers; ``media``, no numbers.
+        reason: ends the sentence "field 'x' ...".
+    """
+
+    levels: str
+    names: str
+    words: str
+    values: str
+    reason: str
+
+
+REFUSED = (
+    Refusal(
+        "",
+        "winner is_preferred",
+        "chosen rejected preferred dispreferred kto",
+        "any",
+        "is preference data: which answer is better is not learned from by imitation",
+    ),
+    Refusal(
+        "record turn",
+        "label labels",
+        "",
+        "marks",
+        "is a label, as preference data has them: an answer that is known to be bad must not be imitated",
+    ),
+    Refusal(
+        "",
+        "input_ids segments",
+        "loss mask masks masked masking weight weights spans",
+        "any",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "turn part",
+        "",
+        "train training trainable trained learn",
+        "any",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "",
+        "",
+        "video videos audio audios sound sounds speech movie film films wav mp3 mp4",
+        "media",
+        "names a film or a sound, which are not read: the words would be learned without it",
+    ),
+    Refusal(
+        "",
+        "objects object regions refs gt_boxes grounding",
+        "bbox bboxes boxes box",
+        "media",
+        "holds objects or boxes that placeholders stand for, which are not filled in",
+    ),
+    Refusal(
+        "record",
+        "tool_choice response_format json_schema guided_json chat_template reasoning_effort parallel_tool_calls",
+        "",
+        "any",
+        "is a setting that the answers obey, and the chat format has no place for it",
+    ),
+    Refusal(
+        "turn",
+        "refusal prefix channel recipient tool_calls function_call function_calls tools functions images image",
+        "",
+        "true",
+        "stands in a turn where it is not followed",
+    ),
+    Refusal("setting", "", "", "any", "is a setting of another chat template, and is not followed here"),
+)
+"""What is refused by its name, where no row above has read it."""
+
+CONTEXT = (
+    "prompt instruction instructions context documents persona background preamble knowledge passage custom_instruction"
+)
+"""Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
+
+MAPPABLE = tuple(dict.fromkeys(name for row in FIELDS if row.level in ("record", "turn") for name in row.names))
+"""Names that ``--map`` may give."""

@@ -1,0 +1,295 @@
+"""The images of a record and the places where they stand: markers in texts, parts, indices, positions.
+
+A record names its images in one field and their places elsewhere. Places are found first, then the images are dealt
+to them: in order to ``<image>`` and to empty image parts, by number to ``<image_1>`` and to parts with an index. Where
+a record has images and no place at all they stand before the first question, as its makers' own readers put them.
+A place without an image, and an image without a place, is a bad record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
+from megatron_apriel.data.raw.documents import ImageValue
+from megatron_apriel.data.raw.fields import Fields, is_nothing, kind_of
+from megatron_apriel.data.raw.json_text import parsed_json
+from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_PATH, IMAGES
+from megatron_apriel.data.raw.problems import BadRecord
+
+IMAGE_MARKER = "<image>"
+_NUMBERED_MARKER = re.compile(r"<\|?(?i:image|img|picture)[ _-]?(\d{1,4})\|?>|\[(?i:image)[ _-](\d{1,4})\]")
+_OTHER_MARKER = re.compile(
+    r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|(?:image|image_pad|image_placeholder|img)\|>"
+    r"|<(?:ImageHere|image[_-]placeholder|IMAGE|Image|img|IMG)>|\[(?:IMG|IMAGE)\]"
+)
+_NUMBERED_FIELD = re.compile(r"(?:image|img|picture)_?(\d{1,3})(?:_path)?")
+_FILE_NAMES = ("file_names", "file_name")
+_PLACEHOLDER = re.compile(r"<(ref-object|bbox|video|audio|speech)>|<\|(video|audio|video_pad|AUDIO|VIDEO)\|>")
+
+
+@dataclass
+class Place:
+    """Where an image stands: its own, or the record's of this index, or the record's next one."""
+
+    image: ImageValue | None = None
+    index: int | None = None
+
+
+@dataclass
+class Pictures:
+    """A record's images.
+
+    Attributes:
+        images: as they are listed; None for an empty entry, which counts for indices only.
+        numbers: images by the number that markers give, where the record numbers them itself.
+    """
+
+    images: list[ImageValue | None] = field(default_factory=list)
+    numbers: dict[int, ImageValue] = field(default_factory=dict)
+
+    @property
+    def present(self) -> list[ImageValue]:
+        return [image for image in self.images if image is not None]
+
+    def numbered(self, numbers: list[int]) -> dict[int, ImageValue | None]:
+        """The images by those numbers of markers, which count from 0 if 0 is among them, and from 1 otherwise."""
+        if self.numbers:
+            return dict(self.numbers)
+        return dict(enumerate(self.images, start=0 if 0 in numbers else 1))
+
+
+def pictures_of(record: Fields, most_values: int) -> Pictures:
+    """The images that a record, or a turn, lists. Raises BadRecord."""
+    for name in IMAGES.names:
+        value = record.peek(name)
+        if is_nothing(value) or (name in _FILE_NAMES and not _names_images(value)):
+            continue
+        listed, named = _listed(value, record.path(name), most_values)
+        images = [clean_image(one, record, record.path(name)) for one in listed.values()]
+        if any(image is not None for image in images):
+            for other in IMAGES.names:
+                if other == name or other not in record:
+                    record.take(other)
+            numbers = {key: image for key, image in zip(listed, images, strict=True) if image is not None}
+            return Pictures(images, numbers if named else {})
+    for name in IMAGES.names:
+        if not _says_something(record.peek(name)):
+            record.take(name)
+    numbered = {int(found[1]): name for name in record.names() if (found := _NUMBERED_FIELD.fullmatch(name))}
+    by_number = {
+        number: image
+        for number, name in sorted(numbered.items())
+        if (image := clean_image(record.take(name), record, record.path(name))) is not None
+    }
+    return Pictures(list(by_number.values()), by_number)
+
+
+def clean_image(value: Any, owner: Fields, path: str) -> ImageValue | None:
+    """An image's bytes, text, or object of bytes and path; None for an empty entry.
+
+    Raises:
+        BadRecord: of a kind that is no image.
+    """
+    if is_nothing(value):
+        return None
+    if isinstance(value, str | bytes):
+        return value
+    if not isinstance(value, Mapping):
+        raise BadRecord(f"an image is {kind_of(value)}; known: path, data URL, base64, bytes, bytes and path")
+    fields = owner.inner(value, "image", path)
+    data, place = fields.take(*IMAGE_BYTES.names), fields.take(*IMAGE_PATH.names)
+    for name in (*IMAGE_PATH.names, *IMAGE_FORM.names):
+        if isinstance(fields.peek(name), str | None):
+            fields.take(name)
+    if data is None and place is None:
+        if all(is_nothing(one) for one in value.values()):
+            return None
+        raise BadRecord(f"an image has neither bytes nor path, only {', '.join(map(str, value))}")
+    return {"bytes": data, "path": place}
+
+
+def _listed(value: Any, path: str, most_values: int) -> tuple[dict[int, Any], bool]:
+    """The entries of a field of images by number, and whether it names the numbers itself."""
+    if isinstance(value, str) and value.startswith("["):
+        value = parsed_json(value, most_values, f"field {path!r}")
+    if isinstance(value, Mapping):
+        numbers = [_number(_NUMBERED_MARKER.fullmatch(str(key))) for key in value]
+        if value and None not in numbers:  # {"<image_00>": path, ...}
+            named = zip(numbers, value.values(), strict=True)
+            return {number: one for number, one in named if number is not None}, True
+        value = rows_of(value) or value
+    return dict(enumerate(value if isinstance(value, list) else [value])), False
+
+
+def rows_of(value: Any) -> list[Any]:
+    """An object of lists of one length as the list of objects that it was; datasets writes them so. Else nothing.
+
+    Raises:
+        BadRecord: lists of several lengths.
+    """
+    if not isinstance(value, Mapping) or not value:
+        return []
+    columns = {str(name): column for name, column in value.items() if column is not None}
+    if not columns or not all(isinstance(column, list) for column in columns.values()):
+        return []
+    if len(lengths := {len(column) for column in columns.values()}) > 1:
+        raise BadRecord(f"an object of lists of several lengths: {', '.join(map(str, sorted(lengths)))}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _names_images(value: Any) -> bool:
+    names = value if isinstance(value, list) else [value]
+    return all(isinstance(one, str) and PurePosixPath(one[-80:]).suffix.lower() in IMAGE_SUFFIXES for one in names)
+
+
+def _says_something(value: Any) -> bool:
+    """Whether anything stands in a field of images but empty entries."""
+    if isinstance(value, list):
+        return any(map(_says_something, value))
+    if isinstance(value, Mapping):
+        return any(map(_says_something, value.values()))
+    return not is_nothing(value)
+
+
+def _number(match: re.Match[str] | None) -> int | None:
+    return None if match is None else int(match[1] or match[2])
+
+
+Pieces = list[str | Place]
+"""A text with the places of its images."""
+
+
+def find_places(texts: list[Pieces], pictures: Pictures, *, markers: bool) -> None:
+    """Put places for the markers in the texts, and the record's images into all places.
+
+    Args:
+        texts: of the turns that may have images; they are changed.
+        pictures: of the record.
+        markers: whether ``<image>`` is a marker even where the record has no image.
+
+    Raises:
+        BadRecord: places and images that do not fit.
+    """
+    places = [piece for text in texts for piece in text if isinstance(piece, Place)]
+    empty = [place for place in places if place.image is None and place.index is None]
+    indexed = [place for place in places if place.index is not None]
+    if indexed:
+        _deal_by_index(indexed, empty, pictures)
+        return
+    given = sum(place.image is not None for place in places)
+    if not empty and (pictures.present or markers):
+        if _split_numbered(texts, pictures):
+            return
+        empty = _split_all(texts, others=bool(pictures.present))
+    waiting = pictures.present
+    if len(empty) != len(waiting):
+        raise BadRecord(
+            f"{len(empty) + given} places for images ({IMAGE_MARKER} or image parts), but {len(waiting) + given} images"
+        )
+    for place, image in zip(empty, waiting, strict=True):
+        place.image = image
+
+
+def _split_all(texts: list[Pieces], *, others: bool) -> list[Place]:
+    """Places for ``<image>``, or for ``others`` where that one stands nowhere."""
+    plain = not others or any(IMAGE_MARKER in piece for piece in _strings(texts))
+    pattern = re.compile(IMAGE_MARKER) if plain else _OTHER_MARKER
+    found = []
+    for text in texts:
+        pieces: Pieces = []
+        for piece in text:
+            if isinstance(piece, Place):
+                pieces.append(piece)
+                continue
+            for number, between in enumerate(pattern.split(piece)):
+                if number:
+                    found.append(Place())
+                    pieces.append(found[-1])
+                pieces.append(between)
+        text[:] = [piece for piece in pieces if piece != ""]
+    return found
+
+
+def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
+    """Places for numbered markers, where there are no others, filled by number; whether there were any."""
+    strings = list(_strings(texts))
+    if any(IMAGE_MARKER in piece for piece in strings):
+        return False
+    numbers = [int(match[1] or match[2]) for piece in strings for match in _NUMBERED_MARKER.finditer(piece)]
+    if not numbers or not pictures.present:
+        return False
+    images = pictures.numbered(numbers)
+    if missing := [number for number in numbers if images.get(number) is None]:
+        raise BadRecord(f"a marker names image {missing[0]}; the record has {len(pictures.present)} images")
+    if unseen := [number for number, image in images.items() if image is not None and number not in numbers]:
+        raise BadRecord(f"no marker names image {unseen[0]} of {len(pictures.present)} images")
+    for text in texts:
+        pieces: Pieces = []
+        for piece in text:
+            if isinstance(piece, Place):
+                pieces.append(piece)
+                continue
+            end = 0
+            for match in _NUMBERED_MARKER.finditer(piece):
+                pieces += [piece[end : match.start()], Place(images[int(match[1] or match[2])])]
+                end = match.end()
+            pieces.append(piece[end:])
+        text[:] = [piece for piece in pieces if piece != ""]
+    return True
+
+
+def _deal_by_index(indexed: list[Place], empty: list[Place], pictures: Pictures) -> None:
+    if empty:
+        raise BadRecord("some image parts have an index and others have none")
+    for place in indexed:
+        assert place.index is not None, "they were chosen so"
+        if not 0 <= place.index < len(pictures.images) or pictures.images[place.index] is None:
+            raise BadRecord(f"an image part has index {place.index}; the record has {len(pictures.images)} images")
+        place.image = pictures.images[place.index]
+    named = {place.index for place in indexed}
+    for number, image in enumerate(pictures.images):
+        if image is not None and number not in named:
+            raise BadRecord(f"no image part has index {number} of {len(pictures.images)} images")
+
+
+def in_front(count: int) -> Pieces:
+    """Places for images that a record has and puts nowhere, each on a line of its own."""
+    return [piece for _ in range(count) for piece in (Place(), "\n")]
+
+
+def has_marker(text: str) -> bool:
+    """Whether a marker of an image stands in a text, in any spelling."""
+    return IMAGE_MARKER in text or bool(_NUMBERED_MARKER.search(text) or _OTHER_MARKER.search(text))
+
+
+def check_markers(text: str, where: str, *, pictures: bool) -> None:
+    """Raise BadRecord for a marker that stands for what the record does not have.
+
+    ``<image>`` and ``<video>`` may also be words that a text is about: they are markers where a text begins or ends
+    with them or they have a line of their own, and nothing closes them as an element of HTML.
+    """
+    for match in _PLACEHOLDER.finditer(text):
+        name = match[1] or match[2]
+        certain = match[2] is not None or name == "ref-object"
+        if f"</{name}>" not in text and (certain or name == "bbox" or _stands_alone(text, match.start(), match.end())):
+            raise BadRecord(f"{where}: the marker {match[0]} stands for what is not read (film, sound, objects)")
+    if pictures:
+        return
+    for pattern in (re.compile(IMAGE_MARKER), _NUMBERED_MARKER):
+        for match in pattern.finditer(text):
+            if "</image>" not in text and _stands_alone(text, match.start(), match.end()):
+                raise BadRecord(f"{where}: the marker {match[0]} stands for an image, and the record has none")
+
+
+def _stands_alone(text: str, begin: int, end: int) -> bool:
+    before, after = text[:begin].rstrip(" \t"), text[end:].lstrip(" \t")
+    return not before.strip() or not after.strip() or (before.endswith("\n") and after.startswith("\n"))
+
+
+def _strings(texts: list[Pieces]) -> Iterator[str]:
+    return (piece for text in texts for piece in text if isinstance(piece, str))

@@ -1,0 +1,230 @@
+"""Reasoning told from the answer, in every published spelling.
+
+Models write their reasoning between tags, and their makers chose different ones: ``<think>`` (DeepSeek, Qwen),
+``[THINK]`` (Magistral), ``<|begin_of_thought|>`` (OpenThoughts, Sky-T1), ``<reasoning>`` and ``<thinking>``,
+``◁think▷`` (Kimi), ``<|START_THINKING|>`` (Cohere), ``<seed:think>`` (Seed), gpt-oss's channels, LLaVA-CoT's stages,
+and this project's own opening. All but the last three are one grammar: a name of reasoning in some kind of brackets,
+opened and closed; the answer behind it may stand between tags of its own. The grammar is followed, not a list of tags.
+
+- The first opening and the first closing after it enclose the reasoning. A closing alone ends what began in the prompt.
+- Words before the opening belong to the answer; between two pieces of reasoning nothing may stand.
+- A reasoning that was opened and not closed was cut off: it would be taught as an answer. So would a tag left over.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from megatron_apriel.data.raw.fields import Fields, kind_of, text_of
+from megatron_apriel.data.raw.problems import BadRecord
+
+REASONING_OPENING = "Here are my reasoning steps:"
+RESPONSE_OPENING, RESPONSE_CLOSING = "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"
+"""Tags of the chat format, in answers that were taken from a model as it wrote them."""
+
+_THOUGHT = r"(?:seed:)?(?:inner[_ ]|chain[_ ]of[_ ])?(?:think(?:ing)?|thoughts?|reasoning)"
+_ANSWER = r"(?:final[_ ])?(?:answer|solution|response|output)"
+
+
+def _tags(name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Patterns of opening and closing tags with this name, in all kinds of brackets."""
+    opening = (
+        rf"(?i:<(?:{name})>|◁(?:{name})▷|<\|(?:begin_of_|start_of_|begin_|start_)?(?:{name})\|>"
+        rf"|<\|(?:{name})_(?:start|begin)\|>)|\[(?:THINK(?:ING)?|REASONING)\]"
+    )
+    closing = (
+        rf"(?i:</(?:{name})>|◁/(?:{name})▷|<\|(?:end_of_|end_|/)(?:{name})\|>|<\|(?:{name})_end\|>)"
+        r"|\[/(?:THINK(?:ING)?|REASONING)\]"
+    )
+    return re.compile(opening), re.compile(closing)
+
+
+_OPENING, _CLOSING = _tags(_THOUGHT)
+_ANSWER_OPENING, _ANSWER_CLOSING = _tags(_ANSWER)
+_CERTAIN = re.compile(r"(?i)</?(?:seed:)?think>|\[/?THINK\]|◁.*▷|<\|.*\|>")
+"""Tags that no text has by chance; others, as ``<reasoning>``, may stand in code or in advice about prompts."""
+_PREAMBLE = 200
+"""Characters of the words before reasoning whose tag is not certain."""
+_STAGES = re.compile(
+    r"\s*<SUMMARY>(.*?)</SUMMARY>\s*<CAPTION>(.*?)</CAPTION>\s*<REASONING>(.*?)</REASONING>\s*"
+    r"<CONCLUSION>(.*?)</CONCLUSION>\s*",
+    re.DOTALL,
+)
+"""LLaVA-CoT's."""
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>(analysis|final)<\|message\|>(.*?)(?:<\|end\|>|<\|return\|>|\Z)", re.DOTALL
+)
+"""gpt-oss's."""
+_LOOKS_LIKE_REASONING = re.compile(
+    r"[<\[{◁]\|?/?\w{0,20}(?:think|thought|reason|scratchpad|reflect|monologue|analysis)\w{0,20}\|?[>\]}▷]"
+    r"|^[#*\s]{0,6}(?:chain of thought|thought process|thinking|reasoning|thoughts?|scratchpad)[*\s]{0,4}:",
+    re.IGNORECASE | re.MULTILINE,
+)
+_QUOTES = "`\"'\u201c\u2018"
+
+
+def split_reasoning(said: str, where: str) -> tuple[str, str]:
+    """The reasoning and the answer of what an assistant said, both without white space around them.
+
+    Raises:
+        BadRecord: the reasoning has no end, or stands in several places, or a tag of it would be left in the answer.
+    """
+    text = said.strip()
+    if text.startswith(REASONING_OPENING) and RESPONSE_OPENING not in text:
+        raise BadRecord(
+            f"{where}: reasoning opened by {REASONING_OPENING!r} has no {RESPONSE_OPENING!r}; it was cut off"
+        )
+    if RESPONSE_OPENING in text and not _OPENING.match(text):
+        reasoning, _, rest = text.partition(RESPONSE_OPENING)
+        return reasoning.strip().removeprefix(REASONING_OPENING).strip(), rest.partition(RESPONSE_CLOSING)[0].strip()
+    if stages := _STAGES.fullmatch(text):
+        return "\n\n".join(stage.strip() for stage in stages.groups()[:3]), stages[4].strip()
+    if text.startswith(("<|channel|>", "<|start|>")):
+        return _channels(text, where)
+    return _tagged(text, where)
+
+
+def looks_unrecognised(answer: str) -> bool:
+    """Whether an answer holds what looks like tags or headings of reasoning in a spelling that is not known."""
+    return _LOOKS_LIKE_REASONING.search(answer) is not None
+
+
+def reasoning_text(value: Any, what: str) -> str:
+    """The reasoning that a field holds: a text, or a list of texts or parts with texts. Raises BadRecord."""
+    if isinstance(value, list) and value:
+        return "\n\n".join(text for one in value if (text := reasoning_text(one, what)).strip())
+    if isinstance(value, dict):
+        inner = next((value[name] for name in ("thinking", "text", "content") if value.get(name)), None)
+        unknown = [name for name in value if name not in ("type", "thinking", "text", "content", "signature", "id")]
+        if inner is None or unknown:
+            raise BadRecord(f"{what} is an object of {', '.join(map(str, value))}; known: text, content, thinking")
+        return reasoning_text(inner, what)
+    if not isinstance(value, str):
+        raise BadRecord(f"{what} is {kind_of(value)}, not a string")
+    return text_of(value, what)
+
+
+def taken_reasoning(fields: Fields, names: tuple[str, ...], where: str) -> str:
+    """The reasoning in the fields of those names; several must say the same. Raises BadRecord."""
+    found: dict[str, str] = {}
+    for name in names:
+        if name in fields and not _is_switch(fields.peek(name)):
+            path = fields.path(name)
+            text = reasoning_text(fields.take(name), f"{where}{path}").strip()
+            text = text.removeprefix(REASONING_OPENING).strip()
+            text = _without_tags(text)
+            if text:
+                found[path] = text
+    if len({" ".join(text.split()) for text in found.values()}) > 1:
+        raise BadRecord(f"{where}{' and '.join(found)} hold different reasoning")
+    return next(iter(found.values()), "")
+
+
+def joined(apart: str, inside: str, where: str) -> str:
+    """The one reasoning of a turn that has it in a field and between tags as well. Raises BadRecord if they differ."""
+    if not apart or not inside:
+        return apart or inside
+    one, other = (" ".join(text.split()) for text in (apart, inside))
+    if one in other:
+        return inside
+    if other in one:
+        return apart
+    raise BadRecord(f"{where}: the reasoning in its field and between the <think> tags of its text differ")
+
+
+def _without_tags(text: str) -> str:
+    """Reasoning in a field of its own whose tags were left around it."""
+    if opening := _OPENING.match(text):
+        text = text[opening.end() :]
+    closings = list(_CLOSING.finditer(text))
+    return (text[: closings[-1].start()] if closings and closings[-1].end() == len(text) else text).strip()
+
+
+def _is_switch(value: Any) -> bool:
+    """``reasoning: on``: whether to reason, which is no reasoning."""
+    return isinstance(value, bool | int | float) or (
+        isinstance(value, str) and value.strip().lower() in ("on", "off", "yes", "no", "true", "false", "none", "auto",
+                                                             "low", "medium", "high")
+    )  # fmt: skip
+
+
+def _channels(text: str, where: str) -> tuple[str, str]:
+    found: dict[str, list[str]] = {"analysis": [], "final": []}
+    place = 0
+    for match in _CHANNEL.finditer(text):
+        if text[place : match.start()].strip():
+            break
+        found[match[1]].append(match[2].strip())
+        place = match.end()
+    if text[place:].strip() or len(found["final"]) > 1:
+        raise BadRecord(f"{where}: channels of gpt-oss other than analysis and final: {text[place : place + 40]!r}")
+    return "\n\n".join(found["analysis"]), "".join(found["final"])
+
+
+def _tagged(text: str, where: str) -> tuple[str, str]:
+    opening, closing = _first_opening(text), _unquoted(_CLOSING, text)
+    pieces, before = [], ""
+    if closing is not None and (opening is None or closing.start() < opening.start()):
+        pieces, rest = [text[: closing.start()]], text[closing.end() :].strip()  # opened in the prompt
+    elif opening is not None:
+        before, rest = text[: opening.start()].strip(), text[opening.start() :]
+    else:
+        return "", _unwrapped(text, where, reasoned=False)
+    while (opening := _OPENING.match(rest)) is not None:
+        closing, answer = (pattern.search(rest, opening.end()) for pattern in (_CLOSING, _ANSWER_OPENING))
+        if closing is not None:
+            pieces.append(rest[opening.end() : closing.start()])
+            rest = rest[closing.end() :].strip()
+        elif answer is not None:
+            pieces.append(rest[opening.end() : answer.start()])
+            rest = rest[answer.start() :].strip()
+        else:
+            raise BadRecord(
+                f"{where}: reasoning opened by {opening[0]!r} has no {_closing_of(opening[0])!r}; it was cut off"
+            )
+    answered = _unwrapped(rest, where, reasoned=True)
+    for pattern in (_OPENING, _CLOSING):
+        left = _unquoted(pattern, answered)
+        if left is not None and _CERTAIN.fullmatch(left[0]):
+            raise BadRecord(f"{where}: {left[0]!r} stands in the answer, behind reasoning that was closed before")
+    reasoning = "\n\n".join(piece.strip() for piece in pieces if piece.strip())
+    return reasoning, "\n".join(filter(None, (before, answered)))
+
+
+def _first_opening(text: str) -> re.Match[str] | None:
+    """Where reasoning begins: at the start, or behind words where the tag is certain or the words are few."""
+    opening = _unquoted(_OPENING, text)
+    if opening is None or opening.start() == 0 or _CERTAIN.fullmatch(opening[0]):
+        return opening
+    few = opening.start() <= _PREAMBLE and "```" not in text[: opening.start()]
+    return opening if few and _CLOSING.search(text, opening.end()) else None
+
+
+def _unwrapped(text: str, where: str, *, reasoned: bool) -> str:
+    """The answer without tags around all of it; without reasoning only those are taken that no text has by chance."""
+    opening = None if text.startswith("[") else _ANSWER_OPENING.match(text)
+    if opening is None or not (reasoned or opening[0].startswith("<|")):
+        return text
+    closing = _ANSWER_CLOSING.search(text, opening.end())
+    if closing is None:
+        raise BadRecord(f"{where}: the answer opened by {opening[0]!r} has no end; it was cut off")
+    if text[closing.end() :].strip():
+        return text
+    return text[opening.end() : closing.start()].strip()
+
+
+def _unquoted(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The first match that does not stand between quotation marks or as code, where a text speaks about tags."""
+    for match in pattern.finditer(text):
+        around = text[match.start() - 1 : match.start()] + text[match.end() : match.end() + 1]
+        if not (len(around) == 2 and around[0] in _QUOTES and around[1] in "`\"'\u201d\u2019"):
+            return match
+    return None
+
+
+def _closing_of(opening: str) -> str:
+    for begin in ("<|begin_of_", "<|start_of_", "<|begin_", "<|start_"):
+        if opening.lower().startswith(begin):
+            return "<|end_" + opening[len(begin) - (3 if begin.endswith("of_") else 0) :]
+    return opening[0] + ("|/" + opening[2:] if opening.startswith("<|") else "/" + opening[1:])

@@ -1,0 +1,261 @@
+"""A turn of a conversation, whatever its makers called its fields and its speaker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_apriel.data.raw.calls import Call, calls_in_text, calls_in_turn, calls_of, results_in_text, tools_of
+from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
+from megatron_apriel.data.raw.json_text import parsed_json
+from megatron_apriel.data.raw.marks import is_learned
+from megatron_apriel.data.raw.meanings import (
+    ASKED,
+    CONTENT,
+    PAIR_SYSTEM,
+    REASONING,
+    RESULT_ID,
+    RESULT_NAME,
+    ROLE,
+    SAID,
+    TOOL_CALLS,
+    TURN_IMAGES,
+    TURN_TOOLS,
+)
+from megatron_apriel.data.raw.parts import Content, content_of
+from megatron_apriel.data.raw.pictures import Pictures, Pieces, pictures_of, rows_of
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.reasoning import joined, looks_unrecognised, split_reasoning, taken_reasoning
+
+CALLING = "tool_call"
+"""A turn that is nothing but calls; it becomes part of a turn of the assistant."""
+
+ROLES = {
+    "user": "user human prompter questioner client",
+    "assistant": "assistant gpt model bot chatgpt ai chatbot bing bard",
+    "system": "system developer",
+    "tool_result": "tool tool_result tool_results tool_response tool_output observation function function_response "
+    "function_result ipython environment",
+    CALLING: "tool_call tool_calls function_call",
+}
+"""Our roles, and what others call them; in small letters."""
+
+_OURS = {theirs: ours for ours, names in ROLES.items() for theirs in names.split()}
+
+
+@dataclass
+class Turn:
+    """A turn on its way to a message.
+
+    Attributes:
+        role: one of ``ROLES``.
+        where: names it in messages.
+        pieces: its text, and the places of images in it.
+        reasoning: of an assistant.
+        calls: of an assistant.
+        result_id, result_name: of a result, which call it answers.
+        learned: what its marks say, or None.
+        pictures: listed in the turn itself.
+        tools: listed in a system turn.
+        unrecognised: the answer looks as if it held more reasoning.
+    """
+
+    role: str
+    where: str
+    pieces: Pieces = field(default_factory=list)
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
+    result_id: Any = None
+    result_name: Any = None
+    learned: bool | None = None
+    pictures: Pictures = field(default_factory=Pictures)
+    tools: tuple[dict[str, Any], ...] = ()
+    unrecognised: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(piece for piece in self.pieces if isinstance(piece, str))
+
+
+def turns_of(value: Any, record: Fields, path: str, most_values: int) -> list[Turn]:
+    """The turns that a field of a record lists.
+
+    Args:
+        value: a list of objects, of pairs of texts, or of texts in turn; its JSON text; one object; an object of lists.
+        record: it stands in.
+        path: of the field.
+        most_values: of a JSON text.
+
+    Raises:
+        BadRecord: it is none of these, or a turn is not understood.
+    """
+    if isinstance(value, str):
+        value = parsed_json(value, most_values, f"field {path!r}")
+    if isinstance(value, Mapping):
+        value = rows_of(value) or [value]
+    if not isinstance(value, list) or not value:
+        raise BadRecord(f"field {path!r} is not a list of turns")
+    if all(isinstance(one, str) for one in value) and len(value) > 1:
+        roles = ("user", "assistant")
+        return [
+            _finished(Turn(roles[number % 2], f"turn {number + 1}"), content_of(text, record, path, path, most_values),
+                      record, most_values)
+            for number, text in enumerate(value)
+        ]  # fmt: skip
+    turns: list[Turn] = []
+    for number, one in enumerate(value, 1):
+        where = f"turn {number}"
+        if isinstance(one, list | tuple) and len(one) == 2 and all(isinstance(text, str) for text in one):
+            turns += pair_turns(one[0], one[1], record, path, where, most_values)
+        elif isinstance(one, Mapping):
+            turns += _read_turn(record.inner(one, "turn", path), where, most_values)
+        else:
+            raise BadRecord(f"{where} is not an object")
+    return turns
+
+
+def pair_turns(asked: Any, said: Any, owner: Fields, path: str, where: str, most_values: int) -> list[Turn]:
+    """A question and its answer as two turns; nothing asked makes no turn."""
+    turns = []
+    if not is_nothing(asked):
+        turns.append(
+            _finished(Turn("user", where), content_of(asked, owner, path, where, most_values), owner, most_values)
+        )
+    answer = content_of(said, owner, path, where, most_values)
+    return [*turns, _finished(Turn("assistant", where), answer, owner, most_values)]
+
+
+def _read_turn(turn: Fields, where: str, most_values: int) -> list[Turn]:
+    if not any(name in turn for name in ROLE.names) and any(name in turn for name in (*ASKED.names, *SAID.names)):
+        return _read_pair(turn, where, most_values)
+    role = _role_of(turn, where)
+    learned = is_learned(turn, "assistant" if role == CALLING else role, where)
+    name = _content_name(turn)
+    path, given = turn.path(name), turn.peek(name)
+    value = turn.take(*CONTENT.names)
+    result = Turn(role, where, learned=learned)
+    if role == "assistant":
+        result.reasoning = taken_reasoning(turn, REASONING.names, f"{where}: ")
+    if role in ("assistant", CALLING):
+        result.calls = _calls(turn, where, most_values)
+    if role == "tool_result":
+        result.result_id, result.result_name = turn.take(*RESULT_ID.names), turn.take(*RESULT_NAME.names)
+    if role == "system" and any(name in turn for name in TURN_TOOLS.names):
+        name = turn.taken_name(*TURN_TOOLS.names)
+        result.tools = tools_of(turn.take(*TURN_TOOLS.names), f"{where}: {name}", most_values)
+    if role in ("user", "tool_result"):
+        result.pictures = _pictures(turn, most_values)
+    for name in (*TOOL_CALLS.names, *TURN_TOOLS.names, *TURN_IMAGES.names, *REASONING.names):
+        if name not in turn:
+            turn.take(name)  # empty, as a table has it
+    if given is None and not result.calls and (name == "value" or name not in turn.names()):
+        raise BadRecord(f"{where}: {name} is missing")
+    if role == CALLING and isinstance(value, list | Mapping):
+        result.calls += calls_of(value, turn, path, where, most_values)
+        return [result]
+    content = content_of(value, turn, path, where, most_values)
+    results = [
+        Turn("tool_result", where, pieces=inner.pieces, result_id=identity) for inner, identity in content.results
+    ]
+    if results:
+        content.results = []
+        own = [result] if any(content.pieces) or content.calls else []
+        return [*results, *(_finished(one, content, turn, most_values) for one in own)]
+    texts = results_in_text(_plain_text(content)) if role in ("tool_result", "user") else []
+    if texts:
+        return [
+            Turn("tool_result", where, [text], result_id=result.result_id, result_name=result.result_name)
+            for text in texts
+        ]
+    return [_finished(result, content, turn, most_values)]
+
+
+def _plain_text(content: Content) -> str:
+    """The text of a content without images; nothing where it has one."""
+    return "".join(content.pieces) if all(isinstance(one, str) for one in content.pieces) else ""  # type: ignore[arg-type]
+
+
+def _read_pair(turn: Fields, where: str, most_values: int) -> list[Turn]:
+    turns = []
+    system = turn.take(*PAIR_SYSTEM.names)
+    if system is not None:
+        turns.append(Turn("system", where, [text_of(system, f"{where}: system")]))
+    asked_path, said_path = turn.taken_name(*ASKED.names), turn.taken_name(*SAID.names)
+    learned = is_learned(turn, "assistant", where)
+    pictures = _pictures(turn, most_values)
+    asked, said = turn.take(*ASKED.names), turn.take(*SAID.names)
+    reasoning = taken_reasoning(turn, REASONING.names, f"{where}: ")
+    if asked is not None:
+        content = content_of(asked, turn, asked_path, where, most_values)
+        turns.append(_finished(Turn("user", where, pictures=pictures), content, turn, most_values))
+    if said is not None:
+        content = content_of(said, turn, said_path, where, most_values)
+        answer = Turn("assistant", where, reasoning=reasoning, learned=learned)
+        turns.append(_finished(answer, content, turn, most_values))
+    return turns
+
+
+def _content_name(turn: Fields) -> str:
+    """The field that the content stands in; of a turn without one, that which it should have."""
+    usual = "value" if "from" in turn.names() else "content"
+    there = [name for name in CONTENT.names if name in turn.names()]
+    return next((name for name in there if name in turn), next(iter(there), usual))
+
+
+def _role_of(turn: Fields, where: str) -> str:
+    name = turn.taken_name(*ROLE.names).rpartition(".")[2]
+    role = turn.take(*ROLE.names)
+    if isinstance(role, str):
+        plain = role.strip().lower()
+        ours = turn.reading.roles.get(plain) or _OURS.get(plain.replace("-", "_").replace(" ", "_"))
+        if ours is not None:
+            return ours
+    kind = "speaker" if name == "from" else "role"
+    known = ", ".join(_OURS) if kind == "role" else ", ".join(("human", "gpt", *_OURS))
+    raise BadRecord(f"{where}: unknown {kind} {role!r}; known: {known}; --map role:THEIRS=OURS names others")
+
+
+def _calls(turn: Fields, where: str, most_values: int) -> list[Call]:
+    given = [name for name in TOOL_CALLS.names if name in turn]
+    if len(given) > 1:
+        raise BadRecord(f"{where}: {' and '.join(given)} in one turn")
+    if not given:
+        return []
+    path = turn.path(given[0])
+    return calls_of(turn.take(given[0]), turn, path, where, most_values)
+
+
+def _pictures(turn: Fields, most_values: int) -> Pictures:
+    return pictures_of(turn, most_values) if any(name in turn for name in TURN_IMAGES.names) else Pictures()
+
+
+def _finished(turn: Turn, content: Content, owner: Fields, most_values: int) -> Turn:
+    """The turn with its content: an assistant's told apart into reasoning, answer and calls."""
+    if content.results:
+        raise BadRecord(f"{turn.where}: a part with a result in a turn of the {turn.role}")
+    turn.pieces = content.pieces
+    if turn.role not in ("assistant", CALLING):
+        if content.thoughts or content.calls:
+            raise BadRecord(f"{turn.where}: reasoning or a call in a turn of the {turn.role}")
+        return turn
+    if not all(isinstance(piece, str) for piece in turn.pieces):
+        return turn  # refused with the images of others
+    turn.calls += content.calls
+    text = turn.text
+    if turn.role == CALLING:
+        turn.calls += calls_in_turn(text, owner, turn.where, most_values) if text.strip() else []
+        turn.pieces = []
+        if not turn.calls:
+            raise BadRecord(f"{turn.where}: a turn of calls holds none")
+        return turn
+    reasoning, answer = split_reasoning(text, turn.where)
+    apart = joined(turn.reasoning, "\n\n".join(content.thoughts).strip(), turn.where)
+    turn.reasoning = joined(apart, reasoning, turn.where)
+    answer, calls = calls_in_text(answer, owner, turn.where, most_values)
+    if calls and turn.calls:
+        raise BadRecord(f"{turn.where}: tool calls in a field and in the text as well")
+    turn.calls += calls
+    turn.pieces = [answer] if answer else []
+    turn.unrecognised = not turn.reasoning and looks_unrecognised(answer)
+    return turn
