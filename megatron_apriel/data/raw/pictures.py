@@ -110,7 +110,7 @@ def clean_image(value: Any, owner: Fields, path: str) -> ImageValue | None:
         if all(is_nothing(one) for one in value.values()):
             return None
         raise BadRecord(f"an image has neither bytes nor path, only {', '.join(map(str, value))}")
-    return {"bytes": data, "path": place}
+    return place if data is None else {"bytes": data, "path": place}
 
 
 def _listed(value: Any, path: str, most_values: int) -> tuple[dict[int, Any], bool]:

@@ -316,9 +316,9 @@ def _has_caption(record: Fields) -> bool:
 def _text_document(record: Fields, pieces: Pieces, masked: list[tuple[int, int]] | None) -> TextDocument:
     check_weights(record)
     images = tuple(piece.image for piece in pieces if isinstance(piece, Place) and piece.image is not None)
-    if not any(isinstance(piece, str) and piece.strip() for piece in pieces):
-        raise BadRecord("the text is empty")
     if not images:
+        if not any(str(piece).strip() for piece in pieces):
+            raise BadRecord("the text is empty")
         for piece in pieces:
             check_first_marker(str(piece))
     parts, learned = _cut(pieces, masked or [])

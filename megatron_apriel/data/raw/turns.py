@@ -142,13 +142,13 @@ def _read_turn(turn: Fields, where: str, most_values: int) -> list[Turn]:
     if role == "tool_result":
         result.result_id, result.result_name = turn.take(*RESULT_ID.names), turn.take(*RESULT_NAME.names)
     if role == "system" and any(name in turn for name in TURN_TOOLS.names):
-        name = turn.taken_name(*TURN_TOOLS.names)
-        result.tools = tools_of(turn.take(*TURN_TOOLS.names), f"{where}: {name}", most_values)
+        offered = turn.taken_name(*TURN_TOOLS.names)
+        result.tools = tools_of(turn.take(*TURN_TOOLS.names), f"{where}: {offered}", most_values)
     if role in ("user", "tool_result"):
         result.pictures = _pictures(turn, most_values)
-    for name in (*TOOL_CALLS.names, *TURN_TOOLS.names, *TURN_IMAGES.names, *REASONING.names):
-        if name not in turn:
-            turn.take(name)  # empty, as a table has it
+    for empty in (*TOOL_CALLS.names, *TURN_TOOLS.names, *TURN_IMAGES.names, *REASONING.names):
+        if empty not in turn:
+            turn.take(empty)  # as a table has it
     if given is None and not result.calls and (name == "value" or name not in turn.names()):
         raise BadRecord(f"{where}: {name} is missing")
     if role == CALLING and isinstance(value, list | Mapping):
@@ -212,8 +212,7 @@ def _role_of(turn: Fields, where: str) -> str:
         if ours is not None:
             return ours
     kind = "speaker" if name == "from" else "role"
-    known = ", ".join(_OURS) if kind == "role" else ", ".join(("human", "gpt", *_OURS))
-    raise BadRecord(f"{where}: unknown {kind} {role!r}; known: {known}; --map role:THEIRS=OURS names others")
+    raise BadRecord(f"{where}: unknown {kind} {role!r}; known: {', '.join(_OURS)}; --map role:THEIRS=OURS names others")
 
 
 def _calls(turn: Fields, where: str, most_values: int) -> list[Call]:

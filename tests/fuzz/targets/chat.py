@@ -8,9 +8,10 @@ from random import Random
 from typing import Any
 
 from megatron_apriel.data.corpus.chat import encode_chat, encode_text
+from megatron_apriel.data.raw.documents import Conversation
 from megatron_apriel.data.raw.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import Conversation, parse_record, recognise
+from megatron_apriel.data.raw.records import parse_record, recognise
 
 from ..case import Target, Wrong
 from ..json_changes import change_value, copied, write_json
@@ -75,9 +76,9 @@ class ChatRecords(Target):
                 ImageLoader(directory).load(image)
             grids = [GRID] * len(document.images)
             if isinstance(document, Conversation):
-                encoded = encode_chat(self.table, document.messages, document.tools, grids)
+                encoded = encode_chat(self.table, document.messages, document.tools, grids, learned=document.learned)
             else:
-                encoded = encode_text(self.table, document.parts, grids)
+                encoded = encode_text(self.table, document.parts, grids, learned=document.learned)
         except RecursionError:  # preparation counts it as a bad record
             raise BadRecord("nested too deeply") from None
         tokens = encoded.tokens.tolist()

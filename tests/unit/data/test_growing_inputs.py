@@ -22,7 +22,7 @@ def encoded(path: Path, table) -> None:
     """Everything that preparation does with the records of a file, the first bad one an error."""
     encoder = RecordEncoder(table)
     for source in find_sources([path]):
-        for chunk in source.chunks(("text", "messages", "images")):
+        for chunk in source.chunks():
             for raw in chunk.records():
                 if raw.problem:
                     raise BadRecord(f"{raw.place}: {raw.problem}")

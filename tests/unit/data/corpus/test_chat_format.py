@@ -192,9 +192,9 @@ def test_only_turns_without_a_response_are_refused():
         try:
             parse_record({"messages": messages}, "messages")
         except BadRecord as refusal:
-            if "cut off" in str(refusal):
+            if any(word in str(refusal) for word in ("cut off", "differ", "behind reasoning", "tags of reasoning")):
                 continue
-            assert empty, turn
+            assert empty or "reasoning_content" in turn or turn["content"].count("think>") > 2, turn
         else:
             assert not empty, turn
         seen[empty] += 1

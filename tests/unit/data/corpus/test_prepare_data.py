@@ -22,6 +22,7 @@ from megatron_apriel.data.corpus import prepare as preparation
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
 from megatron_apriel.data.raw.blocks import JsonChunk
+from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.errors import DataError, OutputError
 
 TOOL = Path(__file__).parents[4] / "tools" / "prepare_data.py"
@@ -161,7 +162,7 @@ def with_bad_records(tmp_path, small_photograph, photographs) -> tuple[Path, dic
         (3, llava("cut.jpg"), "an image of 5000 bytes is damaged: "),
         (4, llava("../x.png"), "leads out of the image root"),
         (5, llava("http://x/y.png"), "is a URL: images are never fetched"),
-        (7, llava("good.png", "no marker"), "0 places for images (<image> or image parts), but 1 images"),
+        (7, llava("good.png", "<image> <image>"), "2 places for images (<image> or image parts), but 1 images"),
         (8, {"text": "x"}, "it has no conversations, as other records of its file do; its fields: text"),
         (11, llava(None, "<image>"), "1 places for images (<image> or image parts), but 0 images"),
     ):
@@ -238,7 +239,7 @@ def test_existing_corpus_is_replaced_only_when_told(model, tmp_path):
     with pytest.raises(OutputError, match="exists"):
         prepare(tmp_path / "out", [file], model)
     write_lines(file, [{"text": "one"}, {"text": "two"}])
-    with pytest.raises(DataError, match="none of its first 1 records"):
+    with pytest.raises(DataError, match="none of its first 1 records has a known shape"):
         prepare(tmp_path / "out", [write_lines(tmp_path / "b.jsonl", [{"x": 1}])], model, overwrite=True)
     assert content(tmp_path / "out") == before
     prepare(tmp_path / "out", [file], model, overwrite=True)
@@ -249,10 +250,10 @@ def test_formats_are_checked_before_any_work(model, tmp_path):
     (tmp_path / "in").mkdir()
     write_lines(tmp_path / "in" / "a.jsonl", [{"text": "fine"}])
     write_lines(tmp_path / "in" / "b.jsonl", [{"body": "x", "id": 1}])
-    message = r"b.jsonl: none of its first 1 records has messages(?s:.*)body, id(?s:.*)--text-field"
+    message = r"b.jsonl: none of its first 1 records has a known shape(?s:.*)body, id(?s:.*)--map(?s:.*)--text-field"
     with pytest.raises(DataError, match=message):
         prepare(tmp_path / "out", [tmp_path / "in"], model)
-    options = PrepareOptions(text_field="body")
+    options = PrepareOptions(reading=Reading({("body",): "text"}))
     assert prepare(tmp_path / "out", [tmp_path / "in" / "b.jsonl"], model, options).documents == 1
 
 

@@ -28,9 +28,9 @@ TABLE = pyarrow.table(
 )
 
 
-def rows_of(path, limits=DEFAULT_LIMITS, columns=tuple(TABLE.column_names)):
+def rows_of(path, limits=DEFAULT_LIMITS):
     (source,) = find_sources([path], limits=limits)
-    return [raw for chunk in source.chunks(columns) for raw in chunk.records(limits)]
+    return [raw for chunk in source.chunks() for raw in chunk.records(limits)]
 
 
 def plan_of(path, column, limits=DEFAULT_LIMITS):
@@ -44,7 +44,9 @@ def plan_of(path, column, limits=DEFAULT_LIMITS):
 def test_every_way_to_write_pages_is_read(version, compression, options, tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(TABLE, path, data_page_version=version, compression=compression, **options)
-    expected = TABLE.select(["text", "images"]).to_pylist()
+    expected = [
+        {"text": text, "images": [{"bytes": text.encode()}] if text else None} for text in TEXTS
+    ]  # a field that is empty inside of a column is absent
     found = rows_of(path)
     assert [{name: raw.value[name] for name in ("text", "images")} for raw in found] == expected
     assert [raw.value["messages"] for raw in found] == [
@@ -56,7 +58,7 @@ def test_every_way_to_write_pages_is_read(version, compression, options, tmp_pat
 def test_other_encodings_of_texts(encoding, tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(TABLE, path, use_dictionary=False, column_encoding={"text": encoding})
-    assert [raw.value["text"] for raw in rows_of(path, columns=("text",))] == TEXTS
+    assert [raw.value["text"] for raw in rows_of(path)] == TEXTS
 
 
 def test_columns_of_fixed_width_and_dictionaries_of_the_writer(tmp_path):
@@ -74,7 +76,7 @@ def test_few_rows_at_a_time_where_a_dictionary_has_long_texts(tmp_path):
     assert plan_of(tmp_path / "a.parquet", "text", ANY).rows == 16
     assert plan_of(tmp_path / "a.parquet", "tools", ANY).rows == 64
     (source,) = find_sources([tmp_path / "a.parquet"], limits=ANY)
-    chunks = list(source.chunks(("text",)))
+    chunks = list(source.chunks())
     assert max(chunk.table.get_total_buffer_size() for chunk in chunks) < 5 * MIB
     assert [raw.value["text"] for chunk in chunks for raw in chunk.records(ANY)] == texts
 
@@ -102,7 +104,7 @@ def test_damaged_headers_of_pages_are_errors_of_the_file(tmp_path):
         for value in (0x00, 0x1C, 0x80, 0xFF):
             (tmp_path / "a.parquet").write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
             try:
-                rows_of(tmp_path / "a.parquet", columns=("text",))
+                rows_of(tmp_path / "a.parquet")
             except DataError as error:
                 assert "a.parquet" in str(error)
                 damaged += 1
@@ -151,5 +153,5 @@ def test_rows_are_measured_through_dictionaries_views_and_fixed_lists():
 
 def test_columns_that_are_not_read():
     union = pyarrow.UnionArray.from_sparse(pyarrow.array([0, 0], pyarrow.int8()), [pyarrow.array(np.arange(2))])
-    with pytest.raises(UnreadableColumn, match="a column has the type sparse_union"):
+    with pytest.raises(UnreadableColumn, match="column a: it has the type sparse_union.*--ignore a"):
         row_costs(pyarrow.RecordBatch.from_arrays([union], names=["a"]))

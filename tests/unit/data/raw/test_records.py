@@ -6,6 +6,7 @@ import pytest
 
 from megatron_apriel.data.raw.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.records import parse_record, recognise
 
 QUESTION = {"from": "human", "value": "<image>\nWhat is it?"}
@@ -20,7 +21,7 @@ def test_formats_are_recognised():
     assert recognise({"text": "x", "messages": None}) == "text"
     assert recognise({"conversations": [], "id": 1}) == CHAT
     assert recognise({"body": "x"}) is None
-    assert recognise({"body": "x"}, text_field="body") == "text"
+    assert recognise({"body": "x"}, Reading({("body",): "text"})) == "text"
 
 
 def test_text_with_images_between():
@@ -130,15 +131,18 @@ def call(**function):
         (({"text": "x", "messages": None}, "messages"), "it has no messages, as other .* do; its fields: text"),
         (conversation(QUESTION, ANSWER), "1 places for images .* but 0 images"),
         (conversation(QUESTION, ANSWER, images=["a", "b"]), "1 places for images .* but 2 images"),
-        (conversation({"from": "human", "value": "x"}, ANSWER, image="a"), "0 places for images .* but 1 images"),
-        (conversation({"from": "bard", "value": "x"}), "turn 1: unknown speaker 'bard'; known: human, user, gpt"),
+        (conversation(ANSWER, image="a"), "0 places for images, but 1 images, and no turn of the user"),
+        (conversation({"from": "wizard", "value": "x"}), "turn 1: unknown speaker 'wizard'; known: user, human,"),
         (conversation({"from": "human", "value": None}), "turn 1: value is missing"),
         (
             conversation({"from": "system", "value": "<image>"}, ANSWER, image="a"),
             "an image in a turn of the system",
         ),
         (chat("x"), "turn 1 is not an object"),
-        (chat({"role": "wizard", "content": "x"}), "turn 1: unknown role 'wizard'; known: system, user, assistant"),
+        (
+            chat({"role": "wizard", "content": "x"}),
+            "turn 1: unknown role 'wizard'; known: user, .*assistant.*--map role:THEIRS=OURS",
+        ),
         (chat(USER), "no turn is the assistant's"),
         (chat(USER, {"role": "assistant", "content": " "}), "turn 2: the assistant says nothing"),
         (chat(USER, {"role": "assistant", "content": "", "reasoning": "Hm."}), "turn 2: the assistant only thinks"),
