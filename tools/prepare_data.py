@@ -267,6 +267,10 @@ def show(summary: PrepareSummary) -> None:
     console.print(corpus)
     if usage.unused:
         note(f"fields that were not used: {usage.listed(SHOWN_FIELDS)}. --ignore PATH says that they need not be")
+    if summary.passed:
+        names = ", ".join(Path(one).name for one in summary.passed[:SHOWN_INPUTS])
+        more = "" if len(summary.passed) <= SHOWN_INPUTS else f" and {len(summary.passed) - SHOWN_INPUTS:,} more"
+        note(f"files of the directories that were passed over: {len(summary.passed):,} ({names}{more})")
     if usage.marked:
         note(f"{usage.marked:,} documents say which of their words are learned: use loss: responses")
     for problem in summary.problems.first[:5]:

@@ -27,8 +27,8 @@ from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
 from megatron_apriel.data.corpus.record_encoder import ChunkTask, PreparedDocument, RecordEncoder
 from megatron_apriel.data.corpus.tokens import TokenTable
-from megatron_apriel.data.raw.files import SavedDataset, Source, find_sources
-from megatron_apriel.data.raw.problems import Problem, ProblemTally, printable, shortened
+from megatron_apriel.data.raw.files import Inputs, JsonRecords, SavedDataset, Source, find_inputs
+from megatron_apriel.data.raw.problems import KEPT_PROBLEMS, Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.records import FORMATS, recognise, why_unknown
@@ -88,9 +88,10 @@ class InputSummary:
 
 @dataclass
 class PrepareSummary:
-    """What preparation did; lengths are tokens per document."""
+    """What preparation did; lengths are tokens per document, and ``passed`` the files of directories not read."""
 
     inputs: list[InputSummary]
+    passed: list[str] = field(default_factory=list)
     problems: ProblemTally = field(default_factory=ProblemTally)
     usage: Usage = field(default_factory=Usage)
     lengths: array[int] = field(default_factory=lambda: array("q"))
@@ -134,7 +135,7 @@ def prepare(
         DataError: an input cannot be read or recognised, or too many records are bad; nothing is written.
         OutputError: the destination may not be written.
     """
-    sources = find_sources(inputs, options.split, options.limits)
+    found = find_inputs(inputs, options.split, options.limits)
     output = (
         whole_directory(destination, overwrite, MANIFEST_FILE, [*inputs, model])
         if destination is not None
@@ -144,22 +145,40 @@ def prepare(
         table = TokenTable.from_directory(model, options.rounding)
         encoder = RecordEncoder(table, options.reading, options.limits)
         with _Workers(encoder, options.workers) as workers:
-            summary = PrepareSummary(_recognise_all(sources, options))
-            results = workers.in_order(_tasks(sources, summary.inputs, options))
+            summary = PrepareSummary(
+                _recognise_all(found, options), passed=[printable(str(one)) for one in found.passed]
+            )
+            results = workers.in_order(_tasks(found.sources, summary.inputs, options))
             if directory is None:
                 _collect(results, summary, options, None)
                 return summary
             with CorpusWriter(directory, CorpusManifest(tokenizer=table.record, images=table.images)) as writer:
                 _collect(results, summary, options, writer)
-                told = {"inputs": [vars(one) for one in summary.inputs], "usage": summary.usage.record()}
+                usage = {**summary.usage.record(), "passed_over": summary.passed[:KEPT_PROBLEMS]}
+                told = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
                 writer.manifest = writer.manifest.model_copy(update=told)
                 writer.close(_problems(summary.problems))
     return summary
 
 
-def _recognise_all(sources: Sequence[Source], options: PrepareOptions) -> list[InputSummary]:
-    """What every input is, before any work is done: a wrong one at the end of a long list should not cost hours."""
-    return [InputSummary(printable(str(source.path)), source.kind, _format_of(source, options)) for source in sources]
+def _recognise_all(found: Inputs, options: PrepareOptions) -> list[InputSummary]:
+    """What every input is, before any work is done: a wrong one at the end of a long list should not cost hours.
+
+    A file of a directory that is one JSON object and no record describes others; it is moved to what is not read.
+    """
+    result, sources = [], []
+    for source in found.sources:
+        try:
+            record_format = _format_of(source, options)
+        except DataError:
+            if not isinstance(source, JsonRecords) or not source.is_description():
+                raise
+            found.passed.append(source.path)
+            continue
+        sources.append(source)
+        result.append(InputSummary(printable(str(source.path)), source.kind, record_format))
+    found.sources = sources
+    return result
 
 
 def _format_of(source: Source, options: PrepareOptions) -> str:

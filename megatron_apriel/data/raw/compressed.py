@@ -1,4 +1,4 @@
-"""Bytes and lines of plain, gzip and zstd files: bounded in memory and time, a truncated file never taken for short.
+"""Bytes and lines of plain and packed files: bounded in memory and time, a truncated file never taken for short.
 
 A packed file may give ``ReadLimits.expansion`` times its own bytes, counted while it is read: what would grow without
 end is refused where it begins to, whether it is one line, nothing but line ends or an archive's padding.
@@ -6,8 +6,10 @@ end is refused where it begins to, whether it is one line, nothing but line ends
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import zlib
 from collections.abc import Iterator
@@ -19,6 +21,9 @@ from megatron_apriel.inputs import open_input
 
 READ_ERRORS = (EOFError, zlib.error, OSError)  # gzip.BadGzipFile is an OSError
 """What reading raises where a file is damaged."""
+
+PACKINGS = ("", ".gz", ".zst", ".xz", ".bz2")
+"""Endings of files of text."""
 
 _GZIP = b"\x1f\x8b"
 _BUFFER_BYTES = 2**20
@@ -72,7 +77,7 @@ def _whole_line(stream: io.BufferedReader, beginning: bytes, most: int, number: 
 
 
 def decompressed(path: Path, limits: ReadLimits) -> io.BufferedReader:
-    """Open a file for reading its bytes, decompressed if its name ends in .gz or .zst.
+    """Open a file for reading its bytes, decompressed if its name ends as one of ``PACKINGS``.
 
     Reading raises one of ``READ_ERRORS`` where the file is damaged or ends too early, and LimitExceeded where it grows
     beyond the limits.
@@ -82,6 +87,8 @@ def decompressed(path: Path, limits: ReadLimits) -> io.BufferedReader:
         return _unpacked(file, _gzip_stream(file), limits)
     if path.name.lower().endswith(".zst"):
         return _unpacked(file, _ZstdStream(file, limits.window_bytes), limits)
+    if path.name.lower().endswith((".xz", ".bz2")):
+        return _unpacked(file, _PartsStream(file, path.name.lower().endswith(".xz"), limits.window_bytes), limits)
     return file
 
 
@@ -168,6 +175,52 @@ class _Growing(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+class _PartsStream:
+    """Decompressed bytes of an .xz or .bz2 file of any number of parts; EOFError where it is damaged or cut short."""
+
+    def __init__(self, file: BinaryIO, xz: bool, window: int) -> None:
+        self._file, self._xz, self._window, self._idle = file, xz, window, 0
+        self._part: Any = None
+
+    def read1(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        packed = b""
+        while True:
+            if self._part is not None and self._part.eof:
+                packed, self._part = self._part.unused_data, None
+            if not packed and (self._part is None or self._part.needs_input):
+                packed = self._file.read(_PIECE_BYTES)
+                if not packed and self._part is None:
+                    return b""
+                if not packed:
+                    raise EOFError("the compressed stream ends in the middle")
+            if self._part is None and self._xz:
+                packed = packed.lstrip(b"\0")  # padding between the parts of an .xz file
+                if not packed:
+                    continue
+            self._idle += len(packed)
+            if self._idle > _IDLE_BYTES:
+                raise EOFError(f"nothing comes out of {self._idle:,} bytes")
+            self._part = self._part or self._begin()
+            try:
+                data: bytes = self._part.decompress(packed, size)
+            except (lzma.LZMAError, OSError) as error:
+                if "memory" in str(error).lower():
+                    raise LimitExceeded(
+                        f"it was packed with a dictionary of more than {self._window:,} bytes", "--max-window"
+                    ) from None
+                raise EOFError(f"damaged data: {error}") from None
+            packed = b""
+            if data:
+                self._idle = 0
+                return data
+
+    def _begin(self) -> Any:
+        if self._xz:
+            return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=self._window)
+        return bz2.BZ2Decompressor()
 
 
 class _ZstdStream:

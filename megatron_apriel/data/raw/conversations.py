@@ -108,6 +108,9 @@ def _beside(record: Fields, most_values: int) -> _Beside:
         if inner.peek(thinking) is False:
             without = inner.path(thinking)
         inner.count(thinking)
+        for name in inner.names():
+            if name not in inner:
+                inner.take(name)  # no tools, say
     return _Beside(systems, tools, without)
 
 

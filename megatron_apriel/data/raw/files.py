@@ -11,33 +11,34 @@ from __future__ import annotations
 import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.data.raw.blocks import Chunk, JsonChunk, SampleChunk, TarSample
-from megatron_apriel.data.raw.compressed import READ_ERRORS, bounded_lines, decompressed, open_raw
-from megatron_apriel.data.raw.json_arrays import BrokenArray, array_elements, is_array
+from megatron_apriel.data.raw.blocks import Chunk, JsonChunk, RefusedChunk, SampleChunk
+from megatron_apriel.data.raw.compressed import PACKINGS, READ_ERRORS, bounded_lines, decompressed, open_raw
+from megatron_apriel.data.raw.folders import Listing, list_directory
+from megatron_apriel.data.raw.json_arrays import BrokenArray, array_elements, is_array, object_members
 from megatron_apriel.data.raw.parquet_footer import read_footer
 from megatron_apriel.data.raw.parquet_pages import reading_plan
 from megatron_apriel.data.raw.problems import shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, LimitExceeded, ReadLimits
-from megatron_apriel.data.raw.saved_datasets import INFO_FILE, SPLITS_FILE, STATE_FILE, record_batches, split_names
+from megatron_apriel.data.raw.saved_datasets import SPLITS_FILE, record_batches, split_names
+from megatron_apriel.data.raw.splits import ALL_SPLITS, splits_of
 from megatron_apriel.data.raw.table_rows import row_chunks, row_costs
+from megatron_apriel.data.raw.tar_records import TarSample
 from megatron_apriel.data.raw.tars import TAR_ERRORS, tar_samples
+from megatron_apriel.data.raw.text_tables import BrokenTable, table_rows
 from megatron_apriel.errors import DataError
 from megatron_apriel.inputs import open_input
 
 CHUNK_RECORDS = 64
 CHUNK_BYTES = 4 * 2**20
 
-JSON = tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json"))
+JSON = tuple(f"{name}{packed}" for packed in PACKINGS for name in (".jsonl", ".ndjson", ".json"))
+TABLES = tuple(f"{name}{packed}" for packed in PACKINGS for name in (".csv", ".tsv"))
 PARQUET = (".parquet",)
 TARS = (".tar", ".tar.gz", ".tgz")
-MANIFEST, RECORDS = "manifest.json", "records.jsonl"
-"""What ``make_visual_tasks.py`` writes; the first describes the second, and is no record."""
-
-_DEPTH = 100
-"""Directories in directories that are searched."""
 _NAMES_SHOWN = 500
 """Characters of a list of names in a message."""
 
@@ -46,6 +47,8 @@ class Source(ABC):
     """One input: a file, or a data set directory that is read as a whole."""
 
     kind: str
+    found = False
+    """Whether it was found in a directory, where files may lie that only describe others."""
 
     def __init__(self, path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> None:
         self.path, self.limits = path, limits
@@ -95,6 +98,47 @@ class JsonRecords(Source):
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line is None or number > 1 or line.strip():
                 yield number, line
+
+    def is_description(self) -> bool:
+        """Whether the file is one JSON object, as what describes other files is, and was found beside them."""
+        if not self.found or self.path.suffix != ".json":
+            return False
+        try:
+            with decompressed(self.path, self.limits) as stream:
+                for _ in object_members(stream, self.limits):
+                    pass
+        except (BrokenArray, LimitExceeded, *READ_ERRORS):
+            return False
+        return True
+
+
+class TextTable(Source):
+    """A table as text: names in the first line, values separated by commas or tabs. What is empty is absent."""
+
+    kind = "CSV"
+
+    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
+        row = 0
+        texts: list[tuple[int, bytes | None]] = []
+        place = f"{self.path}: row "
+        try:
+            with decompressed(self.path, self.limits) as stream:
+                tabs = ".tsv" in self.path.suffixes[-2:]
+                for row, record, problem in table_rows(stream, "\t" if tabs else ",", self.limits):
+                    if problem:
+                        if texts:
+                            yield JsonChunk(place, texts)
+                            texts = []
+                        yield RefusedChunk(f"{place}{row}", problem)
+                        continue
+                    texts.append((row, record))
+                    if len(texts) == CHUNK_RECORDS or sum(len(text or b"") for _, text in texts) >= CHUNK_BYTES:
+                        yield JsonChunk(place, texts)
+                        texts = []
+        except (BrokenTable, LimitExceeded, MemoryError, *READ_ERRORS) as error:
+            raise _unreadable(self.path, f"after row {row}", error) from None
+        if texts:
+            yield JsonChunk(place, texts)
 
 
 class Parquet(Source):
@@ -195,39 +239,102 @@ class _Rows:
         self.number += batch.num_rows
 
 
-def find_sources(inputs: Sequence[str | Path], split: str = "", limits: ReadLimits = DEFAULT_LIMITS) -> list[Source]:
-    """The sources that the given files and directories hold, in a fixed order.
+@dataclass
+class Inputs:
+    """What the given files and directories hold.
+
+    Attributes:
+        sources: to be read, in a fixed order.
+        passed: files of the directories that are not read.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    passed: list[Path] = field(default_factory=list)
+
+
+def find_inputs(inputs: Sequence[str | Path], split: str = "", limits: ReadLimits = DEFAULT_LIMITS) -> Inputs:
+    """The sources that the given files and directories hold.
 
     Args:
         inputs: files; directories written by ``save_to_disk``; other directories, which are searched for files of the
             known kinds in alphabetical order. Hidden entries are passed over, and so is a directory that was already
             searched under another name.
-        split: which split of a saved ``DatasetDict`` is meant.
+        split: of a data set that has several; ``train+test`` for two, ``all`` for all.
         limits: on what is read of them.
 
     Raises:
         DataError: a path that does not exist, is a pipe or a device, is of no known kind, holds nothing, or has not
-            the split.
+            the split, or several and none was asked for.
     """
-    sources: list[Source] = []
+    result, chosen = Inputs(), False
     for path in map(Path, inputs):
         if path.is_dir():
-            found = _in_directory(path, split, limits, set())
-            if not found:
+            found = list_directory(path, lambda name: _reader_of(name) is not None)
+            chosen |= _read_directory(path, found, split, limits, result)
+            if not found.files and not found.saved:
                 raise DataError(f"{path} holds no file that can be read.", fix=f"Known: {_known_suffixes()}.")
-            sources += found
             continue
         _check_openable(path)
-        reader = _reader_of(path)
+        reader = _reader_of(path.name)
         if reader is None:
             raise DataError(f"{path}: unknown kind of file.", fix=f"Known: {_known_suffixes()}.")
-        sources.append(reader(path, limits))
-    if split and not any(isinstance(source, SavedDataset) and source.split for source in sources):
+        result.sources.append(reader(path, limits))
+    if split and not chosen:
         raise DataError(
-            f"split {split!r} was asked for, and no input is a saved DatasetDict, which alone has splits.",
+            f"split {split!r} was asked for, and no input has splits: neither a saved DatasetDict nor a directory "
+            "whose files are named for them.",
             fix="Leave --split out, and give the files of that split as inputs.",
         )
-    return sources
+    return result
+
+
+def find_sources(inputs: Sequence[str | Path], split: str = "", limits: ReadLimits = DEFAULT_LIMITS) -> list[Source]:
+    """Only the sources of :func:`find_inputs`."""
+    return find_inputs(inputs, split, limits).sources
+
+
+def _read_directory(path: Path, found: Listing, split: str, limits: ReadLimits, result: Inputs) -> bool:
+    """Add the sources of a directory; whether it had splits to choose from."""
+    splits = splits_of(path, found.files)
+    names = tuple(dict.fromkeys(splits.values()))
+    wanted = _wanted(path, names, split)
+    chosen = bool(splits and split)
+    for entry in sorted([*found.files, *found.saved]):
+        if entry in found.saved:
+            chosen |= _read_saved(entry, split, limits, result)
+        elif splits and splits[entry] not in wanted:
+            result.passed.append(entry)
+        else:
+            _check_openable(entry)
+            reader = _reader_of(entry.name)
+            assert reader is not None, "the listing was made by it"
+            result.sources.append(reader(entry, limits))
+            result.sources[-1].found = True
+    result.passed += found.passed
+    return chosen
+
+
+def _read_saved(path: Path, split: str, limits: ReadLimits, result: Inputs) -> bool:
+    if not (path / SPLITS_FILE).is_file():
+        result.sources.append(SavedDataset(path, limits=limits))
+        return False
+    splits = _splits(path)
+    result.sources += [SavedDataset(path, one, limits) for one in _wanted(path, splits, split)]
+    return bool(split)
+
+
+def _wanted(path: Path, splits: Sequence[str], split: str) -> list[str]:
+    """Those of the splits that are to be read. Raises DataError where there are several and none was asked for."""
+    wanted = [one for name in split.split("+") for one in (splits if name == ALL_SPLITS else [name])]
+    if splits and not split and len(splits) == 1:
+        return list(splits)
+    if splits and (not split or any(one not in splits for one in wanted)):
+        raise DataError(
+            f"{path} has the splits {_listed(splits)}, and split {split!r} was asked for.",
+            "Splits are kept apart: what a model is tested on must not be trained on.",
+            f"Choose with --split {splits[0]}; {ALL_SPLITS!r}, or names with + between, for several.",
+        )
+    return wanted
 
 
 def _check_openable(path: Path) -> None:
@@ -240,47 +347,17 @@ def _check_openable(path: Path) -> None:
 
 
 def _known_suffixes() -> str:
-    return ", ".join((*JSON, *PARQUET, *TARS)) + ", and directories of datasets.save_to_disk"
+    return ", ".join((*JSON, *TABLES, *PARQUET, *TARS)) + ", and directories of datasets.save_to_disk"
 
 
-def _reader_of(path: Path) -> type[JsonRecords | Parquet | WebDataset] | None:
-    readers: tuple[tuple[tuple[str, ...], type[JsonRecords | Parquet | WebDataset]], ...] = (
+def _reader_of(name: str) -> type[JsonRecords | TextTable | Parquet | WebDataset] | None:
+    readers: tuple[tuple[tuple[str, ...], type[JsonRecords | TextTable | Parquet | WebDataset]], ...] = (
         (JSON, JsonRecords),
+        (TABLES, TextTable),
         (PARQUET, Parquet),
         (TARS, WebDataset),
     )
-    return next((reader for suffixes, reader in readers if path.name.lower().endswith(suffixes)), None)
-
-
-def _in_directory(path: Path, split: str, limits: ReadLimits, seen: set[Path]) -> list[Source]:
-    place = path.resolve()
-    if place in seen:
-        return []
-    seen.add(place)
-    if (path / SPLITS_FILE).is_file():
-        splits = _splits(path)
-        if split not in splits and (split or len(splits) != 1):
-            raise DataError(
-                f"{path} has the splits {_listed(splits)}, and split {split!r} was asked for.",
-                fix=f"Choose with --split {splits[0] if splits else ''}.",
-            )
-        return [SavedDataset(path, split or splits[0], limits)]
-    if (path / STATE_FILE).is_file() and (path / INFO_FILE).is_file():
-        return [SavedDataset(path, limits=limits)]
-    if len(place.parts) > _DEPTH:
-        raise DataError(f"{path}: directories are searched to a depth of {_DEPTH}.", fix="Give the files as inputs.")
-    found: list[Source] = []
-    for entry in sorted(path.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        reader = _reader_of(entry)
-        if entry.is_dir():
-            found += _in_directory(entry, split, limits, seen)
-        elif reader is not None:
-            _check_openable(entry)
-            if entry.name != MANIFEST or not (path / RECORDS).is_file():
-                found.append(reader(entry, limits))
-    return found
+    return next((reader for suffixes, reader in readers if name.lower().endswith(suffixes)), None)
 
 
 def _splits(directory: Path) -> list[str]:

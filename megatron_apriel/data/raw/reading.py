@@ -77,7 +77,8 @@ def plain_name(name: str) -> str:
     """The name in small letters with underscores: ``imagePath``, ``Image-Path`` and ``image_path`` are one field."""
     if len(name) > _LONGEST_NAME:
         return name
-    return _HUMP.sub("_", name).lower().replace("-", "_").replace(" ", "_")
+    name = name.replace("-", "_").replace(" ", "_")
+    return (name if "_" in name else _HUMP.sub("_", name)).lower()
 
 
 def words_of(name: str) -> frozenset[str]:

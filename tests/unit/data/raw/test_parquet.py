@@ -153,5 +153,5 @@ def test_rows_are_measured_through_dictionaries_views_and_fixed_lists():
 
 def test_columns_that_are_not_read():
     union = pyarrow.UnionArray.from_sparse(pyarrow.array([0, 0], pyarrow.int8()), [pyarrow.array(np.arange(2))])
-    with pytest.raises(UnreadableColumn, match="column a: it has the type sparse_union.*--ignore a"):
+    with pytest.raises(UnreadableColumn, match=r"column a: it has the type sparse_union.*--ignore a"):
         row_costs(pyarrow.RecordBatch.from_arrays([union], names=["a"]))

@@ -1,0 +1,220 @@
+"""Fields that change the lesson and are not followed are refused by name; what only looks like one is read."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.reading import Reading
+from megatron_apriel.data.raw.records import parse_record, recognise
+
+ASKED = {"role": "user", "content": "Which colour?"}
+ANSWERED = {"role": "assistant", "content": "Red."}
+
+
+def chat(*turns: dict[str, Any], **beside: Any) -> dict[str, Any]:
+    return {"messages": list(turns or (ASKED, ANSWERED)), **beside}
+
+
+def answer(content: Any = "Red.", **fields: Any) -> dict[str, Any]:
+    return chat(ASKED, {"role": "assistant", "content": content, **fields})
+
+
+def asked(content: Any, **fields: Any) -> dict[str, Any]:
+    return chat({"role": "user", "content": content, **fields}, ANSWERED)
+
+
+def calling(*calls: dict[str, Any], results: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    made = {"role": "assistant", "content": None, "tool_calls": [{"function": call, **more(call)} for call in calls]}
+    return chat(ASKED, made, *({"role": "tool", "content": "x", **one} for one in results), ANSWERED)
+
+
+def more(call: dict[str, Any]) -> dict[str, Any]:
+    return {"id": call.pop("_id")} if "_id" in call else {}
+
+
+def call(name: str = "f", identity: str | None = None, **arguments: Any) -> dict[str, Any]:
+    return {"name": name, "arguments": arguments, **({"_id": identity} if identity else {})}
+
+
+REFUSED = {
+    # what is learned
+    "weight of a half": (answer(weight=0.5), "weight is 0.5"),
+    "weight of two": (answer(weight=2), "weight is 2"),
+    "loss as a word": (answer(loss="last_round"), "loss is 'last_round'"),
+    "weight and loss disagree": (answer(weight=1, loss=False), "messages.weight and messages.loss disagree"),
+    "a user's turn to be learned": (asked("Hi", train=True), "messages.train says to learn a turn of the user"),
+    "mask of a turn": (answer(mask=True), "'messages.mask' says which words are learned"),
+    "loss mask of a turn": (answer(loss_mask=[0, 1]), "messages.loss_mask"),
+    "spans of a turn": (answer(spans=[[0, 1]]), "messages.spans"),
+    "detail of a turn": (answer(train_detail=[{"begin_offset": 0}]), "messages.train_detail"),
+    "weight of a part": (answer([{"type": "text", "text": "x", "weight": 0}]), "messages.content.weight"),
+    "weight of a record": (chat(weight=0), "'weight' says that the record is not to be learned"),
+    "sample weight of a record": (chat(sample_weight=0.3), "'sample_weight' is 0.3"),
+    "loss scale of a record": (chat(loss_scale=0.3), "'loss_scale'"),
+    "spans beside turns": (chat(loss_masking_spans=[[0, 3]]), "'loss_masking_spans'"),
+    "token ids": (chat(input_ids=[1, 2], labels=[-100, 2]), "'input_ids'|'labels'"),
+    "nothing left to learn": (answer(weight=0), "no turn of the assistant is to be learned"),
+    "spans that are no pairs": ({"text": "abc", "spans": [[0, 1, 2]]}, "'spans' is not pairs"),
+    "spans beyond the text": ({"text": "abc", "spans": [[0, 3]]}, "'spans' is not pairs"),
+    "spans over each other": ({"text": "abcd", "spans": [[0, 2], [2, 3]]}, "spans over each other"),
+    "spans of names": ({"text": "abc", "spans": [{"start": 0, "end": 1}]}, "'spans' is not pairs"),
+    # preferences
+    "chosen and rejected": (chat(chosen={"role": "assistant"}, rejected={}), "'chosen' is preference data"),
+    "a rejected response": (chat(rejected_response="Blue."), "'rejected_response' is preference data"),
+    "a good label": (chat(label=True), "'label' is a label"),
+    "a label of KTO": (chat(kto_tag=False), "'kto_tag' is preference data"),
+    "a label as a number": ({"prompt": "a", "completion": "b", "label": 0}, "'label' is a label"),
+    "labels of steps": ({"prompt": "a", "response": "b", "labels": [True, False]}, "'labels' is a label"),
+    "a label of a text": ({"text": "Good film.", "label": 1}, "'label' is a label"),
+    "OpenAI's preferred output": (chat(preferred_output=[]) | {"non_preferred_output": [1]}, "non_preferred_output"),
+    # context
+    "another system turn": (
+        chat({"role": "system", "content": "Be long."}, ASKED, ANSWERED, system="Be brief."),
+        "'system' holds another system turn",
+    ),
+    "two system texts": (chat(system="Be brief.", system_prompt="Be long."), "different system turns"),
+    "an instruction that no turn holds": (chat(instruction="Answer in Dutch."), "'instruction' holds a text"),
+    "documents that no turn holds": (chat(documents=[{"text": "Ann sings."}]), "'documents' holds a text"),
+    "a setting of another template": (chat(chat_template_kwargs={"mood": "sad"}), "'chat_template_kwargs.mood'"),
+    "tools that run as Python": (chat(chat_template_kwargs={"python_tools": ["f"]}), "chat_template_kwargs.python_to"),
+    "thinking off beside thoughts": (
+        answer(reasoning="Hm.") | {"chat_template_kwargs": {"enable_thinking": False}},
+        "enable_thinking' is false, and the assistant reasons",
+    ),
+    "a choice of tools": (chat(tool_choice="none"), "'tool_choice' is a setting"),
+    "a form of the answer": (chat(response_format={"type": "json_object"}), "'response_format' is a setting"),
+    "two lists of tools": (chat(tools=[{"name": "f"}], functions=[{"name": "g"}]), "offer different tools"),
+    "a prefix": (answer(prefix=True), "'messages.prefix'"),
+    "a refusal": (answer(refusal="I cannot."), "'messages.refusal'"),
+    "a channel": (answer(channel="commentary"), "'messages.channel'"),
+    "calls of a user": (asked("x", tool_calls=[{"name": "f"}]), "'messages.tool_calls'"),
+    # media
+    "a film": (chat(videos=["a.mp4"]), "'videos' names a film"),
+    "a sound": (chat(audio={"bytes": b"RIFF", "path": None}), "'audio' names a film or a sound"),
+    "a film under another name": (chat(clip="geese.mp4"), "'clip' names a film"),
+    "the marker of a film": (asked("<video>How many?"), "the marker <video>"),
+    "the marker of a sound": (asked("<|AUDIO|>What?"), "the marker <.AUDIO.>"),
+    "a part of a film": (asked([{"type": "video", "video": "a.mp4"}]), "a part of type 'video'"),
+    "a part of a sound": (asked([{"type": "input_audio", "input_audio": {}}]), "a part of type 'input_audio'"),
+    "objects": (chat(objects={"ref": ["goose"], "bbox": [[1, 2, 3, 4]]}), "'objects'"),
+    "boxes": (chat(gt_bboxes=[[1, 2, 3, 4]]), "'gt_bboxes'"),
+    "a placeholder of a box": (answer("<bbox>"), "the marker <bbox>"),
+    "a placeholder of an object": (asked("Where is the <ref-object>?"), "the marker <ref-object>"),
+    "the marker of an image": (asked("<image>Which?"), "the marker <image>"),
+    "a picture under another name": (chat(thumbnail="a.png"), "'thumbnail' names a picture"),
+    "a picture's bytes": (chat(depth=b"\x89PNG\r\n\x1a\nx"), "'depth' holds a picture"),
+    "a picture deep inside": (chat(meta={"extra": {"pic": "x/a.jpg"}}), "'meta.extra.pic' names a picture"),
+    "a second picture": (
+        {"images": ["a.png"], "mask_image": "m.png", "messages": [ASKED, ANSWERED]},
+        "'mask_image' says which words|'mask_image' names",
+    ),
+    "another picture": ({"image": "a.png", "photo2": "b.png", "messages": [ASKED, ANSWERED]}, "'photo2' names"),
+    "the address of a picture": ({"text": "A door.", "image_address": "https://a.example/a.png"}, "'image_address'"),
+    "a caption of nothing": ({"text": "A door.", "URL": "https://a/b.jpg", "width": 5, "height": 5}, "'URL'"),
+    "an index and no image": (
+        asked([{"type": "image", "index": 2}]) | {"images": ["a.png", "b.png"]},
+        "index 2; the record has 2 images",
+    ),
+    "an image without an index": (
+        asked([{"type": "image", "index": 0}]) | {"images": ["a.png", "b.png"]},
+        "no image part has index 1",
+    ),
+    "index and none": (
+        asked([{"type": "image", "index": 0}, {"type": "image"}]) | {"images": ["a.png", "b.png"]},
+        "some image parts have an index",
+    ),
+    "a number and no image": (asked("<image_3>?") | {"images": ["a.png"]}, "a marker names image 3"),
+    "an image of the assistant": (answer("<image>") | {"images": ["a.png"]}, "an image in a turn of the assistant"),
+    "positions beyond the text": ({"text": "ab", "images": ["a"], "image_positions": [3]}, "image_positions"),
+    "too few positions": ({"text": "ab", "images": ["a", "b"], "image_positions": [0]}, "1 image_positions, but 2"),
+    "a text and an image in one place": ({"texts": ["a"], "images": ["a.png"]}, "place 0 has a text and an image"),
+    "texts and images that do not fit": ({"texts": ["a", None], "images": ["a.png"]}, "not lists of one length"),
+    # reasoning
+    "reasoning without an end": (answer("<think>So"), "has no '</think>'; it was cut off"),
+    "[THINK] without an end": (answer("[THINK]So"), r"has no '\[/THINK\]'; it was cut off"),
+    "a thought without an end": (answer("<|begin_of_thought|>So"), r"has no '<\|end_of_thought\|>'; it was cut off"),
+    "a solution without an end": (
+        answer("<|begin_of_thought|>a<|end_of_thought|><|begin_of_solution|>b"),
+        "the answer opened by .* has no end",
+    ),
+    "a part that is not closed": (
+        answer([{"type": "thinking", "thinking": "a", "closed": False}, {"type": "text", "text": "b"}]),
+        "not closed",
+    ),
+    "reasoning in two places": (answer("<think>a</think>b<think>c</think>d"), "stands in the answer"),
+    "two fields of reasoning": (answer(reasoning="a", thinking="b"), "messages.reasoning and .* different reasoning"),
+    "a field and tags that differ": (answer("<think>a</think>b", reasoning="c"), "differ"),
+    "hidden reasoning": (answer([{"type": "redacted_thinking", "data": "x"}]), "redacted_thinking"),
+    # tools
+    "an id of no call": (calling(call(identity="a"), results=({"tool_call_id": "b"},)), "tool_call_id 'b'"),
+    "an id that is there twice": (
+        calling(call(identity="a"), call(identity="b"), results=({"tool_call_id": "a"},) * 2),
+        "tool_call_id is there twice",
+    ),
+    "a result that is missing": (
+        calling(call(identity="a"), call(identity="b"), results=({"tool_call_id": "a"},)),
+        "1 results of 2 calls",
+    ),
+    "results that nothing tells apart": (calling(call(), call(), results=({},)), "1 results of 2 calls"),
+    "two kinds of calls": (answer(tool_calls=[call()], function_call=call()), "tool_calls and function_call"),
+    "a custom call": (answer(None, tool_calls=[{"type": "custom", "name": "f"}]), "a tool call of type 'custom'"),
+    "words behind a call": (answer('<tool_call>{"name": "f"}</tool_call> Done.'), "words stand behind a tool call"),
+    "a call that is none": (answer("<tool_call>f(x)</tool_call>"), "a tool call is not valid JSON"),
+    # values of tables
+    "a timestamp": (
+        answer(None, tool_calls=[call(day=datetime.datetime(2031, 5, 4))]),
+        "holds a timestamp .datetime., which JSON does not have",
+    ),
+    "a date among the tools": (chat(tools=[{"name": "f", "since": datetime.date(2031, 5, 4)}]), "holds a date"),
+    "the bytes of a text": (answer(b"Red."), "content is neither a string nor a list"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    record, message = REFUSED[name]
+    shape = recognise(record)
+    assert shape is not None
+    with pytest.raises(BadRecord, match=message):
+        parse_record(record, shape)
+
+
+ACCEPTED = {
+    "fields that a table leaves empty": asked(
+        "Hi", tool_calls=[], tools=None, reasoning_content="", images=[], weight=None, refusal=None
+    ),
+    "labels that are no marks": chat(label={"ability": ["counting"]}, labels=["sums"]),
+    "a text about tags": answer("Close `<think>` with `</think>`, and write <image> where a picture stands."),
+    "a text about films": asked("What does a <video> element of HTML do?"),
+    "HTML": asked("<video>\n<source src='a.mp4'>\n</video>"),
+    "a picture's name once more": {"images": [{"path": "d/a.png", "bytes": b"1"}], "image_name": "a.png", **chat()},
+    "where a picture came from": {"images": ["a.png"], "image_source": "https://a.example/b.png", **chat()},
+    "numbers about a film": chat(video_seconds=3.5, has_audio=False),
+    "the same system turn twice": chat({"role": "system", "content": "Be brief."}, ASKED, ANSWERED, system="Be brief."),
+    "the same tools twice": chat(tools=[{"name": "f"}], functions=[{"name": "f"}]),
+    "an instruction that a turn holds": chat(instruction="Which colour?"),
+    "calls without ids, results in order": calling(call(), call(name="g"), results=({}, {})),
+    "a weight of the record": chat(weight=1.0, train=True),
+    "an answer in tags that are not reasoning's": answer("<b>Red.</b> It is [reason] enough."),
+    "prompts about tags": asked("Think between <reasoning> and </reasoning>, please."),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_only_looks_like_it_is_read(name: str) -> None:
+    record = ACCEPTED[name]
+    shape = recognise(record)
+    assert shape is not None
+    assert parse_record(record, shape)
+
+
+def test_what_is_ignored_is_as_if_it_were_not_there() -> None:
+    record = chat(ASKED, {**ANSWERED, "weight": 0.5}, label=False, meta={"weight": 3, "id": 1})
+    reading = Reading(ignored=frozenset(("messages.weight", "label", "meta.id")))
+    document = parse_record(record, "messages", reading)
+    assert document.remarks.unused == {"meta.weight": 1}
+    assert document == parse_record(chat(), "messages")
