@@ -179,8 +179,12 @@ def order_of_results(calls: Sequence[Call], ids: Sequence[Any], names: Sequence[
     same = list(range(len(ids)))
     if any(not is_nothing(one) for one in ids) and any(not is_nothing(one) for one in known):
         return _places(known, ids, "tool_call_id", where)
+    if any(not is_nothing(one) for one in ids) and len(calls) > 1:
+        raise BadRecord(f"{where}: tool_call_id {ids[0]!r}, and the calls before it have no ids")
     functions = [call["function"]["name"] for call in calls]
-    if len(calls) > 1 and all(isinstance(name, str) and name for name in names) and set(names) <= set(functions):
+    if strange := [name for name in names if not is_nothing(name) and name not in functions]:
+        raise BadRecord(f"{where}: name {strange[0]!r} is that of no call before it; known: {functions}")
+    if len(calls) > 1 and all(not is_nothing(name) for name in names):
         if len(set(functions)) == len(functions):
             return _places(functions, names, "name", where)
         if list(names) != functions[: len(names)]:

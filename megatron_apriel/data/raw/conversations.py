@@ -13,7 +13,15 @@ from megatron_apriel.data.raw.documents import Conversation, ImageValue, Remarks
 from megatron_apriel.data.raw.fields import Fields, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import check_weights
-from megatron_apriel.data.raw.meanings import INSTRUCTIONS, SETTING_TOOLS, SETTINGS, SYSTEMS, THINKING, TOOLS
+from megatron_apriel.data.raw.meanings import (
+    INSTRUCTIONS,
+    PYTHON_TOOLS,
+    SETTING_TOOLS,
+    SETTINGS,
+    SYSTEMS,
+    THINKING,
+    TOOLS,
+)
 from megatron_apriel.data.raw.pictures import (
     Pictures,
     Place,
@@ -108,9 +116,8 @@ def _beside(record: Fields, most_values: int) -> _Beside:
         if inner.peek(thinking) is False:
             without = inner.path(thinking)
         inner.count(thinking)
-        for name in inner.names():
-            if name not in inner:
-                inner.take(name)  # no tools, say
+        if (name := PYTHON_TOOLS.names[0]) not in inner:
+            inner.take(name)
     return _Beside(systems, tools, without)
 
 

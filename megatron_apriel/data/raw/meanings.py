@@ -102,7 +102,7 @@ REASONING = Meaning(
 TOOL_CALLS = Meaning("turn", "tool_calls function_call function_calls", "the assistant's tool calls")
 TURN_TOOLS = Meaning("turn", "tools functions", "of a system turn: the tools, where the record has none")
 RESULT_ID = Meaning("turn", "tool_call_id tool_use_id", "which call a result answers; results are put in that order")
-RESULT_NAME = Meaning("turn", "name", "of a result without an id: which call it answers")
+RESULT_NAME = Meaning("turn", "name", "of a result: which call it answers, where there is no id; refused if it is none")
 TURN_IMAGES = Meaning("turn", "images image", "images of this turn, for its own markers, or before its text")
 MARKS = Meaning(
     "turn",
@@ -132,11 +132,12 @@ CALL_ARGUMENTS = Meaning("call", "arguments parameters args input", "an object o
 
 INSTRUCTIONS = Meaning("setting", "custom_instructions system_prompt system", "the system turn")
 SETTING_TOOLS = Meaning("setting", "xml_tools tools", "the tools")
+PYTHON_TOOLS = Meaning("setting", "python_tools", "refused where it lists any: they are called by code")
 THINKING = Meaning("setting", "enable_thinking", "counted as not used; false beside reasoning is refused")
 
-IMAGE_BYTES = Meaning("image", "bytes data base64", "the file, or its base64")
+IMAGE_BYTES = Meaning("image", "bytes data base64", "the file, or its base64; a `path` beside it is only its name")
 IMAGE_PATH = Meaning("image", "path url file_name", "where the file is, if there are no bytes")
-IMAGE_FORM = Meaning("image", "type media_type", "not needed: files say what they are")
+IMAGE_FORM = Meaning("image", "type media_type", "not needed where the bytes say it: base64, url, image/png and so on")
 
 FIELDS = tuple(value for value in list(globals().values()) if isinstance(value, Meaning))
 """All rows, in the order of the lines above."""

@@ -79,7 +79,7 @@ def _read_part(value: Any, content: Content, turn: Fields, path: str, where: str
     elif kind in _IMAGES:
         content.pieces.append(_image(part, where))
     elif kind in _THOUGHTS:
-        if part.take(*PART_CLOSED.names) is False:
+        if part.take(*PART_CLOSED.names) not in (None, True):
             raise BadRecord(f"{where}: a part of reasoning that is not closed; it was cut off")
         part.take("signature", "id")
         content.thoughts.append(reasoning_text(part.take(*PART_THINKING.names), f"{where}: {kind}"))

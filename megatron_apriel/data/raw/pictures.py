@@ -28,6 +28,7 @@ _OTHER_MARKER = re.compile(
     r"|<(?:ImageHere|image[_-]placeholder|IMAGE|Image|img|IMG)>|\[(?:IMG|IMAGE)\]"
 )
 _NUMBERED_FIELD = re.compile(r"(?:image|img|picture)_?(\d{1,3})(?:_path)?")
+_FORM = re.compile(r"base64|url|file|image(?:/[\w.+-]+)?|image_url")
 _FILE_NAMES = ("file_names", "file_name")
 _PLACEHOLDER = re.compile(r"<(ref-object|bbox|video|audio|speech)>|<\|(video|audio|video_pad|AUDIO|VIDEO)\|>")
 
@@ -102,9 +103,14 @@ def clean_image(value: Any, owner: Fields, path: str) -> ImageValue | None:
     if not isinstance(value, Mapping):
         raise BadRecord(f"an image is {kind_of(value)}; known: path, data URL, base64, bytes, bytes and path")
     fields = owner.inner(value, "image", path)
-    data, place = fields.take(*IMAGE_BYTES.names), fields.take(*IMAGE_PATH.names)
-    for name in (*IMAGE_PATH.names, *IMAGE_FORM.names):
-        if isinstance(fields.peek(name), str | None):
+    data = fields.take(*IMAGE_BYTES.names)
+    place = fields.take(*(IMAGE_PATH.names[:1] if data is not None else IMAGE_PATH.names))
+    for name in IMAGE_FORM.names:
+        form = fields.peek(name)
+        if is_nothing(form) or (isinstance(form, str) and _FORM.fullmatch(form)):
+            fields.take(name)
+    for name in IMAGE_PATH.names:
+        if name not in fields:
             fields.take(name)
     if data is None and place is None:
         if all(is_nothing(one) for one in value.values()):

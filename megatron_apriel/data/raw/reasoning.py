@@ -95,11 +95,13 @@ def reasoning_text(value: Any, what: str) -> str:
     if isinstance(value, list) and value:
         return "\n\n".join(text for one in value if (text := reasoning_text(one, what)).strip())
     if isinstance(value, dict):
-        inner = next((value[name] for name in ("thinking", "text", "content") if value.get(name)), None)
-        unknown = [name for name in value if name not in ("type", "thinking", "text", "content", "signature", "id")]
-        if inner is None or unknown:
-            raise BadRecord(f"{what} is an object of {', '.join(map(str, value))}; known: text, content, thinking")
-        return reasoning_text(inner, what)
+        said = {name: one for name, one in value.items() if one is not None}
+        texts = [name for name in ("thinking", "text", "content") if name in said]
+        if len(texts) != 1 or said.keys() - {*texts, "type", "signature", "id"}:
+            raise BadRecord(
+                f"{what} is an object of {', '.join(map(str, said))}; known: one of text, content, thinking"
+            )
+        return reasoning_text(said[texts[0]], what)
     if not isinstance(value, str):
         raise BadRecord(f"{what} is {kind_of(value)}, not a string")
     return text_of(value, what)

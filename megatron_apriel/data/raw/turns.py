@@ -160,10 +160,10 @@ def _read_turn(turn: Fields, where: str, most_values: int) -> list[Turn]:
     ]
     if results:
         content.results = []
-        own = [result] if any(content.pieces) or content.calls else []
+        own = [result] if any(content.pieces) or content.calls or result.pictures.present else []
         return [*results, *(_finished(one, content, turn, most_values) for one in own)]
     texts = results_in_text(_plain_text(content)) if role in ("tool_result", "user") else []
-    if texts:
+    if texts and not result.pictures.present:
         return [
             Turn("tool_result", where, [text], result_id=result.result_id, result_name=result.result_name)
             for text in texts
