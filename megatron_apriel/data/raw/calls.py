@@ -1,20 +1,22 @@
 """Tools, calls of them and their results, in every published spelling.
 
 Calls stand in a turn's ``tool_calls`` (OpenAI), in ``function_call`` (before there were tools), in a turn of their own
-(``function_call`` of ShareGPT, ``tool_call`` of ms-swift), as parts (Anthropic), or in the text between
-``<tool_call>`` tags (Hermes, Qwen) or behind ``[TOOL_CALLS]`` (Mistral). Results of parallel calls come in any order,
-told apart by ids or names; they are put in the order of the calls, since the chat format shows no ids.
+(``function_call`` of ShareGPT, ``tool_call`` of ms-swift), as parts (Anthropic), or in the text: between
+``<tool_call>`` tags (Hermes, Qwen), in ``<function=name>`` (Llama), behind ``[TOOL_CALLS]`` (Mistral). Results of
+parallel calls come in any order, told apart by ids or names; they are put in the order of the calls, since the chat
+format shows no ids.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from megatron_apriel.data.raw.fields import Fields, check_text, is_nothing, kind_of
+from megatron_apriel.data.raw.fields import Fields, check_order, check_text, is_nothing, kind_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import (
     CALL_ARGUMENTS,
@@ -28,7 +30,8 @@ from megatron_apriel.data.raw.problems import BadRecord
 
 _TAGGED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _LISTED_CALLS = re.compile(r"\[TOOL_CALLS\]\s*(\[.*\])\s*(?:</s>)?\s*\Z", re.DOTALL)
-_GLAIVE_CALL = re.compile(r"<functioncall>\s*(\{.*\})\s*(?:<\|endoftext\|>)?\s*\Z", re.DOTALL)
+_LAST_CALL = re.compile(r"(?:<functioncall>|<\|python_tag\|>)\s*(\{.*\})\s*(?:<\|\w+\|>)?\s*\Z", re.DOTALL)
+_NAMED_CALL = re.compile(r"<function=([\w.-]{1,100})>\s*(\{.*?\})\s*</function>", re.DOTALL)
 _TAGGED_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 _LITERAL_CHARACTERS = 100_000
 """Of a call in Python's spelling: reading it takes some hundred bytes of memory for each."""
@@ -62,6 +65,7 @@ def calls_of(value: Any, owner: Fields, path: str, where: str, most_values: int)
         value = rows_of(value) or [value]
     if not isinstance(value, list):
         raise BadRecord(f"{what} is not a list")
+    check_order(owner.kept(value, path), path)
     found = []
     for one in value:
         one = parsed_json(one, most_values, what) if isinstance(one, str) else one
@@ -124,9 +128,10 @@ def calls_in_text(text: str, owner: Fields, where: str, most_values: int) -> tup
     Raises:
         BadRecord: what stands between the tags is no call, or words follow it: they would change places.
     """
+    text = _NAMED_CALL.sub(_as_tagged, text)
     found = list(_TAGGED_CALL.finditer(text))
     if not found:
-        alone = _LISTED_CALLS.search(text) or _GLAIVE_CALL.search(text)
+        alone = _LISTED_CALLS.search(text) or _LAST_CALL.search(text)
         found = [alone] if alone else []
     if not found:
         return text, []
@@ -135,6 +140,11 @@ def calls_in_text(text: str, owner: Fields, where: str, most_values: int) -> tup
     if "".join([*between, text[found[-1].end() :]]).strip():
         raise BadRecord(f"{where}: words stand behind a tool call; the chat format has calls last")
     return text[: found[0].start()].strip(), calls
+
+
+def _as_tagged(match: re.Match[str]) -> str:
+    """Llama's ``<function=name>{...}</function>`` in Hermes's spelling."""
+    return f'<tool_call>{{"name": {json.dumps(match[1])}, "arguments": {match[2]}}}</tool_call>'
 
 
 def _read_calls(text: str, owner: Fields, where: str, most_values: int) -> list[Call]:

@@ -16,6 +16,7 @@ from megatron_apriel.data.raw.marks import check_weights
 from megatron_apriel.data.raw.meanings import (
     INSTRUCTIONS,
     PYTHON_TOOLS,
+    RECORD_REASONING,
     SETTING_TOOLS,
     SETTINGS,
     SYSTEMS,
@@ -30,9 +31,10 @@ from megatron_apriel.data.raw.pictures import (
     has_marker,
     in_front,
     pictures_of,
+    split_named,
 )
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.reasoning import RESPONSE_OPENING
+from megatron_apriel.data.raw.reasoning import RESPONSE_OPENING, taken_reasoning
 from megatron_apriel.data.raw.turns import CALLING, Turn
 
 _WITH_IMAGES = ("user", "tool_result")
@@ -65,12 +67,13 @@ def conversation(record: Fields, turns: list[Turn], most_values: int, *, markers
         if turn.tools:
             beside.tools[f"{turn.where}: tools"] = turn.tools
     turns = _with_system(_merged(turns), beside.systems)
+    _add_reasoning(record, turns)
     pictures = pictures_of(record, most_values)
     _place_images(turns, pictures, markers=markers)
     turns = _in_order(turns)
     seen = any(isinstance(piece, Place) for turn in turns for piece in turn.pieces)
     for turn in turns:
-        check_markers(turn.text, turn.where, pictures=seen or turn.role == "assistant")
+        check_markers(turn.text, turn.where, pictures=seen, said=turn.role == "assistant")
     messages = tuple(map(_message, turns))
     said = [turn for turn in turns if turn.role == "assistant"]
     if not said:
@@ -182,8 +185,27 @@ def _merged(turns: list[Turn]) -> list[Turn]:
     return result
 
 
+def _add_reasoning(record: Fields, turns: list[Turn]) -> None:
+    """Reasoning that stands beside the turns goes to the last of them; where an answer holds it already it is left."""
+    held = [text for turn in turns for text in (turn.text, turn.reasoning)]
+    names = [
+        name
+        for name in RECORD_REASONING.names
+        if not isinstance(text := record.peek(name), str) or not any(text.strip() in one for one in held)
+    ]
+    reasoning = taken_reasoning(record, tuple(names), "field ")
+    if not reasoning:
+        return
+    last = turns[-1]
+    if last.role != "assistant" or last.reasoning:
+        raise BadRecord("reasoning stands in a field of the record, and the last turn has another or is not an answer")
+    last.reasoning, last.unrecognised = reasoning, False
+
+
 def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> None:
     for turn in turns:
+        if turn.role in _WITH_IMAGES:
+            split_named(turn.pieces)
         if turn.pictures.present:
             if not _has_place([turn]):
                 turn.pieces[:0] = in_front(len(turn.pictures.present))

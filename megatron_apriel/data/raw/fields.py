@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_apriel.data.raw.meanings import NUMBERS
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading, plain_name
 
@@ -103,6 +104,18 @@ class Fields:
         if name in self._keys:
             self._counted.add(self._keys[name])
 
+    def kept(self, values: list[Any], path: str) -> list[Any]:
+        """Objects that stand under ``path`` without their fields that are ignored."""
+        ignored = self.reading.ignored
+        if not any(one.startswith(f"{path}.") for one in ignored):
+            return values
+        return [
+            {name: one for name, one in value.items() if f"{path}.{name}" not in ignored}
+            if isinstance(value, Mapping)
+            else value
+            for value in values
+        ]
+
     def again(self) -> Fields:
         """The same object with nothing taken."""
         return Fields(self._value, self.reading, self.level, self._path)
@@ -175,6 +188,21 @@ def leaves(leftover: Leftover, ignored: frozenset[str]) -> Iterator[tuple[str, s
                 if len(objects) == len(value):
                     continue
         yield path, name, value
+
+
+def check_order(values: list[Any], path: str) -> None:
+    """Raise BadRecord for objects that number themselves, all of them, otherwise than they stand."""
+    objects = [value for value in values if isinstance(value, Mapping)]
+    if len(objects) < 2 or len(objects) != len(values):
+        return
+    for name in objects[0]:
+        numbers: list[Any] = [value.get(name) for value in objects]
+        rising = plain_name(str(name)) in NUMBERS.names and all(type(number) in (int, float) for number in numbers)
+        if rising and numbers != sorted(numbers):
+            raise BadRecord(
+                f"field {f'{path}.{name}'!r} numbers them otherwise than they stand; sort them, or --ignore "
+                f"{path}.{name}"
+            )
 
 
 def text_of(value: Any, what: str) -> str:

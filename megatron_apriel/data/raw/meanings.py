@@ -36,13 +36,13 @@ CONVERSATIONS = Meaning(
 TEXTS = Meaning("record", "texts", "pairs of user and assistant; or texts, each in the place of an empty image")
 PROMPTS = Meaning(
     "record",
-    "instruction prompt question query problem input user human",
+    "instruction prompt question query problem input inputs user human",
     "the user's turn, or turns, where an answer stands beside it",
 )
 PROMPT_INPUT = Meaning("record", "input context", "follows `instruction` or `prompt` on a line of its own")
 ANSWERS = Meaning(
     "record",
-    "attempt deepseek_attempt deepseek_solution completion response output solution answer assistant gpt",
+    "attempt deepseek_attempt deepseek_solution completion response output targets solution answer assistant gpt",
     "the assistant's turn, or turns, after a prompt",
 )
 CALLS = Meaning("record", "answers", "beside `query` and `tools`: the tool calls that answer it")
@@ -77,11 +77,11 @@ SPANS = Meaning(
     "loss_masking_spans spans",
     "pairs of the first and the last character of `text` that are not learned (Fast-LLM); refused beside turns",
 )
-PAIR_REASONING = Meaning(
+RECORD_REASONING = Meaning(
     "record",
     "reasoning_content reasoning thinking thought thoughts reasoning_trace thinking_trajectories "
     "deepseek_thinking_trajectory deepseek_reasoning chain_of_thought complex_cot cot rationale",
-    "reasoning of the answer after a prompt; `on` and `off` are counted as not used",
+    "reasoning of the last answer, where it has none; counted as not used where an answer holds it, or for `on`, `off`",
 )
 WEIGHTS = Meaning(
     "record",
@@ -110,6 +110,12 @@ MARKS = Meaning(
     "do_train learn",
     "0 or false: the assistant's turn is read and not learned; 1 or true: learned, as without it. Other values, and "
     "1 in a turn of somebody else, are refused",
+)
+
+NUMBERS = Meaning(
+    "turn",
+    "turn turn_id turn_index turn_idx index idx message_index order position step number page",
+    "of turns, calls and images: counted as not used where they rise, refused where they give another order",
 )
 
 PART_TYPE = Meaning("part", "type", "text, image, reasoning, call or result, in each maker's spelling")
@@ -167,7 +173,7 @@ REFUSED = (
     Refusal(
         "",
         "winner is_preferred",
-        "chosen rejected preferred dispreferred kto",
+        "chosen rejected preferred dispreferred preference kto better worse",
         "any",
         "is preference data: which answer is better is not learned from by imitation",
     ),
@@ -225,7 +231,9 @@ REFUSED = (
 """What is refused by its name, where no row above has read it."""
 
 CONTEXT = (
-    "prompt instruction instructions context documents persona background preamble knowledge passage custom_instruction"
+    "prompt instruction instructions context documents document persona background preamble knowledge passage article "
+    "paragraph history chat_history examples few_shot demonstrations choices options candidates hint hints "
+    "custom_instruction"
 )
 """Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
 

@@ -58,7 +58,7 @@ def content_of(value: Any, turn: Fields, path: str, where: str, most_values: int
         for part in value:
             _read_part(part, content, turn, path, where, most_values)
     else:
-        raise BadRecord(f"{where}: content is neither a string nor a list of parts")
+        raise BadRecord(f"{where}: content is neither a string nor a list of parts, but {kind_of(value)}")
     return content
 
 

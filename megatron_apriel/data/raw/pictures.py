@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.documents import ImageValue
-from megatron_apriel.data.raw.fields import Fields, is_nothing, kind_of
+from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, kind_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_PATH, IMAGES
 from megatron_apriel.data.raw.problems import BadRecord
@@ -25,9 +25,17 @@ IMAGE_MARKER = "<image>"
 _NUMBERED_MARKER = re.compile(r"<\|?(?i:image|img|picture)[ _-]?(\d{1,4})\|?>|\[(?i:image)[ _-](\d{1,4})\]")
 _OTHER_MARKER = re.compile(
     r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|(?:image|image_pad|image_placeholder|img)\|>"
-    r"|<(?:ImageHere|image[_-]placeholder|IMAGE|Image|img|IMG)>|\[(?:IMG|IMAGE)\]"
+    r"|<(?:ImageHere|image_here|image[_-]placeholder|start_of_image|image_soft_token|IMAGE|Image|img|IMG)>"
+    r"|\[(?:IMG|IMAGE)\]"
 )
+_NAMED_MARKER = re.compile(
+    rf"<img>([^<>\n]{{1,300}}(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))</img>", re.IGNORECASE
+)
+"""Qwen-VL's: the image's path itself."""
 _NUMBERED_FIELD = re.compile(r"(?:image|img|picture)_?(\d{1,3})(?:_path)?")
+_WORD_BEHIND = re.compile(
+    r"s?\s*(?:tag|element|marker|placeholder|token|node|block|field|attribute)s?\b", re.IGNORECASE
+)
 _FORM = re.compile(r"base64|url|file|image(?:/[\w.+-]+)?|image_url")
 _FILE_NAMES = ("file_names", "file_name")
 _PLACEHOLDER = re.compile(r"<(ref-object|bbox|video|audio|speech)>|<\|(video|audio|video_pad|AUDIO|VIDEO)\|>")
@@ -71,6 +79,7 @@ def pictures_of(record: Fields, most_values: int) -> Pictures:
         if is_nothing(value) or (name in _FILE_NAMES and not _names_images(value)):
             continue
         listed, named = _listed(value, record.path(name), most_values)
+        check_order(record.kept(list(listed.values()), record.path(name)), record.path(name))
         images = [clean_image(one, record, record.path(name)) for one in listed.values()]
         if any(image is not None for image in images):
             for other in IMAGES.names:
@@ -273,28 +282,48 @@ def has_marker(text: str) -> bool:
     return IMAGE_MARKER in text or bool(_NUMBERED_MARKER.search(text) or _OTHER_MARKER.search(text))
 
 
-def check_markers(text: str, where: str, *, pictures: bool) -> None:
+def split_named(pieces: Pieces) -> None:
+    """Put places for the markers that hold an image's path."""
+    found: Pieces = []
+    for piece in pieces:
+        if isinstance(piece, Place):
+            found.append(piece)
+            continue
+        for number, between in enumerate(_NAMED_MARKER.split(piece)):
+            found.append(Place(between) if number % 2 else between)
+    pieces[:] = [piece for piece in found if piece != ""]
+
+
+def check_markers(text: str, where: str, *, pictures: bool, said: bool = False) -> None:
     """Raise BadRecord for a marker that stands for what the record does not have.
 
-    ``<image>`` and ``<video>`` may also be words that a text is about: they are markers where a text begins or ends
-    with them or they have a line of their own, and nothing closes them as an element of HTML.
+    ``<image>`` and ``<video>`` may also be words that a text is about: then they stand in quotation marks or code, the
+    word behind them says so, or the text has elements of HTML or XML.
+
+    Args:
+        text: of a turn.
+        where: names it.
+        pictures: whether the record has images.
+        said: whether it is an assistant's, who may write about markers in any way.
     """
+    about = "</" in text or "/>" in text
     for match in _PLACEHOLDER.finditer(text):
-        name = match[1] or match[2]
-        certain = match[2] is not None or name == "ref-object"
-        if f"</{name}>" not in text and (certain or name == "bbox" or _stands_alone(text, match.start(), match.end())):
+        certain = match[1] in (None, "ref-object")
+        if certain or not (about or (match[1] != "bbox" and (said or _is_word(text, match)))):
             raise BadRecord(f"{where}: the marker {match[0]} stands for what is not read (film, sound, objects)")
-    if pictures:
+    if pictures or said or about:
         return
     for pattern in (re.compile(IMAGE_MARKER), _NUMBERED_MARKER):
         for match in pattern.finditer(text):
-            if "</image>" not in text and _stands_alone(text, match.start(), match.end()):
+            if not _is_word(text, match):
                 raise BadRecord(f"{where}: the marker {match[0]} stands for an image, and the record has none")
 
 
-def _stands_alone(text: str, begin: int, end: int) -> bool:
-    before, after = text[:begin].rstrip(" \t"), text[end:].lstrip(" \t")
-    return not before.strip() or not after.strip() or (before.endswith("\n") and after.startswith("\n"))
+def _is_word(text: str, match: re.Match[str]) -> bool:
+    """Whether a text speaks about a marker."""
+    before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+    quoted = bool(before) and before in "`\"'\u201c\u2018" and bool(after) and after in "`\"'\u201d\u2019"
+    return quoted or _WORD_BEHIND.match(text, match.end()) is not None
 
 
 def _strings(texts: list[Pieces]) -> Iterator[str]:

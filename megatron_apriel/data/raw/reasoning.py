@@ -30,7 +30,7 @@ _ANSWER = r"(?:final[_ ])?(?:answer|solution|response|output)"
 def _tags(name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Patterns of opening and closing tags with this name, in all kinds of brackets."""
     opening = (
-        rf"(?i:<(?:{name})>|◁(?:{name})▷|<\|(?:begin_of_|start_of_|begin_|start_)?(?:{name})\|>"
+        rf"(?i:<(?:{name})(?:\s[^<>\n]{{0,80}})?>|◁(?:{name})▷|<\|(?:begin_of_|start_of_|begin_|start_)?(?:{name})\|>"
         rf"|<\|(?:{name})_(?:start|begin)\|>)|\[(?:THINK(?:ING)?|REASONING)\]"
     )
     closing = (
@@ -42,7 +42,7 @@ def _tags(name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 _OPENING, _CLOSING = _tags(_THOUGHT)
 _ANSWER_OPENING, _ANSWER_CLOSING = _tags(_ANSWER)
-_CERTAIN = re.compile(r"(?i)</?(?:seed:)?think>|\[/?THINK\]|◁.*▷|<\|.*\|>")
+_CERTAIN = re.compile(r"(?i)</?(?:seed:)?think(?:\s[^<>]*)?>|\[/?THINK\]|◁.*▷|<\|.*\|>")
 """Tags that no text has by chance; others, as ``<reasoning>``, may stand in code or in advice about prompts."""
 _PREAMBLE = 200
 """Characters of the words before reasoning whose tag is not certain."""

@@ -24,7 +24,6 @@ from megatron_apriel.data.raw.meanings import (
     CONVERSATIONS,
     HISTORY,
     IMAGES,
-    PAIR_REASONING,
     POSITIONS,
     PROMPT_INPUT,
     PROMPTS,
@@ -48,7 +47,6 @@ from megatron_apriel.data.raw.pictures import (
 )
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import plain_name
-from megatron_apriel.data.raw.reasoning import taken_reasoning
 from megatron_apriel.data.raw.turns import Turn, pair_turns, turns_of
 
 Document = TextDocument | Conversation
@@ -169,6 +167,7 @@ _PAIRS = {
     "query": ("response", "answer", "output", "completion"),
     "problem": ("deepseek_solution", "solution", "response", "answer", "output", "completion"),
     "input": ("output", "response", "completion"),
+    "inputs": ("targets",),
     "user": ("assistant",),
     "human": ("assistant", "gpt"),
 }
@@ -195,18 +194,12 @@ def _read_pair(record: Fields, most_values: int) -> Document:
         )
     prompt, answer = names
     turns = _history(record, most_values)
-    reasoning = taken_reasoning(record, PAIR_REASONING.names, "field ")
     turns += _asked(record, prompt, most_values)
     said, path = record.take(answer), record.path(answer)
     if _is_list_of_turns(said):
         turns += turns_of(said, record, path, most_values)
     else:
         turns += pair_turns(None, _only(said, path), record, path, "the answer", most_values)
-    last = turns[-1]
-    if reasoning:
-        if last.role != "assistant" or last.reasoning:
-            raise BadRecord("reasoning stands in a field of the record and in the answer as well")
-        last.reasoning = reasoning
     return conversation(record, turns, most_values)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_apriel.data.raw.calls import Call, calls_in_text, calls_in_turn, calls_of, results_in_text, tools_of
-from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
+from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import is_learned
 from megatron_apriel.data.raw.meanings import (
@@ -103,16 +103,23 @@ def turns_of(value: Any, record: Fields, path: str, most_values: int) -> list[Tu
                       record, most_values)
             for number, text in enumerate(value)
         ]  # fmt: skip
+    check_order(record.kept(value, path), path)
     turns: list[Turn] = []
     for number, one in enumerate(value, 1):
         where = f"turn {number}"
-        if isinstance(one, list | tuple) and len(one) == 2 and all(isinstance(text, str) for text in one):
+        if _is_pair(one) and one[0].strip().lower() in _OURS:
+            turns += _read_turn(record.inner({"role": one[0], "content": one[1]}, "turn", path), where, most_values)
+        elif _is_pair(one):
             turns += pair_turns(one[0], one[1], record, path, where, most_values)
         elif isinstance(one, Mapping):
             turns += _read_turn(record.inner(one, "turn", path), where, most_values)
         else:
             raise BadRecord(f"{where} is not an object")
     return turns
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
 def pair_turns(asked: Any, said: Any, owner: Fields, path: str, where: str, most_values: int) -> list[Turn]:

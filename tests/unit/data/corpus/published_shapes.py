@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.unit.data.published.written import Written, chat, plain, png, result, said, system, user
+from tests.unit.data.corpus.written_documents import Written, chat, plain, png, result, said, system, user
 
 IMAGE = {"bytes": png("red"), "path": None}
 GREEN = {"bytes": png("green"), "path": "x/green.png"}

@@ -13,8 +13,8 @@ from megatron_apriel.data.corpus.prepare import PrepareOptions
 from megatron_apriel.data.raw.meanings import MAPPABLE
 from megatron_apriel.data.raw.reading import parse_reading
 from megatron_apriel.data.raw.turns import ROLES
-from tests.unit.data.published.shapes import PUBLISHED
-from tests.unit.data.published.written import COLOURS, png, prepared
+from tests.unit.data.corpus.published_shapes import PUBLISHED
+from tests.unit.data.corpus.written_documents import COLOURS, png, prepared
 
 
 def test_forty_shapes_and_more_are_published():

@@ -18,7 +18,7 @@ from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading, parse_reading
 from megatron_apriel.data.raw.records import parse_record, recognise
 from megatron_apriel.data.raw.turns import ROLES
-from tests.unit.data.published.shapes import PUBLISHED
+from tests.unit.data.corpus.published_shapes import PUBLISHED
 
 UNKNOWN = "zz_of_nobody"
 VALUES = ("zz", 7, False, ["zz"], {"zz": "zz"}, [{"zz": "zz"}], "", [], {})
