@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 from megatron_apriel.data.raw.accounts import account
@@ -314,7 +314,7 @@ def _text_document(record: Fields, pieces: Pieces, masked: list[tuple[int, int]]
             raise BadRecord("the text is empty")
         for piece in pieces:
             check_first_marker(str(piece))
-    parts, learned = _cut(pieces, masked or [])
+    parts, learned = _cut(_joined(pieces), masked or [])
     return TextDocument(
         parts,
         images,
@@ -327,6 +327,14 @@ def check_first_marker(text: str) -> None:
     """Raise BadRecord for a plain text that begins with the marker of an image that it does not have."""
     if text.lstrip().startswith("<image>"):
         check_markers("<image>", "the text", pictures=False)
+
+
+def _joined(pieces: Pieces) -> Pieces:
+    """The pieces with neighbouring texts as one: they are tokenised together."""
+    result: Pieces = []
+    for text, group in groupby(pieces, lambda piece: isinstance(piece, str)):
+        result += ["".join(map(str, group))] if text else list(group)
+    return result
 
 
 def _cut(pieces: Pieces, masked: list[tuple[int, int]]) -> tuple[tuple[str | None, ...], tuple[bool, ...]]:

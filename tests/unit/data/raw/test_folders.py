@@ -1,0 +1,171 @@
+"""Directories as hubs and tools leave them: splits kept apart, descriptions passed over, nothing lost unsaid."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import datasets
+import pytest
+import zstandard
+
+from megatron_apriel.data.raw.files import find_inputs, find_sources
+from megatron_apriel.errors import DataError
+
+
+def lines(*texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def write(root, files):
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data if isinstance(data, bytes) else lines(*data))
+
+
+def read(path, split=""):
+    return [
+        raw.value["text"]
+        for source in find_sources([path], split)
+        for chunk in source.chunks()
+        for raw in chunk.records()
+    ]
+
+
+CARD = b"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: parts/*.jsonl
+  - split: held_out
+    path: ["last.jsonl"]
+---
+# A data set
+"""
+
+SPLITS = {
+    "shards of a hub": {"data/train-00000-of-00001.jsonl": ["a"], "data/test-00000-of-00001.jsonl": ["b"]},
+    "files": {"train.jsonl": ["a"], "test.jsonl": ["b"]},
+    "words inside": {"my_train_v2.jsonl": ["a"], "my-test.v2.jsonl": ["b"]},
+    "directories": {"train/1.jsonl": ["a"], "test/1.jsonl": ["b"]},
+    "short forms": {"training/x.jsonl": ["a"], "eval/x.jsonl": ["b"]},
+    "one without a name": {"data.jsonl": ["a"], "testing.jsonl": ["b"]},
+}
+SPLITS_CALLED = {"short forms": ("train", "test"), "one without a name": ("train", "test")}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_splits_are_never_mixed_unasked(name, tmp_path):
+    write(tmp_path, SPLITS[name])
+    with pytest.raises(DataError, match=r"has the splits (test, train|train, test)(?s:.*)--split"):
+        find_sources([tmp_path])
+    assert read(tmp_path, "train") == ["a"] and read(tmp_path, "test") == ["b"]
+    assert sorted(read(tmp_path, "test+train")) == sorted(read(tmp_path, "all")) == ["a", "b"]
+    passed = find_inputs([tmp_path], "train").passed
+    assert len(passed) == 1, "what is left out is said"
+    with pytest.raises(DataError, match="and split 'dev' was asked for"):
+        find_sources([tmp_path], "dev")
+
+
+def test_several_train_splits_of_a_hub(tmp_path):
+    names = ("train_sft", "train_gen", "test_sft")
+    write(tmp_path, {f"data/{name}-00000-of-00001.jsonl": [name] for name in names})
+    with pytest.raises(DataError, match="has the splits test_sft, train_gen, train_sft"):
+        find_sources([tmp_path])
+    assert read(tmp_path, "train_sft") == ["train_sft"]
+
+
+def test_the_card_of_a_repository_says_the_splits(tmp_path):
+    write(tmp_path, {"README.md": CARD, "parts/x.jsonl": ["a"], "last.jsonl": ["b"]})
+    with pytest.raises(DataError, match="has the splits held_out, train"):
+        find_sources([tmp_path])
+    assert read(tmp_path, "train") == ["a"] and read(tmp_path, "held_out") == ["b"]
+
+
+@pytest.mark.parametrize("card", [b"---\n[\n---\n", b"---\nconfigs: 5\n---\n", b"\xff\xfe", b"no front matter"])
+def test_a_card_that_says_nothing(card, tmp_path):
+    write(tmp_path, {"README.md": card, "a.jsonl": ["a"]})
+    assert read(tmp_path) == ["a"]
+
+
+def test_one_split_needs_no_choice(tmp_path):
+    write(tmp_path, {"data/test-00000-of-00001.jsonl": ["b"], "latest.jsonl": ["x"]})
+    write(tmp_path / "only", {"test.jsonl": ["b"]})
+    assert read(tmp_path / "only") == read(tmp_path / "only", "test") == ["b"]
+
+
+def test_files_that_are_named_are_read_whatever_they_are_called(tmp_path):
+    write(tmp_path, {"train.jsonl": ["a"], "test.jsonl": ["b"]})
+    assert len(find_sources([tmp_path / "train.jsonl", tmp_path / "test.jsonl"])) == 2
+
+
+def test_splits_of_saved_data_sets(tmp_path):
+    both = {"train": datasets.Dataset.from_dict({"text": ["a"]}), "test": datasets.Dataset.from_dict({"text": ["b"]})}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "saved")
+    assert sorted(read(tmp_path / "saved", "train+test")) == sorted(read(tmp_path / "saved", "all")) == ["a", "b"]
+    assert read(tmp_path, "test") == ["b"]
+    with pytest.raises(DataError, match="has the splits train, test"):
+        find_sources([tmp_path])
+
+
+def test_energon_says_the_splits_of_its_archives(tmp_path):
+    names = [f"shard_{number}.tar" for number in range(12)]
+    write(tmp_path, dict.fromkeys(names, b""))
+    split = b"split_parts:\n  train: ['shard_{0..9}.tar']\n  val: [shard_10.tar]\n  test:\n  - shard_11.tar\n"
+    write(tmp_path, {".nv-meta/split.yaml": split, ".nv-meta/dataset.yaml": b"x: 1\n", "shard_0.tar.idx": b""})
+    assert [source.path.name for source in find_sources([tmp_path], "validation")] == ["shard_10.tar"]
+    assert len(find_sources([tmp_path], "train")) == 10
+    with pytest.raises(DataError, match="has the splits train, validation, test"):
+        find_sources([tmp_path])
+    write(tmp_path, {".nv-meta/split.yaml": b"["})
+    with pytest.raises(DataError, match=r"split\.yaml cannot be read(?s:.*)archives of one split"):
+        find_sources([tmp_path], "train")
+
+
+def test_what_describes_others_is_passed_over_and_named(tmp_path):
+    stats = b'{"count": 1}'
+    write(
+        tmp_path,
+        {
+            "00000.tar": b"",
+            "00000.parquet": b"",
+            "00000_stats.json": stats,
+            "dataset_infos.json": b'{"default": {"features": {"text": {}}}}',
+            "sub/a.jsonl": ["a"],
+            "sub/LICENSE": b"x",
+            "red.png": b"x",
+            "notes.jsonl.lz4": b"x",
+        },
+    )
+    found = find_inputs([tmp_path])
+    assert [source.path.name for source in found.sources] == ["00000.tar", "a.jsonl"]
+    assert {path.name for path in found.passed} == {
+        "00000.parquet", "00000_stats.json", "dataset_infos.json", "LICENSE", "red.png", "notes.jsonl.lz4",
+    }  # fmt: skip
+
+
+PACKED = {".gz": gzip.compress, ".zst": zstandard.compress, ".xz": lzma.compress, ".bz2": bz2.compress, "": bytes}
+
+
+@pytest.mark.parametrize("ending", PACKED)
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_packed_and_tabular_files_of_a_directory_are_read(kind, ending, tmp_path):
+    texts = [f"text {number}" for number in range(200)]
+    data = lines(*texts) if kind == "jsonl" else "".join(f"{one}\n" for one in ["text", *texts]).encode()
+    half = data.index(b"\n", len(data) // 2) + 1
+    packed = PACKED[ending](data[:half]) + PACKED[ending](data[half:])  # two parts, as from `cat a.xz b.xz`
+    write(tmp_path, {f"a.{kind}{ending}": packed})
+    assert read(tmp_path) == texts
+    if ending:
+        (tmp_path / f"a.{kind}{ending}").write_bytes(packed[:-5])
+        with pytest.raises(DataError, match="cannot be read to its end"):
+            read(tmp_path)
+        (tmp_path / f"a.{kind}{ending}").write_bytes(b"\0\0\0\0 no such thing" * 10)
+        with pytest.raises(DataError, match="cannot be read to its end"):
+            read(tmp_path)
+
+
+def test_padding_between_the_parts_of_an_xz_file(tmp_path):
+    write(tmp_path, {"a.jsonl.xz": lzma.compress(lines("a")) + bytes(8) + lzma.compress(lines("b")) + bytes(4)})
+    assert read(tmp_path) == ["a", "b"]
