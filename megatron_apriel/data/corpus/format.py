@@ -88,6 +88,18 @@ class Counts(_Record):
     images: Count = 0
 
 
+class UsageRecord(_Record):
+    """What was used of the records: see :class:`~megatron_apriel.data.raw.usage.Usage`."""
+
+    unused_fields: dict[str, Count] = {}
+    reasoning: Count = 0
+    hidden_reasoning: Count = 0
+    unrecognised_reasoning: Count = 0
+    marked: Count = 0
+    passed_over: list[str] = []
+    """Files of directories that were not read; the first of them."""
+
+
 class CorpusManifest(_Record):
     """``corpus.json``. The writer fills in ``counts``, ``files`` (bytes of each) and ``problems`` when it closes."""
 
@@ -96,7 +108,7 @@ class CorpusManifest(_Record):
     """None where the corpus was prepared for a model without images."""
     inputs: list[dict[str, Any]] = []
     problems: dict[str, Any] = {}
-    usage: dict[str, Any] = {}
+    usage: UsageRecord = UsageRecord()
     counts: Counts = Counts()
     files: dict[str, Count] = {}
     version: int = FORMAT_VERSION

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_apriel.data.corpus.format import MANIFEST_FILE, CorpusManifest
+from megatron_apriel.data.corpus.format import MANIFEST_FILE, CorpusManifest, UsageRecord
 from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
 from megatron_apriel.data.corpus.record_encoder import ChunkTask, PreparedDocument, RecordEncoder
@@ -154,7 +154,7 @@ def prepare(
                 return summary
             with CorpusWriter(directory, CorpusManifest(tokenizer=table.record, images=table.images)) as writer:
                 _collect(results, summary, options, writer)
-                usage = {**summary.usage.record(), "passed_over": summary.passed[:KEPT_PROBLEMS]}
+                usage = UsageRecord(**summary.usage.record(), passed_over=summary.passed[:KEPT_PROBLEMS])
                 told = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
                 writer.manifest = writer.manifest.model_copy(update=told)
                 writer.close(_problems(summary.problems))

@@ -83,6 +83,12 @@ def check_fits(
             "There would be nothing to learn from: plain documents have no responses, only conversations do.",
             f"Set loss of source {section.label!r} to all, or prepare conversations.",
         )
+    if section.loss == "all" and (marked := manifest.usage.marked):
+        raise DataError(
+            f"{section.corpus}: {marked:,} of its documents say which of their words are learned, and loss is 'all'.",
+            "Words that are marked as not to be learned would be learned.",
+            f"Set loss of source {section.label!r} to responses, or prepare the corpus with --ignore for the marks.",
+        )
     if not counts.images:
         return
     tower, record = architecture.tower, manifest.images

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 from megatron_apriel.data.raw.accounts import account
@@ -332,8 +332,11 @@ def check_first_marker(text: str) -> None:
 def _joined(pieces: Pieces) -> Pieces:
     """The pieces with neighbouring texts as one: they are tokenised together."""
     result: Pieces = []
-    for text, group in groupby(pieces, lambda piece: isinstance(piece, str)):
-        result += ["".join(map(str, group))] if text else list(group)
+    for piece in pieces:
+        if isinstance(piece, str) and result and isinstance(result[-1], str):
+            result[-1] += piece
+        else:
+            result.append(piece)
     return result
 
 
