@@ -76,7 +76,12 @@ def _is_meant(values: str, value: Any) -> bool:
 
 
 def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
-    texts = [value for _, _, value in leaves(leftover, frozenset()) if isinstance(value, str) and value.strip()]
+    texts: list[str] = []
+    waiting = [value for _, _, value in leaves(leftover, frozenset())]
+    while waiting:
+        value = waiting.pop()
+        waiting += value if isinstance(value, list) else []
+        texts += [value] if isinstance(value, str) and value.strip() else []
     for text in texts:
         if not any(text.strip() in turn for turn in said):
             raise BadRecord(

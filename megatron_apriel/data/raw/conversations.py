@@ -206,11 +206,13 @@ def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> No
     for turn in turns:
         if turn.role in _WITH_IMAGES:
             split_named(turn.pieces)
-        if turn.pictures.present:
+        if turn.pictures.present and _placed([turn]) != turn.pictures.present:
             if not _has_place([turn]):
                 turn.pieces[:0] = in_front(len(turn.pictures.present))
             find_places([turn.pieces], turn.pictures, markers=False)
     own = [turn for turn in turns if turn.role != "assistant" and not turn.pictures.present]
+    if _placed(own) == pictures.present:
+        pictures = Pictures()  # all of them stand in parts as well
     if pictures.present and not _has_place(own):
         if wrong := next((turn for turn in turns if turn.role == "assistant" and has_marker(turn.text)), None):
             raise BadRecord(
@@ -224,9 +226,13 @@ def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> No
 
 
 def _has_place(turns: Sequence[Turn]) -> bool:
-    """Whether anything says where the record's images stand: a marker, an empty part or an index."""
-    pieces = [piece for turn in turns for piece in turn.pieces]
-    return any(has_marker(piece) if isinstance(piece, str) else piece.image is None for piece in pieces)
+    """Whether anything says where images stand: a marker or a part."""
+    return any(isinstance(piece, Place) or has_marker(piece) for turn in turns for piece in turn.pieces)
+
+
+def _placed(turns: Sequence[Turn]) -> list[ImageValue | None]:
+    """The images that the parts of the turns bring themselves."""
+    return [piece.image for turn in turns for piece in turn.pieces if isinstance(piece, Place)]
 
 
 def _in_order(turns: list[Turn]) -> list[Turn]:

@@ -44,9 +44,13 @@ class Usage:
         self.unrecognised += remarks.unrecognised
         self.marked += remarks.marked
 
+    def sorted(self) -> list[tuple[str, int]]:
+        """The paths with their counts, the most frequent first, alike ones by name."""
+        return sorted(self.unused.items(), key=lambda item: (-item[1], item[0]))
+
     def listed(self, most: int) -> str:
         """The paths with their counts, the most frequent first."""
-        paths = ", ".join(f"{path} ({count:,})" for path, count in self.unused.most_common(most))
+        paths = ", ".join(f"{path} ({count:,})" for path, count in self.sorted()[:most])
         rest = len(self.unused) - most
         return paths + (f" and {rest:,} more" if rest > 0 else "")
 
@@ -62,7 +66,7 @@ class Usage:
     def record(self) -> dict[str, Any]:
         """For the corpus's own description."""
         return {
-            "unused_fields": dict(self.unused.most_common()),
+            "unused_fields": dict(self.sorted()),
             "reasoning": self.reasoning,
             "hidden_reasoning": self.hidden_reasoning,
             "unrecognised_reasoning": self.unrecognised,

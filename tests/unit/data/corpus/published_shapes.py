@@ -187,6 +187,18 @@ PUBLISHED = {
                            {"role": "assistant", "content": "Yes."}]},
         chat(user("[IMG] [IMG]?"), said("Yes."), images=("green", "red")),
     ),
+    "Qwen-VL's paths in the text": one(
+        {"conversations": [{"from": "user", "value": "Picture 1: <img>red.png</img>\nWhich colour?"},
+                           {"from": "assistant", "value": ANSWERED}]},
+        chat(user("Picture 1: [IMG]\nWhich colour?"), said(ANSWERED), images=("red",)),
+    ),
+    "images of turns": one(
+        {"messages": [{"role": "user", "content": ASKED, "images": ["red.png"]},
+                      {"role": "assistant", "content": ANSWERED},
+                      {"role": "user", "content": "And <image>?", "images": ["green.png"]},
+                      {"role": "assistant", "content": "Green."}]},
+        chat(user(f"[IMG]\n{ASKED}"), said(ANSWERED), user("And [IMG]?"), said("Green."), images=("red", "green")),
+    ),
     "Qwen's parts without a type": one(
         {"messages": [{"role": "user", "content": [{"image": "red.png"}, {"text": ASKED}]},
                       {"role": "assistant", "content": [{"text": ANSWERED}]}]},
@@ -358,6 +370,15 @@ PUBLISHED = {
     "medical-o1": one(
         {"Question": "6+6?", "Complex_CoT": "Six and six make twelve.", "Response": "12"}, REASONED, {}
     ),
+    "reasoning beside messages": one(
+        {**reasoned("12"), "reasoning": "Six and six make twelve."}, REASONED, {}
+    ),
+    "reasoning of an earlier turn is not shown": one(
+        {"messages": [{"role": "user", "content": "5+5?"},
+                      {"role": "assistant", "content": "<think>Five and five.</think>10"},
+                      {"role": "user", "content": "6+6?"}, {"role": "assistant", "content": "12"}]},
+        chat(user("5+5?"), said("10"), user("6+6?"), said("12")),
+    ),
     "NuminaMath": one(
         {"source": "own", "problem": "6+6?", "solution": "12",
          "messages": [{"role": "user", "content": "6+6?"}, {"role": "assistant", "content": "12"}]},
@@ -422,6 +443,11 @@ PUBLISHED = {
         {"messages": [{"role": "user", "content": "Tide?"},
                       {"role": "assistant", "content": '[TOOL_CALLS][{"name": "tide", "arguments": {}}]'}]},
         chat(user("Tide?"), said(calls=[("tide", "{}")])),
+    ),
+    "Llama's calls in the text": one(
+        {"messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant", "content": '<function=tide>{"place": "Hoek"}</function>'}]},
+        chat(user("Tide?"), said(calls=[("tide", HOEK)])),
     ),
     "xLAM": one(
         {"id": 0, "query": "Tide at Hoek?", "tools": json.dumps([BARE_TIDE]),

@@ -79,6 +79,8 @@ REFUSED = {
     "two system texts": (chat(system="Be brief.", system_prompt="Be long."), "different system turns"),
     "an instruction that no turn holds": (chat(instruction="Answer in Dutch."), "'instruction' holds a text"),
     "documents that no turn holds": (chat(documents=[{"text": "Ann sings."}]), "'documents' holds a text"),
+    "earlier turns that stand beside": (chat(history=[["Hi", "Ho"]]), "'history' holds a text"),
+    "choices that no turn holds": ({"question": "Which?", "choices": ["red", "blue"], "answer": "red"}, "'choices'"),
     "a setting of another template": (chat(chat_template_kwargs={"mood": "sad"}), "'chat_template_kwargs.mood'"),
     "tools that run as Python": (chat(chat_template_kwargs={"python_tools": ["f"]}), "chat_template_kwargs.python_to"),
     "thinking off beside thoughts": (
@@ -133,6 +135,23 @@ REFUSED = {
     "too few positions": ({"text": "ab", "images": ["a", "b"], "image_positions": [0]}, "1 image_positions, but 2"),
     "a text and an image in one place": ({"texts": ["a"], "images": ["a.png"]}, "place 0 has a text and an image"),
     "texts and images that do not fit": ({"texts": ["a", None], "images": ["a.png"]}, "not lists of one length"),
+    "an image of a part and another": (
+        asked([{"type": "image", "image": "a.png"}]) | {"images": ["b.png"]},
+        "1 places for images .* but 2 images",
+    ),
+    "the marker of an image inside": (asked("In this <image> who waits?"), "the marker <image>"),
+    "pages that number themselves otherwise": (
+        asked("<image><image>") | {"images": [{"path": "b.png", "page": 2}, {"path": "a.png", "page": 1}]},
+        "'images.page' numbers them otherwise",
+    ),
+    "turns that number themselves otherwise": (
+        chat({**ASKED, "turn": 2}, {**ANSWERED, "turn": 1}),
+        "'messages.turn' numbers them otherwise",
+    ),
+    "calls that number themselves otherwise": (
+        answer(None, tool_calls=[{"index": 1, **call("f")}, {"index": 0, **call("g")}]),
+        "'messages.tool_calls.index' numbers them otherwise",
+    ),
     # reasoning
     "reasoning without an end": (answer("<think>So"), "has no '</think>'; it was cut off"),
     "[THINK] without an end": (answer("[THINK]So"), r"has no '\[/THINK\]'; it was cut off"),
@@ -195,6 +214,9 @@ ACCEPTED = {
     "where a picture came from": {"images": ["a.png"], "image_source": "https://a.example/b.png", **chat()},
     "numbers about a film": chat(video_seconds=3.5, has_audio=False),
     "the same system turn twice": chat({"role": "system", "content": "Be brief."}, ASKED, ANSWERED, system="Be brief."),
+    "images of parts, listed once more": asked([{"type": "image", "image": "a.png"}]) | {"images": ["a.png"]},
+    "turns that number themselves": chat({**ASKED, "turn": 1}, {**ANSWERED, "turn": 2}),
+    "choices that the question holds": {"question": "Red or blue?", "choices": ["Red", "blue"], "answer": "red"},
     "the same tools twice": chat(tools=[{"name": "f"}], functions=[{"name": "f"}]),
     "an instruction that a turn holds": chat(instruction="Which colour?"),
     "calls without ids, results in order": calling(call(), call(name="g"), results=({}, {})),
