@@ -104,10 +104,16 @@ def _check_picture(path: str, name: str, value: Any, images: Sequence[Any]) -> N
             raise BadRecord(f"field {path!r} names a film or a sound, which are not read{_way_out(path)}")
         if suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES) or _is_prose(one):
             continue
-        if address and (images or words_of(name).isdisjoint(_IMAGE_WORDS)):
+        if address and (images or not _speaks_of_pictures(name)):
             continue  # where a picture or a page came from
+        if images and not _speaks_of_pictures(name):
+            continue  # what a picture was made of
         if not images or not _is_known_file(one, name, images):
             raise BadRecord(f"field {path!r} names a picture, {shortened(one, 80)!r}, that is not read{_way_out(path)}")
+
+
+def _speaks_of_pictures(name: str) -> bool:
+    return any(word.rstrip("0123456789") in _IMAGE_WORDS for word in words_of(name))
 
 
 def _is_prose(text: str) -> bool:

@@ -3,7 +3,7 @@
 Calls stand in a turn's ``tool_calls`` (OpenAI), in ``function_call`` (before there were tools), in a turn of their own
 (``function_call`` of ShareGPT, ``tool_call`` of ms-swift), as parts (Anthropic), or in the text: between
 ``<tool_call>`` tags (Hermes, Qwen), in ``<function=name>`` (Llama), behind ``[TOOL_CALLS]`` (Mistral). Results of
-parallel calls come in any order, told apart by ids or names; they are put in the order of the calls, since the chat
+parallel calls come in any order, distinguished by ids or names; they are put in the order of the calls, since the chat
 format shows no ids.
 """
 
@@ -183,7 +183,7 @@ def order_of_results(calls: Sequence[Call], ids: Sequence[Any], names: Sequence[
         where: names the results.
 
     Raises:
-        BadRecord: results that cannot be told apart, or answer no call.
+        BadRecord: results that cannot be distinguished, or answer no call.
     """
     known = [call.get("id") for call in calls]
     same = list(range(len(ids)))
@@ -198,7 +198,7 @@ def order_of_results(calls: Sequence[Call], ids: Sequence[Any], names: Sequence[
         if len(set(functions)) == len(functions):
             return _places(functions, names, "name", where)
         if list(names) != functions[: len(names)]:
-            raise BadRecord(f"{where}: results that only a name tells apart, which several calls have")
+            raise BadRecord(f"{where}: results that only a name distinguishes, which several calls have")
     if len(calls) > 1 and len(ids) != len(calls):
         raise BadRecord(f"{where}: {len(ids)} results of {len(calls)} calls, and no tool_call_id says of which")
     return same
@@ -209,7 +209,7 @@ def _places(known: Sequence[Any], given: Sequence[Any], field: str, where: str) 
         if one not in known:
             raise BadRecord(f"{where}: {field} {one!r} is that of no call before it; known: {list(known)}")
     if len(set(map(str, given))) != len(given) or len(set(map(str, known))) != len(known):
-        raise BadRecord(f"{where}: {field} is there twice, so results cannot be told apart: {list(given)}")
+        raise BadRecord(f"{where}: {field} is there twice, so results cannot be distinguished: {list(given)}")
     if len(given) != len(known):
         raise BadRecord(f"{where}: {len(given)} results of {len(known)} calls; those of {field} are missing")
     return sorted(range(len(given)), key=lambda number: list(known).index(given[number]))

@@ -237,7 +237,7 @@ def _pictures(turn: Fields, most_values: int) -> Pictures:
 
 
 def _finished(turn: Turn, content: Content, owner: Fields, most_values: int) -> Turn:
-    """The turn with its content: an assistant's told apart into reasoning, answer and calls."""
+    """The turn with its content: an assistant's is separated into reasoning, answer and calls."""
     if content.results:
         raise BadRecord(f"{turn.where}: a part with a result in a turn of the {turn.role}")
     turn.pieces = content.pieces

@@ -178,7 +178,7 @@ REFUSED = {
         calling(call(identity="a"), call(identity="b"), results=({"tool_call_id": "a"},)),
         "1 results of 2 calls",
     ),
-    "results that nothing tells apart": (calling(call(), call(), results=({},)), "1 results of 2 calls"),
+    "results that nothing distinguishes": (calling(call(), call(), results=({},)), "1 results of 2 calls"),
     "two kinds of calls": (answer(tool_calls=[call()], function_call=call()), "tool_calls and function_call"),
     "a custom call": (answer(None, tool_calls=[{"type": "custom", "name": "f"}]), "a tool call of type 'custom'"),
     "words behind a call": (answer('<tool_call>{"name": "f"}</tool_call> Done.'), "words stand behind a tool call"),

@@ -1,0 +1,87 @@
+"""Records with a question and its answer, under the names that Alpaca and its kin gave them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_apriel.data.raw.conversations import conversation
+from megatron_apriel.data.raw.documents import Conversation
+from megatron_apriel.data.raw.fields import Fields, text_of
+from megatron_apriel.data.raw.meanings import HISTORY, PROMPT_INPUT, PROMPTS
+from megatron_apriel.data.raw.parts import content_of
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.turns import Turn, pair_turns, turns_of
+
+ANSWERS_TO = {
+    "instruction": ("output", "response", "completion", "answer"),
+    "prompt": ("completion", "response", "output", "answer"),
+    "question": ("attempt", "deepseek_attempt", "response", "answer", "completion", "output", "solution"),
+    "query": ("response", "answer", "output", "completion"),
+    "problem": ("deepseek_solution", "solution", "response", "answer", "output", "completion"),
+    "input": ("output", "response", "completion"),
+    "inputs": ("targets",),
+    "user": ("assistant",),
+    "human": ("assistant", "gpt"),
+}
+"""For each name of a prompt, the names that its answer may have."""
+
+
+def pair_of(record: Fields) -> tuple[str, str] | None:
+    for prompt in PROMPTS.names:
+        if not isinstance(record.peek(prompt), str | list | dict) or prompt not in record:
+            continue
+        for answer in ANSWERS_TO[prompt]:
+            value = record.peek(answer)
+            if answer in record and isinstance(value, str | list | dict):
+                return prompt, answer
+    return None
+
+
+def read_pair(record: Fields, most_values: int) -> Conversation:
+    names = pair_of(record)
+    if names is None:
+        raise BadRecord(
+            "it has no prompt and answer, as other records of its file do; its fields: "
+            + (", ".join(name for name in record.names() if name in record) or "none")
+        )
+    prompt, answer = names
+    turns = _history(record, most_values)
+    turns += _asked(record, prompt, most_values)
+    said, path = record.take(answer), record.path(answer)
+    if _is_list_of_turns(said):
+        turns += turns_of(said, record, path, most_values)
+    else:
+        turns += pair_turns(None, only_text(said, path), record, path, "the answer", most_values)
+    return conversation(record, turns, most_values)
+
+
+def _asked(record: Fields, prompt: str, most_values: int) -> list[Turn]:
+    value, path = record.take(prompt), record.path(prompt)
+    if _is_list_of_turns(value):
+        return turns_of(value, record, path, most_values)
+    extra = ""
+    if prompt in ("instruction", "prompt"):
+        extra = text_of(record.take(*PROMPT_INPUT.names) or "", f"field {record.taken_name(*PROMPT_INPUT.names)!r}")
+    content = content_of(only_text(value, path), record, path, f"field {path!r}", most_values)
+    if extra.strip():
+        content.pieces.append("\n" + extra)
+    return [Turn("user", f"field {path!r}", content.pieces)]
+
+
+def _history(record: Fields, most_values: int) -> list[Turn]:
+    path, value = record.path(HISTORY.names[0]), record.take(*HISTORY.names)
+    return [] if value is None else turns_of(value, record, path, most_values)
+
+
+def _is_list_of_turns(value: Any) -> bool:
+    rows = value if isinstance(value, list) else [value]
+    return bool(rows) and all(isinstance(one, dict) and ({"role", "from"} & one.keys()) for one in rows)
+
+
+def only_text(value: Any, path: str) -> Any:
+    """The text of a list of one text."""
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        if len(value) > 1:
+            raise BadRecord(f"field {path!r} is a list of {len(value)} texts, and none of them is the one to learn")
+        return value[0]
+    return value

@@ -1,0 +1,164 @@
+"""Records of plain text: with images and spans, a page of texts and images in turn, or a caption."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from megatron_apriel.data.raw.accounts import account
+from megatron_apriel.data.raw.documents import Remarks, TextDocument
+from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
+from megatron_apriel.data.raw.marks import check_weights, masked_spans
+from megatron_apriel.data.raw.meanings import CAPTIONS, IMAGES, POSITIONS, TEXT, TEXTS
+from megatron_apriel.data.raw.pair_shape import only_text
+from megatron_apriel.data.raw.pictures import (
+    Pictures,
+    Pieces,
+    Place,
+    check_markers,
+    clean_image,
+    find_places,
+    has_marker,
+    in_front,
+    pictures_of,
+)
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.turn_shapes import lacks
+
+
+def are_interleaved(record: Fields) -> bool:
+    value = record.peek(TEXTS.names[0])
+    return isinstance(value, list) and bool(value) and all(one is None or isinstance(one, str) for one in value)
+
+
+def read_interleaved(record: Fields, most_values: int) -> TextDocument:
+    """Texts and images of a page in one order: in each place either has something (OBELICS, MINT-1T)."""
+    texts, name = record.take(*TEXTS.names), record.taken_name(*IMAGES.names[:2])
+    images = record.take(*IMAGES.names[:2])
+    if not isinstance(texts, list):
+        raise lacks(record, TEXTS.names[0])
+    images = [None] * len(texts) if images is None else images
+    if not isinstance(images, list) or len(images) != len(texts):
+        raise BadRecord(f"fields 'texts' and {name!r} are not lists of one length, so places are not known")
+    pieces: Pieces = []
+    for number, (text, image) in enumerate(zip(texts, images, strict=True)):
+        picture = clean_image(image, record, name)
+        if picture is not None and not is_nothing(text):
+            raise BadRecord(f"place {number} has a text and an image, and none of them is first")
+        if picture is not None:
+            pieces.append(Place(picture))
+        elif not is_nothing(text):
+            before = "\n\n" if pieces and isinstance(pieces[-1], str) else ""
+            pieces.append(before + text_of(text, f"field 'texts': place {number}"))
+    return _text_document(record, pieces, None)
+
+
+def read_text(record: Fields, most_values: int) -> TextDocument:
+    name = TEXT.names[0]
+    text = text_of(record.take(name) or record.peek(name), f"field {record.path(name)!r}")
+    if not text.strip():
+        raise BadRecord("the text is empty")
+    pictures, masked = pictures_of(record, most_values), masked_spans(record, len(text))
+    positions = record.take(*POSITIONS.names)
+    if positions is not None:
+        pieces = _at_positions(text, positions, pictures, masked)
+        return _text_document(record, pieces, masked)
+    pieces = [text]
+    if pictures.present and not has_marker(text):
+        if masked:
+            raise BadRecord("it has images without a place, and spans of characters that are not learned")
+        pieces[:0] = in_front(len(pictures.present))
+    if pictures.present and masked is not None and has_marker(text):
+        raise BadRecord("it has markers of images, and spans of characters, which the markers would shift")
+    find_places([pieces], pictures, markers=False)
+    return _text_document(record, pieces, masked)
+
+
+def _at_positions(text: str, positions: Any, pictures: Pictures, masked: list[tuple[int, int]] | None) -> Pieces:
+    """The text with its images before the characters of those numbers; in their order, not in that of the list."""
+    numbers = positions if isinstance(positions, list) else [positions]
+    images = pictures.images
+    if len(numbers) != len(images) or None in images:
+        raise BadRecord(f"{len(numbers)} image_positions, but {len(pictures.present)} images")
+    if not all(type(one) is int and 0 <= one <= len(text) for one in numbers):
+        raise BadRecord(f"image_positions are not numbers from 0 to {len(text):,}, the characters of the text")
+    for begin, end in masked or ():
+        if any(begin < one < end for one in numbers):
+            raise BadRecord("an image stands inside of a span that is not learned")
+    pieces: Pieces = []
+    done = 0
+    for number, image in sorted(zip(numbers, images, strict=True), key=lambda pair: pair[0]):
+        pieces += [text[done:number], Place(image)]
+        done = number
+    return [piece for piece in [*pieces, text[done:]] if piece != ""]
+
+
+def read_caption(record: Fields, most_values: int) -> TextDocument:
+    pictures = pictures_of(record, most_values)
+    name = record.taken_name(*CAPTIONS.names)
+    text = text_of(only_text(record.take(*CAPTIONS.names), name), f"field {name!r}")
+    if not pictures.present:
+        raise BadRecord("it has a caption and no image, as other records of its file do")
+    if not text.strip():
+        raise BadRecord("the caption is empty")
+    pieces: Pieces = [text] if has_marker(text) else [*in_front(len(pictures.present)), text]
+    find_places([pieces], pictures, markers=False)
+    return _text_document(record, pieces, None)
+
+
+def has_caption(record: Fields) -> bool:
+    return any(name in record for name in CAPTIONS.names) and bool(pictures_of(record.again(), 1000).present)
+
+
+def _text_document(record: Fields, pieces: Pieces, masked: list[tuple[int, int]] | None) -> TextDocument:
+    check_weights(record)
+    images = tuple(piece.image for piece in pieces if isinstance(piece, Place) and piece.image is not None)
+    if not images:
+        if not any(str(piece).strip() for piece in pieces):
+            raise BadRecord("the text is empty")
+        for piece in pieces:
+            check_first_marker(str(piece))
+    parts, learned = _cut(_joined(pieces), masked or [])
+    return TextDocument(
+        parts,
+        images,
+        learned if masked is not None else None,
+        Remarks(account(record, (), images), marked=masked is not None),
+    )
+
+
+def check_first_marker(text: str) -> None:
+    """Raise BadRecord for a plain text that begins with the marker of an image that it does not have."""
+    if text.lstrip().startswith("<image>"):
+        check_markers("<image>", "the text", pictures=False)
+
+
+def _joined(pieces: Pieces) -> Pieces:
+    """The pieces with neighbouring texts as one: they are tokenised together."""
+    result: Pieces = []
+    for piece in pieces:
+        if isinstance(piece, str) and result and isinstance(result[-1], str):
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
+
+
+def _cut(pieces: Pieces, masked: list[tuple[int, int]]) -> tuple[tuple[str | None, ...], tuple[bool, ...]]:
+    """The pieces cut where learning begins and ends, as Fast-LLM's tokenizer does, and whether each is learned."""
+    parts: list[str | None] = []
+    learned: list[bool] = []
+    place = 0
+    for piece in pieces:
+        if isinstance(piece, Place):
+            parts.append(None)
+            learned.append(False)
+            continue
+        edges = sorted(
+            {0, len(piece), *(edge - place for span in masked for edge in span if 0 < edge - place < len(piece))}
+        )
+        for begin, end in pairwise(edges):
+            parts.append(piece[begin:end])
+            learned.append(not any(first <= place + begin < last for first, last in masked))
+        place += len(piece)
+    return tuple(parts), tuple(learned)

@@ -1,0 +1,53 @@
+"""docs/data.md says of every field and every shape what the tables of the reader say, in their words."""
+
+from pathlib import Path
+
+from megatron_apriel.data.raw.meanings import CONTEXT, FIELDS, MAPPABLE, REFUSED
+from megatron_apriel.data.raw.pair_shape import ANSWERS_TO
+from megatron_apriel.data.raw.records import FORMATS
+from megatron_apriel.data.raw.shapes import SHAPES
+from megatron_apriel.data.raw.turns import ROLES
+
+PAGE = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
+KINDS = {"any": "", "true": ", unless it is false", "marks": ", if it holds marks", "media": ", unless it is a number"}
+
+
+def names(text: str) -> str:
+    return " ".join(f"`{name}`" for name in text.split())
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def test_the_table_of_shapes():
+    assert tuple(shape.name for shape in SHAPES) == FORMATS
+    assert table(*((f"`{shape.name}`", f"`{shape.example}`", shape.published) for shape in SHAPES)) in PAGE
+
+
+def test_the_table_of_fields():
+    assert table(*((row.level, names(row.spelled), row.becomes) for row in FIELDS)) in PAGE
+
+
+def test_the_table_of_refusals():
+    rows = []
+    for rule in REFUSED:
+        named = [names(rule.names)] if rule.names else []
+        named += [f"with {names(rule.words)} in its name"] if rule.words else []
+        where = ", ".join(rule.levels.split()) or "anywhere"
+        rows.append((where, f"{'; '.join(named) or 'any other'}{KINDS[rule.values]}", rule.reason))
+    assert table(*rows) in PAGE
+
+
+def test_context_and_roles():
+    assert names(CONTEXT) in " ".join(PAGE.split())
+    for ours, theirs in ROLES.items():
+        assert f"| `{ours}` | {names(theirs)} |\n" in PAGE
+
+
+def test_answers_are_fields_of_the_table():
+    """The answers that a prompt may have, and the fields that are said to be answers, are the same."""
+    (answers,) = (set(row.names) for row in FIELDS if "after a prompt" in row.becomes)
+    (prompts,) = (set(row.names) for row in FIELDS if "where an answer stands beside it" in row.becomes)
+    assert {name for names in ANSWERS_TO.values() for name in names} == answers
+    assert set(ANSWERS_TO) == prompts and answers | prompts <= set(MAPPABLE)
