@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction
+from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.meanings import MAPPABLE
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import parse_reading
@@ -268,15 +269,22 @@ def show(summary: PrepareSummary) -> None:
     if usage.unused:
         note(f"fields that were not used: {usage.listed(SHOWN_FIELDS)}. --ignore PATH says that they need not be")
     if summary.passed:
-        names = ", ".join(Path(one).name for one in summary.passed[:SHOWN_INPUTS])
-        more = "" if len(summary.passed) <= SHOWN_INPUTS else f" and {len(summary.passed) - SHOWN_INPUTS:,} more"
-        note(f"files of the directories that were passed over: {len(summary.passed):,} ({names}{more})")
+        note(_passed_over(summary.passed))
     if usage.marked:
         note(f"{usage.marked:,} documents say which of their words are learned: use loss: responses")
     for problem in summary.problems.first[:5]:
         note(f"bad record: {problem}")
     if summary.problems.count > 5:
         note(f"... and {summary.problems.count - 5:,} more, listed in corpus.json")
+
+
+def _passed_over(paths: Sequence[str]) -> str:
+    others = [path for path in paths if not path.lower().endswith(IMAGE_SUFFIXES)]
+    listed = ", ".join(Path(path).name for path in others[:SHOWN_INPUTS])
+    listed += f" and {len(others) - SHOWN_INPUTS:,} more" if len(others) > SHOWN_INPUTS else ""
+    said = f"files of the directories that were passed over: {len(others):,}" + (f" ({listed})" if listed else "")
+    pictures = len(paths) - len(others)
+    return said + (f"; {pictures:,} pictures are read where records name them" if pictures else "")
 
 
 def _reasoning(summary: PrepareSummary) -> str:

@@ -125,6 +125,20 @@ def test_an_unknown_shape_lists_all_fields_of_the_first_records(model, tmp_path)
         prepare(None, [tmp_path / "a.jsonl"], model)
 
 
+def test_files_that_were_passed_over_are_named(tool, model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "notes.docx", "list.json"):
+        (tmp_path / "in" / name).write_text('{\n"about": "the others"\n}\n')
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "x"}\n')
+    assert tool.main([str(tmp_path / "out"), "--input", str(tmp_path / "in"), "--model", str(model)]) == 0
+    printed = capsys.readouterr().err
+    assert "passed over: 2 (notes.docx, list.json); 1 pictures are read where records name them" in printed
+    assert len(Corpus.open(tmp_path / "out").manifest.usage.passed_over) == 3
+    (tmp_path / "in" / "list.json").write_text('{"about": "the oth')
+    with pytest.raises(DataError, match=r"list\.json: none of its first 1 records"):
+        prepare(None, [tmp_path / "in"], model)
+
+
 def test_a_mapped_name_no_longer_means_what_it_meant(model, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "abstract", "body": "whole"}\n')
     reading = Reading({("body",): "text"})
