@@ -73,7 +73,7 @@ def _search(directory: Path, is_read: Callable[[str], bool], listing: Listing, s
     for entry in entries:
         if entry.is_dir():
             _search(entry, is_read, listing, seen)
-        elif is_read(entry.name) and not _describes_others(entry.name, names):
+        elif is_read(entry.name) and not (entry.is_file() and _describes_others(entry.name, names)):
             listing.files.append(entry)
         else:
             listing.passed.append(entry)
