@@ -28,6 +28,7 @@ from megatron_apriel.data.corpus.on_disk import CorpusWriter
 from megatron_apriel.data.corpus.record_encoder import ChunkTask, PreparedDocument, RecordEncoder
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.files import Inputs, JsonRecords, SavedDataset, Source, find_inputs
+from megatron_apriel.data.raw.fields import described
 from megatron_apriel.data.raw.problems import KEPT_PROBLEMS, Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import Reading
@@ -192,7 +193,7 @@ def _format_of(source: Source, options: PrepareOptions) -> str:
             if not raw.problem and options.record_format != "auto":
                 return options.record_format
             seen, problem = seen + 1, problem or raw.problem or why_unknown(raw.value, options.reading)
-            fields.update(raw.value)
+            fields.update(map(described, raw.value.items()))
         if seen >= _SNIFFED_RECORDS:
             break
     if not seen:

@@ -251,6 +251,13 @@ def kind_of(value: Any) -> str:
     return f"a timestamp ({name})" if name == "datetime" else f"a {name}"
 
 
+def described(field: tuple[str, Any]) -> str:
+    """A field's name, with the kind of its value where JSON does not have it."""
+    name, value = field
+    plain = value is None or isinstance(value, str | int | float | list | Mapping)
+    return name if plain else f"{name} ({kind_of(value)})"
+
+
 def _walk(value: Any, path: tuple[str, ...]) -> Any:
     for name in path:
         if not isinstance(value, Mapping) or name not in value:

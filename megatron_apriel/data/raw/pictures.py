@@ -125,6 +125,9 @@ def clean_image(value: Any, owner: Fields, path: str) -> ImageValue | None:
         if all(is_nothing(one) for one in value.values()):
             return None
         raise BadRecord(f"an image has neither bytes nor path, only {', '.join(map(str, value))}")
+    for what, one, kinds in (("bytes", data, str | bytes), ("path", place, str)):
+        if one is not None and not isinstance(one, kinds):
+            raise BadRecord(f"the {what} of an image is {kind_of(one)}")
     return place if data is None else {"bytes": data, "path": place}
 
 

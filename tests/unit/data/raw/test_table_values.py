@@ -8,10 +8,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megatron_apriel.data.corpus.prepare import prepare
 from megatron_apriel.data.raw.files import find_sources
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.records import parse_record
 from megatron_apriel.data.raw.table_rows import UnreadableColumn, row_costs
+from megatron_apriel.errors import DataError
 
 
 def back(tmp_path, table):
@@ -58,6 +60,13 @@ def test_a_column_that_is_not_used_may_be_of_any_kind(tmp_path):
     table = pyarrow.Table.from_pylist([{"text": "a", "when": datetime.datetime(2031, 5, 4), "n": 1.0}])
     (raw,) = back(tmp_path, table)
     assert parse_record(raw.value, "text").remarks.unused == {"when": 1, "n": 1}
+
+
+def test_an_answer_that_became_a_timestamp_is_named(model, tmp_path):
+    table = pyarrow.Table.from_pylist([{"question": "When?", "answer": datetime.datetime(2031, 5, 4)}])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"fields: answer \(a timestamp \(datetime\)\), question"):
+        prepare(None, [tmp_path / "a.parquet"], model)
 
 
 def test_whole_numbers_among_fractions_are_refused(tmp_path):
