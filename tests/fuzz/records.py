@@ -16,6 +16,7 @@ from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.prepare import PrepareOptions, PrepareSummary
 from megatron_apriel.data.corpus.tokens import TokenTable
+from megatron_apriel.data.raw.meanings import IMAGES
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.tokenizers import write_processor
 
@@ -139,10 +140,12 @@ def compare_texts(result: Prepared, table: TokenTable, records: Sequence[tuple[s
     if len(good) != len(result.corpus):
         raise Wrong(f"{len(result.corpus)} documents for {len(good)} records that are not bad")
     for number, value in enumerate(good):
-        text = value.get(field) if isinstance(value, dict) else None
+        # Names may be in capital letters; of two the small one counts.
+        small = {name.lower(): one for name, one in value.items()} | value if isinstance(value, dict) else {}
+        text = small.get(field)
         if not isinstance(text, str):
             raise Wrong(f"a document was made of a record whose text is a {type(text).__name__}")
-        if any(value.get(name) for name in ("images", "image")):
+        if any(small.get(name) for name in IMAGES.names):
             continue
         found = table.tokenizer.decode(result.corpus.tokens(number)[1:-1].tolist(), clean_up_tokenization_spaces=False)
         if found != text:

@@ -27,8 +27,8 @@ from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
 from megatron_apriel.data.corpus.record_encoder import ChunkTask, PreparedDocument, RecordEncoder
 from megatron_apriel.data.corpus.tokens import TokenTable
-from megatron_apriel.data.raw.files import Inputs, JsonRecords, SavedDataset, Source, find_inputs
 from megatron_apriel.data.raw.fields import described
+from megatron_apriel.data.raw.files import Inputs, JsonRecords, SavedDataset, Source, find_inputs
 from megatron_apriel.data.raw.problems import KEPT_PROBLEMS, Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import Reading

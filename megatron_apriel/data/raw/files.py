@@ -332,7 +332,8 @@ def _wanted(path: Path, splits: Sequence[str], split: str) -> list[str]:
         raise DataError(
             f"{path} has the splits {_listed(splits)}, and split {split!r} was asked for.",
             "Splits are kept apart: what a model is tested on must not be trained on.",
-            f"Choose with --split {'train' if 'train' in splits else splits[0]}; {ALL_SPLITS!r}, or names with + between, for several.",
+            f"Choose with --split {'train' if 'train' in splits else splits[0]}; for several, {ALL_SPLITS!r} or names "
+            "with + between.",
         )
     return wanted
 

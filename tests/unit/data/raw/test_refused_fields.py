@@ -189,7 +189,7 @@ REFUSED = {
         "holds a timestamp .datetime., which JSON does not have",
     ),
     "a date among the tools": (chat(tools=[{"name": "f", "since": datetime.date(2031, 5, 4)}]), "holds a date"),
-    "a list as a path": (chat(image={"path": ["a.png"], "bytes": None}), "the path of an image is a list"),
+    "a number as a path": (chat(image={"path": 5, "bytes": None}), "the path of an image is a int"),
     "a number as bytes": (chat(image={"bytes": 5}), "the bytes of an image is a int"),
     "the bytes of a text": (answer(b"Red."), "content is neither a string nor a list"),
 }
