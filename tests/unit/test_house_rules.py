@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_apriel"
 
 GROUND = (
-    "inputs", "concealed", "errors", "terminal", "tables", "outputs", "locks", "progress", "worker_process",
+    "inputs", "concealed", "errors", "terminal", "tables", "locks", "outputs", "progress", "worker_process",
 )  # fmt: skip
 ORDER = (
     GROUND, "config", "formats", "surgery", "batch", "parallel", "data.raw", "data.visual_tasks", "data.corpus",
