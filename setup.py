@@ -26,6 +26,7 @@ RUNTIME = [
     "datasets>=4",
     "jinja2>=3.1",
     "packaging>=24",
+    "filelock>=3.30,<5",
     "rich>=13",
     "matplotlib>=3.9",
     "tensorboard>=2.18",

@@ -40,6 +40,7 @@ from benchmarks.measure import environment
 from benchmarks.options import add_output_options
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 
@@ -56,8 +57,8 @@ HEADINGS = ("precision", "first loss", f"loss, last {WINDOW} steps", "difference
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandLine(
+        description=__doc__,
         epilog="example:\n  python benchmarks/fp8_loss.py --steps 200 --judged tensorwise",
     )  # fmt: skip
     model = parser.add_argument_group("model")

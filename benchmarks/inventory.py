@@ -26,6 +26,7 @@ from benchmarks.options import add_output_options
 from benchmarks.report import Page, Record, listed, markdown, write
 from benchmarks.subjects import SUBJECTS, USUAL, family
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -40,9 +41,7 @@ HEADINGS = ("group", "ms a step", "share", "least, ms", "times the least")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     text_cases = [name for name, case in CASES.items() if not case.has_images]
     parser.add_argument("--subject", choices=USUAL, default="ours-delayed", help="default: %(default)s")
     parser.add_argument("--case", choices=text_cases, default="8192", help="default: %(default)s")

@@ -21,6 +21,7 @@ from benchmarks.processes import Processes
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.spread_cli import print_table
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -36,9 +37,7 @@ HEADINGS = ("communication", "MiB", "microseconds", "GB/s of a GPU and direction
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
     add_output_options(parser, "links")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # small tensors, on the CPU too

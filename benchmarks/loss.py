@@ -28,6 +28,7 @@ from benchmarks.options import add_output_options
 from benchmarks.report import Page, Record, machine, markdown, write
 from benchmarks.versions import facts
 from megatron_apriel.batch import IGNORED_LABEL
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import DecoderArchitecture
 from megatron_apriel.parallel.layout import Layout
@@ -70,9 +71,7 @@ def losses_of(subject: str) -> Losses:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--tokens",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,12 +25,3 @@ def require_gpu(measured: str) -> None:
     """Raises ConfigError where there is no GPU; ``measured`` is what it is needed for."""
     if not torch.cuda.is_available():
         raise ConfigError("there is no CUDA device here.", f"{measured} on a GPU.", "Run it on a machine with one.")
-
-
-def chosen(text: str, valid: Sequence[str], option: str) -> list[str]:
-    """The words of a list, each of which must be valid. Raises ConfigError."""
-    words = [part.strip() for part in text.split(",") if part.strip()]
-    for word in words:
-        if word not in valid:
-            raise ConfigError(f"{option}: there is no {word!r}.", fix=f"Valid: {', '.join(valid)}.")
-    return words

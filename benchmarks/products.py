@@ -30,6 +30,7 @@ from benchmarks.report import Page, Record, listed, markdown, write
 from benchmarks.step_report import FULL_DEPTH
 from benchmarks.sustained import Sustained, sustained
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.formats.flops import decoder_forward
@@ -178,9 +179,7 @@ def summary(found: list[Figures], decoder: DecoderArchitecture, tokens: int, att
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--tokens", type=int, default=8192, metavar="N", help="of a micro-batch (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.6, help="of each measurement (%(default)g)")
     parser.add_argument("--no-search", action="store_true", help="only the algorithms that cuBLAS takes by itself")

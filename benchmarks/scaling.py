@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import CASES
-from benchmarks.options import chosen
 from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
 from benchmarks.spread_cli import (
@@ -27,6 +26,7 @@ from benchmarks.spread_cli import (
     workload_of,
 )
 from benchmarks.spread_report import SCALING_HEADINGS, page_of, scaling_rows
+from megatron_apriel.command_line import CommandLine, chosen
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.planning.hardware import Hardware
 
@@ -41,9 +41,7 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     what = parser.add_argument_group("what is measured")
     what.add_argument("--case", choices=CASES, default="8192", help="kind of sequences (%(default)s)")
     what.add_argument("--layers", type=int, default=8, metavar="N", help="decoder layers of the slice (%(default)s)")

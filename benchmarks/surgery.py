@@ -35,6 +35,7 @@ from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.tensor_files import TensorSpec
 from megatron_apriel.surgery.layer_maps import layer_map
@@ -240,9 +241,7 @@ def _processor() -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each subject (%(default)s)")
     parser.add_argument("--mergekit", type=Path, metavar="FILE", help="mergekit-yaml of the environment that has it")
     parser.add_argument("--earlier", type=Path, metavar="DIR", help="a checkout of an earlier commit, for its tools")

@@ -15,14 +15,13 @@ The hidden name says who is writing: host, process and the process's start time.
 by the next run that writes to the same place. What a live process is writing is never touched: beside the name, the
 writer holds a lock on the directory, which the kernel releases only with the process.
 
-This file may import only ``errors``.
+This file may import only ``errors``, ``locks`` and ``terminal``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -30,11 +29,12 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from megatron_apriel.errors import OutputError
+from megatron_apriel.locks import HeldError, lock_directory
 from megatron_apriel.terminal import note
 
 _AT_FDCWD = -100
@@ -167,13 +167,13 @@ def whole_directory(
     target = check_destination(destination, overwrite, marker, sources)
     made = _make_parents(target.parent)
     partial: Path | None = None
-    lock: int | None = None
     try:
-        with _terminating_signals_raise():
+        with _terminating_signals_raise(), ExitStack() as lock:
             _remove_stale(target)
             partial = target.parent / f".{target.name}.partial-{_writer()}-{secrets.token_hex(3)}"
             partial.mkdir()
-            lock = _lock(partial)
+            with suppress(HeldError):  # another process is looking whether this one lives
+                lock.enter_context(lock_directory(partial))
             yield partial
             if missing := _missing(partial, marker):
                 raise RuntimeError(f"the block that wrote {destination} did not write {missing[0]}")
@@ -182,8 +182,6 @@ def whole_directory(
     except OSError as error:
         raise _explained(error, destination, target) from error
     finally:
-        if lock is not None:
-            os.close(lock)
         if partial is not None:
             # Either unfinished work, or the replaced result, which the exchange left under this name, or nothing.
             shutil.rmtree(partial, ignore_errors=True)
@@ -323,22 +321,6 @@ def _start_time(process: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def _lock(directory: Path) -> int | None:
-    """Lock a directory; returns the descriptor that holds the lock, or None if it is taken.
-
-    On a file system without locks the descriptor is returned all the same: the writer's name is then the only guard.
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        pass
-    return descriptor
-
-
 def _remove_stale(target: Path) -> None:
     """Remove what killed processes left beside ``target``; restore a result that was cut off between two renames."""
     ours = _writer().rpartition("-")[0].rpartition("-")[0]
@@ -356,10 +338,12 @@ def _remove_stale(target: Path) -> None:
                 continue
             if _start_time(int(process)) == started:
                 continue  # its writer lives
-            lock = _lock(path)
-            if lock is None:
+            try:
+                with lock_directory(path):
+                    pass
+            except HeldError:
                 continue  # its writer lives in another process namespace
-            os.close(lock)
+            # Where there are no locks, the writer's name is the only guard.
             if kind == "replaced" and not os.path.lexists(target):
                 path.rename(target)
             else:

@@ -12,8 +12,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from megatron_apriel.errors import CheckpointError, ConfigError, run_command
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.command_line import CommandLine, bytes_above_zero
+from megatron_apriel.errors import ConfigError, run_command
+from megatron_apriel.terminal import say
 
 EXAMPLES = """
 examples:
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="cast to (default: as stored)")
     what.add_argument(
         "--max-shard-size",
+        type=bytes_above_zero,
         metavar="SIZE",
         help="bytes per safetensors file, such as 5GB (default: 5GB for hf, one file for mistral)",
     )
@@ -86,20 +88,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _shard_size(text: str | None, to: str) -> int | None:
-    from megatron_apriel.config.quantities import parse_bytes
-
-    if text is None:
+def _shard_size(given: int | None, to: str) -> int | None:
+    if given is None:
         return 5 * 10**9 if to == "hf" else None
     if to == "megatron":
         raise ConfigError("--max-shard-size has no meaning with --to megatron.", fix="Leave it out.")
-    try:
-        size = parse_bytes(text)
-    except ValueError as error:
-        raise ConfigError(f"--max-shard-size {text}: {error}.", fix="Write a size such as 5GB or 500MB.") from None
-    if size < 1:
-        raise CheckpointError(f"--max-shard-size {text} leaves no room for a tensor.")
-    return size
+    return given
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_apriel.config.quantities import parse_bytes
+from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
 from megatron_apriel.surgery.models import SourceModel
 from megatron_apriel.surgery.upscale import UpscalePlan, plan_upscale, upscale
-from megatron_apriel.tables import Table, standard_output
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.tables import figures, standard_output
+from megatron_apriel.terminal import say
 
 EXAMPLES = """\
 examples:
@@ -43,16 +43,6 @@ SRC is a Hugging Face directory (LLaVA with a Pixtral tower, or Mistral; sharded
 """
 
 
-def _size(text: str) -> int:
-    try:
-        size = parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
-    return size
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("source", metavar="SRC", help="directory of the model to repeat layers of")
@@ -74,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--max-shard-size",
-        type=_size,
+        type=bytes_above_zero,
         metavar="SIZE",
         help="largest weight file (default: 5GB; a single file for Mistral's form, as its readers expect)",
     )
@@ -87,17 +77,13 @@ def _parser() -> argparse.ArgumentParser:
 def _print_plan(plan: UpscalePlan, console: Console) -> None:
     layers = plan.layers
     say(f"{plan.source.num_layers} -> {len(layers.sources)} layers, map {layers.name}, init {plan.initialisation}")
-    table = Table()
-    for heading in ("layer", "source", ""):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = figures("layer", "source", "", words=(2,))
     start = "zero output" if plan.initialisation == "identity" else "copy"
     for layer, (source, is_copy) in enumerate(zip(layers.sources, layers.copies, strict=True)):
         table.add_row(str(layer), str(source), start if is_copy else "", style="bold" if is_copy else None)
     console.print(table)
     say(f"{len(plan.origins)} tensors, {plan.size:,} bytes")
-    files = Table()
-    for heading in ("file", "tensors", "bytes"):
-        files.add_column(heading, justify="left" if heading == "file" else "right")
+    files = figures("file", "tensors", "bytes")
     for shard in plan.shards:
         files.add_row(shard.file_name, str(len(shard.tensors)), f"{shard.size:,}")
     console.print(files)

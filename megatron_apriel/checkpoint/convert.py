@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_apriel.checkpoint.image_tokens import break_and_end_ids
 from megatron_apriel.checkpoint.tekken_processor import write_processor
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes, cast
 from megatron_apriel.checkpoint.weights import WeightSource, open_source
@@ -39,6 +40,7 @@ from megatron_apriel.formats.tensor_names import Form, Weight, pairs_from_halves
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
+from megatron_apriel.terminal import note
 
 PARAMS = "params.json"
 MARKERS = {Kind.HF: "config.json", Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
@@ -58,6 +60,7 @@ class Conversion:
         weights: the source's, all accounted for.
         dtype: to cast to; None keeps each tensor's own.
         max_shard_size: bytes per safetensors file; None for one file.
+        params: what goes into ``params.json``, where the result has one.
     """
 
     source: Path
@@ -67,6 +70,7 @@ class Conversion:
     weights: WeightSource
     dtype: torch.dtype | None
     max_shard_size: int | None
+    params: dict[str, Any] | None = None
 
     @property
     def size(self) -> int:
@@ -117,12 +121,14 @@ def plan_conversion(
     """
     path = Path(source)
     kind, architecture = recognise(path), architecture_of(path)
-    conversion = Conversion(path, kind, to, architecture, open_source(path, architecture), dtype, max_shard_size)
-    if to is Kind.MISTRAL:
-        params_from_architecture(architecture)
-    else:
+    weights, sidecars = open_source(path, architecture), sidecar_directory(path)
+    check_sidecars(sidecars)
+    params = _params(sidecars, architecture) if to is Kind.MISTRAL else None
+    conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params)
+    if to is not Kind.MISTRAL:
         _config(conversion)
-    check_sidecars(sidecar_directory(path))
+        if (sidecars / PARAMS).is_file():
+            break_and_end_ids(sidecars, architecture)
     conversion.weights.verify()
     return conversion
 
@@ -179,13 +185,8 @@ def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
 
 
 def _mistral_sidecars(conversion: Conversion, directory: Path) -> None:
-    source = sidecar_directory(conversion.source)
-    params = params_from_architecture(conversion.architecture)
-    given = source / PARAMS
-    if given.is_file() and architecture_from_params(given) == conversion.architecture:
-        params = read_json(given)
-    write_json(directory / PARAMS, params)
-    copy_sidecars(source, directory)
+    write_json(directory / PARAMS, conversion.params)
+    copy_sidecars(sidecar_directory(conversion.source), directory)
 
 
 def _megatron_sidecars(conversion: Conversion, directory: Path) -> None:
@@ -207,6 +208,18 @@ def _config(conversion: Conversion) -> dict[str, object]:
     widest = functools.reduce(torch.promote_types, dtypes)
     source = sidecar_directory(conversion.source)
     return config_for(conversion.architecture, source, str(widest).removeprefix("torch."))
+
+
+def _params(source: Path, architecture: Architecture) -> dict[str, Any]:
+    """The source's own ``params.json`` where it is of this model, else one with the ids of its tokenizer."""
+    ids = break_and_end_ids(source, architecture)
+    params = params_from_architecture(architecture, ids)
+    given = source / PARAMS
+    if given.is_file() and architecture_from_params(given) == architecture:
+        return read_json(given)
+    if architecture.tower is not None and ids is None:
+        note(f"note: {source} has no tokenizer: {PARAMS} does not name the ids of [IMG_BREAK] and [IMG_END].")
+    return params
 
 
 def _verify(conversion: Conversion, directory: Path) -> None:

@@ -28,7 +28,8 @@ from pydantic import (
     model_validator,
 )
 
-from megatron_apriel.config.quantities import (
+from megatron_apriel.errors import listed, printable, shown
+from megatron_apriel.quantities import (
     LARGEST,
     parse_bytes,
     parse_count,
@@ -36,7 +37,6 @@ from megatron_apriel.config.quantities import (
     parse_path,
     spelled,
 )
-from megatron_apriel.errors import listed, printable, shown
 
 SMALLEST_WEIGHT = 1e-6
 """Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/loading/mixture.py``)."""

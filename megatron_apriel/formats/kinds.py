@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.adapters import refuse_adapter
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.mistral_params import architecture_from_params
@@ -42,6 +44,7 @@ def recognise(path: str | Path) -> Kind:
             f"{path} is not a directory." if path.exists() else f"{path} does not exist.",
             fix="Give a directory with a checkpoint; weights are never downloaded.",
         )
+    refuse_adapter(path)
     if (path / RUN_FILE).exists() or (path / ".metadata").exists():
         return Kind.MEGATRON
     mistral = (path / "params.json").exists() and any(path.glob("consolidated*.safetensors"))
@@ -97,7 +100,10 @@ def config_for(architecture: Architecture, source: Path, dtype: str) -> dict[str
     if architecture.tower is None and config.get("model_type") != "mistral":
         return dict(architecture.to_hf_config(dtype))
     text = config.get("text_config")
-    (text if isinstance(text, dict) else config)["num_hidden_layers"] = architecture.decoder.num_layers
+    decoder: dict[str, Any] = text if isinstance(text, dict) else config
+    decoder["num_hidden_layers"] = architecture.decoder.num_layers
+    if isinstance(kinds := decoder.get("layer_types"), list):
+        decoder["layer_types"] = kinds[:1] * architecture.decoder.num_layers
     for section in (config, text, config.get("vision_config")):
         if isinstance(section, dict):
             for key in ("dtype", "torch_dtype"):

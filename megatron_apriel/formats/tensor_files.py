@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
 from megatron_apriel.errors import CheckpointError, brief, listed, printable, shown
+from megatron_apriel.formats.adapters import refuse_adapter
 from megatron_apriel.formats.json_files import MOST_BYTES, parse_json, read_json
 from megatron_apriel.inputs import open_input
 
@@ -224,6 +225,7 @@ class TensorDirectory:
         directory = Path(path)
         if not directory.is_dir():
             raise CheckpointError(f"{directory} is not a directory.", fix="Give a directory with safetensors files.")
+        refuse_adapter(directory)
         bases: tuple[Base, ...] = ("model", "consolidated") if base is None else (base,)
         for candidate in bases:
             present = _weight_files(directory, candidate)

@@ -100,11 +100,13 @@ class SourceModel:
 
     def config_with_layers(self, num_layers: int) -> dict[str, Any]:
         """The config of the same model with another number of decoder layers; all else as it is."""
-        if self.config_file.name == "params.json":
-            return {**self.config, "n_layers": num_layers}
-        if self.config["model_type"] == "llava":
-            return {**self.config, "text_config": {**self.config["text_config"], "num_hidden_layers": num_layers}}
-        return {**self.config, "num_hidden_layers": num_layers}
+        mistral = self.config_file.name == "params.json"
+        decoder = _decoder_part(self.config, mistral)
+        new = {**decoder, _SIZE_KEYS["layers"][mistral]: num_layers}
+        for key in _BY_LAYER & decoder.keys():
+            if isinstance(decoder[key], list) and len(decoder[key]) == self.num_layers:
+                new[key] = decoder[key][:1] * num_layers  # all are alike
+        return new if decoder is self.config else {**self.config, "text_config": new}
 
     @classmethod
     def open(cls, path: str | Path) -> SourceModel:
@@ -127,6 +129,7 @@ class SourceModel:
                 f"{tensors.path}: decoder layers are named {names} in this kind of model; {found} was found.",
                 f"It has {len(tensors.entries)} tensors, the first is {next(iter(tensors.entries), 'absent')}.",
             )
+        _check_layers_alike(_decoder_part(config, mistral), config_file)
         shapes = _decoder_sizes(config, mistral)
         # The reference's own default (MistralConfig) where the key is absent.
         number = shapes.get("layers", 32)
@@ -165,9 +168,29 @@ _SIZE_KEYS = {
 }
 
 
+_BY_LAYER = {"layer_types", "mlp_layer_types", "per_layer_config", "sliding_window", "_sliding_window"}
+"""Keys under which a config may say something of each decoder layer, or of some."""
+
+
+def _decoder_part(config: Mapping[str, Any], mistral: bool) -> Mapping[str, Any]:
+    """The part of a config that is about the decoder."""
+    return config["text_config"] if not mistral and config["model_type"] == "llava" else config
+
+
+def _check_layers_alike(part: Mapping[str, Any], config_file: Path) -> None:
+    for key in sorted(_BY_LAYER & part.keys()):
+        value = part[key]
+        if (isinstance(value, dict) and value) or (isinstance(value, list) and any(one != value[0] for one in value)):
+            raise CheckpointError(
+                f"{config_file}: {key}={shown(value)} tells decoder layers apart.",
+                "Of which layers it would be true among others in number is not known.",
+                "Layers can be added to a decoder whose layers are all alike.",
+            )
+
+
 def _decoder_sizes(config: Mapping[str, Any], mistral: bool) -> dict[str, int]:
     """The sizes that the config states; those it leaves to the reference's defaults are not among them."""
-    part = config["text_config"] if not mistral and config["model_type"] == "llava" else config
+    part = _decoder_part(config, mistral)
     sizes = {}
     for size, keys in _SIZE_KEYS.items():
         value = part.get(keys[mistral])

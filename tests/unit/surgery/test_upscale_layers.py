@@ -178,6 +178,17 @@ def break_tensor(name: str, new: Any) -> Callable[[dict[str, Any], dict[str, Any
     return change
 
 
+def test_what_is_said_of_every_layer_is_said_of_the_new_ones(tmp_path: Path, upscale_layers: Tool) -> None:
+    from transformers import AutoConfig
+
+    config = text_config(4, layer_types=["full_attention"] * 4, sliding_window=None, eos_token_id=[2, 3, 4, 5])
+    source = write_model(tmp_path / "source", text_tensors(4), config)
+    assert upscale_layers(source, tmp_path / "result", "--num-layers", 6) == 0
+    result = json.loads((tmp_path / "result" / "config.json").read_text())
+    assert result == {**config, "num_hidden_layers": 6, "layer_types": ["full_attention"] * 6}
+    AutoConfig.from_pretrained(tmp_path / "result")  # which compares the two
+
+
 LAYER = "model.layers.2."
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], None], str]] = {
     "another model": (lambda t, c: c.update(model_type="llama"), "a model of type 'llama' cannot be edited here"),
@@ -191,6 +202,12 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], None], str]]
     "config says fewer": (lambda t, c: c.update(num_hidden_layers=3), "hold 4 decoder layers, 0 to 3"),
     "config without": (lambda t, c: c.pop("num_hidden_layers"), "says 32 decoder layers"),
     "config nonsense": (lambda t, c: c.update(num_hidden_layers="4"), "num_hidden_layers is '4', not a positive"),
+    "layers apart": (
+        lambda t, c: c.update(layer_types=["sliding_attention", "full_attention"] * 2),
+        "layer_types=['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention'] tells decoder",
+    ),
+    "windows apart": (lambda t, c: c.update(_sliding_window=[8, None]), "_sliding_window=[8, None] tells decoder"),
+    "one layer apart": (lambda t, c: c.update(per_layer_config={"1": {}}), "per_layer_config={'1': {}} tells"),
     "config width": (lambda t, c: c.update(hidden_size=16), "has shape [8], and"),
     "missing": (break_tensor(LAYER + "mlp.up_proj.weight", None), "lacks model.layers.2.mlp.up_proj.weight"),
     "missing layer": (

@@ -349,7 +349,10 @@ def test_command_line_mistakes(tool, capsys):
         (["out"], "the following arguments are required: --input, --model"),
         (["out", "--input", "a", "--model", "m", "--max-bad", "200%"], "'200%' is not between 0% and 100%"),
         (["out", "--input", "a", "--model", "m", "--limit", "0"], "0 is not above 0"),
-        (["out", "--input", "a", "--model", "m", "--workers", "0"], "--workers 0 is not above 0"),
+        (
+            ["out", "--input", "a", "--model", "m", "--workers", "0"],
+            "argument --workers: '0' is not a whole number above 0",
+        ),
         (["out", "--input", "a", "--model", "m", "--format", "csv"], "invalid choice: 'csv'"),
     ):
         with pytest.raises(SystemExit) as end:

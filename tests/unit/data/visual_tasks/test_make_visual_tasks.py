@@ -221,9 +221,10 @@ def test_images_without_content_are_refused_with_the_reasons(tool, tmp_path):
         (["--tasks", ""], ConfigError, "not a choice"),
         (["--difficulty", "tricky"], ConfigError, "'tricky' is neither"),
         (["--max-side", "10"], ConfigError, "--max-side 10"),
-        (["--workers", "0"], ConfigError, "--workers 0"),
         (["--seed", "-1"], ConfigError, "--seed -1"),
-        (["--samples", "0"], ConfigError, "--samples 0"),
+        (["--workers", "0"], SystemExit, "2"),
+        (["--samples", "0"], SystemExit, "2"),
+        (["--weights", "1,x"], SystemExit, "2"),
         (["--annotations", "absent.json"], DataError, "absent.json"),
     ],
 )
