@@ -59,14 +59,14 @@ INPUTS = 3
 _IN_PROCESS = """
 import json, sys, time
 from megatron_apriel.surgery.layer_maps import layer_map
-from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import plan_upscale, upscale
 from megatron_apriel.surgery.average import average, plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 work, destination, deeper, *sources = sys.argv[1:]
 begun = time.perf_counter()
 if work == "upscale":
-    source = SourceModel.open(sources[0])
+    source = GivenModel.open(sources[0])
     upscale(plan_upscale(source, layer_map("spread-middle", source.num_layers, int(deeper)), "copy", None), destination)
 else:
     average(plan_average([AverageInput.from_directory(source) for source in sources]), destination)

@@ -103,9 +103,9 @@ def _opened(path: Path) -> AverageInput:
     if not (path / "run.json").is_file():
         return AverageInput.from_directory(path)
     # Reading a distributed checkpoint needs torch; Hugging Face directories are averaged without it.
-    from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource
+    from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader
 
-    source = DistributedCheckpointSource(path)
+    source = DistributedCheckpointReader(path)
     return AverageInput(str(path), source, source.sidecars, read_json(source.sidecars / "config.json"))
 
 

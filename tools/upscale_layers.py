@@ -12,7 +12,7 @@ from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
-from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import UpscalePlan, plan_upscale, upscale
 from megatron_apriel.tables import figures, standard_output
 from megatron_apriel.terminal import say
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if not Path(arguments.source).is_dir():
         raise ConfigError(f"the source {arguments.source} is not a directory.", fix="Give the directory of a model.")
-    source = SourceModel.open(arguments.source)
+    source = GivenModel.open(arguments.source)
     layers = layer_map(arguments.map, source.num_layers, arguments.num_layers)
     default_size = None if source.tensors.base == "consolidated" else 5 * 10**9
     plan = plan_upscale(source, layers, arguments.init, arguments.max_shard_size or default_size)

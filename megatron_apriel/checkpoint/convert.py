@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_apriel.checkpoint.image_tokens import break_and_end_ids
 from megatron_apriel.checkpoint.tekken_processor import write_processor
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes, cast
-from megatron_apriel.checkpoint.weights import WeightSource, open_source
+from megatron_apriel.checkpoint.weights import Weights, open_weights
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import check_sidecars, write_hf_sidecars
@@ -67,7 +67,7 @@ class Conversion:
     kind: Kind
     to: Kind
     architecture: Architecture
-    weights: WeightSource
+    weights: Weights
     dtype: torch.dtype | None
     max_shard_size: int | None
     params: dict[str, Any] | None = None
@@ -121,7 +121,7 @@ def plan_conversion(
     """
     path = Path(source)
     kind, architecture = recognise(path), architecture_of(path)
-    weights, sidecars = open_source(path, architecture), sidecar_directory(path)
+    weights, sidecars = open_weights(path, architecture), sidecar_directory(path)
     check_sidecars(sidecars)
     params = _params(sidecars, architecture) if to is Kind.MISTRAL else None
     conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params)
@@ -224,7 +224,7 @@ def _params(source: Path, architecture: Architecture) -> dict[str, Any]:
 
 def _verify(conversion: Conversion, directory: Path) -> None:
     """Read the result as any user would, and compare every number with the source's."""
-    written = open_source(directory, conversion.architecture)
+    written = open_weights(directory, conversion.architecture)
     with progress("verifying", total=conversion.size, unit="bytes") as step:
         for name, weight in conversion.weights.table.items():
             for start, rows in conversion.rows(name):

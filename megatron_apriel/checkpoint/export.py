@@ -23,8 +23,9 @@ from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import write_hf_sidecars
 from megatron_apriel.formats.kinds import CONFIG, Kind, config_for, recognise, sidecar_directory
+from megatron_apriel.formats.megatron_parameters import Parameter, Split, parameters
 from megatron_apriel.formats.tensor_files import TensorSpec
-from megatron_apriel.formats.tensor_names import Form, Parameter, Split, parameters, weights
+from megatron_apriel.formats.tensor_names import Form, weights
 from megatron_apriel.outputs import check_destination, whole_directory
 from megatron_apriel.parallel.agreement import agree, on_first_rank
 from megatron_apriel.progress import progress

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
-from megatron_apriel.checkpoint.weights import open_source
+from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.errors import listed, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.agreement import alike
@@ -74,7 +74,7 @@ def load_weights(chunks: Sequence[nn.Module], source: str | Path, architecture: 
 
 def _fill(chunks: Sequence[nn.Module], source: str | Path, architecture: Architecture) -> tuple[LoadReport, set[str]]:
     """Read this rank's slices; returns the report and the keys of what was filled. No communication."""
-    place, weights = Place.current(), open_source(source, architecture)
+    place, weights = Place.current(), open_weights(source, architecture)
     together = dist.is_initialized()
     weights.verify(*((dist.get_rank(), dist.get_world_size()) if together else ()))
     report = LoadReport(Path(source), weights.description, len(weights.table), weights.skipped)

@@ -35,6 +35,9 @@ DTYPE_BYTES = {
 }  # fmt: skip
 """Bytes per element of the dtypes that are read here. The format's sub-byte dtypes are not among them."""
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of weights that can be trained, averaged and repeated; others hold whole or quantised numbers."""
+
 CHUNK_BYTES = 1 << 20
 """Largest piece that is read at once for copying, hashing or comparing: it stays in a core's cache meanwhile."""
 

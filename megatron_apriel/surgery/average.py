@@ -3,7 +3,7 @@
 The published recipe averages three times: six checkpoints of stage 1, three of CPT-1, and the two last runs. All of
 them are equal means; weights are possible. What "mean" is, to the last bit, is said in ``mean.py``.
 
-Inputs are Hugging Face directories or a run's own distributed checkpoints: whatever offers a ``TensorSource``. The
+Inputs are Hugging Face directories or a run's own distributed checkpoints: whatever offers a ``TensorReader``. The
 result is always a Hugging Face directory. Tensors are read in pieces, of which only a few are in memory at a time, so
 that 15 billion parameters average in the memory that is allowed. Reading goes on in one thread (sources need not
 allow more), arithmetic in others, hashing and writing in lanes: none of them holds the interpreter while it works.
@@ -27,12 +27,13 @@ import numpy as np
 from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.formats.json_files import write_json
 from megatron_apriel.formats.sidecars import copy_sidecars, sha256_of, sidecar_files
-from megatron_apriel.formats.tensor_files import TensorSpec
+from megatron_apriel.formats.tensor_files import FLOATS, TensorSpec
+from megatron_apriel.formats.tensor_names import component_of
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
-from megatron_apriel.surgery.average_inputs import AverageInput, FileSource, check_agreement
+from megatron_apriel.surgery.average_inputs import AverageInput, DirectoryReader, check_agreement
 from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
-from megatron_apriel.surgery.mean import BLOCK, FLOATS, STORAGE, BlockMean, Raw, to_float64
+from megatron_apriel.surgery.mean import BLOCK, STORAGE, BlockMean, Raw, to_float64
 from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
 
 _LARGEST_PIECE = 1 << 19
@@ -92,19 +93,6 @@ class Distances:
             ]
             for component, squares in self.squares.items()
         }
-
-
-def component_of(name: str) -> str:
-    """Part of the model that a Hugging Face tensor name belongs to."""
-    for mark, component in (
-        ("vision_tower.", "tower"),
-        ("multi_modal_projector.", "projector"),
-        ("embed_tokens.", "embedding"),
-        ("lm_head.", "head"),
-    ):
-        if mark in name:
-            return component
-    return "decoder"
 
 
 def plan_average(
@@ -336,7 +324,7 @@ def _manifest(plan: AveragePlan, distances: Distances, hashes: dict[str, str]) -
 
 
 def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic, directory: Path) -> None:
-    written = FileSource(directory)
+    written = DirectoryReader(directory)
     if dict(written.tensors).keys() != {tensor.name for shard in plan.shards for tensor in shard.tensors}:
         raise CheckpointError(f"{directory} does not hold the tensors that were planned.")
     with progress("verifying", plan.size, "bytes") as step:

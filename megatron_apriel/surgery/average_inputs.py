@@ -12,8 +12,8 @@ import numpy as np
 from megatron_apriel.errors import CheckpointError, shown
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
-from megatron_apriel.formats.tensor_files import TensorDirectory, TensorSpec
-from megatron_apriel.surgery.mean import FLOATS, STORAGE
+from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorSpec
+from megatron_apriel.surgery.mean import STORAGE
 
 _SAME_IN_ALL = (
     *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -32,7 +32,7 @@ _SAME_IN_ALL = (
 """Config keys that decide what the weights mean."""
 
 
-class TensorSource(Protocol):
+class TensorReader(Protocol):
     """A checkpoint's tensors under Hugging Face names, read by rows."""
 
     @property
@@ -48,8 +48,8 @@ class TensorSource(Protocol):
         ...
 
 
-class FileSource:
-    """A Hugging Face directory as a :class:`TensorSource`."""
+class DirectoryReader:
+    """A Hugging Face directory as a :class:`TensorReader`."""
 
     def __init__(self, path: str | Path) -> None:
         self._entries = TensorDirectory.open(path, "model").entries
@@ -76,7 +76,7 @@ class AverageInput:
     """
 
     label: str
-    source: TensorSource
+    source: TensorReader
     sidecars: Path
     config: dict[str, Any] = field(repr=False)
 
@@ -84,7 +84,7 @@ class AverageInput:
     def from_directory(cls, path: str | Path) -> AverageInput:
         """A Hugging Face directory. Raises CheckpointError if it is damaged."""
         directory = Path(path)
-        return cls(str(path), FileSource(directory), directory, read_json(directory / "config.json"))
+        return cls(str(path), DirectoryReader(directory), directory, read_json(directory / "config.json"))
 
 
 def check_agreement(inputs: Sequence[AverageInput]) -> None:

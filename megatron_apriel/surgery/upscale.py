@@ -32,7 +32,7 @@ from megatron_apriel.progress import progress
 from megatron_apriel.surgery.lanes import Lane
 from megatron_apriel.surgery.layer_maps import LayerMap
 from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
-from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
 
 Initialisation = Literal["copy", "identity"]
@@ -65,7 +65,7 @@ class UpscalePlan:
         origins: by name of the result's tensors.
     """
 
-    source: SourceModel
+    source: GivenModel
     layers: LayerMap
     initialisation: Initialisation
     shards: tuple[Shard, ...]
@@ -78,7 +78,7 @@ class UpscalePlan:
 
 
 def plan_upscale(
-    source: SourceModel, layers: LayerMap, initialisation: Initialisation = "copy", max_shard_size: int | None = None
+    source: GivenModel, layers: LayerMap, initialisation: Initialisation = "copy", max_shard_size: int | None = None
 ) -> UpscalePlan:
     """Decide every tensor and every file of the result.
 
@@ -96,13 +96,13 @@ def plan_upscale(
     origins: dict[str, Origin] = {}
     places = layers.places
     for entry in source.tensors.entries.values():
-        place = source.layout.split(entry.name)
+        place = source.names.split(entry.name)
         if place is None:
             names, zeroed = [entry.name], False
         else:
             layer, rest = place
-            names = [source.layout.join(number, rest) for number in places[layer]]
-            zeroed = initialisation == "identity" and rest in source.layout.residual_outputs
+            names = [source.names.join(number, rest) for number in places[layer]]
+            zeroed = initialisation == "identity" and rest in source.names.residual_outputs
         for position, name in enumerate(names):
             tensors.append(TensorSpec(name, entry.dtype, entry.shape))
             origins[name] = Origin(entry, first=position == 0, zero=zeroed and position > 0)
@@ -207,18 +207,18 @@ def check_upscaled(plan: UpscalePlan, directory: Path) -> None:
     result = TensorDirectory.open(directory, source.tensors.base)
     found, places = Counter[str](), plan.layers.places
     for name, entry in result.entries.items():
-        place = source.layout.split(name)
-        origin = name if place is None else source.layout.join(sources[place[0]], place[1])
+        place = source.names.split(name)
+        origin = name if place is None else source.names.join(sources[place[0]], place[1])
         expected = source.tensors.entries.get(origin)
         if expected is None or (expected.dtype, expected.shape) != (entry.dtype, entry.shape):
             raise CheckpointError(f"the result's {name} is not the source's {origin}; it was not kept.")
         found[origin] += 1
     for name in source.tensors.entries:
-        place = source.layout.split(name)
+        place = source.names.split(name)
         wanted = 1 if place is None else len(places[place[0]])
         if found[name] != wanted:
             raise CheckpointError(f"the result holds {name} {found[name]} times instead of {wanted}; it was not kept.")
-    SourceModel.open(directory)
+    GivenModel.open(directory)
 
 
 def verify_upscaled(plan: UpscalePlan, directory: Path) -> None:

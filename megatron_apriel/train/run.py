@@ -21,7 +21,7 @@ import torch.distributed as dist
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.store import CheckpointStore
-from megatron_apriel.checkpoint.weights import open_source
+from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.chat import exported_chat_template
@@ -114,7 +114,7 @@ def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     if newest is None:
         architecture = architecture_of(config.init_from)
         # The weights must be those of the config before memory is taken for a model of its shapes.
-        open_source(config.init_from, architecture)
+        open_weights(config.init_from, architecture)
         return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, None, 0)
     record = read_run_file(newest)
     state = run_state(newest, record)

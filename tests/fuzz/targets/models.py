@@ -14,7 +14,7 @@ import safetensors
 import torch
 
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.weights import WeightSource, open_source
+from megatron_apriel.checkpoint.weights import Weights, open_weights
 from megatron_apriel.errors import AprielError
 from megatron_apriel.formats.architecture import (
     Architecture,
@@ -27,7 +27,7 @@ from megatron_apriel.formats.tensor_names import Form
 from megatron_apriel.surgery.average import plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.layer_maps import layer_map
-from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import plan_upscale
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 
@@ -116,7 +116,7 @@ class ModelDirectories(Target):
 
 
 def _surgery(model: Path) -> None:
-    source = SourceModel.open(model)
+    source = GivenModel.open(model)
     plan_upscale(source, layer_map("block", source.num_layers, source.num_layers + 1))
     stored = _by_package(model, source.tensors.base)
     if source.tensors.entries.keys() != stored.keys():
@@ -134,12 +134,12 @@ def _weights(model: Path) -> None:
     kind = recognise(model)
     if kind is Kind.HF:
         _compare_with_transformers(architecture, json.loads((model / "config.json").read_bytes()))
-    weights = open_source(model, architecture)
+    weights = open_weights(model, architecture)
     compare_weights(weights, _by_package(model, "consolidated" if kind is Kind.MISTRAL else "model"), architecture)
 
 
 def compare_weights(
-    weights: WeightSource, stored: dict[str, tuple[str, list[int], bytes]], architecture: Architecture
+    weights: Weights, stored: dict[str, tuple[str, list[int], bytes]], architecture: Architecture
 ) -> None:
     """Raise Wrong if a weight's bytes are not those of a tensor that was read otherwise."""
     for name, weight in weights.table.items():
@@ -174,7 +174,7 @@ def _average(model: Path, honest: Path) -> None:
 def _conversion(model: Path, to: Kind, destination: Path) -> None:
     conversion = plan_conversion(model, to)
     convert(conversion, destination)
-    result = open_source(destination, architecture_of(destination))
+    result = open_weights(destination, architecture_of(destination))
     for name, weight in conversion.weights.table.items():
         wanted, found = (one.read(name, 0, weight.matrix[0]) for one in (conversion.weights, result))
         if wanted.dtype != found.dtype or not torch.equal(wanted.view(torch.uint8), found.view(torch.uint8)):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.tensor_names import parameters
+from megatron_apriel.formats.megatron_parameters import parameters
 
 SPELLED_LOCALLY = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.errors import CheckpointError, run_command
 from megatron_apriel.formats.architecture import Architecture
@@ -163,7 +163,7 @@ def test_megatron_form_loads_and_reads_by_rows(hf, stand_in, tmp_path, monkeypat
     load_weights([expected], hf, TINY)
     load_weights([model], tmp_path / "run", TINY)
     assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), model.parameters(), strict=True))
-    source, stored = DistributedCheckpointSource(tmp_path / "run"), load_file(hf / "model.safetensors")
+    source, stored = DistributedCheckpointReader(tmp_path / "run"), load_file(hf / "model.safetensors")
     assert source.tensors.keys() == stored.keys()
     for name, spec in source.tensors.items():
         assert spec.shape == tuple(stored[name].shape) and spec.dtype == "BF16"

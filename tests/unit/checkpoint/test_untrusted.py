@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_apriel.checkpoint.accepted_entries import COMMON_STATE
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource, DistributedWeights
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader, DistributedWeights
 from megatron_apriel.checkpoint.metadata import read_metadata
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
 from megatron_apriel.checkpoint.verify import verify
@@ -271,7 +271,7 @@ def test_only_what_this_project_writes_is_accepted(path: Path, kind: str) -> Non
         file.write(bytes(100_000))
     with changed_metadata(path) as metadata:
         change(metadata)
-    for reading in (lambda: plan_conversion(path, Kind.HF), lambda: DistributedCheckpointSource(path)):
+    for reading in (lambda: plan_conversion(path, Kind.HF), lambda: DistributedCheckpointReader(path)):
         with pytest.raises(CheckpointError, match=message):
             reading()
 
@@ -303,13 +303,13 @@ def _saved(value: Any) -> bytes:
 def test_the_common_state_is_empty(path: Path, value: Any, message: str) -> None:
     _rewrite(path, COMMON_STATE, _saved(value))
     with pytest.raises(CheckpointError, match=message):
-        DistributedCheckpointSource(path)
+        DistributedCheckpointReader(path)
 
 
 def test_the_common_state_executes_nothing(path: Path, tmp_path: Path) -> None:
     _rewrite(path, COMMON_STATE, _saved([Calls(tmp_path / "mark")]))
     with pytest.raises(CheckpointError, match=r"it is not plain data \(UnpicklingError\)") as caught:
-        DistributedCheckpointSource(path)
+        DistributedCheckpointReader(path)
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "mark").exists()
 
@@ -377,20 +377,20 @@ def test_a_piece_is_what_its_entry_says(path: Path, changes: dict[str, Any], mes
         changes = {"data.pkl": _shape_pickle(**{"shape": shape, "stride": (shape[1], 1), **changes})}
     _rewrite(path, WEIGHT, _piece(path, **changes))
     monkeypatch.setattr(DistributedWeights, "verify", lambda self: None)
-    source = DistributedCheckpointSource(path)
+    source = DistributedCheckpointReader(path)
     name = "language_model.model.layers.1.mlp.down_proj.weight"
     with pytest.raises(CheckpointError, match=message):
         source.read(name, 0, source.tensors[name].rows)
 
 
 def test_the_helper_writes_what_torch_writes(path: Path) -> None:
-    expected = DistributedCheckpointSource(path)
+    expected = DistributedCheckpointReader(path)
     name = "language_model.model.layers.1.mlp.down_proj.weight"
     rows = expected.tensors[name].rows
     numbers = expected.read(name, 0, rows)
     shape = read_metadata(path).tensors[WEIGHT].shape
     _rewrite(path, WEIGHT, _piece(path, **{"data.pkl": _shape_pickle(shape=shape)}))
-    assert (DistributedCheckpointSource(path).read(name, 0, rows) == numbers).all()
+    assert (DistributedCheckpointReader(path).read(name, 0, rows) == numbers).all()
 
 
 @pytest.mark.parametrize("member", ["data/0", "version"])
@@ -508,5 +508,5 @@ def test_command_lines_forbid_unrestricted_loading(tmp_path: Path) -> None:
 
 def test_an_unchanged_copy_is_read(path: Path) -> None:
     write_metadata(path, torch_metadata(path))
-    source = DistributedCheckpointSource(path)
+    source = DistributedCheckpointReader(path)
     assert all(source.read(name, 0, spec.rows).size for name, spec in source.tensors.items())

@@ -118,19 +118,6 @@ def test_distances_and_manifest(tmp_path: Path, average_checkpoints: Tool, capsy
     assert json.loads((tmp_path / "mean" / "config.json").read_text()) == text_config(2)
 
 
-def test_components() -> None:
-    for name, component in (
-        ("vision_tower.transformer.layers.0.attention.q_proj.weight", "tower"),
-        ("model.vision_tower.patch_conv.weight", "tower"),
-        ("multi_modal_projector.linear_1.bias", "projector"),
-        ("language_model.model.embed_tokens.weight", "embedding"),
-        ("model.language_model.layers.3.mlp.up_proj.weight", "decoder"),
-        ("language_model.model.norm.weight", "decoder"),
-        ("language_model.lm_head.weight", "head"),
-    ):
-        assert module.component_of(name) == component
-
-
 def test_whole_numbers_must_be_the_same(
     tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
 ) -> None:

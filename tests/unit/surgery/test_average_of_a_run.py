@@ -12,7 +12,7 @@ from surgery_files import text_config, text_tensors
 
 from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.surgery import run_steps
-from megatron_apriel.surgery.average_inputs import FileSource
+from megatron_apriel.surgery.average_inputs import DirectoryReader
 from megatron_apriel.testing.plain_safetensors import read_model, write_model
 
 Tool = Callable[..., int]
@@ -23,12 +23,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with eight checkpoints, whose tensors come from files: the reader itself is tested with the checkpoints."""
     reader = pytest.importorskip("megatron_apriel.checkpoint.distributed_weights")
 
-    class Source(FileSource):
+    class Source(DirectoryReader):
         def __init__(self, path: Path) -> None:
             super().__init__(path / "tensors")
             self.sidecars = path / "hf"
 
-    monkeypatch.setattr(reader, "DistributedCheckpointSource", Source)
+    monkeypatch.setattr(reader, "DistributedCheckpointReader", Source)
     for number in range(1, 9):
         step = tmp_path / "run" / "checkpoints" / f"step_{number * 50:08}"
         write_model(step / "tensors", text_tensors(1, seed=number), {})
