@@ -13,6 +13,8 @@ from rich.console import Console
 from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.kinds import CONFIG
+from megatron_apriel.formats.run_directory import is_checkpoint
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average import AveragePlan, Distances, average, plan_average
@@ -95,18 +97,20 @@ def _inputs(arguments: argparse.Namespace) -> list[AverageInput]:
         raise ConfigError(
             "--run needs to know which checkpoints.", fix="Give --equispaced N, --last N or --steps STEP [STEP ...]."
         )
-    return [_opened(available[step]) for step in chosen]
+    return [_opened_step(available[step]) for step in chosen]
 
 
 def _opened(path: Path) -> AverageInput:
     """A Hugging Face directory, or a run's distributed checkpoint."""
-    if not (path / "run.json").is_file():
-        return AverageInput.from_directory(path)
+    return _opened_step(path) if is_checkpoint(path) else AverageInput.from_directory(path)
+
+
+def _opened_step(path: Path) -> AverageInput:
     # Reading a distributed checkpoint needs torch; Hugging Face directories are averaged without it.
     from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader
 
-    source = DistributedCheckpointReader(path)
-    return AverageInput(str(path), source, source.sidecars, read_json(source.sidecars / "config.json"))
+    reader = DistributedCheckpointReader(path)
+    return AverageInput(str(path), reader, reader.sidecars, read_json(reader.sidecars / CONFIG))
 
 
 def _refuse_repeats(values: Sequence[str], option: str) -> None:

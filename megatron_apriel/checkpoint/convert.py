@@ -21,11 +21,11 @@ from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes,
 from megatron_apriel.checkpoint.weights import Weights, open_weights
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.hf_directory import check_sidecars, write_hf_sidecars
+from megatron_apriel.formats.hf_directory import write_hf_sidecars
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.kinds import (
-    RUN_FILE,
-    SIDECAR_DIRECTORY,
+    CONFIG,
+    PARAMS,
     Kind,
     architecture_of,
     config_for,
@@ -33,8 +33,9 @@ from megatron_apriel.formats.kinds import (
     sidecar_directory,
 )
 from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
-from megatron_apriel.formats.run_record import write_run_file, write_sidecars
-from megatron_apriel.formats.sidecars import copy_sidecars
+from megatron_apriel.formats.run_directory import RUN_FILE, SIDECAR_DIRECTORY
+from megatron_apriel.formats.run_record import write_run_file
+from megatron_apriel.formats.sidecars import check_sidecars, write_sidecars
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
 from megatron_apriel.formats.tensor_names import Form, Weight, pairs_from_halves
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
@@ -42,8 +43,7 @@ from megatron_apriel.progress import progress
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
 from megatron_apriel.terminal import note
 
-PARAMS = "params.json"
-MARKERS = {Kind.HF: "config.json", Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
+MARKERS = {Kind.HF: CONFIG, Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
 """File that distinguishes an earlier result of each form from a directory of somebody's."""
 
 _PIECE_BYTES = 32 << 20
@@ -176,25 +176,24 @@ def _write_safetensors(conversion: Conversion, directory: Path, step: Any) -> No
 
 
 def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
-    source = sidecar_directory(conversion.source)
-    config = _config(conversion)
-    write_hf_sidecars(directory, config, source)
-    tekken = source / "tekken.json"
+    given = sidecar_directory(conversion.source)
+    write_hf_sidecars(directory, given, _config(conversion))
+    tekken = given / "tekken.json"
     if tekken.is_file() and not (directory / "tokenizer.json").exists():
         write_processor(tekken, conversion.architecture, directory)
 
 
 def _mistral_sidecars(conversion: Conversion, directory: Path) -> None:
-    write_json(directory / PARAMS, conversion.params)
-    copy_sidecars(sidecar_directory(conversion.source), directory)
+    assert conversion.params is not None, "planned for Mistral's form"
+    write_sidecars(directory, sidecar_directory(conversion.source), conversion.params, PARAMS)
 
 
 def _megatron_sidecars(conversion: Conversion, directory: Path) -> None:
-    source = sidecar_directory(conversion.source)
-    write_sidecars(directory, _config(conversion), source)
+    given, sidecars = sidecar_directory(conversion.source), directory / SIDECAR_DIRECTORY
+    write_sidecars(sidecars, given, _config(conversion))
     if conversion.kind is Kind.MISTRAL:
         # Mistral's description of the model goes along, so that the way back gives the same file.
-        write_json(directory / SIDECAR_DIRECTORY / PARAMS, read_json(source / PARAMS))
+        write_json(sidecars / PARAMS, read_json(given / PARAMS))
     # No layout wrote it and no optimizer belongs to it: weights to begin a run from.
     write_run_file(directory, {"step": 0, "layout": None, "optimizer_groups": None, "extra": {}})
 

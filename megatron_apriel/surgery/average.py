@@ -5,7 +5,7 @@ them are equal means; weights are possible. What "mean" is, to the last bit, is 
 
 Inputs are Hugging Face directories or a run's own distributed checkpoints: whatever offers a ``TensorReader``. The
 result is always a Hugging Face directory. Tensors are read in pieces, of which only a few are in memory at a time, so
-that 15 billion parameters average in the memory that is allowed. Reading goes on in one thread (sources need not
+that 15 billion parameters average in the memory that is allowed. Reading goes on in one thread (readers need not
 allow more), arithmetic in others, hashing and writing in lanes: none of them holds the interpreter while it works.
 """
 
@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.errors import CheckpointError, ConfigError
-from megatron_apriel.formats.json_files import write_json
-from megatron_apriel.formats.sidecars import copy_sidecars, sha256_of, sidecar_files
+from megatron_apriel.formats.kinds import CONFIG
+from megatron_apriel.formats.sidecars import check_sidecars, sha256_of, write_sidecars
 from megatron_apriel.formats.tensor_files import FLOATS, TensorSpec
 from megatron_apriel.formats.tensor_names import component_of
 from megatron_apriel.outputs import check_space, whole_directory
@@ -115,8 +115,8 @@ def plan_average(
         ConfigError: too little memory.
     """
     check_agreement(inputs)
-    sidecar_files(inputs[0].sidecars)
-    tensors = list(inputs[0].source.tensors.values())
+    check_sidecars(inputs[0].sidecars)
+    tensors = list(inputs[0].reader.tensors.values())
     shards = plan_shards(tensors, max_shard_size)
     workers = min(4, os.cpu_count() or 1)
     piece_bytes = _piece_bytes(tensors, len(inputs), workers, max_memory)
@@ -204,7 +204,7 @@ def _computed(
 
 
 def _read(given: AverageInput, spec: TensorSpec, start: int, stop: int) -> Raw:
-    array = np.ascontiguousarray(given.source.read(spec.name, start, stop)).reshape(-1)
+    array = np.ascontiguousarray(given.reader.read(spec.name, start, stop)).reshape(-1)
     expected = spec.elements // max(spec.rows, 1) * (stop - start)
     if array.dtype != STORAGE[spec.dtype] or array.size != expected:
         raise TypeError(
@@ -286,9 +286,9 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
     """
     distances, arithmetic = Distances(), _Arithmetic(plan)
     first = plan.inputs[0]
-    sources = [given.label for given in plan.inputs]
+    inputs = [given.label for given in plan.inputs]
     with (
-        whole_directory(destination, overwrite, "config.json", sources) as partial,
+        whole_directory(destination, overwrite, CONFIG, inputs) as partial,
         ThreadPoolExecutor(plan.workers) as pool,
     ):
         check_space(destination, plan.size)
@@ -301,8 +301,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
                         yield memoryview(piece.values)
 
             hashes = write_tensors(partial, plan.shards, contents, step=step)
-        write_json(partial / "config.json", first.config)
-        for name in ["config.json", *copy_sidecars(first.sidecars, partial)]:
+        for name in write_sidecars(partial, first.sidecars, first.config):
             hashes[name] = sha256_of(partial / name)
         write_manifest(partial, "average", **_manifest(plan, distances, hashes))
         if verify:

@@ -12,6 +12,7 @@ import numpy as np
 from megatron_apriel.errors import CheckpointError, shown
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.kinds import CONFIG
 from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorSpec
 from megatron_apriel.surgery.mean import STORAGE
 
@@ -70,13 +71,13 @@ class AverageInput:
 
     Attributes:
         label: its directory, as tables and messages call it.
-        source: its tensors.
+        reader: its tensors.
         sidecars: directory with its config.json and, where present, tokenizer and processor files.
         config: that config.
     """
 
     label: str
-    source: TensorReader
+    reader: TensorReader
     sidecars: Path
     config: dict[str, Any] = field(repr=False)
 
@@ -84,7 +85,7 @@ class AverageInput:
     def from_directory(cls, path: str | Path) -> AverageInput:
         """A Hugging Face directory. Raises CheckpointError if it is damaged."""
         directory = Path(path)
-        return cls(str(path), DirectoryReader(directory), directory, read_json(directory / "config.json"))
+        return cls(str(path), DirectoryReader(directory), directory, read_json(directory / CONFIG))
 
 
 def check_agreement(inputs: Sequence[AverageInput]) -> None:
@@ -92,7 +93,7 @@ def check_agreement(inputs: Sequence[AverageInput]) -> None:
     for other in inputs[1:]:
         _check_same_tensors(inputs[0], other)
         _check_same_config(inputs[0], other)
-    for spec in inputs[0].source.tensors.values():
+    for spec in inputs[0].reader.tensors.values():
         if spec.dtype not in STORAGE:
             raise CheckpointError(
                 f"{spec.name} has dtype {spec.dtype}, which cannot be averaged.",
@@ -102,7 +103,7 @@ def check_agreement(inputs: Sequence[AverageInput]) -> None:
 
 
 def _check_same_tensors(first: AverageInput, other: AverageInput) -> None:
-    ours, theirs = first.source.tensors, other.source.tensors
+    ours, theirs = first.reader.tensors, other.reader.tensors
     for one, two, holder, lacker in ((ours, theirs, first, other), (theirs, ours, other, first)):
         missing = [name for name in one if name not in two]
         if missing:

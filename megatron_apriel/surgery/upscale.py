@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_apriel.errors import CheckpointError
-from megatron_apriel.formats.json_files import write_json
-from megatron_apriel.formats.sidecars import copy_sidecars, sha256_of, sidecar_files
+from megatron_apriel.formats.sidecars import check_sidecars, sha256_of, write_sidecars
 from megatron_apriel.formats.tensor_files import CHUNK_BYTES, TensorDirectory, TensorEntry, TensorSpec
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
@@ -91,7 +90,7 @@ def plan_upscale(
         initialisation: ``copy`` or ``identity``.
         max_shard_size: bytes per file; None for a single file, which readers of Mistral's form expect.
     """
-    sidecar_files(source.tensors.path)
+    check_sidecars(source.tensors.path)
     tensors: list[TensorSpec] = []
     origins: dict[str, Origin] = {}
     places = layers.places
@@ -130,8 +129,8 @@ def upscale(plan: UpscalePlan, destination: str | Path, *, overwrite: bool = Fal
         with progress("upscaling", plan.size, "bytes") as step, Lane("hashing the source") as hashing:
             contents = _SourceBytes(plan, hashing)
             written = write_tensors(partial, plan.shards, contents, base=source.tensors.base, step=step)
-        write_json(partial / marker, source.config_with_layers(len(plan.layers.sources)))
-        for name in [marker, *copy_sidecars(source.tensors.path, partial)]:
+        config = source.config_with_layers(len(plan.layers.sources))
+        for name in write_sidecars(partial, source.tensors.path, config, marker):
             written[name] = sha256_of(partial / name)
         write_manifest(partial, "upscale", **_manifest(plan, contents.file_hashes(), written))
         check_upscaled(plan, partial)

@@ -29,10 +29,11 @@ from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.sources import check_tokenizer
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.json_files import read_json, write_json
-from megatron_apriel.formats.kinds import architecture_of, sidecar_directory
+from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.kinds import CONFIG, architecture_of, sidecar_directory
+from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.formats.run_record import RunState, read_run_file, run_state
-from megatron_apriel.formats.sidecars import copy_sidecars
+from megatron_apriel.formats.sidecars import write_sidecars
 from megatron_apriel.locks import HeldError, take_lock
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, check_options
@@ -49,9 +50,6 @@ from megatron_apriel.train.trainer import Trainer
 
 SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
 """Settings that say what is trained on what, in which order: a resumed run must not change them."""
-
-OUTDATED = ".final-outdated"
-"""In the output directory while ``final`` is of an earlier training there, whose checkpoints were taken away."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,9 @@ def run_stage(config: StageConfig) -> ExitCode:
     Raises the project's errors before anything is written where the mistake can be known that early; on all ranks,
     also where only one of them can see it.
     """
-    final, outdated = config.output / "final", config.output / OUTDATED
-    store = CheckpointStore(config.output / "checkpoints", config.checkpoint.keep, config.steps)
+    directory = RunDirectory(config.output)
+    final, outdated = directory.final, directory.outdated
+    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
     with groups.joined():
         beginning = alike(lambda: _beginning(config, store))
         _check_same_everywhere(beginning.newest)
@@ -109,7 +108,7 @@ def run_stage(config: StageConfig) -> ExitCode:
 def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     check_options(ModelOptions.from_stage(config))
     # Checked as the first thing that is made below the output, with or without an export.
-    check_destination(config.output / "final", overwrite=True)
+    check_destination(RunDirectory(config.output).final, overwrite=True)
     newest = store.latest()
     if newest is None:
         architecture = architecture_of(config.init_from)
@@ -120,7 +119,7 @@ def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     state = run_state(newest, record)
     _check_same(config, newest, state.config.model_dump())
     _check_position(config, newest, record.step, state.sequences)
-    architecture = Architecture.from_directory(newest / "hf")
+    architecture = architecture_of(newest)
     layout = check_layout(config, architecture, _ranks())
     return _Beginning(architecture, layout, newest, state, record.step)
 
@@ -162,7 +161,7 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     output.mkdir(parents=True, exist_ok=True)
     try:
-        lock = take_lock(output / ".lock")
+        lock = take_lock(RunDirectory(output).lock)
     except HeldError as error:
         raise ConfigError(
             f"another run is writing to {output}: {error}.",
@@ -255,7 +254,7 @@ def _loaders(
 ) -> tuple[TrainingLoader, ValidationLoader | None]:
     """This rank's loaders, closed with ``stack``; their corpora must be the model's, and those of the run so far."""
     layout, newest, state = beginning.layout, beginning.newest, beginning.state
-    directory = newest / "hf" if newest is not None else sidecar_directory(config.init_from)
+    directory = sidecar_directory(newest or config.init_from)
     placement: dict[str, Any] = {**data_placement(layout, dist.get_rank()), "directory": directory}
     first = state.sequences if state is not None else 0
     loader = stack.enter_context(TrainingLoader(config, beginning.architecture, first_sequence=first, **placement))
@@ -291,15 +290,14 @@ def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
     A resumed run takes them from its checkpoint, and keeps its own copy of them: the policy may
     remove that checkpoint before the stage ends.
     """
-    sidecars = config.init_from if newest is None else config.output / "hf"
+    directory = RunDirectory(config.output)
     if dist.get_rank() == 0:
         config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "config.resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
+        directory.resolved_config.write_text(to_yaml(config), encoding="utf-8")
         if newest is not None:
-            sidecars.mkdir(exist_ok=True)
-            copy_sidecars(newest / "hf", sidecars)
-            write_json(sidecars / "config.json", read_json(newest / "hf" / "config.json"))
-    return sidecars
+            given = sidecar_directory(newest)
+            write_sidecars(directory.sidecars, given, read_json(given / CONFIG))
+    return config.init_from if newest is None else directory.sidecars
 
 
 def _check_same(config: StageConfig, newest: Path, saved: Mapping[str, Any]) -> None:

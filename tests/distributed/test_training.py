@@ -29,6 +29,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode
 from megatron_apriel.formats.kinds import Kind
+from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 from megatron_apriel.train import run as run_module
@@ -196,7 +197,7 @@ def test_the_result_of_an_earlier_training_is_not_taken_for_this_ones(
         assert run(root, "again", "optimizer.peak=5.0e-2") == [ExitCode.OK]
     ours, others = (load_file(root / name / "final" / "model.safetensors") for name in ("again", "reference"))
     assert not all(torch.equal(ours[name], others[name]) for name in ours)
-    assert not (root / "again" / run_module.OUTDATED).exists()
+    assert not RunDirectory(root / "again").outdated.exists()
 
 
 def test_places_that_cannot_be_gone_on_from_or_written_to_are_named_before_training(root: Path) -> None:
