@@ -34,9 +34,9 @@ from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.formats.flops import decoder_forward
-from megatron_apriel.model.linear_cross_entropy import chunk_length
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.parallel.logit_parts import tokens_per_part
 
 EXAMPLES = """\
 examples:
@@ -78,17 +78,17 @@ class Weight:
 
 
 def weights(decoder: DecoderArchitecture, tokens: int) -> list[Weight]:
-    """Those of a decoder layer, and the head, which takes its tokens by chunks."""
+    """Those of a decoder layer, and the head, which takes its tokens by parts."""
     hidden, feed_forward = decoder.hidden_size, decoder.ffn_hidden_size
     width = decoder.num_heads * decoder.head_dim
     both = 2 * decoder.num_kv_heads * decoder.head_dim
-    chunk = chunk_length(tokens, decoder.vocab_size)
+    part = tokens_per_part(tokens, decoder.vocab_size)
     return [
         Weight("q, k, v", width + both, hidden, tokens),
         Weight("attention's way out", hidden, width, tokens),
         Weight("gate, up", 2 * feed_forward, hidden, tokens),
         Weight("down", hidden, feed_forward, tokens),
-        Weight("head", decoder.vocab_size, hidden, chunk, -(-tokens // chunk)),
+        Weight("head", decoder.vocab_size, hidden, part, -(-tokens // part)),
     ]
 
 

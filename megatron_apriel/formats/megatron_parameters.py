@@ -197,10 +197,13 @@ def _layer(
     yield Parameter(f"{key}mlp.linear_fc2.weight", table[down].shape, (Slice(down, 0, width),), columns)
 
 
-_LOCAL_NORMS = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+NORM_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
+"""How the names of a layer's norms begin -> how their keys do. The keys are the names that Megatron gives them where
+Transformer Engine fuses a norm with the linear layer after it."""
+
 _DECODER_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 
 
@@ -213,7 +216,7 @@ def parameter_key(local_name: str, first_layer: int) -> str:
         first_layer: global number of the chunk's first decoder layer.
     """
     name = _DECODER_LAYER.sub(lambda match: f"decoder.layers.{int(match[1]) + first_layer}.", local_name)
-    for local, key in _LOCAL_NORMS.items():
-        if name.endswith(f".{local}"):
-            return name.removesuffix(local) + key
+    for norm, key in NORM_KEYS.items():
+        if name.endswith(f".{norm}weight"):
+            return name.removesuffix(f"{norm}weight") + f"{key}weight"
     return name

@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron.core.utils import log_single_rank
 
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.formats.megatron_parameters import NORM_KEYS
 from megatron_apriel.model.activation import SwiGLU
 from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention
 from megatron_apriel.model.flash_attention import PACKAGE, FlashCoreAttention, why_not_flash_attention
@@ -34,13 +35,6 @@ from megatron_apriel.terminal import named_logger
 
 LayerKind = Literal["auto", "local", "transformer_engine"]
 AttentionKind = Literal["auto", "flash", "cudnn"]
-
-CHECKPOINT_NAMES = {
-    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-}
-"""Names of the norms -> their names in a distributed checkpoint, which are those that Megatron gives them where
-Transformer Engine fuses a norm with the linear layer after it."""
 
 logger = named_logger(__name__)
 
@@ -155,7 +149,7 @@ def block_spec(
                 ffn_hidden_size=ffn_hidden_size,
             ),
             mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map=CHECKPOINT_NAMES,
+            sharded_state_dict_keys_map=NORM_KEYS,
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm if final_norm else None)

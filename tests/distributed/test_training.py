@@ -31,6 +31,7 @@ from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, Da
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.testing.corpora import write_corpus
+from megatron_apriel.testing.layouts import LAYOUTS
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 from megatron_apriel.train import run as run_module
 from megatron_apriel.train.metrics import JsonLines
@@ -71,22 +72,14 @@ def pixels_of(batch: Batch, start: int, stop: int) -> dict[str, torch.Tensor]:
     return {"pixel_values": padded, "image_sizes": sizes}
 
 
-LAYOUTS = {
-    "data": (2, []),
-    "tensor and sequence": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
-    "pipeline": (2, ["parallel.pipeline=2"]),
-    "interleaved pipeline": (2, ["parallel.pipeline=2", "parallel.virtual=2"]),
-    "context": (2, ["parallel.context=2"]),
-    "context and data": (4, ["parallel.context=2"]),
-    "all": (4, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"]),
-}
+RUN_ON = ("DP2 overlap", "TP2 SP", "PP2", "PP2 VP2 overlap", "CP2", "CP2 DP2 overlap", "TP2 SP PP2 recompute")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", RUN_ON)
 def test_every_layout_gives_the_losses_of_one_process(root: Path, reference: list[float], layout: str) -> None:
-    ranks, overrides = LAYOUTS[layout]
-    name = layout.replace(" ", "_")
-    assert run(root, name, *overrides, ranks=ranks) == [ExitCode.OK] * ranks
+    setup, name = LAYOUTS[layout], layout.replace(" ", "_")
+    ranks = setup.layout.world_size
+    assert run(root, name, *setup.overrides, ranks=ranks) == [ExitCode.OK] * ranks
     assert losses(root, name) == pytest.approx(reference, rel=2e-5)
     ours, one = (records(root, run_name, "validation") for run_name in (name, "reference"))
     assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in one], rel=2e-5)

@@ -33,17 +33,6 @@ ALL = TrainedParts(tower=1, projector=1, decoder=1)
 KEEP_ALL = KeepPolicy(policy="all")
 SEQUENCE_LENGTH, SEQUENCES = 48, 4
 
-LAYOUTS = {
-    "one": Layout(1),
-    "DP2": Layout(2),
-    "TP2": Layout(2, tensor=2, sequence=True),
-    "PP2 VP2": Layout(2, pipeline=2, virtual=2),
-    "TP2 PP2": Layout(4, tensor=2, pipeline=2, sequence=True),
-    "TP2 DP2": Layout(4, tensor=2, sequence=True),
-    "CP2": Layout(2, context=2),
-    "TP2 CP2": Layout(4, tensor=2, sequence=True, context=2),
-}
-
 
 class Run:
     """The trainer, and what a checkpoint holds of it."""
