@@ -41,11 +41,12 @@ from benchmarks.options import add_output_options
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
 from megatron_apriel.command_line import CommandLine
+from megatron_apriel.config.choices import FP8_RECIPES
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 
 CONTROL = "bf16-reversed"
-PRECISIONS = ("bf16", CONTROL, "delayed", "tensorwise", "blockwise")
+PRECISIONS = ("bf16", CONTROL, *FP8_RECIPES)
 VOCABULARY = 131072
 WINDOW = 50
 """Steps over which differences are averaged."""

@@ -24,6 +24,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.utils import log_single_rank
 
+from megatron_apriel.config.choices import Attention
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.megatron_parameters import NORM_KEYS
 from megatron_apriel.model.activation import SwiGLU
@@ -34,7 +35,6 @@ from megatron_apriel.model.quantised_mlp import QuantisedMLP
 from megatron_apriel.terminal import named_logger
 
 LayerKind = Literal["auto", "local", "transformer_engine"]
-AttentionKind = Literal["auto", "flash", "cudnn"]
 
 logger = named_logger(__name__)
 
@@ -61,7 +61,7 @@ class Layers:
 
 
 @cache
-def choose_layers(kind: LayerKind, attention: AttentionKind = "auto", dtype: torch.dtype = torch.bfloat16) -> Layers:
+def choose_layers(kind: LayerKind, attention: Attention = "auto", dtype: torch.dtype = torch.bfloat16) -> Layers:
     """The implementation for this machine; the choice and its reason are logged once.
 
     Args:
@@ -92,7 +92,7 @@ def choose_layers(kind: LayerKind, attention: AttentionKind = "auto", dtype: tor
     return Layers("transformer_engine", te.TEColumnParallelLinear, te.TERowParallelLinear, core_attention)
 
 
-def _choose_attention(attention: AttentionKind, dtype: torch.dtype, cudnn: type) -> type:
+def _choose_attention(attention: Attention, dtype: torch.dtype, cudnn: type) -> type:
     why_not = why_not_flash_attention(dtype, asked_for=attention == "flash")
     if attention == "flash" and why_not:
         raise ConfigError(

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core import parallel_state
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import TrainedParts
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.stages import small_stage
@@ -129,19 +130,16 @@ def batches(
         sequence_length: of every sequence, padded at its end.
         text: tokens of text of each document.
     """
-    shares, context = groups.image_shares_group(), groups.context_group()
-    for number in range(parallel_state.get_data_parallel_rank(), len(case.images), layout.data):
+    place = DataPlace.of(layout, dist.get_rank())
+    for number in place.sequences(0, len(case.images)):
         generator = torch.Generator().manual_seed(1000 * step + number)
         documents = [random_document(architecture, text, grids, generator) for grids in case.images[number]]
         yield make_batch(
             architecture,
             documents,
             sequence_length=sequence_length,
-            shares=shares.size(),
-            share=shares.rank(),
+            place=place,
             sequence=number,
-            context=context.rank(),
-            contexts=context.size(),
         )
 
 

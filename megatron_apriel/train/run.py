@@ -41,6 +41,7 @@ from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.checks import check_layout
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout, started_ranks
 from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage, train
@@ -255,33 +256,21 @@ def _loaders(
     """This rank's loaders, closed with ``stack``; their corpora must be the model's, and those of the run so far."""
     layout, newest, state = beginning.layout, beginning.newest, beginning.state
     directory = sidecar_directory(newest or config.init_from)
-    placement: dict[str, Any] = {**data_placement(layout, dist.get_rank()), "directory": directory}
+    place = DataPlace.of(layout, dist.get_rank())
     first = state.sequences if state is not None else 0
-    loader = stack.enter_context(TrainingLoader(config, beginning.architecture, first_sequence=first, **placement))
+    loader = stack.enter_context(
+        TrainingLoader(config, beginning.architecture, place, first_sequence=first, directory=directory)
+    )
     _check_same_corpora(config, state.corpora if state is not None else [], loader)
     validation = None
     if config.validation is not None:
         multiple = layout.pipeline if layout.virtual > 1 else 1
         validation = stack.enter_context(
-            ValidationLoader(config, beginning.architecture, micro_batch_multiple=multiple, **placement)
+            ValidationLoader(config, beginning.architecture, place, micro_batch_multiple=multiple, directory=directory)
         )
     if dist.get_rank() == 0:
         check_tokenizer([*loader.sources, *(validation.sources if validation is not None else [])], directory)
     return loader, validation
-
-
-def data_placement(layout: Layout, rank: int) -> dict[str, Any]:
-    """Which batches, which of their tokens and which images a rank reads: arguments of the loaders."""
-    place = layout.coordinates(rank)
-    return {
-        "data_rank": place.data,
-        "data_size": layout.data,
-        "share": place.context * layout.tensor + place.tensor,
-        "shares": layout.tensor * layout.context,
-        "context": place.context,
-        "contexts": layout.context,
-        "with_images": place.pipeline == 0,
-    }
 
 
 def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:

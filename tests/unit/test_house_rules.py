@@ -40,9 +40,9 @@ STRANGERS = (
 NO_TORCH = (
     *GROUND, "config", "formats", "surgery", "data.raw", "data.visual_tasks", "data.corpus", "generate", "grading",
     "evaluate", "curate", "planning", "parallel.layout", "parallel.checks", "parallel.balance",
-    "parallel.context_parts", "parallel.image_shares", "parallel.logit_parts", "data.loading.packing",
-    "data.loading.order", "data.loading.cutting", "data.loading.plan_cache", "data.loading.plan_checks",
-    "data.loading.mixture", "data.loading.sources",
+    "parallel.context_parts", "parallel.data_place", "parallel.image_shares", "parallel.logit_parts",
+    "data.loading.packing", "data.loading.order", "data.loading.cutting", "data.loading.plan_cache",
+    "data.loading.plan_checks", "data.loading.mixture", "data.loading.sources",
 )  # fmt: skip
 """Rooms and files that can be imported without torch and Megatron Core."""
 

@@ -26,13 +26,14 @@ import math
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_apriel.config.choices import Damaged, ImageDevice
 from megatron_apriel.data.loading.image_headers import MAX_IMAGES, HeaderReader, ImageRequest, cause, import_dali
 from megatron_apriel.data.loading.patches import patchify
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
@@ -67,9 +68,9 @@ class ImageDecoder:
         self,
         patch_size: int,
         *,
-        device: Literal["auto", "cpu", "gpu"] = "auto",
+        device: ImageDevice = "auto",
         threads: int = 4,
-        damaged: Literal["error", "skip"] = "error",
+        damaged: Damaged = "error",
         max_pixels: int = DEFAULT_LIMITS.pixels,
     ) -> None:
         """Raises ConfigError if a GPU is asked for where there is none, or DALI is not installed."""
@@ -119,8 +120,8 @@ class ImageDecoder:
                 else:
                     groups.setdefault(self._axes(image), []).append(number)
             for numbers in groups.values():
-                chunks = _chunks([images[number] for number in numbers])
-                patches = [result for chunk in chunks for result in self._decoded(chunk)]
+                parts = _decoded_together([images[number] for number in numbers])
+                patches = [result for part in parts for result in self._decoded(part)]
                 decoded.update(zip(numbers, patches, strict=True))
         return torch.cat([decoded[number] for number in range(len(images))])
 
@@ -183,17 +184,18 @@ class ImageDecoder:
             return patchify(torch.from_dlpack(pixels[number]), self.patch_size).clone()
 
 
-def _chunks(images: Sequence[ImageRequest]) -> list[list[ImageRequest]]:
-    chunks: list[list[ImageRequest]] = []
+def _decoded_together(images: Sequence[ImageRequest]) -> list[list[ImageRequest]]:
+    """The images in parts that DALI decodes at a time."""
+    parts: list[list[ImageRequest]] = []
     pixels = 0
     for image in images:
         size = image.height * image.width
-        if not chunks or len(chunks[-1]) == MAX_IMAGES or pixels + size > PIXELS_TOGETHER:
-            chunks.append([])
+        if not parts or len(parts[-1]) == MAX_IMAGES or pixels + size > PIXELS_TOGETHER:
+            parts.append([])
             pixels = 0
-        chunks[-1].append(image)
+        parts[-1].append(image)
         pixels += size
-    return chunks
+    return parts
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.checkpoints import hf_model
@@ -72,7 +73,7 @@ def test_logits_are_whole_on_every_tensor_parallel_rank() -> None:
         with groups.initialized(layout), torch.no_grad():
             model = build_model(ARCHITECTURE, ModelOptions(), layout)[0]
             load_full([model], weights)
-            batch = make_batch(ARCHITECTURE, [document], sequence_length=32, shares=size, share=rank)
+            batch = make_batch(ARCHITECTURE, [document], sequence_length=32, place=DataPlace.of(layout, rank))
             return model(batch, token_logits)
 
     expected = run_ranks(1, logits, layout_of("one"))[0]
