@@ -191,7 +191,7 @@ def subjects(scratch: Path, mergekit: Path | None, earlier: Path | None) -> list
 
 def _mergekit_recipes(sources: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """The same work in mergekit's words: the layers of our default map one by one; a mean taken in float32."""
-    layers = layer_map("spread-middle", LAYERS, DEEPER).sources
+    layers = layer_map("spread-middle", LAYERS, DEEPER).originals
     slices = [{"sources": [{"model": str(sources[0]), "layer_range": [layer, layer + 1]}]} for layer in layers]
     models = [{"model": str(source), "parameters": {"weight": 1.0}} for source in sources]
     return {

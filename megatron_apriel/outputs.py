@@ -48,7 +48,7 @@ def check_destination(
     destination: str | Path,
     overwrite: bool = False,
     marker: str | tuple[str, ...] = "config.json",
-    sources: Sequence[str | Path] = (),
+    inputs: Sequence[str | Path] = (),
 ) -> Path:
     """Check that ``destination`` may be written, before any work is done.
 
@@ -56,7 +56,7 @@ def check_destination(
         destination: directory to be made. A link is followed: the directory that it points to is meant.
         overwrite: an existing directory is replaced if it contains ``marker``, or nothing at all.
         marker: file that distinguishes an earlier result of ours from a directory of somebody's, or all of several.
-        sources: inputs; the destination may neither lie in one of them nor contain one.
+        inputs: the destination may neither lie in one of them nor contain one.
 
     Returns:
         The destination as an absolute path with links resolved.
@@ -68,19 +68,19 @@ def check_destination(
         target = Path(destination).resolve()
     except RuntimeError:  # what Path makes of a link that leads back to itself
         raise OutputError(f"the destination {destination} is a link that leads back to itself.") from None
-    for source in map(Path, sources):
-        place = source.resolve()
+    for given in map(Path, inputs):
+        place = given.resolve()
         if target == place or target in place.parents or place in target.parents:
             relation = "is" if target == place else "contains" if target in place.parents else "lies inside"
             raise OutputError(
-                f"the destination {destination} {relation} the source {source}.",
-                "A source is only read; replacing it would lose it if anything went wrong.",
+                f"the destination {destination} {relation} the input {given}.",
+                "An input is only read; replacing it would lose it if anything went wrong.",
                 "Give a destination outside of it.",
             )
         for link in _links_into(target, place):
             raise OutputError(
-                f"the destination {destination} holds what {link} of the source is a link to.",
-                "A source is only read; replacing the destination would take that file from it.",
+                f"the destination {destination} holds what {link} of the input is a link to.",
+                "An input is only read; replacing the destination would take that file from it.",
                 "Give another destination.",
             )
     _check_place(destination, target)
@@ -109,10 +109,10 @@ def _missing(directory: Path, marker: str | tuple[str, ...]) -> list[str]:
     return [name for name in names if not (directory / name).is_file()]
 
 
-def _links_into(target: Path, source: Path) -> Iterator[Path]:
-    """Links in the directory ``source`` that lead to something inside ``target``."""
-    if target.is_dir() and source.is_dir():
-        with os.scandir(source) as entries:
+def _links_into(target: Path, given: Path) -> Iterator[Path]:
+    """Links in the directory ``given`` that lead to something inside ``target``."""
+    if target.is_dir() and given.is_dir():
+        with os.scandir(given) as entries:
             links = [Path(entry.path) for entry in entries if entry.is_symlink()]
         yield from (link for link in links if target in link.resolve().parents)
 
@@ -151,7 +151,7 @@ def whole_directory(
     destination: str | Path,
     overwrite: bool = False,
     marker: str | tuple[str, ...] = "config.json",
-    sources: Sequence[str | Path] = (),
+    inputs: Sequence[str | Path] = (),
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes ``destination`` when the block ends well, and vanishes otherwise.
 
@@ -159,12 +159,12 @@ def whole_directory(
     (128 + signal), unless the program has handlers of its own for them. All files are on disk before the rename.
 
     Args:
-        destination, overwrite, marker, sources: see :func:`check_destination`, which is called first.
+        destination, overwrite, marker, inputs: see :func:`check_destination`, which is called first.
 
     Raises:
         OutputError: if the destination is refused, or the disk is full, read-only, or appeared in the meantime.
     """
-    target = check_destination(destination, overwrite, marker, sources)
+    target = check_destination(destination, overwrite, marker, inputs)
     made = _make_parents(target.parent)
     partial: Path | None = None
     try:

@@ -40,7 +40,7 @@ forms:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = CommandLine(description=__doc__, epilog=EXAMPLES)
-    result.add_argument("source", metavar="SRC", type=Path, help="directory with a checkpoint of any form")
+    result.add_argument("checkpoint", metavar="SRC", type=Path, help="directory with a checkpoint of any form")
     result.add_argument("destination", metavar="DST", type=Path, help="directory to be made")
     result.add_argument("--to", required=True, choices=("hf", "mistral", "megatron"), help="form of the result")
     what = result.add_argument_group("what is written")
@@ -72,11 +72,11 @@ def main(argv: list[str] | None = None) -> int:
 
     to = Kind(arguments.to)
     shard_size = _shard_size(arguments.max_shard_size, to)
-    check_destination(arguments.destination, arguments.overwrite, MARKERS[to], [arguments.source])
+    check_destination(arguments.destination, arguments.overwrite, MARKERS[to], [arguments.checkpoint])
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    conversion = plan_conversion(arguments.source, to, dtype=dtype, max_shard_size=shard_size)
+    conversion = plan_conversion(arguments.checkpoint, to, dtype=dtype, max_shard_size=shard_size)
     tensors, parameters = len(conversion.weights.table), conversion.architecture.parameters
-    say(f"{arguments.source}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
+    say(f"{arguments.checkpoint}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
     if conversion.weights.skipped:
         say(f"left out, because they follow from the config: {', '.join(conversion.weights.skipped)}")
     say(f"{arguments.destination}: {to}, {conversion.size:,} bytes of tensors")

@@ -54,16 +54,16 @@ class Conversion:
     """All that will be done, checked before anything is.
 
     Attributes:
-        source, kind: the checkpoint and its form.
+        path, kind: the checkpoint and its form.
         to: form of the result.
         architecture: of the model.
-        weights: the source's, all accounted for.
+        weights: of the checkpoint, all accounted for.
         dtype: to cast to; None keeps each tensor's own.
         max_shard_size: bytes per safetensors file; None for one file.
         params: what goes into ``params.json``, where the result has one.
     """
 
-    source: Path
+    path: Path
     kind: Kind
     to: Kind
     architecture: Architecture
@@ -112,14 +112,14 @@ class Conversion:
 
 
 def plan_conversion(
-    source: str | Path, to: Kind, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
+    checkpoint: str | Path, to: Kind, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
 ) -> Conversion:
-    """Recognise the source, account for all of its tensors and compare them with their checksums, where it has any.
+    """Recognise the checkpoint, account for all of its tensors and compare them with their checksums, where it has any.
 
     Raises:
         CheckpointError: no checkpoint, damaged, incomplete, or of a model that the other form cannot say.
     """
-    path = Path(source)
+    path = Path(checkpoint)
     kind, architecture = recognise(path), architecture_of(path)
     weights, sidecars = open_weights(path, architecture), sidecar_directory(path)
     check_sidecars(sidecars)
@@ -146,8 +146,8 @@ def convert(conversion: Conversion, destination: str | Path, *, overwrite: bool 
         CheckpointError, OutputError: nothing was written.
     """
     marker = MARKERS[conversion.to]
-    check_destination(destination, overwrite, marker, [conversion.source])
-    with whole_directory(destination, overwrite, marker, [conversion.source]) as partial:
+    check_destination(destination, overwrite, marker, [conversion.path])
+    with whole_directory(destination, overwrite, marker, [conversion.path]) as partial:
         check_space(destination, conversion.size)
         with progress("converting", total=conversion.size, unit="bytes") as step:
             if conversion.to is Kind.MEGATRON:
@@ -176,7 +176,7 @@ def _write_safetensors(conversion: Conversion, directory: Path, step: Any) -> No
 
 
 def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
-    given = sidecar_directory(conversion.source)
+    given = sidecar_directory(conversion.path)
     write_hf_sidecars(directory, given, _config(conversion))
     tekken = given / "tekken.json"
     if tekken.is_file() and not (directory / "tokenizer.json").exists():
@@ -185,11 +185,11 @@ def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
 
 def _mistral_sidecars(conversion: Conversion, directory: Path) -> None:
     assert conversion.params is not None, "planned for Mistral's form"
-    write_sidecars(directory, sidecar_directory(conversion.source), conversion.params, PARAMS)
+    write_sidecars(directory, sidecar_directory(conversion.path), conversion.params, PARAMS)
 
 
 def _megatron_sidecars(conversion: Conversion, directory: Path) -> None:
-    given, sidecars = sidecar_directory(conversion.source), directory / SIDECAR_DIRECTORY
+    given, sidecars = sidecar_directory(conversion.path), directory / SIDECAR_DIRECTORY
     write_sidecars(sidecars, given, _config(conversion))
     if conversion.kind is Kind.MISTRAL:
         # Mistral's description of the model goes along, so that the way back gives the same file.
@@ -205,24 +205,24 @@ def _config(conversion: Conversion) -> dict[str, object]:
     dtypes = {conversion.dtype_of(name) for name in conversion.weights.table}
     # Of several dtypes the narrowest into which all fit.
     widest = functools.reduce(torch.promote_types, dtypes)
-    source = sidecar_directory(conversion.source)
-    return config_for(conversion.architecture, source, str(widest).removeprefix("torch."))
+    given = sidecar_directory(conversion.path)
+    return config_for(conversion.architecture, given, str(widest).removeprefix("torch."))
 
 
-def _params(source: Path, architecture: Architecture) -> dict[str, Any]:
-    """The source's own ``params.json`` where it is of this model, else one with the ids of its tokenizer."""
-    ids = break_and_end_ids(source, architecture)
+def _params(sidecars: Path, architecture: Architecture) -> dict[str, Any]:
+    """The given ``params.json`` where it is of this model, else one with the ids of the tokenizer."""
+    ids = break_and_end_ids(sidecars, architecture)
     params = params_from_architecture(architecture, ids)
-    given = source / PARAMS
-    if given.is_file() and architecture_from_params(given) == architecture:
-        return read_json(given)
+    file = sidecars / PARAMS
+    if file.is_file() and architecture_from_params(file) == architecture:
+        return read_json(file)
     if architecture.tower is not None and ids is None:
-        note(f"note: {source} has no tokenizer: {PARAMS} does not name the ids of [IMG_BREAK] and [IMG_END].")
+        note(f"note: {sidecars} has no tokenizer: {PARAMS} does not name the ids of [IMG_BREAK] and [IMG_END].")
     return params
 
 
 def _verify(conversion: Conversion, directory: Path) -> None:
-    """Read the result as any user would, and compare every number with the source's."""
+    """Read the result as any user would, and compare every number with what was given."""
     written = open_weights(directory, conversion.architecture)
     with progress("verifying", total=conversion.size, unit="bytes") as step:
         for name, weight in conversion.weights.table.items():
@@ -232,7 +232,7 @@ def _verify(conversion: Conversion, directory: Path) -> None:
                 if found.dtype != rows.dtype or not torch.equal(_bits(found), _bits(rows)):
                     raise CheckpointError(
                         f"{name}, from row {start}, came out otherwise than it went in.",
-                        "A disk or memory is at fault, or the source was changed meanwhile.",
+                        "A disk or memory is at fault, or the checkpoint was changed meanwhile.",
                     )
                 step(rows.numel() * rows.element_size())
 

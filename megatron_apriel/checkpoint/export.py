@@ -2,8 +2,8 @@
 
 Rank 0 writes; the ranks that hold a parameter's shards send them to it, in the order of the file, so that nobody ever
 holds more than one whole parameter. The directory appears at its place when it is whole. It carries what transformers
-needs to load and generate: config, tokenizer, processor, chat template and generation config are the source's, with
-what training changed set anew.
+needs to load and generate: config, tokenizer, processor, chat template and generation config are the given
+model's, with what training changed set anew.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def export_hf(
         destination: directory to make; whole or absent.
         max_shard_size: bytes of tensors per safetensors file; None for one file.
         dtype: of the stored weights; None keeps the model's.
-        chat_template: text of ``chat_template.jinja``; None keeps the source's.
+        chat_template: text of ``chat_template.jinja``; None keeps the given model's.
         overwrite: replace an earlier result.
 
     Returns:

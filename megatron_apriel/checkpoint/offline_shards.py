@@ -1,7 +1,7 @@
 """Writes weights as a distributed checkpoint without a process group or a model, a piece at a time.
 
 torch's writer asks for each tensor only when it is about to write it. So the whole plan can be made from shapes alone,
-and a piece is put together from its source's rows when its turn comes: memory is bounded by the size of a piece.
+and a piece is put together from the given rows when its turn comes: memory is bounded by the size of a piece.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _saved(tensor: Tensor) -> io.BytesIO:
 
 
 class _FromWeights(DefaultSavePlanner):
-    """A plan of pieces that are read from a source when they are written."""
+    """A plan of pieces that are read when they are written."""
 
     def __init__(self, weights: Weights, architecture: Architecture, dtype: torch.dtype | None, step: Step) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)

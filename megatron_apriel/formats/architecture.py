@@ -1,7 +1,7 @@
 """Shapes of a Pixtral-style model: text decoder, vision tower, projector; from and to a Hugging Face config.
 
 Everything that depends on the model's size reads it from here: the model itself, the table of weight names, the
-FLOPs rule, the memory estimate, the image-token arithmetic. A checkpoint's ``config.json`` is the source; the presets
+FLOPs rule, the memory estimate, the image-token arithmetic. A checkpoint's ``config.json`` says them; the presets
 are for planning and for tests. What the implementation does not support is refused here, by name, before anything
 is built. No torch.
 """

@@ -38,7 +38,7 @@ DTYPE_BYTES = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights that can be trained, averaged and repeated; others hold whole or quantised numbers."""
 
-CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
 """Largest piece that is read at once for copying, hashing or comparing: it stays in a core's cache meanwhile."""
 
 MOST_HEADER_BYTES = MOST_BYTES
@@ -83,7 +83,7 @@ class TensorEntry(TensorSpec):
     file: Path
     offset: int
 
-    def chunks(self, start_row: int = 0, stop_row: int | None = None, limit: int = CHUNK_BYTES) -> Iterator[bytearray]:
+    def pieces(self, start_row: int = 0, stop_row: int | None = None, limit: int = PIECE_BYTES) -> Iterator[bytearray]:
         """The bytes of rows ``start_row`` to ``stop_row`` in pieces of ``limit`` bytes; the last may be shorter.
 
         Each piece is a new one. Raises CheckpointError if the file has become shorter.

@@ -107,9 +107,9 @@ def test_what_a_source_links_to_is_not_replaced(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "weights").symlink_to(tmp_path / "x" / "config.json")
-    with pytest.raises(OutputError, match=r"x holds what .*source/weights of the source is a link to"):
-        check_destination(tmp_path / "x", overwrite=True, sources=[tmp_path / "source"])
-    assert check_destination(tmp_path / "y", overwrite=True, sources=[tmp_path / "source"])
+    with pytest.raises(OutputError, match=r"x holds what .*source/weights of the input is a link to"):
+        check_destination(tmp_path / "x", overwrite=True, inputs=[tmp_path / "source"])
+    assert check_destination(tmp_path / "y", overwrite=True, inputs=[tmp_path / "source"])
 
 
 def test_refused_destinations(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_refused_destinations(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a file"):
         check_destination(tmp_path / "thesis" / "chapter1", overwrite=True)
     for destination, relation in ((".", "contains"), ("x", "is"), ("x/inside", "lies inside")):
-        with pytest.raises(OutputError, match=f"{relation} the source"):
-            check_destination(tmp_path / destination, overwrite=True, sources=[tmp_path / "x"])
+        with pytest.raises(OutputError, match=f"{relation} the input"):
+            check_destination(tmp_path / destination, overwrite=True, inputs=[tmp_path / "x"])
     with pytest.raises(OutputError, match=r"y cannot be made: .*/thesis/chapter1 is a file"):
         check_destination(tmp_path / "thesis" / "chapter1" / "x" / "y")
     (tmp_path / "loop").symlink_to("loop")
@@ -132,7 +132,7 @@ def test_refused_destinations(tmp_path: Path) -> None:
         check_destination(tmp_path / "loop")
     with pytest.raises(OutputError, match="bytes free"):
         check_space(tmp_path / "not" / "there", 10**18)
-    assert check_destination(tmp_path / "y", sources=[tmp_path / "x"]) == tmp_path / "y"
+    assert check_destination(tmp_path / "y", inputs=[tmp_path / "x"]) == tmp_path / "y"
 
 
 def test_refused_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

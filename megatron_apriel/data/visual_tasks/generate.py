@@ -242,16 +242,16 @@ def generate(
         ConfigError, DataError, OutputError: before anything is written, or with everything removed again.
     """
     options.check()
-    sources = [images] if annotations is None else [images, annotations]
+    inputs = [images] if annotations is None else [images, annotations]
     if destination is not None:
-        check_destination(destination, overwrite, MARKERS, sources)
+        check_destination(destination, overwrite, MARKERS, inputs)
     summary = Summary()
     generator = prepare_generator(images, annotations, options, summary)
     if destination is None:
         for index in range(min(options.samples, _TRIED)):
             _account(generator.make(index), summary)
         return summary
-    with whole_directory(destination, overwrite, MARKERS, sources) as partial:
+    with whole_directory(destination, overwrite, MARKERS, inputs) as partial:
         _write(generator, partial, summary)
         manifest = _manifest(images, annotations, options, summary)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

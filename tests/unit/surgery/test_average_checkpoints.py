@@ -210,7 +210,7 @@ def test_command_lines_that_are_refused(
     both = ("--checkpoints", a, b)
     for arguments, message in (
         ((tmp_path / "mean", *both), "exists"),
-        ((a, *both, "--overwrite"), "is the source"),
+        ((a, *both, "--overwrite"), "is the input"),
         ((tmp_path / "x", *both, "--weights", 1), "--weights has 1 numbers for 2 checkpoints"),
         ((tmp_path / "x", *both, "--weights", 1, 0), "--weights 1 0: every weight must be a positive number"),
         ((tmp_path / "x", *both, "--weights", 1, "nan"), "every weight must be a positive number"),

@@ -74,7 +74,7 @@ def test_single_steps_are_inputs_like_directories(
     assert average_checkpoints(tmp_path / "wanted", "--checkpoints", twin, model) == 0
     assert read_model(tmp_path / "mean") == read_model(tmp_path / "wanted")
     assert average_checkpoints(step / "mean", "--checkpoints", step, model) == 1
-    assert "step_00000100/mean lies inside the source" in capsys.readouterr().err
+    assert "step_00000100/mean lies inside the input" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_not_passed_over(

@@ -140,14 +140,14 @@ def test_map_is_shown_first_and_hashes_are_recorded(
     shown = capsys.readouterr().out
     assert shown.startswith("4 -> 5 layers, map spread-middle, init copy\n")
     manifest = json.loads((tmp_path / "once" / "surgery.json").read_text())
-    assert manifest["map"] == {"name": "spread-middle", "source_layers": [0, 1, 2, 2, 3]}
+    assert manifest["map"] == {"name": "spread-middle", "layers": [0, 1, 2, 2, 3]}
     assert manifest["initialisation"] == "copy"
-    assert manifest["source"]["path"] == str(source)
+    assert manifest["model"]["path"] == str(source)
     written = {path.name for path in (tmp_path / "once").iterdir()} - {"surgery.json"}
     assert {"tokenizer.json", "chat_template.jinja", "tokenizer.model.v3", "config.json"} < written
     assert manifest["sha256"].keys() == written
-    assert manifest["source"]["sha256"].keys() == {path.name for path in source.glob("*.safetensors")}
-    for folder, hashes in ((source, manifest["source"]["sha256"]), (tmp_path / "once", manifest["sha256"])):
+    assert manifest["model"]["sha256"].keys() == {path.name for path in source.glob("*.safetensors")}
+    for folder, hashes in ((source, manifest["model"]["sha256"]), (tmp_path / "once", manifest["sha256"])):
         for name, value in hashes.items():
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value, name
     assert all(path.stat().st_size < 6000 for path in (tmp_path / "once").glob("*.safetensors"))
@@ -155,7 +155,7 @@ def test_map_is_shown_first_and_hashes_are_recorded(
     assert index["metadata"]["total_size"] == sum(len(data) for _, _, data in read_model(tmp_path / "once").values())
     assert upscale_layers(tmp_path / "once", tmp_path / "twice", "--num-layers", 6) == 0
     again = json.loads((tmp_path / "twice" / "surgery.json").read_text())
-    assert again["source"]["made_by"] == manifest
+    assert again["model"]["made_by"] == manifest
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, upscale_layers: Tool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,15 +244,15 @@ def test_command_lines_that_are_refused(
     assert upscale_layers(source, tmp_path / "result", "--num-layers", 5) == 0
     before = snapshot(tmp_path)
     for arguments, message in (
-        ((source, tmp_path / "x", "--num-layers", 3), "is below the source's 4 decoder layers"),
+        ((source, tmp_path / "x", "--num-layers", 3), "is below the model's 4 decoder layers"),
         ((source, tmp_path / "x", "--num-layers", 7), "can place 2: 6 layers at most"),
         ((source, tmp_path / "x", "--num-layers", 6, "--map", "0,1,2,3"), "lists 4 layers and --num-layers is 6"),
         ((source, tmp_path / "x", "--num-layers", 6, "--map", "middle"), "'middle' is no layer map"),
         ((tmp_path / "absent", tmp_path / "x", "--num-layers", 6), "absent is not a directory"),
         ((source, tmp_path / "result", "--num-layers", 6), "exists"),
-        ((source, source, "--num-layers", 6, "--overwrite"), "is the source"),
-        ((source, source / "inside", "--num-layers", 6), "lies inside the source"),
-        ((source, tmp_path, "--num-layers", 6, "--overwrite"), "contains the source"),
+        ((source, source, "--num-layers", 6, "--overwrite"), "is the input"),
+        ((source, source / "inside", "--num-layers", 6), "lies inside the input"),
+        ((source, tmp_path, "--num-layers", 6, "--overwrite"), "contains the input"),
     ):
         assert upscale_layers(*arguments) == 1
         assert message in capsys.readouterr().err
@@ -289,7 +289,7 @@ def test_source_truncated_while_it_is_copied(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
-@pytest.mark.parametrize(("verify", "message"), [(True, "differs from the source's"), (False, None)])
+@pytest.mark.parametrize(("verify", "message"), [(True, "differs from the model's"), (False, None)])
 def test_verify_finds_a_flipped_bit(
     verify: bool,
     message: str | None,
