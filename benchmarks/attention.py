@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options, require_gpu
+from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.sustained import sustained
 from benchmarks.versions import facts
@@ -142,8 +142,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--packs {wrong[0]} is no list of lengths.", fix="Write them as 4000,4000,192.")
         require_gpu("What is measured is attention")
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     with groups.initialized(Layout()):
         found = [measure(pack, kind, arguments.seconds) for pack in arguments.packs for kind in KINDS]

@@ -37,7 +37,7 @@ from rich.table import Table
 
 from benchmarks.cases import CASES
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
 from megatron_apriel.command_line import CommandLine
@@ -292,8 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     if wrong or not (torch.cuda.is_available() or arguments.tiny):
         what = f"there is no precision {wrong[0]!r}." if wrong else "there is no CUDA device here."
         error = ConfigError(what, fix=f"Precisions: {', '.join(PRECISIONS)}; those of 8 bits need a GPU.")
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     with tempfile.TemporaryDirectory() as scratch:
         compared = _compare(arguments, chosen, Path(scratch))

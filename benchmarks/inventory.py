@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.cases import CASES, small
 from benchmarks.kernel_groups import GAPS, UNKNOWN, Inventory, inventory, least_ms
 from benchmarks.measure import WARM_UP_STEPS, environment, prepared, seconds_of_step
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.report import Page, Record, listed, markdown, write
 from benchmarks.subjects import SUBJECTS, USUAL, family
 from benchmarks.versions import facts
@@ -111,8 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if not (torch.cuda.is_available() or arguments.tiny):
         error = ConfigError("there is no CUDA device here.", "Kernels of a GPU are counted.", "Run it where one is.")
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     print(f"{arguments.subject}: building {arguments.layers} layers, warming up, profiling one step", file=sys.stderr)
     found, least, undisturbed = profiled(arguments.subject, arguments.case, arguments.layers, arguments.tiny)

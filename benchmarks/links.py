@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import Processes
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.spread_cli import print_table
@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Links are between at least two.",
             "Run it on a host with several GPUs.",
         )
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     sizes = SIZES[:2] if arguments.tiny else SIZES

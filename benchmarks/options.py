@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks.report import RESULTS
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import ConfigError, ExitCode
 
 
 def add_output_options(
@@ -25,3 +26,9 @@ def require_gpu(measured: str) -> None:
     """Raises ConfigError where there is no GPU; ``measured`` is what it is needed for."""
     if not torch.cuda.is_available():
         raise ConfigError("there is no CUDA device here.", f"{measured} on a GPU.", "Run it on a machine with one.")
+
+
+def wrong_usage(error: ConfigError) -> int:
+    """Say what is wrong with the options, before anything is measured; returns the exit code of that."""
+    print(f"ConfigError: {error}", file=sys.stderr)
+    return ExitCode.USAGE

@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.attention import measure as measure_attention
 from benchmarks.cublas import Algorithm, Product
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options, require_gpu
+from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.report import Page, Record, listed, markdown, write
 from benchmarks.step_report import FULL_DEPTH
 from benchmarks.sustained import Sustained, sustained
@@ -221,8 +221,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--tokens={arguments.tokens} is no multiple of 128.", fix="Give one, such as 8192.")
         require_gpu("What is measured are matrix products")
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     found = []
     for weight in weights(_decoder(), arguments.tokens):

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import Planned, measure_all
 from benchmarks.report import write
 from benchmarks.step_report import (
@@ -127,8 +127,7 @@ def main(argv: list[str] | None = None) -> int:
                 "Run it on a machine with one; --dry-run lists the measurements anywhere.",
             )
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     if arguments.dry_run:
         for planned in plan:
             print(planned.title)

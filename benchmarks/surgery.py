@@ -31,7 +31,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import ROOT
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
@@ -289,8 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check(arguments)
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="surgery-", dir=arguments.directory) as scratch:
         timed, size, failures = _turns(Path(scratch), arguments, lambda line: print(line, file=sys.stderr, flush=True))

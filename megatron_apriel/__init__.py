@@ -7,7 +7,7 @@ A room may import only rooms above it in this list, and no file imports in a cir
       inputs.py locks.py outputs.py       regular files in; locks between processes; directories out, whole or absent
       terminal.py tables.py progress.py   what a person sees: lines, tables, progress
       quantities.py command_line.py       what a person writes: 4M, 5GB, arguments
-      worker_process.py                   a forked worker, which ends with its parent
+      workers.py                          work shared out over forked processes, which end with their parent
       config/            the one schema of a stage: loading, overriding, schedule, retention
       formats/           what lies on disk: architecture, FLOPs rule, tensor names, safetensors, JSON, run.json
       surgery/           upscaling and averaging by byte ranges

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "megatron_apriel"
 
 GROUND = (
     "inputs", "concealed", "errors", "terminal", "tables", "quantities", "command_line", "locks", "outputs", "progress",
-    "worker_process",
+    "workers",
 )  # fmt: skip
 ORDER = (
     GROUND, "config", "formats", "surgery", "batch", "parallel", "data.raw", "data.visual_tasks", "data.corpus",

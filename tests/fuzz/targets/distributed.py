@@ -26,12 +26,11 @@ from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader
 from megatron_apriel.checkpoint.metadata import read_metadata
 from megatron_apriel.checkpoint.weights import open_weights
-from megatron_apriel.errors import AprielError
 from megatron_apriel.formats.kinds import Kind, architecture_of
 from megatron_apriel.formats.megatron_parameters import parameters
 
 from ..byte_changes import change_bytes, edge
-from ..canary import Caller, calling_pickle, check_untouched, forget
+from ..canary import Caller, calling_pickle, forget, try_all
 from ..case import Target, Wrong
 from ..file_changes import Changes, change_json, copy_honest, digest_of
 from ..json_changes import TEXTS
@@ -88,16 +87,7 @@ class DistributedCheckpoints(Target):
         ]
         if run.name == "trained":
             uses.append(lambda: self._resume(run, sealed))
-        refusals = []
-        for use in uses:
-            try:
-                use()
-            except AprielError as refusal:
-                refusals.append(refusal)
-            finally:
-                check_untouched()
-        if len(refusals) == len(uses):
-            raise refusals[0]
+        try_all(uses)
 
     def _weights(self, checkpoint: Path, sealed: bool) -> None:
         architecture = architecture_of(checkpoint)
@@ -127,9 +117,9 @@ class DistributedCheckpoints(Target):
                 raise Wrong(f"{name} is another after conversion")
 
     def _average(self, checkpoint: Path) -> None:
-        source = DistributedCheckpointReader(checkpoint)
-        for name, spec in source.tensors.items():
-            if source.read(name, 0, spec.rows).nbytes != spec.size:
+        reader = DistributedCheckpointReader(checkpoint)
+        for name, spec in reader.tensors.items():
+            if reader.read(name, 0, spec.rows).nbytes != spec.size:
                 raise Wrong(f"averaging reads another number of bytes of {name}")
 
     def _resume(self, run: Path, sealed: bool) -> None:

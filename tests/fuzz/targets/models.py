@@ -15,7 +15,6 @@ import torch
 
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.weights import Weights, open_weights
-from megatron_apriel.errors import AprielError
 from megatron_apriel.formats.architecture import (
     Architecture,
     DecoderArchitecture,
@@ -32,6 +31,7 @@ from megatron_apriel.surgery.upscale import plan_upscale
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 
 from ..byte_changes import change_bytes, edge
+from ..canary import try_all
 from ..case import Target, Wrong
 from ..file_changes import Changes, change_json, copy_honest
 from ..json_changes import change_value, write_json
@@ -105,14 +105,7 @@ class ModelDirectories(Target):
             lambda: _average(model, honest),
             *(lambda to=to: _conversion(model, to, directory / f"to-{to}") for to in Kind),  # type: ignore[misc]
         ]
-        refusals = []
-        for use in uses:
-            try:
-                use()
-            except AprielError as refusal:
-                refusals.append(refusal)
-        if len(refusals) == len(uses):
-            raise refusals[0]
+        try_all(uses)
 
 
 def _surgery(model: Path) -> None:
@@ -125,7 +118,7 @@ def _surgery(model: Path) -> None:
         dtype, shape, data = stored[name]
         if (entry.dtype, list(entry.shape)) != (dtype, shape):
             raise Wrong(f"{name} is {entry.dtype} {entry.shape}, the package safetensors says {dtype} {shape}")
-        if b"".join(map(bytes, entry.chunks())) != data:
+        if b"".join(map(bytes, entry.pieces())) != data:
             raise Wrong(f"{name} has other bytes than the package safetensors reads")
 
 
@@ -166,8 +159,8 @@ def _average(model: Path, honest: Path) -> None:
     given = AverageInput.from_directory(model)
     plan_average([AverageInput.from_directory(honest), given], max_memory=2**36)
     stored = _by_package(model, "model")
-    for name, spec in given.source.tensors.items():
-        if given.source.read(name, 0, spec.rows).tobytes() != stored[name][2]:
+    for name, spec in given.reader.tensors.items():
+        if given.reader.read(name, 0, spec.rows).tobytes() != stored[name][2]:
             raise Wrong(f"averaging reads other bytes of {name}")
 
 

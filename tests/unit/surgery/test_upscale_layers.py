@@ -10,14 +10,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from surgery_files import ROOT, environment, measured, snapshot, text_config, text_tensors
+from surgery_files import (
+    ROOT,
+    environment,
+    flipping_a_bit,
+    measured,
+    signalled_in_mid_write,
+    snapshot,
+    text_config,
+    text_tensors,
+)
 
 from megatron_apriel.surgery import upscale as module
 from megatron_apriel.testing.plain_safetensors import read_model, write_model
@@ -299,18 +307,7 @@ def test_verify_finds_a_flipped_bit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = write_model(tmp_path / "source", text_tensors(4), text_config(4))
-    write = module.write_tensors
-
-    def write_then_flip(directory: Path, *arguments: Any, **options: Any) -> Any:
-        hashes = write(directory, *arguments, **options)
-        with (directory / "model.safetensors").open("r+b") as stream:
-            stream.seek(-7, os.SEEK_END)
-            byte = stream.read(1)
-            stream.seek(-7, os.SEEK_END)
-            stream.write(bytes([byte[0] ^ 1]))
-        return hashes
-
-    monkeypatch.setattr(module, "write_tensors", write_then_flip)
+    monkeypatch.setattr(module, "write_tensors", flipping_a_bit(module.write_tensors))
     arguments = ("--verify",) if verify else ()
     assert upscale_layers(source, tmp_path / "result", "--num-layers", 6, *arguments) == (1 if verify else 0)
     assert (tmp_path / "result").exists() != verify
@@ -392,14 +389,7 @@ def test_kill_in_mid_write_leaves_the_destination_as_it_was(
     assert upscale_layers(small, folder / "result", "--num-layers", 5) == 0
     before = snapshot(folder)
     process = start(sparse_model(tmp_path / "large", 4), folder / "result")
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 2**23 for path in folder.glob(".result.partial-*/*.safetensors")):
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    errors = signalled_in_mid_write(process, folder, ".result.partial-*", 2**23, number)
     assert snapshot(folder / "result") == {name.removeprefix("result/"): data for name, data in before.items()}
     if number == signal.SIGTERM:
         assert "nothing was left half-written" in errors
