@@ -1,8 +1,8 @@
 """From raw files to a corpus: read, understand, decode, tokenise, write; bad records counted, nothing half-written.
 
-One process reads chunks of raw records and writes documents; worker processes do all the work between: parsing, image
+One process reads blocks of raw records and writes documents; worker processes do all the work between: parsing, image
 decoding, rendering the chat format, tokenisation. Results are written in the order of the input, whichever worker
-finished first, so the corpus is the same byte for byte whatever the number of workers. Only a few chunks are under way
+finished first, so the corpus is the same byte for byte whatever the number of workers. Only a few blocks are under way
 at any time, which bounds memory by their size and not by the input's.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from megatron_apriel.data.corpus.format import MANIFEST_FILE, CorpusManifest
 from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
-from megatron_apriel.data.corpus.record_encoder import ChunkTask, PreparedDocument, RecordEncoder
+from megatron_apriel.data.corpus.record_encoder import BlockTask, PreparedDocument, RecordEncoder
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.files import SavedDataset, Source, find_sources
 from megatron_apriel.data.raw.problems import Problem, ProblemTally, printable, shortened
@@ -153,8 +153,8 @@ def _recognise_all(sources: Sequence[Source], options: PrepareOptions) -> list[I
 def _format_of(source: Source, options: PrepareOptions) -> str:
     """The format of the first record that has one; "no records" for an empty file."""
     seen, fields, problem = 0, set[str](), ""
-    for chunk in source.chunks(columns_of(options.text_field)):
-        for raw in chunk.records(options.limits):
+    for block in source.blocks(columns_of(options.text_field)):
+        for raw in block.records(options.limits):
             found = recognise(raw.value, options.text_field)
             if found and options.record_format in ("auto", found):
                 return found
@@ -175,23 +175,23 @@ def _format_of(source: Source, options: PrepareOptions) -> str:
     )
 
 
-def _tasks(sources: Sequence[Source], inputs: Sequence[InputSummary], options: PrepareOptions) -> Iterator[ChunkTask]:
+def _tasks(sources: Sequence[Source], inputs: Sequence[InputSummary], options: PrepareOptions) -> Iterator[BlockTask]:
     left = options.limit or float("inf")
     for number, (source, summary) in enumerate(zip(sources, inputs, strict=True)):
         if summary.record_format == "no records":
             continue
         root = options.image_root or (source.path if isinstance(source, SavedDataset) else source.path.parent)
-        for chunk in source.chunks(columns_of(options.text_field)):
+        for block in source.blocks(columns_of(options.text_field)):
             if left <= 0:
                 return
-            chunk = chunk if len(chunk) <= left else chunk.head(int(left))
-            left -= len(chunk)
-            yield ChunkTask(number, chunk, summary.record_format, root)
+            block = block if len(block) <= left else block.head(int(left))
+            left -= len(block)
+            yield BlockTask(number, block, summary.record_format, root)
 
 
-def _encoded(encoder: RecordEncoder, task: ChunkTask) -> tuple[int, list[PreparedDocument | Problem]]:
+def _encoded(encoder: RecordEncoder, task: BlockTask) -> tuple[int, list[PreparedDocument | Problem]]:
     """Number of the task's source, and its documents: nothing of its raw records is sent back."""
-    return task.source, encoder.encode_chunk(task)
+    return task.source, encoder.encode_block(task)
 
 
 def _collect(

@@ -1,6 +1,6 @@
-"""Raw files as a stream of small chunks: JSON, Parquet, Hugging Face datasets on disk, WebDataset tars.
+"""Raw files as a stream of small blocks: JSON, Parquet, Hugging Face datasets on disk, WebDataset tars.
 
-The process that reads does as little as possible: it cuts a file into chunks of a few dozen records and hands them on
+The process that reads does as little as possible: it cuts a file into blocks of a few dozen records and hands them on
 unparsed, so that parsing, image decoding and tokenisation all happen in the workers. No file is held in memory as a
 whole, and none grows beyond its limits (``read_limits``). A file that cannot be read to its end is not one bad record:
 the documents that are missing cannot be counted, so it raises DataError.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.data.raw.blocks import Chunk, JsonChunk, SampleChunk, TarSample
+from megatron_apriel.data.raw.blocks import Block, JsonBlock, SampleBlock, TarSample
 from megatron_apriel.data.raw.compressed import READ_ERRORS, bounded_lines, decompressed, open_raw
 from megatron_apriel.data.raw.json_arrays import BrokenArray, array_elements, is_array
 from megatron_apriel.data.raw.parquet_footer import read_footer
@@ -22,13 +22,13 @@ from megatron_apriel.data.raw.parquet_pages import reading_plan
 from megatron_apriel.data.raw.problems import shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, LimitExceeded, ReadLimits
 from megatron_apriel.data.raw.saved_datasets import INFO_FILE, SPLITS_FILE, STATE_FILE, record_batches, split_names
-from megatron_apriel.data.raw.table_rows import row_chunks, row_costs
+from megatron_apriel.data.raw.table_rows import row_blocks, row_costs
 from megatron_apriel.data.raw.tars import TAR_ERRORS, tar_samples
 from megatron_apriel.errors import DataError
 from megatron_apriel.inputs import open_input
 
-CHUNK_RECORDS = 64
-CHUNK_BYTES = 4 * 2**20
+BLOCK_RECORDS = 64
+BLOCK_BYTES = 4 * 2**20
 
 JSON = tuple(f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson", ".json"))
 PARQUET = (".parquet",)
@@ -51,7 +51,7 @@ class Source(ABC):
         self.path, self.limits = path, limits
 
     @abstractmethod
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def blocks(self, columns: Sequence[str]) -> Iterator[Block]:
         """Its records in order, from the beginning.
 
         Args:
@@ -67,7 +67,7 @@ class JsonRecords(Source):
 
     kind = "JSON"
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def blocks(self, columns: Sequence[str]) -> Iterator[Block]:
         records: list[tuple[int, bytes | None]] = []
         size = number = 0
         split: Callable[[Any, ReadLimits], Iterator[tuple[int, bytes | None]]] = self._lines
@@ -80,13 +80,13 @@ class JsonRecords(Source):
                 for number, record in split(stream, self.limits):
                     records.append((number, record))
                     size += len(record or b"")
-                    if len(records) == CHUNK_RECORDS or size >= CHUNK_BYTES:
-                        yield JsonChunk(place, records)
+                    if len(records) == BLOCK_RECORDS or size >= BLOCK_BYTES:
+                        yield JsonBlock(place, records)
                         records, size = [], 0
         except (BrokenArray, LimitExceeded, MemoryError, *READ_ERRORS) as error:
             raise _unreadable(self.path, f"after {counted} {number}", error) from None
         if records:
-            yield JsonChunk(place, records)
+            yield JsonBlock(place, records)
 
     @staticmethod
     def _lines(stream: Any, limits: ReadLimits) -> Iterator[tuple[int, bytes | None]]:
@@ -102,7 +102,7 @@ class Parquet(Source):
 
     kind = "Parquet"
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def blocks(self, columns: Sequence[str]) -> Iterator[Block]:
         import pyarrow
         import pyarrow.parquet
 
@@ -116,7 +116,7 @@ class Parquet(Source):
                     raise _no_column(self.path, columns, parquet.schema_arrow.names)
                 rows = _Rows(str(self.path), self.limits)
                 for group in groups:
-                    plan = reading_plan(file, parquet.schema, group, wanted, CHUNK_RECORDS, self.limits)
+                    plan = reading_plan(file, parquet.schema, group, wanted, BLOCK_RECORDS, self.limits)
                     rows.packed += plan.packed_bytes
                     reader = parquet
                     if plan.references:
@@ -124,7 +124,7 @@ class Parquet(Source):
                             file, metadata=parquet.metadata, read_dictionary=plan.references
                         )
                     for batch in reader.iter_batches(batch_size=plan.rows, row_groups=[group.number], columns=wanted):
-                        yield from rows.chunks(batch)
+                        yield from rows.blocks(batch)
                         row = rows.number
         except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
@@ -139,7 +139,7 @@ class SavedDataset(Source):
         super().__init__(path, limits)
         self.split = split
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def blocks(self, columns: Sequence[str]) -> Iterator[Block]:
         import pyarrow
 
         row = 0
@@ -151,8 +151,8 @@ class SavedDataset(Source):
                     raise _no_column(self.path, columns, batch.schema.names)
                 batch = batch.select(wanted)
                 rows.packed += batch.nbytes
-                for start in range(0, batch.num_rows, CHUNK_RECORDS):
-                    yield from rows.chunks(batch.slice(start, CHUNK_RECORDS))
+                for start in range(0, batch.num_rows, BLOCK_RECORDS):
+                    yield from rows.blocks(batch.slice(start, BLOCK_RECORDS))
                     row = rows.number
         except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
@@ -163,7 +163,7 @@ class WebDataset(Source):
 
     kind = "WebDataset tar"
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
+    def blocks(self, columns: Sequence[str]) -> Iterator[Block]:
         samples: list[TarSample] = []
         size, key = 0, ""
         try:
@@ -171,13 +171,13 @@ class WebDataset(Source):
                 samples.append(sample)
                 key = sample.key
                 size += sum(len(data or b"") for data in sample.members.values())
-                if len(samples) == CHUNK_RECORDS or size >= CHUNK_BYTES:
-                    yield SampleChunk(str(self.path), samples)
+                if len(samples) == BLOCK_RECORDS or size >= BLOCK_BYTES:
+                    yield SampleBlock(str(self.path), samples)
                     samples, size = [], 0
         except (LimitExceeded, MemoryError, *TAR_ERRORS) as error:
             raise _unreadable(self.path, f"after sample {shortened(key, _NAMES_SHOWN)!r}", error) from None
         if samples:
-            yield SampleChunk(str(self.path), samples)
+            yield SampleBlock(str(self.path), samples)
 
 
 class _Rows:
@@ -187,11 +187,11 @@ class _Rows:
         self._file, self._limits = file, limits
         self.number = self.packed = self._unpacked = 0
 
-    def chunks(self, batch: Any) -> Iterator[Chunk]:
+    def blocks(self, batch: Any) -> Iterator[Block]:
         costs = row_costs(batch)
         self._unpacked += int(costs[0].sum())
         self._limits.check_growth(self.packed, self._unpacked)
-        yield from row_chunks(self._file, self.number, batch, costs, self._limits, CHUNK_BYTES)
+        yield from row_blocks(self._file, self.number, batch, costs, self._limits, BLOCK_BYTES)
         self.number += batch.num_rows
 
 

@@ -303,7 +303,7 @@ def test_a_worker_that_dies_is_reported(model, raw, tmp_path, monkeypatch):
     def die(self, task):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(preparation.RecordEncoder, "encode_chunk", die)
+    monkeypatch.setattr(preparation.RecordEncoder, "encode_block", die)
     with pytest.raises(DataError, match="one of 2 worker processes ended without an answer"):
         prepare(tmp_path / "out", [raw / "text.jsonl.gz"], model, PrepareOptions(workers=2))
     assert not any(tmp_path.iterdir())
