@@ -43,7 +43,7 @@ class _Movable:
         return replace(self, **moved)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on ``device``, copied without waiting where the source is pinned."""
+        """The same on ``device``, copied without waiting from pinned memory."""
         return self._map("to", device, non_blocking=True)
 
     def pin_memory(self) -> Self:
