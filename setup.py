@@ -45,6 +45,7 @@ EXTRAS = {
     "test": [
         "pytest>=8",
         "pytest-timeout>=2",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "mypy>=1.13",
         "types-PyYAML",

@@ -216,7 +216,8 @@ def _compare_with_transformers(architecture: Architecture, config: dict[str, Any
             ("vision hidden_size", tower.hidden_size, vision.hidden_size),
             ("vision num_hidden_layers", tower.num_layers, vision.num_hidden_layers),
             ("vision num_attention_heads", tower.num_heads, vision.num_attention_heads),
-            ("vision head_dim", tower.head_dim, vision.head_dim),
+            # Its code takes the quotient where the configuration says null.
+            ("vision head_dim", tower.head_dim, vision.head_dim or vision.hidden_size // vision.num_attention_heads),
             ("vision intermediate_size", tower.ffn_hidden_size, vision.intermediate_size),
             ("vision hidden_act", tower.activation, vision.hidden_act),
             ("vision patch_size", tower.patch_size, vision.patch_size),
