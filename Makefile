@@ -4,6 +4,9 @@
 
 PY := .venv/bin/python
 export PYTHON
+# Processes that share out the tests, whole files each. Many tests start ranks of their own: more than half of the cores
+# gains little, and each takes about a gigabyte.
+TEST_WORKERS ?= 2
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +18,7 @@ quickstart: setup  ## the whole recipe in miniature, on CPU, in under ten minute
 	@$(PY) examples/quickstart/run.py
 
 test: lint  ## ruff, mypy and every test that needs no GPU
-	@$(PY) -m pytest tests
+	@$(PY) -m pytest tests -n $(TEST_WORKERS) --dist loadfile
 
 lint: setup
 	@$(PY) -m ruff check .

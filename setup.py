@@ -26,6 +26,7 @@ RUNTIME = [
     "datasets>=4",
     "jinja2>=3.1",
     "packaging>=24",
+    "filelock>=3.30,<5",
     "rich>=13",
     "matplotlib>=3.9",
     "tensorboard>=2.18",
@@ -44,6 +45,7 @@ EXTRAS = {
     "test": [
         "pytest>=8",
         "pytest-timeout>=2",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "mypy>=1.13",
         "types-PyYAML",

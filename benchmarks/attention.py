@@ -25,10 +25,11 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options, require_gpu
+from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.sustained import sustained
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.attention import packed
@@ -52,9 +53,7 @@ KINDS = {"flash": "FlashAttention-4", "cudnn": "cuDNN, Transformer Engine"}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--packs", nargs="+", default=PACKS, metavar="N,M", help="lengths of a sequence's documents")
     parser.add_argument("--seconds", type=float, default=0.8, help="of each measurement (%(default)g)")
     add_output_options(parser, "attention")
@@ -143,8 +142,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--packs {wrong[0]} is no list of lengths.", fix="Write them as 4000,4000,192.")
         require_gpu("What is measured is attention")
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     with groups.initialized(Layout()):
         found = [measure(pack, kind, arguments.seconds) for pack in arguments.packs for kind in KINDS]

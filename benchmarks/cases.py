@@ -16,6 +16,7 @@ import torch
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import TrainedParts
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.data_place import WHOLE, DataPlace
 from megatron_apriel.parallel.image_shares import share_images
 from megatron_apriel.testing.batches import Document, make_batch, random_image
 
@@ -92,39 +93,26 @@ def small(case: Case) -> Case:
     )
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a rank sees of a step: every ``data_size``-th sequence; of one, its share of the images and its tokens."""
-
-    data_rank: int = 0
-    data_size: int = 1
-    share: int = 0
-    shares: int = 1
-    context: int = 0
-    contexts: int = 1
-
-
-def batches(case: Case, architecture: Architecture, place: Place | None = None, seed: int = 1234) -> list[Batch]:
+def batches(case: Case, architecture: Architecture, place: DataPlace = WHOLE, seed: int = 1234) -> list[Batch]:
     """The case's micro-batches, or a rank's part of them, on the host.
 
     Args:
         case: what to make.
         architecture: gives vocabulary and patch size; with a tower where the case has images.
-        place: the rank's; None for one that sees everything.
+        place: the rank's part of the data. Pixels are there even if it decodes none.
         seed: of everything drawn; the same on every rank.
     """
-    place = place or Place()
     generator = torch.Generator().manual_seed(seed)
     made = []
     for number in range(case.micro_batches):
         ids = _zipf(architecture.decoder.vocab_size, case.sequence_length, generator)
         documents = list(_documents(case, architecture, case.is_rich(number), ids, generator))
-        if number % place.data_size == place.data_rank:
+        if number in place.sequences(0, case.micro_batches):
             made.append(_batch(architecture, documents, number, place))
     return made
 
 
-def _batch(architecture: Architecture, documents: list[Document], number: int, place: Place) -> Batch:
+def _batch(architecture: Architecture, documents: list[Document], number: int, place: DataPlace) -> Batch:
     """One sequence, its images shared out as the trainer does it."""
     tower = architecture.tower
     images = [item for document in documents for item in document if isinstance(item, torch.Tensor)]
@@ -133,11 +121,8 @@ def _batch(architecture: Architecture, documents: list[Document], number: int, p
         architecture,
         documents,
         sequence=number,
-        shares=place.shares,
-        share=place.share,
+        place=place,
         images_per_share=share_images(patches, place.shares),
-        context=place.context,
-        contexts=place.contexts,
     )
 
 

@@ -37,14 +37,16 @@ from rich.table import Table
 
 from benchmarks.cases import CASES
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
+from megatron_apriel.config.choices import FP8_RECIPES
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 
 CONTROL = "bf16-reversed"
-PRECISIONS = ("bf16", CONTROL, "delayed", "tensorwise", "blockwise")
+PRECISIONS = ("bf16", CONTROL, *FP8_RECIPES)
 VOCABULARY = 131072
 WINDOW = 50
 """Steps over which differences are averaged."""
@@ -56,8 +58,8 @@ HEADINGS = ("precision", "first loss", f"loss, last {WINDOW} steps", "difference
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandLine(
+        description=__doc__,
         epilog="example:\n  python benchmarks/fp8_loss.py --steps 200 --judged tensorwise",
     )  # fmt: skip
     model = parser.add_argument_group("model")
@@ -290,8 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     if wrong or not (torch.cuda.is_available() or arguments.tiny):
         what = f"there is no precision {wrong[0]!r}." if wrong else "there is no CUDA device here."
         error = ConfigError(what, fix=f"Precisions: {', '.join(PRECISIONS)}; those of 8 bits need a GPU.")
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     with tempfile.TemporaryDirectory() as scratch:
         compared = _compare(arguments, chosen, Path(scratch))

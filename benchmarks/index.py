@@ -7,7 +7,6 @@ which documents and files of the code quote it, by its name.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import sys
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import ROOT
 from benchmarks.report import RESULTS, Page, Record, kind_of_machine, machine, markdown, text_of
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ExitCode, run_command
 
 EXAMPLES = """\
@@ -111,9 +111,7 @@ def written(directory: Path, root: Path = ROOT) -> Iterator[tuple[Path, str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--check", action="store_true", help="change nothing; name what would be written otherwise")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="(benchmarks/results)")
     arguments = parser.parse_args(argv)

@@ -22,10 +22,11 @@ from rich.table import Table
 from benchmarks.cases import CASES, small
 from benchmarks.kernel_groups import GAPS, UNKNOWN, Inventory, inventory, least_ms
 from benchmarks.measure import WARM_UP_STEPS, environment, prepared, seconds_of_step
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.report import Page, Record, listed, markdown, write
 from benchmarks.subjects import SUBJECTS, USUAL, family
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -40,9 +41,7 @@ HEADINGS = ("group", "ms a step", "share", "least, ms", "times the least")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     text_cases = [name for name, case in CASES.items() if not case.has_images]
     parser.add_argument("--subject", choices=USUAL, default="ours-delayed", help="default: %(default)s")
     parser.add_argument("--case", choices=text_cases, default="8192", help="default: %(default)s")
@@ -112,8 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if not (torch.cuda.is_available() or arguments.tiny):
         error = ConfigError("there is no CUDA device here.", "Kernels of a GPU are counted.", "Run it where one is.")
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     print(f"{arguments.subject}: building {arguments.layers} layers, warming up, profiling one step", file=sys.stderr)
     found, least, undisturbed = profiled(arguments.subject, arguments.case, arguments.layers, arguments.tiny)

@@ -31,6 +31,7 @@ from benchmarks.report import Page, Record, markdown, write
 from benchmarks.spread_cli import print_table
 from benchmarks.versions import facts
 from benchmarks.whole_run import STAGE, Sizes, make, paths
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -49,9 +50,7 @@ HEADINGS = ("started by", "killed at step", "ended after, s", "exit codes", "fir
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
     parser.add_argument("--layers", type=int, default=2, metavar="N", help="decoder layers (%(default)s)")
     parser.add_argument("--parallel", default="{}", metavar="YAML", help="parallel section (%(default)s)")

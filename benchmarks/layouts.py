@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import STAGES
-from benchmarks.options import chosen
+from benchmarks.options import wrong_usage
 from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
 from benchmarks.spread_cli import (
@@ -27,7 +27,8 @@ from benchmarks.spread_cli import (
     workload_of,
 )
 from benchmarks.spread_report import LAYOUT_HEADINGS, layout_rows, page_of
-from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.command_line import CommandLine, chosen
+from megatron_apriel.errors import ConfigError, run_command
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.layouts import Candidate, candidates
 
@@ -45,9 +46,7 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     what = parser.add_argument_group("what is measured")
     what.add_argument("--stages", default="cpt_stage1,cpt_stage2,sft", metavar="A,B",
                       help=f"of {', '.join(STAGES)} (default: %(default)s)")  # fmt: skip
@@ -105,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gpus, gpu = usable_gpus(arguments), hardware_of(arguments)
         plan = _plan(arguments, gpus, gpu)
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     if arguments.dry_run:
         return show_plan(plan)
     return finish("layouts", arguments, plan, page, LAYOUT_HEADINGS, layout_rows)

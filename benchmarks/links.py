@@ -16,11 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import Processes
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.spread_cli import print_table
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -36,9 +37,7 @@ HEADINGS = ("communication", "MiB", "microseconds", "GB/s of a GPU and direction
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
     add_output_options(parser, "links")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # small tensors, on the CPU too
@@ -75,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Links are between at least two.",
             "Run it on a host with several GPUs.",
         )
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     sizes = SIZES[:2] if arguments.tiny else SIZES

@@ -24,10 +24,11 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.report import Page, Record, machine, markdown, write
 from benchmarks.versions import facts
 from megatron_apriel.batch import IGNORED_LABEL
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import DecoderArchitecture
 from megatron_apriel.parallel.layout import Layout
@@ -70,9 +71,7 @@ def losses_of(subject: str) -> Losses:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--tokens",
@@ -193,8 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(arguments)
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     from megatron_apriel.parallel import groups
 
     sizes = (arguments.hidden, arguments.vocabulary, arguments.rounds)
@@ -222,12 +220,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"--hidden {arguments.hidden} is not a multiple of 8.", "bfloat16 matrix products want aligned rows."
         )
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "there is no CUDA device here.",
-            "What is measured is the head and its loss on one GPU.",
-            "Run it on a machine with one.",
-        )
+    require_gpu("What is measured is the head and its loss")
 
 
 if __name__ == "__main__":

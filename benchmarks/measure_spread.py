@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.cases import Place, batches
+from benchmarks.cases import batches
 from benchmarks.kernel_groups import occupancy
 from benchmarks.measure import WARM_UP_STEPS, environment, seconds_of_step
 from benchmarks.spread import Found, Spread
@@ -29,15 +29,12 @@ from benchmarks.subjects.ours import Ours
 from megatron_apriel.batch import Batch
 from megatron_apriel.formats.flops import step_flops
 from megatron_apriel.parallel import groups
-from megatron_apriel.train.run import data_placement
+from megatron_apriel.parallel.data_place import DataPlace
 
 
 def own_batches(spread: Spread, rank: int) -> list[Batch]:
     """What the rank sees of a step, on the host."""
-    placed = data_placement(spread.layout(), rank)
-    # A stage without a tower gets its pixels here all the same: it does not look at them.
-    placed.pop("with_images")
-    return batches(spread.sized_case(), spread.architecture(), Place(**placed))
+    return batches(spread.sized_case(), spread.architecture(), DataPlace.of(spread.layout(), rank))
 
 
 def measured(spread: Spread, steps: int, given: Sequence[Batch]) -> Found:

@@ -11,6 +11,7 @@ import itertools
 import os
 import shlex
 import shutil
+import string
 import subprocess
 import sys
 import time
@@ -222,7 +223,11 @@ def quickstart_commands(checkout: Path, root: Path) -> list[list[str]]:
             "Use an interpreter in which PYTHONPATH comes before the installed package.",
         )
     listing = _asked([str(script), "--list", "--scale", "0.01", "--output", str(root)], environment)
-    return [shlex.split(line) for line in listing.splitlines()]
+    # A list for people says ${QUICKSTART} where that variable gave the directory.
+    return [
+        [string.Template(word).safe_substitute(environment) for word in shlex.split(line)]
+        for line in listing.splitlines()
+    ]
 
 
 def _asked(arguments: Sequence[str], environment: Mapping[str, str]) -> str:

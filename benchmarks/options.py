@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks.report import RESULTS
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import ConfigError, ExitCode
 
 
 def add_output_options(
@@ -28,10 +28,7 @@ def require_gpu(measured: str) -> None:
         raise ConfigError("there is no CUDA device here.", f"{measured} on a GPU.", "Run it on a machine with one.")
 
 
-def chosen(text: str, valid: Sequence[str], option: str) -> list[str]:
-    """The words of a list, each of which must be valid. Raises ConfigError."""
-    words = [part.strip() for part in text.split(",") if part.strip()]
-    for word in words:
-        if word not in valid:
-            raise ConfigError(f"{option}: there is no {word!r}.", fix=f"Valid: {', '.join(valid)}.")
-    return words
+def wrong_usage(error: ConfigError) -> int:
+    """Say what is wrong with the options, before anything is measured; returns the exit code of that."""
+    print(f"ConfigError: {error}", file=sys.stderr)
+    return ExitCode.USAGE

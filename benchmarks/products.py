@@ -25,17 +25,18 @@ from torch import Tensor
 from benchmarks.attention import measure as measure_attention
 from benchmarks.cublas import Algorithm, Product
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options, require_gpu
+from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.report import Page, Record, listed, markdown, write
 from benchmarks.step_report import FULL_DEPTH
 from benchmarks.sustained import Sustained, sustained
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.formats.flops import decoder_forward
-from megatron_apriel.model.linear_cross_entropy import chunk_length
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.parallel.logit_parts import tokens_per_part
 
 EXAMPLES = """\
 examples:
@@ -77,17 +78,17 @@ class Weight:
 
 
 def weights(decoder: DecoderArchitecture, tokens: int) -> list[Weight]:
-    """Those of a decoder layer, and the head, which takes its tokens by chunks."""
+    """Those of a decoder layer, and the head, which takes its tokens by parts."""
     hidden, feed_forward = decoder.hidden_size, decoder.ffn_hidden_size
     width = decoder.num_heads * decoder.head_dim
     both = 2 * decoder.num_kv_heads * decoder.head_dim
-    chunk = chunk_length(tokens, decoder.vocab_size)
+    part = tokens_per_part(tokens, decoder.vocab_size)
     return [
         Weight("q, k, v", width + both, hidden, tokens),
         Weight("attention's way out", hidden, width, tokens),
         Weight("gate, up", 2 * feed_forward, hidden, tokens),
         Weight("down", hidden, feed_forward, tokens),
-        Weight("head", decoder.vocab_size, hidden, chunk, -(-tokens // chunk)),
+        Weight("head", decoder.vocab_size, hidden, part, -(-tokens // part)),
     ]
 
 
@@ -178,9 +179,7 @@ def summary(found: list[Figures], decoder: DecoderArchitecture, tokens: int, att
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--tokens", type=int, default=8192, metavar="N", help="of a micro-batch (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.6, help="of each measurement (%(default)g)")
     parser.add_argument("--no-search", action="store_true", help="only the algorithms that cuBLAS takes by itself")
@@ -222,8 +221,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--tokens={arguments.tokens} is no multiple of 128.", fix="Give one, such as 8192.")
         require_gpu("What is measured are matrix products")
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
     found = []
     for weight in weights(_decoder(), arguments.tokens):

@@ -45,6 +45,7 @@ from rich.table import Table
 
 from benchmarks.miniature_runs import Run, Runner, prepare, quickstart_commands, runs_of, stage_files, train_all
 from benchmarks.recorded_numbers import Comparison, compare, digest, weights
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,9 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("before", metavar="BEFORE", help="a commit, branch or tag of this repository")
     parser.add_argument("after", metavar="AFTER", nargs="?", help="another (default: the working tree, with all files"
                         " that git does not ignore, as it stands at the start)")  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from benchmarks.cases import CASES, Case, small
 from benchmarks.processes import Processes
 from benchmarks.subjects.ours import stage_config
+from megatron_apriel.config.choices import Compute
 from megatron_apriel.config.schema import ParallelSection, RecomputeSection, StageConfig
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
@@ -58,7 +59,7 @@ class Spread:
         parallel = ParallelSection.model_validate(dict(self.parallel))
         recompute = RecomputeSection.model_validate({"mode": self.recompute})
         # Planned on a machine without GPUs too, for machines that have them.
-        compute: Literal["bf16"] | None = None if self.tiny else "bf16"
+        compute: Compute | None = None if self.tiny else "bf16"
         return stage_config(self.sized_case(), self.precision, parallel, recompute, compute)
 
     def architecture(self) -> Architecture:

@@ -21,11 +21,12 @@ from benchmarks.report import GIB, Page, Record, write
 from benchmarks.spread import Prediction, Spread, measure_spreads
 from benchmarks.spread_report import Row, recorded, remarks
 from benchmarks.versions import device, facts
+from megatron_apriel.config.choices import FP8_RECIPES
 from megatron_apriel.errors import ConfigError, ExitCode
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware
 from megatron_apriel.planning.step_time import Workload
 
-PRECISIONS = ("bf16", "delayed", "tensorwise", "blockwise")
+PRECISIONS = ("bf16", *FP8_RECIPES)
 
 
 def add_common_options(benchmark: str, parser: argparse.ArgumentParser, what: argparse._ArgumentGroup) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES
-from benchmarks.options import add_output_options, chosen
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import Planned, measure_all
 from benchmarks.report import write
 from benchmarks.step_report import (
@@ -36,6 +36,7 @@ from benchmarks.step_report import (
 )
 from benchmarks.subjects import SUBJECTS, USUAL
 from benchmarks.versions import device, facts
+from megatron_apriel.command_line import CommandLine, chosen
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = f"""\
@@ -64,9 +65,7 @@ failed, 1 if one did, 2 if the command cannot be run here.
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--cases",
@@ -128,8 +127,7 @@ def main(argv: list[str] | None = None) -> int:
                 "Run it on a machine with one; --dry-run lists the measurements anywhere.",
             )
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     if arguments.dry_run:
         for planned in plan:
             print(planned.title)

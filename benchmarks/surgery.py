@@ -31,10 +31,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import ROOT
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.tensor_files import TensorSpec
 from megatron_apriel.surgery.layer_maps import layer_map
@@ -58,14 +59,14 @@ INPUTS = 3
 _IN_PROCESS = """
 import json, sys, time
 from megatron_apriel.surgery.layer_maps import layer_map
-from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import plan_upscale, upscale
 from megatron_apriel.surgery.average import average, plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 work, destination, deeper, *sources = sys.argv[1:]
 begun = time.perf_counter()
 if work == "upscale":
-    source = SourceModel.open(sources[0])
+    source = GivenModel.open(sources[0])
     upscale(plan_upscale(source, layer_map("spread-middle", source.num_layers, int(deeper)), "copy", None), destination)
 else:
     average(plan_average([AverageInput.from_directory(source) for source in sources]), destination)
@@ -190,7 +191,7 @@ def subjects(scratch: Path, mergekit: Path | None, earlier: Path | None) -> list
 
 def _mergekit_recipes(sources: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """The same work in mergekit's words: the layers of our default map one by one; a mean taken in float32."""
-    layers = layer_map("spread-middle", LAYERS, DEEPER).sources
+    layers = layer_map("spread-middle", LAYERS, DEEPER).originals
     slices = [{"sources": [{"model": str(sources[0]), "layer_range": [layer, layer + 1]}]} for layer in layers]
     models = [{"model": str(source), "parameters": {"weight": 1.0}} for source in sources]
     return {
@@ -240,9 +241,7 @@ def _processor() -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each subject (%(default)s)")
     parser.add_argument("--mergekit", type=Path, metavar="FILE", help="mergekit-yaml of the environment that has it")
     parser.add_argument("--earlier", type=Path, metavar="DIR", help="a checkout of an earlier commit, for its tools")
@@ -290,8 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check(arguments)
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return ExitCode.USAGE
+        return wrong_usage(error)
     begun, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="surgery-", dir=arguments.directory) as scratch:
         timed, size, failures = _turns(Path(scratch), arguments, lambda line: print(line, file=sys.stderr, flush=True))

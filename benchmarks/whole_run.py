@@ -35,6 +35,7 @@ from benchmarks.processes import ROOT
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.spread_cli import print_table
 from benchmarks.versions import facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.data.corpus.format import ImageRecord, TokenizerRecord
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
@@ -98,9 +99,7 @@ class Sizes:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
     parser.add_argument("--layers", type=int, default=4, metavar="N", help="decoder layers (%(default)s)")
     parser.add_argument("--sequences", type=int, default=8, metavar="N", help="of a step (%(default)s)")

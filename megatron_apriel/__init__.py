@@ -3,10 +3,11 @@
 A room may import only rooms above it in this list, and no file imports in a circle::
 
     megatron_apriel/
-      errors.py concealed.py              what can go wrong, in words that help; secrets that are never printed
-      inputs.py outputs.py locks.py       regular files in; directories out, whole or absent; locks between processes
+      errors.py concealed.py              errors in words that help; secrets that are never printed
+      inputs.py locks.py outputs.py       regular files in; locks between processes; directories out, whole or absent
       terminal.py tables.py progress.py   what a person sees: lines, tables, progress
-      worker_process.py                   how a forked worker begins, and that it ends with its parent
+      quantities.py command_line.py       what a person writes: 4M, 5GB, arguments
+      workers.py                          work shared out over forked processes, which end with their parent
       config/            the one schema of a stage: loading, overriding, schedule, retention
       formats/           what lies on disk: architecture, FLOPs rule, tensor names, safetensors, JSON, run.json
       surgery/           upscaling and averaging by byte ranges

@@ -6,7 +6,7 @@ batch without images is an ordinary batch whose list is empty.
 
 A sequence's images are shared out over the tensor- and context-parallel ranks, whole image by whole image; each rank's
 batch holds the pixels of its own share only, and the slots of everybody's. A context-parallel rank's batch holds its
-own two chunks of the tokens, one after the other (``parallel/context_parts.py``), and what it needs to know of the
+own two blocks of the tokens, one after the other (``parallel/context_parts.py``), and what it needs to know of the
 rest. Everything that the model needs to know on the host (counts, longest document) travels as plain integers, so that
 no step waits for the device.
 
@@ -43,7 +43,7 @@ class _Movable:
         return replace(self, **moved)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on ``device``, copied without waiting where the source is pinned."""
+        """The same on ``device``, copied without waiting from pinned memory."""
         return self._map("to", device, non_blocking=True)
 
     def pin_memory(self) -> Self:
@@ -98,13 +98,13 @@ class PackedImages(_Movable):
 
 
 @dataclass(frozen=True)
-class Chunk(_Movable):
+class Block(_Movable):
     """A run of a sequence whose queries one context-parallel rank has, and the keys that they see.
 
     Attributes:
-        length: tokens of the chunk.
+        length: tokens of the block.
         first_key, stop: the keys are those at positions ``first_key`` to ``stop - 1`` of the whole sequence.
-        cu_queries, cu_keys: int32, cumulative numbers of queries and of keys per document that reaches into the chunk.
+        cu_queries, cu_keys: int32, cumulative numbers of queries and of keys per document that reaches into the block.
         max_queries, max_keys: of the document with the most.
     """
 
@@ -122,12 +122,12 @@ class ContextPart(_Movable):
     """What a context-parallel rank knows about its part of a sequence.
 
     Attributes:
-        chunks: the rank's chunks, in the order of its tokens.
+        blocks: the rank's blocks, in the order of its tokens.
         slots_L: int64, positions among this rank's tokens that take a patch's feature.
         features_L: int64, which of the K features each of them takes.
     """
 
-    chunks: tuple[Chunk, ...]
+    blocks: tuple[Block, ...]
     slots_L: Tensor
     features_L: Tensor
 

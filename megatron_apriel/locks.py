@@ -1,8 +1,11 @@
-"""A lock between processes that share a directory: a file that one of them at a time has locked.
+"""A lock between processes that share a directory: a file, or a directory, that one of them at a time has locked.
 
 The kernel releases the lock when its holder closes the file or dies, so nothing is left behind that a person must
 remove. The directory may be one that others write to. So the file is opened without following a link or waiting for
 the other end of a pipe, and nothing is ever written into it: whatever stands in its place stays as it is.
+
+Locking is ``filelock.lock_descriptor``. Opening and waiting stay by hand: ``filelock.FileLock`` opens pipes and devices
+and no directories, and where a file system has no locks it makes a file that outlives a killed process.
 
 This file may import only ``inputs``.
 """
@@ -11,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from filelock import lock_descriptor
 
 from megatron_apriel.inputs import NotAFileError
 
@@ -32,11 +36,11 @@ class HeldError(Exception):
 
 
 @dataclass(frozen=True)
-class FileLock:
+class TakenLock:
     """A lock that was taken; released at the end of ``with``, or with the process.
 
     Attributes:
-        descriptor: of the lock file.
+        descriptor: of the locked file or directory.
         problem: why it is not locked after all: some network file systems have no locks. None where it is.
     """
 
@@ -52,7 +56,7 @@ class FileLock:
         os.close(self.descriptor)
 
 
-def take_lock(path: Path, patience_s: float = 0.0) -> FileLock:
+def take_lock(path: Path, patience_s: float = 0.0) -> TakenLock:
     """Lock the file ``path``, which is made where there is none.
 
     Args:
@@ -64,27 +68,32 @@ def take_lock(path: Path, patience_s: float = 0.0) -> FileLock:
         NotAFileError: a pipe, a device or a directory stands in its place.
         OSError: a link stands there, or the file cannot be made or opened.
     """
-    descriptor = _opened(path)
+    return _locked(_opened(path), path, patience_s)
+
+
+def lock_directory(path: Path) -> TakenLock:
+    """Lock a directory itself, with no file in it.
+
+    Raises:
+        HeldError: another process holds it.
+        OSError: it is no directory, or cannot be opened.
+    """
+    return _locked(os.open(path, os.O_RDONLY | os.O_DIRECTORY), path, 0.0)
+
+
+def _locked(descriptor: int, path: Path, patience_s: float) -> TakenLock:
     deadline = time.monotonic() + patience_s
     try:
-        while not (lock := _try(descriptor)):
+        while not lock_descriptor(descriptor, blocking=False):
             if time.monotonic() >= deadline:
                 raise HeldError(f"{path} is locked by {_holder(descriptor)}")
             time.sleep(_EVERY_S)
+    except OSError as error:
+        return TakenLock(descriptor, error)
     except BaseException:
         os.close(descriptor)
         raise
-    return lock
-
-
-def _try(descriptor: int) -> FileLock | None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        return FileLock(descriptor, error)
-    return FileLock(descriptor)
+    return TakenLock(descriptor)
 
 
 def _opened(path: Path) -> int:

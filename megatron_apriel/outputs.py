@@ -15,14 +15,13 @@ The hidden name says who is writing: host, process and the process's start time.
 by the next run that writes to the same place. What a live process is writing is never touched: beside the name, the
 writer holds a lock on the directory, which the kernel releases only with the process.
 
-This file may import only ``errors``.
+This file may import only ``errors``, ``locks`` and ``terminal``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -30,11 +29,12 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from megatron_apriel.errors import OutputError
+from megatron_apriel.locks import HeldError, lock_directory
 from megatron_apriel.terminal import note
 
 _AT_FDCWD = -100
@@ -48,7 +48,7 @@ def check_destination(
     destination: str | Path,
     overwrite: bool = False,
     marker: str | tuple[str, ...] = "config.json",
-    sources: Sequence[str | Path] = (),
+    inputs: Sequence[str | Path] = (),
 ) -> Path:
     """Check that ``destination`` may be written, before any work is done.
 
@@ -56,7 +56,7 @@ def check_destination(
         destination: directory to be made. A link is followed: the directory that it points to is meant.
         overwrite: an existing directory is replaced if it contains ``marker``, or nothing at all.
         marker: file that distinguishes an earlier result of ours from a directory of somebody's, or all of several.
-        sources: inputs; the destination may neither lie in one of them nor contain one.
+        inputs: the destination may neither lie in one of them nor contain one.
 
     Returns:
         The destination as an absolute path with links resolved.
@@ -68,19 +68,19 @@ def check_destination(
         target = Path(destination).resolve()
     except RuntimeError:  # what Path makes of a link that leads back to itself
         raise OutputError(f"the destination {destination} is a link that leads back to itself.") from None
-    for source in map(Path, sources):
-        place = source.resolve()
+    for given in map(Path, inputs):
+        place = given.resolve()
         if target == place or target in place.parents or place in target.parents:
             relation = "is" if target == place else "contains" if target in place.parents else "lies inside"
             raise OutputError(
-                f"the destination {destination} {relation} the source {source}.",
-                "A source is only read; replacing it would lose it if anything went wrong.",
+                f"the destination {destination} {relation} the input {given}.",
+                "An input is only read; replacing it would lose it if anything went wrong.",
                 "Give a destination outside of it.",
             )
         for link in _links_into(target, place):
             raise OutputError(
-                f"the destination {destination} holds what {link} of the source is a link to.",
-                "A source is only read; replacing the destination would take that file from it.",
+                f"the destination {destination} holds what {link} of the input is a link to.",
+                "An input is only read; replacing the destination would take that file from it.",
                 "Give another destination.",
             )
     _check_place(destination, target)
@@ -109,10 +109,10 @@ def _missing(directory: Path, marker: str | tuple[str, ...]) -> list[str]:
     return [name for name in names if not (directory / name).is_file()]
 
 
-def _links_into(target: Path, source: Path) -> Iterator[Path]:
-    """Links in the directory ``source`` that lead to something inside ``target``."""
-    if target.is_dir() and source.is_dir():
-        with os.scandir(source) as entries:
+def _links_into(target: Path, given: Path) -> Iterator[Path]:
+    """Links in the directory ``given`` that lead to something inside ``target``."""
+    if target.is_dir() and given.is_dir():
+        with os.scandir(given) as entries:
             links = [Path(entry.path) for entry in entries if entry.is_symlink()]
         yield from (link for link in links if target in link.resolve().parents)
 
@@ -151,7 +151,7 @@ def whole_directory(
     destination: str | Path,
     overwrite: bool = False,
     marker: str | tuple[str, ...] = "config.json",
-    sources: Sequence[str | Path] = (),
+    inputs: Sequence[str | Path] = (),
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes ``destination`` when the block ends well, and vanishes otherwise.
 
@@ -159,21 +159,21 @@ def whole_directory(
     (128 + signal), unless the program has handlers of its own for them. All files are on disk before the rename.
 
     Args:
-        destination, overwrite, marker, sources: see :func:`check_destination`, which is called first.
+        destination, overwrite, marker, inputs: see :func:`check_destination`, which is called first.
 
     Raises:
         OutputError: if the destination is refused, or the disk is full, read-only, or appeared in the meantime.
     """
-    target = check_destination(destination, overwrite, marker, sources)
+    target = check_destination(destination, overwrite, marker, inputs)
     made = _make_parents(target.parent)
     partial: Path | None = None
-    lock: int | None = None
     try:
-        with _terminating_signals_raise():
+        with _terminating_signals_raise(), ExitStack() as lock:
             _remove_stale(target)
             partial = target.parent / f".{target.name}.partial-{_writer()}-{secrets.token_hex(3)}"
             partial.mkdir()
-            lock = _lock(partial)
+            with suppress(HeldError):  # another process is looking whether this one lives
+                lock.enter_context(lock_directory(partial))
             yield partial
             if missing := _missing(partial, marker):
                 raise RuntimeError(f"the block that wrote {destination} did not write {missing[0]}")
@@ -182,8 +182,6 @@ def whole_directory(
     except OSError as error:
         raise _explained(error, destination, target) from error
     finally:
-        if lock is not None:
-            os.close(lock)
         if partial is not None:
             # Either unfinished work, or the replaced result, which the exchange left under this name, or nothing.
             shutil.rmtree(partial, ignore_errors=True)
@@ -323,22 +321,6 @@ def _start_time(process: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def _lock(directory: Path) -> int | None:
-    """Lock a directory; returns the descriptor that holds the lock, or None if it is taken.
-
-    On a file system without locks the descriptor is returned all the same: the writer's name is then the only guard.
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        pass
-    return descriptor
-
-
 def _remove_stale(target: Path) -> None:
     """Remove what killed processes left beside ``target``; restore a result that was cut off between two renames."""
     ours = _writer().rpartition("-")[0].rpartition("-")[0]
@@ -356,10 +338,12 @@ def _remove_stale(target: Path) -> None:
                 continue
             if _start_time(int(process)) == started:
                 continue  # its writer lives
-            lock = _lock(path)
-            if lock is None:
+            try:
+                with lock_directory(path):
+                    pass
+            except HeldError:
                 continue  # its writer lives in another process namespace
-            os.close(lock)
+            # Where there are no locks, the writer's name is the only guard.
             if kind == "replaced" and not os.path.lexists(target):
                 path.rename(target)
             else:

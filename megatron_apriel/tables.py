@@ -7,6 +7,7 @@ of this kind every heading, title and cell is plain text, made printable.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import rich.console
@@ -29,6 +30,14 @@ class Table(rich.table.Table):
 
     def add_row(self, *cells: str | list[str], **options: Any) -> None:  # type: ignore[override]
         super().add_row(*map(plain, cells), **options)
+
+
+def figures(*headings: str, words: Collection[int] = (0,), title: str | None = None) -> Table:
+    """A table of numbers, which are aligned right, but for the columns at the places ``words``."""
+    table = Table(title=title)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place in words else "right")
+    return table
 
 
 def plain(text: str | list[str], style: str = "") -> Text:

@@ -1,17 +1,15 @@
 """What is printed and logged: lines in which nothing steers a terminal, whoever wrote the names in them.
 
-Tools print with :func:`say` and :func:`note` and never with ``print``, modules log to a :func:`named_logger`, and a
-:class:`CommandLine` reads arguments. Each line is made printable as a whole, by :func:`errors.printable
-<megatron_apriel.errors.printable>`, so that no caller has to think of it. Tables and bars are of
-:mod:`megatron_apriel.tables` and :mod:`megatron_apriel.progress`.
+Tools print with :func:`say` and :func:`note` and never with ``print``, and modules log to a :func:`named_logger`. Each
+line is made printable as a whole, by :func:`errors.printable <megatron_apriel.errors.printable>`, so that no caller has
+to think of it. Tables and bars are of :mod:`megatron_apriel.tables` and :mod:`megatron_apriel.progress`.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
-from typing import Any, NoReturn, TextIO
+from typing import TextIO
 
 from megatron_apriel.errors import printable
 
@@ -40,13 +38,3 @@ def named_logger(name: str) -> logging.Logger:
 def _made_printable(record: logging.LogRecord) -> bool:
     record.msg, record.args = printable(record.getMessage()), None
     return True
-
-
-class CommandLine(argparse.ArgumentParser):
-    """A parser of arguments whose complaint about one quotes it printably."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))

@@ -10,16 +10,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_apriel.config.quantities import parse_bytes
+from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.kinds import CONFIG
+from megatron_apriel.formats.run_directory import is_checkpoint
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average import AveragePlan, Distances, average, plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.mean import normalised
-from megatron_apriel.tables import Table, standard_output
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.tables import figures, standard_output
+from megatron_apriel.terminal import say
 
 EXAMPLES = """\
 examples:
@@ -41,13 +43,6 @@ was.
 """
 
 
-def _memory(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("destination", metavar="DST", help="Hugging Face directory to be made")
@@ -66,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     inputs.add_argument("--weights", type=float, nargs="+", metavar="W", help="one per checkpoint (default: all equal)")
     work = parser.add_argument_group("work and output")
     work.add_argument(
-        "--max-memory", type=_memory, default="2GB", metavar="SIZE", help="of the process (default: %(default)s)"
+        "--max-memory",
+        type=bytes_above_zero,
+        default="2GB",
+        metavar="SIZE",
+        help="of the process (default: %(default)s)",
     )
     work.add_argument("--dry-run", action="store_true", help="check the inputs, print the plan, and write nothing")
     work.add_argument(
@@ -98,18 +97,20 @@ def _inputs(arguments: argparse.Namespace) -> list[AverageInput]:
         raise ConfigError(
             "--run needs to know which checkpoints.", fix="Give --equispaced N, --last N or --steps STEP [STEP ...]."
         )
-    return [_opened(available[step]) for step in chosen]
+    return [_opened_step(available[step]) for step in chosen]
 
 
 def _opened(path: Path) -> AverageInput:
     """A Hugging Face directory, or a run's distributed checkpoint."""
-    if not (path / "run.json").is_file():
-        return AverageInput.from_directory(path)
-    # Reading a distributed checkpoint needs torch; Hugging Face directories are averaged without it.
-    from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource
+    return _opened_step(path) if is_checkpoint(path) else AverageInput.from_directory(path)
 
-    source = DistributedCheckpointSource(path)
-    return AverageInput(str(path), source, source.sidecars, read_json(source.sidecars / "config.json"))
+
+def _opened_step(path: Path) -> AverageInput:
+    # Reading a distributed checkpoint needs torch; Hugging Face directories are averaged without it.
+    from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader
+
+    reader = DistributedCheckpointReader(path)
+    return AverageInput(str(path), reader, reader.sidecars, read_json(reader.sidecars / CONFIG))
 
 
 def _refuse_repeats(values: Sequence[str], option: str) -> None:
@@ -136,9 +137,8 @@ def _weights(arguments: argparse.Namespace, inputs: int) -> tuple[float, ...] | 
 
 
 def _print_plan(plan: AveragePlan, console: Console) -> None:
-    table = Table()
-    for heading, side in (("checkpoint", "left"), ("weight", "right")):
-        table.add_column(heading, justify=side, overflow="fold")
+    table = figures("checkpoint", "weight")
+    table.columns[0].overflow = "fold"
     for number, given in enumerate(plan.inputs):
         weight = f"1/{len(plan.inputs)}" if plan.weights is None else f"{plan.weights[number]:.6g}"
         table.add_row(f"{number + 1}  {given.label}", weight)
@@ -149,10 +149,7 @@ def _print_plan(plan: AveragePlan, console: Console) -> None:
 
 def _print_distances(plan: AveragePlan, distances: Distances, console: Console) -> None:
     say("distance from the mean, relative to the mean's norm (L2):")
-    table = Table()
-    table.add_column("component")
-    for number in range(len(plan.inputs)):
-        table.add_column(str(number + 1), justify="right")
+    table = figures("component", *(str(number + 1) for number in range(len(plan.inputs))))
     for component, values in distances.relative().items():
         table.add_row(component, *(f"{value:.3g}" for value in values))
     console.print(table)

@@ -12,8 +12,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from megatron_apriel.errors import CheckpointError, ConfigError, run_command
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.command_line import CommandLine, bytes_above_zero
+from megatron_apriel.errors import ConfigError, run_command
+from megatron_apriel.terminal import say
 
 EXAMPLES = """
 examples:
@@ -39,13 +40,14 @@ forms:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = CommandLine(description=__doc__, epilog=EXAMPLES)
-    result.add_argument("source", metavar="SRC", type=Path, help="directory with a checkpoint of any form")
+    result.add_argument("checkpoint", metavar="SRC", type=Path, help="directory with a checkpoint of any form")
     result.add_argument("destination", metavar="DST", type=Path, help="directory to be made")
     result.add_argument("--to", required=True, choices=("hf", "mistral", "megatron"), help="form of the result")
     what = result.add_argument_group("what is written")
     what.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="cast to (default: as stored)")
     what.add_argument(
         "--max-shard-size",
+        type=bytes_above_zero,
         metavar="SIZE",
         help="bytes per safetensors file, such as 5GB (default: 5GB for hf, one file for mistral)",
     )
@@ -70,11 +72,11 @@ def main(argv: list[str] | None = None) -> int:
 
     to = Kind(arguments.to)
     shard_size = _shard_size(arguments.max_shard_size, to)
-    check_destination(arguments.destination, arguments.overwrite, MARKERS[to], [arguments.source])
+    check_destination(arguments.destination, arguments.overwrite, MARKERS[to], [arguments.checkpoint])
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    conversion = plan_conversion(arguments.source, to, dtype=dtype, max_shard_size=shard_size)
+    conversion = plan_conversion(arguments.checkpoint, to, dtype=dtype, max_shard_size=shard_size)
     tensors, parameters = len(conversion.weights.table), conversion.architecture.parameters
-    say(f"{arguments.source}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
+    say(f"{arguments.checkpoint}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
     if conversion.weights.skipped:
         say(f"left out, because they follow from the config: {', '.join(conversion.weights.skipped)}")
     say(f"{arguments.destination}: {to}, {conversion.size:,} bytes of tensors")
@@ -86,20 +88,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _shard_size(text: str | None, to: str) -> int | None:
-    from megatron_apriel.config.quantities import parse_bytes
-
-    if text is None:
+def _shard_size(given: int | None, to: str) -> int | None:
+    if given is None:
         return 5 * 10**9 if to == "hf" else None
     if to == "megatron":
         raise ConfigError("--max-shard-size has no meaning with --to megatron.", fix="Leave it out.")
-    try:
-        size = parse_bytes(text)
-    except ValueError as error:
-        raise ConfigError(f"--max-shard-size {text}: {error}.", fix="Write a size such as 5GB or 500MB.") from None
-    if size < 1:
-        raise CheckpointError(f"--max-shard-size {text} leaves no room for a tensor.")
-    return size
+    return given
 
 
 if __name__ == "__main__":

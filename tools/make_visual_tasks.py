@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_apriel.config.quantities import parse_count
+from megatron_apriel.command_line import CommandLine, above_zero, count_above_zero, number_list, word_list
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import ExitCode, run_command
-from megatron_apriel.terminal import CommandLine, note, say
+from megatron_apriel.terminal import note, say
 
 if TYPE_CHECKING:
     from megatron_apriel.data.visual_tasks.generate import Summary
@@ -40,24 +40,6 @@ samples with any number of workers, and more samples continue fewer. See docs/vi
 """
 
 
-def _count(text: str) -> int:
-    try:
-        return parse_count(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 1,2,1") from None
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES, allow_abbrev=False)
     parser.add_argument("destination", metavar="DST", type=Path, help="directory to be made; complete or absent")
@@ -65,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     given.add_argument("--images", type=Path, required=True, metavar="DIR", help="raw images, also in folders below")
     given.add_argument("--annotations", type=Path, metavar="FILE", help="COCO instances (JSON) of images in the folder")
     made = parser.add_argument_group("what is made")
-    made.add_argument("--samples", type=_count, required=True, metavar="N", help="how many, as 500 or 10K")
+    made.add_argument("--samples", type=count_above_zero, required=True, metavar="N", help="how many, as 500 or 10K")
     made.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (default: 0)")
     made.add_argument(
         "--difficulty",
@@ -75,12 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--tasks",
-        type=_names,
+        type=word_list,
         default=("reconstruct", "match", "detect", "count"),
         metavar="LIST",
         help="some of reconstruct,match,detect,count (default: all)",
     )
-    made.add_argument("--weights", type=_numbers, metavar="LIST", help="share of each task (default: equal)")
+    made.add_argument("--weights", type=number_list, metavar="LIST", help="share of each task (default: equal)")
     pictures = parser.add_argument_group("pictures")
     pictures.add_argument(
         "--max-side", type=int, default=512, metavar="PX", help="longer side of pictures, pixels (default: 512)"
@@ -91,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument("--quality", type=int, default=92, metavar="Q", help="of JPEG, 50 to 100 (default: 92)")
     given.add_argument(
         "--max-pixels",
-        type=_count,
+        type=count_above_zero,
         default=DEFAULT_LIMITS.pixels,
         metavar="N",
         help="pass over images of more pixels, and of fewer where decoding takes more than 4 bytes each, as with "
@@ -100,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--workers",
-        type=int,
+        type=above_zero,
         default=len(os.sched_getaffinity(0)),
         metavar="N",
         help="processes (default: all cores); the result does not depend on it",

@@ -11,16 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_apriel.command_line import CommandLine, above_zero, fraction
 from megatron_apriel.config.load import load_stage
-from megatron_apriel.config.quantities import parse_fraction
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
 from megatron_apriel.planning.step_time import Workload
-from megatron_apriel.tables import Table, standard_output
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.tables import Table, figures, standard_output
+from megatron_apriel.terminal import say
 
 EXAMPLES = """\
 examples:
@@ -40,51 +40,31 @@ what is missing.
 WIDTH = 150
 
 
-def _share(text: str) -> float:
-    try:
-        return parse_fraction(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _above_zero(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the stage")
     parser.add_argument("--stage", type=Path, help="the stage's YAML file")
     parser.add_argument("--architecture", help="a preset such as apriel-15b, where init_from does not exist yet")
     machine = parser.add_argument_group("hardware")
-    machine.add_argument("--gpus", type=_above_zero, help="GPUs of the run")
+    machine.add_argument("--gpus", type=above_zero, help="GPUs of the run")
     machine.add_argument("--gpu", choices=sorted(KINDS), default="h200", help="kind of GPU (default: %(default)s)")
     machine.add_argument("--hardware", type=Path, metavar="FILE", help="YAML with numbers that replace those of --gpu")
     machine.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one such number; repeatable")
     machine.add_argument("--print-hardware", action="store_true", help="print all numbers with their origin, and end")
     data = parser.add_argument_group("what the sequences hold")
     data.add_argument(
-        "--document-tokens", type=_above_zero, help="length of the documents (default: one fills the sequence)"
+        "--document-tokens", type=above_zero, help="length of the documents (default: one fills the sequence)"
     )
     data.add_argument(
         "--images-share",
-        type=_share,
+        type=fraction,
         help="part of the tokens that are image tokens (default: 15%% where tower or projector trains, else none)",
     )
     shown = parser.add_argument_group("output")
-    shown.add_argument("--top", type=_above_zero, default=10, help="how many layouts are listed (default: %(default)s)")
+    shown.add_argument("--top", type=above_zero, default=10, help="how many layouts are listed (default: %(default)s)")
     shown.add_argument("--show-refused", action="store_true", help="list the layouts that cannot run, with the reason")
     shown.add_argument("--json", type=Path, metavar="FILE", help="write every layout that was predicted to a new file")
     return parser
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title)
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("layers", "recompute") else "right")
-    return table
 
 
 def _layout_cells(candidate: Candidate) -> list[str]:
@@ -96,12 +76,13 @@ def _layout_cells(candidate: Candidate) -> list[str]:
 
 
 LAYOUT_COLUMNS = ("TP", "CP", "PP", "VP", "DP", "layers", "recompute")
+LAYOUT_WORDS = (5, 6)
 
 
 def ranking(found: Sequence[Candidate], title: str) -> Table:
     """The layouts that fit, as they are ordered."""
-    figures = ("m.b.", "GiB", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "GPU-hours")
-    table = _table(title, (*LAYOUT_COLUMNS, *figures))
+    columns = ("m.b.", "GiB", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "GPU-hours")
+    table = figures(*LAYOUT_COLUMNS, *columns, words=LAYOUT_WORDS, title=title)
     for candidate in found:
         time = candidate.time
         table.add_row(
@@ -120,7 +101,8 @@ def ranking(found: Sequence[Candidate], title: str) -> Table:
 
 def misses(found: Sequence[Candidate]) -> Table:
     """Layouts that do not fit, and by how much."""
-    table = _table("The nearest that do not fit", (*LAYOUT_COLUMNS, "GiB", "over by", "stage"))
+    title = "The nearest that do not fit"
+    table = figures(*LAYOUT_COLUMNS, "GiB", "over by", "stage", words=LAYOUT_WORDS, title=title)
     for candidate in found:
         needed = f"{candidate.memory.total / GIB:.1f} of {candidate.available / GIB:.0f}"
         over = f"{candidate.over / GIB:.1f} GiB"

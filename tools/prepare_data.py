@@ -6,12 +6,12 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction
+from megatron_apriel.command_line import CommandLine, above_zero, bytes_above_zero, count_above_zero, fraction
 from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.meanings import MAPPABLE
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
@@ -20,7 +20,7 @@ from megatron_apriel.data.raw.records import FORMATS
 from megatron_apriel.data.raw.shapes import SHAPES
 from megatron_apriel.data.raw.turns import ROLES
 from megatron_apriel.errors import run_command
-from megatron_apriel.terminal import CommandLine, note, say
+from megatron_apriel.terminal import note, say
 
 if TYPE_CHECKING:
     from megatron_apriel.data.corpus.prepare import PrepareSummary
@@ -91,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--strict", action="store_true", help="a field that is not used is an error")
     what.add_argument("--text-field", default="text", metavar="NAME", help="field of plain text (default: text)")
     what.add_argument("--split", default="", metavar="NAME", help="split of a saved data set that has several")
-    what.add_argument("--limit", type=_count, default=0, metavar="N", help="only the first N records, as 1000 or 10K")
+    what.add_argument(
+        "--limit", type=count_above_zero, default=0, metavar="N", help="only the first N records, as 1000 or 10K"
+    )
     images = result.add_argument_group("images")
     images.add_argument(
         "--image-root",
@@ -109,13 +111,13 @@ def parser() -> argparse.ArgumentParser:
     how = result.add_argument_group("how")
     how.add_argument(
         "--workers",
-        type=int,
+        type=above_zero,
         default=len(os.sched_getaffinity(0)),
         metavar="N",
         help="processes (default: all cores); the corpus does not depend on it",
     )
     how.add_argument(
-        "--max-bad", type=_fraction, default=0.001, metavar="F", help="tolerated share of bad records (default: 0.1%%)"
+        "--max-bad", type=fraction, default=0.001, metavar="F", help="tolerated share of bad records (default: 0.1%%)"
     )
     how.add_argument("--overwrite", action="store_true", help="replace an existing corpus at DST")
     how.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
@@ -137,7 +139,7 @@ def _add_limits(result: argparse.ArgumentParser) -> None:
     )
     limits.add_argument(
         "--max-pixels",
-        type=_count,
+        type=count_above_zero,
         default=DEFAULT_LIMITS.pixels,
         metavar="N",
         help="height x width of an image that takes 4 bytes a pixel to decode; one that takes more, as with "
@@ -145,7 +147,7 @@ def _add_limits(result: argparse.ArgumentParser) -> None:
     )
     limits.add_argument(
         "--max-record",
-        type=_bytes,
+        type=bytes_above_zero,
         default=DEFAULT_LIMITS.record_bytes,
         metavar="B",
         help="bytes of a record, of an image file, and of all stored images of a record; a record's values are held to "
@@ -153,57 +155,30 @@ def _add_limits(result: argparse.ArgumentParser) -> None:
     )
     limits.add_argument(
         "--max-text",
-        type=_count,
+        type=count_above_zero,
         default=DEFAULT_LIMITS.text_characters,
         metavar="N",
         help="characters of a document; turning them into tokens takes some 500 bytes of memory each (default: 4M)",
     )
     limits.add_argument(
         "--max-expansion",
-        type=_count,
+        type=count_above_zero,
         default=DEFAULT_LIMITS.expansion,
         metavar="N",
         help="how many times its size a packed file may unpack to, 16 MiB being free (default: 100)",
     )
     limits.add_argument(
         "--max-window",
-        type=_bytes,
+        type=bytes_above_zero,
         default=DEFAULT_LIMITS.window_bytes,
         metavar="B",
         help="window of a .zst file; those packed with zstd --long=31 need 2GiB (default: 128MiB)",
     )
 
 
-def _count(text: str) -> int:
-    return _above_zero(parse_count, text)
-
-
-def _bytes(text: str) -> int:
-    return _above_zero(parse_bytes, text)
-
-
-def _above_zero(parse: Callable[[str], int], text: str) -> int:
-    try:
-        number = parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def _fraction(text: str) -> float:
-    try:
-        return parse_fraction(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = parser().parse_args(argv)
-    if arguments.workers < 1:
-        parser().error(f"--workers {arguments.workers} is not above 0")
     # Megatron Core tells everybody that it found no Transformer Engine; no model is made here.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     # Only now: the imports take seconds, and --help should not.

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_apriel.config.quantities import parse_bytes
+from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
-from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import UpscalePlan, plan_upscale, upscale
-from megatron_apriel.tables import Table, standard_output
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.tables import figures, standard_output
+from megatron_apriel.terminal import say
 
 EXAMPLES = """\
 examples:
@@ -25,37 +25,27 @@ examples:
   # 40 layers become 48, copies spread over the middle half (the default); read the result again and compare
   python tools/upscale_layers.py models/pixtral-12b models/pixtral-15b --num-layers 48 --verify
 
-  # the deeper model computes exactly what its source does, until it is trained
+  # the deeper model computes exactly what the given one does, until it is trained
   python tools/upscale_layers.py models/pixtral-12b models/pixtral-15b --num-layers 48 --init identity
 
-  # a map of one's own, for a source of four layers
-  python tools/upscale_layers.py SRC DST --num-layers 6 --map 0,1,1,2,2,3
+  # a map of one's own, for a model of four layers
+  python tools/upscale_layers.py MODEL DST --num-layers 6 --map 0,1,1,2,2,3
 
 maps:
-  spread-middle  each copy right after its source, evenly over the middle half; first and last quarter untouched
+  spread-middle  each copy right after its original, evenly over the middle half; first and last quarter untouched
   block          one contiguous run in the middle is repeated (SOLAR)
   interval       a copy after every k-th layer (LLaMA-Pro)
   top-half       copies in the upper half only (OpT-DeUS)
-  0,1,2,2,...    the source layer of each layer; all source layers, for the first time in their own order
+  0,1,2,2,...    which layer each is made of; all of the model's layers, for the first time in their own order
 
-SRC is a Hugging Face directory (LLaVA with a Pixtral tower, or Mistral; sharded or not) or Mistral's own form
+MODEL is a Hugging Face directory (LLaVA with a Pixtral tower, or Mistral; sharded or not) or Mistral's own form
 (consolidated.safetensors, params.json). Only decoder layers are renumbered. DST is whole or as it was.
 """
 
 
-def _size(text: str) -> int:
-    try:
-        size = parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
-    return size
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("source", metavar="SRC", help="directory of the model to repeat layers of")
+    parser.add_argument("model", metavar="MODEL", help="directory of the model to repeat layers of")
     parser.add_argument("destination", metavar="DST", help="directory to be made")
     layers = parser.add_argument_group("layers")
     layers.add_argument("--num-layers", type=int, required=True, metavar="N", help="decoder layers of the result")
@@ -69,12 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         "--init",
         choices=("copy", "identity"),
         default="copy",
-        help="copies start with their source's weights, or so that they add exactly nothing (default: %(default)s)",
+        help="copies start with their original's weights, or so that they add exactly nothing (default: %(default)s)",
     )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--max-shard-size",
-        type=_size,
+        type=bytes_above_zero,
         metavar="SIZE",
         help="largest weight file (default: 5GB; a single file for Mistral's form, as its readers expect)",
     )
@@ -86,18 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print_plan(plan: UpscalePlan, console: Console) -> None:
     layers = plan.layers
-    say(f"{plan.source.num_layers} -> {len(layers.sources)} layers, map {layers.name}, init {plan.initialisation}")
-    table = Table()
-    for heading in ("layer", "source", ""):
-        table.add_column(heading, justify="right" if heading else "left")
+    say(f"{plan.model.num_layers} -> {len(layers.originals)} layers, map {layers.name}, init {plan.initialisation}")
+    table = figures("layer", "made of", "", words=(2,))
     start = "zero output" if plan.initialisation == "identity" else "copy"
-    for layer, (source, is_copy) in enumerate(zip(layers.sources, layers.copies, strict=True)):
-        table.add_row(str(layer), str(source), start if is_copy else "", style="bold" if is_copy else None)
+    for layer, (original, is_copy) in enumerate(zip(layers.originals, layers.copies, strict=True)):
+        table.add_row(str(layer), str(original), start if is_copy else "", style="bold" if is_copy else None)
     console.print(table)
     say(f"{len(plan.origins)} tensors, {plan.size:,} bytes")
-    files = Table()
-    for heading in ("file", "tensors", "bytes"):
-        files.add_column(heading, justify="left" if heading == "file" else "right")
+    files = figures("file", "tensors", "bytes")
     for shard in plan.shards:
         files.add_row(shard.file_name, str(len(shard.tensors)), f"{shard.size:,}")
     console.print(files)
@@ -106,18 +92,18 @@ def _print_plan(plan: UpscalePlan, console: Console) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0 only when the result is whole."""
     arguments = _parser().parse_args(argv)
-    if not Path(arguments.source).is_dir():
-        raise ConfigError(f"the source {arguments.source} is not a directory.", fix="Give the directory of a model.")
-    source = SourceModel.open(arguments.source)
-    layers = layer_map(arguments.map, source.num_layers, arguments.num_layers)
-    default_size = None if source.tensors.base == "consolidated" else 5 * 10**9
-    plan = plan_upscale(source, layers, arguments.init, arguments.max_shard_size or default_size)
+    if not Path(arguments.model).is_dir():
+        raise ConfigError(f"the model {arguments.model} is not a directory.", fix="Give the directory of a model.")
+    model = GivenModel.open(arguments.model)
+    layers = layer_map(arguments.map, model.num_layers, arguments.num_layers)
+    default_size = None if model.tensors.base == "consolidated" else 5 * 10**9
+    plan = plan_upscale(model, layers, arguments.init, arguments.max_shard_size or default_size)
     _print_plan(plan, standard_output())
-    check_destination(arguments.destination, arguments.overwrite, source.config_file.name, [arguments.source])
+    check_destination(arguments.destination, arguments.overwrite, model.config_file.name, [arguments.model])
     if arguments.dry_run:
         return ExitCode.OK
     upscale(plan, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)
-    checked = "; read again and equal to its source byte for byte" if arguments.verify else ""
+    checked = "; read again and equal to the given model byte for byte" if arguments.verify else ""
     say(f"{arguments.destination} is whole{checked}.")
     return ExitCode.OK
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from benchmarks.cases import Case
 from benchmarks.subjects.megatron_memory import megatron_memory
 from megatron_apriel.batch import Batch
+from megatron_apriel.config.choices import Compute
 from megatron_apriel.config.schema import (
     OptimizerSection,
     ParallelSection,
@@ -49,7 +50,7 @@ def stage_config(
     precision: str,
     parallel: ParallelSection | None = None,
     recompute: RecomputeSection | None = None,
-    compute: Literal["bf16", "fp32"] | None = None,
+    compute: Compute | None = None,
 ) -> StageConfig:
     """A stage that does nothing but what is measured, one step of the case's micro-batches over all ranks.
 

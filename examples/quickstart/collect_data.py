@@ -22,7 +22,8 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.command_line import CommandLine
+from megatron_apriel.terminal import say
 
 LIBRARY = [
     "argparse", "bisect", "calendar", "collections", "configparser", "contextlib", "copy", "csv", "dataclasses",

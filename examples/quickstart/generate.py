@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from megatron_apriel.terminal import CommandLine, note, say
+from megatron_apriel.command_line import CommandLine
+from megatron_apriel.terminal import note, say
 
 
 def answer(

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.outputs import whole_directory
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.terminal import say
 from megatron_apriel.testing.tokenizers import write_processor
 
 

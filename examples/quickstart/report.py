@@ -15,10 +15,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.yaml_text import read_yaml
 from megatron_apriel.errors import DataError, printable, run_command
 from megatron_apriel.tables import Table, standard_output
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import clock, short
 
 STAGES = ("stage1", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")

@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import clock
 
 HERE = Path(__file__).parent

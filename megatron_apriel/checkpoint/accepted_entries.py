@@ -16,7 +16,7 @@ from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.checkpoint.tensor_bytes import DTYPES
 from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.tensor_names import parameters
+from megatron_apriel.formats.megatron_parameters import parameters
 
 OPTIMIZER, RANDOM = "optimizer.state.", "random."
 """Beginnings of the keys of the optimizer's state and of the random states; a weight's key is its parameter's."""

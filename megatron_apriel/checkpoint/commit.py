@@ -7,15 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_apriel.formats.run_directory import former_of
 from megatron_apriel.formats.run_record import write_run_file
-
-PARTIAL = ".partial"
-"""End of the name of what is no checkpoint yet, or no more."""
-
-
-def partial_of(path: Path) -> Path:
-    """Where the checkpoint at ``path`` is while it is not whole."""
-    return path.with_name(path.name + PARTIAL)
 
 
 def publish(partial: Path, path: Path, record: dict[str, Any]) -> None:
@@ -25,7 +18,7 @@ def publish(partial: Path, path: Path, record: dict[str, Any]) -> None:
         flush(entry)
     if path.exists():
         # Saved again at the same step, after a resume: the same state, so that which of the two stays is no matter.
-        former = path.with_name(f"{path.name}.former{PARTIAL}")
+        former = former_of(path)
         path.rename(former)
         partial.rename(path)
         shutil.rmtree(former, ignore_errors=True)

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_apriel.checkpoint.image_tokens import break_and_end_ids
 from megatron_apriel.checkpoint.tekken_processor import write_processor
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes, cast
-from megatron_apriel.checkpoint.weights import WeightSource, open_source
+from megatron_apriel.checkpoint.weights import Weights, open_weights
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.hf_directory import check_sidecars, write_hf_sidecars
+from megatron_apriel.formats.hf_directory import write_hf_sidecars
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.kinds import (
-    RUN_FILE,
-    SIDECAR_DIRECTORY,
+    CONFIG,
+    PARAMS,
     Kind,
     architecture_of,
     config_for,
@@ -32,16 +33,17 @@ from megatron_apriel.formats.kinds import (
     sidecar_directory,
 )
 from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
-from megatron_apriel.formats.run_record import write_run_file, write_sidecars
-from megatron_apriel.formats.sidecars import copy_sidecars
+from megatron_apriel.formats.run_directory import RUN_FILE, SIDECAR_DIRECTORY
+from megatron_apriel.formats.run_record import write_run_file
+from megatron_apriel.formats.sidecars import check_sidecars, write_sidecars
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
 from megatron_apriel.formats.tensor_names import Form, Weight, pairs_from_halves
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
+from megatron_apriel.terminal import note
 
-PARAMS = "params.json"
-MARKERS = {Kind.HF: "config.json", Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
+MARKERS = {Kind.HF: CONFIG, Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
 """File that distinguishes an earlier result of each form from a directory of somebody's."""
 
 _PIECE_BYTES = 32 << 20
@@ -52,21 +54,23 @@ class Conversion:
     """All that will be done, checked before anything is.
 
     Attributes:
-        source, kind: the checkpoint and its form.
+        path, kind: the checkpoint and its form.
         to: form of the result.
         architecture: of the model.
-        weights: the source's, all accounted for.
+        weights: of the checkpoint, all accounted for.
         dtype: to cast to; None keeps each tensor's own.
         max_shard_size: bytes per safetensors file; None for one file.
+        params: what goes into ``params.json``, where the result has one.
     """
 
-    source: Path
+    path: Path
     kind: Kind
     to: Kind
     architecture: Architecture
-    weights: WeightSource
+    weights: Weights
     dtype: torch.dtype | None
     max_shard_size: int | None
+    params: dict[str, Any] | None = None
 
     @property
     def size(self) -> int:
@@ -108,21 +112,23 @@ class Conversion:
 
 
 def plan_conversion(
-    source: str | Path, to: Kind, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
+    checkpoint: str | Path, to: Kind, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
 ) -> Conversion:
-    """Recognise the source, account for all of its tensors and compare them with their checksums, where it has any.
+    """Recognise the checkpoint, account for all of its tensors and compare them with their checksums, where it has any.
 
     Raises:
         CheckpointError: no checkpoint, damaged, incomplete, or of a model that the other form cannot say.
     """
-    path = Path(source)
+    path = Path(checkpoint)
     kind, architecture = recognise(path), architecture_of(path)
-    conversion = Conversion(path, kind, to, architecture, open_source(path, architecture), dtype, max_shard_size)
-    if to is Kind.MISTRAL:
-        params_from_architecture(architecture)
-    else:
+    weights, sidecars = open_weights(path, architecture), sidecar_directory(path)
+    check_sidecars(sidecars)
+    params = _params(sidecars, architecture) if to is Kind.MISTRAL else None
+    conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params)
+    if to is not Kind.MISTRAL:
         _config(conversion)
-    check_sidecars(sidecar_directory(path))
+        if (sidecars / PARAMS).is_file():
+            break_and_end_ids(sidecars, architecture)
     conversion.weights.verify()
     return conversion
 
@@ -140,8 +146,8 @@ def convert(conversion: Conversion, destination: str | Path, *, overwrite: bool 
         CheckpointError, OutputError: nothing was written.
     """
     marker = MARKERS[conversion.to]
-    check_destination(destination, overwrite, marker, [conversion.source])
-    with whole_directory(destination, overwrite, marker, [conversion.source]) as partial:
+    check_destination(destination, overwrite, marker, [conversion.path])
+    with whole_directory(destination, overwrite, marker, [conversion.path]) as partial:
         check_space(destination, conversion.size)
         with progress("converting", total=conversion.size, unit="bytes") as step:
             if conversion.to is Kind.MEGATRON:
@@ -170,30 +176,24 @@ def _write_safetensors(conversion: Conversion, directory: Path, step: Any) -> No
 
 
 def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
-    source = sidecar_directory(conversion.source)
-    config = _config(conversion)
-    write_hf_sidecars(directory, config, source)
-    tekken = source / "tekken.json"
+    given = sidecar_directory(conversion.path)
+    write_hf_sidecars(directory, given, _config(conversion))
+    tekken = given / "tekken.json"
     if tekken.is_file() and not (directory / "tokenizer.json").exists():
         write_processor(tekken, conversion.architecture, directory)
 
 
 def _mistral_sidecars(conversion: Conversion, directory: Path) -> None:
-    source = sidecar_directory(conversion.source)
-    params = params_from_architecture(conversion.architecture)
-    given = source / PARAMS
-    if given.is_file() and architecture_from_params(given) == conversion.architecture:
-        params = read_json(given)
-    write_json(directory / PARAMS, params)
-    copy_sidecars(source, directory)
+    assert conversion.params is not None, "planned for Mistral's form"
+    write_sidecars(directory, sidecar_directory(conversion.path), conversion.params, PARAMS)
 
 
 def _megatron_sidecars(conversion: Conversion, directory: Path) -> None:
-    source = sidecar_directory(conversion.source)
-    write_sidecars(directory, _config(conversion), source)
+    given, sidecars = sidecar_directory(conversion.path), directory / SIDECAR_DIRECTORY
+    write_sidecars(sidecars, given, _config(conversion))
     if conversion.kind is Kind.MISTRAL:
         # Mistral's description of the model goes along, so that the way back gives the same file.
-        write_json(directory / SIDECAR_DIRECTORY / PARAMS, read_json(source / PARAMS))
+        write_json(sidecars / PARAMS, read_json(given / PARAMS))
     # No layout wrote it and no optimizer belongs to it: weights to begin a run from.
     write_run_file(directory, {"step": 0, "layout": None, "optimizer_groups": None, "extra": {}})
 
@@ -205,13 +205,25 @@ def _config(conversion: Conversion) -> dict[str, object]:
     dtypes = {conversion.dtype_of(name) for name in conversion.weights.table}
     # Of several dtypes the narrowest into which all fit.
     widest = functools.reduce(torch.promote_types, dtypes)
-    source = sidecar_directory(conversion.source)
-    return config_for(conversion.architecture, source, str(widest).removeprefix("torch."))
+    given = sidecar_directory(conversion.path)
+    return config_for(conversion.architecture, given, str(widest).removeprefix("torch."))
+
+
+def _params(sidecars: Path, architecture: Architecture) -> dict[str, Any]:
+    """The given ``params.json`` where it is of this model, else one with the ids of the tokenizer."""
+    ids = break_and_end_ids(sidecars, architecture)
+    params = params_from_architecture(architecture, ids)
+    file = sidecars / PARAMS
+    if file.is_file() and architecture_from_params(file) == architecture:
+        return read_json(file)
+    if architecture.tower is not None and ids is None:
+        note(f"note: {sidecars} has no tokenizer: {PARAMS} does not name the ids of [IMG_BREAK] and [IMG_END].")
+    return params
 
 
 def _verify(conversion: Conversion, directory: Path) -> None:
-    """Read the result as any user would, and compare every number with the source's."""
-    written = open_source(directory, conversion.architecture)
+    """Read the result as any user would, and compare every number with what was given."""
+    written = open_weights(directory, conversion.architecture)
     with progress("verifying", total=conversion.size, unit="bytes") as step:
         for name, weight in conversion.weights.table.items():
             for start, rows in conversion.rows(name):
@@ -220,7 +232,7 @@ def _verify(conversion: Conversion, directory: Path) -> None:
                 if found.dtype != rows.dtype or not torch.equal(_bits(found), _bits(rows)):
                     raise CheckpointError(
                         f"{name}, from row {start}, came out otherwise than it went in.",
-                        "A disk or memory is at fault, or the source was changed meanwhile.",
+                        "A disk or memory is at fault, or the checkpoint was changed meanwhile.",
                     )
                 step(rows.numel() * rows.element_size())
 

@@ -22,9 +22,10 @@ from megatron_apriel.checkpoint.verify import verify
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import architecture_of, sidecar_directory
+from megatron_apriel.formats.megatron_parameters import parameters
 from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.formats.tensor_files import TensorSpec
-from megatron_apriel.formats.tensor_names import Form, parameters, weights
+from megatron_apriel.formats.tensor_names import Form, weights
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class _Run:
 
 
 class DistributedWeights:
-    """A run's distributed checkpoint as a :class:`~megatron_apriel.checkpoint.weights.WeightSource`."""
+    """A run's distributed checkpoint as a :class:`~megatron_apriel.checkpoint.weights.Weights`."""
 
     def __init__(self, path: Path, architecture: Architecture) -> None:
         self._path, self._contents = path, read_metadata(path)
@@ -77,10 +78,10 @@ class DistributedWeights:
         return result[:, 0] if len(weight.shape) == 1 else result
 
 
-class DistributedCheckpointSource:
+class DistributedCheckpointReader:
     """A run's distributed checkpoint as tensors of Hugging Face's names and shapes, in NumPy's arrays.
 
-    Implements ``TensorSource`` of :mod:`megatron_apriel.surgery.average_inputs`. Not for several threads at a time.
+    Implements ``TensorReader`` of :mod:`megatron_apriel.surgery.average_inputs`. Not for several threads at a time.
 
     Args:
         path: a directory ``OUTPUT/checkpoints/step_00000500``; its files are verified by size, its weights by checksum.

@@ -2,8 +2,8 @@
 
 Rank 0 writes; the ranks that hold a parameter's shards send them to it, in the order of the file, so that nobody ever
 holds more than one whole parameter. The directory appears at its place when it is whole. It carries what transformers
-needs to load and generate: config, tokenizer, processor, chat template and generation config are the source's, with
-what training changed set anew.
+needs to load and generate: config, tokenizer, processor, chat template and generation config are the given
+model's, with what training changed set anew.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes
 from megatron_apriel.checkpoint.training_state import unwrapped
-from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import write_hf_sidecars
-from megatron_apriel.formats.kinds import CONFIG, Kind, config_for, recognise, sidecar_directory
+from megatron_apriel.formats.kinds import config_for, sidecar_directory
+from megatron_apriel.formats.megatron_parameters import Parameter, Split, parameters
 from megatron_apriel.formats.tensor_files import TensorSpec
-from megatron_apriel.formats.tensor_names import Form, Parameter, Split, parameters, weights
+from megatron_apriel.formats.tensor_names import Form, weights
 from megatron_apriel.outputs import check_destination, whole_directory
 from megatron_apriel.parallel.agreement import agree, on_first_rank
 from megatron_apriel.progress import progress
@@ -52,7 +52,7 @@ def export_hf(
         destination: directory to make; whole or absent.
         max_shard_size: bytes of tensors per safetensors file; None for one file.
         dtype: of the stored weights; None keeps the model's.
-        chat_template: text of ``chat_template.jinja``; None keeps the source's.
+        chat_template: text of ``chat_template.jinja``; None keeps the given model's.
         overwrite: replace an earlier result.
 
     Returns:
@@ -66,8 +66,7 @@ def export_hf(
     check_all_owned(set(owned), architecture)
     dtype = dtype or next(iter(models[0].parameters())).dtype
     name = str(dtype).removeprefix("torch.")
-    source = Path(sidecars)
-    on_first_rank(lambda: _check(destination, architecture, source, name, overwrite), destination)
+    on_first_rank(lambda: _check(destination, architecture, sidecars, name, overwrite), destination)
     gathered = _gathered(owned, architecture, place, dtype)
     if dist.get_rank() != 0:
         for _ in gathered:
@@ -77,9 +76,9 @@ def export_hf(
     failure = None
     try:
         with whole_directory(destination, overwrite) as partial:
-            directory = sidecar_source(source)
+            given = sidecar_directory(sidecars)
             _write_weights(partial, architecture, gathered, dtype, max_shard_size)
-            write_hf_sidecars(partial, config_for(architecture, directory, name), directory, chat_template)
+            write_hf_sidecars(partial, given, config_for(architecture, given, name), chat_template)
     except Exception as error:
         failure = error
         for _ in gathered:  # the others are sending, and would wait for ever
@@ -88,21 +87,9 @@ def export_hf(
     return destination
 
 
-def sidecar_source(source: Path) -> Path:
-    """The directory of a checkpoint's sidecar files. Raises CheckpointError if it is not there."""
-    if not source.is_dir():
-        raise CheckpointError(
-            f"{source}, whose config, tokenizer and processor files are to go along, does not exist.",
-            fix="Give a checkpoint of the same model.",
-        )
-    if (source / CONFIG).exists():
-        return source
-    return sidecar_directory(source) if recognise(source) is Kind.MEGATRON else source
-
-
-def _check(destination: Path, architecture: Architecture, source: Path, dtype: str, overwrite: bool) -> None:
+def _check(destination: Path, architecture: Architecture, sidecars: str | Path, dtype: str, overwrite: bool) -> None:
     check_destination(destination, overwrite)
-    config_for(architecture, sidecar_source(source), dtype)
+    config_for(architecture, sidecar_directory(sidecars), dtype)
 
 
 def _write_weights(

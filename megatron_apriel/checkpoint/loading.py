@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
-from megatron_apriel.checkpoint.weights import open_source
+from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.errors import listed, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.agreement import alike
@@ -27,7 +27,7 @@ class LoadReport:
     """What was loaded into this rank; ``str()`` of it is for the log.
 
     Attributes:
-        source, description: where from, and in what form.
+        path, description: where from, and in what form.
         tensors: tensors of the whole checkpoint that were accounted for.
         parameters, elements: of this rank's model that were filled.
         bytes_read: by this rank, as stored.
@@ -35,7 +35,7 @@ class LoadReport:
         skipped: tensors left out on purpose: a tower's where the model is text-only, tables of rotary frequencies.
     """
 
-    source: Path
+    path: Path
     description: str
     tensors: int
     skipped: tuple[str, ...]
@@ -46,7 +46,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [
-            f"loaded {self.tensors} tensors from {printable(self.source)} ({self.description}); this rank filled "
+            f"loaded {self.tensors} tensors from {printable(self.path)} ({self.description}); this rank filled "
             f"{self.parameters} parameters with {self.elements:,} numbers and read {self.bytes_read:,} bytes"
         ]
         lines += [f"  {count} slices cast from {stored} to {loaded}" for (stored, loaded), count in self.casts.items()]
@@ -56,28 +56,30 @@ class LoadReport:
 
 
 @torch.no_grad()
-def load_weights(chunks: Sequence[nn.Module], source: str | Path, architecture: Architecture) -> LoadReport:
-    """Fill this rank's model chunks from the checkpoint at ``source``; collective where there are several ranks.
+def load_weights(chunks: Sequence[nn.Module], checkpoint: str | Path, architecture: Architecture) -> LoadReport:
+    """Fill this rank's model chunks from ``checkpoint``; collective where there are several ranks.
 
     Args:
         chunks: this rank's model, before or after freezing, not wrapped.
-        source: a Hugging Face directory, Mistral's own form, or a run's distributed checkpoint (its weights only).
+        checkpoint: a Hugging Face directory, Mistral's own form, or a run's distributed checkpoint (its weights only).
         architecture: of the model. Where it is text-only, a LLaVA checkpoint's decoder is taken.
 
     Raises:
         CheckpointError: a tensor or parameter that is missing, left over, misshapen, quantised or damaged, by name.
     """
-    report, filled = alike(lambda: _fill(chunks, source, architecture))
+    report, filled = alike(lambda: _fill(chunks, checkpoint, architecture))
     check_all_owned(filled, architecture)
     return report
 
 
-def _fill(chunks: Sequence[nn.Module], source: str | Path, architecture: Architecture) -> tuple[LoadReport, set[str]]:
+def _fill(
+    chunks: Sequence[nn.Module], checkpoint: str | Path, architecture: Architecture
+) -> tuple[LoadReport, set[str]]:
     """Read this rank's slices; returns the report and the keys of what was filled. No communication."""
-    place, weights = Place.current(), open_source(source, architecture)
+    place, weights = Place.current(), open_weights(checkpoint, architecture)
     together = dist.is_initialized()
     weights.verify(*((dist.get_rank(), dist.get_world_size()) if together else ()))
-    report = LoadReport(Path(source), weights.description, len(weights.table), weights.skipped)
+    report = LoadReport(Path(checkpoint), weights.description, len(weights.table), weights.skipped)
     filled = set()
     for parameter, tensor in owned_parameters(chunks, architecture, place):
         row = 0

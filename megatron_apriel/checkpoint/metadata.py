@@ -24,10 +24,9 @@ from typing import Any
 import torch
 
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.run_directory import METADATA_FILE
 from megatron_apriel.formats.run_record import SHARD_SUFFIX
 from megatron_apriel.inputs import read_input
-
-METADATA = ".metadata"
 
 _MOST_BYTES = 256 * 2**20
 """Of the file. 48 layers on 640 GPUs take some 10 MiB."""
@@ -89,7 +88,7 @@ def read_metadata(directory: Path) -> Contents:
         CheckpointError: absent, damaged, asking for more than plain data, contradicting itself, or pointing outside of
             the directory or past the end of a file.
     """
-    file = directory / METADATA
+    file = directory / METADATA_FILE
     try:
         metadata = _Unpickler(io.BytesIO(read_input(file, _MOST_BYTES))).load()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Writes weights as a distributed checkpoint without a process group or a model, a piece at a time.
 
 torch's writer asks for each tensor only when it is about to write it. So the whole plan can be made from shapes alone,
-and a piece is put together from its source's rows when its turn comes: memory is bounded by the size of a piece.
+and a piece is put together from the given rows when its turn comes: memory is bounded by the size of a piece.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch.futures import Future
 from megatron_apriel.checkpoint.accepted_entries import COMMON_STATE, empty_common_state
 from megatron_apriel.checkpoint.background_save import FileWriter, first_failure
 from megatron_apriel.checkpoint.tensor_bytes import cast
-from megatron_apriel.checkpoint.weights import WeightSource
+from megatron_apriel.checkpoint.weights import Weights
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.tensor_names import Parameter, parameters
+from megatron_apriel.formats.megatron_parameters import Parameter, parameters
 from megatron_apriel.progress import Step
 
 PIECE_BYTES = 64 << 20
@@ -38,7 +38,7 @@ _FILE = "__0_0.distcp"
 
 
 def write_shards(
-    directory: Path, weights: WeightSource, architecture: Architecture, dtype: torch.dtype | None, step: Step
+    directory: Path, weights: Weights, architecture: Architecture, dtype: torch.dtype | None, step: Step
 ) -> None:
     """Write the weights into ``directory`` in Megatron's ``torch_dist`` format.
 
@@ -52,7 +52,7 @@ def write_shards(
     Raises:
         CheckpointError: weights that make up one parameter are stored in different dtypes and none is asked for.
     """
-    planner = _FromSource(weights, architecture, dtype, step)
+    planner = _FromWeights(weights, architecture, dtype, step)
     writer = _StreamingWriter(directory)
     try:
         checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
@@ -86,12 +86,10 @@ def _saved(tensor: Tensor) -> io.BytesIO:
     return data
 
 
-class _FromSource(DefaultSavePlanner):
-    """A plan of pieces that are read from a source when they are written."""
+class _FromWeights(DefaultSavePlanner):
+    """A plan of pieces that are read when they are written."""
 
-    def __init__(
-        self, weights: WeightSource, architecture: Architecture, dtype: torch.dtype | None, step: Step
-    ) -> None:
+    def __init__(self, weights: Weights, architecture: Architecture, dtype: torch.dtype | None, step: Step) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._weights, self._step = weights, step
         self._parameters = parameters(architecture)
@@ -131,13 +129,13 @@ class _FromSource(DefaultSavePlanner):
             )
 
 
-def read_rows(weights: WeightSource, parameter: Parameter, start: int, stop: int) -> Tensor:
+def read_rows(weights: Weights, parameter: Parameter, start: int, stop: int) -> Tensor:
     """Rows ``start`` to ``stop`` of a whole Megatron parameter."""
     parts = [weights.read(piece.weight, piece.start, piece.stop) for piece, _ in parameter.pieces_between(start, stop)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _one_dtype(parameter: Parameter, weights: WeightSource) -> torch.dtype:
+def _one_dtype(parameter: Parameter, weights: Weights) -> torch.dtype:
     dtypes = {weights.dtypes[piece.weight] for piece in parameter.pieces}
     if len(dtypes) > 1:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.checkpoint.shards import Place
-from megatron_apriel.formats.tensor_names import Parameter, Split
+from megatron_apriel.formats.megatron_parameters import Parameter, Split
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Megatron's modules can describe their own shards, but then the keys and the layout of a checkpoint depend on how the
 layers happen to be built (local or Transformer Engine, stacked or not, replicated or not). Here they follow from
-:mod:`megatron_apriel.formats.tensor_names` alone, so that a checkpoint can be read by whoever knows that table, without
-a model.
+:mod:`megatron_apriel.formats.megatron_parameters` alone, so that a checkpoint can be read by whoever knows
+that table, without a model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.tensor_names import Parameter, Split, parameter_key, parameters
+from megatron_apriel.formats.megatron_parameters import Parameter, Split, parameter_key, parameters
 
 type Shard = Any
 """``ShardedTensor``, or ``ShardedTensorFactory`` where one tensor is kept as several."""

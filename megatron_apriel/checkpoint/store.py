@@ -14,7 +14,6 @@ an older one instead is the user's decision, never made in silence.
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,18 +29,24 @@ from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_apriel.checkpoint.background_save import HostBuffers, ShardWriting, WriteState, first_failure
-from megatron_apriel.checkpoint.commit import PARTIAL, partial_of, publish
+from megatron_apriel.checkpoint.commit import publish
 from megatron_apriel.checkpoint.training_state import architecture_of_model, load_state, plan_state, unwrapped
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.kinds import CONFIG, SIDECAR_DIRECTORY, config_for, sidecar_directory
-from megatron_apriel.formats.run_record import read_run_file, write_sidecars
+from megatron_apriel.formats.kinds import config_for, sidecar_directory
+from megatron_apriel.formats.run_directory import (
+    SIDECAR_DIRECTORY,
+    checkpoint_path,
+    checkpoints_in,
+    partial_of,
+    partials_in,
+)
+from megatron_apriel.formats.run_record import read_run_file
+from megatron_apriel.formats.sidecars import write_sidecars
 from megatron_apriel.parallel.agreement import UNCHANGED, alike, on_first_rank
 from megatron_apriel.terminal import say
-
-_NAME = re.compile(r"step_(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,7 @@ class CheckpointStore:
 
     def complete(self) -> dict[int, Path]:
         """The checkpoints by step, oldest first. Their files are not looked at."""
-        if not self.directory.is_dir():
-            return {}
-        found = {int(match[1]): path for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))}
-        return dict(sorted(found.items()))
+        return checkpoints_in(self.directory)
 
     def latest(self) -> Path | None:
         """The newest checkpoint, its files verified by size; None if there is none. Needs no process group.
@@ -150,7 +152,7 @@ class CheckpointStore:
         assert self._pending is None, "a save is pending: its files would be removed as left over"
         started = time.perf_counter()
         models = unwrapped(chunks)
-        path = self.directory / f"step_{step:08d}"
+        path = checkpoint_path(self.directory, step)
         on_first_rank(lambda: self._prepare(partial_of(path)), path)
         try:
             writing, saved = plan_state(partial_of(path), models, optimizer)
@@ -246,9 +248,10 @@ class CheckpointStore:
         )
 
     def _publish(self, save: _Save) -> None:
-        partial, source = partial_of(save.path), self._sidecars(save.sidecars)
+        partial = partial_of(save.path)
+        given = self._sidecars(save.sidecars)
         try:
-            write_sidecars(partial, config_for(save.architecture, source, save.dtype), source)
+            write_sidecars(partial / SIDECAR_DIRECTORY, given, config_for(save.architecture, given, save.dtype))
             publish(partial, save.path, save.record)
         except Exception:
             shutil.rmtree(partial, ignore_errors=True)
@@ -257,15 +260,15 @@ class CheckpointStore:
 
     def _prepare(self, partial: Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        for stale in self.directory.glob(f"step_*{PARTIAL}"):
+        for stale in partials_in(self.directory):
             shutil.rmtree(stale)
         partial.mkdir()
 
     def _sidecars(self, given: Path) -> Path:
         if given.is_dir():
-            return sidecar_directory(given) if not (given / CONFIG).exists() else given
+            return sidecar_directory(given)
         newest = list(self.complete().values())[-1:]
-        return newest[0] / SIDECAR_DIRECTORY if newest else given
+        return sidecar_directory(newest[0]) if newest else given
 
     def _remove_superseded(self) -> None:
         complete = self.complete()

@@ -38,8 +38,8 @@ from megatron_apriel.checkpoint.strategies import plan_writing, read_shards
 from megatron_apriel.checkpoint.verify import verify_together
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.megatron_parameters import Parameter
 from megatron_apriel.formats.run_record import RunRecord
-from megatron_apriel.formats.tensor_names import Parameter
 from megatron_apriel.parallel.agreement import alike
 
 Owned = list[tuple[Parameter, nn.Parameter]]

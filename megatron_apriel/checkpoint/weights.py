@@ -1,6 +1,6 @@
 """Weights on disk, of any kind, read slice by slice under one set of names.
 
-A :class:`WeightSource` answers for a weight's dtype and reads a rectangle of it. Whatever the files call the weight and
+A :class:`Weights` answers for a weight's dtype and reads a rectangle of it. Whatever the files call the weight and
 in whatever order they keep its rows, it is asked for by its legacy Hugging Face name and comes back in Hugging Face's
 order. Opening one accounts for every tensor in the files and every weight of the architecture: nothing can be missing,
 left over, of another shape or of a dtype that needs decoding, without an error that names it.
@@ -26,7 +26,7 @@ from megatron_apriel.formats.tensor_files import TensorDirectory
 from megatron_apriel.formats.tensor_names import Form, Resolution, Weight, halves_from_pairs, resolve, weights
 
 
-class WeightSource(Protocol):
+class Weights(Protocol):
     """Weights that can be read by slices.
 
     Attributes:
@@ -56,7 +56,7 @@ class WeightSource(Protocol):
         ...
 
 
-def open_source(path: str | Path, architecture: Architecture) -> WeightSource:
+def open_weights(path: str | Path, architecture: Architecture) -> Weights:
     """Open the checkpoint at ``path``, of whatever kind, as weights of ``architecture``.
 
     Raises:

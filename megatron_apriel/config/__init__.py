@@ -1,1 +1,1 @@
-"""The stage's configuration: schema, quantities, loading and overriding. Imports no torch."""
+"""The stage's configuration: schema, loading and overriding. Imports no torch."""

@@ -14,11 +14,12 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.fields import all_settings, holds_list, section_of
-from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 from megatron_apriel.config.schema import KeepPolicy, Section, parse_factor
 from megatron_apriel.errors import ConfigError, run_command
-from megatron_apriel.terminal import CommandLine, say
+from megatron_apriel.quantities import parse_bytes, parse_count, parse_fraction, parse_path
+from megatron_apriel.terminal import say
 
 BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -28,7 +28,22 @@ from pydantic import (
     model_validator,
 )
 
-from megatron_apriel.config.quantities import (
+from megatron_apriel.config.choices import (
+    Attention,
+    Balanced,
+    Compute,
+    Damaged,
+    Decay,
+    Fp8Recipe,
+    ImageDevice,
+    Kept,
+    LongDocuments,
+    LossOn,
+    Recompute,
+    Wandb,
+)
+from megatron_apriel.errors import listed, printable, shown
+from megatron_apriel.quantities import (
     LARGEST,
     parse_bytes,
     parse_count,
@@ -36,7 +51,6 @@ from megatron_apriel.config.quantities import (
     parse_path,
     spelled,
 )
-from megatron_apriel.errors import listed, printable, shown
 
 SMALLEST_WEIGHT = 1e-6
 """Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/loading/mixture.py``)."""
@@ -112,7 +126,7 @@ class OptimizerSection(Section):
     """Last learning rate, as a fraction of `peak`."""
     warmup: Fraction = 0.1
     """Fraction of the stage's steps over which the rate rises linearly."""
-    decay: Literal["linear", "cosine", "constant"] = "cosine"
+    decay: Decay = "cosine"
     """Shape of the way from `peak` to `minimum`; `constant` stays at `peak`."""
     betas: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(ge=0, lt=1)]] = (0.9, 0.95)  # assumption
     """AdamW's decay of the first and second moment."""
@@ -131,11 +145,11 @@ class SourceSection(Section):
     """Directory that `tools/prepare_data.py` wrote."""
     weight: Fraction = 1.0
     """Share of the stage's tokens; the weights of a mixture sum to 100%, and 0 leaves the source out."""
-    loss: Literal["all", "responses"] = "all"
+    loss: LossOn = "all"
     """Which tokens are targets: every text token, or those of responses. Image tokens never are."""
     name: str = ""
     """How the source is called in logs; the corpus directory's name where empty."""
-    long_documents: Literal["split", "truncate", "drop", "error"] = "error"
+    long_documents: LongDocuments = "error"
     """What happens to a document longer than the sequence."""
     epochs: Annotated[Number, Field(gt=0)] | None = None
     """Most passes over the corpus; more would be an error. `null`: as many as its share of the tokens needs."""
@@ -155,11 +169,11 @@ def _unique_labels(sources: list[SourceSection]) -> list[SourceSection]:
 class ImagesSection(Section):
     """How images are decoded and resized; must agree with the tower that reads them."""
 
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: ImageDevice = "auto"
     """Where DALI decodes; `auto`: on the GPU where there is one."""
     threads: Annotated[Whole, Field(ge=1, le=1024)] = 4
     """Decoding threads of each rank."""
-    damaged: Literal["error", "skip"] = "error"
+    damaged: Damaged = "error"
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
     max_pixels: Annotated[Whole, Field(ge=1)] = 100_000_000
     """Largest image that is decoded, height x width of the stored file; `--max-pixels` of `tools/prepare_data.py`."""
@@ -173,7 +187,7 @@ def _split(value: Any) -> Any:
 
 # The tags are written in brackets so that findings are placed at the setting and not at a member of the union.
 LayersPerStage = Annotated[
-    Annotated[Literal["balanced"], Tag("(word)")] | Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], Tag("(list)")],
+    Annotated[Balanced, Tag("(word)")] | Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], Tag("(list)")],
     Discriminator(lambda value: "(word)" if isinstance(value, str) else "(list)"),
     BeforeValidator(_split),
 ]
@@ -215,9 +229,9 @@ class ParallelSection(Section):
 class PrecisionSection(Section):
     """Numbers that the model computes in."""
 
-    compute: Literal["bf16", "fp32"] = "bf16"
+    compute: Compute = "bf16"
     """Type of weights and activations; main gradients and optimizer state are fp32 in any case."""
-    fp8: Literal["none", "delayed", "tensorwise", "blockwise"] = "none"
+    fp8: Fp8Recipe = "none"
     """Scaling recipe for the decoder's matrix products in 8 bits (Transformer Engine; Hopper or newer)."""
     bf16_layers_at_start: Annotated[Whole, Field(ge=0)] = 0
     """With fp8: so many first decoder layers stay in bf16."""
@@ -234,7 +248,8 @@ class PrecisionSection(Section):
         if self.fp8 == "delayed" and (self.bf16_layers_at_start or self.bf16_layers_at_end):
             problems.append(
                 f"fp8=delayed cannot keep layers in bf16 (bf16_layers_at_start={self.bf16_layers_at_start},"
-                f" bf16_layers_at_end={self.bf16_layers_at_end}); set both to 0, or fp8=tensorwise or blockwise"
+                f" bf16_layers_at_end={self.bf16_layers_at_end}): it is one context around all layers; set both to 0,"
+                " or fp8=tensorwise or blockwise"
             )
         _raise_all(problems)
         return self
@@ -248,7 +263,7 @@ class PrecisionSection(Section):
 class RecomputeSection(Section):
     """Activations computed again in the backward pass instead of kept."""
 
-    mode: Literal["none", "selective", "full"] = "none"
+    mode: Recompute = "none"
     """`selective`: the MLPs, whose activations are the widest; `full`: whole layers, tower included."""
     layers: Annotated[Whole, Field(ge=1)] | None = None
     """With `full`: how many layers of each pipeline chunk; `null`: all."""
@@ -279,7 +294,7 @@ def _keep(value: Any) -> Any:
 class KeepPolicy(Section):
     """Which checkpoints stay on disk, besides the newest: all, the last N, or N equally spaced over the run."""
 
-    policy: Literal["all", "last", "equispaced"]
+    policy: Kept
     """`all`, `last` or `equispaced`."""
     number: Annotated[Whole, Field(ge=0, le=10_000)] = 0
     """How many, for `last` and `equispaced`."""
@@ -333,7 +348,7 @@ class LoggingSection(Section):
     """Steps between two records."""
     tensorboard: bool = True
     """Write TensorBoard files to ``OUTPUT/tensorboard``."""
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Wandb = "off"
     """Weights & Biases; `offline` writes below the output directory and needs no network."""
     wandb_project: str = "megatron_apriel"
     """Weights & Biases project."""
@@ -375,7 +390,7 @@ class StageConfig(Section):
     """Parallel layout."""
     precision: PrecisionSection = PrecisionSection()
     """Number formats."""
-    attention: Literal["auto", "flash", "cudnn"] = "auto"
+    attention: Attention = "auto"
     """Attention's kernels on a GPU: FlashAttention-4, or cuDNN through Transformer Engine; `auto`: the first on Hopper
     GPUs where `flash-attn-4` is installed."""
     recompute: RecomputeSection = RecomputeSection()

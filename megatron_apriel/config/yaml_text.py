@@ -6,6 +6,9 @@ writing alike.
 
 Of PyYAML only the grammar is used. Values are made here, one walk over the nodes: an alias may stand for more than the
 file has letters, and a tag for an object, so the walk counts what it makes and knows the plain kinds of values only.
+
+Not ``ruamel.yaml``: its YAML 1.2 makes dates and reads ``.5e3`` as text, ``%YAML 1.1`` in a file brings the old rules
+back, what ``<<`` merges in has no line, and limits, tags and messages would be by hand all the same.
 """
 
 from __future__ import annotations

@@ -1,30 +1,22 @@
 """Shapes of a Pixtral-style model: text decoder, vision tower, projector; from and to a Hugging Face config.
 
 Everything that depends on the model's size reads it from here: the model itself, the table of weight names, the
-FLOPs rule, the memory estimate, the image-token arithmetic. A checkpoint's ``config.json`` is the source; the presets
+FLOPs rule, the memory estimate, the image-token arithmetic. A checkpoint's ``config.json`` says them; the presets
 are for planning and for tests. What the implementation does not support is refused here, by name, before anything
 is built. No torch.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import CheckpointError, printable, shown
+from megatron_apriel.formats.adapters import refuse_adapter
+from megatron_apriel.formats.hf_config import LlavaSettings, MistralSettings, PixtralSettings
 from megatron_apriel.formats.json_files import read_json
-
-ACTIVATIONS = ("silu", "gelu")
-"""Gate activations that both the Hugging Face reference and this model know; ``gelu`` is the exact (erf) form."""
-
-MOST_LAYERS = 10_000
-"""What is refused beyond: tables of names are made for all layers before any tensor is looked at."""
-MOST_SIZE = 2**40
-"""Of any other number in a config; products of several are still numbers that can be computed with."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +127,7 @@ class Architecture:
     @classmethod
     def from_directory(cls, path: str | Path) -> Architecture:
         """From ``config.json`` of a Hugging Face directory. Raises CheckpointError if absent, damaged, unsupported."""
+        refuse_adapter(Path(path))
         file = Path(path) / "config.json"
         config = read_json(
             file,
@@ -153,36 +146,28 @@ class Architecture:
         """
         model_type = config.get("model_type")
         if model_type == "mistral":
-            return cls(decoder=_decoder_from_hf(config, origin))
+            return cls(decoder=_decoder_from_hf(MistralSettings.read(config, origin), origin))
         if model_type != "llava":
             raise CheckpointError(
                 f"{origin}: model_type {shown(model_type)} is not supported.",
                 "The implementation is of LlavaForConditionalGeneration with a Pixtral tower and a Mistral decoder.",
                 "Supported: 'llava' (Pixtral), 'mistral' (text only).",
             )
-        text, vision = (_section(config, key, origin) for key in ("text_config", "vision_config"))
-        _expect(vision, "model_type", ("pixtral",), f"{origin}: vision_config")
-        _expect(text, "model_type", ("mistral",), f"{origin}: text_config")
-        _expect(config, "vision_feature_layer", (-1,), origin, default=-1)
-        _expect(config, "vision_feature_select_strategy", ("full",), origin, default="default")
-        _expect(config, "tie_word_embeddings", (False, None), origin, default=False)
-        decoder, tower = _decoder_from_hf(text, f"{origin}: text_config"), _tower_from_hf(vision, origin)
+        settings = LlavaSettings.read(config, origin)
+        decoder = _decoder_from_hf(settings.text_config, f"{origin}: text_config")
+        tower = _tower_from_hf(settings.vision_config, f"{origin}: vision_config")
         projector = ProjectorArchitecture(
             input_size=tower.hidden_size,
             output_size=decoder.hidden_size,
-            activation=_expect(config, "projector_hidden_act", ACTIVATIONS, origin, default="gelu"),
-            bias=bool(config.get("multimodal_projector_bias", True)),
+            activation=settings.projector_hidden_act,
+            bias=settings.multimodal_projector_bias,
         )
-        # transformers 5 renamed image_token_index to image_token_id and writes either.
-        key = "image_token_index" if "image_token_index" in config else "image_token_id"
-        if config.get(key) is None:
-            raise CheckpointError(
-                f"{origin} has no image_token_index.",
-                "Which token stands for a patch would have to be guessed, and readers guess differently.",
-                "Add it from the published config; Pixtral's is 10.",
-            )
-        image_token_id = positive_count(config, key, origin)
-        return cls(decoder=decoder, tower=tower, projector=projector, image_token_id=image_token_id)
+        return cls(
+            decoder=decoder,
+            tower=tower,
+            projector=projector,
+            image_token_id=settings.resolved_image_token(origin),
+        )
 
     def to_hf_config(self, dtype: str = "bfloat16") -> dict[str, Any]:
         """A ``config.json`` that transformers loads; inverse of :meth:`from_hf_config`."""
@@ -204,108 +189,66 @@ class Architecture:
         }
 
 
-def _expect(config: Mapping[str, Any], key: str, supported: tuple[Any, ...], origin: str, default: Any = None) -> Any:
-    value = config.get(key, default)
-    if value not in supported:
-        raise CheckpointError(
-            f"{origin}: {key}={shown(value)} is not supported.", fix=f"Supported: {', '.join(map(repr, supported))}."
-        )
-    return value
-
-
-def positive_count(config: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
-    """``config[key]``, or the default where it is absent. Raises CheckpointError unless it is 1 to MOST_SIZE."""
-    value = config.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(
-            f"{origin}: {key}={shown(value)} is not a positive whole number.", "The shape cannot be known."
-        )
-    if value > MOST_SIZE:
-        raise CheckpointError(
-            f"{origin}: {key}={shown(value)} is too large: no model has such a size.",
-            fix="The file is damaged or of something else.",
-        )
-    return value
-
-
-def layer_count(config: Mapping[str, Any], key: str, origin: str, default: int | None = None) -> int:
-    """``config[key]``, or the default where it is absent. Raises CheckpointError unless it is 1 to MOST_LAYERS."""
-    value = positive_count(config, key, origin, default)
-    if value > MOST_LAYERS:
-        raise CheckpointError(
-            f"{origin}: {key}={value}.",
-            f"A model of more than {MOST_LAYERS} layers is not supported.",
-            "The file is damaged or of something else.",
-        )
-    return value
-
-
-def _section(config: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:
-    section = config.get(key) or {}
-    if not isinstance(section, Mapping):
-        raise CheckpointError(f"{origin}: {key}={shown(section)} is not an object.")
-    return section
-
-
-def positive_number(config: Mapping[str, Any], key: str, default: float, origin: str) -> float:
-    """``config[key]``, or the default where it is absent. Raises CheckpointError if it is no number above zero."""
-    value = config.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
-        raise CheckpointError(f"{origin}: {key}={shown(value)} is not a positive number.")
-    return float(value)
-
-
-def _rope_theta(config: Mapping[str, Any], default: float, types: tuple[str, ...], origin: str) -> float:
-    rope = _section(config, "rope_parameters", origin) or _section(config, "rope_scaling", origin)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in types:
-        raise CheckpointError(
-            f"{origin}: rotary positions of type {shown(kind)} are not supported.",
-            fix=f"Supported: {', '.join(types)}.",
-        )
-    return positive_number(rope if "rope_theta" in rope else config, "rope_theta", default, origin)
-
-
-def _decoder_from_hf(config: Mapping[str, Any], origin: str) -> DecoderArchitecture:
-    # The defaults are MistralConfig's own: published configs leave out what equals them (Pixtral-12B its 32 heads).
-    number = partial(positive_count, config, origin=origin)
-    hidden_size, num_heads = number("hidden_size", default=4096), number("num_attention_heads", default=32)
-    max_positions = number("max_position_embeddings", default=131072)
-    # MistralConfig's own default is 4096 where the key is absent, so that absence is not "no window".
-    window = config.get("sliding_window", 4096)
-    if window is not None and positive_count(config, "sliding_window", origin, default=4096) < max_positions:
-        raise CheckpointError(
-            f"{origin}: sliding_window={window} with max_position_embeddings={max_positions} is not supported.",
-            "Attention here sees the whole document; a shorter window would train another model.",
-            'Set "sliding_window": null if the model was trained without one.',
-        )
-    _expect(config, "attention_bias", (False, None), origin, default=False)
-    _expect(config, "tie_word_embeddings", (False, None), origin, default=False)
-    decoder = DecoderArchitecture(
-        hidden_size=hidden_size,
-        num_layers=layer_count(config, "num_hidden_layers", origin, default=32),
-        num_heads=num_heads,
-        num_kv_heads=number("num_key_value_heads", default=8 if "num_key_value_heads" not in config else num_heads),
-        head_dim=number("head_dim", default=hidden_size // num_heads),
-        ffn_hidden_size=number("intermediate_size", default=14336),
-        vocab_size=number("vocab_size", default=32000),
-        norm_eps=positive_number(config, "rms_norm_eps", 1e-6, origin),
-        rope_theta=_rope_theta(config, 1e4, ("default",), origin),
-        activation=_expect(config, "hidden_act", ACTIVATIONS, origin, default="silu"),
-        max_positions=max_positions,
-    )
+def checked_decoder(decoder: DecoderArchitecture, origin: str) -> DecoderArchitecture:
+    """The decoder itself. Raises CheckpointError where its heads cannot be computed."""
     if decoder.num_heads % decoder.num_kv_heads:
         raise CheckpointError(
             f"{origin}: {decoder.num_heads} attention heads are not a multiple of {decoder.num_kv_heads} key-value"
             " heads."
         )
-    if decoder.head_dim % 2:
+    if decoder.head_dim < 1 or decoder.head_dim % 2:
         raise CheckpointError(
             f"{origin}: heads of {decoder.head_dim} are not supported.",
             "Rotary positions turn pairs of numbers, so that a head's size must be even.",
         )
     return decoder
+
+
+def checked_tower(tower: TowerArchitecture, origin: str) -> TowerArchitecture:
+    """The tower itself. Raises CheckpointError where its heads or patches cannot be computed."""
+    if tower.head_dim * tower.num_heads != tower.hidden_size or tower.head_dim % 4:
+        raise CheckpointError(
+            f"{origin}: hidden_size={tower.hidden_size} with {tower.num_heads} heads of {tower.head_dim} is not"
+            " supported.",
+            "The tower's heads fill its width, and rotary positions in two dimensions need a head size in fours.",
+        )
+    if tower.image_size % tower.patch_size:
+        raise CheckpointError(
+            f"{origin}: image_size={tower.image_size} is not a multiple of patch_size={tower.patch_size}."
+        )
+    return tower
+
+
+def _decoder_from_hf(settings: MistralSettings, origin: str) -> DecoderArchitecture:
+    heads, window = settings.num_attention_heads, settings.sliding_window
+    # MistralConfig's own default is 4096 where the key is absent, so that absence is not "no window".
+    if window is not None and window < settings.max_position_embeddings:
+        raise CheckpointError(
+            f"{origin}: sliding_window={window} with max_position_embeddings={settings.max_position_embeddings} is not"
+            " supported.",
+            "Attention here sees the whole document; a shorter window would train another model.",
+            'Set "sliding_window": null if the model was trained without one.',
+        )
+    if settings.layer_types is not None and len(settings.layer_types) != settings.num_hidden_layers:
+        raise CheckpointError(
+            f"{origin}: layer_types has {len(settings.layer_types)} entries, and num_hidden_layers is"
+            f" {settings.num_hidden_layers}.",
+            "There is one for each layer.",
+        )
+    decoder = DecoderArchitecture(
+        hidden_size=settings.hidden_size,
+        num_layers=settings.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=settings.num_key_value_heads or heads,
+        head_dim=settings.head_dim or settings.hidden_size // heads,
+        ffn_hidden_size=settings.intermediate_size,
+        vocab_size=settings.vocab_size,
+        norm_eps=settings.rms_norm_eps,
+        rope_theta=settings.resolved_rope_theta(origin),
+        activation=settings.hidden_act,
+        max_positions=settings.max_position_embeddings,
+    )
+    return checked_decoder(decoder, origin)
 
 
 def _decoder_to_hf(decoder: DecoderArchitecture) -> dict[str, Any]:
@@ -331,34 +274,21 @@ def _decoder_to_hf(decoder: DecoderArchitecture) -> dict[str, Any]:
     }
 
 
-def _tower_from_hf(config: Mapping[str, Any], origin: str) -> TowerArchitecture:
-    origin = f"{origin}: vision_config"
-    number = partial(positive_count, config, origin=origin)
-    hidden_size, num_heads = number("hidden_size", default=1024), number("num_attention_heads", default=16)
-    head_dim = number("head_dim", default=hidden_size // num_heads)
-    if head_dim * num_heads != hidden_size or head_dim % 4:
-        raise CheckpointError(
-            f"{origin}: hidden_size={hidden_size} with {num_heads} heads of {head_dim} is not supported.",
-            "The tower's heads fill its width, and rotary positions in two dimensions need a head size in fours.",
-        )
+def _tower_from_hf(settings: PixtralSettings, origin: str) -> TowerArchitecture:
+    hidden_size, num_heads = settings.hidden_size, settings.num_attention_heads
     tower = TowerArchitecture(
         hidden_size=hidden_size,
-        num_layers=layer_count(config, "num_hidden_layers", origin, default=24),
+        num_layers=settings.num_hidden_layers,
         num_heads=num_heads,
-        head_dim=head_dim,
-        ffn_hidden_size=number("intermediate_size", default=4096),
-        # The reference's own default where the key is absent; published Pixtral configs name silu.
-        activation=_expect(config, "hidden_act", ACTIVATIONS, origin, default="gelu"),
-        patch_size=number("patch_size", default=16),
-        image_size=number("image_size", default=1024),
-        channels=number("num_channels", default=3),
-        rope_theta=_rope_theta(config, 1e4, ("default", "axial"), origin),
+        head_dim=settings.head_dim or hidden_size // num_heads,
+        ffn_hidden_size=settings.intermediate_size,
+        activation=settings.hidden_act,
+        patch_size=settings.patch_size,
+        image_size=settings.image_size,
+        channels=settings.num_channels,
+        rope_theta=settings.resolved_rope_theta(origin),
     )
-    if tower.image_size % tower.patch_size:
-        raise CheckpointError(
-            f"{origin}: image_size={tower.image_size} is not a multiple of patch_size={tower.patch_size}."
-        )
-    return tower
+    return checked_tower(tower, origin)
 
 
 def _tower_to_hf(tower: TowerArchitecture) -> dict[str, Any]:

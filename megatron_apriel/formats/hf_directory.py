@@ -5,31 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_apriel.formats.json_files import read_json, write_json
-from megatron_apriel.formats.kinds import CONFIG
-from megatron_apriel.formats.sidecars import copy_sidecars, sidecar_files
+from megatron_apriel.formats.sidecars import GENERATION, write_sidecars
 
 SAMPLING = {"do_sample": True, "temperature": 0.6}
 """How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
 _BOS, _EOS, _PAD = 1, 2, 11
 """Tekken's ids."""
-_GENERATION = "generation_config.json"
-
-
-def check_sidecars(source: Path) -> None:
-    """Raise CheckpointError for files beside the weights that could not be read when a result is to be completed."""
-    sidecar_files(source)
-    if (source / _GENERATION).exists():
-        read_json(source / _GENERATION)
 
 
 def write_hf_sidecars(
-    directory: Path, config: dict[str, object], source: Path, chat_template: str | None = None
+    directory: Path, given: Path, config: dict[str, object], chat_template: str | None = None
 ) -> None:
     """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
-    copy_sidecars(source, directory)
-    write_json(directory / CONFIG, config)
-    generation_file = source / _GENERATION
-    given = read_json(generation_file) if generation_file.exists() else {}
+    write_sidecars(directory, given, config)
+    chosen = read_json(given / GENERATION) if (given / GENERATION).exists() else {}
     text = config.get("text_config")
     ids = text if isinstance(text, dict) else config
     standard = {
@@ -37,7 +26,7 @@ def write_hf_sidecars(
         "eos_token_id": ids.get("eos_token_id", _EOS),
         "pad_token_id": _PAD,
     }
-    write_json(directory / _GENERATION, {**standard, **SAMPLING, **given})
+    write_json(directory / GENERATION, {**standard, **SAMPLING, **chosen})
     if chat_template is not None:
         _set_chat_template(directory, chat_template)
 

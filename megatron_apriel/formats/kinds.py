@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from megatron_apriel.errors import CheckpointError
+from megatron_apriel.formats.adapters import refuse_adapter
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.mistral_params import architecture_from_params
+from megatron_apriel.formats.run_directory import SIDECAR_DIRECTORY, RunDirectory, checkpoints_in, is_checkpoint
 
-RUN_FILE = "run.json"
-"""Written last into a distributed checkpoint: step, layout, sizes of all files, the run's own state."""
-SIDECAR_DIRECTORY = "hf"
-"""Inside a distributed checkpoint: config, tokenizer and processor files."""
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG, PARAMS = "config.json", "params.json"
+"""What a model is, in the Hugging Face form and in Mistral's."""
+INDEX = "model.safetensors.index.json"
 
 
 class Kind(StrEnum):
@@ -42,9 +43,10 @@ def recognise(path: str | Path) -> Kind:
             f"{path} is not a directory." if path.exists() else f"{path} does not exist.",
             fix="Give a directory with a checkpoint; weights are never downloaded.",
         )
-    if (path / RUN_FILE).exists() or (path / ".metadata").exists():
+    refuse_adapter(path)
+    if is_checkpoint(path):
         return Kind.MEGATRON
-    mistral = (path / "params.json").exists() and any(path.glob("consolidated*.safetensors"))
+    mistral = (path / PARAMS).exists() and any(path.glob("consolidated*.safetensors"))
     hf = (path / CONFIG).exists() and ((path / INDEX).exists() or any(path.glob("model*.safetensors")))
     if mistral and not hf:
         return Kind.MISTRAL
@@ -60,18 +62,25 @@ _LOOKED_FOR = (
 
 
 def _hint(path: Path) -> str:
-    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = sorted(entry.name for entry in checkpoints.glob("step_*") if (entry / RUN_FILE).exists())
-    if (path / "final" / CONFIG).exists():
-        return f"Did you mean {path / 'final'}?"
-    if steps:
-        return f"Did you mean {checkpoints / steps[-1]}?"
-    return ""
+    run = RunDirectory(path)
+    if (run.final / CONFIG).exists():
+        return f"Did you mean {run.final}?"
+    whole = checkpoints_in(run.checkpoints if run.checkpoints.is_dir() else path)
+    return f"Did you mean {list(whole.values())[-1]}?" if whole else ""
 
 
 def sidecar_directory(path: str | Path) -> Path:
-    """Where the config, tokenizer and processor files of the checkpoint at ``path`` lie."""
+    """Where the config, tokenizer and processor files of the checkpoint at ``path`` lie.
+
+    Raises:
+        CheckpointError: it is not there, or is no checkpoint.
+    """
     path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}, whose config, tokenizer and processor files are needed, does not exist.",
+            fix="Give a checkpoint of the same model.",
+        )
     return path / SIDECAR_DIRECTORY if recognise(path) is Kind.MEGATRON else path
 
 
@@ -79,17 +88,17 @@ def architecture_of(path: str | Path) -> Architecture:
     """The shapes of the checkpoint at ``path``, of whatever kind it is; no weight is read."""
     path = Path(path)
     if recognise(path) is Kind.MISTRAL:
-        return architecture_from_params(path / "params.json")
+        return architecture_from_params(path / PARAMS)
     return Architecture.from_directory(sidecar_directory(path))
 
 
-def config_for(architecture: Architecture, source: Path, dtype: str) -> dict[str, object]:
-    """The ``config.json`` to write: the one in ``source`` where it is, with what training may change set anew.
+def config_for(architecture: Architecture, given: Path, dtype: str) -> dict[str, object]:
+    """The ``config.json`` to write: the one in ``given`` where it is, with what training may change set anew.
 
-    What changes is the number of decoder layers and the dtype; every other entry of the source stays, known to this
-    project or not. Raises CheckpointError if the source's config is of a model with other shapes.
+    What changes is the number of decoder layers and the dtype; every other entry stays, known to this
+    project or not. Raises CheckpointError if that config is of a model with other shapes.
     """
-    file = source / CONFIG
+    file = given / CONFIG
     if not file.is_file():
         return dict(architecture.to_hf_config(dtype))
     config: dict[str, object] = read_json(file)
@@ -97,7 +106,10 @@ def config_for(architecture: Architecture, source: Path, dtype: str) -> dict[str
     if architecture.tower is None and config.get("model_type") != "mistral":
         return dict(architecture.to_hf_config(dtype))
     text = config.get("text_config")
-    (text if isinstance(text, dict) else config)["num_hidden_layers"] = architecture.decoder.num_layers
+    decoder: dict[str, Any] = text if isinstance(text, dict) else config
+    decoder["num_hidden_layers"] = architecture.decoder.num_layers
+    if isinstance(kinds := decoder.get("layer_types"), list):
+        decoder["layer_types"] = kinds[:1] * architecture.decoder.num_layers
     for section in (config, text, config.get("vision_config")):
         if isinstance(section, dict):
             for key in ("dtype", "torch_dtype"):

@@ -7,10 +7,10 @@ activation is GELU, RMSNorm's epsilon in the tower is 1e-5. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from megatron_apriel.errors import CheckpointError, printable, shown
 from megatron_apriel.formats.architecture import (
@@ -18,50 +18,98 @@ from megatron_apriel.formats.architecture import (
     DecoderArchitecture,
     ProjectorArchitecture,
     TowerArchitecture,
-    layer_count,
-    positive_count,
-    positive_number,
+    checked_decoder,
+    checked_tower,
 )
 from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.settings import Count, LayerCount, Positive, Settings, Unset
 
-IMAGE_BREAK_ID, IMAGE_END_ID = 12, 13
-"""Ids of [IMG_BREAK] and [IMG_END] in Tekken's table; params.json names them, a Hugging Face config does not."""
 
-_CHANGES_THE_MODEL = (
-    "moe",
-    "quantization",
-    "yarn",
-    "llama_4_scaling",
-    "q_lora_rank",
-    "mm_projector_id",
-    "add_pre_mm_projector_layer_norm",
-    "spatial_merge_size",
-    "tied_embeddings",
-    "use_biases",
-)
-"""Keys that, where set, mean a computation that this model does not do."""
+class VisionParams(Settings):
+    """``vision_encoder``: the tower, and the projector behind it."""
+
+    hidden_size: Count
+    num_hidden_layers: LayerCount
+    num_attention_heads: Count
+    intermediate_size: Count
+    patch_size: Count
+    image_size: Count
+    max_image_size: Count | None = None
+    num_channels: Count = 3
+    rope_theta: Positive = 1e4
+    adapter_bias: bool = True
+    image_token_id: Count = 10
+    image_break_token_id: Count | None = None
+    image_end_token_id: Count | None = None
+    spatial_merge_size: Literal[1, None] = 1
+    mm_projector_id: Unset = None
+    add_pre_mm_projector_layer_norm: Unset = None
+
+
+class MistralParams(Settings):
+    """The whole file."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"max_batch_size"})
+
+    dim: Count
+    n_layers: LayerCount
+    n_heads: Count
+    n_kv_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_dim: Count
+    vocab_size: Count
+    norm_eps: Positive = 1e-5
+    rope_theta: Positive | None = None
+    max_position_embeddings: Count | None = None
+    max_seq_len: Count | None = None
+    sliding_window: Any = None
+    sliding_window_by_layer: Any = Field(None, alias="_sliding_window")
+    vision_encoder: VisionParams | None = None
+    model_type: Literal["transformer"] = "transformer"
+    activation: Literal["silu", None] = "silu"
+    causal: Literal[True, None] = True
+    tied_embeddings: Unset = None
+    use_biases: Unset = None
+    moe: Unset = None
+    lora: Unset = None
+    quantization: Unset = None
+    quantization_config: Unset = None
+    yarn: Unset = None
+    llama_4_scaling: Unset = None
+    q_lora_rank: Unset = None
+    kv_lora_rank: Unset = None
+
+    @field_validator("vision_encoder", mode="before")
+    @classmethod
+    def _none_where_empty(cls, given: Any) -> Any:
+        return None if given == {} else given
 
 
 def architecture_from_params(path: Path) -> Architecture:
     """Read ``params.json``. Raises CheckpointError if it is absent, damaged, incomplete or of an unsupported model."""
-    params, origin = read_json(path, "The model's shapes are read from it."), printable(path)
-    vision = params.get("vision_encoder") or {}
-    if not isinstance(vision, dict):
-        raise CheckpointError(f"{origin}: vision_encoder holds a {type(vision).__name__}, not an object.")
-    _refuse_unsupported(params, origin)
+    origin = printable(path)
+    params = read_params(path)
     decoder = _decoder(params, origin)
-    if not vision:
+    if params.vision_encoder is None:
         return Architecture(decoder=decoder)
-    _refuse_unsupported(vision, f"{origin}: vision_encoder")
-    tower = _tower(vision, f"{origin}: vision_encoder")
-    projector = ProjectorArchitecture(
-        tower.hidden_size, decoder.hidden_size, bias=bool(vision.get("adapter_bias", True))
-    )
-    return Architecture(decoder, tower, projector, image_token_id=positive_count(vision, "image_token_id", origin, 10))
+    tower = _tower(params.vision_encoder, f"{origin}: vision_encoder")
+    projector = ProjectorArchitecture(tower.hidden_size, decoder.hidden_size, bias=params.vision_encoder.adapter_bias)
+    return Architecture(decoder, tower, projector, image_token_id=params.vision_encoder.image_token_id)
 
 
-def params_from_architecture(architecture: Architecture) -> dict[str, Any]:
+def read_params(path: Path) -> MistralParams:
+    """The settings in ``params.json``. Raises CheckpointError as :func:`architecture_from_params`."""
+    return MistralParams.read(read_json(path, "The model's shapes are read from it."), printable(path))
+
+
+def params_from_architecture(
+    architecture: Architecture, break_and_end_ids: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """The content of ``params.json``; inverse of :func:`architecture_from_params`.
+
+    Args:
+        architecture: of the model.
+        break_and_end_ids: what the tokenizer gives to [IMG_BREAK] and [IMG_END]; left out where it is not known.
 
     Raises:
         CheckpointError: the model has an activation or epsilon that Mistral's form cannot say.
@@ -92,72 +140,67 @@ def params_from_architecture(architecture: Architecture) -> dict[str, Any]:
             "num_attention_heads": tower.num_heads,
             "adapter_bias": projector.bias,
             "image_token_id": architecture.image_token_id,
-            "image_break_token_id": IMAGE_BREAK_ID,
-            "image_end_token_id": IMAGE_END_ID,
         }
+        if break_and_end_ids is not None:
+            params["vision_encoder"] |= dict(
+                zip(("image_break_token_id", "image_end_token_id"), break_and_end_ids, strict=True)
+            )
     return params
 
 
-def _decoder(params: Mapping[str, Any], origin: str) -> DecoderArchitecture:
-    if "rope_theta" not in params:
+def _decoder(params: MistralParams, origin: str) -> DecoderArchitecture:
+    if params.rope_theta is None:
         raise CheckpointError(
             f"{origin} has no rope_theta.",
             "Mistral's code has taken 10000 and, later, 1000000 where it is absent: the positions cannot be known.",
             'Add "rope_theta" with the value that the model was trained with.',
         )
-    number = partial(positive_count, params, origin=origin)
-    heads = number("n_heads")
     decoder = DecoderArchitecture(
-        hidden_size=number("dim"),
-        num_layers=layer_count(params, "n_layers", origin),
-        num_heads=heads,
-        num_kv_heads=number("n_kv_heads", default=heads),
-        head_dim=number("head_dim", default=number("dim") // heads),
-        ffn_hidden_size=number("hidden_dim"),
-        vocab_size=number("vocab_size"),
-        norm_eps=positive_number(params, "norm_eps", 1e-5, origin),
-        rope_theta=positive_number(params, "rope_theta", 1e4, origin),
-        max_positions=number("max_position_embeddings", default=number("max_seq_len", default=131072)),
+        hidden_size=params.dim,
+        num_layers=params.n_layers,
+        num_heads=params.n_heads,
+        num_kv_heads=params.n_kv_heads or params.n_heads,
+        head_dim=params.head_dim or params.dim // params.n_heads,
+        ffn_hidden_size=params.hidden_dim,
+        vocab_size=params.vocab_size,
+        norm_eps=params.norm_eps,
+        rope_theta=params.rope_theta,
+        max_positions=params.max_position_embeddings or params.max_seq_len or 131072,
     )
-    window = params.get("sliding_window")
-    if window is not None and not (isinstance(window, int) and window >= decoder.max_positions):
-        raise CheckpointError(
-            f"{origin}: sliding_window={window} is not supported.", "Attention here sees the whole document."
-        )
-    if decoder.num_heads % decoder.num_kv_heads:
-        raise CheckpointError(f"{origin}: n_heads={heads} is not a multiple of n_kv_heads={decoder.num_kv_heads}.")
-    return decoder
+    for name, window in (
+        ("sliding_window", params.sliding_window),
+        ("_sliding_window", params.sliding_window_by_layer),
+    ):
+        for one in window if isinstance(window, list) else [window]:
+            if one is not None and not (isinstance(one, int) and one >= decoder.max_positions):
+                raise CheckpointError(
+                    f"{origin}: {name}={shown(window)} is not supported.",
+                    "Attention here sees the whole document; a shorter window would train another model.",
+                    f"Remove {name} if the model was trained without one.",
+                )
+    return checked_decoder(decoder, origin)
 
 
-def _tower(vision: Mapping[str, Any], origin: str) -> TowerArchitecture:
-    width, heads = positive_count(vision, "hidden_size", origin), positive_count(vision, "num_attention_heads", origin)
-    if width % heads or width // heads % 4:
+def _tower(vision: VisionParams, origin: str) -> TowerArchitecture:
+    width, heads = vision.hidden_size, vision.num_attention_heads
+    if vision.max_image_size not in (None, vision.image_size):
         raise CheckpointError(
-            f"{origin}: hidden_size={width} with {heads} heads is not supported.",
-            "Rotary positions in two dimensions need a head size in fours.",
+            f"{origin}: image_size={vision.image_size} and max_image_size={vision.max_image_size} are not supported.",
+            "An image is resized to one largest side.",
         )
-    return TowerArchitecture(
+    tower = TowerArchitecture(
         hidden_size=width,
-        num_layers=layer_count(vision, "num_hidden_layers", origin),
+        num_layers=vision.num_hidden_layers,
         num_heads=heads,
         head_dim=width // heads,
-        ffn_hidden_size=positive_count(vision, "intermediate_size", origin),
+        ffn_hidden_size=vision.intermediate_size,
         activation="silu",
-        patch_size=positive_count(vision, "patch_size", origin),
-        image_size=positive_count(vision, "image_size", origin),
-        channels=positive_count(vision, "num_channels", origin, default=3),
-        rope_theta=positive_number(vision, "rope_theta", 1e4, origin),
+        patch_size=vision.patch_size,
+        image_size=vision.image_size,
+        channels=vision.num_channels,
+        rope_theta=vision.rope_theta,
     )
-
-
-def _refuse_unsupported(params: Mapping[str, Any], origin: str) -> None:
-    for key in _CHANGES_THE_MODEL:
-        # A merge of 1 merges nothing.
-        if params.get(key) and not (key == "spatial_merge_size" and params[key] == 1):
-            raise CheckpointError(
-                f"{origin}: {key}={shown(params[key])} is not supported.",
-                "The implementation is of Pixtral-12B's and Mistral-Nemo's architecture.",
-            )
+    return checked_tower(tower, origin)
 
 
 def _refuse_unsayable(architecture: Architecture) -> None:

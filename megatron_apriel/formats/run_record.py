@@ -1,4 +1,4 @@
-"""``run.json`` and ``hf/``: what lies in a distributed checkpoint beside the shards. No torch."""
+"""``run.json``: what a distributed checkpoint says of itself and of the run that wrote it. No torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.json_files import write_json
-from megatron_apriel.formats.kinds import CONFIG, RUN_FILE, SIDECAR_DIRECTORY
-from megatron_apriel.formats.sidecars import copy_sidecars, sha256_of
+from megatron_apriel.formats.run_directory import RUN_FILE
+from megatron_apriel.formats.sidecars import sha256_of
 from megatron_apriel.inputs import read_input
 
 FORMAT = 1
@@ -121,14 +121,6 @@ class RunState(BaseModel):
     skipped_in_a_row: _Count = 0
     config: _SavedSettings
     corpora: list[str] = []
-
-
-def write_sidecars(checkpoint: Path, config: dict[str, object], source: Path) -> None:
-    """Put ``config`` and the tokenizer and processor files of ``source`` into a distributed checkpoint."""
-    directory = checkpoint / SIDECAR_DIRECTORY
-    directory.mkdir()
-    write_json(directory / CONFIG, config)
-    copy_sidecars(source, directory)
 
 
 def write_run_file(checkpoint: Path, record: dict[str, Any]) -> None:

@@ -1,4 +1,8 @@
-"""What lies beside the weights: tokenizer, processor and template files."""
+"""What lies beside the weights: which files belong to a model, checked and copied.
+
+The config, which says what the weights mean, is written anew by whoever writes weights. Tokenizer, processor, template
+and licence files are copied as they are, byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,20 @@ import functools
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_apriel.errors import CheckpointError, printable
+from megatron_apriel.formats.json_files import read_json, write_json
+from megatron_apriel.formats.kinds import CONFIG, PARAMS
 from megatron_apriel.inputs import open_input
 from megatron_apriel.terminal import note
 
+GENERATION = "generation_config.json"
+
 SIDECARS = (
-    "generation_config.json",
+    GENERATION,
     "tokenizer.json",
     "tokenizer_config.json",
     "tekken.json",
@@ -38,16 +48,16 @@ MOST_SIDECAR_BYTES = 2**30
 """Of one such file; a tokenizer has some tens of MB."""
 
 
-def sidecar_files(source: Path) -> list[Path]:
-    """The tokenizer, processor and template files that ``source`` has.
+def sidecar_files(directory: Path) -> list[Path]:
+    """The tokenizer, processor and template files that ``directory`` has.
 
     Raises:
         CheckpointError: one is a link to nothing, as in a cache that was not downloaded whole, a pipe or a device, or
             larger than any such file.
     """
-    files = [source / name for name in SIDECARS]
-    files += sorted(source.glob("tokenizer.model*"))
-    files += sorted(source.glob("additional_chat_templates/*.jinja"))
+    files = [directory / name for name in SIDECARS]
+    files += sorted(directory.glob("tokenizer.model*"))
+    files += sorted(directory.glob("additional_chat_templates/*.jinja"))
     found = []
     for file in files:
         if file.is_symlink() and not file.exists():
@@ -73,33 +83,54 @@ def sidecar_files(source: Path) -> list[Path]:
     return found
 
 
-def copy_sidecars(source: Path, destination: Path) -> list[str]:
-    """Copy the files of :func:`sidecar_files`; returns their names. Names links out of ``source`` on standard error."""
-    copied = []
-    for file in sidecar_files(source):
-        target = destination / file.relative_to(source)
+def check_sidecars(directory: Path) -> None:
+    """Raise CheckpointError for files beside the weights that could not be read when a result is to be completed."""
+    sidecar_files(directory)
+    if (directory / GENERATION).exists():
+        read_json(directory / GENERATION)
+
+
+def write_sidecars(directory: Path, given: Path, config: Mapping[str, Any], config_name: str = CONFIG) -> list[str]:
+    """Write a model's config and copy the files of :func:`sidecar_files` beside its weights.
+
+    Names links out of ``given`` on standard error.
+
+    Args:
+        directory: of the weights; made if it is not there.
+        given: directory whose files are copied.
+        config: to be written.
+        config_name: ``CONFIG`` or ``PARAMS``.
+
+    Returns:
+        Names of all that was written.
+    """
+    directory.mkdir(exist_ok=True)
+    write_json(directory / config_name, config)
+    written = [config_name]
+    for file in sidecar_files(given):
+        target = directory / file.relative_to(given)
         target.parent.mkdir(exist_ok=True)
         with open_input(file) as stream, target.open("wb") as copy:
             shutil.copyfileobj(stream, copy)
-        copied.append(str(file.relative_to(source)))
-    name_links(source)
-    return copied
+        written.append(str(file.relative_to(given)))
+    name_links(given)
+    return written
 
 
 @functools.cache
-def name_links(source: Path) -> None:
+def name_links(given: Path) -> None:
     """Say once that files of a model are links to somewhere else: what lies there goes into a result.
 
     A download cache lays out whole models that way, so one line is for all of them.
     """
-    inside = source.resolve()
-    files = [*sidecar_files(source), *(source / name for name in ("config.json", "params.json"))]
-    files += sorted(source.glob("*.safetensors"))
+    inside = given.resolve()
+    files = [*sidecar_files(given), *(given / name for name in (CONFIG, PARAMS))]
+    files += sorted(given.glob("*.safetensors"))
     outside = [file for file in files if not file.resolve().is_relative_to(inside)]
     if outside:
-        first = f"{outside[0].relative_to(source)} -> {outside[0].resolve()}"
+        first = f"{outside[0].relative_to(given)} -> {outside[0].resolve()}"
         lead = "1 file is a link that leads" if len(outside) == 1 else f"{len(outside):,} files are links that lead"
-        note(f"note: {lead} out of {source}, and the contents were copied: {first}{' and others' * (len(outside) > 1)}")
+        note(f"note: {lead} out of {given}, and the contents were copied: {first}{' and others' * (len(outside) > 1)}")
 
 
 def sha256_of(file: Path) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
 from megatron_apriel.errors import CheckpointError, brief, listed, printable, shown
+from megatron_apriel.formats.adapters import refuse_adapter
 from megatron_apriel.formats.json_files import MOST_BYTES, parse_json, read_json
 from megatron_apriel.inputs import open_input
 
@@ -34,7 +35,10 @@ DTYPE_BYTES = {
 }  # fmt: skip
 """Bytes per element of the dtypes that are read here. The format's sub-byte dtypes are not among them."""
 
-CHUNK_BYTES = 1 << 20
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of weights that can be trained, averaged and repeated; others hold whole or quantised numbers."""
+
+PIECE_BYTES = 1 << 20
 """Largest piece that is read at once for copying, hashing or comparing: it stays in a core's cache meanwhile."""
 
 MOST_HEADER_BYTES = MOST_BYTES
@@ -79,7 +83,7 @@ class TensorEntry(TensorSpec):
     file: Path
     offset: int
 
-    def chunks(self, start_row: int = 0, stop_row: int | None = None, limit: int = CHUNK_BYTES) -> Iterator[bytearray]:
+    def pieces(self, start_row: int = 0, stop_row: int | None = None, limit: int = PIECE_BYTES) -> Iterator[bytearray]:
         """The bytes of rows ``start_row`` to ``stop_row`` in pieces of ``limit`` bytes; the last may be shorter.
 
         Each piece is a new one. Raises CheckpointError if the file has become shorter.
@@ -224,6 +228,7 @@ class TensorDirectory:
         directory = Path(path)
         if not directory.is_dir():
             raise CheckpointError(f"{directory} is not a directory.", fix="Give a directory with safetensors files.")
+        refuse_adapter(directory)
         bases: tuple[Base, ...] = ("model", "consolidated") if base is None else (base,)
         for candidate in bases:
             present = _weight_files(directory, candidate)

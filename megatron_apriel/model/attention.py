@@ -5,7 +5,7 @@ applies rotary positions by document, which asks the device for the documents' l
 come per token (``rotary.py``) and nothing waits. Of a sequence that is divided over context-parallel ranks, see
 ``context.py``. :class:`LocalCoreAttention` does the attention itself where Transformer Engine is absent.
 
-Shape letters: S tokens, N query heads, G key-value heads, D numbers per head; T keys, as many as S but for a chunk.
+Shape letters: S tokens, N query heads, G key-value heads, D numbers per head; T keys, as many as S but for a block.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_apriel.batch import Batch
-from megatron_apriel.model.context import ChunkedSeqParams, attend_by_chunks, gather_keys_and_values
+from megatron_apriel.model.context import BlockedSeqParams, attend_by_blocks, gather_keys_and_values
 from megatron_apriel.model.rotary import Rotary, split_and_rotate
 
 
@@ -44,10 +44,10 @@ def packed(cu_seqlens: Tensor, longest: int) -> PackedSeqParams:
 
 
 def packed_documents(batch: Batch) -> PackedSeqParams:
-    """How the sequence of a batch is divided into documents, and its chunks if this rank has only a part of it."""
+    """How the sequence of a batch is divided into documents, and its blocks if this rank has only a part of it."""
     if batch.part is None:
         return packed(batch.cu_seqlens, batch.max_document)
-    return ChunkedSeqParams(qkv_format="thd", chunks=batch.part.chunks)
+    return BlockedSeqParams(qkv_format="thd", blocks=batch.part.blocks)
 
 
 class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
@@ -80,9 +80,9 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
         queries = self.num_attention_heads_per_partition // self.num_query_groups_per_partition
         fused = self.config.transformer_impl == "transformer_engine"
         query, key, value = split_and_rotate(projected_S1GX, queries, rotary_pos_emb, fused=fused)
-        if isinstance(packed_seq_params, ChunkedSeqParams):
+        if isinstance(packed_seq_params, BlockedSeqParams):
             key, value = gather_keys_and_values(key, value, self.pg_collection.cp)
-            context = attend_by_chunks(self.core_attention, query, key, value, packed_seq_params.chunks)
+            context = attend_by_blocks(self.core_attention, query, key, value, packed_seq_params.blocks)
         else:
             context = self.core_attention(
                 query,

@@ -3,7 +3,7 @@
 Limited by memory: the first kernel reads the logits once, the second reads and writes them once. Importing this file
 imports Triton, which comes with torch's CUDA wheels, so it is imported only where there are CUDA tensors.
 
-A chunk of logits may have more than 2**31 numbers: offsets of rows are int64.
+A part of the logits may have more than 2**31 numbers: offsets of rows are int64.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ BLOCK = 8192
 WARPS = 8
 
 
-def row_statistics(logits_CV: Tensor, labels_C: Tensor, first_entry: int) -> tuple[Tensor, Tensor, Tensor]:
+def row_statistics(logits_TV: Tensor, labels_T: Tensor, first_entry: int) -> tuple[Tensor, Tensor, Tensor]:
     """Per row the largest logit, the sum of exp(logit - largest), and the label's logit; float32 [C] each."""
-    rows, entries = logits_CV.shape
-    statistics_3C = torch.empty(3, rows, dtype=torch.float32, device=logits_CV.device)
+    rows, entries = logits_TV.shape
+    statistics_3T = torch.empty(3, rows, dtype=torch.float32, device=logits_TV.device)
     _statistics_kernel[(rows,)](
-        logits_CV, logits_CV.stride(0), labels_C, statistics_3C, rows, first_entry, entries, BLOCK, num_warps=WARPS
+        logits_TV, logits_TV.stride(0), labels_T, statistics_3T, rows, first_entry, entries, BLOCK, num_warps=WARPS
     )
-    return statistics_3C[0], statistics_3C[1], statistics_3C[2]
+    return statistics_3T[0], statistics_3T[1], statistics_3T[2]
 
 
 def turn_into_gradient(
-    logits_CV: Tensor, labels_C: Tensor, first_entry: int, maximum_C: Tensor, total_C: Tensor
+    logits_TV: Tensor, labels_T: Tensor, first_entry: int, maximum_T: Tensor, total_T: Tensor
 ) -> None:
     """Overwrite logits by softmax - onehot; 0 in rows of ignored labels."""
-    rows, entries = logits_CV.shape
+    rows, entries = logits_TV.shape
     _gradient_kernel[(rows, triton.cdiv(entries, BLOCK))](
-        logits_CV,
-        logits_CV.stride(0),
-        labels_C,
-        maximum_C,
-        total_C,
+        logits_TV,
+        logits_TV.stride(0),
+        labels_T,
+        maximum_T,
+        total_T,
         first_entry,
         entries,
         IGNORED_LABEL,

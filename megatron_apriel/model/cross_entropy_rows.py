@@ -27,77 +27,77 @@ LOGITS_AT_A_TIME = 2**22
 class RowStatistics(NamedTuple):
     """Per row: its largest logit, the sum of exp(logit - largest), and its label's logit (0 where it has none)."""
 
-    maximum_C: Tensor
-    total_C: Tensor
-    target_C: Tensor
+    maximum_T: Tensor
+    total_T: Tensor
+    target_T: Tensor
 
     def losses(self) -> Tensor:
         """log(sum of exp(logits)) - label's logit, per row."""
-        return self.total_C.log() + self.maximum_C - self.target_C
+        return self.total_T.log() + self.maximum_T - self.target_T
 
 
-def row_statistics(logits_CV: Tensor, labels_C: Tensor, first_entry: int) -> RowStatistics:
+def row_statistics(logits_TV: Tensor, labels_T: Tensor, first_entry: int) -> RowStatistics:
     """The three numbers of every row, over this rank's entries."""
-    if _has_kernels(logits_CV):
+    if _has_kernels(logits_TV):
         from megatron_apriel.model import cross_entropy_kernels
 
-        return RowStatistics(*cross_entropy_kernels.row_statistics(logits_CV, labels_C, first_entry))
-    return row_statistics_by_torch(logits_CV, labels_C, first_entry)
+        return RowStatistics(*cross_entropy_kernels.row_statistics(logits_TV, labels_T, first_entry))
+    return row_statistics_by_torch(logits_TV, labels_T, first_entry)
 
 
-def turn_into_gradient(logits_CV: Tensor, labels_C: Tensor, first_entry: int, statistics: RowStatistics) -> None:
+def turn_into_gradient(logits_TV: Tensor, labels_T: Tensor, first_entry: int, statistics: RowStatistics) -> None:
     """Overwrite logits by the gradient of the sum of losses: softmax - onehot, and 0 in rows of ignored labels.
 
     Args:
         statistics: over the whole vocabulary, not this rank's entries only.
     """
-    if _has_kernels(logits_CV):
+    if _has_kernels(logits_TV):
         from megatron_apriel.model import cross_entropy_kernels
 
         cross_entropy_kernels.turn_into_gradient(
-            logits_CV, labels_C, first_entry, statistics.maximum_C, statistics.total_C
+            logits_TV, labels_T, first_entry, statistics.maximum_T, statistics.total_T
         )
     else:
-        turn_into_gradient_by_torch(logits_CV, labels_C, first_entry, statistics)
+        turn_into_gradient_by_torch(logits_TV, labels_T, first_entry, statistics)
 
 
-def row_statistics_by_torch(logits_CV: Tensor, labels_C: Tensor, first_entry: int) -> RowStatistics:
+def row_statistics_by_torch(logits_TV: Tensor, labels_T: Tensor, first_entry: int) -> RowStatistics:
     """:func:`row_statistics` on any device."""
-    wide = torch.promote_types(logits_CV.dtype, torch.float32)
-    columns_C, mine_C = _columns(logits_CV, labels_C, first_entry)
-    maximum_C = logits_CV.amax(1).to(wide)
-    target_C = logits_CV.gather(1, columns_C[:, None])[:, 0].to(wide).where(mine_C, 0.0)
-    total_C = torch.empty_like(maximum_C)
-    for rows in _pieces(logits_CV):
-        total_C[rows] = (logits_CV[rows].to(wide) - maximum_C[rows, None]).exp_().sum(1)
-    return RowStatistics(maximum_C, total_C, target_C)
+    wide = torch.promote_types(logits_TV.dtype, torch.float32)
+    columns_T, mine_T = _columns(logits_TV, labels_T, first_entry)
+    maximum_T = logits_TV.amax(1).to(wide)
+    target_T = logits_TV.gather(1, columns_T[:, None])[:, 0].to(wide).where(mine_T, 0.0)
+    total_T = torch.empty_like(maximum_T)
+    for rows in _pieces(logits_TV):
+        total_T[rows] = (logits_TV[rows].to(wide) - maximum_T[rows, None]).exp_().sum(1)
+    return RowStatistics(maximum_T, total_T, target_T)
 
 
 def turn_into_gradient_by_torch(
-    logits_CV: Tensor, labels_C: Tensor, first_entry: int, statistics: RowStatistics
+    logits_TV: Tensor, labels_T: Tensor, first_entry: int, statistics: RowStatistics
 ) -> None:
     """:func:`turn_into_gradient` on any device."""
-    columns_C, mine_C = _columns(logits_CV, labels_C, first_entry)
-    for rows in _pieces(logits_CV):
-        shifted_RV = logits_CV[rows].to(statistics.maximum_C.dtype) - statistics.maximum_C[rows, None]
-        softmax_RV = shifted_RV.exp_().div_(statistics.total_C[rows, None])
+    columns_T, mine_T = _columns(logits_TV, labels_T, first_entry)
+    for rows in _pieces(logits_TV):
+        shifted_RV = logits_TV[rows].to(statistics.maximum_T.dtype) - statistics.maximum_T[rows, None]
+        softmax_RV = shifted_RV.exp_().div_(statistics.total_T[rows, None])
         # The difference is taken before rounding to the logits' type: close to the label the two nearly cancel.
-        softmax_RV.scatter_add_(1, columns_C[rows, None], -mine_C[rows, None].to(softmax_RV.dtype))
-        logits_CV[rows] = softmax_RV.masked_fill_((labels_C[rows] == IGNORED_LABEL)[:, None], 0.0)
+        softmax_RV.scatter_add_(1, columns_T[rows, None], -mine_T[rows, None].to(softmax_RV.dtype))
+        logits_TV[rows] = softmax_RV.masked_fill_((labels_T[rows] == IGNORED_LABEL)[:, None], 0.0)
 
 
-def _has_kernels(logits_CV: Tensor) -> bool:
-    return logits_CV.is_cuda and logits_CV.dtype != torch.float64
+def _has_kernels(logits_TV: Tensor) -> bool:
+    return logits_TV.is_cuda and logits_TV.dtype != torch.float64
 
 
-def _columns(logits_CV: Tensor, labels_C: Tensor, first_entry: int) -> tuple[Tensor, Tensor]:
+def _columns(logits_TV: Tensor, labels_T: Tensor, first_entry: int) -> tuple[Tensor, Tensor]:
     """The label's column, 0 where it is not on this rank; and whether it is."""
-    columns_C = labels_C - first_entry
-    mine_C = (columns_C >= 0) & (columns_C < logits_CV.shape[1])
-    return columns_C.where(mine_C, 0), mine_C
+    columns_T = labels_T - first_entry
+    mine_T = (columns_T >= 0) & (columns_T < logits_TV.shape[1])
+    return columns_T.where(mine_T, 0), mine_T
 
 
-def _pieces(logits_CV: Tensor) -> Iterator[slice]:
-    rows, entries = logits_CV.shape
+def _pieces(logits_TV: Tensor) -> Iterator[slice]:
+    rows, entries = logits_TV.shape
     step = max(LOGITS_AT_A_TIME // entries, 1)
     return (slice(start, start + step) for start in range(0, rows, step))

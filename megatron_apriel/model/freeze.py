@@ -12,21 +12,11 @@ from collections.abc import Iterable
 import torch
 
 from megatron_apriel.config.schema import TrainedParts
-
-
-def component_of(parameter_name: str) -> str:
-    """``tower``, ``projector`` or ``decoder`` (which includes embedding, final norm and head) of a parameter's name.
-
-    Wrappers put ``module.`` before the name; that changes nothing.
-    """
-    while parameter_name.startswith("module."):
-        parameter_name = parameter_name.removeprefix("module.")
-    part = parameter_name.partition(".")[0]
-    return part if part in ("tower", "projector") else "decoder"
+from megatron_apriel.formats.tensor_names import component_of
 
 
 def apply_freezing(chunks: Iterable[torch.nn.Module], train: TrainedParts) -> None:
     """Freeze the parameters of every component whose factor in ``train`` is 0, and let the others train."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
-            parameter.requires_grad_(getattr(train, component_of(name)) > 0)
+            parameter.requires_grad_(getattr(train, component_of(name).trained_as) > 0)

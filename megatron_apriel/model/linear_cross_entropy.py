@@ -3,15 +3,15 @@
 With 131072 entries in the vocabulary, the logits of a sequence are its largest tensor by far: 32768 tokens have 8 GiB
 of them in bfloat16, and a loss that computes in float32 makes 16 GiB more and keeps them for the backward pass. None
 of it is needed. The gradient of a token's loss with respect to its logits is ``softmax(logits) - onehot(label)``: it
-is known as soon as the logits are. So tokens are taken a chunk at a time, and for each chunk, in the forward pass,
+is known as soon as the logits are. So tokens are taken a part at a time, and for each part, in the forward pass,
 
-    logits   = hidden @ weight.T              [C, V]   1st matrix product
+    logits   = hidden @ weight.T              [T, V]   1st matrix product
     loss     = log sum exp(logits) - logits[label]
-    logits  <- softmax(logits) - onehot       [C, V]   in place, rows of ignored labels 0
-    d_hidden = logits @ weight                [C, H]   2nd
+    logits  <- softmax(logits) - onehot       [T, V]   in place, rows of ignored labels 0
+    d_hidden = logits @ weight                [T, H]   2nd
     d_weight += logits.T @ hidden             [V, H]   3rd, added up in float32 where the gradient lives
 
-after which the chunk's logits are overwritten by the next chunk's. The products are the three that a head always has;
+after which the part's logits are overwritten by the next part's. The products are the three that a head always has;
 nothing is computed twice. What stays for the backward pass is ``d_hidden``, no larger than the hidden states that an
 ordinary linear layer would have kept. Liger Kernel (arXiv 2410.10989, section 3.2) works by the same idea.
 
@@ -27,7 +27,7 @@ it on the device, without waiting. The hidden states' gradient is exact for any 
 zeroed before a step's first forward pass, as it is. A forward pass with gradients enabled and without a backward pass
 would leave its part there: evaluate under ``torch.no_grad``.
 
-Shape letters: S tokens, C tokens of a chunk, H hidden, V this rank's entries of the vocabulary.
+Shape letters: S tokens, T tokens of a part, H hidden, V this rank's entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -45,14 +45,7 @@ from torch.autograd.function import once_differentiable
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.model.cross_entropy_rows import RowStatistics, row_statistics, turn_into_gradient
 from megatron_apriel.model.main_grad import placeholder_gradient
-
-LOGITS_PER_CHUNK = 2**29
-"""Largest number of logits at a time: 1 GiB in bfloat16, 4096 tokens of 131072 entries. Each chunk reads and writes the
-whole float32 gradient of the weight (1.3 ms for 131072 x 5120 on an H200, where the chunk's products take 24 ms), so
-chunks should be large; beyond this, time no longer falls noticeably and memory grows."""
-
-TOKEN_MULTIPLE = 16
-"""Chunks have a multiple of this many tokens: whole tiles for the tensor cores, and aligned rows."""
+from megatron_apriel.parallel.logit_parts import tokens_per_part
 
 _NOT_SUMMED = (
     "the gradient of a token's loss is not 1: the head's weight gradient was computed for losses that are summed."
@@ -78,7 +71,7 @@ def linear_cross_entropy(
         losses_S: Tensor = _LinearCrossEntropy.apply(hidden_SH, weight_VH, labels_S, group)
         return losses_S
     with torch.no_grad():
-        return _run_chunks(hidden_SH, weight_VH, labels_S, group, None, None)
+        return _run_parts(hidden_SH, weight_VH, labels_S, group, None, None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -92,7 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sum_VH = main_grad
         if ctx.trains_weight and main_grad is None:
             sum_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH.dtype))
-        losses_S = _run_chunks(hidden_SH, weight_VH, labels_S, group, grad_hidden_SH, sum_VH)
+        losses_S = _run_parts(hidden_SH, weight_VH, labels_S, group, grad_hidden_SH, sum_VH)
         # Only what is not in main_grad goes through autograd.
         grad_weight_VH = sum_VH.to(weight_VH.dtype) if sum_VH is not None and main_grad is None else None
         ctx.weight_VH = weight_VH if main_grad is not None else None
@@ -117,7 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden_SH, grad_weight_VH, None, None
 
 
-def _run_chunks(
+def _run_parts(
     hidden_SH: Tensor,
     weight_VH: Tensor,
     labels_S: Tensor,
@@ -128,30 +121,24 @@ def _run_chunks(
     """Losses [S]. The gradients that are given are computed too: one written, the other added to."""
     tokens, entries = hidden_SH.shape[0], weight_VH.shape[0]
     first_entry = group.rank() * entries if group is not None else 0
-    length = chunk_length(tokens, entries)
+    length = tokens_per_part(tokens, entries)
     losses_S = hidden_SH.new_empty(tokens, dtype=_wide(hidden_SH.dtype))
-    # One buffer for all chunks: a fresh tensor per chunk would be made while the last one is still held.
-    buffer_CV = hidden_SH.new_empty(min(length, tokens), entries)
+    # One buffer for all parts: a fresh tensor per part would be made while the last one is still held.
+    buffer_TV = hidden_SH.new_empty(min(length, tokens), entries)
     for start in range(0, tokens, length):
-        chunk = slice(start, min(start + length, tokens))
-        hidden_CH, labels_C = hidden_SH[chunk], labels_S[chunk]
-        logits_CV = torch.mm(hidden_CH, weight_VH.t(), out=buffer_CV[: len(labels_C)])
-        statistics = _combine(row_statistics(logits_CV, labels_C, first_entry), group)
-        losses_S[chunk] = statistics.losses().masked_fill_(labels_C == IGNORED_LABEL, 0.0)
+        part = slice(start, min(start + length, tokens))
+        hidden_TH, labels_T = hidden_SH[part], labels_S[part]
+        logits_TV = torch.mm(hidden_TH, weight_VH.t(), out=buffer_TV[: len(labels_T)])
+        statistics = _combine(row_statistics(logits_TV, labels_T, first_entry), group)
+        losses_S[part] = statistics.losses().masked_fill_(labels_T == IGNORED_LABEL, 0.0)
         if grad_hidden_SH is None and grad_weight_VH is None:
             continue
-        turn_into_gradient(logits_CV, labels_C, first_entry, statistics)
+        turn_into_gradient(logits_TV, labels_T, first_entry, statistics)
         if grad_hidden_SH is not None:
-            torch.mm(logits_CV, weight_VH, out=grad_hidden_SH[chunk])
+            torch.mm(logits_TV, weight_VH, out=grad_hidden_SH[part])
         if grad_weight_VH is not None:
-            _add_product(grad_weight_VH, logits_CV, hidden_CH)
+            _add_product(grad_weight_VH, logits_TV, hidden_TH)
     return losses_S
-
-
-def chunk_length(tokens: int, entries: int) -> int:
-    """Tokens per chunk: as few chunks as the limit allows, of equal size but for the last."""
-    chunks = -(-tokens * entries // LOGITS_PER_CHUNK)
-    return -(-tokens // (chunks * TOKEN_MULTIPLE)) * TOKEN_MULTIPLE
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -163,22 +150,22 @@ def _combine(own: RowStatistics, group: dist.ProcessGroup | None) -> RowStatisti
     """Statistics over the whole vocabulary from those of every rank's run of it."""
     if group is None or group.size() == 1:
         return own
-    maximum_C = own.maximum_C.clone()
-    dist.all_reduce(maximum_C, dist.ReduceOp.MAX, group=group)
-    sums_2C = torch.stack([own.total_C * torch.exp(own.maximum_C - maximum_C), own.target_C])
-    dist.all_reduce(sums_2C, group=group)
-    return RowStatistics(maximum_C, sums_2C[0], sums_2C[1])
+    maximum_T = own.maximum_T.clone()
+    dist.all_reduce(maximum_T, dist.ReduceOp.MAX, group=group)
+    sums_2T = torch.stack([own.total_T * torch.exp(own.maximum_T - maximum_T), own.target_T])
+    dist.all_reduce(sums_2T, group=group)
+    return RowStatistics(maximum_T, sums_2T[0], sums_2T[1])
 
 
-def _add_product(sum_VH: Tensor, left_CV: Tensor, right_CH: Tensor) -> None:
+def _add_product(sum_VH: Tensor, left_TV: Tensor, right_TH: Tensor) -> None:
     """``sum += left.T @ right``, in the sum's own precision and without a second tensor of its size."""
-    if sum_VH.dtype == left_CV.dtype:
-        sum_VH.addmm_(left_CV.t(), right_CH)
-    elif left_CV.is_cuda:
-        _widening_product()(sum_VH, left_CV, right_CH)
+    if sum_VH.dtype == left_TV.dtype:
+        sum_VH.addmm_(left_TV.t(), right_TH)
+    elif left_TV.is_cuda:
+        _widening_product()(sum_VH, left_TV, right_TH)
     else:
         # A CPU has no product of narrow numbers that is added to wide ones.
-        sum_VH.add_(left_CV.t() @ right_CH)
+        sum_VH.add_(left_TV.t() @ right_TH)
 
 
 @functools.cache
@@ -187,12 +174,12 @@ def _widening_product() -> Callable[[Tensor, Tensor, Tensor], None]:
     return _add_by_torch if find_spec("transformer_engine") is None else _add_by_transformer_engine
 
 
-def _add_by_torch(sum_VH: Tensor, left_CV: Tensor, right_CH: Tensor) -> None:
-    torch.ops.aten.addmm.dtype_out(sum_VH, left_CV.t(), right_CH, sum_VH.dtype, out=sum_VH)
+def _add_by_torch(sum_VH: Tensor, left_TV: Tensor, right_TH: Tensor) -> None:
+    torch.ops.aten.addmm.dtype_out(sum_VH, left_TV.t(), right_TH, sum_VH.dtype, out=sum_VH)
 
 
-def _add_by_transformer_engine(sum_VH: Tensor, left_CV: Tensor, right_CH: Tensor) -> None:
+def _add_by_transformer_engine(sum_VH: Tensor, left_TV: Tensor, right_TH: Tensor) -> None:
     from transformer_engine.pytorch.cpp_extensions import general_gemm
 
     # Its matrices are column-major: "NT" of (right, left) is left.T @ right here.
-    general_gemm(right_CH, left_CV, out_dtype=sum_VH.dtype, layout="NT", out=sum_VH, accumulate=True, grad=True)
+    general_gemm(right_TH, left_TV, out_dtype=sum_VH.dtype, layout="NT", out=sum_VH, accumulate=True, grad=True)

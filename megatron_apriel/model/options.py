@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -16,23 +16,24 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_apriel.config.choices import Attention, Fp8Recipe, Recompute
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import DecoderArchitecture, TowerArchitecture
-from megatron_apriel.model.specs import AttentionKind, LayerKind, Layers, choose_layers
+from megatron_apriel.model.specs import LayerKind, Layers, choose_layers
 from megatron_apriel.parallel.layout import Layout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 """Gate activations; ``gelu`` is the exact form."""
 
-FP8_FORMATS = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3"}
+FP8_FORMATS: dict[Fp8Recipe, str] = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3"}
 """Per recipe: ``hybrid`` has e4m3 forward and e5m2, of wider range, for gradients. Blocks of 128 numbers with a scale
 each need no wider range, so e4m3 serves both (arXiv 2412.19437, section 3.3)."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model computes.
+    """How a model computes. What does not fit together is refused by the configuration, not here.
 
     Attributes:
         dtype: of parameters and activations, bfloat16 or float32.
@@ -47,14 +48,14 @@ class ModelOptions:
     """
 
     dtype: torch.dtype = torch.float32
-    fp8: Literal["none", "delayed", "tensorwise", "blockwise"] = "none"
+    fp8: Fp8Recipe = "none"
     bf16_layers_at_start: int = 0
     bf16_layers_at_end: int = 0
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute = "none"
     recompute_layers: int | None = None
     fuse_weight_gradients: bool = False
     layers: LayerKind = "auto"
-    attention: AttentionKind = "auto"
+    attention: Attention = "auto"
 
     @classmethod
     def from_stage(cls, config: StageConfig) -> Self:
@@ -141,13 +142,6 @@ def check_options(options: ModelOptions) -> Layers:
         raise ConfigError(
             f"precision.fp8={options.fp8} needs Transformer Engine on a CUDA device; the layers here are local ones.",
             fix="Set precision.fp8=none on this machine.",
-        )
-    if options.fp8 == "delayed" and (options.bf16_layers_at_start or options.bf16_layers_at_end):
-        raise ConfigError(
-            f"precision.fp8=delayed with {options.bf16_layers_at_start} first and {options.bf16_layers_at_end} last "
-            "layers in bfloat16 cannot be run.",
-            "Delayed scaling is one context around all layers.",
-            "Use precision.fp8=tensorwise or blockwise, or set both numbers of bf16 layers to 0.",
         )
     if options.fuse_weight_gradients and not layers.fused:
         raise ConfigError("fused weight gradients need Transformer Engine's layers.")

@@ -24,7 +24,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.utils import log_single_rank
 
+from megatron_apriel.config.choices import Attention
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.formats.megatron_parameters import NORM_KEYS
 from megatron_apriel.model.activation import SwiGLU
 from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention
 from megatron_apriel.model.flash_attention import PACKAGE, FlashCoreAttention, why_not_flash_attention
@@ -33,14 +35,6 @@ from megatron_apriel.model.quantised_mlp import QuantisedMLP
 from megatron_apriel.terminal import named_logger
 
 LayerKind = Literal["auto", "local", "transformer_engine"]
-AttentionKind = Literal["auto", "flash", "cudnn"]
-
-CHECKPOINT_NAMES = {
-    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-}
-"""Names of the norms -> their names in a distributed checkpoint, which are those that Megatron gives them where
-Transformer Engine fuses a norm with the linear layer after it."""
 
 logger = named_logger(__name__)
 
@@ -67,7 +61,7 @@ class Layers:
 
 
 @cache
-def choose_layers(kind: LayerKind, attention: AttentionKind = "auto", dtype: torch.dtype = torch.bfloat16) -> Layers:
+def choose_layers(kind: LayerKind, attention: Attention = "auto", dtype: torch.dtype = torch.bfloat16) -> Layers:
     """The implementation for this machine; the choice and its reason are logged once.
 
     Args:
@@ -98,7 +92,7 @@ def choose_layers(kind: LayerKind, attention: AttentionKind = "auto", dtype: tor
     return Layers("transformer_engine", te.TEColumnParallelLinear, te.TERowParallelLinear, core_attention)
 
 
-def _choose_attention(attention: AttentionKind, dtype: torch.dtype, cudnn: type) -> type:
+def _choose_attention(attention: Attention, dtype: torch.dtype, cudnn: type) -> type:
     why_not = why_not_flash_attention(dtype, asked_for=attention == "flash")
     if attention == "flash" and why_not:
         raise ConfigError(
@@ -155,7 +149,7 @@ def block_spec(
                 ffn_hidden_size=ffn_hidden_size,
             ),
             mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map=CHECKPOINT_NAMES,
+            sharded_state_dict_keys_map=NORM_KEYS,
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm if final_norm else None)

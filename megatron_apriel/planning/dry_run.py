@@ -26,7 +26,7 @@ from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_e
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.memory import RankMemory, rank_memory
-from megatron_apriel.tables import Table, plain, standard_output
+from megatron_apriel.tables import Table, figures, plain, standard_output
 
 GIB = 2**30
 WIDTH = 120
@@ -90,17 +90,9 @@ def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Archi
     return architecture_of(config.init_from), str(config.init_from)
 
 
-def _table(title: str, *columns: str, words: tuple[str, ...] = ()) -> Table:
-    """A table whose first column and ``words`` are aligned left, the others, numbers, right."""
-    table = Table(title=title)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 or column in words else "right")
-    return table
-
-
 def layout_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:
     """Ranks in each kind of parallelism, and the decoder layers and load of every pipeline stage."""
-    table = _table("Parallel layout", "", "ranks", "what each holds", words=("what each holds",))
+    table = figures("", "ranks", "what each holds", words=(0, 2), title="Parallel layout")
     heads, groups = architecture.decoder.num_heads, architecture.decoder.num_kv_heads
     sequence = ", sequence parallel" if layout.sequence else ""
     table.add_row(
@@ -138,7 +130,7 @@ def _loads(loads: list[float]) -> str:
 
 def parameters_table(config: StageConfig, architecture: Architecture) -> Table:
     """Parameters of each part, trained and frozen."""
-    table = _table("Parameters", "part", "parameters", "trained", "frozen", "rate factor")
+    table = figures("part", "parameters", "trained", "frozen", "rate factor", title="Parameters")
     totals = [0, 0]
     for name in COMPONENTS:
         part = getattr(architecture, name)
@@ -155,7 +147,7 @@ def parameters_table(config: StageConfig, architecture: Architecture) -> Table:
 
 def steps_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:
     """How the stage's tokens become steps and micro-batches, and what they cost."""
-    table = _table("Steps", "", "")
+    table = figures("", "", title="Steps")
     steps, length = config.steps, config.sequence_length
     per_token = model_flops(architecture, length, length**2, [], config.train) / length
     rows = {
@@ -182,9 +174,9 @@ def steps_table(config: StageConfig, layout: Layout, architecture: Architecture)
 
 def memory_table(config: StageConfig, architecture: Architecture, layout: Layout) -> Table:
     """Expected GiB on a rank of each pipeline stage."""
-    table = _table(
-        "Expected memory per rank, GiB (CUDA, NCCL and allocator add 3 to 6)",
+    table = figures(
         "stage", "weights", "gradients", "optimizer", "activations", "logits", "images", "total",
+        title="Expected memory per rank, GiB (CUDA, NCCL and allocator add 3 to 6)",
     )  # fmt: skip
     for stage in range(layout.pipeline):
         memory = rank_memory(config, architecture, layout, stage)
@@ -200,7 +192,7 @@ def _columns(memory: RankMemory) -> Iterator[float]:
 
 
 def _sources_table(config: StageConfig, corpora: dict[str, CorpusManifest]) -> Table:
-    table = _table("Mixture", "source", "share", "tokens", "loss on", "corpus", "passes", words=("loss on", "corpus"))
+    table = figures("source", "share", "tokens", "loss on", "corpus", "passes", words=(0, 3, 4), title="Mixture")
     total = config.steps * config.batch_tokens
     for source in config.mixture:
         needed = total * source.weight

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from megatron_apriel.config.choices import RECOMPUTE
 from megatron_apriel.config.schema import ParallelSection, RecomputeSection, StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
@@ -22,7 +23,6 @@ from megatron_apriel.planning.step_time import StepTime, Workload, step_time
 GIB = 2**30
 TENSOR, CONTEXT = (1, 2, 4, 8), (1, 2, 4, 8, 16)
 MOST_STAGES, VIRTUAL = 16, (1, 2, 3, 4, 6)
-RECOMPUTE = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)

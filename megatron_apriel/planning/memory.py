@@ -23,8 +23,8 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   and attention's output is kept in both forms. Recomputation needs one layer's ``none`` at a time on top.
   Pipeline rank p of P keeps P - p micro-batches (one forward, one backward; more with interleaving, as in Megatron's
   schedule);
-* logits, on the last stage: 2 a token and vocabulary entry of this rank, of one chunk of tokens at a time, since the
-  loss computes logits and their gradient in chunks of at most ``LOGITS_PER_CHUNK`` elements; and 2h a token for the
+* logits, on the last stage: 2 a token and vocabulary entry of this rank, of one part of the tokens at a time, since
+  the loss computes logits and their gradient in parts of at most ``LOGITS_PER_PART`` elements; and 2h a token for the
   gradient of the hidden states;
 * images, on the first stage, for a sequence full of them, shared out over T: a trained tower keeps ``8h + 3f``
   elements a patch and layer (7h with ``selective``, h with ``full``), a frozen one holds one layer at a time; a trained
@@ -42,9 +42,7 @@ from dataclasses import dataclass, fields
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture, TowerArchitecture
 from megatron_apriel.parallel.layout import Layout
-
-LOGITS_PER_CHUNK = 2**29
-"""Elements of logits that exist at a time on a rank; the twin of the constant in ``model/linear_cross_entropy.py``."""
+from megatron_apriel.parallel.logit_parts import LOGITS_PER_PART
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout,
         gradients=4 * trained,
         optimizer=moments_and_master * trained / layout.optimizer_shards,
         activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
-        logits=compute * (min(tokens * vocabulary, LOGITS_PER_CHUNK) + tokens * hidden) if is_last else 0,
+        logits=compute * (min(tokens * vocabulary, LOGITS_PER_PART) + tokens * hidden) if is_last else 0,
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
     )
 

@@ -1,10 +1,11 @@
 """Predicted seconds of an optimizer step on a layout, from stated rates and shapes alone. No torch.
 
-A step of ``m`` micro-batches on a pipeline of ``P`` ranks with ``V`` chunks each takes::
+A step of ``m`` micro-batches takes::
 
-    (m + (P - 1) / V) * slowest rank's micro-batch  +  gradients and parameters not hidden  +  optimizer
+    the pipeline's schedule with m micro-batches  +  gradients and parameters not hidden  +  optimizer
 
-A rank's micro-batch is the work of its layers, of tower or head where it has them, and what it waits for:
+Without a pipeline, the schedule is ``m`` micro-batches one after the other; with one, ``pipeline_schedule.py`` follows
+it pass by pass. A pass of a chunk is the work of its layers, of tower or head where it has them, and what it waits for:
 
 * layers: matrix products by the tokens, attention by the documents' squared lengths, each at its own rate, shared out
   evenly over T tensor- and C context-parallel ranks. A backward pass is twice the forward pass; a frozen decoder above
@@ -13,7 +14,7 @@ A rank's micro-batch is the work of its layers, of tower or head where it has th
 * tensor parallelism: in each layer two all-gathers and two reduce-scatters forward and as many backward, of the
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
 * context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
-* pipeline: each chunk's hidden states and their gradients, sent once each;
+* pipeline: hidden states and their gradients come one message after their pass has ended;
 * data parallelism, once a step: float32 gradients are scattered and weights gathered over the replicas. With
   ``parallel.overlap`` the first hides behind the last micro-batch's backward pass and the second behind the first
   one's forward pass; only what is left over counts.
@@ -26,6 +27,7 @@ Not modelled: smaller matrices being slower than large ones, waiting for data, c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_apriel.config.schema import StageConfig
@@ -34,6 +36,7 @@ from megatron_apriel.formats.flops import decoder_forward, model_flops, tower_fo
 from megatron_apriel.parallel.balance import image_share, largest_image, recomputed_flops
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware
+from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
 
 TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 
@@ -82,16 +85,34 @@ class StepTime:
 
 
 @dataclass(frozen=True)
-class _MicroBatch:
-    """Seconds of one micro-batch on one pipeline rank."""
+class _Rank:
+    """Seconds of one micro-batch on a pipeline rank, by its chunks.
 
-    forward: float
-    backward: float
-    waiting: float
+    Attributes:
+        forward, backward: computation.
+        waits_forward, waits_backward: for tensor- and context-parallel ranks.
+    """
+
+    forward: Sequence[float]
+    backward: Sequence[float]
+    waits_forward: Sequence[float]
+    waits_backward: Sequence[float]
 
     @property
-    def total(self) -> float:
-        return self.forward + self.backward + self.waiting
+    def compute(self) -> float:
+        return sum(self.forward) + sum(self.backward)
+
+    @property
+    def waiting(self) -> float:
+        return sum(self.waits_forward) + sum(self.waits_backward)
+
+    @property
+    def whole_forward(self) -> list[float]:
+        return [sum(pair) for pair in zip(self.forward, self.waits_forward, strict=True)]
+
+    @property
+    def whole_backward(self) -> list[float]:
+        return [sum(pair) for pair in zip(self.backward, self.waits_backward, strict=True)]
 
 
 def step_time(
@@ -107,8 +128,12 @@ def step_time(
         workload: what the sequences hold.
     """
     number = layout.micro_batches(config.sequences_per_step)
-    ranks = [_micro_batch(config, architecture, layout, gpu, workload, rank) for rank in range(layout.pipeline)]
-    slowest = max(ranks, key=lambda rank: rank.total)
+    ranks = [_rank(config, architecture, layout, gpu, workload, rank) for rank in range(layout.pipeline)]
+    slowest = max(ranks, key=lambda rank: rank.compute + rank.waiting)
+    busy, scheduled = number * (slowest.compute + slowest.waiting), 0.0
+    if layout.pipeline > 1:
+        passes = [rank.whole_forward for rank in ranks], [rank.whole_backward for rank in ranks]
+        scheduled = pipeline_seconds(*passes, number, _message(config, architecture, layout, gpu))
     trained = [_trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
     exposed, update = max(
         (
@@ -122,9 +147,9 @@ def step_time(
     per_sequence = text + _image_flops(config, architecture, workload)
     return StepTime(
         micro_batches=number,
-        compute=number * (slowest.forward + slowest.backward),
+        compute=number * slowest.compute,
         communication=number * slowest.waiting + exposed,
-        bubble=(layout.pipeline - 1) / layout.virtual * slowest.total,
+        bubble=max(0.0, scheduled - busy),
         optimizer=update,
         flops=per_sequence * config.sequences_per_step,
     )
@@ -135,34 +160,39 @@ def _layers(layout: Layout, architecture: Architecture, rank: int) -> list[int]:
     return [len(layout.layers_of(num_layers, rank, chunk)) for chunk in range(layout.virtual)]
 
 
-def _micro_batch(
+def _rank(
     config: StageConfig,
     architecture: Architecture,
     layout: Layout,
     gpu: Hardware,
     workload: Workload,
     rank: int,
-) -> _MicroBatch:
+) -> _Rank:
     """One micro-batch, which is one sequence, on a pipeline rank."""
-    num_layers, forward, backward, recomputed = architecture.decoder.num_layers, 0.0, 0.0, 0
+    num_layers, share = architecture.decoder.num_layers, layout.tensor * layout.context
     seconds = {fp8: _layer_seconds(config, architecture, gpu, workload, fp8) for fp8 in ("none", config.precision.fp8)}
+    forward, backward = [0.0] * layout.virtual, [0.0] * layout.virtual
+    waits: list[tuple[float, float]] = []
     for chunk in range(layout.virtual):
-        layers = layout.layers_of(num_layers, rank, chunk)
+        layers, recomputed = layout.layers_of(num_layers, rank, chunk), 0
         for place, layer in enumerate(layers):
             in_8_bits = config.precision.in_8_bits(layer, num_layers)
             once, back, again = seconds[config.precision.fp8 if in_8_bits else "none"]
             is_repeated = place < (config.recompute.layers or len(layers))
-            forward, backward = forward + once, backward + back + is_repeated * again
+            forward[chunk] += once / share
+            backward[chunk] += (back + is_repeated * again) / share
             recomputed += is_repeated
+        waits.append(_waiting(config, architecture, layout, gpu, len(layers), recomputed))
     if rank == layout.pipeline - 1:
-        head = _head_seconds(config, architecture, gpu)
-        forward, backward = forward + head / 3, backward + head * 2 / 3
+        head = _head_seconds(config, architecture, gpu) / share
+        forward[-1] += head / 3
+        backward[-1] += head * 2 / 3
     if rank == 0:
         images = _image_seconds(config, architecture, gpu, workload)
-        forward, backward = forward + images[0], backward + images[1]
-    share = layout.tensor * layout.context
-    waiting = _waiting(config, architecture, layout, gpu, sum(_layers(layout, architecture, rank)), recomputed)
-    return _MicroBatch(forward / share, backward / share, waiting)
+        forward[0] += images[0] / share
+        backward[0] += images[1] / share
+    waits_forward, waits_backward = zip(*waits, strict=True)
+    return _Rank(forward, backward, waits_forward, waits_backward)
 
 
 def _layer_seconds(
@@ -224,23 +254,25 @@ def collective(gigabytes_per_second: float, size: float, ranks: int, latency: fl
 
 def _waiting(
     config: StageConfig, architecture: Architecture, layout: Layout, gpu: Hardware, layers: int, recomputed: int
-) -> float:
-    """What a rank waits for other ranks in one micro-batch."""
+) -> tuple[float, float]:
+    """What so many layers wait for tensor- and context-parallel ranks in a forward and in a backward pass."""
     decoder, tensor, context = architecture.decoder, layout.tensor, layout.context
     hidden = 2 * decoder.hidden_size * config.sequence_length / context
     mode = config.recompute.mode
     # The MLP alone is one gather and one scatter; a whole layer two of each.
     again = {"none": 0, "selective": 2, "full": 4}[mode] * recomputed
     one = collective(gpu.link(tensor, layout.world_size), hidden, tensor, gpu.latency)
-    seconds = (8 * layers + again) * one
     keys = 2 * 2 * decoder.num_kv_heads * decoder.head_dim / tensor * config.sequence_length
-    gathers = 2 * layers + (recomputed if mode == "full" else 0)
-    seconds += gathers * collective(gpu.link(tensor * context, layout.world_size), keys, context, gpu.latency)
-    if layout.pipeline > 1:
-        message = hidden / (tensor if layout.sequence else 1)
-        once = message / (gpu.link(layout.world_size, layout.world_size) * GIGA) + gpu.latency * MICRO
-        seconds += 2 * layout.virtual * once
-    return seconds
+    gather = collective(gpu.link(tensor * context, layout.world_size), keys, context, gpu.latency)
+    repeated = recomputed if mode == "full" else 0
+    return 4 * layers * one + layers * gather, (4 * layers + again) * one + (layers + repeated) * gather
+
+
+def _message(config: StageConfig, architecture: Architecture, layout: Layout, gpu: Hardware) -> float:
+    """Seconds in which hidden states come from one pipeline stage to the next."""
+    hidden = 2 * architecture.decoder.hidden_size * config.sequence_length / layout.context
+    size = hidden / (layout.tensor if layout.sequence else 1)
+    return size / (gpu.link(layout.world_size, layout.world_size) * GIGA) + gpu.latency * MICRO
 
 
 def _trained_parameters(config: StageConfig, architecture: Architecture, layout: Layout, rank: int) -> float:
@@ -258,7 +290,7 @@ def _trained_parameters(config: StageConfig, architecture: Architecture, layout:
     return trained
 
 
-def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: float, work: _MicroBatch) -> float:
+def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: float, work: _Rank) -> float:
     """Seconds of scattering gradients and gathering weights that nothing hides."""
     weight = 2 if config.precision.compute == "bf16" else 4
     replicas = layout.optimizer_shards
@@ -267,7 +299,7 @@ def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: 
     weights = collective(link, weight * trained, replicas, gpu.latency)
     if not config.parallel.overlap:
         return gradients + weights
-    return max(0.0, gradients - work.backward) + max(0.0, weights - work.forward)
+    return max(0.0, gradients - sum(work.backward)) + max(0.0, weights - sum(work.forward))
 
 
 def _optimizer(layout: Layout, gpu: Hardware, trained: float) -> float:

@@ -3,9 +3,9 @@
 The published recipe averages three times: six checkpoints of stage 1, three of CPT-1, and the two last runs. All of
 them are equal means; weights are possible. What "mean" is, to the last bit, is said in ``mean.py``.
 
-Inputs are Hugging Face directories or a run's own distributed checkpoints: whatever offers a ``TensorSource``. The
+Inputs are Hugging Face directories or a run's own distributed checkpoints: whatever offers a ``TensorReader``. The
 result is always a Hugging Face directory. Tensors are read in pieces, of which only a few are in memory at a time, so
-that 15 billion parameters average in the memory that is allowed. Reading goes on in one thread (sources need not
+that 15 billion parameters average in the memory that is allowed. Reading goes on in one thread (readers need not
 allow more), arithmetic in others, hashing and writing in lanes: none of them holds the interpreter while it works.
 """
 
@@ -25,14 +25,15 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.errors import CheckpointError, ConfigError
-from megatron_apriel.formats.json_files import write_json
-from megatron_apriel.formats.sidecars import copy_sidecars, sha256_of, sidecar_files
-from megatron_apriel.formats.tensor_files import TensorSpec
+from megatron_apriel.formats.kinds import CONFIG
+from megatron_apriel.formats.sidecars import check_sidecars, sha256_of, write_sidecars
+from megatron_apriel.formats.tensor_files import FLOATS, TensorSpec
+from megatron_apriel.formats.tensor_names import component_of
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
-from megatron_apriel.surgery.average_inputs import AverageInput, FileSource, check_agreement
+from megatron_apriel.surgery.average_inputs import AverageInput, DirectoryReader, check_agreement
 from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
-from megatron_apriel.surgery.mean import BLOCK, FLOATS, STORAGE, BlockMean, Raw, to_float64
+from megatron_apriel.surgery.mean import BLOCK, STORAGE, BlockMean, Raw, to_float64
 from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
 
 _LARGEST_PIECE = 1 << 19
@@ -94,19 +95,6 @@ class Distances:
         }
 
 
-def component_of(name: str) -> str:
-    """Part of the model that a Hugging Face tensor name belongs to."""
-    for mark, component in (
-        ("vision_tower.", "tower"),
-        ("multi_modal_projector.", "projector"),
-        ("embed_tokens.", "embedding"),
-        ("lm_head.", "head"),
-    ):
-        if mark in name:
-            return component
-    return "decoder"
-
-
 def plan_average(
     inputs: Sequence[AverageInput],
     weights: tuple[float, ...] | None = None,
@@ -127,8 +115,8 @@ def plan_average(
         ConfigError: too little memory.
     """
     check_agreement(inputs)
-    sidecar_files(inputs[0].sidecars)
-    tensors = list(inputs[0].source.tensors.values())
+    check_sidecars(inputs[0].sidecars)
+    tensors = list(inputs[0].reader.tensors.values())
     shards = plan_shards(tensors, max_shard_size)
     workers = min(4, os.cpu_count() or 1)
     piece_bytes = _piece_bytes(tensors, len(inputs), workers, max_memory)
@@ -216,7 +204,7 @@ def _computed(
 
 
 def _read(given: AverageInput, spec: TensorSpec, start: int, stop: int) -> Raw:
-    array = np.ascontiguousarray(given.source.read(spec.name, start, stop)).reshape(-1)
+    array = np.ascontiguousarray(given.reader.read(spec.name, start, stop)).reshape(-1)
     expected = spec.elements // max(spec.rows, 1) * (stop - start)
     if array.dtype != STORAGE[spec.dtype] or array.size != expected:
         raise TypeError(
@@ -298,9 +286,9 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
     """
     distances, arithmetic = Distances(), _Arithmetic(plan)
     first = plan.inputs[0]
-    sources = [given.label for given in plan.inputs]
+    inputs = [given.label for given in plan.inputs]
     with (
-        whole_directory(destination, overwrite, "config.json", sources) as partial,
+        whole_directory(destination, overwrite, CONFIG, inputs) as partial,
         ThreadPoolExecutor(plan.workers) as pool,
     ):
         check_space(destination, plan.size)
@@ -313,8 +301,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
                         yield memoryview(piece.values)
 
             hashes = write_tensors(partial, plan.shards, contents, step=step)
-        write_json(partial / "config.json", first.config)
-        for name in ["config.json", *copy_sidecars(first.sidecars, partial)]:
+        for name in write_sidecars(partial, first.sidecars, first.config):
             hashes[name] = sha256_of(partial / name)
         write_manifest(partial, "average", **_manifest(plan, distances, hashes))
         if verify:
@@ -336,7 +323,7 @@ def _manifest(plan: AveragePlan, distances: Distances, hashes: dict[str, str]) -
 
 
 def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic, directory: Path) -> None:
-    written = FileSource(directory)
+    written = DirectoryReader(directory)
     if dict(written.tensors).keys() != {tensor.name for shard in plan.shards for tensor in shard.tensors}:
         raise CheckpointError(f"{directory} does not hold the tensors that were planned.")
     with progress("verifying", plan.size, "bytes") as step:

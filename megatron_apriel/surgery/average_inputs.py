@@ -12,8 +12,9 @@ import numpy as np
 from megatron_apriel.errors import CheckpointError, shown
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
-from megatron_apriel.formats.tensor_files import TensorDirectory, TensorSpec
-from megatron_apriel.surgery.mean import FLOATS, STORAGE
+from megatron_apriel.formats.kinds import CONFIG
+from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorSpec
+from megatron_apriel.surgery.mean import STORAGE
 
 _SAME_IN_ALL = (
     *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -32,7 +33,7 @@ _SAME_IN_ALL = (
 """Config keys that decide what the weights mean."""
 
 
-class TensorSource(Protocol):
+class TensorReader(Protocol):
     """A checkpoint's tensors under Hugging Face names, read by rows."""
 
     @property
@@ -48,8 +49,8 @@ class TensorSource(Protocol):
         ...
 
 
-class FileSource:
-    """A Hugging Face directory as a :class:`TensorSource`."""
+class DirectoryReader:
+    """A Hugging Face directory as a :class:`TensorReader`."""
 
     def __init__(self, path: str | Path) -> None:
         self._entries = TensorDirectory.open(path, "model").entries
@@ -70,13 +71,13 @@ class AverageInput:
 
     Attributes:
         label: its directory, as tables and messages call it.
-        source: its tensors.
+        reader: its tensors.
         sidecars: directory with its config.json and, where present, tokenizer and processor files.
         config: that config.
     """
 
     label: str
-    source: TensorSource
+    reader: TensorReader
     sidecars: Path
     config: dict[str, Any] = field(repr=False)
 
@@ -84,7 +85,7 @@ class AverageInput:
     def from_directory(cls, path: str | Path) -> AverageInput:
         """A Hugging Face directory. Raises CheckpointError if it is damaged."""
         directory = Path(path)
-        return cls(str(path), FileSource(directory), directory, read_json(directory / "config.json"))
+        return cls(str(path), DirectoryReader(directory), directory, read_json(directory / CONFIG))
 
 
 def check_agreement(inputs: Sequence[AverageInput]) -> None:
@@ -92,7 +93,7 @@ def check_agreement(inputs: Sequence[AverageInput]) -> None:
     for other in inputs[1:]:
         _check_same_tensors(inputs[0], other)
         _check_same_config(inputs[0], other)
-    for spec in inputs[0].source.tensors.values():
+    for spec in inputs[0].reader.tensors.values():
         if spec.dtype not in STORAGE:
             raise CheckpointError(
                 f"{spec.name} has dtype {spec.dtype}, which cannot be averaged.",
@@ -102,7 +103,7 @@ def check_agreement(inputs: Sequence[AverageInput]) -> None:
 
 
 def _check_same_tensors(first: AverageInput, other: AverageInput) -> None:
-    ours, theirs = first.source.tensors, other.source.tensors
+    ours, theirs = first.reader.tensors, other.reader.tensors
     for one, two, holder, lacker in ((ours, theirs, first, other), (theirs, ours, other, first)):
         missing = [name for name in one if name not in two]
         if missing:

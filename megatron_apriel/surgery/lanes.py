@@ -1,9 +1,9 @@
 """Reading, hashing and writing at the same time.
 
-Every byte of a checkpoint that is copied or computed is also hashed, often twice (the source's file and the result's),
-and written. Done one after the other, each piece waits for all of it, on one core. But none of this work needs the
-interpreter while it runs, so each kind gets a thread of its own, a *lane*. The thread that has the bytes puts each
-piece into the lanes that need it and takes the next one; a lane works on its pieces in their order.
+Every byte of a checkpoint that is copied or computed is also hashed, often twice (the file that is read and the
+result's), and written. Done one after the other, each piece waits for all of it, on one core. But none of this work
+needs the interpreter while it runs, so each kind gets a thread of its own, a *lane*. The thread that has the bytes puts
+each piece into the lanes that need it and takes the next one; a lane works on its pieces in their order.
 
 What a lane promises:
 

@@ -1,17 +1,18 @@
-"""Which source layer each layer of a deeper decoder comes from.
+"""Which layer of the given decoder each layer of a deeper one is made of.
 
 Depth upscaling repeats layers of a trained decoder and trains on. The published recipe (Apriel-1.5, 40 -> 48) does not
 say which layers; its sibling's report says that repeating *intermediate* layers starts at the lowest loss. So the map
 is a choice. For 8 layers and 2 copies, with copies marked::
 
-    spread-middle   0 1 2 3 3* 4 5 5* 6 7      default: each copy right after its source, evenly over the middle half
+    spread-middle   0 1 2 3 3* 4 5 5* 6 7      default: each copy right after its original, evenly over the middle half
     block           0 1 2 3 4 3* 4* 5 6 7      one contiguous run, in the middle, is repeated (SOLAR, arXiv 2312.15166)
     interval        0 1 2 3 3* 4 5 6 7 7*      a copy after every k-th layer (LLaMA-Pro, arXiv 2401.02415)
     top-half        0 1 2 3 4 5 5* 6 7 7*      copies in the upper half only (after OpT-DeUS)
 
-Any other map is given as a list of source layers. It must be a deeper version of the same decoder: every source layer
-appears, and they appear for the first time in their own order. The first appearance is the original and later ones
-are copies, so that with copies that add nothing (``identity``) the decoder computes what it did. Pure arithmetic.
+Any other map is written as a list of the given decoder's layers. It must be a deeper version of the same decoder: each
+of its layers appears, and they appear for the first time in their own order. The first appearance is the original and
+later ones are copies, so that with copies that add nothing (``identity``) the decoder computes what it did. Pure
+arithmetic.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from megatron_apriel.errors import ConfigError
 
 @dataclass(frozen=True)
 class LayerMap:
-    """``sources[i]`` is the source layer of layer i.
+    """``originals[i]`` is the layer of the given decoder that layer i is made of.
 
     Attributes:
         name: as given on the command line; ``list`` for an explicit one.
-        sources: one source layer per layer of the result.
+        originals: one layer of the given decoder per layer of the result.
     """
 
     name: str
-    sources: tuple[int, ...]
+    originals: tuple[int, ...]
 
     @property
     def copies(self) -> tuple[bool, ...]:
-        """Per layer of the result: whether it is a copy, not the original, of its source."""
-        first = {source: layer for layer, source in reversed(list(enumerate(self.sources)))}
-        return tuple(first[source] != layer for layer, source in enumerate(self.sources))
+        """Per layer of the result: whether it is a copy, not the original itself."""
+        first = {original: layer for layer, original in reversed(list(enumerate(self.originals)))}
+        return tuple(first[original] != layer for layer, original in enumerate(self.originals))
 
     @property
     def places(self) -> dict[int, list[int]]:
-        """By source layer: its layers in the result, the original first."""
+        """By layer of the given decoder: its layers in the result, the original first."""
         places: dict[int, list[int]] = {}
-        for layer, source in enumerate(self.sources):
-            places.setdefault(source, []).append(layer)
+        for layer, original in enumerate(self.originals):
+            places.setdefault(original, []).append(layer)
         return places
 
 
@@ -100,70 +101,70 @@ def most_copies(name: str, layers: int) -> int:
     return _RULES[name][1](layers)
 
 
-def layer_map(kind: str, source_layers: int, target_layers: int) -> LayerMap:
-    """The map from ``source_layers`` to ``target_layers``.
+def layer_map(kind: str, given_layers: int, target_layers: int) -> LayerMap:
+    """The map from ``given_layers`` to ``target_layers``.
 
     Args:
-        kind: one of ``MAP_NAMES``, or a list of source layers such as ``0,1,2,2,3``.
-        source_layers: layers of the source's decoder.
-        target_layers: layers of the result; as many as the source has gives an unchanged decoder.
+        kind: one of ``MAP_NAMES``, or a list of the given decoder's layers such as ``0,1,2,2,3``.
+        given_layers: layers of the given decoder.
+        target_layers: layers of the result; as many as there are gives an unchanged decoder.
 
     Raises:
-        ConfigError: a target below the source, more copies than the map can place, a list that is no map.
+        ConfigError: fewer layers than there are, more copies than the map can place, a list that is no map.
     """
-    if target_layers < source_layers:
+    if target_layers < given_layers:
         raise ConfigError(
-            f"--num-layers {target_layers} is below the source's {source_layers} decoder layers.",
+            f"--num-layers {target_layers} is below the model's {given_layers} decoder layers.",
             "Upscaling repeats layers; it never removes one.",
-            f"Give {source_layers} or more.",
+            f"Give {given_layers} or more.",
         )
     if kind not in _RULES:
-        return LayerMap("list", _explicit(kind, source_layers, target_layers))
-    copies = target_layers - source_layers
-    possible = most_copies(kind, source_layers)
+        return LayerMap("list", _explicit(kind, given_layers, target_layers))
+    copies = target_layers - given_layers
+    possible = most_copies(kind, given_layers)
     if copies > possible:
         others = [
-            f"{name} (up to {source_layers + most_copies(name, source_layers)} layers)"
+            f"{name} (up to {given_layers + most_copies(name, given_layers)} layers)"
             for name in MAP_NAMES
-            if most_copies(name, source_layers) >= copies
+            if most_copies(name, given_layers) >= copies
         ]
         raise ConfigError(
-            f"the map {kind} cannot place {copies} copies among {source_layers} layers.",
-            f"It repeats a layer at most once and can place {possible}: {source_layers + possible} layers at most.",
-            f"Possible for {target_layers} layers: {', '.join([*others, 'an explicit list of source layers'])}.",
+            f"the map {kind} cannot place {copies} copies among {given_layers} layers.",
+            f"It repeats a layer at most once and can place {possible}: {given_layers + possible} layers at most.",
+            f"Possible for {target_layers} layers: {', '.join([*others, 'an explicit list of layers'])}.",
         )
     if not copies:
-        return LayerMap(kind, tuple(range(source_layers)))
-    return LayerMap(kind, tuple(_RULES[kind][0](source_layers, copies)))
+        return LayerMap(kind, tuple(range(given_layers)))
+    return LayerMap(kind, tuple(_RULES[kind][0](given_layers, copies)))
 
 
-def _explicit(text: str, source_layers: int, target_layers: int) -> tuple[int, ...]:
-    fix = f"Maps: {', '.join(MAP_NAMES)}, or a list of source layers such as 0,1,2,2,3."
+def _explicit(text: str, given_layers: int, target_layers: int) -> tuple[int, ...]:
+    fix = f"Maps: {', '.join(MAP_NAMES)}, or a list of the model's layers such as 0,1,2,2,3."
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() for part in parts):
         raise ConfigError(f"--map {text!r} is no layer map.", fix=fix)
-    sources = tuple(int(part) for part in parts)
-    outside = sorted({source for source in sources if source >= source_layers})
+    originals = tuple(int(part) for part in parts)
+    outside = sorted({layer for layer in originals if layer >= given_layers})
     if outside:
         raise ConfigError(
-            f"--map names layer {', '.join(map(str, outside))}, and the source has layers 0 to {source_layers - 1}.",
+            f"--map names layer {', '.join(map(str, outside))}, and the model has layers 0 to {given_layers - 1}.",
             fix=fix,
         )
-    if len(sources) != target_layers:
+    if len(originals) != target_layers:
         raise ConfigError(
-            f"--map lists {len(sources)} layers and --num-layers is {target_layers}.", fix="Make them agree."
+            f"--map lists {len(originals)} layers and --num-layers is {target_layers}.", fix="Make them agree."
         )
-    missing = sorted(set(range(source_layers)) - set(sources))
+    missing = sorted(set(range(given_layers)) - set(originals))
     if missing:
         raise ConfigError(
             f"--map leaves out layer {', '.join(map(str, missing))}.",
-            "Every layer of the source must be in the result.",
+            "Every layer of the model must be in the result.",
         )
-    firsts = list(dict.fromkeys(sources))
+    firsts = list(dict.fromkeys(originals))
     for layer, first in enumerate(firsts):
         if first != layer:
             raise ConfigError(
                 f"--map names layer {first} before layer {layer}.",
                 "The first appearances are the original decoder, whose layers must keep their order.",
             )
-    return sources
+    return originals

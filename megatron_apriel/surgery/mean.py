@@ -36,10 +36,10 @@ STORAGE: dict[str, np.dtype] = {
     "U8": np.dtype("u1"), "I8": np.dtype("i1"), "BOOL": np.dtype("u1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2"),
     "U32": np.dtype("<u4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8"), "I64": np.dtype("<i8"),
 }  # fmt: skip
-"""NumPy dtype that holds a tensor's bytes, by safetensors dtype."""
+"""NumPy dtype that holds a tensor's bytes, by safetensors dtype.
 
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes that are averaged; tensors of the others in ``STORAGE`` must be the same in all inputs."""
+Those of ``FLOATS`` are averaged; tensors of the others must be the same in all inputs.
+"""
 
 BLOCK = 1 << 16
 """Elements of a block."""

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from megatron_apriel.errors import CheckpointError, ConfigError
-
-_STEP = re.compile(r"step_(\d{8,})")
+from megatron_apriel.formats.run_directory import RunDirectory, checkpoints_in
 
 
 def available_steps(run: str | Path) -> dict[int, Path]:
-    """The complete checkpoints of a run, by step, in order.
-
-    A checkpoint is complete once ``run.json``, which is written last, is there.
+    """The checkpoints of a run that were whole when they were written, by step, in order.
 
     Args:
-        run: a stage's output directory, holding ``checkpoints/step_00000500/`` and so on.
+        run: a stage's output directory, see :mod:`megatron_apriel.formats.run_directory`.
 
     Raises:
         CheckpointError: if there is none.
     """
-    folder = Path(run) / "checkpoints"
-    found = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = _STEP.fullmatch(path.name)
-        if match and (path / "run.json").is_file():
-            found[int(match[1])] = path
+    folder = RunDirectory(Path(run)).checkpoints
+    found = checkpoints_in(folder)
     if not found:
         raise CheckpointError(
             f"{run} has no checkpoints.",
-            f"Looked for {folder}/step_*/run.json.",
+            f"Looked for {folder}/step_*.",
             "Give a stage's output directory, or Hugging Face directories with --checkpoints.",
         )
-    return dict(sorted(found.items()))
+    return found
 
 
 def equispaced(steps: Sequence[int], count: int) -> list[int]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_apriel.batch import IGNORED_LABEL, Batch, Chunk, ContextPart, PackedImages
+from megatron_apriel.batch import IGNORED_LABEL, Batch, Block, ContextPart, PackedImages
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.data_place import WHOLE, DataPlace
 
 IMAGE_BREAK, IMAGE_END, PADDING = 12, 13, 11
 
@@ -74,26 +75,21 @@ def make_batch(
     documents: Sequence[Document],
     *,
     sequence_length: int | None = None,
-    shares: int = 1,
-    share: int = 0,
+    place: DataPlace = WHOLE,
     images_per_share: Sequence[Sequence[int]] | None = None,
     unscored: Sequence[int] = (),
     sequence: int = 0,
-    context: int = 0,
-    contexts: int = 1,
 ) -> Batch:
-    """One packed sequence of ``documents``, as seen by the rank with number ``share`` of ``shares``.
+    """One packed sequence of ``documents``, as a rank sees it.
 
     Args:
         architecture: gives patch size and image token.
         documents: packed in order; padded at the end with a document of padding tokens.
         sequence_length: the sum of the documents' lengths where None.
-        shares: number of ranks that share the images.
-        share: whose pixels to include.
+        place: the rank's part of the sequence and of its images.
         images_per_share: numbers of the images that each share takes; dealt out in turn where None.
         unscored: numbers of documents without loss.
         sequence: number of the sequence in its run.
-        context, contexts: this rank's number among the context-parallel ranks, and theirs.
     """
     layout, lengths = _lay_out(architecture, documents)
     tokens, scored = list(layout.tokens), [number not in unscored for number in range(len(lengths))]
@@ -113,10 +109,10 @@ def make_batch(
         positions += range(length)
         start += length
     if images_per_share is None:
-        images_per_share = [list(range(rank, len(layout.images), shares)) for rank in range(shares)]
-    images = _pack_images(architecture, layout, images_per_share, share)
-    owned = owned_positions(len(tokens), context, contexts)
-    labels = [labels[place] for place in owned]
+        images_per_share = [list(range(rank, len(layout.images), place.shares)) for rank in range(place.shares)]
+    images = _pack_images(architecture, layout, images_per_share, place.share)
+    owned = owned_positions(len(tokens), place.context, place.contexts)
+    labels = [labels[position] for position in owned]
     return Batch(
         tokens_S=torch.tensor(tokens)[owned],
         labels_S=torch.tensor(labels),
@@ -128,7 +124,7 @@ def make_batch(
         source=0,
         samples=(),
         images=images,
-        part=_context_part(owned, lengths, images.slots_K.tolist()) if contexts > 1 else None,
+        part=_context_part(owned, lengths, images.slots_K.tolist()) if place.contexts > 1 else None,
     )
 
 
@@ -142,15 +138,15 @@ def owned_positions(length: int, context: int, contexts: int) -> list[int]:
 
 def _context_part(owned: list[int], lengths: list[int], slots: list[int]) -> ContextPart:
     document_of = [number for number, length in enumerate(lengths) for _ in range(length)]
-    chunks = []
+    blocks = []
     for half in (owned[: len(owned) // 2], owned[len(owned) // 2 :]):
         documents = sorted({document_of[place] for place in half})
         of_queries, of_keys = (
             Counter(document_of[part]) for part in (slice(half[0], half[-1] + 1), slice(half[-1] + 1))
         )
         queries, keys = ([counts[number] for number in documents] for counts in (of_queries, of_keys))
-        chunks.append(
-            Chunk(
+        blocks.append(
+            Block(
                 length=len(half),
                 first_key=document_of.index(documents[0]),
                 stop=half[-1] + 1,
@@ -163,7 +159,7 @@ def _context_part(owned: list[int], lengths: list[int], slots: list[int]) -> Con
     place_of = {position: place for place, position in enumerate(owned)}
     features = [number for number, slot in enumerate(slots) if slot in place_of]
     return ContextPart(
-        chunks=tuple(chunks),
+        blocks=tuple(blocks),
         slots_L=torch.tensor([place_of[slots[number]] for number in features], dtype=torch.int64),
         features_L=torch.tensor(features, dtype=torch.int64),
     )

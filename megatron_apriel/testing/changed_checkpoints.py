@@ -11,8 +11,7 @@ from typing import Any
 
 from torch.distributed.checkpoint import Metadata
 
-from megatron_apriel.checkpoint.metadata import METADATA
-from megatron_apriel.formats.kinds import RUN_FILE
+from megatron_apriel.formats.run_directory import METADATA_FILE, RUN_FILE
 from megatron_apriel.formats.run_record import write_run_file
 
 
@@ -28,13 +27,13 @@ class Calls:
 
 def torch_metadata(path: Path) -> Metadata:
     """The directory of a checkpoint that the test itself wrote, as torch's own object."""
-    metadata: Metadata = pickle.loads((path / METADATA).read_bytes())  # noqa: S301 - the test's own
+    metadata: Metadata = pickle.loads((path / METADATA_FILE).read_bytes())  # noqa: S301 - the test's own
     return metadata
 
 
 def write_metadata(path: Path, metadata: Any) -> None:
     """Put another directory into a checkpoint, with the digest that fits it."""
-    (path / METADATA).write_bytes(pickle.dumps(metadata))
+    (path / METADATA_FILE).write_bytes(pickle.dumps(metadata))
     refresh(path)
 
 

@@ -1,22 +1,24 @@
 """The table of parallel layouts that every test of layouts goes through, and the batches that their ranks see.
 
-On CPUs over gloo (``tests/distributed/test_layouts.py``) and on GPUs over NCCL (``tests/gpu/test_layouts_on_gpus.py``).
+On CPUs over gloo (``tests/distributed``) and on GPUs over NCCL (``tests/gpu``).
 A layout that the trainer offers belongs in :data:`LAYOUTS`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core import parallel_state
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import TrainedParts
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.stages import small_stage
@@ -33,6 +35,29 @@ class Setup(NamedTuple):
     overlap: bool = False
     recompute: str = "none"
 
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Of a stage that runs so."""
+        layout = self.layout
+        parallel = {
+            "tensor": layout.tensor, "sequence": layout.sequence, "pipeline": layout.pipeline,
+            "virtual": layout.virtual, "context": layout.context, "layers_per_stage": layout.layers_per_stage,
+            "overlap": self.overlap,
+        }  # fmt: skip
+        return {"parallel": parallel, "recompute": {"mode": self.recompute}}
+
+    @property
+    def overrides(self) -> list[str]:
+        """The same as words of a command line."""
+        return [
+            f"{section}.{key}={json.dumps(value)}"
+            for section, values in self.settings.items()
+            for key, value in values.items()
+        ]
+
+
+ALONE = Setup(Layout())
+"""What every row is compared with: one process."""
 
 LAYOUTS = {
     "TP2": Setup(Layout(2, tensor=2)),
@@ -60,6 +85,11 @@ GPU_LAYOUTS = {
     "DP8 overlap": Setup(Layout(8), overlap=True),
 }
 """Layouts of eight ranks, too many processes for the tests on CPUs."""
+
+
+def layout_of(name: str) -> Layout:
+    """The layout of a row of the table, or of ``one`` process."""
+    return (ALONE if name == "one" else LAYOUTS[name]).layout
 
 
 class Case(NamedTuple):
@@ -100,19 +130,16 @@ def batches(
         sequence_length: of every sequence, padded at its end.
         text: tokens of text of each document.
     """
-    shares, context = groups.image_shares_group(), groups.context_group()
-    for number in range(parallel_state.get_data_parallel_rank(), len(case.images), layout.data):
+    place = DataPlace.of(layout, dist.get_rank())
+    for number in place.sequences(0, len(case.images)):
         generator = torch.Generator().manual_seed(1000 * step + number)
         documents = [random_document(architecture, text, grids, generator) for grids in case.images[number]]
         yield make_batch(
             architecture,
             documents,
             sequence_length=sequence_length,
-            shares=shares.size(),
-            share=shares.rank(),
+            place=place,
             sequence=number,
-            context=context.rank(),
-            contexts=context.size(),
         )
 
 
@@ -141,20 +168,15 @@ class LayoutRun:
         objective: Objective | None = None,
         **changes: Any,
     ) -> None:
-        layout = setup.layout
-        parallel = {
-            "tensor": layout.tensor, "sequence": layout.sequence, "pipeline": layout.pipeline,
-            "virtual": layout.virtual, "context": layout.context, "layers_per_stage": layout.layers_per_stage,
-            "overlap": setup.overlap,
-        }  # fmt: skip
         settings: dict[str, Any] = {
             "train": case.train.model_dump(),
-            "parallel": parallel,
-            "recompute": {"mode": setup.recompute},
             "optimizer": {"peak": 1e-3},
+            **setup.settings,
         }
         self.config = small_stage(sequence_length, len(case.images), **(settings | changes))
-        self.trainer = Trainer(architecture, self.config, layout, lambda chunks: load_full(chunks, weights), objective)
+        self.trainer = Trainer(
+            architecture, self.config, setup.layout, lambda chunks: load_full(chunks, weights), objective
+        )
         self._case, self._text = case, text
 
     def step(self, number: int) -> StepResult:

@@ -11,9 +11,9 @@ import sys
 import warnings
 from pathlib import Path
 
+from megatron_apriel.command_line import CommandLine, above_zero
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import run_command
-from megatron_apriel.terminal import CommandLine
 
 EXAMPLES = """\
 examples:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     planning = parser.add_argument_group("planning")
     planning.add_argument("--dry-run", action="store_true", help="print what would run, and check it; start nothing")
-    planning.add_argument("--world-size", type=int, help="ranks to plan for (default: WORLD_SIZE, or 1)")
+    planning.add_argument("--world-size", type=above_zero, help="ranks to plan for (default: WORLD_SIZE, or 1)")
     planning.add_argument(
         "--architecture", help="with --dry-run: a preset such as apriel-15b, where init_from does not exist yet"
     )
@@ -57,8 +57,6 @@ def main(argv: list[str] | None = None) -> int:
         from megatron_apriel.planning.dry_run import print_plan
 
         given = arguments.world_size
-        if given is not None and given < 1:
-            parser.error(f"--world-size {given} is not above 0")
         world_size = started_ranks(os.environ, "WORLD_SIZE") if given is None else given
         print_plan(config, world_size, architecture=arguments.architecture, check_data=arguments.check_data)
         return 0

@@ -19,8 +19,8 @@ from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
 from megatron_apriel.config.schema import OptimizerSection, StageConfig
+from megatron_apriel.formats.tensor_names import component_of
 from megatron_apriel.model.apriel import AprielModel
-from megatron_apriel.model.freeze import component_of
 from megatron_apriel.model.main_grad import share_placeholders
 from megatron_apriel.parallel.groups import current_device
 from megatron_apriel.train.adamw import AdamW
@@ -104,7 +104,7 @@ def _group_overrides(config: StageConfig) -> dict[ParamKey, ParamGroupOverride]:
         factor = getattr(config.train, component)
 
         def in_component(parameter: torch.nn.Parameter, name: str, component: str = component) -> bool:
-            return component_of(name) == component
+            return component_of(name).trained_as == component
 
         key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=component, fn=in_component))
         overrides[key] = ParamGroupOverride(max_lr=config.optimizer.peak * factor, min_lr=0.0)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.store import CheckpointStore
-from megatron_apriel.checkpoint.weights import open_source
+from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.chat import exported_chat_template
@@ -29,10 +29,11 @@ from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.sources import check_tokenizer
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.json_files import read_json, write_json
-from megatron_apriel.formats.kinds import architecture_of, sidecar_directory
+from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.kinds import CONFIG, architecture_of, sidecar_directory
+from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.formats.run_record import RunState, read_run_file, run_state
-from megatron_apriel.formats.sidecars import copy_sidecars
+from megatron_apriel.formats.sidecars import write_sidecars
 from megatron_apriel.locks import HeldError, take_lock
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, check_options
@@ -40,6 +41,7 @@ from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.checks import check_layout
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout, started_ranks
 from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage, train
@@ -49,9 +51,6 @@ from megatron_apriel.train.trainer import Trainer
 
 SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
 """Settings that say what is trained on what, in which order: a resumed run must not change them."""
-
-OUTDATED = ".final-outdated"
-"""In the output directory while ``final`` is of an earlier training there, whose checkpoints were taken away."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,9 @@ def run_stage(config: StageConfig) -> ExitCode:
     Raises the project's errors before anything is written where the mistake can be known that early; on all ranks,
     also where only one of them can see it.
     """
-    final, outdated = config.output / "final", config.output / OUTDATED
-    store = CheckpointStore(config.output / "checkpoints", config.checkpoint.keep, config.steps)
+    directory = RunDirectory(config.output)
+    final, outdated = directory.final, directory.outdated
+    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
     with groups.joined():
         beginning = alike(lambda: _beginning(config, store))
         _check_same_everywhere(beginning.newest)
@@ -109,18 +109,18 @@ def run_stage(config: StageConfig) -> ExitCode:
 def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
     check_options(ModelOptions.from_stage(config))
     # Checked as the first thing that is made below the output, with or without an export.
-    check_destination(config.output / "final", overwrite=True)
+    check_destination(RunDirectory(config.output).final, overwrite=True)
     newest = store.latest()
     if newest is None:
         architecture = architecture_of(config.init_from)
         # The weights must be those of the config before memory is taken for a model of its shapes.
-        open_source(config.init_from, architecture)
+        open_weights(config.init_from, architecture)
         return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, None, 0)
     record = read_run_file(newest)
     state = run_state(newest, record)
     _check_same(config, newest, state.config.model_dump())
     _check_position(config, newest, record.step, state.sequences)
-    architecture = Architecture.from_directory(newest / "hf")
+    architecture = architecture_of(newest)
     layout = check_layout(config, architecture, _ranks())
     return _Beginning(architecture, layout, newest, state, record.step)
 
@@ -162,7 +162,7 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     output.mkdir(parents=True, exist_ok=True)
     try:
-        lock = take_lock(output / ".lock")
+        lock = take_lock(RunDirectory(output).lock)
     except HeldError as error:
         raise ConfigError(
             f"another run is writing to {output}: {error}.",
@@ -255,34 +255,22 @@ def _loaders(
 ) -> tuple[TrainingLoader, ValidationLoader | None]:
     """This rank's loaders, closed with ``stack``; their corpora must be the model's, and those of the run so far."""
     layout, newest, state = beginning.layout, beginning.newest, beginning.state
-    directory = newest / "hf" if newest is not None else sidecar_directory(config.init_from)
-    placement: dict[str, Any] = {**data_placement(layout, dist.get_rank()), "directory": directory}
+    directory = sidecar_directory(newest or config.init_from)
+    place = DataPlace.of(layout, dist.get_rank())
     first = state.sequences if state is not None else 0
-    loader = stack.enter_context(TrainingLoader(config, beginning.architecture, first_sequence=first, **placement))
+    loader = stack.enter_context(
+        TrainingLoader(config, beginning.architecture, place, first_sequence=first, directory=directory)
+    )
     _check_same_corpora(config, state.corpora if state is not None else [], loader)
     validation = None
     if config.validation is not None:
         multiple = layout.pipeline if layout.virtual > 1 else 1
         validation = stack.enter_context(
-            ValidationLoader(config, beginning.architecture, micro_batch_multiple=multiple, **placement)
+            ValidationLoader(config, beginning.architecture, place, micro_batch_multiple=multiple, directory=directory)
         )
     if dist.get_rank() == 0:
         check_tokenizer([*loader.sources, *(validation.sources if validation is not None else [])], directory)
     return loader, validation
-
-
-def data_placement(layout: Layout, rank: int) -> dict[str, Any]:
-    """Which batches, which of their tokens and which images a rank reads: arguments of the loaders."""
-    place = layout.coordinates(rank)
-    return {
-        "data_rank": place.data,
-        "data_size": layout.data,
-        "share": place.context * layout.tensor + place.tensor,
-        "shares": layout.tensor * layout.context,
-        "context": place.context,
-        "contexts": layout.context,
-        "with_images": place.pipeline == 0,
-    }
 
 
 def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
@@ -291,15 +279,14 @@ def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
     A resumed run takes them from its checkpoint, and keeps its own copy of them: the policy may
     remove that checkpoint before the stage ends.
     """
-    sidecars = config.init_from if newest is None else config.output / "hf"
+    directory = RunDirectory(config.output)
     if dist.get_rank() == 0:
         config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "config.resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
+        directory.resolved_config.write_text(to_yaml(config), encoding="utf-8")
         if newest is not None:
-            sidecars.mkdir(exist_ok=True)
-            copy_sidecars(newest / "hf", sidecars)
-            write_json(sidecars / "config.json", read_json(newest / "hf" / "config.json"))
-    return sidecars
+            given = sidecar_directory(newest)
+            write_sidecars(directory.sidecars, given, read_json(given / CONFIG))
+    return config.init_from if newest is None else directory.sidecars
 
 
 def _check_same(config: StageConfig, newest: Path, saved: Mapping[str, Any]) -> None:

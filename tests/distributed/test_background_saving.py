@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from slow_disk import fail_writing, hold_writing, slow_writing
-from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
+from training_run import ARCHITECTURE, KEEP_ALL, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.checkpoint.background_save import WriteState
@@ -25,6 +25,7 @@ from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.layouts import layout_of
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 
 
@@ -60,11 +61,11 @@ def _resumed(rank: int, world_size: int, layout: Layout, where: Path, dtype: tor
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("DP2", "bfloat16"), ("TP2", "float32"), ("PP2 VP2", "float32"), ("one", "bfloat16")]
+    ("name", "dtype"), [("DP2", "bfloat16"), ("TP2 SP", "float32"), ("PP2 VP2", "float32"), ("one", "bfloat16")]
 )
 def test_what_training_changes_meanwhile_is_not_in_it(checkpoint, tmp_path, name, dtype):
     """Byte for byte the checkpoint of a save that was waited for, although two steps were made while it was written."""
-    layout, dtype = LAYOUTS[name], getattr(torch, dtype)
+    layout, dtype = layout_of(name), getattr(torch, dtype)
     losses = run_ranks(layout.world_size, _saved_both_ways, layout, checkpoint, tmp_path, dtype)
     foreground, background = (tmp_path / way / "step_00000002" for way in ("foreground", "background"))
     files = {file.relative_to(foreground) for file in foreground.rglob("*") if file.is_file()}
@@ -81,7 +82,7 @@ def test_what_training_changes_meanwhile_is_not_in_it(checkpoint, tmp_path, name
 
 
 def _finished_early(rank: int, world_size: int, source: Path, where: Path) -> Any:
-    layout = LAYOUTS["DP2"]
+    layout = layout_of("DP2")
     with groups.initialized(layout):
         run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
         run.start_from(source)
@@ -105,7 +106,7 @@ def test_to_finish_waits_for_every_rank(checkpoint, tmp_path):
 
 
 def _killed_while_writing(rank: int, world_size: int, source: Path, where: Path) -> None:
-    layout = LAYOUTS["DP2"]
+    layout = layout_of("DP2")
     with groups.initialized(layout):
         run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
         run.start_from(source)
@@ -120,7 +121,7 @@ def _killed_while_writing(rank: int, world_size: int, source: Path, where: Path)
 
 
 def _undisturbed(rank: int, world_size: int, source: Path) -> list[float]:
-    layout = LAYOUTS["DP2"]
+    layout = layout_of("DP2")
     with groups.initialized(layout):
         run = Run(layout)
         run.start_from(source)
@@ -135,11 +136,11 @@ def test_killed_while_it_is_written(checkpoint, tmp_path):
     assert "__0_0.distcp" in left and not left & {".metadata", "run.json"}
     assert CheckpointStore(tmp_path, KEEP_ALL, 4).latest() == tmp_path / "step_00000002"
     expected = run_ranks(2, _undisturbed, checkpoint)
-    assert run_ranks(2, _resumed, LAYOUTS["DP2"], tmp_path, torch.float32) == expected
+    assert run_ranks(2, _resumed, layout_of("DP2"), tmp_path, torch.float32) == expected
 
 
 def _fails_on_one_rank(rank: int, world_size: int, source: Path, where: Path, at: str) -> tuple[str, list[str]]:
-    layout = LAYOUTS["TP2"]
+    layout = layout_of("TP2 SP")
     with groups.initialized(layout):
         run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
         run.start_from(source)
@@ -167,7 +168,7 @@ def test_a_write_that_fails_on_one_rank_fails_on_all(checkpoint, tmp_path, at):
 
 
 def _given_up(rank: int, world_size: int, source: Path, where: Path) -> float:
-    layout = LAYOUTS["one"]
+    layout = layout_of("one")
     with groups.initialized(layout):
         run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
         run.start_from(source)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from safetensors.torch import load_file
-from training_run import ALL, ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
+from training_run import ALL, ARCHITECTURE, KEEP_ALL, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.checkpoint import store as store_module
@@ -32,6 +32,7 @@ from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.layouts import layout_of
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -76,10 +77,10 @@ def _planned(rank: int, world_size: int, layout: Layout, where: Path) -> tuple[i
         return sum(sizes), 3 * held, max(sizes)
 
 
-@pytest.mark.parametrize("name", ["DP2", "CP2", "TP2 DP2"])
+@pytest.mark.parametrize("name", ["DP2", "CP2", "TP2 SP DP2 overlap"])
 def test_a_rank_writes_its_own_part_of_the_optimizer(tmp_path, name):
     """Main parameters and two moments; what tensor-parallel ranks all have is written by the first alone."""
-    layout = LAYOUTS[name]
+    layout = layout_of(name)
     planned = run_ranks(layout.world_size, _planned, layout, tmp_path / "state")
     total = ARCHITECTURE.parameters * 3
     assert sum(written for written, _, _ in planned) == total
@@ -98,10 +99,11 @@ def _resume(rank: int, world_size: int, layout: Layout, where: Path, dtype: torc
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("one", "bfloat16"), ("TP2 DP2", "float32"), ("TP2 CP2", "float32"), ("PP2 VP2", "bfloat16")]
+    ("name", "dtype"),
+    [("one", "bfloat16"), ("TP2 SP DP2 overlap", "float32"), ("TP2 SP CP2", "float32"), ("PP2 VP2", "bfloat16")],
 )
 def test_resume_on_the_same_layout_is_bit_identical(checkpoint, tmp_path, name, dtype):
-    layout, dtype = LAYOUTS[name], getattr(torch, dtype)
+    layout, dtype = layout_of(name), getattr(torch, dtype)
     expected = run_ranks(layout.world_size, _save_and_go_on, layout, checkpoint, tmp_path, dtype)
     resumed = run_ranks(layout.world_size, _resume, layout, tmp_path, dtype)
     for (losses, draws, weights), (losses_again, draws_again, weights_again) in zip(expected, resumed, strict=True):
@@ -114,9 +116,9 @@ def test_resume_on_the_same_layout_is_bit_identical(checkpoint, tmp_path, name, 
 
 def test_resume_on_other_layouts(checkpoint, tmp_path):
     """What two data-parallel ranks saved continues on every other layout with the same losses."""
-    losses, _, _ = run_ranks(2, _save_and_go_on, LAYOUTS["DP2"], checkpoint, tmp_path, torch.float32)[0]
-    for name in ("one", "TP2", "PP2 VP2", "TP2 PP2", "CP2"):
-        layout = LAYOUTS[name]
+    losses, _, _ = run_ranks(2, _save_and_go_on, layout_of("DP2"), checkpoint, tmp_path, torch.float32)[0]
+    for name in ("one", "TP2 SP", "PP2 VP2", "TP2 SP PP2 recompute", "CP2"):
+        layout = layout_of(name)
         for losses_again, _, _ in run_ranks(layout.world_size, _resume, layout, tmp_path, torch.float32):
             assert losses_again == pytest.approx(losses, rel=3e-6), name
 
@@ -129,9 +131,12 @@ def _export(rank: int, world_size: int, layout: Layout, source: Path, destinatio
         return report.bytes_read
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+EXPORTED = ("one", "DP2", "TP2 SP", "PP2 VP2", "TP2 SP PP2 recompute", "TP2 SP DP2 overlap", "CP2", "TP2 SP CP2")
+
+
+@pytest.mark.parametrize("name", EXPORTED)
 def test_hf_to_megatron_to_hf_is_bit_exact(checkpoint, tmp_path, name):
-    layout, destination = LAYOUTS[name], tmp_path / "exported"
+    layout, destination = layout_of(name), tmp_path / "exported"
     read = run_ranks(layout.world_size, _export, layout, checkpoint, destination)
     source = load_file(checkpoint / "model.safetensors")
     exported: dict[str, torch.Tensor] = {}
@@ -155,8 +160,10 @@ def _save_weights(rank: int, world_size: int, layout: Layout, source: Path, wher
 def test_average_of_steps_that_were_saved_on_different_layouts(tmp_path):
     """A run that changed its layout twice: the command line gives the mean of what each step was saved from."""
     sources = [write_hf_checkpoint(tmp_path / f"hf{seed}", ARCHITECTURE, seed=seed) for seed in (1, 2, 3)]
-    for step, (name, source) in enumerate(zip(("TP2", "PP2 VP2", "TP2 PP2"), sources, strict=True), start=1):
-        layout = LAYOUTS[name]
+    for step, (name, source) in enumerate(
+        zip(("TP2 SP", "PP2 VP2", "TP2 SP PP2 recompute"), sources, strict=True), start=1
+    ):
+        layout = layout_of(name)
         run_ranks(layout.world_size, _save_weights, layout, source, tmp_path / "run" / "checkpoints", step)
     command = [sys.executable, str(ROOT / "tools" / "average_checkpoints.py"), str(tmp_path / "mean")]
     command += ["--run", str(tmp_path / "run"), "--equispaced", "3", "--verify"]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
+from training_run import ARCHITECTURE, KEEP_ALL, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.checkpoint.metadata import read_metadata
@@ -14,9 +14,10 @@ from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.errors import AprielError
 from megatron_apriel.parallel import groups
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.layouts import layout_of
 from megatron_apriel.testing.ranks import run_ranks
 
-LAYOUT = LAYOUTS["DP2"]
+LAYOUT = layout_of("DP2")
 
 
 def _save(rank: int, world_size: int, source: Path, where: Path) -> None:

@@ -13,15 +13,10 @@ import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, vocab_parallel_cross_entropy
+from training_run import ARCHITECTURE
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch
-from megatron_apriel.formats.architecture import (
-    Architecture,
-    DecoderArchitecture,
-    ProjectorArchitecture,
-    TowerArchitecture,
-)
 from megatron_apriel.model.head import token_logits
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
@@ -34,11 +29,6 @@ from megatron_apriel.train import optimizer
 from megatron_apriel.train.objectives.next_token import NextToken
 from megatron_apriel.train.objectives.objective import Counted, Objective
 
-ARCHITECTURE = Architecture(
-    decoder=DecoderArchitecture(32, 4, 4, 2, 16, 48, 64, rope_theta=1e6),
-    tower=TowerArchitecture(32, 2, 2, 16, 48, "silu", patch_size=4, image_size=32),
-    projector=ProjectorArchitecture(32, 32),
-)
 SEQUENCE_LENGTH, STEPS = 48, 2
 
 

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.formats.architecture import DecoderArchitecture
-from megatron_apriel.model import linear_cross_entropy
 from megatron_apriel.model.decoder import build_head
 from megatron_apriel.model.head import losses_of_labels
 from megatron_apriel.model.options import ModelOptions, decoder_config
-from megatron_apriel.parallel import groups
+from megatron_apriel.parallel import groups, logit_parts
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.ranks import run_ranks
 
@@ -41,7 +40,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 def run_head(rank: int, size: int, layout: Layout) -> Result:
     """Losses and hidden gradient of all tokens, and the gradient of this rank's part of the weight."""
-    linear_cross_entropy.LOGITS_PER_CHUNK = 20 * ENTRIES // size
+    logit_parts.LOGITS_PER_PART = 20 * ENTRIES // size
     hidden, weight, labels = inputs()
     with groups.initialized(layout):
         head = build_head(DECODER, decoder_config(DECODER, ModelOptions(), layout))

@@ -29,7 +29,9 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode
 from megatron_apriel.formats.kinds import Kind
+from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.testing.corpora import write_corpus
+from megatron_apriel.testing.layouts import LAYOUTS
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 from megatron_apriel.train import run as run_module
 from megatron_apriel.train.metrics import JsonLines
@@ -70,22 +72,14 @@ def pixels_of(batch: Batch, start: int, stop: int) -> dict[str, torch.Tensor]:
     return {"pixel_values": padded, "image_sizes": sizes}
 
 
-LAYOUTS = {
-    "data": (2, []),
-    "tensor and sequence": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
-    "pipeline": (2, ["parallel.pipeline=2"]),
-    "interleaved pipeline": (2, ["parallel.pipeline=2", "parallel.virtual=2"]),
-    "context": (2, ["parallel.context=2"]),
-    "context and data": (4, ["parallel.context=2"]),
-    "all": (4, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"]),
-}
+RUN_ON = ("DP2 overlap", "TP2 SP", "PP2", "PP2 VP2 overlap", "CP2", "CP2 DP2 overlap", "TP2 SP PP2 recompute")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", RUN_ON)
 def test_every_layout_gives_the_losses_of_one_process(root: Path, reference: list[float], layout: str) -> None:
-    ranks, overrides = LAYOUTS[layout]
-    name = layout.replace(" ", "_")
-    assert run(root, name, *overrides, ranks=ranks) == [ExitCode.OK] * ranks
+    setup, name = LAYOUTS[layout], layout.replace(" ", "_")
+    ranks = setup.layout.world_size
+    assert run(root, name, *setup.overrides, ranks=ranks) == [ExitCode.OK] * ranks
     assert losses(root, name) == pytest.approx(reference, rel=2e-5)
     ours, one = (records(root, run_name, "validation") for run_name in (name, "reference"))
     assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in one], rel=2e-5)
@@ -196,7 +190,7 @@ def test_the_result_of_an_earlier_training_is_not_taken_for_this_ones(
         assert run(root, "again", "optimizer.peak=5.0e-2") == [ExitCode.OK]
     ours, others = (load_file(root / name / "final" / "model.safetensors") for name in ("again", "reference"))
     assert not all(torch.equal(ours[name], others[name]) for name in ours)
-    assert not (root / "again" / run_module.OUTDATED).exists()
+    assert not RunDirectory(root / "again").outdated.exists()
 
 
 def test_places_that_cannot_be_gone_on_from_or_written_to_are_named_before_training(root: Path) -> None:

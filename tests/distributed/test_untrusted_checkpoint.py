@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
-from training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
+from training_run import ARCHITECTURE, KEEP_ALL, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.checkpoint.store import CheckpointStore
@@ -20,9 +20,10 @@ from megatron_apriel.errors import AprielError
 from megatron_apriel.parallel import groups
 from megatron_apriel.testing.changed_checkpoints import Calls, changed_metadata
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.layouts import layout_of
 from megatron_apriel.testing.ranks import run_ranks
 
-LAYOUT = LAYOUTS["DP2"]
+LAYOUT = layout_of("DP2")
 STEP = "step_00000002"
 
 

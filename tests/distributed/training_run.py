@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from megatron.core import parallel_state
+import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_apriel.batch import Batch
@@ -18,7 +18,7 @@ from megatron_apriel.formats.architecture import (
     ProjectorArchitecture,
     TowerArchitecture,
 )
-from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.stages import small_stage
@@ -32,17 +32,6 @@ ARCHITECTURE = Architecture(
 ALL = TrainedParts(tower=1, projector=1, decoder=1)
 KEEP_ALL = KeepPolicy(policy="all")
 SEQUENCE_LENGTH, SEQUENCES = 48, 4
-
-LAYOUTS = {
-    "one": Layout(1),
-    "DP2": Layout(2),
-    "TP2": Layout(2, tensor=2, sequence=True),
-    "PP2 VP2": Layout(2, pipeline=2, virtual=2),
-    "TP2 PP2": Layout(4, tensor=2, pipeline=2, sequence=True),
-    "TP2 DP2": Layout(4, tensor=2, sequence=True),
-    "CP2": Layout(2, context=2),
-    "TP2 CP2": Layout(4, tensor=2, sequence=True, context=2),
-}
 
 
 class Run:
@@ -71,18 +60,15 @@ class Run:
         return [self.trainer.step(self._batches(step), 1e-3).loss for step in range(first, stop)]
 
     def _batches(self, step: int) -> Iterator[Batch]:
-        shares, context = groups.image_shares_group(), groups.context_group()
-        for number in range(parallel_state.get_data_parallel_rank(), SEQUENCES, self.layout.data):
+        place = DataPlace.of(self.layout, dist.get_rank())
+        for number in place.sequences(0, SEQUENCES):
             generator = torch.Generator().manual_seed(1000 * step + number)
             grids = [(2, 3), (1, 4)] if number % 2 else []
             yield make_batch(
                 ARCHITECTURE,
                 [random_document(ARCHITECTURE, 12, grids, generator)],
                 sequence_length=SEQUENCE_LENGTH,
-                shares=shares.size(),
-                share=shares.rank(),
-                context=context.rank(),
-                contexts=context.size(),
+                place=place,
             )
 
     def weights(self) -> list[torch.Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Sequence
+
+from megatron_apriel.errors import AprielError
 
 from .case import Wrong
 
@@ -31,6 +34,23 @@ def check_untouched() -> None:
     if _calls:
         _calls.clear()
         raise Wrong("a file ran code")
+
+
+def try_all(uses: Sequence[Callable[[], None]]) -> None:
+    """Use an input in every way there is.
+
+    Raises the first refusal if every use refuses it, and Wrong if one had anything called.
+    """
+    refusals = []
+    for use in uses:
+        try:
+            use()
+        except AprielError as refusal:
+            refusals.append(refusal)
+        finally:
+            check_untouched()
+    if len(refusals) == len(uses):
+        raise refusals[0]
 
 
 def forget() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.parallel import cpu, groups
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
-from tests.distributed.training_run import ARCHITECTURE, KEEP_ALL, LAYOUTS, Run
+from megatron_apriel.testing.layouts import ALONE
+from tests.distributed.training_run import ARCHITECTURE, KEEP_ALL, Run
 
 _kept = ExitStack()
 """Process groups last as long as the process."""
@@ -28,21 +29,21 @@ def _start() -> None:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     cpu.enable()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    _kept.enter_context(groups.initialized(LAYOUTS["one"], seed=5))
+    _kept.enter_context(groups.initialized(ALONE.layout, seed=5))
 
 
 @cache
 def single_run() -> Run:
     """The run of this process that resumes."""
     _start()
-    return Run(LAYOUTS["one"], dtype=torch.bfloat16)
+    return Run(ALONE.layout, dtype=torch.bfloat16)
 
 
 def save_checkpoint(directory: Path, source: Path) -> Path:
     """A checkpoint after one step, below ``directory``; ``source`` gets the model that it began from."""
     write_hf_checkpoint(source, ARCHITECTURE, dtype="bfloat16")
     _start()
-    run = Run(LAYOUTS["one"], dtype=torch.bfloat16)
+    run = Run(ALONE.layout, dtype=torch.bfloat16)
     run.start_from(source)
     run.steps(0, 1)
     saved = CheckpointStore(directory, KEEP_ALL, 4).save(1, run.wrapped, run.optimizer, {"sequences": 4}, source)

@@ -1,6 +1,6 @@
-"""FlashAttention-4 and cuDNN: whole documents, images, and chunks of a sequence that is divided over ranks.
+"""FlashAttention-4 and cuDNN: whole documents, images, and blocks of a sequence that is divided over ranks.
 
-Of chunks, each rank has its turn after another's on one GPU, with all keys at hand.
+Of blocks, each rank has its turn after another's on one GPU, with all keys at hand.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 
 from megatron_apriel.batch import Batch
+from megatron_apriel.config.choices import Attention
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttention, packed
-from megatron_apriel.model.context import attend_by_chunks
+from megatron_apriel.model.context import attend_by_blocks
 from megatron_apriel.model.options import ModelOptions, decoder_config
-from megatron_apriel.model.specs import AttentionKind, block_spec, choose_layers
+from megatron_apriel.model.specs import block_spec, choose_layers
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, owned_positions
 from megatron_apriel.testing.marks import needs_flash_attention, needs_transformer_engine
@@ -38,7 +40,7 @@ PACKS = {
 KINDS = [pytest.param("flash", marks=needs_flash_attention), "cudnn"]
 
 
-def core_attention(kind: AttentionKind, causal: bool = True) -> torch.nn.Module:
+def core_attention(kind: Attention, causal: bool = True) -> torch.nn.Module:
     """As the decoder has it, or with the tower's mask."""
     alone = groups.group_of_one()
     layers = choose_layers("transformer_engine", kind)
@@ -61,16 +63,16 @@ def undivided(
     return output.view(-1, HEADS, SIZE)
 
 
-def by_chunks(
+def by_blocks(
     core: torch.nn.Module, inputs: list[torch.Tensor], documents: list[list[int]], contexts: int
 ) -> torch.Tensor:
     query, key, value = inputs
     outputs, places = [], []
     for context in range(contexts):
-        part = make_batch(ARCHITECTURE, documents, context=context, contexts=contexts).to("cuda").part
+        part = make_batch(ARCHITECTURE, documents, place=DataPlace(context=context, contexts=contexts)).to("cuda").part
         owned = owned_positions(query.shape[0], context, contexts)
         assert part is not None
-        outputs.append(attend_by_chunks(core, query[owned], key, value, part.chunks).view(-1, HEADS, SIZE))
+        outputs.append(attend_by_blocks(core, query[owned], key, value, part.blocks).view(-1, HEADS, SIZE))
         places += owned
     return torch.zeros_like(query).index_copy(0, torch.tensor(places, device="cuda"), torch.cat(outputs))
 
@@ -116,7 +118,7 @@ NAMES = ("output", "query", "key", "value")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("pack", PACKS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_kernels_against_float32(kind: AttentionKind, pack: str, causal: bool) -> None:
+def test_bfloat16_kernels_against_float32(kind: Attention, pack: str, causal: bool) -> None:
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
     _, batch, inputs, weight = draw(pack)
     local = LocalCoreAttention(None, 1, mask, "self")  # type: ignore[arg-type]
@@ -131,16 +133,16 @@ def test_bfloat16_kernels_against_float32(kind: AttentionKind, pack: str, causal
 @pytest.mark.parametrize("contexts", [2, 4])
 @pytest.mark.parametrize("pack", PACKS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_chunks_of_all_ranks_round_no_worse_than_the_whole(kind: AttentionKind, pack: str, contexts: int) -> None:
+def test_blocks_of_all_ranks_round_no_worse_than_the_whole(kind: Attention, pack: str, contexts: int) -> None:
     documents, batch, inputs, weight = draw(pack)
     local = LocalCoreAttention(None, 1, AttnMaskType.causal, "self")  # type: ignore[arg-type]
     expected = results(lambda leaves: undivided(local, leaves, batch), inputs, weight, torch.float32)
     with groups.initialized(Layout()):
         core = core_attention(kind)
         whole = results(lambda leaves: undivided(core, leaves, batch), inputs, weight, torch.bfloat16)
-        chunked = results(lambda leaves: by_chunks(core, leaves, documents, contexts), inputs, weight, torch.bfloat16)
-    for name, reference, one, parts in zip(NAMES, expected, whole, chunked, strict=True):
-        # Gradients of keys are summed over the chunks in bf16, which rounds once more per chunk.
+        in_blocks = results(lambda leaves: by_blocks(core, leaves, documents, contexts), inputs, weight, torch.bfloat16)
+    for name, reference, one, parts in zip(NAMES, expected, whole, in_blocks, strict=True):
+        # Gradients of keys are summed over the blocks in bf16, which rounds once more per block.
         assert distance(parts, reference) < 1.5 * distance(one, reference) + 0.002, name
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.model import cross_entropy_rows, linear_cross_entropy
 from megatron_apriel.model.linear_cross_entropy import linear_cross_entropy as fused
+from megatron_apriel.parallel import logit_parts
 from megatron_apriel.testing.marks import needs_gpu, needs_transformer_engine
 
 pytestmark = [pytest.mark.gpu, needs_gpu]
@@ -48,7 +49,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def test_is_as_close_to_float64_as_all_logits_with_a_float32_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_cross_entropy, "LOGITS_PER_CHUNK", 900 * ENTRIES)
+    monkeypatch.setattr(logit_parts, "LOGITS_PER_PART", 900 * ENTRIES)
     hidden, weight, labels = make()
     exact = gradients_of(hidden, weight, labels, torch.float64, torch.float64)
     unfused = gradients_of(hidden, weight, labels, torch.bfloat16, torch.float32)
@@ -89,8 +90,8 @@ def test_kernels_reach_rows_beyond_two_billion_logits() -> None:
     labels = torch.full((rows,), ENTRIES - 1, device="cuda")
     logits[-1, -1] = 20.0
     statistics = cross_entropy_rows.row_statistics(logits, labels, 0)
-    assert statistics.maximum_C[-1] == 20 and statistics.target_C[-1] == 20
-    assert statistics.maximum_C[0] == 0 and statistics.total_C[-2] == ENTRIES
+    assert statistics.maximum_T[-1] == 20 and statistics.target_T[-1] == 20
+    assert statistics.maximum_T[0] == 0 and statistics.total_T[-2] == ENTRIES
     cross_entropy_rows.turn_into_gradient(logits, labels, 0, statistics)
     assert abs(float(logits[-2, -1]) + 1) < 0.01 and abs(float(logits[-2].float().sum())) < 0.02
     assert abs(float(logits[0, -1]) + 1) < 0.01

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from megatron_apriel import concealed
 from megatron_apriel.config.load import load_stage, to_yaml
-from megatron_apriel.config.quantities import parse_path
 from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.planning.dry_run import print_plan
+from megatron_apriel.quantities import parse_path
 from megatron_apriel.train.metrics import Metrics
 
 SECRET = "hf_T0ken-of-mine"

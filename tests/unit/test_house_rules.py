@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_apriel"
 
 GROUND = (
-    "inputs", "concealed", "errors", "terminal", "tables", "outputs", "locks", "progress", "worker_process",
+    "inputs", "concealed", "errors", "terminal", "tables", "quantities", "command_line", "locks", "outputs", "progress",
+    "workers",
 )  # fmt: skip
 ORDER = (
     GROUND, "config", "formats", "surgery", "batch", "parallel", "data.raw", "data.visual_tasks", "data.corpus",
@@ -39,9 +40,9 @@ STRANGERS = (
 NO_TORCH = (
     *GROUND, "config", "formats", "surgery", "data.raw", "data.visual_tasks", "data.corpus", "generate", "grading",
     "evaluate", "curate", "planning", "parallel.layout", "parallel.checks", "parallel.balance",
-    "parallel.context_parts", "parallel.image_shares", "data.loading.packing", "data.loading.order",
-    "data.loading.cutting", "data.loading.plan_cache", "data.loading.plan_checks", "data.loading.mixture",
-    "data.loading.sources",
+    "parallel.context_parts", "parallel.data_place", "parallel.image_shares", "parallel.logit_parts",
+    "data.loading.packing", "data.loading.order", "data.loading.cutting", "data.loading.plan_cache",
+    "data.loading.plan_checks", "data.loading.mixture", "data.loading.sources",
 )  # fmt: skip
 """Rooms and files that can be imported without torch and Megatron Core."""
 
@@ -153,7 +154,7 @@ def test_no_file_executes_pickles_or_remote_code() -> None:
             assert file.relative_to(PACKAGE).parts[0] == "testing", file
 
 
-PRINTERS = {"errors.py": {"print"}, "terminal.py": {"print", "ArgumentParser", "getLogger"}}
+PRINTERS = {"errors.py": {"print"}, "terminal.py": {"print", "getLogger"}, "command_line.py": {"ArgumentParser"}}
 """Files that may call what prints names as they are; all others go through them."""
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_apriel import locks
 from megatron_apriel.inputs import NotAFileError
-from megatron_apriel.locks import HeldError, take_lock
+from megatron_apriel.locks import HeldError, lock_directory, take_lock
 
 HOLD = """
 import sys
@@ -56,12 +56,35 @@ def test_a_holder_that_the_kernel_does_not_list_is_called_so(tmp_path: Path, mon
 
 
 def test_a_file_system_without_locks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(*arguments: object) -> None:
+    def unsupported(*arguments: object, **options: object) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    with take_lock(tmp_path / "a.lock", 5) as lock:
-        assert "No locks available" in str(lock.problem)
+    monkeypatch.setattr(locks, "lock_descriptor", unsupported)
+    for lock in (take_lock(tmp_path / "a.lock", 5), lock_directory(tmp_path)):
+        with lock:
+            assert "No locks available" in str(lock.problem)
+
+
+def test_a_directory_is_locked_without_a_file_in_it(tmp_path: Path) -> None:
+    with lock_directory(tmp_path) as lock:
+        assert lock.problem is None and not list(tmp_path.iterdir())
+        with pytest.raises(HeldError, match=rf"{tmp_path} is locked by process {os.getpid()} of this host"):
+            lock_directory(tmp_path)
+    with lock_directory(tmp_path):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        lock_directory(tmp_path / "file")
+
+
+def test_other_programs_that_lock_the_file_are_seen(tmp_path: Path) -> None:
+    """The lock is the kernel's ``flock``, by which older checkouts and other tools lock too."""
+    with (tmp_path / "a.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(HeldError):
+            take_lock(tmp_path / "a.lock")
+    with take_lock(tmp_path / "a.lock"), (tmp_path / "a.lock").open("w") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.timeout(20)

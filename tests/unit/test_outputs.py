@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel import outputs
+from megatron_apriel import locks, outputs
 from megatron_apriel.errors import OutputError
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 
@@ -107,9 +107,9 @@ def test_what_a_source_links_to_is_not_replaced(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "weights").symlink_to(tmp_path / "x" / "config.json")
-    with pytest.raises(OutputError, match=r"x holds what .*source/weights of the source is a link to"):
-        check_destination(tmp_path / "x", overwrite=True, sources=[tmp_path / "source"])
-    assert check_destination(tmp_path / "y", overwrite=True, sources=[tmp_path / "source"])
+    with pytest.raises(OutputError, match=r"x holds what .*source/weights of the input is a link to"):
+        check_destination(tmp_path / "x", overwrite=True, inputs=[tmp_path / "source"])
+    assert check_destination(tmp_path / "y", overwrite=True, inputs=[tmp_path / "source"])
 
 
 def test_refused_destinations(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_refused_destinations(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a file"):
         check_destination(tmp_path / "thesis" / "chapter1", overwrite=True)
     for destination, relation in ((".", "contains"), ("x", "is"), ("x/inside", "lies inside")):
-        with pytest.raises(OutputError, match=f"{relation} the source"):
-            check_destination(tmp_path / destination, overwrite=True, sources=[tmp_path / "x"])
+        with pytest.raises(OutputError, match=f"{relation} the input"):
+            check_destination(tmp_path / destination, overwrite=True, inputs=[tmp_path / "x"])
     with pytest.raises(OutputError, match=r"y cannot be made: .*/thesis/chapter1 is a file"):
         check_destination(tmp_path / "thesis" / "chapter1" / "x" / "y")
     (tmp_path / "loop").symlink_to("loop")
@@ -132,7 +132,7 @@ def test_refused_destinations(tmp_path: Path) -> None:
         check_destination(tmp_path / "loop")
     with pytest.raises(OutputError, match="bytes free"):
         check_space(tmp_path / "not" / "there", 10**18)
-    assert check_destination(tmp_path / "y", sources=[tmp_path / "x"]) == tmp_path / "y"
+    assert check_destination(tmp_path / "y", inputs=[tmp_path / "x"]) == tmp_path / "y"
 
 
 def test_refused_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,13 +213,13 @@ def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path: Path) -> No
 
 
 def test_what_a_live_process_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(descriptor: int, operation: int) -> None:
+    def no_locks(descriptor: int, **options: object) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
     process = start_writer(tmp_path / "x")
     try:
         with monkeypatch.context() as changed:  # as on a file system without locks
-            changed.setattr(outputs.fcntl, "flock", no_locks)
+            changed.setattr(locks, "lock_descriptor", no_locks)
             write(tmp_path / "x", "mine")
         assert len(names(tmp_path)) == 2
         # As seen from another container on the same host: its number is not known here, and the lock is all there is.

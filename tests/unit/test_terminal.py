@@ -13,7 +13,7 @@ from rich.console import Console
 from megatron_apriel import progress as bars
 from megatron_apriel.errors import brief, listed, run_command, shown
 from megatron_apriel.tables import Table, standard_output
-from megatron_apriel.terminal import CommandLine, named_logger, note, say
+from megatron_apriel.terminal import named_logger, note, say
 
 NAME = "a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
 PRINTED = r"a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
@@ -61,16 +61,6 @@ def test_bars_show_labels_letter_by_letter(monkeypatch: pytest.MonkeyPatch, caps
     with bars.progress("[red]a\x1b[2J[/b]", 1) as step:
         step()
     assert r"[red]a\x1b[2J[/b]" in written.getvalue()
-
-
-def test_arguments_are_quoted_printably(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = CommandLine(prog="tool")
-    parser.add_argument("--number", type=int)
-    for words in (["--number", NAME], [NAME]):
-        with pytest.raises(SystemExit):
-            parser.parse_args(words)
-        err = capsys.readouterr().err
-        assert not any(letter in err for letter in "\x1b\r\x9b\u202e")
 
 
 def test_a_traceback_is_printable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,22 +1,17 @@
 """From raw files to a corpus: read, understand, decode, tokenise, write; bad records counted, nothing half-written.
 
-One process reads chunks of raw records and writes documents; worker processes do all the work between: parsing, image
+One process reads blocks of raw records and writes documents; worker processes do all the work between: parsing, image
 decoding, rendering the chat format, tokenisation. Results are written in the order of the input, whichever worker
-finished first, so the corpus is the same byte for byte whatever the number of workers. Only a few chunks are under way
+finished first, so the corpus is the same byte for byte whatever the number of workers. Only a few blocks are under way
 at any time, which bounds memory by their size and not by the input's.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from array import array
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +20,7 @@ import numpy as np
 from megatron_apriel.data.corpus.format import MANIFEST_FILE, CorpusManifest, UsageRecord
 from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
-from megatron_apriel.data.corpus.record_encoder import ChunkTask, PreparedDocument, RecordEncoder
+from megatron_apriel.data.corpus.record_encoder import BlockTask, PreparedDocument, RecordEncoder
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.fields import described
 from megatron_apriel.data.raw.files import Inputs, JsonRecords, SavedDataset, Source, find_inputs
@@ -37,12 +32,11 @@ from megatron_apriel.data.raw.usage import Usage
 from megatron_apriel.errors import DataError
 from megatron_apriel.outputs import whole_directory
 from megatron_apriel.progress import progress
-from megatron_apriel.worker_process import obey_parent
+from megatron_apriel.workers import Workers
 
 HOPELESS_RECORDS = 10_000
 """If all of the first so many records are bad, the options are wrong and the rest is not looked at."""
 
-_CHUNKS_PER_WORKER = 4
 _SNIFFED_RECORDS = 1000
 _FIELDS_SHOWN = 1000  # characters of their names
 
@@ -145,11 +139,11 @@ def prepare(
     with output as directory:
         table = TokenTable.from_directory(model, options.rounding)
         encoder = RecordEncoder(table, options.reading, options.limits)
-        with _Workers(encoder, options.workers) as workers:
+        with Workers(encoder, options.workers, "Use fewer --workers, or a lower --max-pixels.") as workers:
             summary = PrepareSummary(
                 _recognise_all(found, options), passed=[printable(str(one)) for one in found.passed]
             )
-            results = workers.in_order(_tasks(found.sources, summary.inputs, options))
+            results = workers.in_order(_encoded, _tasks(found.sources, summary.inputs, options))
             if directory is None:
                 _collect(results, summary, options, None)
                 return summary
@@ -185,8 +179,8 @@ def _recognise_all(found: Inputs, options: PrepareOptions) -> list[InputSummary]
 def _format_of(source: Source, options: PrepareOptions) -> str:
     """The format of the first record that has one; "no records" for an empty file."""
     seen, fields, problem = 0, set[str](), ""
-    for chunk in source.chunks(options.reading.ignored_columns):
-        for raw in chunk.records(options.limits):
+    for block in source.blocks(options.reading.ignored_columns):
+        for raw in block.records(options.limits):
             found = recognise(raw.value, options.reading)
             if found and options.record_format in ("auto", found):
                 return found
@@ -211,22 +205,27 @@ def _format_of(source: Source, options: PrepareOptions) -> str:
     )
 
 
-def _tasks(sources: Sequence[Source], inputs: Sequence[InputSummary], options: PrepareOptions) -> Iterator[ChunkTask]:
+def _tasks(sources: Sequence[Source], inputs: Sequence[InputSummary], options: PrepareOptions) -> Iterator[BlockTask]:
     left = options.limit or float("inf")
     for number, (source, summary) in enumerate(zip(sources, inputs, strict=True)):
         if summary.record_format == "no records":
             continue
         root = options.image_root or (source.path if isinstance(source, SavedDataset) else source.path.parent)
-        for chunk in source.chunks(options.reading.ignored_columns):
+        for block in source.blocks(options.reading.ignored_columns):
             if left <= 0:
                 return
-            chunk = chunk if len(chunk) <= left else chunk.head(int(left))
-            left -= len(chunk)
-            yield ChunkTask(number, chunk, summary.record_format, root)
+            block = block if len(block) <= left else block.head(int(left))
+            left -= len(block)
+            yield BlockTask(number, block, summary.record_format, root)
+
+
+def _encoded(encoder: RecordEncoder, task: BlockTask) -> tuple[int, list[PreparedDocument | Problem]]:
+    """Number of the task's source, and its documents: nothing of its raw records is sent back."""
+    return task.source, encoder.encode_block(task)
 
 
 def _collect(
-    results: Iterator[tuple[ChunkTask, list[PreparedDocument | Problem]]],
+    results: Iterator[tuple[int, list[PreparedDocument | Problem]]],
     summary: PrepareSummary,
     options: PrepareOptions,
     writer: CorpusWriter | None,
@@ -234,8 +233,8 @@ def _collect(
     """Write and count the documents in the order of the input, then judge the number of bad records."""
     problems = summary.problems
     with progress("preparing", total=options.limit or None, unit="records") as step:
-        for task, documents in results:
-            source = summary.inputs[task.source]
+        for number, documents in results:
+            source = summary.inputs[number]
             source.records += len(documents)
             problems.records += len(documents)
             for document in documents:
@@ -269,68 +268,3 @@ def _problems(tally: ProblemTally) -> dict[str, Any]:
         "files": dict(sorted(tally.files.items())),
         "first": [{"place": problem.place, "reason": problem.reason} for problem in tally.first],
     }
-
-
-class _Workers:
-    """Worker processes that encode chunks; with one worker everything happens in this process."""
-
-    def __init__(self, encoder: RecordEncoder, workers: int) -> None:
-        self.encoder, self.workers = encoder, workers
-        self.pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> _Workers:
-        if self.workers > 1:
-            # Forked, so that no worker spends seconds on imports and on reading the tokenizer; and forked now, by a
-            # first task, before reading starts threads in this process.
-            self.pool = ProcessPoolExecutor(
-                self.workers,
-                mp_context=multiprocessing.get_context("fork"),
-                initializer=_begin_worker,
-                initargs=(self.encoder,),
-            )
-            self.pool.submit(os.getpid).result()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def in_order(self, tasks: Iterator[ChunkTask]) -> Iterator[tuple[ChunkTask, list[PreparedDocument | Problem]]]:
-        """Results in the order of the tasks, which are taken only a little ahead."""
-        if self.pool is None:
-            for task in tasks:
-                yield task, self.encoder.encode_chunk(task)
-            return
-        under_way: deque[tuple[ChunkTask, Future[list[PreparedDocument | Problem]]]] = deque()
-        try:
-            for task in tasks:
-                without_data = replace(task, chunk=task.chunk.head(0))
-                under_way.append((without_data, self.pool.submit(_encode_in_worker, task)))
-                if len(under_way) >= self.workers * _CHUNKS_PER_WORKER:
-                    first, future = under_way.popleft()
-                    yield first, future.result()
-            while under_way:
-                first, future = under_way.popleft()
-                yield first, future.result()
-        except BrokenProcessPool:
-            raise DataError(
-                f"one of {self.workers} worker processes ended without an answer.",
-                "The system ends processes when memory runs out.",
-                "Use fewer --workers, or a lower --max-pixels.",
-            ) from None
-
-
-_encoder: RecordEncoder | None = None
-"""The worker's own encoder; set once in each worker process."""
-
-
-def _begin_worker(encoder: RecordEncoder) -> None:
-    global _encoder
-    _encoder = encoder
-    obey_parent()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _encode_in_worker(task: ChunkTask) -> list[PreparedDocument | Problem]:
-    assert _encoder is not None, "workers begin with _begin_worker"
-    return _encoder.encode_chunk(task)

@@ -12,7 +12,7 @@ from megatron_apriel.data.corpus.format import StoredImage
 from megatron_apriel.data.corpus.image_size import patch_grid
 from megatron_apriel.data.corpus.stored_images import EncodedImage, encode_for_corpus, picture_pixels
 from megatron_apriel.data.corpus.tokens import TokenTable
-from megatron_apriel.data.raw.blocks import NO_MEMORY, Chunk
+from megatron_apriel.data.raw.blocks import NO_MEMORY, Block
 from megatron_apriel.data.raw.documents import ImageValue, Remarks, TextDocument
 from megatron_apriel.data.raw.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord, Problem
@@ -25,11 +25,11 @@ _PICTURES = 10
 
 
 @dataclass(frozen=True)
-class ChunkTask:
-    """A chunk on its way to a worker, with what its source says about it."""
+class BlockTask:
+    """A block on its way to a worker, with what its source says about it."""
 
     source: int
-    chunk: Chunk
+    block: Block
     record_format: str
     image_root: Path
 
@@ -105,10 +105,10 @@ class RecordEncoder:
             )
         return patch_grid(image.height, image.width, rule.image_size, rule.patch_size, rule.rounding)
 
-    def encode_chunk(self, task: ChunkTask) -> list[PreparedDocument | Problem]:
-        """The documents of a chunk, or the problem in place of each that is none."""
+    def encode_block(self, task: BlockTask) -> list[PreparedDocument | Problem]:
+        """The documents of a block, or the problem in place of each that is none."""
         results: list[PreparedDocument | Problem] = []
-        for raw in task.chunk.records(self.limits):
+        for raw in task.block.records(self.limits):
             try:
                 if raw.problem:
                     raise BadRecord(raw.problem)

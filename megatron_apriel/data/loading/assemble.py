@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_apriel.batch import IGNORED_LABEL, Batch, Chunk, ContextPart, PackedImages
+from megatron_apriel.batch import IGNORED_LABEL, Batch, Block, ContextPart, PackedImages
+from megatron_apriel.config.choices import LossOn
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading.image_headers import ImageRequest
 from megatron_apriel.data.loading.images import ImageDecoder
@@ -27,7 +27,8 @@ from megatron_apriel.data.loading.packing import Piece
 from megatron_apriel.data.loading.patches import patch_places
 from megatron_apriel.data.loading.sources import Source
 from megatron_apriel.errors import DataError
-from megatron_apriel.parallel.context_parts import chunks_of_rank, seen_by_chunk
+from megatron_apriel.parallel.context_parts import blocks_of_rank, seen_by_block
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.image_shares import share_images
 
 
@@ -98,9 +99,7 @@ def padding_sequence(source: Source) -> SequenceContent:
     )
 
 
-def _labels(
-    corpus: Corpus, piece: Piece, ids: NDArray[np.int32], loss: Literal["all", "responses"]
-) -> NDArray[np.int64]:
+def _labels(corpus: Corpus, piece: Piece, ids: NDArray[np.int32], loss: LossOn) -> NDArray[np.int64]:
     """Labels of all positions of a piece but its last."""
     targets = ids[1:].astype(np.int64)
     silent = np.zeros(targets.size, dtype=bool)
@@ -199,9 +198,7 @@ class ImageShare:
         )
 
 
-def make_batch(
-    content: SequenceContent, images: PackedImages, sequence: int, source: int, *, context: int = 0, contexts: int = 1
-) -> Batch:
+def make_batch(content: SequenceContent, images: PackedImages, sequence: int, source: int, place: DataPlace) -> Batch:
     """The batch of a sequence, or of the part of it that a context-parallel rank owns.
 
     Args:
@@ -209,14 +206,14 @@ def make_batch(
         images: this rank's share of its images.
         sequence: its number in the run.
         source: number of its source.
-        context, contexts: this rank's place among the context-parallel ranks.
+        place: this rank's part of the data.
     """
     tokens, labels, positions = content.tokens_S, content.labels_S, content.positions_S
     part = None
-    if contexts > 1:
-        owned = chunks_of_rank(tokens.size, contexts, context)
+    if place.contexts > 1:
+        owned = blocks_of_rank(tokens.size, place.contexts, place.context)
         tokens, labels, positions = (
-            np.concatenate([array[chunk.start : chunk.stop] for chunk in owned])
+            np.concatenate([array[block.start : block.stop] for block in owned])
             for array in (tokens, labels, positions)
         )
         part = _context_part(content.cu_seqlens.tolist(), images.slots_K, owned)
@@ -237,25 +234,25 @@ def make_batch(
 
 def _context_part(bounds: list[int], slots_K: Tensor, owned: tuple[range, ...]) -> ContextPart:
     """What the rank that owns these positions knows of its part of a sequence with documents at ``bounds``."""
-    chunks, slots, features, offset = [], [], [], 0
-    for chunk in owned:
-        seen = seen_by_chunk(bounds, chunk)
-        chunks.append(
-            Chunk(
-                length=len(chunk),
+    blocks, slots, features, offset = [], [], [], 0
+    for block in owned:
+        seen = seen_by_block(bounds, block)
+        blocks.append(
+            Block(
+                length=len(block),
                 first_key=seen.first_key,
-                stop=chunk.stop,
+                stop=block.stop,
                 cu_queries=torch.tensor([0, *itertools.accumulate(seen.query_lengths)], dtype=torch.int32),
                 cu_keys=torch.tensor([0, *itertools.accumulate(seen.key_lengths)], dtype=torch.int32),
                 max_queries=max(seen.query_lengths),
                 max_keys=max(seen.key_lengths),
             )
         )
-        inside = ((slots_K >= chunk.start) & (slots_K < chunk.stop)).nonzero()[:, 0]
+        inside = ((slots_K >= block.start) & (slots_K < block.stop)).nonzero()[:, 0]
         features.append(inside)
-        slots.append(slots_K[inside] - chunk.start + offset)
-        offset += len(chunk)
-    return ContextPart(chunks=tuple(chunks), slots_L=torch.cat(slots), features_L=torch.cat(features))
+        slots.append(slots_K[inside] - block.start + offset)
+        offset += len(block)
+    return ContextPart(blocks=tuple(blocks), slots_L=torch.cat(slots), features_L=torch.cat(features))
 
 
 def _tensor(array: NDArray[np.integer]) -> Tensor:

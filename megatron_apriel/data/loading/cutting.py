@@ -8,15 +8,14 @@ done once to make a packing plan, and again by everyone who reads one (``plan_ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_apriel.config.choices import LongDocuments
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.errors import DataError
-
-LongDocuments = Literal["split", "truncate", "drop", "error"]
 
 
 @dataclass(frozen=True)

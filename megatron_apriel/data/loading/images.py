@@ -26,13 +26,14 @@ import math
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_apriel.config.choices import Damaged, ImageDevice
 from megatron_apriel.data.loading.image_headers import MAX_IMAGES, HeaderReader, ImageRequest, cause, import_dali
 from megatron_apriel.data.loading.patches import patchify
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
@@ -67,9 +68,9 @@ class ImageDecoder:
         self,
         patch_size: int,
         *,
-        device: Literal["auto", "cpu", "gpu"] = "auto",
+        device: ImageDevice = "auto",
         threads: int = 4,
-        damaged: Literal["error", "skip"] = "error",
+        damaged: Damaged = "error",
         max_pixels: int = DEFAULT_LIMITS.pixels,
     ) -> None:
         """Raises ConfigError if a GPU is asked for where there is none, or DALI is not installed."""
@@ -119,8 +120,8 @@ class ImageDecoder:
                 else:
                     groups.setdefault(self._axes(image), []).append(number)
             for numbers in groups.values():
-                chunks = _chunks([images[number] for number in numbers])
-                patches = [result for chunk in chunks for result in self._decoded(chunk)]
+                parts = _decoded_together([images[number] for number in numbers])
+                patches = [result for part in parts for result in self._decoded(part)]
                 decoded.update(zip(numbers, patches, strict=True))
         return torch.cat([decoded[number] for number in range(len(images))])
 
@@ -129,8 +130,8 @@ class ImageDecoder:
 
     def _axes(self, image: ImageRequest) -> _Axes:
         """The axes along which an image is resized, in order."""
-        source, target = (image.height, image.width), self._target(image)
-        return tuple(axis for axis in _ORDER if source[axis] != target[axis])
+        stored, target = (image.height, image.width), self._target(image)
+        return tuple(axis for axis in _ORDER if stored[axis] != target[axis])
 
     def _decoded(self, images: Sequence[ImageRequest]) -> list[Tensor]:
         """Patches of images with the same axes, the damaged ones among them dealt with."""
@@ -183,17 +184,18 @@ class ImageDecoder:
             return patchify(torch.from_dlpack(pixels[number]), self.patch_size).clone()
 
 
-def _chunks(images: Sequence[ImageRequest]) -> list[list[ImageRequest]]:
-    chunks: list[list[ImageRequest]] = []
+def _decoded_together(images: Sequence[ImageRequest]) -> list[list[ImageRequest]]:
+    """The images in parts that DALI decodes at a time."""
+    parts: list[list[ImageRequest]] = []
     pixels = 0
     for image in images:
         size = image.height * image.width
-        if not chunks or len(chunks[-1]) == MAX_IMAGES or pixels + size > PIXELS_TOGETHER:
-            chunks.append([])
+        if not parts or len(parts[-1]) == MAX_IMAGES or pixels + size > PIXELS_TOGETHER:
+            parts.append([])
             pixels = 0
-        chunks[-1].append(image)
+        parts[-1].append(image)
         pixels += size
-    return chunks
+    return parts
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -204,39 +206,39 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
 
 
-def _inside_weight(source: int, target: int) -> NDArray[np.float64]:
+def _inside_weight(stored: int, target: int) -> NDArray[np.float64]:
     """The share of the kernel's weight that lies inside the image, for each output pixel along an axis, [target]."""
-    scale = source / target
+    scale = stored / target
     stretch = max(scale, 1.0)
     reach = math.ceil(2 * stretch) + 1
     centres = (np.arange(target) + 0.5) * scale
     share = np.ones(target)
-    edge = (centres < reach + 1) | (centres > source - reach - 1)  # elsewhere the kernel is inside; it can be long
+    edge = (centres < reach + 1) | (centres > stored - reach - 1)  # elsewhere the kernel is inside; it can be long
     taps = np.floor(centres[edge])[:, None] + np.arange(-reach, reach + 1)
     weights = _cubic((taps + 0.5 - centres[edge][:, None]) / stretch)
-    inside = (taps >= 0) & (taps < source)
+    inside = (taps >= 0) & (taps < stored)
     share[edge] = (weights * inside).sum(1) / weights.sum(1)
     return share
 
 
-def _pass_inputs(source: tuple[int, int], target: tuple[int, int], axes: _Axes) -> dict[str, NDArray[Any]]:
-    """Numbers that the pipeline needs for an image of ``source`` height and width."""
+def _pass_inputs(stored: tuple[int, int], target: tuple[int, int], axes: _Axes) -> dict[str, NDArray[Any]]:
+    """Numbers that the pipeline needs for an image of ``stored`` height and width."""
     inputs: dict[str, NDArray[Any]] = {}
-    size = list(source)
+    size = list(stored)
     for axis in axes:
         name = _NAMES[axis]
-        border = math.ceil(2 * max(1.0, source[axis] / target[axis])) + 1
+        border = math.ceil(2 * max(1.0, stored[axis] / target[axis])) + 1
         begin, end = [0, 0], list(size)
         begin[axis], end[axis] = border, border + size[axis]
         size[axis] = target[axis]
         shape = [1, 1, 1]
         shape[axis] = target[axis]
         inputs[f"{name}_start"] = np.array([-border], dtype=np.int32)
-        inputs[f"{name}_shape"] = np.array([source[axis] + 2 * border], dtype=np.int32)
+        inputs[f"{name}_shape"] = np.array([stored[axis] + 2 * border], dtype=np.int32)
         inputs[f"{name}_begin"] = np.array(begin, dtype=np.float32)
         inputs[f"{name}_end"] = np.array(end, dtype=np.float32)
         inputs[f"{name}_size"] = np.array(size, dtype=np.float32)
-        factor = 1 / _inside_weight(source[axis], target[axis])
+        factor = 1 / _inside_weight(stored[axis], target[axis])
         inputs[f"{name}_factor"] = factor.astype(np.float32).reshape(shape)
     return inputs
 

@@ -20,10 +20,11 @@ from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.mixture import Mixture
 from megatron_apriel.data.loading.prefetch import Prefetcher
-from megatron_apriel.data.loading.sequences import open_reader
+from megatron_apriel.data.loading.sequences import SequenceReader, open_reader
 from megatron_apriel.data.loading.sources import Source, check_images_to_learn_from
 from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.data_place import WHOLE, DataPlace
 
 PREFETCHED = 4
 """Batches ready ahead of the step. A batch of 16384 tokens that are all image has 48 MB of pixels."""
@@ -32,7 +33,35 @@ VALIDATION_SEED = 0
 """Held-out sequences do not depend on the run's seed, so that runs can be compared."""
 
 
-class TrainingLoader:
+class _Loader:
+    """What both loaders are: a reader of sequences, in a background thread, to be closed."""
+
+    def __init__(self, reader: SequenceReader) -> None:
+        self._reader = reader
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The sources, opened."""
+        return self._reader.sources
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the background thread and release the image decoder."""
+        self._stop()
+        self._reader.close()
+
+    def _stop(self) -> None:
+        raise NotImplementedError
+
+
+class TrainingLoader(_Loader):
     """An iterator over this rank's batches of a run, prepared ahead in a background thread.
 
     Ends with the run. Use as a context manager, or call :meth:`close`.
@@ -42,14 +71,8 @@ class TrainingLoader:
         self,
         config: StageConfig,
         architecture: Architecture,
+        place: DataPlace = WHOLE,
         *,
-        data_rank: int = 0,
-        data_size: int = 1,
-        share: int = 0,
-        shares: int = 1,
-        context: int = 0,
-        contexts: int = 1,
-        with_images: bool = True,
         first_sequence: int = 0,
         directory: Path | None = None,
     ) -> None:
@@ -58,17 +81,14 @@ class TrainingLoader:
         Args:
             config: the stage.
             architecture: of the model that reads the batches.
-            data_rank, data_size: this rank's place among the data-parallel ranks.
-            share, shares: this rank's place among the ranks that share a sequence's images.
-            context, contexts: this rank's place among the ranks that divide a sequence's tokens.
-            with_images: False on ranks without a tower, which need slots but no pixels.
+            place: this rank's part of the data.
             first_sequence: how many sequences the run has consumed.
             directory: with the model's processor files, if there are any.
 
         Raises DataError if a corpus is damaged, does not fit the model, or has too few tokens for its ``epochs``;
         ConfigError if the step cannot be divided over the data-parallel ranks.
         """
-        per_step = config.sequences_per_step
+        per_step, data_size = config.sequences_per_step, place.data_size
         if per_step % data_size:
             raise ConfigError(
                 f"batch_tokens={config.batch_tokens} makes {per_step} sequences of {config.sequence_length} per step, "
@@ -83,28 +103,10 @@ class TrainingLoader:
                 "data-parallel ranks.",
                 "Every rank must get the same number of the sequences that are left.",
             )
-        self._reader = open_reader(
-            config.mixture,
-            architecture,
-            config,
-            config.seed,
-            data_rank=data_rank,
-            share=share,
-            shares=shares,
-            context=context,
-            contexts=contexts,
-            with_images=with_images,
-            directory=directory,
-        )
+        super().__init__(open_reader(config.mixture, architecture, config, config.seed, place, directory))
         check_images_to_learn_from(config, [source.corpus.manifest for source in self.sources])
         self.mixture = Mixture(config.mixture, [source.plan for source in self.sources], self._number)
-        own = range(first_sequence + data_rank, self._number, data_size)
-        self._batches = Prefetcher(self._batch, own, PREFETCHED)
-
-    @property
-    def sources(self) -> Sequence[Source]:
-        """The mixture's sources, opened."""
-        return self._reader.sources
+        self._batches = Prefetcher(self._batch, place.sequences(first_sequence, self._number), PREFETCHED)
 
     @property
     def wait_seconds(self) -> float:
@@ -117,18 +119,8 @@ class TrainingLoader:
     def __next__(self) -> Batch:
         return next(self._batches)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop the background thread and release the image decoder."""
+    def _stop(self) -> None:
         self._batches.close()
-        self._reader.close()
 
     def describe(self, sequence: int) -> dict[str, Any]:
         """Where a sequence of the run comes from: its source, corpus and sample numbers, fit for JSON."""
@@ -145,7 +137,7 @@ class TrainingLoader:
         return self._reader.batch(sequence, *self.mixture.place(sequence))
 
 
-class ValidationLoader:
+class ValidationLoader(_Loader):
     """This rank's batches of held-out sequences; iterating again gives the same ones again.
 
     The first sequences of each corpus, corpus after corpus, are dealt out over the data-parallel ranks. Where they do
@@ -160,14 +152,8 @@ class ValidationLoader:
         self,
         config: StageConfig,
         architecture: Architecture,
+        place: DataPlace = WHOLE,
         *,
-        data_rank: int = 0,
-        data_size: int = 1,
-        share: int = 0,
-        shares: int = 1,
-        context: int = 0,
-        contexts: int = 1,
-        with_images: bool = True,
         micro_batch_multiple: int = 1,
         directory: Path | None = None,
     ) -> None:
@@ -180,51 +166,22 @@ class ValidationLoader:
                 "the stage has no validation section, so there are no held-out sequences.",
                 fix="Give validation.corpora.",
             )
-        self._reader = open_reader(
-            config.validation.corpora,
-            architecture,
-            config,
-            VALIDATION_SEED,
-            data_rank=data_rank,
-            share=share,
-            shares=shares,
-            context=context,
-            contexts=contexts,
-            with_images=with_images,
-            directory=directory,
-        )
+        corpora = config.validation.corpora
+        super().__init__(open_reader(corpora, architecture, config, VALIDATION_SEED, place, directory))
         places = [
             (source, int(pack))
             for source, opened in enumerate(self._reader.sources)
             for pack in opened.plan.order(0)[: config.validation.sequences]
         ]
-        self.micro_batches = -(-len(places) // (data_size * micro_batch_multiple)) * micro_batch_multiple
-        numbers = range(data_rank, self.micro_batches * data_size, data_size)
+        self.micro_batches = -(-len(places) // (place.data_size * micro_batch_multiple)) * micro_batch_multiple
+        numbers = place.sequences(0, self.micro_batches * place.data_size)
         self._own = [(number, *places[number]) if number < len(places) else (number, 0, None) for number in numbers]
         self._running: Prefetcher[Any, Batch] | None = None
-
-    @property
-    def sources(self) -> Sequence[Source]:
-        """The held-out sources, opened."""
-        return self._reader.sources
 
     def __iter__(self) -> Iterator[Batch]:
         self._stop()
         self._running = Prefetcher(lambda place: self._batch(*place), self._own, PREFETCHED)
         return self._running
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop the background thread and release the image decoder."""
-        self._stop()
-        self._reader.close()
 
     def _stop(self) -> None:
         if self._running is not None:

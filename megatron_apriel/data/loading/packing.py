@@ -23,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_apriel.config.choices import LongDocuments
 from megatron_apriel.data.corpus.on_disk import Corpus
-from megatron_apriel.data.loading.cutting import LongDocuments, LongDocumentsReport, cut_documents
+from megatron_apriel.data.loading.cutting import LongDocumentsReport, cut_documents
 from megatron_apriel.data.loading.order import shuffled
 from megatron_apriel.errors import DataError
 

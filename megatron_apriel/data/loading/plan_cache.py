@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_apriel.config.choices import LongDocuments
 from megatron_apriel.data.corpus.array_header import read_header
 from megatron_apriel.data.corpus.on_disk import Corpus
-from megatron_apriel.data.loading.cutting import CutDocuments, LongDocuments, cut_documents
+from megatron_apriel.data.loading.cutting import CutDocuments, cut_documents
 from megatron_apriel.data.loading.packing import PackingPlan, document_dtype, make_plan
 from megatron_apriel.data.loading.plan_checks import check_plan, number_of_pieces
 from megatron_apriel.errors import printable

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,14 +18,14 @@ from megatron_apriel.data.loading.images import ImageDecoder
 from megatron_apriel.data.loading.sources import Source, check_largest_image, log_sources, open_sources
 from megatron_apriel.errors import AprielError, DataError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.data_place import DataPlace
 
 
 class SequenceReader:
     """Makes the batch of (number, source, pack) for one rank; what both loaders are built on."""
 
-    def __init__(self, sources: Sequence[Source], images: ImageShare, context: int, contexts: int) -> None:
-        self.sources, self._images = sources, images
-        self._make_batch = partial(make_batch, context=context, contexts=contexts)
+    def __init__(self, sources: Sequence[Source], images: ImageShare, place: DataPlace) -> None:
+        self.sources, self._images, self._place = sources, images, place
         # Background threads start on device 0; this rank's is remembered for them.
         self._cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
 
@@ -40,12 +39,12 @@ class SequenceReader:
         except Exception as error:
             label = self.sources[source].label
             raise DataError(f"sequence {number} (source {label!r}, pack {pack}) cannot be read: {error!r}.") from error
-        return self._pinned(self._make_batch(content, images, number, source))
+        return self._pinned(make_batch(content, images, number, source, self._place))
 
     def padding(self, number: int, source: int) -> Batch:
         """A batch without loss."""
         content = padding_sequence(self.sources[source])
-        return self._pinned(self._make_batch(content, self._images.pack(()), number, source))
+        return self._pinned(make_batch(content, self._images.pack(()), number, source, self._place))
 
     def _pinned(self, batch: Batch) -> Batch:
         if self._cuda is None:
@@ -70,26 +69,20 @@ def open_reader(
     architecture: Architecture,
     config: StageConfig,
     seed: int,
-    *,
-    data_rank: int,
-    share: int,
-    shares: int,
-    context: int,
-    contexts: int,
-    with_images: bool,
+    place: DataPlace,
     directory: Path | None,
 ) -> SequenceReader:
     """A rank's reader of the corpora of ``sections``; arguments and errors as of ``loader.TrainingLoader``."""
     sources = open_sources(sections, architecture, config.sequence_length, seed, directory)
-    if data_rank == 0 and share == 0 and with_images:
+    if place.is_first:
         log_sources(sources)
     tower = architecture.tower
     decoder = None
-    if tower is not None and with_images and any(source.corpus.manifest.counts.images for source in sources):
+    if tower is not None and place.with_images and any(source.corpus.manifest.counts.images for source in sources):
         check_largest_image(sources, config.images)
         decoder = _decoder(config.images, tower.patch_size)
-    images = ImageShare(share, shares, tower.patch_values if tower else 0, decoder)
-    return SequenceReader(sources, images, context, contexts)
+    images = ImageShare(place.share, place.shares, tower.patch_values if tower else 0, decoder)
+    return SequenceReader(sources, images, place)
 
 
 def _decoder(section: ImagesSection, patch_size: int) -> ImageDecoder:

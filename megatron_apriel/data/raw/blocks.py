@@ -1,7 +1,7 @@
-"""Chunks of raw records: what the reading process hands to the workers, unparsed.
+"""Blocks of raw records: what the reading process hands to the workers, unparsed.
 
-A chunk says where each of its records stands in its file, so that a problem can be reported with its place. Parsing
-happens where :meth:`Chunk.records` is called, in a worker. A record that cannot be parsed is that record's problem.
+A block says where each of its records stands in its file, so that a problem can be reported with its place. Parsing
+happens where :meth:`Block.records` is called, in a worker. A record that cannot be parsed is that record's problem.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RawRecord:
     unused: tuple[str, ...] = ()
 
 
-class Chunk(ABC):
+class Block(ABC):
     """Consecutive records of one file, not parsed yet; travels to a worker."""
 
     @abstractmethod
@@ -47,8 +47,8 @@ class Chunk(ABC):
         """Number of records."""
 
     @abstractmethod
-    def head(self, count: int) -> Chunk:
-        """The first ``count`` records of the chunk."""
+    def head(self, count: int) -> Block:
+        """The first ``count`` records of the block."""
 
     @abstractmethod
     def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
@@ -56,7 +56,7 @@ class Chunk(ABC):
 
 
 @dataclass(frozen=True)
-class JsonChunk(Chunk):
+class JsonBlock(Block):
     """JSON texts with their numbers: lines, or elements of an array; a text of None was too long to be read.
 
     ``place`` stands before the number: ``a.jsonl:`` or ``a.json: record ``.
@@ -68,8 +68,8 @@ class JsonChunk(Chunk):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def head(self, count: int) -> JsonChunk:
-        return JsonChunk(self.place, self.texts[:count])
+    def head(self, count: int) -> JsonBlock:
+        return JsonBlock(self.place, self.texts[:count])
 
     def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
         for number, text in self.texts:
@@ -87,7 +87,7 @@ class JsonChunk(Chunk):
 
 
 @dataclass(frozen=True)
-class TableChunk(Chunk):
+class TableBlock(Block):
     """Rows of an Arrow table, beginning with row number ``first`` of their file."""
 
     file: str
@@ -97,8 +97,8 @@ class TableChunk(Chunk):
     def __len__(self) -> int:
         return self.table.num_rows
 
-    def head(self, count: int) -> TableChunk:
-        return TableChunk(self.file, self.first, self.table.slice(0, count))
+    def head(self, count: int) -> TableBlock:
+        return TableBlock(self.file, self.first, self.table.slice(0, count))
 
     def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
         texts = json_columns(self.table.schema)
@@ -118,7 +118,7 @@ class TableChunk(Chunk):
 
 
 @dataclass(frozen=True)
-class RefusedChunk(Chunk):
+class RefusedBlock(Block):
     """One record that was not read, and why."""
 
     place: str
@@ -128,8 +128,8 @@ class RefusedChunk(Chunk):
     def __len__(self) -> int:
         return self.number
 
-    def head(self, count: int) -> RefusedChunk:
-        return RefusedChunk(self.place, self.problem, min(count, self.number))
+    def head(self, count: int) -> RefusedBlock:
+        return RefusedBlock(self.place, self.problem, min(count, self.number))
 
     def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
         for _ in range(self.number):
@@ -137,7 +137,7 @@ class RefusedChunk(Chunk):
 
 
 @dataclass(frozen=True)
-class SampleChunk(Chunk):
+class SampleBlock(Block):
     """Samples of a tar."""
 
     file: str
@@ -146,8 +146,8 @@ class SampleChunk(Chunk):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def head(self, count: int) -> SampleChunk:
-        return SampleChunk(self.file, self.samples[:count])
+    def head(self, count: int) -> SampleBlock:
+        return SampleBlock(self.file, self.samples[:count])
 
     def records(self, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[RawRecord]:
         for sample in self.samples:

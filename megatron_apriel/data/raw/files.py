@@ -1,6 +1,6 @@
-"""Raw files as a stream of small chunks: JSON, Parquet, Hugging Face datasets on disk, WebDataset tars.
+"""Raw files as a stream of small blocks: JSON, Parquet, Hugging Face datasets on disk, WebDataset tars.
 
-The process that reads does as little as possible: it cuts a file into chunks of a few dozen records and hands them on
+The process that reads does as little as possible: it cuts a file into blocks of a few dozen records and hands them on
 unparsed, so that parsing, image decoding and tokenisation all happen in the workers. No file is held in memory as a
 whole, and none grows beyond its limits (``read_limits``). A file that cannot be read to its end is not one bad record:
 the documents that are missing cannot be counted, so it raises DataError.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.data.raw.blocks import Chunk, JsonChunk, RefusedChunk, SampleChunk
+from megatron_apriel.data.raw.blocks import Block, JsonBlock, RefusedBlock, SampleBlock
 from megatron_apriel.data.raw.compressed import PACKINGS, READ_ERRORS, bounded_lines, decompressed, open_raw
 from megatron_apriel.data.raw.folders import Listing, list_directory
 from megatron_apriel.data.raw.json_arrays import BrokenArray, array_elements, is_array, object_members
@@ -25,15 +25,15 @@ from megatron_apriel.data.raw.problems import shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, LimitExceeded, ReadLimits
 from megatron_apriel.data.raw.saved_datasets import SPLITS_FILE, record_batches, split_names
 from megatron_apriel.data.raw.splits import ALL_SPLITS, splits_of
-from megatron_apriel.data.raw.table_rows import row_chunks, row_costs
+from megatron_apriel.data.raw.table_rows import row_blocks, row_costs
 from megatron_apriel.data.raw.tar_records import TarSample
 from megatron_apriel.data.raw.tars import TAR_ERRORS, tar_samples
 from megatron_apriel.data.raw.text_tables import BrokenTable, table_rows
 from megatron_apriel.errors import DataError
 from megatron_apriel.inputs import open_input
 
-CHUNK_RECORDS = 64
-CHUNK_BYTES = 4 * 2**20
+BLOCK_RECORDS = 64
+BLOCK_BYTES = 4 * 2**20
 
 JSON = tuple(f"{name}{packed}" for packed in PACKINGS for name in (".jsonl", ".ndjson", ".json"))
 TABLES = tuple(f"{name}{packed}" for packed in PACKINGS for name in (".csv", ".tsv"))
@@ -54,7 +54,7 @@ class Source(ABC):
         self.path, self.limits = path, limits
 
     @abstractmethod
-    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
+    def blocks(self, ignored: Container[str] = ()) -> Iterator[Block]:
         """Its records in order, from the beginning.
 
         Args:
@@ -70,7 +70,7 @@ class JsonRecords(Source):
 
     kind = "JSON"
 
-    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
+    def blocks(self, ignored: Container[str] = ()) -> Iterator[Block]:
         records: list[tuple[int, bytes | None]] = []
         size = number = 0
         split: Callable[[Any, ReadLimits], Iterator[tuple[int, bytes | None]]] = self._lines
@@ -83,13 +83,13 @@ class JsonRecords(Source):
                 for number, record in split(stream, self.limits):
                     records.append((number, record))
                     size += len(record or b"")
-                    if len(records) == CHUNK_RECORDS or size >= CHUNK_BYTES:
-                        yield JsonChunk(place, records)
+                    if len(records) == BLOCK_RECORDS or size >= BLOCK_BYTES:
+                        yield JsonBlock(place, records)
                         records, size = [], 0
         except (BrokenArray, LimitExceeded, MemoryError, *READ_ERRORS) as error:
             raise _unreadable(self.path, f"after {counted} {number}", error) from None
         if records:
-            yield JsonChunk(place, records)
+            yield JsonBlock(place, records)
 
     @staticmethod
     def _lines(stream: Any, limits: ReadLimits) -> Iterator[tuple[int, bytes | None]]:
@@ -117,7 +117,7 @@ class TextTable(Source):
 
     kind = "CSV"
 
-    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
+    def blocks(self, ignored: Container[str] = ()) -> Iterator[Block]:
         row = 0
         texts: list[tuple[int, bytes | None]] = []
         place = f"{self.path}: row "
@@ -127,18 +127,18 @@ class TextTable(Source):
                 for row, record, problem in table_rows(stream, "\t" if tabs else ",", self.limits):
                     if problem:
                         if texts:
-                            yield JsonChunk(place, texts)
+                            yield JsonBlock(place, texts)
                             texts = []
-                        yield RefusedChunk(f"{place}{row}", problem)
+                        yield RefusedBlock(f"{place}{row}", problem)
                         continue
                     texts.append((row, record))
-                    if len(texts) == CHUNK_RECORDS or sum(len(text or b"") for _, text in texts) >= CHUNK_BYTES:
-                        yield JsonChunk(place, texts)
+                    if len(texts) == BLOCK_RECORDS or sum(len(text or b"") for _, text in texts) >= BLOCK_BYTES:
+                        yield JsonBlock(place, texts)
                         texts = []
         except (BrokenTable, LimitExceeded, MemoryError, *READ_ERRORS) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
         if texts:
-            yield JsonChunk(place, texts)
+            yield JsonBlock(place, texts)
 
 
 class Parquet(Source):
@@ -146,7 +146,7 @@ class Parquet(Source):
 
     kind = "Parquet"
 
-    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
+    def blocks(self, ignored: Container[str] = ()) -> Iterator[Block]:
         import pyarrow
         import pyarrow.parquet
 
@@ -160,7 +160,7 @@ class Parquet(Source):
                     raise _no_column(self.path, parquet.schema_arrow.names)
                 rows = _Rows(str(self.path), self.limits)
                 for group in groups:
-                    plan = reading_plan(file, parquet.schema, group, wanted, CHUNK_RECORDS, self.limits)
+                    plan = reading_plan(file, parquet.schema, group, wanted, BLOCK_RECORDS, self.limits)
                     rows.packed += plan.packed_bytes
                     reader = parquet
                     if plan.references:
@@ -168,7 +168,7 @@ class Parquet(Source):
                             file, metadata=parquet.metadata, read_dictionary=plan.references
                         )
                     for batch in reader.iter_batches(batch_size=plan.rows, row_groups=[group.number], columns=wanted):
-                        yield from rows.chunks(batch)
+                        yield from rows.blocks(batch)
                         row = rows.number
         except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
@@ -183,7 +183,7 @@ class SavedDataset(Source):
         super().__init__(path, limits)
         self.split = split
 
-    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
+    def blocks(self, ignored: Container[str] = ()) -> Iterator[Block]:
         import pyarrow
 
         row = 0
@@ -195,8 +195,8 @@ class SavedDataset(Source):
                     raise _no_column(self.path, batch.schema.names)
                 batch = batch.select(wanted)
                 rows.packed += batch.nbytes
-                for start in range(0, batch.num_rows, CHUNK_RECORDS):
-                    yield from rows.chunks(batch.slice(start, CHUNK_RECORDS))
+                for start in range(0, batch.num_rows, BLOCK_RECORDS):
+                    yield from rows.blocks(batch.slice(start, BLOCK_RECORDS))
                     row = rows.number
         except (pyarrow.ArrowException, LimitExceeded, MemoryError, OSError, ValueError) as error:
             raise _unreadable(self.path, f"after row {row}", error) from None
@@ -207,7 +207,7 @@ class WebDataset(Source):
 
     kind = "WebDataset tar"
 
-    def chunks(self, ignored: Container[str] = ()) -> Iterator[Chunk]:
+    def blocks(self, ignored: Container[str] = ()) -> Iterator[Block]:
         samples: list[TarSample] = []
         size, key = 0, ""
         try:
@@ -215,13 +215,13 @@ class WebDataset(Source):
                 samples.append(sample)
                 key = sample.key
                 size += sum(len(data or b"") for data in sample.members.values())
-                if len(samples) == CHUNK_RECORDS or size >= CHUNK_BYTES:
-                    yield SampleChunk(str(self.path), samples)
+                if len(samples) == BLOCK_RECORDS or size >= BLOCK_BYTES:
+                    yield SampleBlock(str(self.path), samples)
                     samples, size = [], 0
         except (LimitExceeded, MemoryError, *TAR_ERRORS) as error:
             raise _unreadable(self.path, f"after sample {shortened(key, _NAMES_SHOWN)!r}", error) from None
         if samples:
-            yield SampleChunk(str(self.path), samples)
+            yield SampleBlock(str(self.path), samples)
 
 
 class _Rows:
@@ -231,11 +231,11 @@ class _Rows:
         self._file, self._limits = file, limits
         self.number = self.packed = self._unpacked = 0
 
-    def chunks(self, batch: Any) -> Iterator[Chunk]:
+    def blocks(self, batch: Any) -> Iterator[Block]:
         costs = row_costs(batch)
         self._unpacked += int(costs[0].sum())
         self._limits.check_growth(self.packed, self._unpacked)
-        yield from row_chunks(self._file, self.number, batch, costs, self._limits, CHUNK_BYTES)
+        yield from row_blocks(self._file, self.number, batch, costs, self._limits, BLOCK_BYTES)
         self.number += batch.num_rows
 
 

@@ -5,6 +5,9 @@ The arrays in a file that is one JSON object, as COCO's annotations are, are rea
 Only where one element ends and the next begins is found out here; the elements go on as text, and workers parse them
 like lines. Memory is bounded by the longest element. An array cannot be entered again after a damaged place, as lines
 can: where it is not JSON, nothing behind that place is known, so the file as a whole is refused.
+
+By hand and not with ``ijson``, which gives values without their places in the text: an element could not go on as it is
+written, and faulty UTF-8 in one of them, or an integer of more than 64 bits, would end the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of Arrow tables as chunks: each row measured before anything of it is copied.
+"""Rows of Arrow tables as blocks: each row measured before anything of it is copied.
 
 A table can be small where its rows are not: a thousand rows may refer to one text of ten megabytes, and a row to it a
 thousand times. What a row takes once it stands alone is therefore counted from lengths and offsets; rows that take too
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_apriel.data.raw.blocks import Chunk, RefusedChunk, TableChunk
+from megatron_apriel.data.raw.blocks import Block, RefusedBlock, TableBlock
 from megatron_apriel.data.raw.read_limits import ReadLimits
 
 type Counts = NDArray[np.int64]
@@ -39,12 +39,12 @@ def row_costs(batch: Any) -> tuple[Counts, Counts]:
     return sum(sizes), sum(values)  # type: ignore[return-value]
 
 
-def row_chunks(
+def row_blocks(
     file: str, first: int, batch: Any, costs: tuple[Counts, Counts], limits: ReadLimits, piece_bytes: int
-) -> Iterator[Chunk]:
-    """The rows of a record batch in chunks of about ``piece_bytes``.
+) -> Iterator[Block]:
+    """The rows of a record batch in blocks of about ``piece_bytes``.
 
-    A chunk's table is a copy of its rows with plain types; a slice would take all of its parent's memory along on the
+    A block's table is a copy of its rows with plain types; a slice would take all of its parent's memory along on the
     way to a worker.
 
     Args:
@@ -53,7 +53,7 @@ def row_chunks(
         batch: record batch of a few dozen rows.
         costs: of its rows, by :func:`row_costs`.
         limits: on a row.
-        piece_bytes: of a chunk, where a single row does not take more.
+        piece_bytes: of a block, where a single row does not take more.
     """
     import pyarrow
 
@@ -66,14 +66,14 @@ def row_chunks(
                 f"the row has {sizes[start]:,} bytes and {values[start]:,} values; {limits.record_bytes:,} and "
                 f"{limits.record_values:,} are allowed, and more with --max-record"
             )
-            yield RefusedChunk(f"{file}: row {first + start}", problem)
+            yield RefusedBlock(f"{file}: row {first + start}", problem)
             start += 1
             continue
         fitting = np.cumsum(sizes[start:]) <= piece_bytes
         fitting &= (sizes[start:] <= limits.record_bytes) & (values[start:] <= limits.record_values)
         stop = start + max(1, len(fitting) if fitting.all() else int(np.argmin(fitting)))
         piece = _with_plain_types(table.slice(start, stop - start)).take(pyarrow.array(range(stop - start)))
-        yield TableChunk(file, first + start, piece)
+        yield TableBlock(file, first + start, piece)
         start = stop
 
 

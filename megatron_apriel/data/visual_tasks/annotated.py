@@ -238,6 +238,6 @@ def _pairs(groups: Groups, most: int) -> tuple[npt.NDArray[np.int64], npt.NDArra
 def _whole(draw: Draw, annotations: Annotations, chosen: int) -> Picture:
     """An annotated photograph, not cut, its longer side ``max_side`` pixels."""
     index = int(annotations.images[chosen])
-    draw.sources.append(draw.images.names[index])
+    draw.used.append(draw.images.names[index])
     picture = draw.images.load(index)
     return picture if max(picture.size) <= draw.images.max_side else resized(picture, draw.images.max_side)

@@ -27,10 +27,10 @@ from megatron_apriel.data.visual_tasks.raw_images import Header, RawImages, imag
 from megatron_apriel.data.visual_tasks.refusals import Ambiguous, Unreadable
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample
 from megatron_apriel.data.visual_tasks.tasks import TASKS, Menu, Variant
-from megatron_apriel.data.visual_tasks.workers import Workers
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.outputs import check_destination, whole_directory
 from megatron_apriel.progress import progress
+from megatron_apriel.workers import Workers
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
@@ -42,8 +42,9 @@ ATTEMPTS = 100
 """Pictures tried for one sample before the folder is called unfit."""
 
 _FOLDER = 1_000  # samples whose pictures share a folder
-_CHUNK = 8  # samples per piece of work
-_HEADERS = 256  # files per piece of work
+_SAMPLES = 8  # per piece of work
+_HEADERS = 256  # of files per piece of work
+_LESS_MEMORY = "Use fewer --workers, or a smaller --max-side."
 _KEPT = 1000  # problems listed one by one
 _TRIED = 8  # samples that a dry run makes
 
@@ -165,7 +166,7 @@ class Generator:
                 if isinstance(reason, Unreadable):
                     damaged[reason.name] = reason.damage
                 continue
-            return self._finished(index, variant, difficulty, sample, draw.sources, rejected, damaged)
+            return self._finished(index, variant, difficulty, sample, draw.used, rejected, damaged)
         raise self._unfit(index, variant, difficulty, rejected, damaged)
 
     def _random(self, index: int, stream: int) -> np.random.Generator:
@@ -178,7 +179,7 @@ class Generator:
         variant: Variant,
         difficulty: float,
         sample: Sample,
-        sources: list[str],
+        used: list[str],
         rejected: Counter[str],
         damaged: dict[str, str],
     ) -> Made:
@@ -188,7 +189,7 @@ class Generator:
         if found != sample.answer:
             raise WrongAnswer(
                 f"sample {index} of seed {options.seed} ({variant.task} {variant.name}, difficulty {difficulty}, from "
-                f"{', '.join(sources)}) has the answer {sample.answer!r}, but its pictures give {found!r}"
+                f"{', '.join(used)}) has the answer {sample.answer!r}, but its pictures give {found!r}"
             )
         suffix = FORMATS[options.image_format]
         names = [f"images/{index // _FOLDER:05}/{index:08}-{number}.{suffix}" for number in range(len(data))]
@@ -201,7 +202,7 @@ class Generator:
             "variant": variant.name,
             "difficulty": difficulty,
             "answer": sample.answer,
-            "sources": list(dict.fromkeys(sources)),
+            "raw_images": list(dict.fromkeys(used)),
             "construction": sample.construction,
             "seed": options.seed,
             "index": index,
@@ -242,16 +243,16 @@ def generate(
         ConfigError, DataError, OutputError: before anything is written, or with everything removed again.
     """
     options.check()
-    sources = [images] if annotations is None else [images, annotations]
+    inputs = [images] if annotations is None else [images, annotations]
     if destination is not None:
-        check_destination(destination, overwrite, MARKERS, sources)
+        check_destination(destination, overwrite, MARKERS, inputs)
     summary = Summary()
     generator = prepare_generator(images, annotations, options, summary)
     if destination is None:
         for index in range(min(options.samples, _TRIED)):
             _account(generator.make(index), summary)
         return summary
-    with whole_directory(destination, overwrite, MARKERS, sources) as partial:
+    with whole_directory(destination, overwrite, MARKERS, inputs) as partial:
         _write(generator, partial, summary)
         manifest = _manifest(images, annotations, options, summary)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -264,8 +265,9 @@ def prepare_generator(images: Path, annotations: Path | None, options: Options, 
     summary.files = len(names)
     usable = []
     pieces = (names[start : start + _HEADERS] for start in range(0, len(names), _HEADERS))
+    number = min(options.workers, -(-len(names) // _HEADERS))
     with (
-        Workers((images, options.limits), min(options.workers, -(-len(names) // _HEADERS))) as workers,
+        Workers((images, options.limits), number, _LESS_MEMORY) as workers,
         progress("looking at images", len(names), "images") as step,
     ):
         for headers in workers.in_order(_headers, pieces):
@@ -295,7 +297,7 @@ def _headers(shared: tuple[Path, ReadLimits], names: list[str]) -> list[Header]:
     return [read_header(images, name, limits) for name in names]
 
 
-def _make_chunk(shared: tuple[Generator, Path], numbers: range) -> list[Made]:
+def _make_some(shared: tuple[Generator, Path], numbers: range) -> list[Made]:
     """Make samples and write their pictures; records go back to the process that writes them in order."""
     generator, directory = shared
     made = []
@@ -311,18 +313,18 @@ def _make_chunk(shared: tuple[Generator, Path], numbers: range) -> list[Made]:
 
 def _write(generator: Generator, directory: Path, summary: Summary) -> None:
     samples = generator.options.samples
-    chunks = (range(start, min(start + _CHUNK, samples)) for start in range(0, samples, _CHUNK))
-    number = min(generator.options.workers, -(-samples // _CHUNK))
+    pieces = (range(start, min(start + _SAMPLES, samples)) for start in range(0, samples, _SAMPLES))
+    number = min(generator.options.workers, -(-samples // _SAMPLES))
     with (
-        Workers((generator, directory), number) as workers,
+        Workers((generator, directory), number, _LESS_MEMORY) as workers,
         progress("making samples", samples, "samples") as step,
         (directory / RECORDS).open("w", encoding="utf-8") as file,
     ):
-        for chunk in workers.in_order(_make_chunk, chunks):
-            for made in chunk:
+        for piece in workers.in_order(_make_some, pieces):
+            for made in piece:
                 file.write(json.dumps(made.record, ensure_ascii=False) + "\n")
                 _account(made, summary)
-            step(len(chunk))
+            step(len(piece))
 
 
 def _content(sample: Sample, names: list[str]) -> Iterator[dict[str, str]]:

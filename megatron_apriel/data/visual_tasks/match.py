@@ -21,9 +21,11 @@ from megatron_apriel.data.visual_tasks.pixels import (
     Picture,
     Pixels,
     correlation,
+    cut_square,
     distance,
     exact_distance,
     pixels_of,
+    random_box,
     require_best,
     require_texture,
     resized,
@@ -106,11 +108,11 @@ def retrieval(draw: Draw) -> Sample:
     mirror = bool(draw.choices.integers(2)) and draw.difficulty >= 0.5
     # All of one shape: an anchor that is as wide as one candidate only would be matched without looking.
     whole = draw.picture()
-    picture = _cut_square(whole, draw.rng)
+    picture = cut_square(whole, draw.rng)
     wanted = (number - 1) * knobs.RETRIEVAL_POOL.count(draw.difficulty)
     # The same photograph twice in a folder: other cuts of it are not the same picture, and yet the same scene.
     others = [other for other in draw.others(wanted) if distance(whole, other) >= 2 * DISTINCT]
-    pool = [_cut_square(other, draw.rng) for other in others]
+    pool = [cut_square(other, draw.rng) for other in others]
     if len(pool) < number - 1:
         raise Ambiguous("there are too few other pictures")
     pool.sort(key=lambda other: distance(picture, other))
@@ -149,7 +151,7 @@ def different(draw: Draw) -> Sample:
     truth = int(draw.choices.integers(number))
     picture = resized(draw.picture(), _panel(draw))
     side = max(round(knobs.EDIT_SIZE.at(draw.difficulty) * min(picture.size)), _LEAST_EDIT)
-    target, origin = _square(picture, side, draw.rng), _square(picture, side, draw.rng)
+    target, origin = (random_box(picture, side, side, draw.rng) for _ in range(2))
     strength = knobs.EDIT_STRENGTH.at(draw.difficulty)
     edited = picture.copy()
     new = Image.blend(picture.crop(target), picture.crop(origin), strength)
@@ -177,15 +179,6 @@ def different(draw: Draw) -> Sample:
 
 def _panel(draw: Draw) -> int:
     return max(draw.images.max_side // 2, MIN_PANEL)
-
-
-def _square(picture: Picture, side: int, rng: np.random.Generator) -> Box:
-    left, top = int(rng.integers(picture.width - side + 1)), int(rng.integers(picture.height - side + 1))
-    return left, top, left + side, top + side
-
-
-def _cut_square(picture: Picture, rng: np.random.Generator) -> Picture:
-    return picture.crop(_square(picture, min(picture.size), rng))
 
 
 def _around(spot: tuple[float, float], radius: float, size: tuple[int, int]) -> Box:

@@ -106,6 +106,18 @@ def resized(picture: Picture, longest: int) -> Picture:
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
+def random_box(picture: Picture, width: int, height: int, rng: np.random.Generator) -> Box:
+    """A place of that size somewhere in the picture, which is at least as large."""
+    left, top = int(rng.integers(picture.width - width + 1)), int(rng.integers(picture.height - height + 1))
+    return left, top, left + width, top + height
+
+
+def cut_square(picture: Picture, rng: np.random.Generator) -> Picture:
+    """A square as large as the picture's shorter side, cut from a random place."""
+    side = min(picture.size)
+    return picture.crop(random_box(picture, side, side, rng))
+
+
 def encoded(picture: Picture, image_format: str, quality: int) -> bytes:
     """Bytes of an image file; every picture of every sample passes here, so that no encoding gives an answer away.
 

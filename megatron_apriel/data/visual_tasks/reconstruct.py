@@ -24,9 +24,11 @@ from megatron_apriel.data.visual_tasks.pixels import (
     Picture,
     Pixels,
     correlation,
+    cut_square,
     distance,
     exact_distance,
     pixels_of,
+    random_box,
     recoloured,
     require_best,
     require_distinct,
@@ -159,7 +161,7 @@ def turn(draw: Draw) -> Sample:
     names = list(TURNS)[:number]
     options = [names[int(index)] for index in draw.choices.permutation(number)]
     truth = int(draw.choices.integers(number))
-    picture = _square(draw.picture(), draw.rng)
+    picture = cut_square(draw.picture(), draw.rng)
     part = knobs.TURN_SHOWN.at(draw.difficulty)
     box = _random_square(picture, round(part * picture.width), draw.rng)
     piece = picture.crop(box)
@@ -217,8 +219,7 @@ def turned_piece(draw: Draw) -> Sample:
 
 def _random_square(picture: Picture, side: int, rng: np.random.Generator) -> Box:
     side = min(side, *picture.size)
-    left, top = int(rng.integers(picture.width - side + 1)), int(rng.integers(picture.height - side + 1))
-    return left, top, left + side, top + side
+    return random_box(picture, side, side, rng)
 
 
 def _square_near(picture: Picture, hole: Box, draw: Draw) -> Box:
@@ -232,10 +233,6 @@ def _square_near(picture: Picture, hole: Box, draw: Draw) -> Box:
             return left, top, left + side, top + side
         reach = max(reach * 0.97, 0.7)
     raise Ambiguous("the picture has no room for another patch")
-
-
-def _square(picture: Picture, rng: np.random.Generator) -> Picture:
-    return picture.crop(_random_square(picture, min(picture.size), rng))
 
 
 def _turned(picture: Picture, name: str) -> Picture:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.data.visual_tasks.coco import Annotations
-from megatron_apriel.data.visual_tasks.pixels import Picture, Pixels
+from megatron_apriel.data.visual_tasks.pixels import Picture, Pixels, random_box
 from megatron_apriel.data.visual_tasks.raw_images import RawImages
 from megatron_apriel.data.visual_tasks.refusals import Ambiguous, Unreadable
 
@@ -61,7 +61,7 @@ class Draw:
         rng: everything that may differ when an ambiguous sample is drawn again.
         choices: what must not: the answer's position among the options and the like. It is the same at every attempt,
             so that rejections cannot favour an answer. Draw from it first and always in the same order.
-        sources: names of the raw images used so far.
+        used: names of the raw images used so far.
         damaged: files that turned out damaged, and how.
     """
 
@@ -70,7 +70,7 @@ class Draw:
     difficulty: float
     rng: np.random.Generator
     choices: np.random.Generator
-    sources: list[str] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
 
     def picture(self) -> Picture:
@@ -82,7 +82,7 @@ class Draw:
 
     def others(self, number: int) -> list[Picture]:
         """``number`` pictures (fewer if there are not enough), none of them used in this sample yet."""
-        used = set(self.sources)
+        used = set(self.used)
         total = len(self.images)
         # Enough of them that those in use and those damaged can be passed over, but not all of a large folder.
         drawn = self.rng.choice(total, size=min(2 * number + len(used) + _REPLACEMENTS, total), replace=False)
@@ -97,7 +97,7 @@ class Draw:
             except Unreadable as reason:
                 self.damaged[reason.name] = reason.damage
                 continue
-            self.sources.append(self.images.names[index])
+            self.used.append(self.images.names[index])
             yield _cut_to_aspect(picture, self.rng)
 
     def phrase(self, templates: Sequence[str], **values: object) -> str:
@@ -118,5 +118,4 @@ def cell_name(row: int, column: int) -> str:
 def _cut_to_aspect(picture: Picture, rng: np.random.Generator) -> Picture:
     longest = 2 * min(picture.size)
     width, height = min(picture.width, longest), min(picture.height, longest)
-    left, top = int(rng.integers(picture.width - width + 1)), int(rng.integers(picture.height - height + 1))
-    return picture.crop((left, top, left + width, top + height))
+    return picture.crop(random_box(picture, width, height, rng))

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from megatron_apriel.config.load import load_stage, to_yaml
-from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 from megatron_apriel.planning.hardware import KINDS, hardware, hardware_yaml
+from megatron_apriel.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 
 from ..byte_changes import change_bytes
 from ..case import Target, Wrong, repeated

@@ -23,15 +23,14 @@ import torch
 from torch import Tensor
 
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader
 from megatron_apriel.checkpoint.metadata import read_metadata
-from megatron_apriel.checkpoint.weights import open_source
-from megatron_apriel.errors import AprielError
+from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.formats.kinds import Kind, architecture_of
-from megatron_apriel.formats.tensor_names import parameters
+from megatron_apriel.formats.megatron_parameters import parameters
 
 from ..byte_changes import change_bytes, edge
-from ..canary import Caller, calling_pickle, check_untouched, forget
+from ..canary import Caller, calling_pickle, forget, try_all
 from ..case import Target, Wrong
 from ..file_changes import Changes, change_json, copy_honest, digest_of
 from ..json_changes import TEXTS
@@ -59,7 +58,7 @@ class DistributedCheckpoints(Target):
         self.state = resumed(directory / "trained")
         architecture = architecture_of(directory / "trained" / STEP)
         self.keys = list(parameters(architecture))
-        weights = open_source(directory / "trained" / STEP, architecture)
+        weights = open_weights(directory / "trained" / STEP, architecture)
         self.weights = {name: weights.read(name, 0, weight.matrix[0]) for name, weight in weights.table.items()}
 
     def mutate(self, random: Random, directory: Path, changes: int) -> str:
@@ -88,20 +87,11 @@ class DistributedCheckpoints(Target):
         ]
         if run.name == "trained":
             uses.append(lambda: self._resume(run, sealed))
-        refusals = []
-        for use in uses:
-            try:
-                use()
-            except AprielError as refusal:
-                refusals.append(refusal)
-            finally:
-                check_untouched()
-        if len(refusals) == len(uses):
-            raise refusals[0]
+        try_all(uses)
 
     def _weights(self, checkpoint: Path, sealed: bool) -> None:
         architecture = architecture_of(checkpoint)
-        weights = open_source(checkpoint, architecture)
+        weights = open_weights(checkpoint, architecture)
         weights.verify()
         if not sealed:
             for name, weight in weights.table.items():
@@ -121,15 +111,15 @@ class DistributedCheckpoints(Target):
     def _conversion(self, checkpoint: Path, destination: Path) -> None:
         conversion = plan_conversion(checkpoint, Kind.HF)
         convert(conversion, destination)
-        result = open_source(destination, architecture_of(destination))
+        result = open_weights(destination, architecture_of(destination))
         for name, weight in conversion.weights.table.items():
             if not _same(*(one.read(name, 0, weight.matrix[0]) for one in (conversion.weights, result))):
                 raise Wrong(f"{name} is another after conversion")
 
     def _average(self, checkpoint: Path) -> None:
-        source = DistributedCheckpointSource(checkpoint)
-        for name, spec in source.tensors.items():
-            if source.read(name, 0, spec.rows).nbytes != spec.size:
+        reader = DistributedCheckpointReader(checkpoint)
+        for name, spec in reader.tensors.items():
+            if reader.read(name, 0, spec.rows).nbytes != spec.size:
                 raise Wrong(f"averaging reads another number of bytes of {name}")
 
     def _resume(self, run: Path, sealed: bool) -> None:

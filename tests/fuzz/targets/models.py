@@ -14,8 +14,7 @@ import safetensors
 import torch
 
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.weights import WeightSource, open_source
-from megatron_apriel.errors import AprielError
+from megatron_apriel.checkpoint.weights import Weights, open_weights
 from megatron_apriel.formats.architecture import (
     Architecture,
     DecoderArchitecture,
@@ -27,11 +26,12 @@ from megatron_apriel.formats.tensor_names import Form
 from megatron_apriel.surgery.average import plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.layer_maps import layer_map
-from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import plan_upscale
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 
 from ..byte_changes import change_bytes, edge
+from ..canary import try_all
 from ..case import Target, Wrong
 from ..file_changes import Changes, change_json, copy_honest
 from ..json_changes import change_value, write_json
@@ -105,18 +105,11 @@ class ModelDirectories(Target):
             lambda: _average(model, honest),
             *(lambda to=to: _conversion(model, to, directory / f"to-{to}") for to in Kind),  # type: ignore[misc]
         ]
-        refusals = []
-        for use in uses:
-            try:
-                use()
-            except AprielError as refusal:
-                refusals.append(refusal)
-        if len(refusals) == len(uses):
-            raise refusals[0]
+        try_all(uses)
 
 
 def _surgery(model: Path) -> None:
-    source = SourceModel.open(model)
+    source = GivenModel.open(model)
     plan_upscale(source, layer_map("block", source.num_layers, source.num_layers + 1))
     stored = _by_package(model, source.tensors.base)
     if source.tensors.entries.keys() != stored.keys():
@@ -125,7 +118,7 @@ def _surgery(model: Path) -> None:
         dtype, shape, data = stored[name]
         if (entry.dtype, list(entry.shape)) != (dtype, shape):
             raise Wrong(f"{name} is {entry.dtype} {entry.shape}, the package safetensors says {dtype} {shape}")
-        if b"".join(map(bytes, entry.chunks())) != data:
+        if b"".join(map(bytes, entry.pieces())) != data:
             raise Wrong(f"{name} has other bytes than the package safetensors reads")
 
 
@@ -134,12 +127,12 @@ def _weights(model: Path) -> None:
     kind = recognise(model)
     if kind is Kind.HF:
         _compare_with_transformers(architecture, json.loads((model / "config.json").read_bytes()))
-    weights = open_source(model, architecture)
+    weights = open_weights(model, architecture)
     compare_weights(weights, _by_package(model, "consolidated" if kind is Kind.MISTRAL else "model"), architecture)
 
 
 def compare_weights(
-    weights: WeightSource, stored: dict[str, tuple[str, list[int], bytes]], architecture: Architecture
+    weights: Weights, stored: dict[str, tuple[str, list[int], bytes]], architecture: Architecture
 ) -> None:
     """Raise Wrong if a weight's bytes are not those of a tensor that was read otherwise."""
     for name, weight in weights.table.items():
@@ -166,15 +159,15 @@ def _average(model: Path, honest: Path) -> None:
     given = AverageInput.from_directory(model)
     plan_average([AverageInput.from_directory(honest), given], max_memory=2**36)
     stored = _by_package(model, "model")
-    for name, spec in given.source.tensors.items():
-        if given.source.read(name, 0, spec.rows).tobytes() != stored[name][2]:
+    for name, spec in given.reader.tensors.items():
+        if given.reader.read(name, 0, spec.rows).tobytes() != stored[name][2]:
             raise Wrong(f"averaging reads other bytes of {name}")
 
 
 def _conversion(model: Path, to: Kind, destination: Path) -> None:
     conversion = plan_conversion(model, to)
     convert(conversion, destination)
-    result = open_source(destination, architecture_of(destination))
+    result = open_weights(destination, architecture_of(destination))
     for name, weight in conversion.weights.table.items():
         wanted, found = (one.read(name, 0, weight.matrix[0]) for one in (conversion.weights, result))
         if wanted.dtype != found.dtype or not torch.equal(wanted.view(torch.uint8), found.view(torch.uint8)):
@@ -223,7 +216,8 @@ def _compare_with_transformers(architecture: Architecture, config: dict[str, Any
             ("vision hidden_size", tower.hidden_size, vision.hidden_size),
             ("vision num_hidden_layers", tower.num_layers, vision.num_hidden_layers),
             ("vision num_attention_heads", tower.num_heads, vision.num_attention_heads),
-            ("vision head_dim", tower.head_dim, vision.head_dim),
+            # Its code takes the quotient where the configuration says null.
+            ("vision head_dim", tower.head_dim, vision.head_dim or vision.hidden_size // vision.num_attention_heads),
             ("vision intermediate_size", tower.ffn_hidden_size, vision.intermediate_size),
             ("vision hidden_act", tower.activation, vision.hidden_act),
             ("vision patch_size", tower.patch_size, vision.patch_size),

@@ -110,7 +110,7 @@ def _samples(data: bytes) -> Sequence[str]:
             raise Wrong(f"a file was read that cannot be decompressed: {error}") from None
     keys: list[str] = []
     try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 if member.isdir():
                     continue

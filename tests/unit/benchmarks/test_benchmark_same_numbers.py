@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from benchmarks import miniature_runs, recorded_numbers, same_numbers
-from benchmarks.miniature_runs import LAYOUTS, Run, Runner
+from benchmarks.miniature_runs import LAYOUTS, Run, Runner, quickstart_commands
 from benchmarks.recorded_numbers import Comparison, compare
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ConfigError
@@ -143,6 +143,17 @@ def test_a_source_of_one_run_only_is_a_difference(tmp_path: Path) -> None:
     after = records()
     after[0]["loss_by_source"]["code"] = 1.0
     assert compared(tmp_path, after).differences == ["step 1: loss_by_source.code recorded after only"]
+
+
+def test_commands_have_the_directory_where_their_list_has_a_variable(tmp_path: Path) -> None:
+    """A list for people names the variable that a directory came from, not the directory."""
+    script = tmp_path / "checkout" / "examples" / "quickstart" / "run.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("print('python tool.py ${QUICKSTART}/model --other ${NO_SUCH_VARIABLE}')")
+    (tmp_path / "checkout" / "megatron_apriel").mkdir()
+    (tmp_path / "checkout" / "megatron_apriel" / "__init__.py").touch()
+    expected = ["python", "tool.py", f"{tmp_path}/root/model", "--other", "${NO_SUCH_VARIABLE}"]
+    assert quickstart_commands(tmp_path / "checkout", tmp_path / "root") == [expected]
 
 
 def test_a_step_of_one_run_only_is_a_difference(tmp_path: Path) -> None:

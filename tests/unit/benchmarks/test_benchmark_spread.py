@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from benchmarks import layouts, scaling
-from benchmarks.cases import CASES, STAGES, Place, batches, small
+from benchmarks.cases import CASES, STAGES, batches, small
 from benchmarks.kernel_groups import occupancy
 from benchmarks.processes import ROOT, Processes
 from benchmarks.spread import Found, Prediction, Spread
 from benchmarks.spread_report import LAYOUT_HEADINGS, SCALING_HEADINGS, layout_rows, remarks, scaling_rows
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.testing.batches import owned_positions
 
 MIX = Spread("16384-mix", "bf16", 8, 2, 8, {"tensor": 2, "sequence": True})
@@ -113,16 +114,18 @@ def test_ranks_share_a_step() -> None:
     architecture, case = Architecture.from_preset("tiny"), small(replace(CASES["16384-mix"], micro_batches=6))
     whole = batches(case, architecture)
     assert sum(batch.images.num_patches for batch in whole) > 0
-    by_data = [batches(case, architecture, Place(data_rank=rank, data_size=2)) for rank in range(2)]
+    by_data = [batches(case, architecture, DataPlace(data_rank=rank, data_size=2)) for rank in range(2)]
     assert [batch.sequence for batch in by_data[1]] == [1, 3, 5]
     for batch in [*by_data[0], *by_data[1]]:
         assert torch.equal(batch.tokens_S, whole[batch.sequence].tokens_S)
-    by_share = [batches(case, architecture, Place(share=share, shares=3)) for share in range(3)]
+    by_share = [batches(case, architecture, DataPlace(share=share, shares=3)) for share in range(3)]
     for number, batch in enumerate(whole):
         parts = [part[number].images.patches_PC for part in by_share]
         assert sorted(torch.cat(parts).sum(1).tolist()) == sorted(batch.images.patches_PC.sum(1).tolist())
     for context in range(2):
-        for one, all_of_it in zip(batches(case, architecture, Place(context=context, contexts=2)), whole, strict=True):
+        for one, all_of_it in zip(
+            batches(case, architecture, DataPlace(context=context, contexts=2)), whole, strict=True
+        ):
             owned = owned_positions(case.sequence_length, context, 2)
             assert torch.equal(one.tokens_S, all_of_it.tokens_S[owned])
 

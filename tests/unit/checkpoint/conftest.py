@@ -1,15 +1,19 @@
-"""A stand-in for a rank's model: the right parameters under the right names, and no computation."""
+"""A stand-in for a rank's model, and a checkpoint to be changed as a stranger would."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.tensor_names import parameters
+from megatron_apriel.formats.kinds import Kind
+from megatron_apriel.formats.megatron_parameters import parameters
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 
 SPELLED_LOCALLY = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
@@ -63,3 +67,24 @@ class StandIn(nn.Module):
 @pytest.fixture(scope="session")
 def stand_in() -> Callable[..., StandIn]:
     return StandIn
+
+
+@pytest.fixture(scope="session")
+def honest_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a tiny model, converted."""
+    folder = tmp_path_factory.mktemp("untrusted")
+    source = write_hf_checkpoint(folder / "hf", Architecture.from_preset("tiny"), dtype="bfloat16")
+    convert(plan_conversion(source, Kind.MEGATRON), folder / "step_00000001")
+    return folder / "step_00000001"
+
+
+@pytest.fixture
+def path(honest_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    copy = tmp_path / honest_checkpoint.name
+    for file in honest_checkpoint.rglob("*"):
+        target = copy / file.relative_to(honest_checkpoint)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_file():
+            target.write_bytes(file.read_bytes())
+    return copy

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.errors import CheckpointError, run_command
 from megatron_apriel.formats.architecture import Architecture
@@ -162,7 +163,7 @@ def test_megatron_form_loads_and_reads_by_rows(hf, stand_in, tmp_path, monkeypat
     load_weights([expected], hf, TINY)
     load_weights([model], tmp_path / "run", TINY)
     assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), model.parameters(), strict=True))
-    source, stored = DistributedCheckpointSource(tmp_path / "run"), load_file(hf / "model.safetensors")
+    source, stored = DistributedCheckpointReader(tmp_path / "run"), load_file(hf / "model.safetensors")
     assert source.tensors.keys() == stored.keys()
     for name, spec in source.tensors.items():
         assert spec.shape == tuple(stored[name].shape) and spec.dtype == "BF16"
@@ -188,18 +189,84 @@ def test_dtype(hf, tmp_path, capsys):
 
 def test_tokenizer_and_processor_from_tekken(tmp_path):
     """What Mistral publishes becomes a directory that transformers' own classes load."""
-    from dataclasses import replace
-
     from transformers import AutoProcessor
 
-    architecture = replace(TINY, decoder=replace(TINY.decoder, vocab_size=1300))
-    hf = write_hf_checkpoint(tmp_path / "hf", architecture)
+    hf = write_hf_checkpoint(tmp_path / "hf", LARGE)
     assert convert(hf, tmp_path / "mistral", "--to", "mistral") == 0
     write_small_tekken(tmp_path / "mistral" / "tekken.json", 1300)
     assert convert(tmp_path / "mistral", tmp_path / "out", "--to", "hf") == 0
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.tokenizer("Hello")["input_ids"]
     assert processor.image_processor.size["longest_edge"] == 256
+
+
+LARGE = replace(TINY, decoder=replace(TINY.decoder, vocab_size=1300))
+"""With room for Tekken's special tokens."""
+
+
+def other_tekken(file: Path) -> None:
+    """Tekken's table with [IMG_BREAK] at 14 and [IMG_END] at 15, as Pixtral-Large has them."""
+    names = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "[IMG]", 11: "<pad>", 14: "[IMG_BREAK]", 15: "[IMG_END]"}
+    names = {rank: names.get(rank, f"<SPECIAL_{rank}>") for rank in range(1000)}
+    table = json.loads(write_small_tekken(file, LARGE.decoder.vocab_size).read_bytes())
+    table["special_tokens"] = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in names.items()]
+    file.write_text(json.dumps(table))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf_checkpoint(tmp_path_factory.mktemp("large") / "hf", LARGE)
+
+
+def vision_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "params.json").read_text())["vision_encoder"]
+
+
+@pytest.mark.parametrize("form", ["tekken.json", "tokenizer.json"])
+def test_break_and_end_ids_are_those_of_the_tokenizer(large, tmp_path, form):
+    from transformers.integrations.mistral import convert_tekken_tokenizer
+
+    shutil.copytree(large, tmp_path / "source")
+    other_tekken(tmp_path / "source" / "tekken.json")
+    if form == "tokenizer.json":
+        tokenizer = convert_tekken_tokenizer(str(tmp_path / "source" / "tekken.json"))
+        assert tokenizer.convert_tokens_to_ids(["[IMG_BREAK]", "[IMG_END]"]) == [14, 15]
+        tokenizer.save_pretrained(tmp_path / "source")
+        (tmp_path / "source" / "tekken.json").unlink()
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "mistral") == 0
+    assert {key: id_ for key, id_ in vision_of(tmp_path / "out").items() if key.endswith("_token_id")} == {
+        "image_token_id": 10,
+        "image_break_token_id": 14,
+        "image_end_token_id": 15,
+    }
+    # The way back says so too, or does not begin.
+    assert convert(tmp_path / "out", tmp_path / "back", "--to", "megatron", "--dry-run") == 0
+
+
+def test_without_a_tokenizer_break_and_end_ids_are_left_out(large, tmp_path, capsys):
+    assert convert(large, tmp_path / "out", "--to", "mistral") == 0
+    assert not {"image_break_token_id", "image_end_token_id"} & vision_of(tmp_path / "out").keys()
+    assert "has no tokenizer: params.json does not name the ids of [IMG_BREAK] and [IMG_END]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["hf", "mistral", "megatron"])
+def test_params_that_contradict_the_tokenizer_are_refused(large, tmp_path, capsys, to):
+    assert convert(large, tmp_path / "source", "--to", "mistral") == 0
+    params = params_from_architecture(LARGE, (12, 13))
+    (tmp_path / "source" / "params.json").write_text(json.dumps(params))
+    other_tekken(tmp_path / "source" / "tekken.json")
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", to) == 1
+    assert "image_break_token_id=12, and the tokenizer beside it says 14" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_token_that_the_tokenizer_does_not_know_is_refused(large, tmp_path, capsys):
+    shutil.copytree(large, tmp_path / "source")
+    write_small_tekken(tmp_path / "source" / "tekken.json", 1300)
+    config = json.loads((tmp_path / "source" / "config.json").read_text()) | {"image_token_index": 17}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "mistral") == 1
+    assert "[IMG] has id 10, the model's config.json says image_token_index=17" in capsys.readouterr().err
 
 
 def test_existing_destination_and_dry_run(hf, tmp_path, capsys):
@@ -238,7 +305,7 @@ def test_damaged_sources(mistral, tmp_path, capsys, damage, message):
     ("name", "message"),
     [
         ("generation_config.json", "source/generation_config.json cannot be read"),
-        ("tekken.json", "source/tekken.json cannot be made into a tokenizer"),
+        ("tekken.json", "the tokenizer in"),
         ("params.json", "source/params.json cannot be read: it is not valid JSON"),
     ],
 )
@@ -340,11 +407,11 @@ def test_what_mistrals_form_cannot_say(tmp_path, capsys):
         ({"rope_theta": ...}, "has no rope_theta"),
         ({"n_layers": "four"}, "n_layers='four' is not a positive whole number"),
         ({"n_layers": 10**9}, "n_layers=1000000000"),
-        ({"n_kv_heads": 3}, "n_heads=4 is not a multiple of n_kv_heads=3"),
+        ({"n_kv_heads": 3}, "4 attention heads are not a multiple of 3 key-value heads"),
         ({"sliding_window": 128}, "sliding_window=128 is not supported"),
         ({"sliding_window": [128, None]}, "sliding_window=[128, None] is not supported"),
         ({"norm_eps": "1e-5"}, "norm_eps='1e-5' is not a positive number"),
-        ({"vision_encoder": True}, "vision_encoder holds a bool, not an object"),
+        ({"vision_encoder": True}, "vision_encoder=True is not an object"),
     ],
 )
 def test_unsupported_params(tmp_path, params, message):

@@ -107,10 +107,10 @@ def test_sidecars_go_along(source, tmp_path):
 
 
 def test_config_of_the_source_stays(source, tmp_path):
-    """Entries that this project does not know go along; the number of layers is the model's."""
+    """Entries that change nothing go along; the number of layers is the model's."""
     config = json.loads((source / "config.json").read_text())
-    config |= {"somebody": {"else": 1}, "torch_dtype": "bfloat16"}
-    config["text_config"]["num_hidden_layers"] = 2
+    config |= {"task_specific_params": {"other": 1}, "torch_dtype": "bfloat16"}
+    config["text_config"] |= {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
 
@@ -121,8 +121,9 @@ def test_config_of_the_source_stays(source, tmp_path):
         export_hf(chunks, SMALL, sidecars=tmp_path / "other", destination=tmp_path / "out", dtype=torch.bfloat16)
 
     written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert written["somebody"] == {"else": 1}
+    assert written["task_specific_params"] == {"other": 1}
     assert written["text_config"]["num_hidden_layers"] == 4
+    assert written["text_config"]["layer_types"] == ["full_attention"] * 4
     assert written["dtype"] == written["torch_dtype"] == "bfloat16"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_apriel.checkpoint.optimizer_shards import Boxes, boxes_of_slice
 from megatron_apriel.checkpoint.shards import Place
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.tensor_names import Parameter, Split, parameters
+from megatron_apriel.formats.megatron_parameters import Parameter, Split, parameters
 
 TABLE = parameters(Architecture.from_preset("tiny"))
 OF_EACH_KIND = {

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_apriel.checkpoint.background_save import first_failure
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
-from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointSource, DistributedWeights
+from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader, DistributedWeights
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.metadata import Contents, Extent, Piece, StoredTensor, read_metadata
 from megatron_apriel.checkpoint.store import CheckpointStore
@@ -150,7 +150,7 @@ def test_a_flipped_bit_is_found_before_weights_are_used(store, source, tmp_path)
     with pytest.raises(CheckpointError, match=message):
         plan_conversion(path, Kind.HF)
     with pytest.raises(CheckpointError, match=message):
-        DistributedCheckpointSource(path)
+        DistributedCheckpointReader(path)
 
     def begin_a_stage() -> None:
         with pytest.raises(CheckpointError, match=message):
@@ -169,7 +169,7 @@ def test_a_flipped_bit_beside_the_weights_is_found(store, name):
     with pytest.raises(CheckpointError, match=rf"{name} was changed after it was written"):
         store.latest()
     with pytest.raises(CheckpointError, match=rf"{name} was changed after it was written"):
-        DistributedCheckpointSource(path)
+        DistributedCheckpointReader(path)
 
 
 def test_an_older_checkpoint_has_no_digests(store):
@@ -194,7 +194,7 @@ def test_a_piece_is_not_taken_for_the_one_before_it(store):
 def test_more_files_than_may_be_open(store, monkeypatch):
     path = store.directory / "step_00000030"
     metadata = torch_metadata(path)
-    expected = DistributedCheckpointSource(path)
+    expected = DistributedCheckpointReader(path)
     names = list(expected.tensors)
     numbers = {name: expected.read(name, 0, expected.tensors[name].rows) for name in names}
     whole = (path / "__0_0.distcp").read_bytes()
@@ -203,7 +203,7 @@ def test_more_files_than_may_be_open(store, monkeypatch):
         (path / place.relative_path).write_bytes(whole[place.offset : place.offset + place.length])
         place.offset = 0
     write_metadata(path, metadata)
-    split = DistributedCheckpointSource(path)
+    split = DistributedCheckpointReader(path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_now = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 40, hard))
@@ -235,7 +235,7 @@ def test_damaged_inside(store, source, monkeypatch):
     place = data.index(b"BFloat16Storage")
     data[place : place + 15] = b"XFloat16Storage"
     file.write_bytes(data)
-    checkpoint = DistributedCheckpointSource(path)
+    checkpoint = DistributedCheckpointReader(path)
     with pytest.raises(CheckpointError, match="distcp"):
         for name, spec in checkpoint.tensors.items():
             checkpoint.read(name, 0, spec.rows)

@@ -22,8 +22,8 @@ def encoded(path: Path, table) -> None:
     """Everything that preparation does with the records of a file, the first bad one an error."""
     encoder = RecordEncoder(table)
     for source in find_sources([path]):
-        for chunk in source.chunks():
-            for raw in chunk.records():
+        for block in source.blocks():
+            for raw in block.records():
                 if raw.problem:
                     raise BadRecord(f"{raw.place}: {raw.problem}")
                 encoder.encode(raw.value, recognise(raw.value) or "text", ImageLoader(path.parent, raw.attachments))

@@ -13,7 +13,7 @@ from hostile_files import MIB
 from hostile_images import file_of
 
 from megatron_apriel.data.corpus import record_encoder
-from megatron_apriel.data.corpus.record_encoder import ChunkTask, RecordEncoder
+from megatron_apriel.data.corpus.record_encoder import BlockTask, RecordEncoder
 from megatron_apriel.data.corpus.stored_images import encode_for_corpus
 from megatron_apriel.data.raw import blocks, files, json_arrays
 from megatron_apriel.data.raw.blocks import RawRecord
@@ -28,10 +28,10 @@ from megatron_apriel.errors import DataError
 def problem_of(path: Path, table, limits: ReadLimits) -> str:
     """Of the one record of a file; "" if it becomes a document."""
     (source,) = find_sources([path], limits=limits)
-    (chunk,) = source.chunks()
-    (raw,) = chunk.records(limits)
-    (result,) = RecordEncoder(table, limits=limits).encode_chunk(
-        ChunkTask(0, chunk, recognise(raw.value) or "text", path.parent)
+    (block,) = source.blocks()
+    (raw,) = block.records(limits)
+    (result,) = RecordEncoder(table, limits=limits).encode_block(
+        BlockTask(0, block, recognise(raw.value) or "text", path.parent)
     )
     return result.reason if isinstance(result, Problem) else ""
 
@@ -62,23 +62,23 @@ def test_what_no_longer_fits_into_memory_names_its_record(table, tmp_path, monke
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     encoder = RecordEncoder(table)
     (source,) = find_sources([tmp_path / "a.jsonl"])
-    (chunk,) = source.chunks()
-    task = ChunkTask(0, chunk, "text", tmp_path)
+    (block,) = source.blocks()
+    task = BlockTask(0, block, "text", tmp_path)
 
     def no_memory(*arguments: object, **named: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:
         patched.setattr(record_encoder, "encode_text", no_memory)
-        (problem,) = encoder.encode_chunk(task)
+        (problem,) = encoder.encode_block(task)
     assert str(problem) == f"{tmp_path / 'a.jsonl'}:1: there is not enough memory for it"
     with monkeypatch.context() as patched:
         patched.setattr(blocks, "parse_json_object", no_memory)
-        (problem,) = encoder.encode_chunk(task)
+        (problem,) = encoder.encode_block(task)
     assert str(problem) == f"{tmp_path / 'a.jsonl'}:1: there is not enough memory for it"
     monkeypatch.setattr(files, "bounded_lines", no_memory)
     with pytest.raises(DataError, match=r"a\.jsonl: there is not enough memory to read on \(after line 0\)"):
-        list(source.chunks())
+        list(source.blocks())
 
 
 def test_reasons_and_places_of_any_length_are_cut():
@@ -146,7 +146,7 @@ class TestMoreIsAllowedBySettings:
     @staticmethod
     def read(path: Path, limits: ReadLimits) -> list[RawRecord]:
         (source,) = find_sources([path], limits=limits)
-        return [raw for chunk in source.chunks() for raw in chunk.records(limits)]
+        return [raw for block in source.blocks() for raw in block.records(limits)]
 
 
 def test_reading_lines_and_arrays_takes_time_in_proportion(tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_reading_lines_and_arrays_takes_time_in_proportion(tmp_path, monkeypatch
         (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts]))
         looked_at = 0
         (source,) = find_sources([tmp_path / "a.json"])
-        found = [raw.value["text"] for chunk in source.chunks() for raw in chunk.records()]
+        found = [raw.value["text"] for block in source.blocks() for raw in block.records()]
         assert found == texts
         # Once to parse, and at most three times as much to find the ends.
         assert looked_at < 5 * (tmp_path / "a.json").stat().st_size + 300 * 64
@@ -184,9 +184,9 @@ def test_a_long_element_does_not_let_the_next_be_parsed_at_once(values, refused,
     (source,) = find_sources([tmp_path / "a.json"], limits=limits)
     if refused:
         with pytest.raises(DataError, match=r"a record has too many values \(after record 1\)"):
-            list(source.chunks())
+            list(source.blocks())
     else:
-        found = [raw for chunk in source.chunks() for raw in chunk.records(limits)]
+        found = [raw for block in source.blocks() for raw in block.records(limits)]
         assert [raw.problem for raw in found] == ["a JSON str, not an object", "a JSON list, not an object", ""]
 
 
@@ -196,7 +196,7 @@ def test_many_small_elements_behind_a_long_one_are_not_its_values(tmp_path, monk
     (tmp_path / "a.json").write_text(json.dumps(records))
     limits = ReadLimits(record_bytes=100_000)
     (source,) = find_sources([tmp_path / "a.json"], limits=limits)
-    assert [raw.value for chunk in source.chunks() for raw in chunk.records(limits)] == records
+    assert [raw.value for block in source.blocks() for raw in block.records(limits)] == records
 
 
 def test_headers_of_a_tar_are_not_kept(tmp_path, monkeypatch):
@@ -213,5 +213,5 @@ def test_headers_of_a_tar_are_not_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tarfile.TarFile, "next", counting)
     (source,) = find_sources([tmp_path / "a.tar"])
-    assert sum(map(len, source.chunks())) == 500
+    assert sum(map(len, source.blocks())) == 500
     assert max(kept) <= 2

@@ -61,7 +61,7 @@ def test_a_file_that_became_a_pipe_after_it_was_found(tmp_path):
         os.mkfifo(tmp_path / name)
     for source in sources:
         with pytest.raises(DataError, match="it is a pipe"):
-            list(source.chunks())
+            list(source.blocks())
 
 
 @pytest.mark.parametrize("name", ["dataset_dict.json", "state.json", "dataset_info.json", "manifest.json"])
@@ -74,7 +74,7 @@ def test_a_pipe_instead_of_a_description(name, tmp_path):
     (place / name).unlink(missing_ok=True)
     os.mkfifo(place / name)
     with pytest.raises(DataError, match="it is a pipe"):
-        [list(source.chunks()) for source in find_sources([place])]
+        [list(source.blocks()) for source in find_sources([place])]
 
 
 def test_a_pipe_among_the_files_of_a_saved_dataset(tmp_path):
@@ -84,7 +84,7 @@ def test_a_pipe_among_the_files_of_a_saved_dataset(tmp_path):
     os.mkfifo(file)
     (source,) = find_sources([tmp_path / "saved"])
     with pytest.raises(DataError, match=r"saved cannot be read to its end: .*it is a pipe"):
-        list(source.chunks())
+        list(source.blocks())
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])

@@ -33,16 +33,16 @@ def test_entries_are_byte_ranges(tmp_path: Path) -> None:
     entries = TensorDirectory.open(tmp_path).entries
     assert (entries["a"].dtype, entries["a"].shape, entries["a"].size, entries["a"].rows) == ("F32", (2, 3), 24, 2)
     for name, (_, numbers) in PAIR.items():
-        assert b"".join(bytes(chunk) for chunk in entries[name].chunks(limit=5)) == numbers.tobytes()
-    assert b"".join(bytes(chunk) for chunk in entries["a"].chunks(1, 2)) == PAIR["a"][1][1].tobytes()
+        assert b"".join(bytes(piece) for piece in entries[name].pieces(limit=5)) == numbers.tobytes()
+    assert b"".join(bytes(piece) for piece in entries["a"].pieces(1, 2)) == PAIR["a"][1][1].tobytes()
 
 
 def test_empty_tensors_and_scalars(tmp_path: Path) -> None:
     tensors = {"none": ("F32", np.zeros((0, 4), "<f4")), "one": ("F32", np.float32(3).reshape(()))}
     write_file(tmp_path / "model.safetensors", tensors)
     entries = TensorDirectory.open(tmp_path).entries
-    assert [bytes(chunk) for chunk in entries["none"].chunks()] == []
-    assert [bytes(chunk) for chunk in entries["one"].chunks()] == [np.float32(3).tobytes()]
+    assert [bytes(piece) for piece in entries["none"].pieces()] == []
+    assert [bytes(piece) for piece in entries["one"].pieces()] == [np.float32(3).tobytes()]
 
 
 @pytest.mark.parametrize(
@@ -183,4 +183,4 @@ def test_pieces_are_full_where_a_read_gives_less_than_was_asked(
     file = raw_file(tmp_path / "model.safetensors", {"a": field(0, 50)}, 50)
     entry = read_header(file)["a"]
     monkeypatch.setattr(Path, "open", lambda path, *mode, **options: Slow(path))
-    assert [len(piece) for piece in entry.chunks(limit=20)] == [20, 20, 10]
+    assert [len(piece) for piece in entry.pieces(limit=20)] == [20, 20, 10]

@@ -1,4 +1,4 @@
-"""Attention by chunks against attention of the whole sequence, each rank's turn after another's."""
+"""Attention by blocks against attention of the whole sequence, each rank's turn after another's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.model.attention import LocalCoreAttention, packed
 from megatron_apriel.model.builder import build_model
-from megatron_apriel.model.context import attend_by_chunks
+from megatron_apriel.model.context import attend_by_blocks
 from megatron_apriel.model.options import ModelOptions, decoder_config
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, owned_positions
 from megatron_apriel.testing.ranks import run_ranks
@@ -23,7 +24,7 @@ LENGTHS = [5, 1, 40, 2, 16, 32]
 
 
 @pytest.mark.parametrize("contexts", [2, 4, 8])
-def test_chunks_of_all_ranks_are_the_whole(contexts: int) -> None:
+def test_blocks_of_all_ranks_are_the_whole(contexts: int) -> None:
     generator = torch.Generator().manual_seed(0)
     documents = [[20] * length for length in LENGTHS]
     inputs = [torch.randn(sum(LENGTHS), heads, 16, generator=generator).requires_grad_() for heads in (4, 2, 2)]
@@ -36,11 +37,11 @@ def test_chunks_of_all_ranks_are_the_whole(contexts: int) -> None:
     query, key, value = inputs
     found = torch.zeros_like(expected)
     for context in range(contexts):
-        part = make_batch(ARCHITECTURE, documents, context=context, contexts=contexts).part
+        part = make_batch(ARCHITECTURE, documents, place=DataPlace(context=context, contexts=contexts)).part
         owned = owned_positions(sum(LENGTHS), context, contexts)
         assert part is not None
-        assert [chunk.length for chunk in part.chunks] == [len(owned) // 2] * 2
-        found = found.index_copy(0, torch.tensor(owned), attend_by_chunks(core, query[owned], key, value, part.chunks))
+        assert [block.length for block in part.blocks] == [len(owned) // 2] * 2
+        found = found.index_copy(0, torch.tensor(owned), attend_by_blocks(core, query[owned], key, value, part.blocks))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), inputs), gradients)
 

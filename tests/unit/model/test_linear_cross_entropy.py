@@ -1,4 +1,4 @@
-"""The head and its loss in one, chunk by chunk, against torch's cross entropy of all logits in float64."""
+"""The head and its loss in one, part by part, against torch's cross entropy of all logits in float64."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.model import cross_entropy_rows, linear_cross_entropy
 from megatron_apriel.model.linear_cross_entropy import linear_cross_entropy as fused
+from megatron_apriel.parallel import logit_parts
 
 TOKENS, HIDDEN, ENTRIES = 75, 24, 90
 IGNORED = [0, 7, 33, 74]
 
 
 @pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 32, 32 and 11 tokens, computed 7 rows at a time."""
-    monkeypatch.setattr(linear_cross_entropy, "LOGITS_PER_CHUNK", 30 * ENTRIES)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 32, 32 and 11 tokens, computed 7 rows at a time."""
+    monkeypatch.setattr(logit_parts, "LOGITS_PER_PART", 30 * ENTRIES)
     monkeypatch.setattr(cross_entropy_rows, "LOGITS_AT_A_TIME", 7 * ENTRIES)
 
 
@@ -67,7 +68,7 @@ def test_losses_and_gradients_equal_cross_entropy_of_all_logits(dtype: torch.dty
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 31, 33, 64])
-def test_any_number_of_tokens_can_be_cut_into_chunks(tokens: int) -> None:
+def test_any_number_of_tokens_can_be_cut_into_parts(tokens: int) -> None:
     hidden, weight, labels = make()
     hidden = hidden.detach()[:tokens].requires_grad_()
     losses, grad_hidden, grad_weight = reference(hidden, weight, labels[:tokens])
@@ -78,11 +79,11 @@ def test_any_number_of_tokens_can_be_cut_into_chunks(tokens: int) -> None:
     assert_close(weight.grad, grad_weight)
 
 
-def test_chunks_are_few_of_one_size_and_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_cross_entropy, "LOGITS_PER_CHUNK", 2**29)
-    lengths = {tokens: linear_cross_entropy.chunk_length(tokens, 131072) for tokens in (100, 4096, 5000, 32768)}
+def test_parts_are_few_of_one_size_and_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logit_parts, "LOGITS_PER_PART", 2**29)
+    lengths = {tokens: logit_parts.tokens_per_part(tokens, 131072) for tokens in (100, 4096, 5000, 32768)}
     assert lengths == {100: 112, 4096: 4096, 5000: 2512, 32768: 4096}
-    assert linear_cross_entropy.chunk_length(32768, 131072 // 8) == 32768
+    assert logit_parts.tokens_per_part(32768, 131072 // 8) == 32768
 
 
 def test_large_logits_do_not_overflow() -> None:

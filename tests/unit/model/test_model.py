@@ -11,12 +11,14 @@ from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported 
 from megatron_apriel.config.schema import TrainedParts
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.tensor_names import component_of
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.builder import build_model
-from megatron_apriel.model.freeze import apply_freezing, component_of
+from megatron_apriel.model.freeze import apply_freezing
 from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.model.sharing import gather_shares
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.checkpoints import hf_model
@@ -81,7 +83,7 @@ def test_without_images_the_loss_is_that_of_a_model_without_a_tower() -> None:
     losses.sum().backward()
     for name, parameter in with_tower.named_parameters():
         assert parameter.grad is not None, name
-        assert (component_of(name) == "decoder") == bool(parameter.grad.any()), name
+        assert (component_of(name).trained_as == "decoder") == bool(parameter.grad.any()), name
 
 
 @alone
@@ -109,7 +111,7 @@ def test_tower_does_not_see_gradients_that_nobody_needs() -> None:
     model(make_batch(ARCHITECTURE, documents([(2, 3)]))).sum().backward()
     assert seen == [False, True]
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == (component_of(name) == "projector"), name
+        assert (parameter.grad is not None) == (component_of(name).trained_as == "projector"), name
 
 
 @alone
@@ -121,7 +123,7 @@ def test_images_without_a_tower_are_an_error() -> None:
 @alone
 def test_images_shared_over_another_number_of_ranks_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"shared over 2 rank\(s\), but 1"):
-        build()(make_batch(ARCHITECTURE, documents([(2, 3), (1, 1)]), shares=2))
+        build()(make_batch(ARCHITECTURE, documents([(2, 3), (1, 1)]), place=DataPlace(shares=2)))
     with pytest.raises(ValueError, match="share 0 has 3 patches, announced were 4"):
         gather_shares(torch.zeros(3, 8), [4], groups.image_shares_group(), groups.context_group())
 
@@ -141,17 +143,3 @@ def test_layers_say_which_shard_they_hold() -> None:
     assert "heads 4 of 4, key-value heads 2 of 2, head size 32" in text
     assert "tokens 0 to 255 of 256" in text
     assert "replicated over tensor-parallel ranks" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "component"),
-    [
-        ("tower.transformer.layers.0.mlp.linear_fc1.weight", "tower"),
-        ("module.module.projector.linear_1.bias", "projector"),
-        ("module.decoder.layers.3.mlp.linear_fc1.weight", "decoder"),
-        ("embedding.word_embeddings.weight", "decoder"),
-        ("output_layer.weight", "decoder"),
-    ],
-)
-def test_component_of_a_parameter(name: str, component: str) -> None:
-    assert component_of(name) == component

@@ -97,12 +97,6 @@ def test_what_cannot_be_run_is_refused(how: ModelOptions, layout: Layout, messag
         decoder_config(ARCHITECTURE.decoder, how, layout)
 
 
-def test_delayed_scaling_has_no_bfloat16_layers(fused: None) -> None:
-    how = ModelOptions(fp8="delayed", bf16_layers_at_start=1)
-    with pytest.raises(ConfigError, match="1 first and 0 last layers in bfloat16 cannot be run"):
-        decoder_config(ARCHITECTURE.decoder, how, Layout())
-
-
 def test_choice_of_layers_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     specs.choose_layers.cache_clear()
     with caplog.at_level("INFO", logger=specs.__name__):

@@ -11,27 +11,22 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory, is_ma
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before ranks are forked)
 
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.megatron_parameters import NORM_KEYS
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions
-from megatron_apriel.model.specs import CHECKPOINT_NAMES
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.batches import make_batch, random_document
 from megatron_apriel.testing.checkpoints import hf_model
+from megatron_apriel.testing.layouts import layout_of
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.testing.weights import from_transformers, load_full, named_parameters
 
 ARCHITECTURE = Architecture.from_preset("tiny")
-LAYOUTS = [
-    Layout(1),
-    Layout(2, tensor=2),
-    Layout(2, tensor=2, sequence=True),
-    Layout(2, pipeline=2),
-    Layout(2, pipeline=2, virtual=2),
-    Layout(2),
-    Layout(4, tensor=2, pipeline=2, layers_per_stage=(1, 3)),
-]
+LAYOUTS = ("one", "TP2", "TP2 SP", "PP2", "PP2 uneven", "PP2 VP2", "DP2", "TP2 SP PP2 recompute")
+"""Rows of the table whose ranks hold different parts of the model."""
 
 
 def held(rank: int, size: int, layout: Layout) -> tuple[Counter, dict[str, int], set[str]]:
@@ -50,13 +45,14 @@ def held(rank: int, size: int, layout: Layout) -> tuple[Counter, dict[str, int],
 
 
 def checkpoint_name(parameter: str) -> str:
-    for local, fused in CHECKPOINT_NAMES.items():
+    for local, fused in NORM_KEYS.items():
         parameter = parameter.replace(local, fused)
     return parameter
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_each_parameter_is_written_once(layout: Layout) -> None:
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_parameter_is_written_once(name: str) -> None:
+    layout = layout_of(name)
     written: Counter = Counter()
     total: dict[str, int] = {}
     parameters: set[str] = set()
@@ -77,10 +73,10 @@ def test_logits_are_whole_on_every_tensor_parallel_rank() -> None:
         with groups.initialized(layout), torch.no_grad():
             model = build_model(ARCHITECTURE, ModelOptions(), layout)[0]
             load_full([model], weights)
-            batch = make_batch(ARCHITECTURE, [document], sequence_length=32, shares=size, share=rank)
+            batch = make_batch(ARCHITECTURE, [document], sequence_length=32, place=DataPlace.of(layout, rank))
             return model(batch, token_logits)
 
-    expected = run_ranks(1, logits, Layout())[0]
+    expected = run_ranks(1, logits, layout_of("one"))[0]
     assert expected.shape == (32, ARCHITECTURE.decoder.vocab_size)
-    for result in run_ranks(2, logits, Layout(2, tensor=2, sequence=True)):
+    for result in run_ranks(2, logits, layout_of("TP2 SP")):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)

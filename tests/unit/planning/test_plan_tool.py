@@ -20,7 +20,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.planning.layouts import GIB, Candidates, candidates
-from megatron_apriel.planning.memory import LOGITS_PER_CHUNK, rank_memory
+from megatron_apriel.planning.memory import rank_memory
 from megatron_apriel.planning.step_time import Workload, step_time
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -214,11 +214,6 @@ def test_json_into_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(ConfigError, match=f"there is no directory {tmp_path / 'none'}"):
         PLAN.main([*WORDS, "--gpus", "64", "--json", str(tmp_path / "none" / "plan.json")])
     assert capsys.readouterr().out == ""
-
-
-def test_the_chunk_of_logits_is_the_one_of_the_loss() -> None:
-    loss = pytest.importorskip("megatron_apriel.model.linear_cross_entropy")
-    assert loss.LOGITS_PER_CHUNK == LOGITS_PER_CHUNK
 
 
 def test_no_torch() -> None:

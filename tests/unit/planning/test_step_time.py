@@ -9,6 +9,7 @@ import pytest
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import KINDS, Hardware, LayerTimes
+from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
 from megatron_apriel.planning.step_time import StepTime, Workload, collective, step_time
 from megatron_apriel.testing.stages import small_stage
 
@@ -144,12 +145,16 @@ def test_a_trained_tower_is_computed_again_too() -> None:
 
 
 @pytest.mark.parametrize(("pipeline", "virtual", "sequences"), [(2, 1, 8), (4, 1, 8), (4, 2, 8), (2, 4, 2)])
-def test_bubble(pipeline: int, virtual: int, sequences: int) -> None:
-    """(P - 1) / (V m) of the slowest rank's time; it is the last, with its head."""
+def test_a_pipeline(pipeline: int, virtual: int, sequences: int) -> None:
+    """Chunks of equally many layers, the last with the head; the last rank is the slowest."""
     time = small(Layout(pipeline, pipeline=pipeline, virtual=virtual), sequences=sequences)
-    assert time.bubble / (time.compute + time.communication) == pytest.approx((pipeline - 1) / virtual / sequences)
     layer, head = 64 * (64 * 16 * 12 + 3 * 64 * 128) + 64**2 * 64, 64 * 256 * 64
     assert time.compute * 1e12 == pytest.approx(6 * sequences * (8 // pipeline * layer + head))
+    forward = [[2.0 * 8 / pipeline / virtual * layer] * virtual for _ in range(pipeline)]
+    forward[-1][-1] += 2 * head
+    backward = [[2 * chunk for chunk in rank] for rank in forward]
+    assert (time.compute + time.bubble) * 1e12 == pytest.approx(pipeline_seconds(forward, backward, sequences, 0))
+    assert time.bubble > 0
 
 
 def test_collective() -> None:
@@ -171,9 +176,13 @@ def test_volumes_of_communication() -> None:
     assert waiting(Layout(4, tensor=4)) == pytest.approx(8 * 8 * hidden * 3 / 4)
     again = waiting(Layout(2, tensor=2, sequence=True), recompute={"mode": "full"})
     assert again == pytest.approx(8 * 12 * hidden / 2)
-    assert waiting(Layout(2, pipeline=2)) == pytest.approx(2 * hidden)
-    assert waiting(Layout(2, pipeline=2, virtual=4)) == pytest.approx(4 * 2 * hidden)
-    assert waiting(Layout(4, pipeline=2, tensor=2, sequence=True)) == pytest.approx(4 * 8 * hidden / 2 + 2 * hidden / 2)
+    assert waiting(Layout(4, pipeline=2, tensor=2, sequence=True)) == pytest.approx(4 * 8 * hidden / 2)
+    # The last rank, much the slowest, waits for the first hidden states; the first one for the last gradients.
+    slow, fast = (
+        PLAIN.model_copy(update={"intra_node": speed, "linear_bf16": 1e-3, "head": 1e-3}) for speed in (1.0, 1e12)
+    )
+    bubbles = [small(Layout(2, pipeline=2), gpu, train={"decoder": 1}).bubble for gpu in (slow, fast)]
+    assert (bubbles[0] - bubbles[1]) * 1e9 == pytest.approx(2 * hidden)
     # Over context ranks gradients and weights are scattered and gathered too: 6 bytes of each parameter, here exposed.
     once = 6 * SMALL.decoder.parameters / 2 / 8
     context = waiting(Layout(2, context=2), parallel={"overlap": False})

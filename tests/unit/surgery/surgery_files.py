@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,36 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def environment(**changes: str) -> dict[str, str]:
     """For subprocesses: the package can be imported, and no library starts threads."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
+
+
+def flipping_a_bit(write: Callable[..., Any]) -> Callable[..., Any]:
+    """``write_tensors``, after which a bit of what it wrote is another."""
+
+    def write_then_flip(directory: Path, *arguments: Any, **options: Any) -> Any:
+        hashes = write(directory, *arguments, **options)
+        with (directory / "model.safetensors").open("r+b") as stream:
+            stream.seek(-7, os.SEEK_END)
+            byte = stream.read(1)
+            stream.seek(-7, os.SEEK_END)
+            stream.write(bytes([byte[0] ^ 1]))
+        return hashes
+
+    return write_then_flip
+
+
+def signalled_in_mid_write(
+    process: subprocess.Popen[str], folder: Path, partial: str, size: int, number: signal.Signals
+) -> str:
+    """Send a signal once a file of ``partial`` has more than ``size`` bytes; returns what the process said."""
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > size for path in folder.glob(f"{partial}/*.safetensors")):
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    return errors
 
 
 _MEASURED = """

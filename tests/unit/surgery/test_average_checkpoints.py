@@ -10,14 +10,23 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from surgery_files import ROOT, SMALL, environment, measured, snapshot, text_config, text_tensors
+from surgery_files import (
+    ROOT,
+    SMALL,
+    environment,
+    flipping_a_bit,
+    measured,
+    signalled_in_mid_write,
+    snapshot,
+    text_config,
+    text_tensors,
+)
 
 from megatron_apriel.surgery import average as module
 from megatron_apriel.surgery.average_inputs import AverageInput
@@ -118,19 +127,6 @@ def test_distances_and_manifest(tmp_path: Path, average_checkpoints: Tool, capsy
     assert json.loads((tmp_path / "mean" / "config.json").read_text()) == text_config(2)
 
 
-def test_components() -> None:
-    for name, component in (
-        ("vision_tower.transformer.layers.0.attention.q_proj.weight", "tower"),
-        ("model.vision_tower.patch_conv.weight", "tower"),
-        ("multi_modal_projector.linear_1.bias", "projector"),
-        ("language_model.model.embed_tokens.weight", "embedding"),
-        ("model.language_model.layers.3.mlp.up_proj.weight", "decoder"),
-        ("language_model.model.norm.weight", "decoder"),
-        ("language_model.lm_head.weight", "head"),
-    ):
-        assert module.component_of(name) == component
-
-
 def test_whole_numbers_must_be_the_same(
     tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +219,7 @@ def test_command_lines_that_are_refused(
     both = ("--checkpoints", a, b)
     for arguments, message in (
         ((tmp_path / "mean", *both), "exists"),
-        ((a, *both, "--overwrite"), "is the source"),
+        ((a, *both, "--overwrite"), "is the input"),
         ((tmp_path / "x", *both, "--weights", 1), "--weights has 1 numbers for 2 checkpoints"),
         ((tmp_path / "x", *both, "--weights", 1, 0), "--weights 1 0: every weight must be a positive number"),
         ((tmp_path / "x", *both, "--weights", 1, "nan"), "every weight must be a positive number"),
@@ -261,18 +257,7 @@ def test_verify_finds_a_flipped_bit(
     tmp_path: Path, average_checkpoints: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inputs = models(tmp_path)
-    write = module.write_tensors
-
-    def write_then_flip(directory: Path, *arguments: Any, **options: Any) -> Any:
-        hashes = write(directory, *arguments, **options)
-        with (directory / "model.safetensors").open("r+b") as stream:
-            stream.seek(-7, os.SEEK_END)
-            byte = stream.read(1)
-            stream.seek(-7, os.SEEK_END)
-            stream.write(bytes([byte[0] ^ 1]))
-        return hashes
-
-    monkeypatch.setattr(module, "write_tensors", write_then_flip)
+    monkeypatch.setattr(module, "write_tensors", flipping_a_bit(module.write_tensors))
     assert average_checkpoints(tmp_path / "mean", "--checkpoints", *inputs, "--verify") == 1
     assert "lm_head.weight, rows 0 to 16, came out otherwise" in capsys.readouterr().err
     assert not (tmp_path / "mean").exists()
@@ -311,14 +296,7 @@ def test_kill_in_mid_write_leaves_the_destination_as_it_was(
     command = [sys.executable, str(ROOT / "tools" / "average_checkpoints.py"), str(folder / "mean"), "--overwrite"]
     command += ["--checkpoints", str(large(tmp_path / "a", 2000)), str(large(tmp_path / "b", 2000))]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 2**20 for path in folder.glob(".mean.partial-*/*.safetensors")):
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    errors = signalled_in_mid_write(process, folder, ".mean.partial-*", 2**20, number)
     for name, data in before.items():
         assert (folder / name).read_bytes() == data
     if number == signal.SIGTERM:

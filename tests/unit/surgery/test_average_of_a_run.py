@@ -12,7 +12,7 @@ from surgery_files import text_config, text_tensors
 
 from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.surgery import run_steps
-from megatron_apriel.surgery.average_inputs import FileSource
+from megatron_apriel.surgery.average_inputs import DirectoryReader
 from megatron_apriel.testing.plain_safetensors import read_model, write_model
 
 Tool = Callable[..., int]
@@ -23,12 +23,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with eight checkpoints, whose tensors come from files: the reader itself is tested with the checkpoints."""
     reader = pytest.importorskip("megatron_apriel.checkpoint.distributed_weights")
 
-    class Source(FileSource):
+    class Reader(DirectoryReader):
         def __init__(self, path: Path) -> None:
             super().__init__(path / "tensors")
             self.sidecars = path / "hf"
 
-    monkeypatch.setattr(reader, "DistributedCheckpointSource", Source)
+    monkeypatch.setattr(reader, "DistributedCheckpointReader", Reader)
     for number in range(1, 9):
         step = tmp_path / "run" / "checkpoints" / f"step_{number * 50:08}"
         write_model(step / "tensors", text_tensors(1, seed=number), {})
@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (step / "hf" / "config.json").write_text(json.dumps(text_config(1)))
         (step / "hf" / "tokenizer.json").write_text("tokens")
         (step / "run.json").write_text("{}")
-    (tmp_path / "run" / "checkpoints" / "step_00000450").mkdir()  # not finished: has no run.json
+    (tmp_path / "run" / "checkpoints" / "step_00000450.partial").mkdir()
     return tmp_path / "run"
 
 
@@ -74,7 +74,18 @@ def test_single_steps_are_inputs_like_directories(
     assert average_checkpoints(tmp_path / "wanted", "--checkpoints", twin, model) == 0
     assert read_model(tmp_path / "mean") == read_model(tmp_path / "wanted")
     assert average_checkpoints(step / "mean", "--checkpoints", step, model) == 1
-    assert "step_00000100/mean lies inside the source" in capsys.readouterr().err
+    assert "step_00000100/mean lies inside the input" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_not_passed_over(
+    tmp_path: Path, average_checkpoints: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint without the file that is written last was whole once: its name says so."""
+    pytest.importorskip("megatron_apriel.checkpoint.distributed_weights")
+    for step in (1, 2):
+        (tmp_path / "run" / "checkpoints" / f"step_{step:08}").mkdir(parents=True)
+    assert average_checkpoints(tmp_path / "mean", "--run", tmp_path / "run", "--last", 2) == 1
+    assert "step_00000001/run.json does not exist" in capsys.readouterr().err
 
 
 def test_choices_that_a_run_does_not_have(

@@ -13,7 +13,7 @@ from surgery_files import text_config, text_tensors
 
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.tensor_files import MOST_HEADER_BYTES, TensorDirectory, read_header
-from megatron_apriel.surgery.models import SourceModel
+from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.testing.limits import check_cost, measured, refused_within
 from megatron_apriel.testing.plain_safetensors import write_model
 
@@ -111,7 +111,7 @@ def test_an_index_names_files_of_its_directory(place: Any, message: str, tmp_pat
     value = json.loads(index.read_text())
     value["weight_map"]["more"] = place
     index.write_text(json.dumps(value))
-    refusal = refused_within(SourceModel.open, directory)
+    refusal = refused_within(GivenModel.open, directory)
     assert refusal.startswith("CheckpointError: ") and message in refusal and len(refusal) < 1000
 
 

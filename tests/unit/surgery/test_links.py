@@ -10,7 +10,7 @@ import pytest
 from surgery_files import text_config, text_tensors
 
 from megatron_apriel.errors import CheckpointError
-from megatron_apriel.formats.sidecars import copy_sidecars, sidecar_files
+from megatron_apriel.formats.sidecars import sidecar_files, write_sidecars
 from megatron_apriel.testing.limits import refused_within
 from megatron_apriel.testing.plain_safetensors import write_model
 
@@ -27,7 +27,9 @@ def copied(source: Path, tmp_path: Path) -> list[str]:
     destination = tmp_path / "result"
     shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir()
-    return copy_sidecars(source, destination)
+    name, *copied = write_sidecars(destination, source, text_config(2))
+    assert name == "config.json"
+    return copied
 
 
 def test_files_and_links_inside_are_copied_quietly(

@@ -10,14 +10,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from surgery_files import ROOT, environment, measured, snapshot, text_config, text_tensors
+from surgery_files import (
+    ROOT,
+    environment,
+    flipping_a_bit,
+    measured,
+    signalled_in_mid_write,
+    snapshot,
+    text_config,
+    text_tensors,
+)
 
 from megatron_apriel.surgery import upscale as module
 from megatron_apriel.testing.plain_safetensors import read_model, write_model
@@ -140,14 +148,14 @@ def test_map_is_shown_first_and_hashes_are_recorded(
     shown = capsys.readouterr().out
     assert shown.startswith("4 -> 5 layers, map spread-middle, init copy\n")
     manifest = json.loads((tmp_path / "once" / "surgery.json").read_text())
-    assert manifest["map"] == {"name": "spread-middle", "source_layers": [0, 1, 2, 2, 3]}
+    assert manifest["map"] == {"name": "spread-middle", "layers": [0, 1, 2, 2, 3]}
     assert manifest["initialisation"] == "copy"
-    assert manifest["source"]["path"] == str(source)
+    assert manifest["model"]["path"] == str(source)
     written = {path.name for path in (tmp_path / "once").iterdir()} - {"surgery.json"}
     assert {"tokenizer.json", "chat_template.jinja", "tokenizer.model.v3", "config.json"} < written
     assert manifest["sha256"].keys() == written
-    assert manifest["source"]["sha256"].keys() == {path.name for path in source.glob("*.safetensors")}
-    for folder, hashes in ((source, manifest["source"]["sha256"]), (tmp_path / "once", manifest["sha256"])):
+    assert manifest["model"]["sha256"].keys() == {path.name for path in source.glob("*.safetensors")}
+    for folder, hashes in ((source, manifest["model"]["sha256"]), (tmp_path / "once", manifest["sha256"])):
         for name, value in hashes.items():
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value, name
     assert all(path.stat().st_size < 6000 for path in (tmp_path / "once").glob("*.safetensors"))
@@ -155,7 +163,7 @@ def test_map_is_shown_first_and_hashes_are_recorded(
     assert index["metadata"]["total_size"] == sum(len(data) for _, _, data in read_model(tmp_path / "once").values())
     assert upscale_layers(tmp_path / "once", tmp_path / "twice", "--num-layers", 6) == 0
     again = json.loads((tmp_path / "twice" / "surgery.json").read_text())
-    assert again["source"]["made_by"] == manifest
+    assert again["model"]["made_by"] == manifest
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, upscale_layers: Tool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +186,17 @@ def break_tensor(name: str, new: Any) -> Callable[[dict[str, Any], dict[str, Any
     return change
 
 
+def test_what_is_said_of_every_layer_is_said_of_the_new_ones(tmp_path: Path, upscale_layers: Tool) -> None:
+    from transformers import AutoConfig
+
+    config = text_config(4, layer_types=["full_attention"] * 4, sliding_window=None, eos_token_id=[2, 3, 4, 5])
+    source = write_model(tmp_path / "source", text_tensors(4), config)
+    assert upscale_layers(source, tmp_path / "result", "--num-layers", 6) == 0
+    result = json.loads((tmp_path / "result" / "config.json").read_text())
+    assert result == {**config, "num_hidden_layers": 6, "layer_types": ["full_attention"] * 6}
+    AutoConfig.from_pretrained(tmp_path / "result")  # which compares the two
+
+
 LAYER = "model.layers.2."
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], None], str]] = {
     "another model": (lambda t, c: c.update(model_type="llama"), "a model of type 'llama' cannot be edited here"),
@@ -191,6 +210,12 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], None], str]]
     "config says fewer": (lambda t, c: c.update(num_hidden_layers=3), "hold 4 decoder layers, 0 to 3"),
     "config without": (lambda t, c: c.pop("num_hidden_layers"), "says 32 decoder layers"),
     "config nonsense": (lambda t, c: c.update(num_hidden_layers="4"), "num_hidden_layers is '4', not a positive"),
+    "layers apart": (
+        lambda t, c: c.update(layer_types=["sliding_attention", "full_attention"] * 2),
+        "layer_types=['sliding_attention', 'full_attention', 'sliding_attention', 'full_attention'] tells decoder",
+    ),
+    "windows apart": (lambda t, c: c.update(_sliding_window=[8, None]), "_sliding_window=[8, None] tells decoder"),
+    "one layer apart": (lambda t, c: c.update(per_layer_config={"1": {}}), "per_layer_config={'1': {}} tells"),
     "config width": (lambda t, c: c.update(hidden_size=16), "has shape [8], and"),
     "missing": (break_tensor(LAYER + "mlp.up_proj.weight", None), "lacks model.layers.2.mlp.up_proj.weight"),
     "missing layer": (
@@ -227,15 +252,15 @@ def test_command_lines_that_are_refused(
     assert upscale_layers(source, tmp_path / "result", "--num-layers", 5) == 0
     before = snapshot(tmp_path)
     for arguments, message in (
-        ((source, tmp_path / "x", "--num-layers", 3), "is below the source's 4 decoder layers"),
+        ((source, tmp_path / "x", "--num-layers", 3), "is below the model's 4 decoder layers"),
         ((source, tmp_path / "x", "--num-layers", 7), "can place 2: 6 layers at most"),
         ((source, tmp_path / "x", "--num-layers", 6, "--map", "0,1,2,3"), "lists 4 layers and --num-layers is 6"),
         ((source, tmp_path / "x", "--num-layers", 6, "--map", "middle"), "'middle' is no layer map"),
         ((tmp_path / "absent", tmp_path / "x", "--num-layers", 6), "absent is not a directory"),
         ((source, tmp_path / "result", "--num-layers", 6), "exists"),
-        ((source, source, "--num-layers", 6, "--overwrite"), "is the source"),
-        ((source, source / "inside", "--num-layers", 6), "lies inside the source"),
-        ((source, tmp_path, "--num-layers", 6, "--overwrite"), "contains the source"),
+        ((source, source, "--num-layers", 6, "--overwrite"), "is the input"),
+        ((source, source / "inside", "--num-layers", 6), "lies inside the input"),
+        ((source, tmp_path, "--num-layers", 6, "--overwrite"), "contains the input"),
     ):
         assert upscale_layers(*arguments) == 1
         assert message in capsys.readouterr().err
@@ -272,7 +297,7 @@ def test_source_truncated_while_it_is_copied(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
-@pytest.mark.parametrize(("verify", "message"), [(True, "differs from the source's"), (False, None)])
+@pytest.mark.parametrize(("verify", "message"), [(True, "differs from the model's"), (False, None)])
 def test_verify_finds_a_flipped_bit(
     verify: bool,
     message: str | None,
@@ -282,18 +307,7 @@ def test_verify_finds_a_flipped_bit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = write_model(tmp_path / "source", text_tensors(4), text_config(4))
-    write = module.write_tensors
-
-    def write_then_flip(directory: Path, *arguments: Any, **options: Any) -> Any:
-        hashes = write(directory, *arguments, **options)
-        with (directory / "model.safetensors").open("r+b") as stream:
-            stream.seek(-7, os.SEEK_END)
-            byte = stream.read(1)
-            stream.seek(-7, os.SEEK_END)
-            stream.write(bytes([byte[0] ^ 1]))
-        return hashes
-
-    monkeypatch.setattr(module, "write_tensors", write_then_flip)
+    monkeypatch.setattr(module, "write_tensors", flipping_a_bit(module.write_tensors))
     arguments = ("--verify",) if verify else ()
     assert upscale_layers(source, tmp_path / "result", "--num-layers", 6, *arguments) == (1 if verify else 0)
     assert (tmp_path / "result").exists() != verify
@@ -375,14 +389,7 @@ def test_kill_in_mid_write_leaves_the_destination_as_it_was(
     assert upscale_layers(small, folder / "result", "--num-layers", 5) == 0
     before = snapshot(folder)
     process = start(sparse_model(tmp_path / "large", 4), folder / "result")
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 2**23 for path in folder.glob(".result.partial-*/*.safetensors")):
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    errors = signalled_in_mid_write(process, folder, ".result.partial-*", 2**23, number)
     assert snapshot(folder / "result") == {name.removeprefix("result/"): data for name, data in before.items()}
     if number == signal.SIGTERM:
         assert "nothing was left half-written" in errors

@@ -8,7 +8,6 @@ import json
 import os
 import pydoc_data.topics
 import signal
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from PIL import Image
 from megatron_apriel.data.corpus import prepare as preparation
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
-from megatron_apriel.data.raw.blocks import JsonChunk
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.errors import DataError, OutputError
 
@@ -306,35 +304,10 @@ def test_a_worker_that_dies_is_reported(model, raw, tmp_path, monkeypatch):
     def die(self, task):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(preparation.RecordEncoder, "encode_chunk", die)
+    monkeypatch.setattr(preparation.RecordEncoder, "encode_block", die)
     with pytest.raises(DataError, match="one of 2 worker processes ended without an answer"):
         prepare(tmp_path / "out", [raw / "text.jsonl.gz"], model, PrepareOptions(workers=2))
     assert not any(tmp_path.iterdir())
-
-
-def test_only_a_few_chunks_are_under_way(model, table):
-    """The reader is never more than a fixed number of chunks ahead of the writer."""
-    encoder = preparation.RecordEncoder(table)
-    workers = preparation._Workers(encoder, 2)
-
-    class Pool:
-        def submit(self, function, task):
-            future = Future()
-            future.set_result([])
-            return future
-
-    workers.pool = Pool()
-    taken = 0
-
-    def tasks():
-        nonlocal taken
-        for number in range(100):
-            taken += 1
-            chunk = JsonChunk("file", [(number, b"{}")])
-            yield preparation.ChunkTask(0, chunk, "text", Path())
-
-    for done, _ in enumerate(workers.in_order(tasks())):
-        assert taken - done <= 8
 
 
 def test_rounding_is_the_users_choice(model, tmp_path):
@@ -350,7 +323,10 @@ def test_command_line_mistakes(tool, capsys):
         (["out"], "the following arguments are required: --input, --model"),
         (["out", "--input", "a", "--model", "m", "--max-bad", "200%"], "'200%' is not between 0% and 100%"),
         (["out", "--input", "a", "--model", "m", "--limit", "0"], "0 is not above 0"),
-        (["out", "--input", "a", "--model", "m", "--workers", "0"], "--workers 0 is not above 0"),
+        (
+            ["out", "--input", "a", "--model", "m", "--workers", "0"],
+            "argument --workers: '0' is not a whole number above 0",
+        ),
         (["out", "--input", "a", "--model", "m", "--format", "csv"], "invalid choice: 'csv'"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -17,6 +17,7 @@ from megatron_apriel.formats.architecture import (
     ProjectorArchitecture,
     TowerArchitecture,
 )
+from megatron_apriel.parallel.data_place import WHOLE, DataPlace
 from megatron_apriel.testing.corpora import VOCAB, random_pixels
 
 LENGTH = 256
@@ -58,8 +59,8 @@ def stage(corpora, *, steps: int = 6, per_step: int = 4, sources: list | None = 
     )
 
 
-def load(config: StageConfig, **placement) -> list[Batch]:
-    with TrainingLoader(config, MODEL, **placement) as loader:
+def load(config: StageConfig, place: DataPlace = WHOLE, first_sequence: int = 0) -> list[Batch]:
+    with TrainingLoader(config, MODEL, place, first_sequence=first_sequence) as loader:
         return list(loader)
 
 

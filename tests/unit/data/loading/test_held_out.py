@@ -9,6 +9,7 @@ from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.loader import ValidationLoader
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.parallel.data_place import DataPlace
 
 
 def held_out(corpora, sequences: int, **changes) -> StageConfig:
@@ -24,7 +25,7 @@ def test_held_out_sequences_are_dealt_out_and_filled_up(corpora, data_size):
     assert [batch.source for batch in expected] == [0] * 5 + [1] * 5
     ranks = []
     for rank in range(data_size):
-        with ValidationLoader(config, MODEL, data_rank=rank, data_size=data_size) as loader:
+        with ValidationLoader(config, MODEL, DataPlace(data_rank=rank, data_size=data_size)) as loader:
             ranks.append(list(loader))
             assert len(ranks[-1]) == loader.micro_batches == -(-10 // data_size)
     dealt = [batch for micro in zip(*ranks, strict=True) for batch in micro]
@@ -48,7 +49,7 @@ def test_held_out_sequences_are_the_same_every_time_and_for_every_seed(corpora):
 
 
 def test_a_small_held_out_corpus_gives_what_it_has(corpora):
-    with ValidationLoader(held_out(corpora, 10**6), MODEL, with_images=False) as loader:
+    with ValidationLoader(held_out(corpora, 10**6), MODEL, DataPlace(with_images=False)) as loader:
         samples = [(batch.source, sample) for batch in loader for sample in batch.samples]
     assert sorted(samples) == [(0, n) for n in range(120)] + [(1, n) for n in range(60)]
 

@@ -13,6 +13,7 @@ from megatron_apriel.batch import IGNORED_LABEL
 from megatron_apriel.data.loading.image_headers import ImageRequest
 from megatron_apriel.data.loading.images import ImageDecoder
 from megatron_apriel.data.loading.loader import TrainingLoader
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.testing.batches import owned_positions
 from megatron_apriel.testing.corpora import random_pixels, write_corpus
 
@@ -58,7 +59,7 @@ def test_a_pass_over_a_corpus_sees_every_document_once(corpora):
 def test_batches_are_the_same_for_any_number_of_data_ranks(corpora, data_size):
     config = stage(corpora)
     expected = load(config)
-    ranks = [load(config, data_rank=rank, data_size=data_size) for rank in range(data_size)]
+    ranks = [load(config, DataPlace(data_rank=rank, data_size=data_size)) for rank in range(data_size)]
     for sequence, batch in enumerate(expected):
         step, place = divmod(sequence, config.sequences_per_step)
         micro, rank = divmod(place, data_size)
@@ -80,8 +81,8 @@ def test_resuming_at_any_sequence_gives_the_rest(corpora, first, threads):
 def test_shares_together_hold_every_image_once(corpora, shares):
     config = stage(corpora, steps=3)
     whole = load(config)
-    parts = [load(config, share=share, shares=shares) for share in range(shares)]
-    without = load(config, share=1, shares=shares, with_images=False)
+    parts = [load(config, DataPlace(share=share, shares=shares)) for share in range(shares)]
+    without = load(config, DataPlace(share=1, shares=shares, with_images=False))
     for number, batch in enumerate(whole):
         by_slot = dict(zip(batch.images.slots_K.tolist(), batch.images.patches_PC, strict=True))
         grid = zip(batch.images.rows_P.tolist(), batch.images.columns_P.tolist(), strict=True)
@@ -108,7 +109,7 @@ def test_shares_together_hold_every_image_once(corpora, shares):
 def test_context_parts_together_are_the_sequence(corpora, contexts):
     config = stage(corpora, steps=3)
     whole = load(config)
-    parts = [load(config, context=context, contexts=contexts) for context in range(contexts)]
+    parts = [load(config, DataPlace(context=context, contexts=contexts)) for context in range(contexts)]
     with_image = 0
     for number, batch in enumerate(whole):
         mine = [part[number] for part in parts]
@@ -122,18 +123,18 @@ def test_context_parts_together_are_the_sequence(corpora, contexts):
             assert torch.equal(owned[part.part.slots_L], batch.images.slots_K[part.part.features_L])
             filled += part.part.features_L.tolist()
             start = 0
-            for chunk in part.part.chunks:
-                places = owned[start : start + chunk.length]
-                start += chunk.length
-                begins = chunk.cu_queries.tolist()
+            for block in part.part.blocks:
+                places = owned[start : start + block.length]
+                start += block.length
+                begins = block.cu_queries.tolist()
                 # A document's first query sees what stands before it in the document, and itself.
-                before = chunk.cu_keys.diff() - chunk.cu_queries.diff()
+                before = block.cu_keys.diff() - block.cu_queries.diff()
                 assert before.tolist() == [int(batch.positions_S[places[begin]]) for begin in begins[:-1]]
-                assert chunk.first_key == places[0] - batch.positions_S[places[0]]
-                assert (chunk.stop, begins[-1]) == (int(places[-1]) + 1, chunk.length)
-                assert chunk.stop - chunk.first_key == chunk.cu_keys[-1]
-                assert chunk.max_queries == chunk.cu_queries.diff().max()
-                assert chunk.max_keys == chunk.cu_keys.diff().max()
+                assert block.first_key == places[0] - batch.positions_S[places[0]]
+                assert (block.stop, begins[-1]) == (int(places[-1]) + 1, block.length)
+                assert block.stop - block.first_key == block.cu_keys[-1]
+                assert block.max_queries == block.cu_queries.diff().max()
+                assert block.max_keys == block.cu_keys.diff().max()
         assert sorted(filled) == list(range(batch.images.num_patches))
         with_image += bool(filled)
         assert sum(part.num_loss_tokens for part in mine) == batch.num_loss_tokens

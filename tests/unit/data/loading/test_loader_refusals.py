@@ -14,6 +14,7 @@ from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.data.loading.sources import check_tokenizer
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.testing.corpora import TOKENIZER, VOCAB, write_corpus
 from megatron_apriel.testing.tokenizers import write_small_tekken
 
@@ -104,7 +105,7 @@ def test_the_fingerprint_tells_documents_apart_but_not_places(corpora, tmp_path)
 
 def test_steps_that_do_not_divide_are_refused(corpora):
     with pytest.raises(ConfigError, match=r"makes 4 sequences of 256 per step, which 3 data-parallel .*\n.*\n.*768"):
-        TrainingLoader(stage(corpora), MODEL, data_size=3)
+        TrainingLoader(stage(corpora), MODEL, DataPlace(data_size=3))
     with pytest.raises(DataError, match="a run of 24 sequences cannot continue at sequence 25"):
         TrainingLoader(stage(corpora), MODEL, first_sequence=25)
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from megatron_apriel.config.choices import LongDocuments
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading import packing, plan_checks
-from megatron_apriel.data.loading.cutting import LongDocuments, LongDocumentsReport, cut_documents
+from megatron_apriel.data.loading.cutting import LongDocumentsReport, cut_documents
 from megatron_apriel.data.loading.order import shuffled
 from megatron_apriel.data.loading.packing import PackingPlan, make_plan
 from megatron_apriel.data.loading.plan_checks import check_plan

@@ -27,8 +27,8 @@ def read(path, split=""):
     return [
         raw.value["text"]
         for source in find_sources([path], split)
-        for chunk in source.chunks()
-        for raw in chunk.records()
+        for block in source.blocks()
+        for raw in block.records()
     ]
 
 

@@ -9,7 +9,7 @@ from megatron_apriel.data.raw.files import find_sources
 from megatron_apriel.data.raw.parquet_footer import ColumnChunk, RowGroup, read_footer
 from megatron_apriel.data.raw.parquet_pages import reading_plan
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.table_rows import UnreadableColumn, row_chunks, row_costs
+from megatron_apriel.data.raw.table_rows import UnreadableColumn, row_blocks, row_costs
 from megatron_apriel.data.raw.thrift_structs import DamagedStruct
 from megatron_apriel.errors import DataError
 from megatron_apriel.inputs import open_input
@@ -30,7 +30,7 @@ TABLE = pyarrow.table(
 
 def rows_of(path, limits=DEFAULT_LIMITS):
     (source,) = find_sources([path], limits=limits)
-    return [raw for chunk in source.chunks() for raw in chunk.records(limits)]
+    return [raw for block in source.blocks() for raw in block.records(limits)]
 
 
 def plan_of(path, column, limits=DEFAULT_LIMITS):
@@ -76,9 +76,9 @@ def test_few_rows_at_a_time_where_a_dictionary_has_long_texts(tmp_path):
     assert plan_of(tmp_path / "a.parquet", "text", ANY).rows == 16
     assert plan_of(tmp_path / "a.parquet", "tools", ANY).rows == 64
     (source,) = find_sources([tmp_path / "a.parquet"], limits=ANY)
-    chunks = list(source.chunks())
-    assert max(chunk.table.get_total_buffer_size() for chunk in chunks) < 5 * MIB
-    assert [raw.value["text"] for chunk in chunks for raw in chunk.records(ANY)] == texts
+    blocks = list(source.blocks())
+    assert max(block.table.get_total_buffer_size() for block in blocks) < 5 * MIB
+    assert [raw.value["text"] for block in blocks for raw in block.records(ANY)] == texts
 
 
 def test_lists_of_long_texts_are_kept_as_references_until_they_are_measured(tmp_path):
@@ -147,8 +147,8 @@ def test_rows_are_measured_through_dictionaries_views_and_fixed_lists():
     assert sizes.tolist() == [3 + 1 + 4, 0 + 0 + 4, 2 + 100 + 4, 3 + 0 + 4]
     assert values.tolist() == [1 + 1 + 3 + 1] * 4
     assert row_costs(batch.slice(2))[0].tolist() == sizes[2:].tolist()
-    chunks = row_chunks("a", 0, batch, (sizes, values), DEFAULT_LIMITS, MIB)
-    assert [row for chunk in chunks for row in chunk.table.to_pylist()] == batch.to_pylist()
+    blocks = row_blocks("a", 0, batch, (sizes, values), DEFAULT_LIMITS, MIB)
+    assert [row for block in blocks for row in block.table.to_pylist()] == batch.to_pylist()
 
 
 def test_columns_that_are_not_read():

@@ -157,7 +157,7 @@ def test_arrow_is_asked_for_no_row_group_or_column_chunk(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet", row_group_size=200)
     monkeypatch.setattr(pyarrow.parquet, "ParquetFile", _Unasked)
     (source,) = find_sources([tmp_path / "a.parquet"])
-    found = [raw.value["text"] for chunk in source.chunks() for raw in chunk.records(DEFAULT_LIMITS)]
+    found = [raw.value["text"] for block in source.blocks() for raw in block.records(DEFAULT_LIMITS)]
     assert found == TABLE["text"].to_pylist()
 
 
@@ -166,7 +166,7 @@ def test_a_column_that_is_missing_in_a_row_group(tmp_path, monkeypatch):
     monkeypatch.setattr("megatron_apriel.data.raw.files.read_footer", lambda *_: read(footer(group(column()))))
     (source,) = find_sources([tmp_path / "a.parquet"])
     with pytest.raises(DataError, match="row group 0 has 1 columns, and the schema has 4"):
-        list(source.chunks())
+        list(source.blocks())
 
 
 def test_rows_that_no_row_group_counts(tmp_path, monkeypatch):
@@ -179,4 +179,4 @@ def test_rows_that_no_row_group_counts(tmp_path, monkeypatch):
         )
         (source,) = find_sources([tmp_path / "a.parquet"])
         with pytest.raises(DataError, match=f"column text of row group 0 has 500 values for {rows} rows"):
-            list(source.chunks())
+            list(source.blocks())

@@ -15,7 +15,7 @@ import zstandard
 from megatron_apriel.data.raw import blocks, files, json_arrays
 from megatron_apriel.data.raw.files import find_sources
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.table_rows import row_chunks, row_costs
+from megatron_apriel.data.raw.table_rows import row_blocks, row_costs
 from megatron_apriel.errors import DataError
 
 COLUMNS = ("text", "images")
@@ -25,7 +25,7 @@ LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text i
 
 def read(path: Path, limits: ReadLimits = DEFAULT_LIMITS, **options) -> list[blocks.RawRecord]:
     sources = find_sources([path], limits=limits, **options)
-    return [raw for source in sources for chunk in source.chunks() for raw in chunk.records(limits)]
+    return [raw for source in sources for block in source.blocks() for raw in block.records(limits)]
 
 
 def texts(path: Path, **options) -> list[str]:
@@ -137,7 +137,7 @@ def test_parquet(tmp_path):
     assert found[200].place.endswith("a.parquet: row 200")
     assert found[0].value == {"text": TEXTS[0], "other": 0, "images": [{"bytes": b"1"}]}
     (source,) = find_sources([tmp_path / "a.parquet"])
-    (first, *_) = source.chunks({"other"})
+    (first, *_) = source.blocks({"other"})
     assert first.table.schema.names == ["text", "images"], "what is ignored is not read"
 
 
@@ -160,8 +160,8 @@ def test_views_of_strings_inside_messages():
     messages = [[{"role": "user", "content": text}] for text in TEXTS]
     table = pyarrow.table({"messages": pyarrow.array(messages, pyarrow.list_(message))})
     (batch,) = table.to_batches()
-    chunks = row_chunks("a", 0, batch, row_costs(batch), DEFAULT_LIMITS, 2**20)
-    assert [raw.value["messages"] for chunk in chunks for raw in chunk.records()] == messages
+    blocks = row_blocks("a", 0, batch, row_costs(batch), DEFAULT_LIMITS, 2**20)
+    assert [raw.value["messages"] for block in blocks for raw in block.records()] == messages
 
 
 def test_parquet_with_a_string_that_is_no_utf8(tmp_path):
@@ -204,7 +204,7 @@ def test_tools_in_tables_are_those_of_the_json(form, tmp_path):
         saved = datasets.Dataset.from_json(str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
         saved.save_to_disk(tmp_path / "a")
     (source,) = find_sources([tmp_path / ("a.parquet" if form == "parquet" else "a")])
-    found = [raw for chunk in source.chunks() for raw in chunk.records()]
+    found = [raw for block in source.blocks() for raw in block.records()]
     assert [raw.value for raw in found] == TOOL_RECORDS
 
 
@@ -217,17 +217,17 @@ def test_damaged_parquet(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "b.parquet")
     (source,) = find_sources([tmp_path / "b.parquet"])
     with pytest.raises(DataError, match="no column that is not ignored; it has body"):
-        next(source.chunks({"body"}))
+        next(source.blocks({"body"}))
 
 
 def test_large_rows_travel_in_small_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 10_000)
     rows = [[{"bytes": bytes(5000), "path": str(number)}] for number in range(100)]
     pyarrow.parquet.write_table(pyarrow.table({"images": rows}), tmp_path / "a.parquet")
     (source,) = find_sources([tmp_path / "a.parquet"])
-    chunks = list(source.chunks())
-    assert max(chunk.table.get_total_buffer_size() for chunk in chunks) < 20_000
-    assert [raw.value["images"][0]["path"] for chunk in chunks for raw in chunk.records()] == [
+    blocks = list(source.blocks())
+    assert max(block.table.get_total_buffer_size() for block in blocks) < 20_000
+    assert [raw.value["images"][0]["path"] for block in blocks for raw in block.records()] == [
         str(number) for number in range(100)
     ]
 
@@ -239,7 +239,7 @@ def test_saved_datasets(tmp_path, photographs):
     saved.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "both")
     (source,) = find_sources([tmp_path / "one"])
-    found = [raw for chunk in source.chunks() for raw in chunk.records()]
+    found = [raw for block in source.blocks() for raw in block.records()]
     assert [raw.value["text"] for raw in found] == [TEXTS[4], TEXTS[0], TEXTS[2]]
     assert found[1].value["image"]["bytes"] == photographs["china.jpg"]
     assert texts(tmp_path / "both", split="test") == [TEXTS[4]]

@@ -19,7 +19,7 @@ from megatron_apriel.errors import DataError
 def back(tmp_path, table):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     (source,) = find_sources([tmp_path / "a.parquet"])
-    return [raw for chunk in source.chunks() for raw in chunk.records()]
+    return [raw for block in source.blocks() for raw in block.records()]
 
 
 def calls(arguments):

@@ -19,7 +19,7 @@ def read(path, members):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return [raw for source in find_sources([path]) for chunk in source.chunks() for raw in chunk.records()]
+    return [raw for source in find_sources([path]) for block in source.blocks() for raw in block.records()]
 
 
 @pytest.mark.parametrize("name", ["s.page_{}.png", "s.{}.jpg", "s.{:03}.png", "s.p{}.crop_1.png"])

@@ -10,7 +10,7 @@ from megatron_apriel.errors import DataError
 def rows(path, text, limits=DEFAULT_LIMITS):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     (source,) = find_sources([path], limits=limits)
-    return [raw for chunk in source.chunks() for raw in chunk.records(limits)]
+    return [raw for block in source.blocks() for raw in block.records(limits)]
 
 
 def test_values_are_texts_and_what_is_empty_is_absent(tmp_path):

@@ -71,9 +71,9 @@ def test_records_hold_a_question_its_answer_and_where_they_come_from(made, folde
         assert (user["role"], assistant["role"]) == ("user", "assistant")
         assert assistant["content"].strip()
         assert {part["type"] for part in user["content"]} == {"text", "image"}
-        assert {"task", "variant", "difficulty", "sources", "answer", "seed"} <= set(record)
-        assert record["sources"]
-        assert all((folder / name).is_file() for name in record["sources"])
+        assert {"task", "variant", "difficulty", "raw_images", "answer", "seed"} <= set(record)
+        assert record["raw_images"]
+        assert all((folder / name).is_file() for name in record["raw_images"])
         assert 0 <= record["difficulty"] <= 1
     assert len({record["difficulty"] for record in records}) > 40  # a range is drawn from
 
@@ -162,7 +162,7 @@ def test_damaged_images_are_passed_over_counted_and_named(tool, folder, tmp_path
     assert run(tool, tmp_path / "out", images, "--samples", 24, "--workers", 2) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert set(manifest["images"]["first_unusable"]) == {"empty.jpg", "text.png", "tiny.png", "truncated.png"}
-    used = {name for record in records_of(tmp_path / "out") for name in record["sources"]}
+    used = {name for record in records_of(tmp_path / "out") for name in record["raw_images"]}
     assert not used & {"empty.jpg", "text.png", "tiny.png", "truncated.png"}
     assert "truncated.png" in capsys.readouterr().err
 
@@ -221,9 +221,10 @@ def test_images_without_content_are_refused_with_the_reasons(tool, tmp_path):
         (["--tasks", ""], ConfigError, "not a choice"),
         (["--difficulty", "tricky"], ConfigError, "'tricky' is neither"),
         (["--max-side", "10"], ConfigError, "--max-side 10"),
-        (["--workers", "0"], ConfigError, "--workers 0"),
         (["--seed", "-1"], ConfigError, "--seed -1"),
-        (["--samples", "0"], ConfigError, "--samples 0"),
+        (["--workers", "0"], SystemExit, "2"),
+        (["--samples", "0"], SystemExit, "2"),
+        (["--weights", "1,x"], SystemExit, "2"),
         (["--annotations", "absent.json"], DataError, "absent.json"),
     ],
 )

@@ -104,8 +104,8 @@ def test_another_cut_of_the_same_photograph_is_no_wrong_answer(images, one_sampl
     pictures = [images.load(index) for index in range(len(images))]
     monkeypatch.setattr(images, "load", lambda index: pictures[index // 2])
     cut: list[Image.Image] = []
-    cut_square = match._cut_square
-    monkeypatch.setattr(match, "_cut_square", lambda picture, rng: (cut.append(picture), cut_square(picture, rng))[1])
+    cut_square = match.cut_square
+    monkeypatch.setattr(match, "cut_square", lambda picture, rng: (cut.append(picture), cut_square(picture, rng))[1])
     drawn: list[int] = []
     others = match.Draw.others
     monkeypatch.setattr(match.Draw, "others", lambda draw, wanted: (drawn.append(len(cut)), others(draw, wanted))[1])

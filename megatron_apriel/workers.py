@@ -1,30 +1,42 @@
-"""Work shared out over processes, its results in order and only a little ahead of what is taken."""
+"""Work shared out over forked processes: its results in order, only a little ahead of what is taken.
+
+A worker leaves signals to its parent, and ends with it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any
 
 from megatron_apriel.errors import DataError
-from megatron_apriel.worker_process import obey_parent
 
 _AHEAD = 4
+"""Tasks of each worker that are under way at most."""
+_SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Workers[Shared]:
     """Processes that hold one shared object; with one worker everything happens in this process.
 
     They are forked when the block begins, before anything here starts threads, so that the shared object is neither
-    copied nor sent.
+    copied nor sent, and no worker spends seconds on imports.
+
+    Args:
+        shared: the object.
+        number: of workers.
+        less_memory: what to do where a worker needed too much of it.
     """
 
-    def __init__(self, shared: Shared, number: int) -> None:
-        self.shared, self.number = shared, number
+    def __init__(self, shared: Shared, number: int, less_memory: str) -> None:
+        self.shared, self.number, self.less_memory = shared, number, less_memory
         self.pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers[Shared]:
@@ -58,7 +70,7 @@ class Workers[Shared]:
             raise DataError(
                 f"one of {self.number} worker processes ended without an answer.",
                 "The system ends processes when memory runs out.",
-                "Use fewer --workers, or a smaller --max-side.",
+                self.less_memory,
             ) from None
 
 
@@ -69,7 +81,14 @@ _shared: Any = None
 def _begin(shared: Any) -> None:
     global _shared
     _shared = shared
-    obey_parent()
+    # Ctrl-C reaches the whole process group: the parent ends the work. Handlers inherited from it mean nothing here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A parent that is killed tells nobody; without this its workers would wait for work for ever.
+    with suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
+    # A tokenizer's own threads would not be more cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _run[Work, Result](function: Callable[[Any, Work], Result], task: Work) -> Result:

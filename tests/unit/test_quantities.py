@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel.config.quantities import parse_bytes, parse_count, parse_fraction, parse_path
+from megatron_apriel.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 
 
 @pytest.mark.parametrize(

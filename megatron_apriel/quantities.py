@@ -1,9 +1,9 @@
-"""Values as people write them in a configuration: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``.
+"""Values as people write them, in files and arguments: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``.
 
 What an environment variable brings into a path may be a secret. The path is then used as it is and spelled as the file
 spells it, ``${DATA_ROOT}/text``: in the configuration written down, and in what is printed.
 
-Command lines read their arguments by these too, and need nothing else of the schema: so no pydantic here.
+This file may import only ``errors`` and ``concealed``.
 """
 
 from __future__ import annotations

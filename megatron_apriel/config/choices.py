@@ -1,0 +1,34 @@
+"""The values that the options of a stage allow, where these are few: one name for each set, wherever it travels."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Decay = Literal["linear", "cosine", "constant"]
+"""Shape of the learning rate after the warm-up."""
+LossOn = Literal["all", "responses"]
+"""Which tokens of a source are targets."""
+LongDocuments = Literal["split", "truncate", "drop", "error"]
+"""What happens to a document that is longer than the sequence."""
+ImageDevice = Literal["auto", "cpu", "gpu"]
+"""Where images are decoded."""
+Damaged = Literal["error", "skip"]
+"""What happens at a damaged image."""
+Balanced = Literal["balanced"]
+"""Decoder layers of each pipeline stage are computed, not given."""
+Compute = Literal["bf16", "fp32"]
+"""Type of weights and activations."""
+Fp8Recipe = Literal["none", "delayed", "tensorwise", "blockwise"]
+"""Scaling of the decoder's matrix products in 8 bits."""
+Attention = Literal["auto", "flash", "cudnn"]
+"""Attention's kernels on a GPU."""
+Recompute = Literal["none", "selective", "full"]
+"""Which activations are computed again in the backward pass."""
+Kept = Literal["all", "last", "equispaced"]
+"""Which checkpoints stay on disk."""
+Wandb = Literal["off", "offline", "online"]
+"""Whether Weights & Biases gets the figures."""
+
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+"""From the fastest to the one that takes the least memory."""
+FP8_RECIPES: tuple[Fp8Recipe, ...] = tuple(recipe for recipe in get_args(Fp8Recipe) if recipe != "none")

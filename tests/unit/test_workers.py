@@ -1,0 +1,66 @@
+"""Work over forked processes: results in order, few tasks under way, a worker that dies is an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from megatron_apriel.errors import DataError
+from megatron_apriel.workers import Workers
+
+LESS_MEMORY = "Use fewer."
+
+
+def times(shared: list[int], task: int) -> tuple[int, int]:
+    """The product, and the process that made it."""
+    return shared[0] * task, os.getpid()
+
+
+def die(shared: list[int], task: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_results_come_in_order_from_processes_of_their_own(number: int) -> None:
+    with Workers([7], number, LESS_MEMORY) as workers:
+        found = list(workers.in_order(times, range(50)))
+    assert [product for product, _ in found] == [7 * task for task in range(50)]
+    assert (os.getpid() in {process for _, process in found}) == (number == 1)
+
+
+def test_a_worker_that_dies_is_an_error_with_the_remedy() -> None:
+    with (
+        Workers([7], 2, LESS_MEMORY) as workers,
+        pytest.raises(DataError, match="one of 2 worker processes ended") as raised,
+    ):
+        list(workers.in_order(die, range(5)))
+    assert raised.value.fix == LESS_MEMORY
+
+
+def test_only_a_few_tasks_are_under_way() -> None:
+    """What is read is never more than a fixed number of tasks ahead of what is taken."""
+    workers = Workers([7], 2, LESS_MEMORY)
+
+    class Pool:
+        def submit(self, function: Any, *arguments: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_result(None)
+            return future
+
+    workers.pool = Pool()  # type: ignore[assignment]
+    taken = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal taken
+        for number in range(100):
+            taken += 1
+            yield number
+
+    for done, _ in enumerate(workers.in_order(times, tasks())):
+        assert taken - done <= 8
