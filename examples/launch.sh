@@ -8,7 +8,7 @@
 # ranks of this machine, or of several, if NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT are given.
 #
 # Variables, all optional:
-#   RUN_ROOT DATA_ROOT MODEL_ROOT   where runs, corpora and the first model lie (runs, data, models); relative ones
+#   RUN_ROOT DATA_ROOT MODEL_ROOT   where runs, corpora and the source model lie (runs, data, models); relative ones
 #                                   are relative to the project's directory
 #   NPROC_PER_NODE                  ranks on each node (Slurm: tasks a node; else: GPUs found, or 1)
 #   CONTAINER_IMAGE                 run inside it: a .sif file by Apptainer, anything else by Slurm's Pyxis

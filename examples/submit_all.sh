@@ -8,7 +8,7 @@
 #
 # What is already there is left out, so after a failure the same command submits what remains. Partition, account and
 # time limit come from SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT; for jobs without GPUs, CPU_SBATCH_ARGS may
-# hold other ones, as in CPU_SBATCH_ARGS="--partition=cpu". Paths and container: see examples/launch.sh. BASE_MODEL is
+# hold other ones, as in CPU_SBATCH_ARGS="--partition=cpu". Paths and container: see examples/launch.sh. SOURCE_MODEL is
 # the checkpoint to begin with (default MODEL_ROOT/pixtral-12b).
 set -euo pipefail
 
@@ -38,13 +38,13 @@ done
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 export PROJECT_ROOT=$PWD RUN_ROOT=${RUN_ROOT:-runs} DATA_ROOT=${DATA_ROOT:-data} MODEL_ROOT=${MODEL_ROOT:-models}
-BASE_MODEL=${BASE_MODEL:-$MODEL_ROOT/pixtral-12b}
+SOURCE_MODEL=${SOURCE_MODEL:-$MODEL_ROOT/pixtral-12b}
 if [[ $mode == slurm && -z $dry_run ]] && ! command -v sbatch >/dev/null; then
     fail "sbatch is not found." "Stages are submitted as Slurm jobs." "Add --local to run them here, one after the other."
 fi
 if [[ $mode == local && -n $nodes ]]; then fail "--nodes goes with Slurm, not with --local."; fi
-if [[ ! -e $BASE_MODEL && ! -e $RUN_ROOT/upscaled && -z $dry_run ]]; then
-    fail "the model to begin with, $BASE_MODEL, does not exist." "Set BASE_MODEL to a Hugging Face directory of Pixtral-12B."
+if [[ ! -e $SOURCE_MODEL && ! -e $RUN_ROOT/upscaled && -z $dry_run ]]; then
+    fail "the model to begin with, $SOURCE_MODEL, does not exist." "Set SOURCE_MODEL to a Hugging Face directory of Pixtral-12B."
 fi
 
 declare -A job_of=() # name of a step -> its job id
@@ -96,7 +96,7 @@ average() { # NAME PRODUCT "STEPS BEFORE" ARGUMENTS...
 }
 
 step surgery "$RUN_ROOT/upscaled" "" tool \
-    examples/tool.sh tools/upscale_layers.py "$BASE_MODEL" "$RUN_ROOT/upscaled" --num-layers 48
+    examples/tool.sh tools/upscale_layers.py "$SOURCE_MODEL" "$RUN_ROOT/upscaled" --num-layers 48
 stage upscale surgery
 average average_upscale "$RUN_ROOT/upscale/average" upscale --run "$RUN_ROOT/upscale" --equispaced 6
 stage realign average_upscale

@@ -193,7 +193,7 @@ def test_apptainer(shell: Stage, slurm: Stage, tmp_path: Path) -> None:
 
 def test_upscale_deepens_the_source_first(shell: Stage, tmp_path: Path) -> None:
     (tmp_path / "runs" / "upscaled").rmdir()
-    shell.run("examples/upscale.sh", BASE_MODEL="/models/pixtral")
+    shell.run("examples/upscale.sh", SOURCE_MODEL="/models/pixtral")
     surgery = shell.calls("fakepython")[1]
     assert surgery == ["tools/upscale_layers.py", "/models/pixtral", f"{tmp_path}/runs/upscaled", "--num-layers", "48"]
 
@@ -268,7 +268,7 @@ def test_submit_all(shell: Stage, tmp_path: Path) -> None:
     (tmp_path / "runs" / "upscaled").rmdir()
     runs = tmp_path / "runs"
     finished = shell.run(
-        "examples/submit_all.sh", "--nodes", "80", BASE_MODEL=str(tmp_path), CPU_SBATCH_ARGS="--partition=cpu -v"
+        "examples/submit_all.sh", "--nodes", "80", SOURCE_MODEL=str(tmp_path), CPU_SBATCH_ARGS="--partition=cpu -v"
     )
     jobs = submitted(shell)
     assert list(jobs) == list(CHAIN)
