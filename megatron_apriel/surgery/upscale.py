@@ -189,8 +189,8 @@ def _manifest(plan: UpscalePlan, hashes: dict[str, str], written: dict[str, str]
     if (earlier := earlier_manifest(path)) is not None:
         model["made_by"] = earlier
     return {
-        "model": model,
-        "map": {"name": plan.layers.name, "layers": list(plan.layers.originals)},
+        "source": model,
+        "map": {"name": plan.layers.name, "source_layers": list(plan.layers.originals)},
         "initialisation": plan.initialisation,
         "sha256": written,
     }

@@ -202,7 +202,7 @@ class Generator:
             "variant": variant.name,
             "difficulty": difficulty,
             "answer": sample.answer,
-            "raw_images": list(dict.fromkeys(used)),
+            "sources": list(dict.fromkeys(used)),
             "construction": sample.construction,
             "seed": options.seed,
             "index": index,

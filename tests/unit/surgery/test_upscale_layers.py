@@ -148,14 +148,14 @@ def test_map_is_shown_first_and_hashes_are_recorded(
     shown = capsys.readouterr().out
     assert shown.startswith("4 -> 5 layers, map spread-middle, init copy\n")
     manifest = json.loads((tmp_path / "once" / "surgery.json").read_text())
-    assert manifest["map"] == {"name": "spread-middle", "layers": [0, 1, 2, 2, 3]}
+    assert manifest["map"] == {"name": "spread-middle", "source_layers": [0, 1, 2, 2, 3]}
     assert manifest["initialisation"] == "copy"
-    assert manifest["model"]["path"] == str(source)
+    assert manifest["source"]["path"] == str(source)
     written = {path.name for path in (tmp_path / "once").iterdir()} - {"surgery.json"}
     assert {"tokenizer.json", "chat_template.jinja", "tokenizer.model.v3", "config.json"} < written
     assert manifest["sha256"].keys() == written
-    assert manifest["model"]["sha256"].keys() == {path.name for path in source.glob("*.safetensors")}
-    for folder, hashes in ((source, manifest["model"]["sha256"]), (tmp_path / "once", manifest["sha256"])):
+    assert manifest["source"]["sha256"].keys() == {path.name for path in source.glob("*.safetensors")}
+    for folder, hashes in ((source, manifest["source"]["sha256"]), (tmp_path / "once", manifest["sha256"])):
         for name, value in hashes.items():
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value, name
     assert all(path.stat().st_size < 6000 for path in (tmp_path / "once").glob("*.safetensors"))
@@ -163,7 +163,7 @@ def test_map_is_shown_first_and_hashes_are_recorded(
     assert index["metadata"]["total_size"] == sum(len(data) for _, _, data in read_model(tmp_path / "once").values())
     assert upscale_layers(tmp_path / "once", tmp_path / "twice", "--num-layers", 6) == 0
     again = json.loads((tmp_path / "twice" / "surgery.json").read_text())
-    assert again["model"]["made_by"] == manifest
+    assert again["source"]["made_by"] == manifest
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, upscale_layers: Tool, capsys: pytest.CaptureFixture[str]) -> None:

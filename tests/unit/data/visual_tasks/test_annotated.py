@@ -55,7 +55,7 @@ def annotations(folder):
 
 def boxes_of(document, record):
     """(category, left, top, right, bottom as shares, crowd) of the record's photograph, clipped to it."""
-    (image,) = (one for one in document["images"] if one["file_name"] == record["raw_images"][0])
+    (image,) = (one for one in document["images"] if one["file_name"] == record["sources"][0])
     names = {one["id"]: one["name"] for one in document["categories"]}
     for one in document["annotations"]:
         if one["image_id"] == image["id"]:

@@ -80,7 +80,7 @@ def test_an_answer_is_kept_when_a_sample_is_drawn_again(images) -> None:
 
     made = only(images, replace(variant, make=third_time)).make(3)
     assert set(answers) == {made.record["answer"]} and made.rejected["reconstruct turn: not yet"] == 5
-    assert len(set(used)) > 1 and made.record["raw_images"] == list(used[-1])
+    assert len(set(used)) > 1 and made.record["sources"] == list(used[-1])
 
 
 def test_damaged_images_do_not_cost_the_others_of_a_sample(folder, tmp_path) -> None:
@@ -92,7 +92,7 @@ def test_damaged_images_do_not_cost_the_others_of_a_sample(folder, tmp_path) -> 
     whole = prepare_generator(tmp_path, None, options, Summary())
     generator = only(whole.images, next(one for one in VARIANTS if one.name == "retrieval"), 1.0)
     made = [generator.make(index) for index in range(3)]
-    assert all(name.startswith("whole") for one in made for name in one.record["raw_images"])
+    assert all(name.startswith("whole") for one in made for name in one.record["sources"])
     damaged = {name for one in made for name in one.damaged}
     assert damaged and all(name.startswith("broken") for name in damaged)
 

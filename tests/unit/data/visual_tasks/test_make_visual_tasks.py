@@ -71,9 +71,9 @@ def test_records_hold_a_question_its_answer_and_where_they_come_from(made, folde
         assert (user["role"], assistant["role"]) == ("user", "assistant")
         assert assistant["content"].strip()
         assert {part["type"] for part in user["content"]} == {"text", "image"}
-        assert {"task", "variant", "difficulty", "raw_images", "answer", "seed"} <= set(record)
-        assert record["raw_images"]
-        assert all((folder / name).is_file() for name in record["raw_images"])
+        assert {"task", "variant", "difficulty", "sources", "answer", "seed"} <= set(record)
+        assert record["sources"]
+        assert all((folder / name).is_file() for name in record["sources"])
         assert 0 <= record["difficulty"] <= 1
     assert len({record["difficulty"] for record in records}) > 40  # a range is drawn from
 
@@ -162,7 +162,7 @@ def test_damaged_images_are_passed_over_counted_and_named(tool, folder, tmp_path
     assert run(tool, tmp_path / "out", images, "--samples", 24, "--workers", 2) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert set(manifest["images"]["first_unusable"]) == {"empty.jpg", "text.png", "tiny.png", "truncated.png"}
-    used = {name for record in records_of(tmp_path / "out") for name in record["raw_images"]}
+    used = {name for record in records_of(tmp_path / "out") for name in record["sources"]}
     assert not used & {"empty.jpg", "text.png", "tiny.png", "truncated.png"}
     assert "truncated.png" in capsys.readouterr().err
 
