@@ -36,6 +36,8 @@ _MOST_METADATA = 16 * 2**20
 """Bytes of a JPEG before its first scan; Pillow joins its parts in time that grows with the square of their size."""
 _MOST_PARTS = 100_000
 """Strips or tiles of a TIFF."""
+_MOST_NUMBERS = 3 * 2**16
+"""In a field of a TIFF: those of a palette for 16 bits, the longest that means anything."""
 
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8, *range(0xD0, 0xD8))
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -44,6 +46,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _BITS, _SAMPLES, _ROWS_PER_STRIP = 256, 257, 258, 277, 278
 _STRIP_OFFSETS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 273, 322, 323, 324
+_KEPT_AS_BYTES = (1, 2, 7)  # types of fields: bytes, text, and what is left to the reader
 
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 """Of a pixel in Pillow, by mode; all other modes take 4."""
@@ -152,7 +155,7 @@ def _part_bytes(image: Any) -> int:
 
 
 def _check_tiff_directory(data: Contents) -> None:
-    """Raise BadRecord for a first directory with more strips or tiles than a picture has.
+    """Raise BadRecord for a first directory with more strips or tiles, or more numbers in a field, than a picture has.
 
     Pillow makes an object of each of them while it reads the header.
     """
@@ -164,8 +167,10 @@ def _check_tiff_directory(data: Contents) -> None:
         (number,) = struct.unpack_from(f"{order}Q" if big else f"{order}H", data, start)
         start += 8 if big else 2
         for place in range(start, start + number * entry.size, entry.size):
-            tag, _, count = entry.unpack_from(data, place)
+            tag, kind, count = entry.unpack_from(data, place)
             if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and count > _MOST_PARTS:
                 raise BadRecord(f"a TIFF has {count:,} strips or tiles, more than {_MOST_PARTS:,}")
+            if kind not in _KEPT_AS_BYTES and count > _MOST_NUMBERS:
+                raise BadRecord(f"a TIFF has {count:,} numbers in its field {tag}, more than {_MOST_NUMBERS:,}")
     except (struct.error, OverflowError):
         return  # no directory there, or a part of one: Pillow will say so

@@ -134,6 +134,10 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
         "1,000,000,000 strips",
         lambda: big_tiff(tags(8, 8, 1, t273=(4, 10**9, 16), t278=(4, 1, 1), t279=(4, 10**9, 16))),
     ),
+    "numbers of a field": (
+        "7,000,000 numbers in its field 258",
+        lambda: tiff(tags(8, 8, 1, t258=(3, 7 * 10**6, 8), t273=(4, 1, 8), t278=(4, 1, 8)), bytes(14 * 10**6)),
+    ),
     "a BMP": (
         "to decode",
         lambda: (
