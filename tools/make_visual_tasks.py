@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_apriel.command_line import CommandLine, above_zero, count_above_zero, number_list, word_list
+from megatron_apriel.command_line import CommandLine, above_zero, count_above_zero, fraction, number_list, word_list
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import ExitCode, run_command
 from megatron_apriel.terminal import note, say
@@ -87,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes (default: all cores); the result does not depend on it",
     )
+    how.add_argument(
+        "--max-wrong",
+        type=fraction,
+        default=0.01,
+        metavar="SHARE",
+        help="a sample whose pictures give another answer is drawn again; more than this share is an error "
+        "(default: 1%%, and always ten samples)",
+    )
     how.add_argument("--overwrite", action="store_true", help="replace an earlier result at DST")
     how.add_argument("--dry-run", action="store_true", help="check everything, make a few samples, write nothing")
     return parser
@@ -110,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         quality=arguments.quality,
         workers=arguments.workers,
         limits=ReadLimits(pixels=arguments.max_pixels),
+        max_wrong=arguments.max_wrong,
     )
     destination = None if arguments.dry_run else arguments.destination
     summary = generate(destination, arguments.images, options, arguments.annotations, overwrite=arguments.overwrite)
@@ -136,6 +145,8 @@ def _show(summary: Summary) -> None:
         table.add_row(*name.split(" "), f"{count:,}", f"{again:,}")
     standard_output().print(table, soft_wrap=True)
     say(f"{sum(summary.made.values()):,} samples with {summary.pictures:,} pictures, every answer checked")
+    for problem in summary.wrong[:5]:
+        note(f"drawn again: {problem}")
     for file, problem in sorted(summary.unusable.items())[:5]:
         note(f"unusable image: {file} {problem}")
     if len(summary.unusable) > 5:

@@ -158,11 +158,10 @@ _once = lru_cache(maxsize=32)
 
 @_once
 def askable_categories(annotations: Annotations) -> npt.NDArray[np.int64]:
-    """Categories that some image shows and of which some other has nothing."""
+    """Categories that some image shows and of which some other surely has nothing."""
     groups = annotations.groups
     shown = np.unique(groups.category[groups.countable & (groups.largest >= VISIBLE)])
-    holders = np.bincount(groups.category, minlength=len(annotations.categories))
-    return shown[holders[shown] < len(annotations.images)]
+    return np.array([category for category in shown if annotations.without(int(category)).any()], dtype=np.int64)
 
 
 def available(annotations: Annotations) -> dict[str, bool]:
@@ -198,9 +197,7 @@ def _nearest_size(groups_wanted: npt.NDArray[np.int64], groups: Groups, draw: Dr
 
 def _image_without(category: int, annotations: Annotations, draw: Draw) -> int:
     """An image with nothing of a category; as often as the difficulty says, with a relative of it, if there is one."""
-    groups = annotations.groups
-    free = np.ones(len(annotations.images), dtype=bool)
-    free[groups.image[groups.of_category(category)]] = False
+    free = annotations.without(category)
     related = _with_any_of(annotations, int(annotations.supercategory[category]))
     close = draw.rng.random() < knobs.SCENE_ALIKE.at(draw.difficulty)
     return _pick(np.nonzero(free & related if close and (free & related).any() else free)[0], draw.rng)

@@ -3,8 +3,9 @@
 How the file looks and is read: :mod:`coco_file`. What it says of images that are not there is counted, not guessed.
 
 Kept are arrays with one row per box, and one row per *group*, all boxes of one category in one image. A group may only
-be counted, or asked for, if the annotators did so: no box of it marks a crowd, and none is tiny. A category that is in
-an image only as a crowd or tiny is neither present nor absent there.
+be counted, or asked for, if the annotators did so: no box of it marks a crowd, none is tiny, and the image does not say
+that some have no box. A category that is in an image only as a crowd or tiny is neither present nor absent there. In a
+federated set, absent is only what was looked for; see :mod:`coco_file`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ class Annotations:
         supercategory: number of each category's supercategory.
         box_image, box_category: int32 [boxes], positions in ``images`` and ``categories``.
         boxes: float32 [boxes, 4], left, top, right, bottom as shares of the image's sides.
-        crowd: bool [boxes], a crowd or a box that could not be used.
+        crowd: bool [boxes], of no single object, in a group of which some have no box, or of a place that could not be
+            used.
+        absent: sorted int64 [known], image * number of categories + category, of what was looked for and not found;
+            None where all that has no box is absent.
+        unmarked: bool [images], with places where nothing was marked: nothing is absent there, nothing can be counted.
         problems: what was passed over, and how often.
     """
 
@@ -48,7 +53,18 @@ class Annotations:
     box_category: npt.NDArray[np.int32]
     boxes: npt.NDArray[np.float32]
     crowd: npt.NDArray[np.bool_]
+    absent: npt.NDArray[np.int64] | None
+    unmarked: npt.NDArray[np.bool_]
     problems: dict[str, int]
+
+    def without(self, category: int) -> npt.NDArray[np.bool_]:
+        """bool [images]: in which of them surely no object of a category is."""
+        free = np.ones(len(self.images), dtype=bool)
+        if self.absent is not None:
+            free[:] = False
+            free[self.absent[self.absent % len(self.categories) == category] // len(self.categories)] = True
+        free[self.groups.image[self.groups.of_category(category)]] = False
+        return free & ~self.unmarked
 
     def of_image(self, image: int) -> list[BoxRow]:
         """All boxes of an annotated image, as they were read."""
@@ -131,7 +147,7 @@ def read_annotations(path: Path, names: Mapping[str, int], sizes: Mapping[int, t
             "An image is found by its file_name, relative to the folder of images.",
             "Give the folder that these annotations belong to with --images, or the annotations of these images.",
         )
-    rows = _rows(document, places, shapes, problems)
+    rows, unmarked = _rows(document, places, shapes, problems)
     rows.sort(key=lambda row: row[0])
     supers = [category.supercategory for category in document.categories]
     numbers = {name: number for number, name in enumerate(sorted(set(supers)))}
@@ -143,6 +159,8 @@ def read_annotations(path: Path, names: Mapping[str, int], sizes: Mapping[int, t
         box_category=np.array([row[1] for row in rows], dtype=np.int32),
         boxes=np.array([row[2:6] for row in rows], dtype=np.float32).reshape(-1, 4),
         crowd=np.array([row[6] for row in rows], dtype=bool),
+        absent=_absent(document, places) if document.is_federated else None,
+        unmarked=np.isin(np.arange(len(images)), sorted(unmarked)),
         problems=problems,
     )
 
@@ -157,12 +175,12 @@ def _images(
     images: list[int] = []
     shapes: list[tuple[int, int]] = []
     places: dict[int, int | None] = {entry.identity: None for entry in document.images}
-    for entry in sorted(document.images, key=lambda entry: (entry.file_name, entry.identity)):
-        raw = names.get(entry.file_name)
+    for entry in sorted(document.images, key=lambda entry: (entry.file_names, entry.identity)):
+        raw = next((names[name] for name in entry.file_names if name in names), None)
         if raw is not None and images[-1:] == [raw]:
             # Nothing could be said to be absent: one entry does not know the other's boxes.
             raise DataError(
-                f"{document.name}: two images have the file_name {shown(entry.file_name)}.",
+                f"{document.name}: two images have the file_name {shown(entry.file_names[0])}.",
                 fix="Give all its boxes to one of them.",
             )
         if raw is None:
@@ -176,11 +194,27 @@ def _images(
     return images, places, shapes
 
 
+def _absent(document: Document, places: Mapping[int, int | None]) -> npt.NDArray[np.int64]:
+    """What was looked for and not found, as of :class:`Annotations`."""
+    positions = {category.identity: number for number, category in enumerate(document.categories)}
+    known = [
+        place * len(positions) + positions[category]
+        for entry in document.images
+        if (place := places[entry.identity]) is not None
+        for category in entry.absent or ()
+        if category in positions
+    ]
+    return np.array(sorted(known), dtype=np.int64)
+
+
 def _rows(
     document: Document, places: Mapping[int, int | None], shapes: list[tuple[int, int]], problems: dict[str, int]
-) -> list[BoxRow]:
+) -> tuple[list[BoxRow], set[int]]:
+    """Boxes of the used images, and the images that have places where nothing was marked."""
     rows: list[BoxRow] = []
+    unmarked = set[int]()
     positions = {category.identity: number for number, category in enumerate(document.categories)}
+    not_all = {(entry.identity, category) for entry in document.images for category in entry.not_all}
     for number, (identity, category, (x, y, across, down), crowd) in enumerate(document.boxes):
         if category not in positions:
             raise DataError(
@@ -193,6 +227,8 @@ def _rows(
         place = places[identity]
         if place is None:
             continue  # its image was counted
+        if document.categories[positions[category]].is_region:
+            unmarked.add(place)
         width, height = shapes[place]
         left, right = (min(max(edge, 0), width) / width for edge in (x, x + across))
         top, bottom = (min(max(edge, 0), height) / height for edge in (y, y + down))
@@ -202,8 +238,9 @@ def _rows(
             crowd = True
         elif min(x, y) < -1 or x + across > width + 1 or y + down > height + 1:
             _tally(problems, "boxes cut to their image")
+        crowd |= (identity, category) in not_all
         rows.append((place, positions[category], left, top, right, bottom, crowd))
-    return rows
+    return [(*row[:6], row[6] or row[0] in unmarked) for row in rows], unmarked
 
 
 def _tally(problems: dict[str, int], reason: str) -> None:

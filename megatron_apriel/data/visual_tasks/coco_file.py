@@ -3,6 +3,15 @@
 It is one JSON object: ``images`` (id, file_name, width, height), ``categories`` (id, name, supercategory) and
 ``annotations`` (image_id, category_id, bbox = [left, top, width, height] in pixels of the upright image, iscrowd).
 
+COCO's annotators looked for every category in every image. Where that was too much (LVIS, Open Images), the set is
+*federated*: an image says which categories were looked for and not found (``neg_category_ids``) and of which not all
+objects have a box (``not_exhaustive_category_ids``); of the rest nothing is known. LVIS 1.0 names an image by its
+``coco_url``.
+
+A box that marks no single object says so, and each set calls that something else: a crowd, a group, to be ignored,
+too difficult, a mere picture or reflection. :data:`MARKS` has the names, spelled in any way, in the entry itself or in
+its ``attributes`` or ``extra``.
+
 Such files have hundreds of megabytes, nearly all of it polygons that nobody asks for here. Only one entry at a time is
 held, and of each only what is asked for is kept.
 """
@@ -30,17 +39,37 @@ ENTRY_LIMITS = ReadLimits(record_bytes=4 * 2**20)
 _FAR = 1e9  # pixels; whatever is so far away is no place in an image
 _EXPECTED = "Expected are COCO instances: one object with the lists images, annotations and categories."
 
+MARKS = frozenset({
+    "iscrowd", "crowd", "ignore", "isignore", "ignored", "isignored", "ignoreflag", "gtignore", "isgroupof", "groupof",
+    "isgroup", "difficult", "isdifficult", "isdepiction", "isfake", "isreflected", "uncertain", "isuncertain",
+})  # fmt: skip
+"""Names of marks that a box is not of one object to be found or counted, in small letters alone. COCO, CrowdHuman,
+mmdetection, Open Images, Pascal VOC, Objects365."""
+_REGIONS = frozenset({"ignore", "ignored", "ignoredregion", "ignoredregions", "ignoreregion", "dontcare"})
+"""Names of categories whose boxes are places where nothing was marked: KITTI, VisDrone."""
+_NOT_ALL, _ABSENT, _FOUND = "not_exhaustive_category_ids", "neg_category_ids", "pos_category_ids"
+
 Box = tuple[int, int, tuple[float, float, float, float], bool]
-"""Ids of image and category, bbox, crowd."""
+"""Ids of image and category, bbox, whether it is of no single object."""
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One of ``images``; ``size`` is (width, height)."""
+    """One of ``images``.
+
+    Attributes:
+        identity: its id.
+        file_names: what its file may be called, the likeliest first.
+        size: (width, height).
+        absent: ids of categories that were looked for and not found; None where the image says nothing of that.
+        not_all: ids of categories of which not all objects have a box.
+    """
 
     identity: int
-    file_name: str
+    file_names: tuple[str, ...]
     size: tuple[int, int]
+    absent: frozenset[int] | None
+    not_all: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +79,11 @@ class Category:
     identity: int
     name: str
     supercategory: str
+
+    @property
+    def is_region(self) -> bool:
+        """Its boxes are places where nothing was marked, not objects."""
+        return _letters(self.name) in _REGIONS
 
 
 @dataclass
@@ -67,6 +101,11 @@ class Document:
     images: list[ImageEntry] = field(default_factory=list)
     categories: list[Category] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
+
+    @property
+    def is_federated(self) -> bool:
+        """Whether what an image does not list as absent may be there."""
+        return any(image.absent is not None for image in self.images)
 
 
 def read_document(path: Path) -> Document:
@@ -138,7 +177,30 @@ def _entries(elements: Iterator[bytes], place: str) -> Iterator[tuple[Any, str]]
 def _image(entry: Any, where: str) -> ImageEntry:
     identity = _get(entry, "id", (int,), where)
     size = (_get(entry, "width", (int,), where), _get(entry, "height", (int,), where))
-    return ImageEntry(identity, _get(entry, "file_name", (str,), where), size)
+    federated = [name for name in (_NOT_ALL, _ABSENT, _FOUND) if entry.get(name) is not None]
+    absent = _identities(entry, _ABSENT, where) if federated else None
+    return ImageEntry(identity, _file_names(entry, where), size, absent, _identities(entry, _NOT_ALL, where))
+
+
+def _file_names(entry: Any, where: str) -> tuple[str, ...]:
+    """The file's name, or the end of its address: with the folder above it, and alone."""
+    address = entry.get("coco_url")
+    if entry.get("file_name") is not None or not isinstance(address, str):
+        return (_get(entry, "file_name", (str,), where),)
+    parts = [part for part in address.partition("://")[2].split("/")[1:] if part]
+    if not parts:
+        raise DataError(f"{where} has no 'file_name', and its coco_url {shown(address)} names no file.")
+    return ("/".join(parts[-2:]), parts[-1])
+
+
+def _identities(entry: Any, name: str, where: str) -> frozenset[int]:
+    """A list of ids of categories; none where there is no such list."""
+    given = entry.get(name)
+    if given is None:
+        return frozenset()
+    if not isinstance(given, list) or not all(type(value) is int for value in given):
+        raise DataError(f"{where}: {name} {shown(given)} is no list of ids of categories.")
+    return frozenset(given)
 
 
 def _category(entry: Any, where: str) -> Category:
@@ -158,7 +220,31 @@ def _box(entry: Any, where: str) -> Box:
     box = _get(entry, "bbox", (list,), where)
     if len(box) != 4 or not all(type(value) in (int, float) and -_FAR < value < _FAR for value in box):
         raise DataError(f"{where}: bbox {shown(box)} is not [left, top, width, height] in pixels.")
-    return image, category, (box[0], box[1], box[2], box[3]), bool(entry.get("iscrowd"))
+    return image, category, (box[0], box[1], box[2], box[3]), _is_marked(entry, where)
+
+
+def _is_marked(entry: dict[str, Any], where: str) -> bool:
+    """Whether a mark of the box, or of its attributes, says that it is of no single object."""
+    marked = False
+    for part in (entry, entry.get("attributes"), entry.get("extra")):
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if _letters(name) in MARKS:
+                marked |= _truth(value, f"{where}: {shown(name)}")
+    return marked
+
+
+def _truth(value: Any, what: str) -> bool:
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word is None or word in ("", "0", "false", "no", 0):
+        return False
+    if word in ("1", "true", "yes", 1):
+        return True
+    raise DataError(f"{what} is {shown(value)}, neither 0 nor 1.", fix="Correct the file or leave it out.")
+
+
+def _letters(name: str) -> str:
+    """A name without what sets differ in: case, spaces and lines."""
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def _get(entry: Any, name: str, kinds: tuple[type, ...], where: str) -> Any:

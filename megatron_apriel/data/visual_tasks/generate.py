@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,12 @@ _HEADERS = 256  # of files per piece of work
 _LESS_MEMORY = "Use fewer --workers, or a smaller --max-side."
 _KEPT = 1000  # problems listed one by one
 _TRIED = 8  # samples that a dry run makes
+_WRONG_AT_MOST = 10  # samples whose check fails, before their share counts
+_WRONG = "its pictures give another answer"
 
 
-class WrongAnswer(RuntimeError):
-    """A sample whose check does not find its answer: a defect of this program."""
+class WrongAnswer(DataError):
+    """Checks do not find the answers of too many samples: something is wrong with the folder, or with this program."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Options:
         quality: of JPEG.
         workers: processes.
         limits: on the raw images that are read.
+        max_wrong: share of the samples whose pictures may give another answer; those are drawn again.
     """
 
     samples: int
@@ -80,6 +83,7 @@ class Options:
     quality: int = 92
     workers: int = 1
     limits: ReadLimits = DEFAULT_LIMITS
+    max_wrong: float = 0.01
 
     def check(self) -> None:
         """Raise ConfigError for numbers that cannot be."""
@@ -111,6 +115,7 @@ class Summary:
         made: samples of each "task variant".
         pictures: files written.
         rejected: pictures drawn in vain, by "task variant: reason".
+        wrong: samples that were drawn again because their pictures gave another answer.
     """
 
     files: int = 0
@@ -122,6 +127,7 @@ class Summary:
     made: Counter[str] = field(default_factory=Counter)
     pictures: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class Made:
     files: dict[str, bytes]
     rejected: Counter[str]
     damaged: dict[str, str]
+    wrong: list[str]
 
 
 @dataclass(frozen=True)
@@ -144,11 +151,9 @@ class Generator:
     options: Options
 
     def make(self, index: int) -> Made:
-        """Sample ``index``, encoded and checked.
+        """Sample ``index``, encoded and checked; where the check fails, it is drawn again.
 
-        Raises:
-            DataError: no picture of many gives such a sample.
-            WrongAnswer: the check does not find the answer.
+        Raises DataError if no picture of many gives such a sample.
         """
         which = self._random(index, 0)
         offset = float(np.random.default_rng([self.options.seed]).random())
@@ -156,6 +161,7 @@ class Generator:
         variant = self.menu.variant(index, offset, float(which.random()))
         rejected: Counter[str] = Counter()
         damaged: dict[str, str] = {}
+        wrong: list[str] = []
         for attempt in range(ATTEMPTS):
             rng, choices = self._random(index, 2 + attempt), self._random(index, 1)
             draw = Draw(self.images, self.annotations, difficulty, rng, choices, damaged=damaged)
@@ -166,33 +172,28 @@ class Generator:
                 if isinstance(reason, Unreadable):
                     damaged[reason.name] = reason.damage
                 continue
-            return self._finished(index, variant, difficulty, sample, draw.used, rejected, damaged)
+            data = [encoded(picture, self.options.image_format, self.options.quality) for picture in sample.pictures]
+            found = sample.check([decoded(one) for one in data])
+            if found == sample.answer:
+                record, names = self._record(index, variant, difficulty, sample, draw.used)
+                return Made(record, dict(zip(names, data, strict=True)), rejected, damaged, wrong)
+            rejected[f"{variant.task} {variant.name}: {_WRONG}"] += 1
+            wrong.append(
+                f"sample {index} of seed {self.options.seed} ({variant.task} {variant.name}, difficulty {difficulty}, "
+                f"from {', '.join(draw.used)}) has the answer {sample.answer!r}, but its pictures give {found!r}"
+            )
         raise self._unfit(index, variant, difficulty, rejected, damaged)
 
     def _random(self, index: int, stream: int) -> np.random.Generator:
         """Streams of one sample: 0 what it is, 1 its answer, 2 and on one for each attempt."""
         return np.random.default_rng([self.options.seed, index, stream])
 
-    def _finished(
-        self,
-        index: int,
-        variant: Variant,
-        difficulty: float,
-        sample: Sample,
-        used: list[str],
-        rejected: Counter[str],
-        damaged: dict[str, str],
-    ) -> Made:
-        options = self.options
-        data = [encoded(picture, options.image_format, options.quality) for picture in sample.pictures]
-        found = sample.check([decoded(one) for one in data])
-        if found != sample.answer:
-            raise WrongAnswer(
-                f"sample {index} of seed {options.seed} ({variant.task} {variant.name}, difficulty {difficulty}, from "
-                f"{', '.join(used)}) has the answer {sample.answer!r}, but its pictures give {found!r}"
-            )
-        suffix = FORMATS[options.image_format]
-        names = [f"images/{index // _FOLDER:05}/{index:08}-{number}.{suffix}" for number in range(len(data))]
+    def _record(
+        self, index: int, variant: Variant, difficulty: float, sample: Sample, used: list[str]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The record of a sample, and the names of its pictures."""
+        suffix = FORMATS[self.options.image_format]
+        names = [f"images/{index // _FOLDER:05}/{index:08}-{number}.{suffix}" for number in range(len(sample.pictures))]
         record = {
             "messages": [
                 {"role": "user", "content": list(_content(sample, names))},
@@ -204,10 +205,10 @@ class Generator:
             "answer": sample.answer,
             "sources": list(dict.fromkeys(used)),
             "construction": sample.construction,
-            "seed": options.seed,
+            "seed": self.options.seed,
             "index": index,
         }
-        return Made(record, dict(zip(names, data, strict=True)), rejected, damaged)
+        return record, names
 
     def _unfit(
         self, index: int, variant: Variant, difficulty: float, rejected: Counter[str], damaged: dict[str, str]
@@ -250,7 +251,7 @@ def generate(
     generator = prepare_generator(images, annotations, options, summary)
     if destination is None:
         for index in range(min(options.samples, _TRIED)):
-            _account(generator.make(index), summary)
+            _account(generator.make(index), summary, options.max_wrong)
         return summary
     with whole_directory(destination, overwrite, MARKERS, inputs) as partial:
         _write(generator, partial, summary)
@@ -307,7 +308,7 @@ def _make_some(shared: tuple[Generator, Path], numbers: range) -> list[Made]:
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        made.append(Made(one.record, dict.fromkeys(one.files, b""), one.rejected, one.damaged))
+        made.append(replace(one, files=dict.fromkeys(one.files, b"")))
     return made
 
 
@@ -323,7 +324,7 @@ def _write(generator: Generator, directory: Path, summary: Summary) -> None:
         for piece in workers.in_order(_make_some, pieces):
             for made in piece:
                 file.write(json.dumps(made.record, ensure_ascii=False) + "\n")
-                _account(made, summary)
+                _account(made, summary, generator.options.max_wrong)
             step(len(piece))
 
 
@@ -342,11 +343,21 @@ def _content(sample: Sample, names: list[str]) -> Iterator[dict[str, str]]:
         yield {"type": "text", "text": text}
 
 
-def _account(made: Made, summary: Summary) -> None:
+def _account(made: Made, summary: Summary, max_wrong: float) -> None:
+    """Count a sample. Raises WrongAnswer if too many were drawn again because of their answers."""
     summary.made[f"{made.record['task']} {made.record['variant']}"] += 1
     summary.pictures += len(made.files)
     summary.rejected += made.rejected
     summary.unusable |= {name: f"is damaged: {reason}" for name, reason in made.damaged.items()}
+    summary.wrong += made.wrong
+    samples = summary.made.total()
+    if len(summary.wrong) > max(_WRONG_AT_MOST, max_wrong * samples):
+        raise WrongAnswer(
+            f"of {samples} samples, {len(summary.wrong)} had an answer that their pictures do not give, more than "
+            f"{max_wrong:.1%}.",
+            f"The last: {summary.wrong[-1]}.",
+            "Look at the images it names. Allow more with --max-wrong, or leave the task out with --tasks.",
+        )
 
 
 def _examples(unusable: dict[str, str]) -> str:
@@ -372,6 +383,7 @@ def _manifest(images: Path, annotations: Path | None, options: Options, summary:
             "image_format": options.image_format,
             "quality": options.quality,
             "max_pixels": options.limits.pixels,
+            "max_wrong": options.max_wrong,
         },
         "images": {
             "files": summary.files,
@@ -385,4 +397,5 @@ def _manifest(images: Path, annotations: Path | None, options: Options, summary:
         "made": {"samples": options.samples, "pictures": summary.pictures, "tasks": dict(sorted(tasks.items()))},
         "variants": dict(sorted(summary.made.items())),
         "rejected": dict(sorted(summary.rejected.items())),
+        "wrong": {"samples": len(summary.wrong), "first": summary.wrong[:_KEPT]},
     }

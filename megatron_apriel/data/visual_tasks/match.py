@@ -60,6 +60,8 @@ MIN_PANEL = 96
 _CELL_MARGIN = 0.15  # of a cell: a spot nearer to its edge could be taken for the neighbour's
 _ALIKE = 0.5  # correlation from which two decoded patches are the same thing in other colours
 _CLEARLY_ALIKE = 0.7  # and before encoding
+_SPREAD = 2.0  # grey levels, below which a patch holds rounding's noise, and its likeness to another says nothing
+_CLEAR_SPREAD = 4.0  # and before encoding
 _LEAST_EDIT = 12  # pixels
 
 
@@ -83,12 +85,12 @@ def point(draw: Draw) -> Sample:
     require_texture(picture.crop(around), "the marked spot")
     second = looked_at(picture, view, knobs.VIEW_COLOUR.at(draw.difficulty), draw.rng)
     intact = pixels_of(picture)
-    if _sameness(intact, pixels_of(second), view, spot, radius) < _CLEARLY_ALIKE:
+    if _sameness(intact, pixels_of(second), view, spot, radius, _CLEAR_SPREAD) < _CLEARLY_ALIKE:
         raise Ambiguous("the marked spot was recoloured beyond recognition")
 
     def check(pictures: Sequence[Pixels]) -> list[int] | None:
         x, y = view.from_picture(spot)
-        if _sameness(intact, pictures[1], view, spot, radius) < _ALIKE:
+        if _sameness(intact, pictures[1], view, spot, radius, _SPREAD) < _ALIKE:
             return None
         return [int(y // cell[1]) + 1, int(x // cell[0]) + 1]
 
@@ -201,8 +203,13 @@ def _with_ring(picture: Picture, spot: tuple[float, float]) -> Picture:
     return marked
 
 
-def _sameness(intact: Pixels, seen: Pixels, view: View, spot: tuple[float, float], radius: float) -> float:
-    """Correlation of what the view, mapped back, shows around the spot, with what the picture has there."""
+def _sameness(
+    intact: Pixels, seen: Pixels, view: View, spot: tuple[float, float], radius: float, spread: float
+) -> float:
+    """Correlation of what the view, mapped back, shows around the spot, with what the picture has there.
+
+    0 where either has less than ``spread``, a standard deviation in grey levels: nothing can be compared.
+    """
     steps = np.linspace(-radius, radius, 16)
     around = [(spot[0] + x, spot[1] + y) for y in steps for x in steps]
     height, width = seen.shape[:2]
@@ -213,7 +220,7 @@ def _sameness(intact: Pixels, seen: Pixels, view: View, spot: tuple[float, float
         if inside and 0 <= x < width and 0 <= y < height:
             expected.append(intact[int(place[1]), int(place[0])].astype(float).mean())
             found.append(seen[int(y), int(x)].astype(float).mean())
-    if np.std(expected) == 0 or np.std(found) == 0:
+    if not expected or min(np.std(expected), np.std(found)) < spread:
         return 0.0
     return float(np.corrcoef(expected, found)[0, 1])
 

@@ -75,7 +75,8 @@ def correlation(first: Pixels, second: Pixels) -> float:
     ]
     centred = [one - one.mean() for one in grey]
     size = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    return float((centred[0] * centred[1]).sum() / size) if size > 0 else 0.0
+    # Below a grey level of spread in both there is only rounding's noise, whose likeness says nothing.
+    return float((centred[0] * centred[1]).sum() / size) if size >= cells**2 else 0.0
 
 
 def require_best(likeness: Sequence[float], truth: int, what: str) -> None:

@@ -1,5 +1,7 @@
 """What stands between a mistake and a training run: checks that notice, answers that rejections cannot move, shares."""
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +17,10 @@ from PIL import Image, ImageOps
 from skimage.measure import label
 
 from megatron_apriel.data.visual_tasks import generate as module
+from megatron_apriel.data.visual_tasks import match
 from megatron_apriel.data.visual_tasks.difficulty import Range
 from megatron_apriel.data.visual_tasks.generate import Generator, Options, Summary, WrongAnswer, prepare_generator
+from megatron_apriel.data.visual_tasks.pixels import correlation
 from megatron_apriel.data.visual_tasks.refusals import Ambiguous
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample
 from megatron_apriel.data.visual_tasks.scene import Kind, Scene
@@ -54,16 +58,54 @@ def test_a_check_notices_pictures_that_do_not_give_the_answer(images, monkeypatc
     generator, honest, given = only(images, variant), module.encoded, []
     # A scene in which nothing was drawn has nothing to be spoiled.
     index = next(k for k in range(20) if generator.make(k).record["construction"].get("objects") != [])
-    answer = generator.make(index).record["answer"]
+    first = generator.make(index)
+    answer = first.record["answer"]
     truth = "ABCDEFGH".index(answer) if isinstance(answer, str) else 0
 
     def tampered(picture: Image.Image, image_format: str, quality: int) -> bytes:
         given.append(picture)
+        if len(given) > len(first.files):  # the sample is drawn again
+            return honest(picture, image_format, quality)
         return honest(spoiled(variant.name, len(given) - 1, picture, truth), image_format, quality)
 
     monkeypatch.setattr(module, "encoded", tampered)
-    with pytest.raises(WrongAnswer, match=rf"sample {index} of seed 5 \({variant.task} {variant.name}.*has the answer"):
-        generator.make(index)
+    made = generator.make(index)
+    assert re.match(rf"sample {index} of seed 5 \({variant.task} {variant.name}.*has the answer", made.wrong[0])
+    assert made.rejected[f"{variant.task} {variant.name}: its pictures give another answer"] == len(made.wrong) == 1
+    assert made.record["answer"] == answer and len(given) > len(first.files)
+
+
+def test_too_many_wrong_answers_are_an_error(folder, monkeypatch, tmp_path) -> None:
+    """A program that spoils every second picture is not to be trusted; ten samples are no reason to stop."""
+    options = Options(12, seed=2, max_side=128, tasks=("reconstruct",))
+    honest, given = module.encoded, []
+
+    def tampered(picture: Image.Image, image_format: str, quality: int) -> bytes:
+        given.append(picture)
+        return honest(Image.new("RGB", picture.size) if len(given) % 4 == 0 else picture, image_format, quality)
+
+    monkeypatch.setattr(module, "encoded", tampered)
+    monkeypatch.setattr(module, "_WRONG_AT_MOST", 2)
+    with pytest.raises(WrongAnswer, match=r"had an answer that their pictures do not give, more than 1\.0%"):
+        module.generate(tmp_path / "out", folder, options)
+    assert not (tmp_path / "out").exists()
+    given.clear()
+    summary = module.generate(tmp_path / "out", folder, replace(options, max_wrong=1.0))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["wrong"] == {"samples": len(summary.wrong), "first": summary.wrong} and len(summary.wrong) > 2
+    assert manifest["variants"].keys() >= {"reconstruct patch"} and summary.made.total() == 12
+
+
+def test_noise_of_rounding_is_no_likeness() -> None:
+    """Two pieces of one colour, each with values that differ by one grey level at the same places."""
+    noise = np.random.default_rng(0).integers(0, 2, (96, 128, 1)).astype(np.uint8)
+    flat = np.repeat(100 + noise, 3, axis=2)
+    view = random_view(Image.fromarray(flat), 0.9, 0, np.random.default_rng(1), 128)
+    seen = np.asarray(view.of(Image.fromarray(flat)))
+    assert match._sameness(flat, seen, view, (64, 48), 12, 2.0) == 0
+    assert correlation(flat, flat) == 0
+    clear = np.repeat(np.uint8(100) + 40 * noise, 3, axis=2)
+    assert correlation(clear, clear) == pytest.approx(1)
 
 
 def test_an_answer_is_kept_when_a_sample_is_drawn_again(images) -> None:

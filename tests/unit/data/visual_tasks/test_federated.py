@@ -1,0 +1,128 @@
+"""Annotations in which not everything was looked for, and boxes that are of no single object."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_apriel.data.visual_tasks.annotated import askable_categories, available
+from megatron_apriel.data.visual_tasks.coco import Annotations, read_annotations
+from megatron_apriel.errors import DataError
+
+NAMES = {1: "cat", 2: "cup", 3: "dog"}
+
+
+def read(path: Path, images: list[dict], boxes: list[dict], names: dict[int, str] = NAMES) -> Annotations:
+    """Annotations of images of 100 x 80 pixels; every box is of 30 x 30 unless it says otherwise."""
+    document = {
+        "images": [{"width": 100, "height": 80, **image} for image in images],
+        "annotations": [{"bbox": [10, 10, 30, 30], **box} for box in boxes],
+        "categories": [{"id": number, "name": name} for number, name in names.items()],
+    }
+    path.write_text(json.dumps(document))
+    files = {"train/0.jpg": 0, "train/1.jpg": 1, "train/2.jpg": 2, "3.jpg": 3}
+    return read_annotations(path, files, dict.fromkeys(files.values(), (100, 80)))
+
+
+def image(number: int, **more: object) -> dict:
+    return {"id": number, "file_name": f"train/{number}.jpg", **more}
+
+
+def box(number: int, category: int, **more: object) -> dict:
+    return {"image_id": number, "category_id": category, **more}
+
+
+def countable(annotations: Annotations) -> dict[tuple[int, str], bool]:
+    groups = annotations.groups
+    names = [annotations.categories[category] for category in groups.category]
+    return dict(zip(zip(groups.image.tolist(), names, strict=True), groups.countable.tolist(), strict=True))
+
+
+def test_only_what_was_looked_for_is_absent(tmp_path):
+    """LVIS: no cup is in image 1, a dog may be; of the cats in image 0 not all have a box."""
+    images = [
+        image(0, neg_category_ids=[], not_exhaustive_category_ids=[1]),
+        image(1, neg_category_ids=[2, 99], not_exhaustive_category_ids=[]),
+        image(2, neg_category_ids=[1, 2], not_exhaustive_category_ids=[]),
+    ]
+    found = read(tmp_path / "a.json", images, [box(0, 1), box(0, 2), box(1, 1), box(2, 2)])
+    assert found.without(0).tolist() == [False, False, True]
+    assert found.without(1).tolist() == [False, True, False]  # image 2 contradicts itself: it has a cup
+    assert found.without(2).tolist() == [False, False, False]
+    assert countable(found) == {(0, "cat"): False, (0, "cup"): True, (1, "cat"): True, (2, "cup"): True}
+    assert askable_categories(found).tolist() == [0, 1]
+
+
+def test_without_such_lists_all_that_has_no_box_is_absent(tmp_path):
+    found = read(tmp_path / "a.json", [image(0), image(1)], [box(0, 1), box(1, 2)])
+    assert found.absent is None and found.without(2).tolist() == [True, True]
+    assert found.without(0).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids", "pos_category_ids"])
+def test_one_such_list_makes_a_set_federated(tmp_path, key):
+    found = read(tmp_path / "a.json", [image(0, **{key: []}), image(1)], [box(0, 1), box(1, 2)])
+    assert not any(found.without(category).any() for category in range(3))
+    assert not available(found)["category_presence"] and available(found)["category_count"]
+
+
+@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
+@pytest.mark.parametrize("given", ["cat", [1.5], [True], {"1": 1}])
+def test_lists_of_other_things_are_refused(tmp_path, key, given):
+    with pytest.raises(DataError, match=rf"images\[0\]: {key} .* is no list of ids of categories"):
+        read(tmp_path / "a.json", [image(0, **{key: given})], [box(0, 1)])
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"iscrowd": 1}, {"is_crowd": True}, {"isCrowd": "1"}, {"ignore": 1}, {"isgroupof": 1}, {"is_group_of": True},
+        {"IsGroupOf": 1.0}, {"Is Group Of": "true"}, {"gt_ignore": 1}, {"difficult": 1}, {"isfake": 1},
+        {"attributes": {"is_crowd": True}}, {"extra": {"ignore": 1}}, {"ignore_flag": "Yes"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_box_of_no_single_object(tmp_path, mark):
+    found = read(tmp_path / "a.json", [image(0), image(1)], [box(0, 1), box(0, 1, **mark), box(1, 1)])
+    assert countable(found) == {(0, "cat"): False, (1, "cat"): True}
+
+
+@pytest.mark.parametrize("value", [0, False, "0", "", None, 0.0, "false"])
+def test_a_mark_that_says_no(tmp_path, value):
+    boxes = [box(0, 1, iscrowd=value, ignore=value, attributes={"occluded": True, "is_group_of": value})]
+    assert countable(read(tmp_path / "a.json", [image(0)], boxes)) == {(0, "cat"): True}
+
+
+def test_a_mark_that_is_not_understood(tmp_path):
+    with pytest.raises(DataError, match=r"annotations\[0\]: 'ignore' is 'perhaps', neither 0 nor 1"):
+        read(tmp_path / "a.json", [image(0)], [box(0, 1, ignore="perhaps")])
+
+
+@pytest.mark.parametrize("name", ["ignored regions", "DontCare", "Ignore"])
+def test_places_where_nothing_was_marked(tmp_path, name):
+    """Whatever stands in such a place has no box."""
+    boxes = [box(0, 1), box(0, 4, bbox=[0, 0, 50, 50]), box(1, 1)]
+    found = read(tmp_path / "a.json", [image(0), image(1), image(2)], boxes, {**NAMES, 4: name})
+    assert found.unmarked.tolist() == [True, False, False]
+    assert found.without(2).tolist() == [False, True, True]
+    assert countable(found) == {(0, "cat"): False, (0, name): False, (1, "cat"): True}
+    assert askable_categories(found).tolist() == [0]
+
+
+def test_an_image_named_by_its_address(tmp_path):
+    address = "http://images.cocodataset.org/{}"
+    images = [
+        {"id": 5, "coco_url": address.format("train/1.jpg")},
+        {"id": 6, "coco_url": address.format("val/3.jpg"), "file_name": None},
+    ]
+    found = read(tmp_path / "a.json", images, [box(5, 1), box(6, 2)])
+    assert sorted(found.images.tolist()) == [1, 3]
+    with pytest.raises(DataError, match="needs 'file_name'"):
+        read(tmp_path / "a.json", [{"id": 5}], [])
+    with pytest.raises(DataError, match="names no file"):
+        read(tmp_path / "a.json", [{"id": 5, "coco_url": "http://images.cocodataset.org"}], [])
+
+
+def test_the_arrays_of_no_boxes(tmp_path):
+    found = read(tmp_path / "a.json", [image(0, neg_category_ids=[1])], [])
+    assert found.without(0).tolist() == [True] and found.boxes.shape == (0, 4)
