@@ -11,6 +11,8 @@ SAMPLING = {"do_sample": True, "temperature": 0.6}
 """How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
 _BOS, _EOS, _PAD = 1, 2, 11
 """Tekken's ids."""
+_NO_SAMPLING = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+"""What a generation config says beside how answers are sampled."""
 
 
 def write_hf_sidecars(
@@ -26,7 +28,9 @@ def write_hf_sidecars(
         "eos_token_id": ids.get("eos_token_id", _EOS),
         "pad_token_id": _PAD,
     }
-    write_json(directory / GENERATION, {**standard, **SAMPLING, **chosen})
+    # Kept as given or replaced as a whole: halves of two would contradict each other.
+    sampling = {} if chosen.keys() - _NO_SAMPLING else SAMPLING
+    write_json(directory / GENERATION, {**standard, **sampling, **chosen})
     if chat_template is not None:
         _set_chat_template(directory, chat_template)
 

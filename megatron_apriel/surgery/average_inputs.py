@@ -11,10 +11,13 @@ import numpy as np
 
 from megatron_apriel.errors import CheckpointError, shown
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.json_files import parse_json, read_json
 from megatron_apriel.formats.kinds import CONFIG
+from megatron_apriel.formats.sidecars import GENERATION, sha256_of, sidecar_files
 from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorSpec
+from megatron_apriel.inputs import read_input
 from megatron_apriel.surgery.mean import STORAGE
+from megatron_apriel.terminal import note
 
 _SAME_IN_ALL = (
     *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -93,6 +96,7 @@ def check_agreement(inputs: Sequence[AverageInput]) -> None:
     for other in inputs[1:]:
         _check_same_tensors(inputs[0], other)
         _check_same_config(inputs[0], other)
+        _check_same_files(inputs[0], other)
     for spec in inputs[0].reader.tensors.values():
         if spec.dtype not in STORAGE:
             raise CheckpointError(
@@ -141,6 +145,65 @@ def _check_same_config(first: AverageInput, other: AverageInput) -> None:
                     f" {other.label}'s.",
                     "The same weights would mean different models.",
                 )
+
+
+def _check_same_files(first: AverageInput, other: AverageInput) -> None:
+    """Raise CheckpointError if tokenizer, template or processor differ; name other files that do.
+
+    Text becomes other ids by another tokenizer, so weights of the two mean different things.
+    """
+    ours, theirs = (
+        {file.relative_to(given.sidecars).as_posix(): file for file in sidecar_files(given.sidecars)}
+        for given in (first, other)
+    )
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name in ours and name in theirs and _says_the_same(name, ours[name], theirs[name]):
+            continue
+        kind = _kind_of(name)
+        state = (
+            "differs" if name in ours and name in theirs else f"is only in {(first if name in ours else other).label}"
+        )
+        if not kind:
+            note(f"note: {name} {state}; the result has {first.label}'s")
+        elif name in ours and name in theirs:
+            raise CheckpointError(
+                f"the {kind} of {other.label} is not that of {first.label}: {name} differs.",
+                "Models that were trained with different ones do not belong together.",
+                "Copy the right file into both, if only the file is wrong.",
+            )
+        else:
+            # Libraries write the same tokenizer in one file or in several; what both have is compared.
+            note(f"note: {name}, of the {kind}, {state}; the result has the files of {first.label}")
+
+
+def _kind_of(name: str) -> str:
+    """What a file beside the weights is of; empty where models may differ in it."""
+    if name.startswith(("LICENSE", "NOTICE", GENERATION, "SYSTEM_PROMPT")):
+        return ""
+    if "template" in name:
+        return "chat template"
+    return "processor" if "processor" in name else "tokenizer"
+
+
+_WITHOUT_MEANING = frozenset({
+    "_name_or_path", "backend", "is_local", "name_or_path", "padding", "processor_class", "tokenizer_class",
+    "transformers_version", "truncation", "version",
+})  # fmt: skip
+"""What versions of the libraries that write these files differ in."""
+
+
+def _says_the_same(name: str, ours: Path, theirs: Path) -> bool:
+    if sha256_of(ours) == sha256_of(theirs):
+        return True
+    if not name.endswith(".json"):
+        return False
+    try:
+        one, two = (parse_json(read_input(file)) for file in (ours, theirs))
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(one, dict) and isinstance(two, dict):
+        one, two = ({key: value for key, value in said.items() if key not in _WITHOUT_MEANING} for said in (one, two))
+    return bool(one == two)
 
 
 def _meaning(given: AverageInput, part: str) -> dict[str, Any]:

@@ -34,15 +34,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_apriel.config.choices import Damaged, ImageDevice
+from megatron_apriel.data.corpus.processor_files import MEAN, STD
 from megatron_apriel.data.loading.image_headers import MAX_IMAGES, HeaderReader, ImageRequest, cause, import_dali
 from megatron_apriel.data.loading.patches import patchify
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.terminal import named_logger
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's, of pixels in 0..1; what Pixtral was trained with."""
 
 PIXELS_TOGETHER = 48_000_000
 """Source pixels of images decoded together (one larger image is decoded alone): bounds the memory."""

@@ -111,7 +111,7 @@ def test_distances_and_manifest(tmp_path: Path, average_checkpoints: Tool, capsy
     for name, factor in (("a", 1), ("b", 3)):
         changed = {**tensors, "model.embed_tokens.weight": ("F32", embedding * np.float32(factor))}
         write_model(tmp_path / name, changed, text_config(2))
-        (tmp_path / name / "tokenizer.json").write_text(name)
+        (tmp_path / name / "tokenizer.json").write_text("tokens")
     assert average_checkpoints(tmp_path / "mean", "--checkpoints", tmp_path / "a", tmp_path / "b") == 0
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["embedding", "0.5", "0.5"] in rows  # the mean is twice the first, half as far from either

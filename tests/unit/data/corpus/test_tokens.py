@@ -118,7 +118,54 @@ def test_longest_side(file, settings, expected, architecture, tmp_path):
     if expected:
         assert longest_side(tmp_path, architecture) == expected
         return
-    with pytest.raises(DataError, match=r"do not fit the vision tower's image_size=128 and patch_size=16"):
+    with pytest.raises(DataError, match=r"the vision tower's (image_size=128 and patch_size=16|patch_size is 16)"):
+        longest_side(tmp_path, architecture)
+
+
+HONEST = {
+    "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "do_center_crop": None,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_processor_type": "PixtralImageProcessorFast", "patch_size": {"height": 16, "width": 16}, "resample": 3,
+    "processor_class": "PixtralProcessor", "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 96},
+    "data_format": "channels_first", "crop_size": None, "disable_grouping": None,
+}  # fmt: skip
+"""As Pixtral's own file and transformers 5 write them."""
+
+
+@pytest.mark.parametrize("place", ["older", "nested", "top"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_resize", False), ("do_rescale", False), ("do_normalize", False), ("do_convert_rgb", False),
+        ("do_center_crop", True), ("image_mean", [0.5, 0.5, 0.5]), ("image_std", [1, 1, 1]), ("image_std", 1),
+        ("rescale_factor", 1.0), ("resample", 2), ("spatial_merge_size", 2), ("patch_size", 14),
+        ("patch_size", {"height": 16, "width": 14}), ("size", {"height": 96, "width": 96}), ("size", 96),
+        ("size", {"shortest_edge": 96, "longest_edge": 96}), ("image_processor_type", "CLIPImageProcessor"),
+        ("do_image_splitting", True), ("max_pixels", 1000),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_training_does_otherwise_is_refused(name, value, place, architecture, tmp_path):
+    settings = {**HONEST, name: value}
+    files = {
+        "older": ("preprocessor_config.json", settings),
+        "nested": ("processor_config.json", {"image_processor": settings, "processor_class": "PixtralProcessor"}),
+        "top": ("processor_config.json", {"image_processor": HONEST, name: value}),
+    }
+    file, content = files[place]
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"{file}: {name}=.* is not followed in training"):
+        longest_side(tmp_path, architecture)
+    (tmp_path / file).write_text(json.dumps(HONEST if place == "older" else {"image_processor": HONEST}))
+    assert longest_side(tmp_path, architecture) == 96
+
+
+def test_two_processor_files_that_disagree(architecture, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HONEST))
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": HONEST}))
+    assert longest_side(tmp_path, architecture) == 96
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": {"longest_edge": 64}}}))
+    with pytest.raises(DataError, match=r"two sizes of images: processor_config.json 64 and preprocessor_config.json"):
         longest_side(tmp_path, architecture)
 
 

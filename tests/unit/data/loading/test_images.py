@@ -20,8 +20,9 @@ from transformers.models.pixtral.image_processing_pil_pixtral import (
 from transformers.models.pixtral.image_processing_pixtral import PixtralImageProcessor
 
 from megatron_apriel.data.corpus.image_size import image_tokens, patch_grid
+from megatron_apriel.data.corpus.processor_files import MEAN, STD
 from megatron_apriel.data.loading.image_headers import MAX_IMAGES, ImageRequest
-from megatron_apriel.data.loading.images import MEAN, STD, ImageDecoder
+from megatron_apriel.data.loading.images import ImageDecoder
 from megatron_apriel.data.loading.patches import patch_places, patchify
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.testing.corpora import encode

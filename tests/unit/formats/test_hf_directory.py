@@ -1,0 +1,35 @@
+"""Generation configs beside exported weights: how answers are sampled is kept as given, or the recipe's as a whole."""
+
+import json
+
+import pytest
+from transformers import GenerationConfig
+
+from megatron_apriel.formats.hf_directory import SAMPLING, write_hf_sidecars
+
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 11}
+
+
+def written(folder, given):
+    (folder / "given").mkdir()
+    if given is not None:
+        (folder / "given" / "generation_config.json").write_text(json.dumps(given))
+    write_hf_sidecars(folder / "result", folder / "given", {"text_config": {"bos_token_id": 1, "eos_token_id": 2}})
+    return json.loads((folder / "result" / "generation_config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"do_sample": False}, {"do_sample": True, "top_p": 0.9}, {"temperature": 0.2}, {"num_beams": 4}, {"top_k": 1}],
+    ids=str,
+)
+def test_sampling_is_kept_as_given(tmp_path, given):
+    found = written(tmp_path, {**given, "eos_token_id": 5})
+    assert found == {**IDS, **given, "eos_token_id": 5}
+
+
+@pytest.mark.parametrize("given", [None, {}, {"bos_token_id": 1, "transformers_version": "5.0.0"}], ids=str)
+def test_the_recipes_sampling_where_none_is_given(tmp_path, given):
+    found = written(tmp_path, given)
+    assert found == {**IDS, **SAMPLING, **(given or {})}
+    GenerationConfig(**found).validate(strict=True)
