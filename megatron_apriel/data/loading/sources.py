@@ -59,10 +59,36 @@ def open_sources(
     for section, corpus in zip(sections, corpora, strict=True):
         check_fits(section, corpus.manifest, architecture, directory)
         _check_same_tokenizer(corpora[0], corpus)
-    return [
+    opened = [
         Source(section, corpus, cached_plan(corpus, sequence_length, seed, section.long_documents))
         for section, corpus in zip(sections, corpora, strict=True)
     ]
+    for source in opened:
+        check_something_to_learn(source)
+    return opened
+
+
+def check_something_to_learn(source: Source) -> None:
+    """Raises DataError if the loss is on responses and the packs of a source have none.
+
+    A corpus may have responses, and all of them behind the place where its documents are cut. Reads as far as the first
+    token to learn, which nearly always is in the first pack.
+    """
+    if source.section.loss != "responses":
+        return
+    corpus, plan = source.corpus, source.plan
+    for pack in range(plan.num_packs):
+        for piece in plan.pieces(pack, corpus):
+            # The first token of a piece is never predicted.
+            if corpus.responses(piece.document, piece.start, piece.length)[1:].any():
+                return
+    raise DataError(
+        f"{source.section.corpus}: none of its {plan.num_packs:,} sequences of {plan.sequence_length:,} tokens has a "
+        f"token to learn: loss is 'responses', and no response is left where long_documents is "
+        f"{source.section.long_documents!r}.",
+        "Prompts fill the sequences, and what was to be learned is cut off.",
+        f"Use a larger sequence_length, or set long_documents of source {source.label!r} to drop or split.",
+    )
 
 
 def check_fits(

@@ -63,6 +63,23 @@ def test_a_corpus_without_responses_is_refused_where_the_loss_is_on_them(tmp_pat
         TrainingLoader(stage({}, sources=[source]), MODEL)
 
 
+def test_prompts_that_fill_the_sequences_are_refused_where_the_loss_is_on_responses(tmp_path):
+    """The second half of a document is its response."""
+    length = stage({}, sources=[{"corpus": tmp_path}]).sequence_length
+    corpus = write_corpus(tmp_path / "long", [2 * length, 3 * length])
+    source = {"corpus": corpus.path, "loss": "responses", "long_documents": "truncate", "name": "web"}
+    message = rf"none of its 2 sequences of {length} tokens has a token to learn(?s:.*)long_documents of source 'web'"
+    with pytest.raises(DataError, match=message):
+        TrainingLoader(stage({}, sources=[source]), MODEL)
+    for change in ({"long_documents": "split"}, {"loss": "all"}):
+        with TrainingLoader(stage({}, sources=[{**source, **change}]), MODEL) as loader:
+            assert next(loader).num_loss_tokens > 0
+    # One token behind the prompt is enough.
+    write_corpus(tmp_path / "longer", [2 * length, 2 * length - 2])
+    with TrainingLoader(stage({}, sources=[{**source, "corpus": tmp_path / "longer"}]), MODEL):
+        pass
+
+
 def test_a_tower_cannot_learn_from_text(corpora):
     train = {"tower": 1.0, "projector": 0.5}
     with TrainingLoader(stage(corpora, train=train), MODEL):
