@@ -11,8 +11,11 @@ SAMPLING = {"do_sample": True, "temperature": 0.6}
 """How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
 _BOS, _EOS, _PAD = 1, 2, 11
 """Tekken's ids."""
-_NO_SAMPLING = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
-"""What a generation config says beside how answers are sampled."""
+_ANSWERS = (
+    *("do_sample", "temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("num_beams", "num_beam_groups", "penalty_alpha", "repetition_penalty", "no_repeat_ngram_size"),
+)
+"""What a generation config says of how answers are chosen."""
 
 
 def write_hf_sidecars(
@@ -28,9 +31,9 @@ def write_hf_sidecars(
         "eos_token_id": ids.get("eos_token_id", _EOS),
         "pad_token_id": _PAD,
     }
-    # Kept as given or replaced as a whole: halves of two would contradict each other.
-    sampling = {} if chosen.keys() - _NO_SAMPLING else SAMPLING
-    write_json(directory / GENERATION, {**standard, **sampling, **chosen})
+    # All of it as given, or all of it the recipe's: halves of two would contradict each other.
+    sampling = SAMPLING if all(chosen.get(name) is None for name in _ANSWERS) else {}
+    write_json(directory / GENERATION, {**standard, **chosen, **sampling})
     if chat_template is not None:
         _set_chat_template(directory, chat_template)
 

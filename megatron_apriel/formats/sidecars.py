@@ -17,7 +17,7 @@ from typing import Any
 from megatron_apriel.errors import CheckpointError, printable
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.kinds import CONFIG, PARAMS
-from megatron_apriel.inputs import open_input
+from megatron_apriel.inputs import open_input, read_input
 from megatron_apriel.terminal import note
 
 GENERATION = "generation_config.json"
@@ -81,6 +81,25 @@ def sidecar_files(directory: Path) -> list[Path]:
             )
         found.append(file)
     return found
+
+
+def chat_template(directory: Path) -> Any:
+    """The chat template that transformers finds in a directory, without white space around it; None if there is none.
+
+    A text, or a list of named ones. Raises CheckpointError if a file that may hold it cannot be read.
+    """
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return read_input(file).decode("utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{printable(file)} cannot be read: {error}.") from None
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            template = read_json(directory / name).get("chat_template")
+            if template:
+                return template.strip() if isinstance(template, str) else template
+    return None
 
 
 def check_sidecars(directory: Path) -> None:

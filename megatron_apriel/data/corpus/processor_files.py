@@ -28,10 +28,11 @@ _SWITCHES = {
 """What training does and does not do."""
 _BICUBIC = (3, "bicubic", "BICUBIC")
 _HARMLESS = frozenset({
-    "_processor_class", "_valid_processor_keys", "auto_map", "chat_template", "crop_size", "data_format", "device",
-    "disable_grouping", "do_pad", "image_break_token", "image_end_token", "image_processor", "image_seq_length",
-    "image_token", "input_data_format", "num_additional_image_tokens", "pad_size", "processor_class", "return_tensors",
-    "tokenizer", "valid_processor_keys", "video_processor", "vision_feature_select_strategy",
+    "_processor_class", "_valid_processor_keys", "auto_map", "chat_template", "crop_size", "data_format",
+    "default_to_square", "device", "disable_grouping", "do_pad", "image_break_token", "image_end_token",
+    "image_processor", "image_seq_length", "image_token", "input_data_format", "num_additional_image_tokens",
+    "pad_size", "processor_class", "return_tensors", "tokenizer", "valid_processor_keys", "video_processor",
+    "vision_feature_select_strategy",
 })  # fmt: skip
 """Settings that change no pixel, or whose meaning is compared elsewhere (the special tokens)."""
 
@@ -74,12 +75,12 @@ def _settings(directory: Path, tower: TowerArchitecture) -> list[tuple[Path, dic
             continue
         try:
             whole = json.loads(read_input(file))
-            own = whole.get("image_processor") or {}
-            keys = [*whole, *own]
-        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            own = whole.get("image_processor")
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} is not a valid JSON object: {error}.", fix="Copy the file again.") from None
-        if keys:
-            found += [(file, part) for part in (whole, own) if part]
+        if own is not None and not isinstance(own, dict):
+            _refuse(file, "image_processor", own, "its settings are expected there")
+        found += [(file, part) for part in (whole, own) if part]
     return found
 
 
@@ -105,8 +106,8 @@ def _checked(file: Path, settings: dict[str, Any], tower: TowerArchitecture) -> 
             if value != 1:
                 _refuse(file, name, value, "every patch is a token in training")
         elif name == "patch_size":
-            sides = set(value.values()) if isinstance(value, dict) else {value}
-            if sides != {tower.patch_size}:
+            sides = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            if not sides or any(side != tower.patch_size for side in sides):
                 _refuse(file, name, value, f"the vision tower's patch_size is {tower.patch_size}")
         elif name == "size":
             if not isinstance(value, dict) or {key for key, side in value.items() if side} - {"longest_edge"}:

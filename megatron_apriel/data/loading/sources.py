@@ -87,7 +87,7 @@ def check_something_to_learn(source: Source) -> None:
         f"token to learn: loss is 'responses', and no response is left where long_documents is "
         f"{source.section.long_documents!r}.",
         "Prompts fill the sequences, and what was to be learned is cut off.",
-        f"Use a larger sequence_length, or set long_documents of source {source.label!r} to drop or split.",
+        f"Use a larger sequence_length, or split the long documents of source {source.label!r} (long_documents=split).",
     )
 
 

@@ -3,9 +3,9 @@
 How the file looks and is read: :mod:`coco_file`. What it says of images that are not there is counted, not guessed.
 
 Kept are arrays with one row per box, and one row per *group*, all boxes of one category in one image. A group may only
-be counted, or asked for, if the annotators did so: no box of it marks a crowd, none is tiny, and the image does not say
-that some have no box. A category that is in an image only as a crowd or tiny is neither present nor absent there. In a
-federated set, absent is only what was looked for; see :mod:`coco_file`.
+be counted, or asked for, if the annotators did so: no box of it marks a crowd, none is tiny, the image has no place
+where nothing was marked, and does not say that some have no box. A category that is in an image only as a crowd or tiny
+is neither present nor absent there. In a federated set, absent is only what was looked for; see :mod:`coco_file`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_apriel.data.visual_tasks.coco_file import Document, read_document
+from megatron_apriel.data.visual_tasks.coco_file import Document, Identity, read_document
 from megatron_apriel.errors import DataError, shown
 
 TINY = 0.03
@@ -170,12 +170,12 @@ def _images(
     names: Mapping[str, int],
     sizes: Mapping[int, tuple[int, int]],
     problems: dict[str, int],
-) -> tuple[list[int], dict[int, int | None], list[tuple[int, int]]]:
+) -> tuple[list[int], dict[Identity, int | None], list[tuple[int, int]]]:
     """Raw image numbers, position of each image id (None: passed over), and sizes of those used."""
     images: list[int] = []
     shapes: list[tuple[int, int]] = []
-    places: dict[int, int | None] = {entry.identity: None for entry in document.images}
-    for entry in sorted(document.images, key=lambda entry: (entry.file_names, entry.identity)):
+    places: dict[Identity, int | None] = {entry.identity: None for entry in document.images}
+    for entry in sorted(document.images, key=lambda entry: (entry.file_names, str(entry.identity))):
         raw = next((names[name] for name in entry.file_names if name in names), None)
         if raw is not None and images[-1:] == [raw]:
             # Nothing could be said to be absent: one entry does not know the other's boxes.
@@ -194,7 +194,7 @@ def _images(
     return images, places, shapes
 
 
-def _absent(document: Document, places: Mapping[int, int | None]) -> npt.NDArray[np.int64]:
+def _absent(document: Document, places: Mapping[Identity, int | None]) -> npt.NDArray[np.int64]:
     """What was looked for and not found, as of :class:`Annotations`."""
     positions = {category.identity: number for number, category in enumerate(document.categories)}
     known = [
@@ -208,14 +208,18 @@ def _absent(document: Document, places: Mapping[int, int | None]) -> npt.NDArray
 
 
 def _rows(
-    document: Document, places: Mapping[int, int | None], shapes: list[tuple[int, int]], problems: dict[str, int]
+    document: Document, places: Mapping[Identity, int | None], shapes: list[tuple[int, int]], problems: dict[str, int]
 ) -> tuple[list[BoxRow], set[int]]:
     """Boxes of the used images, and the images that have places where nothing was marked."""
     rows: list[BoxRow] = []
     unmarked = set[int]()
     positions = {category.identity: number for number, category in enumerate(document.categories)}
     not_all = {(entry.identity, category) for entry in document.images for category in entry.not_all}
-    for number, (identity, category, (x, y, across, down), crowd) in enumerate(document.boxes):
+    for number, (identity, category, (x, y, across, down), crowd, is_place) in enumerate(document.boxes):
+        if is_place and places.get(identity) is not None:
+            unmarked.add(places[identity])  # type: ignore[arg-type]
+        if is_place and category not in positions:
+            continue  # VisDrone's places have category 0, which need not be listed
         if category not in positions:
             raise DataError(
                 f"{document.name}: annotations[{number}]: no category has the id {shown(category)}.",

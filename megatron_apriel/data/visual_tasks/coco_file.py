@@ -18,6 +18,7 @@ held, and of each only what is asked for is kept.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections import Counter
@@ -45,12 +46,20 @@ MARKS = frozenset({
 })  # fmt: skip
 """Names of marks that a box is not of one object to be found or counted, in small letters alone. COCO, CrowdHuman,
 mmdetection, Open Images, Pascal VOC, Objects365."""
-_REGIONS = frozenset({"ignore", "ignored", "ignoredregion", "ignoredregions", "ignoreregion", "dontcare"})
-"""Names of categories whose boxes are places where nothing was marked: KITTI, VisDrone."""
+_PLACES = frozenset({"ignore", "isignore", "ignored", "isignored", "ignoreflag", "gtignore"})
+"""Those of them that say of a place that nothing in it was marked."""
+_GROUPS = frozenset({"isgroupof", "groupof", "isgroup", "isdepiction"})
+"""Those of them that only federated sets have."""
+_REGIONS = frozenset({
+    "ignore", "ignored", "ignoredregion", "ignoredregions", "ignoreregion", "dontcare", "crowd", "group", "persongroup",
+})  # fmt: skip
+"""Names of categories whose boxes are places where objects were not marked one by one: KITTI, VisDrone, CityPersons."""
 _NOT_ALL, _ABSENT, _FOUND = "not_exhaustive_category_ids", "neg_category_ids", "pos_category_ids"
 
-Box = tuple[int, int, tuple[float, float, float, float], bool]
-"""Ids of image and category, bbox, whether it is of no single object."""
+Identity = int | str
+"""Of an image; Open Images' are texts."""
+Box = tuple[Identity, int, tuple[float, float, float, float], bool, bool]
+"""Ids of image and category, bbox, whether it is of no single object, whether nothing in it was marked."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class ImageEntry:
         not_all: ids of categories of which not all objects have a box.
     """
 
-    identity: int
+    identity: Identity
     file_names: tuple[str, ...]
     size: tuple[int, int]
     absent: frozenset[int] | None
@@ -95,17 +104,19 @@ class Document:
         images: in the order of the file; no id twice.
         categories: in the order of their ids; no id and no name twice.
         boxes: in the order of the file.
+        has_groups: some box, or category, has a field that only Open Images has.
     """
 
     name: str
     images: list[ImageEntry] = field(default_factory=list)
     categories: list[Category] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
+    has_groups: bool = False
 
     @property
     def is_federated(self) -> bool:
         """Whether what an image does not list as absent may be there."""
-        return any(image.absent is not None for image in self.images)
+        return self.has_groups or any(image.absent is not None for image in self.images)
 
 
 def read_document(path: Path) -> Document:
@@ -141,12 +152,14 @@ def _document(stream: io.BufferedIOBase, name: str) -> Document:
         if elements is not None and member in makers:
             lists.add(member)
             entries = _entries(elements, f"{name}: {member}")
-            kept[member] += [makers[member](entry, where) for entry, where in entries]
+            for entry, where in entries:
+                kept[member].append(makers[member](entry, where))
+                document.has_groups |= "freebase_id" in entry or not _GROUPS.isdisjoint(map(_letters, entry))
     for member in makers:
         if member not in lists:
             raise DataError(f"{name} has no list {member!r}; it has {listed(members, 8) or 'nothing'}.", _EXPECTED)
     document.categories.sort(key=lambda category: category.identity)
-    identities = set[int]()
+    identities = set[Identity]()
     for number, image in enumerate(document.images):
         if image.identity in identities:
             raise DataError(
@@ -175,7 +188,7 @@ def _entries(elements: Iterator[bytes], place: str) -> Iterator[tuple[Any, str]]
 
 
 def _image(entry: Any, where: str) -> ImageEntry:
-    identity = _get(entry, "id", (int,), where)
+    identity = _get(entry, "id", (int, str), where)
     size = (_get(entry, "width", (int,), where), _get(entry, "height", (int,), where))
     federated = [name for name in (_NOT_ALL, _ABSENT, _FOUND) if entry.get(name) is not None]
     absent = _identities(entry, _ABSENT, where) if federated else None
@@ -216,32 +229,30 @@ def _category(entry: Any, where: str) -> Category:
 
 
 def _box(entry: Any, where: str) -> Box:
-    image, category = _get(entry, "image_id", (int,), where), _get(entry, "category_id", (int,), where)
+    image, category = _get(entry, "image_id", (int, str), where), _get(entry, "category_id", (int,), where)
     box = _get(entry, "bbox", (list,), where)
     if len(box) != 4 or not all(type(value) in (int, float) and -_FAR < value < _FAR for value in box):
         raise DataError(f"{where}: bbox {shown(box)} is not [left, top, width, height] in pixels.")
-    return image, category, (box[0], box[1], box[2], box[3]), _is_marked(entry, where)
+    marks = _marks(entry)
+    return image, category, (box[0], box[1], box[2], box[3]), bool(marks), not marks.isdisjoint(_PLACES)
 
 
-def _is_marked(entry: dict[str, Any], where: str) -> bool:
-    """Whether a mark of the box, or of its attributes, says that it is of no single object."""
-    marked = False
-    for part in (entry, entry.get("attributes"), entry.get("extra")):
-        for name, value in part.items() if isinstance(part, dict) else ():
-            if _letters(name) in MARKS:
-                marked |= _truth(value, f"{where}: {shown(name)}")
-    return marked
+def _marks(entry: dict[str, Any]) -> set[str]:
+    """The marks of a box, or of its attributes, that do not clearly say no: unknown (-1) is no reason to rely on it."""
+    return {
+        _letters(name)
+        for part in (entry, entry.get("attributes"), entry.get("extra"))
+        for name, value in (part.items() if isinstance(part, dict) else ())
+        if _letters(name) in MARKS and not _says_no(value)
+    }
 
 
-def _truth(value: Any, what: str) -> bool:
+def _says_no(value: Any) -> bool:
     word = value.strip().lower() if isinstance(value, str) else value
-    if word is None or word in ("", "0", "false", "no", 0):
-        return False
-    if word in ("1", "true", "yes", 1):
-        return True
-    raise DataError(f"{what} is {shown(value)}, neither 0 nor 1.", fix="Correct the file or leave it out.")
+    return word is None or word in ("", "0", "0.0", "false", "no", "none", 0)
 
 
+@functools.lru_cache(maxsize=4096)
 def _letters(name: str) -> str:
     """A name without what sets differ in: case, spaces and lines."""
     return "".join(character for character in name.lower() if character.isalnum())

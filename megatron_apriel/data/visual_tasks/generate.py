@@ -178,10 +178,10 @@ class Generator:
                 record, names = self._record(index, variant, difficulty, sample, draw.used)
                 return Made(record, dict(zip(names, data, strict=True)), rejected, damaged, wrong)
             rejected[f"{variant.task} {variant.name}: {_WRONG}"] += 1
-            wrong.append(
+            wrong = wrong or [
                 f"sample {index} of seed {self.options.seed} ({variant.task} {variant.name}, difficulty {difficulty}, "
                 f"from {', '.join(draw.used)}) has the answer {sample.answer!r}, but its pictures give {found!r}"
-            )
+            ]
         raise self._unfit(index, variant, difficulty, rejected, damaged)
 
     def _random(self, index: int, stream: int) -> np.random.Generator:

@@ -74,9 +74,9 @@ def correlation(first: Pixels, second: Pixels) -> float:
         for one in (first, second)
     ]
     centred = [one - one.mean() for one in grey]
-    size = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    # Below a grey level of spread in both there is only rounding's noise, whose likeness says nothing.
-    return float((centred[0] * centred[1]).sum() / size) if size >= cells**2 else 0.0
+    spreads = [float(np.sqrt((one**2).sum())) for one in centred]
+    # Below a grey level of spread there is only rounding's noise, whose likeness says nothing.
+    return float((centred[0] * centred[1]).sum() / (spreads[0] * spreads[1])) if min(spreads) >= cells else 0.0
 
 
 def require_best(likeness: Sequence[float], truth: int, what: str) -> None:

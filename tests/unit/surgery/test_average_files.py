@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from surgery_files import text_config, text_tensors
@@ -10,7 +11,8 @@ from megatron_apriel.errors import CheckpointError
 from megatron_apriel.surgery.average_inputs import AverageInput, check_agreement
 from megatron_apriel.testing.plain_safetensors import write_model
 
-TOKENIZER = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": []}
+TOKENIZER: dict[str, Any] = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": []}
+MERGED: dict[str, Any] = {"version": "1.0", "model": {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}}
 
 
 def compared(folder: Path, ours: dict[str, object], theirs: dict[str, object]) -> None:
@@ -32,8 +34,6 @@ def compared(folder: Path, ours: dict[str, object], theirs: dict[str, object]) -
         ("tokenizer.model", "one", "two", "tokenizer"),
         ("tekken.json", {"vocab": [1]}, {"vocab": [2]}, "tokenizer"),
         ("special_tokens_map.json", {"eos_token": "</s>"}, {"eos_token": "[END]"}, "tokenizer"),
-        ("tokenizer_config.json", {"chat_template": "x"}, {"chat_template": "y"}, "tokenizer"),
-        ("chat_template.jinja", "one", "two", "chat template"),
         ("preprocessor_config.json", {"size": {"longest_edge": 96}}, {"size": {"longest_edge": 64}}, "processor"),
     ],
 )
@@ -46,8 +46,15 @@ def test_other_files_are_refused(tmp_path, file, ours, theirs, kind):
     ("file", "ours", "theirs"),
     [
         ("tokenizer.json", TOKENIZER, {**TOKENIZER, "truncation": {"max_length": 9}, "version": "1.1"}),
-        ("tokenizer_config.json", {"eos_token": "</s>", "backend": "a"}, {"eos_token": "</s>", "backend": "b"}),
-        ("processor_config.json", '{"a": 1, "b": 2}', '{"b": 2,\n "a": 1}'),
+        ("tokenizer.json", MERGED, {**MERGED, "model": {**MERGED["model"], "merges": [["a", "b"]]}}),
+        ("special_tokens_map.json", {"eos_token": "</s>"}, {"eos_token": {"content": "</s>", "lstrip": False}}),
+        ("processor_config.json", '{"a": 1, "b": 2}', '{"b": 2,\n "a": 1, "device": null}'),
+        (
+            "preprocessor_config.json",
+            {"image_processor_type": "PixtralImageProcessor", "crop_size": None},
+            {"image_processor_type": "PixtralImageProcessorFast"},
+        ),
+        ("chat_template.jinja", "one", "one\n"),
     ],
 )
 def test_what_versions_of_libraries_differ_in_is_no_difference(tmp_path, capsys, file, ours, theirs):
@@ -60,10 +67,25 @@ def test_what_versions_of_libraries_differ_in_is_no_difference(tmp_path, capsys,
     [
         ({"generation_config.json": {"temperature": 1}}, {"generation_config.json": {"temperature": 2}}, "differs"),
         ({"LICENSE": "one"}, {"LICENSE": "two"}, "LICENSE differs"),
-        ({"tokenizer.json": TOKENIZER}, {}, "tokenizer.json, of the tokenizer, is only in"),
-        ({}, {"chat_template.jinja": "one"}, "chat_template.jinja, of the chat template, is only in"),
+        ({"tokenizer.json": TOKENIZER}, {}, "tokenizer.json is only in"),
+        ({"tokenizer_config.json": {"padding_side": "left"}}, {"tokenizer_config.json": {}}, "differs"),
     ],
 )
 def test_other_differences_are_named(tmp_path, capsys, ours, theirs, named):
     compared(tmp_path, ours, theirs)
     assert named in " ".join(capsys.readouterr().err.split())
+
+
+PLACES = {
+    "chat_template.jinja": lambda text: text,
+    "chat_template.json": lambda text: {"chat_template": text},
+    "tokenizer_config.json": lambda text: {"chat_template": text},
+}
+
+
+@pytest.mark.parametrize("mine", PLACES)
+@pytest.mark.parametrize("other", PLACES)
+def test_templates_are_compared_wherever_they_stand(tmp_path, mine, other):
+    compared(tmp_path / "same", {mine: PLACES[mine]("one")}, {other: PLACES[other]("one")})
+    with pytest.raises(CheckpointError, match=r"the chat template of .*b is not that of .*a"):
+        compared(tmp_path / "apart", {mine: PLACES[mine]("one")}, {other: PLACES[other]("two")})

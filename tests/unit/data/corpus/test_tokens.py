@@ -127,7 +127,7 @@ HONEST = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
     "image_processor_type": "PixtralImageProcessorFast", "patch_size": {"height": 16, "width": 16}, "resample": 3,
     "processor_class": "PixtralProcessor", "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 96},
-    "data_format": "channels_first", "crop_size": None, "disable_grouping": None,
+    "data_format": "channels_first", "default_to_square": True, "crop_size": None, "disable_grouping": None,
 }  # fmt: skip
 """As Pixtral's own file and transformers 5 write them."""
 
@@ -139,7 +139,8 @@ HONEST = {
         ("do_resize", False), ("do_rescale", False), ("do_normalize", False), ("do_convert_rgb", False),
         ("do_center_crop", True), ("image_mean", [0.5, 0.5, 0.5]), ("image_std", [1, 1, 1]), ("image_std", 1),
         ("rescale_factor", 1.0), ("resample", 2), ("spatial_merge_size", 2), ("patch_size", 14),
-        ("patch_size", {"height": 16, "width": 14}), ("size", {"height": 96, "width": 96}), ("size", 96),
+        ("patch_size", {"height": 16, "width": 14}), ("patch_size", [16, 14]), ("patch_size", []),
+        ("size", {"height": 96, "width": 96}), ("size", 96),
         ("size", {"shortest_edge": 96, "longest_edge": 96}), ("image_processor_type", "CLIPImageProcessor"),
         ("do_image_splitting", True), ("max_pixels", 1000),
     ],
@@ -158,6 +159,13 @@ def test_what_training_does_otherwise_is_refused(name, value, place, architectur
         longest_side(tmp_path, architecture)
     (tmp_path / file).write_text(json.dumps(HONEST if place == "older" else {"image_processor": HONEST}))
     assert longest_side(tmp_path, architecture) == 96
+
+
+@pytest.mark.parametrize("given", ["PixtralImageProcessor", [1], 3], ids=str)
+def test_settings_that_are_no_object(given, architecture, tmp_path):
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": given}))
+    with pytest.raises(DataError, match=r"image_processor=.* its settings are expected there"):
+        longest_side(tmp_path, architecture)
 
 
 def test_two_processor_files_that_disagree(architecture, tmp_path):

@@ -68,7 +68,7 @@ def test_prompts_that_fill_the_sequences_are_refused_where_the_loss_is_on_respon
     length = stage({}, sources=[{"corpus": tmp_path}]).sequence_length
     corpus = write_corpus(tmp_path / "long", [2 * length, 3 * length])
     source = {"corpus": corpus.path, "loss": "responses", "long_documents": "truncate", "name": "web"}
-    message = rf"none of its 2 sequences of {length} tokens has a token to learn(?s:.*)long_documents of source 'web'"
+    message = rf"none of its 2 sequences of {length} tokens has a token to learn(?s:.*)long documents of source 'web'"
     with pytest.raises(DataError, match=message):
         TrainingLoader(stage({}, sources=[source]), MODEL)
     for change in ({"long_documents": "split"}, {"loss": "all"}):

@@ -93,12 +93,37 @@ def test_a_mark_that_says_no(tmp_path, value):
     assert countable(read(tmp_path / "a.json", [image(0)], boxes)) == {(0, "cat"): True}
 
 
-def test_a_mark_that_is_not_understood(tmp_path):
-    with pytest.raises(DataError, match=r"annotations\[0\]: 'ignore' is 'perhaps', neither 0 nor 1"):
-        read(tmp_path / "a.json", [image(0)], [box(0, 1, ignore="perhaps")])
+@pytest.mark.parametrize("value", [-1, "-1", 2, "hard", [1], "perhaps"], ids=str)
+def test_a_mark_that_does_not_say_no(tmp_path, value):
+    """Open Images has -1 for unknown: such a box is not relied on."""
+    found = read(tmp_path / "a.json", [image(0), image(1)], [box(0, 1, iscrowd=value), box(1, 1)])
+    assert countable(found) == {(0, "cat"): False, (1, "cat"): True}
 
 
-@pytest.mark.parametrize("name", ["ignored regions", "DontCare", "Ignore"])
+def test_open_images(tmp_path):
+    """Its images have texts for ids; without lists of what was looked for, nothing is absent."""
+    images = [{"id": f"00{number}ab", "file_name": f"train/{number}.jpg"} for number in range(2)]
+    boxes = [
+        {"image_id": "000ab", "category_id": 1, "isgroupof": 0, "isdepiction": -1},
+        {"image_id": "001ab", "category_id": 2, "isgroupof": 0, "isdepiction": 0},
+    ]
+    found = read(tmp_path / "a.json", images, boxes)
+    assert found.images.tolist() == [0, 1] and countable(found) == {(0, "cat"): False, (1, "cup"): True}
+    assert not any(found.without(category).any() for category in range(3))
+
+
+def test_a_place_to_be_ignored(tmp_path):
+    """VisDrone: category 0 need not be listed; nothing is counted or absent in that image."""
+    boxes = [box(0, 1), box(0, 0, ignore=1), box(1, 1), box(2, 2, ignore=1)]
+    found = read(tmp_path / "a.json", [image(0), image(1), image(2)], boxes)
+    assert found.unmarked.tolist() == [True, False, True]
+    assert countable(found) == {(0, "cat"): False, (1, "cat"): True, (2, "cup"): False}
+    assert found.without(2).tolist() == [False, True, False]
+    with pytest.raises(DataError, match="no category has the id 0"):
+        read(tmp_path / "a.json", [image(0)], [box(0, 0)])
+
+
+@pytest.mark.parametrize("name", ["ignored regions", "DontCare", "Ignore", "person group"])
 def test_places_where_nothing_was_marked(tmp_path, name):
     """Whatever stands in such a place has no box."""
     boxes = [box(0, 1), box(0, 4, bbox=[0, 0, 50, 50]), box(1, 1)]
