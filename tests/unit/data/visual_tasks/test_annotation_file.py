@@ -109,14 +109,14 @@ def test_entries_are_those_of_the_whole_file(tmp_path: Path) -> None:
     whole = document(20)
     file.write_text(json.dumps(whole, indent=1))
     found = read_document(file)
-    assert [(image.identity, image.file_name, image.size) for image in found.images] == [
+    assert [(image.identity, image.file_names[0], image.size) for image in found.images] == [
         (image["id"], image["file_name"], (640, 480)) for image in whole["images"]
     ]
     assert [(one.identity, one.name, one.supercategory) for one in found.categories] == [
         (one["id"], one["name"], one["supercategory"]) for one in whole["categories"]
     ]
     assert found.boxes == [
-        (one["image_id"], one["category_id"], tuple(one["bbox"]), False) for one in whole["annotations"]
+        (one["image_id"], one["category_id"], tuple(one["bbox"]), False, False) for one in whole["annotations"]
     ]
 
 
@@ -183,7 +183,10 @@ def test_a_list_that_nobody_asked_for_is_passed_over_piece_by_piece(tmp_path: Pa
         ('{"images": [], "annotations": {}, "categories": []}', "has no list 'annotations'"),
         ('{"images": [{"id": 1, "id": 2}], "annotations": [], "categories": []}', "images[0] cannot be read: 'id'"),
         ('{"images": [3], "annotations": [], "categories": []}', "images[0] needs 'id'"),
-        ('{"images": [{"id": true}], "annotations": [], "categories": []}', "images[0] needs 'id' (int); it has True"),
+        (
+            '{"images": [{"id": true}], "annotations": [], "categories": []}',
+            "images[0] needs 'id' (int or str); it has True",
+        ),
         ('{"images": []} x', "something follows the object's end"),
         ('{"info": [1 2]}', "',' is expected"),
         ('{"images" []}', "':' is expected"),
