@@ -216,10 +216,11 @@ def _rows(
     positions = {category.identity: number for number, category in enumerate(document.categories)}
     not_all = {(entry.identity, category) for entry in document.images for category in entry.not_all}
     for number, (identity, category, (x, y, across, down), crowd, is_place) in enumerate(document.boxes):
-        if is_place and places.get(identity) is not None:
-            unmarked.add(places[identity])  # type: ignore[arg-type]
         if is_place and category not in positions:
-            continue  # VisDrone's places have category 0, which need not be listed
+            # VisDrone's places have category 0, which need not be listed.
+            if (place := places.get(identity)) is not None:
+                unmarked.add(place)
+            continue
         if category not in positions:
             raise DataError(
                 f"{document.name}: annotations[{number}]: no category has the id {shown(category)}.",

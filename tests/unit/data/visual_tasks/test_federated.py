@@ -113,12 +113,12 @@ def test_open_images(tmp_path):
 
 
 def test_a_place_to_be_ignored(tmp_path):
-    """VisDrone: category 0 need not be listed; nothing is counted or absent in that image."""
+    """VisDrone: category 0 need not be listed; nothing is counted or absent there. Else it counts as a crowd."""
     boxes = [box(0, 1), box(0, 0, ignore=1), box(1, 1), box(2, 2, ignore=1)]
     found = read(tmp_path / "a.json", [image(0), image(1), image(2)], boxes)
-    assert found.unmarked.tolist() == [True, False, True]
+    assert found.unmarked.tolist() == [True, False, False]
     assert countable(found) == {(0, "cat"): False, (1, "cat"): True, (2, "cup"): False}
-    assert found.without(2).tolist() == [False, True, False]
+    assert found.without(2).tolist() == [False, True, True]
     with pytest.raises(DataError, match="no category has the id 0"):
         read(tmp_path / "a.json", [image(0)], [box(0, 0)])
 
