@@ -16,7 +16,7 @@ trap 'rm -rf "$folder"' EXIT
 "$folder/environment/bin/pip" install --quiet pillow==13.0.0 pypng==0.20220715.0
 
 cd "$folder"
-environment/bin/python - <<'PYTHON'
+environment/bin/python - <<'PYTHON' || { echo "the behaviour has changed" >&2; exit 1; }
 import io
 import sys
 
@@ -47,6 +47,5 @@ found = {
 }
 for name, said in found.items():
     print(f"{name}: {said}")
-if [said.partition(":")[0] for said in found.values()] != ["read", "SyntaxError", "ChunkError"]:
-    sys.exit("the behaviour has changed")
+sys.exit([said.partition(":")[0] for said in found.values()] != ["read", "SyntaxError", "ChunkError"])
 PYTHON

@@ -11,6 +11,7 @@ later pipeline stages none.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ VALIDATION_SEED = 0
 """Held-out sequences do not depend on the run's seed, so that runs can be compared."""
 
 
-class _Loader:
+class _Loader(ABC):
     """What both loaders are: a reader of sequences, in a background thread, to be closed."""
 
     def __init__(self, reader: SequenceReader) -> None:
@@ -57,8 +58,9 @@ class _Loader:
         self._stop()
         self._reader.close()
 
+    @abstractmethod
     def _stop(self) -> None:
-        raise NotImplementedError
+        """End the background thread; it may have ended."""
 
 
 class TrainingLoader(_Loader):
