@@ -20,6 +20,8 @@ STAGES = ("upscale", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset",
 RECORD = """#!/usr/bin/env bash
 { printf '%s' "$(basename "$0")"; printf '\\t%s' "$@"; printf '\\n'; } >>"$FAKE_LOG"
 """
+PROGRAMS = ("basename", "bash", "dirname", "env", "grep", "sed", "wc")
+"""Of this machine that the scripts and the stand-ins call. No other is in reach: a real Slurm is never asked."""
 STAND_INS = {
     # The plan and the check of the interpreter succeed unless set otherwise; training ends with FAKE_CODE.
     "fakepython": """case "$*" in
@@ -37,17 +39,16 @@ STAND_INS = {
 
 @dataclass
 class Stage:
-    """A directory of stand-ins, first on PATH, and the log they write."""
+    """A directory of stand-ins, all that is on PATH, and the log they write."""
 
     directory: Path
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, *command: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         known = {key: os.environ[key] for key in ("HOME", "LANG") if key in os.environ}
-        path = f"{self.directory}:/usr/local/bin:/usr/bin:/bin"
-        variables = {"PATH": path, "FAKE_LOG": str(self.log), "PYTHON": "fakepython", **known, **self.environment}
+        variables = {"PATH": str(self.directory), "FAKE_LOG": str(self.log), "PYTHON": "fakepython", **known, **self.environment}
         finished = subprocess.run(
-            ["bash", *map(str, command)],
+            [str(self.directory / "bash"), *map(str, command)],
             cwd=ROOT,
             env=variables | environment,
             capture_output=True,
@@ -74,6 +75,8 @@ def shell(tmp_path: Path) -> Stage:
         script.parent.mkdir(exist_ok=True)
         script.write_text(f"{RECORD}{body}\n")
         script.chmod(0o755)
+    for name in PROGRAMS:
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
     stage = Stage(tmp_path / "bin", {"RUN_ROOT": str(tmp_path / "runs")})
     (tmp_path / "runs" / "upscaled").mkdir(parents=True)
     stage.log.touch()
