@@ -44,6 +44,8 @@ examples:
 """
 STEPS, EVERY = 400, 4
 """Of the run, which never reaches its end, and between two of its checkpoints."""
+PATIENCE = 300
+"""Seconds to wait for what a run writes."""
 LAUNCHERS = ("torchrun", "bare")
 HEADINGS = ("started by", "killed at step", "ended after, s", "exit codes", "first word of the rest",
             "resumed at step", "steps lost")  # fmt: skip
@@ -70,10 +72,11 @@ class Run:
         overrides: settings that replace the file's.
         ranks: how many.
         launcher: ``torchrun``, or ``bare``: one process a rank, found by the variables that ``srun`` sets.
-        logs: directory for the output of each process.
+        logs: directory for the output of each process, made here.
     """
 
     def __init__(self, stage: Path, overrides: Sequence[str], ranks: int, launcher: str, logs: Path) -> None:
+        logs.mkdir()
         command = ["-m", "megatron_apriel.train", str(stage), *overrides]
         if launcher == "torchrun":
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -82,7 +85,7 @@ class Run:
             started = [(command, place) for place in places(ranks)]
         self._logs, self._processes = [], []
         for number, (arguments, place) in enumerate(started):
-            log = logs / f"{launcher}-{number}.log"
+            log = logs / f"{number}.log"
             with log.open("w", encoding="utf-8") as output:
                 self._processes.append(
                     subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=paths() | place, stdout=output,
@@ -106,7 +109,7 @@ class Run:
             process.terminate()
         try:
             for process in self._processes:
-                process.wait(timeout=60)
+                process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             for process in self._processes:
                 process.kill()
@@ -137,13 +140,20 @@ def _records(output: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def _wait_for_step(run: Run, output: Path, step: int) -> None:
-    """Until the run's newest record is of a step behind ``step``. Raises ConfigError if it ends or takes too long."""
-    until = time.monotonic() + 300
-    while not (steps := _records(output, "step")) or steps[-1]["step"] < step:
+def _wait_for(run: Run, output: Path, kind: str, step: int = 0, known: int = 0) -> int:
+    """Until the run has written another record of a kind, of ``step`` or later; its step.
+
+    Args:
+        known: how many records of the kind were there before.
+
+    Raises ConfigError with the end of its output if it ends first or takes too long.
+    """
+    until = time.monotonic() + PATIENCE
+    while not (records := _records(output, kind)[known:]) or records[-1]["step"] < step:
         if run.ended() or time.monotonic() > until:
-            raise ConfigError(f"the run made no step {step} (exit codes {run.exit_codes}).", run.output())
+            raise ConfigError(f"the run wrote no {kind} (exit codes {run.exit_codes}).", run.output())
         time.sleep(0.05)
+    return int(records[-1]["step"])
 
 
 def lose_a_rank(root: Path, overrides: Sequence[str], ranks: int, launcher: str, limit: float) -> dict[str, Any]:
@@ -154,9 +164,11 @@ def lose_a_rank(root: Path, overrides: Sequence[str], ranks: int, launcher: str,
     logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     output = root / launcher
     settings = [f"output={output}", *overrides]
-    run = Run(root / "stage.yaml", settings, ranks, launcher, logs)
+    run = Run(root / "stage.yaml", settings, ranks, launcher, logs / launcher)
     try:
-        _wait_for_step(run, output, EVERY + 2)
+        # The first checkpoint is written beside later steps, and only a whole one can be resumed.
+        _wait_for(run, output, "checkpoint")
+        _wait_for(run, output, "step", _records(output, "step")[-1]["step"] + 1)
         sizes = run.sizes()
         run.kill_last_rank()
         began = time.monotonic()
@@ -165,18 +177,16 @@ def lose_a_rank(root: Path, overrides: Sequence[str], ranks: int, launcher: str,
         seconds, codes, said = time.monotonic() - began, run.exit_codes, run.said_after(sizes)
     finally:
         run.stop()
-    reached = _records(output, "step")[-1]["step"]
-    again = Run(root / "stage.yaml", settings, ranks, "torchrun", logs)
+    steps = _records(output, "step")
+    reached = steps[-1]["step"]
+    again = Run(root / "stage.yaml", settings, ranks, "torchrun", logs / "again")
     try:
-        while not (resumed := _records(output, "resumed")) and not again.ended():
-            time.sleep(0.05)
-        if not resumed:
-            raise ConfigError("the run did not resume.", again.output())
-        _wait_for_step(again, output, resumed[-1]["step"] + 1)
+        resumed = _wait_for(again, output, "resumed")
+        _wait_for(again, output, "step", known=len(steps))
     finally:
         again.stop()
     return {"launcher": launcher, "killed": reached, "seconds": seconds, "codes": codes, "said": said,
-            "resumed": resumed[-1]["step"], "lost": reached - resumed[-1]["step"]}  # fmt: skip
+            "resumed": resumed, "lost": reached - resumed}  # fmt: skip
 
 
 def row(found: dict[str, Any], limit: float) -> list[str]:
@@ -220,7 +230,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         (root / "stage.yaml").write_text(text, encoding="utf-8")
         compute = "bf16" if torch.cuda.is_available() else "fp32"
         overrides = [f"parallel={arguments.parallel}", f"precision={{compute: {compute}}}"]
-        found = [lose_a_rank(root, overrides, gpus, launcher, arguments.limit) for launcher in LAUNCHERS]
+        found = []
+        for launcher in LAUNCHERS:
+            found.append(lose_a_rank(root, overrides, gpus, launcher, arguments.limit))
+            print(found[-1], file=sys.stderr, flush=True)
     record = {
         **facts("killed_rank", arguments.commit, environment(), begun, gpus), "layers": arguments.layers,
         "parallel": arguments.parallel, "limit": arguments.limit, "found": found,

@@ -40,9 +40,7 @@ def test_only_the_last_rank_is_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     monkeypatch.setattr(killed_rank, "ROOT", tmp_path)
     monkeypatch.setattr(killed_rank, "paths", lambda: {"PATH": "", "PYTHONPATH": str(tmp_path)})
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    run = killed_rank.Run(tmp_path / "stage.yaml", [], 2, launcher, logs)
+    run = killed_rank.Run(tmp_path / "stage.yaml", [], 2, launcher, tmp_path / "logs")
     try:
         until = time.monotonic() + 60
         while not all((tmp_path / f"rank{rank}").exists() for rank in range(2)) and time.monotonic() < until:
