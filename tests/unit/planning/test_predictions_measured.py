@@ -29,11 +29,12 @@ SPREADS = [
 ]
 H200 = KINDS["h200"]
 TOO_FAST = {
-    ("PP2 VP6 DP2", "32768-cpt1"): (0.06, 0.11),
-    ("CP2 PP2 VP6", "32768-cpt1"): (0.12, 0.17),
-    ("TP2 SP CP2", "16384-mix"): (0.34, 0.4),
+    ("PP2 VP6 DP2", "32768-cpt1", "delayed"): (0.06, 0.11),
+    ("CP2 PP2 VP6", "32768-cpt1", "delayed"): (0.12, 0.17),
+    ("TP2 SP PP2 VP6", "16384-mix", "bf16"): (0.05, 0.08),
+    ("TP2 SP CP2", "16384-mix", "delayed"): (0.34, 0.4),
 }
-"""Layout and case -> by how much the prediction is above what was measured, where it is by more than 6%."""
+"""Layout, case and precision -> by how much the prediction is above what was measured, where it is by more than 6%."""
 
 
 @cache
@@ -83,5 +84,5 @@ def test_a_step_on_several_gpus(found: Found) -> None:
     said = predicted(found.spread, H200, work(found.spread.case, found.spread.sequences))
     assert said.peak == pytest.approx(found.peak, rel=0.05)
     # Context parallelism, and sequences of uneven work in a pipeline, cost more than the plan knows: docs/layouts.md.
-    least, most = TOO_FAST.get((found.spread.label, found.spread.case), (-0.06, 0.06))
+    least, most = TOO_FAST.get((found.spread.label, found.spread.case, found.spread.precision), (-0.06, 0.06))
     assert least <= said.tokens_per_second / found.tokens_per_second - 1 <= most
