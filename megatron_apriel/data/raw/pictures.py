@@ -9,7 +9,7 @@ A place without an image, and an image without a place, is a bad record.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -217,19 +217,16 @@ def _split_all(texts: list[Pieces], *, others: bool) -> list[Place]:
     """Places for ``<image>``, or for ``others`` where that one stands nowhere."""
     plain = not others or any(IMAGE_MARKER in piece for piece in _strings(texts))
     pattern = re.compile(IMAGE_MARKER) if plain else _OTHER_MARKER
-    found = []
-    for text in texts:
-        pieces: Pieces = []
-        for piece in text:
-            if isinstance(piece, Place):
-                pieces.append(piece)
-                continue
-            for number, between in enumerate(pattern.split(piece)):
-                if number:
-                    found.append(Place())
-                    pieces.append(found[-1])
-                pieces.append(between)
-        text[:] = [piece for piece in pieces if piece != ""]
+    found: list[Place] = []
+
+    def split(string: str) -> Iterator[str | Place]:
+        for number, between in enumerate(pattern.split(string)):
+            if number:
+                found.append(Place())
+                yield found[-1]
+            yield between
+
+    _divide(texts, split)
     return found
 
 
@@ -246,19 +243,24 @@ def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
         raise BadRecord(f"a marker names image {missing[0]}; the record has {len(pictures.present)} images")
     if unseen := [number for number, image in images.items() if image is not None and number not in numbers]:
         raise BadRecord(f"no marker names image {unseen[0]} of {len(pictures.present)} images")
-    for text in texts:
-        pieces: Pieces = []
-        for piece in text:
-            if isinstance(piece, Place):
-                pieces.append(piece)
-                continue
-            end = 0
-            for match in _NUMBERED_MARKER.finditer(piece):
-                pieces += [piece[end : match.start()], Place(images[int(match[1] or match[2])])]
-                end = match.end()
-            pieces.append(piece[end:])
-        text[:] = [piece for piece in pieces if piece != ""]
+
+    def split(string: str) -> Iterator[str | Place]:
+        end = 0
+        for match in _NUMBERED_MARKER.finditer(string):
+            yield string[end : match.start()]
+            yield Place(images[int(match[1] or match[2])])
+            end = match.end()
+        yield string[end:]
+
+    _divide(texts, split)
     return True
+
+
+def _divide(texts: list[Pieces], split: Callable[[str], Iterable[str | Place]]) -> None:
+    """Put what ``split`` makes of it in place of each string, empty strings left out."""
+    for text in texts:
+        divided = [split(piece) if isinstance(piece, str) else [piece] for piece in text]
+        text[:] = [piece for pieces in divided for piece in pieces if piece != ""]
 
 
 def _deal_by_index(indexed: list[Place], empty: list[Place], pictures: Pictures) -> None:
@@ -287,14 +289,12 @@ def has_marker(text: str) -> bool:
 
 def split_named(pieces: Pieces) -> None:
     """Put places for the markers that hold an image's path."""
-    found: Pieces = []
-    for piece in pieces:
-        if isinstance(piece, Place):
-            found.append(piece)
-            continue
-        for number, between in enumerate(_NAMED_MARKER.split(piece)):
-            found.append(Place(between) if number % 2 else between)
-    pieces[:] = [piece for piece in found if piece != ""]
+
+    def split(string: str) -> Iterator[str | Place]:
+        for number, between in enumerate(_NAMED_MARKER.split(string)):
+            yield Place(between) if number % 2 else between
+
+    _divide([pieces], split)
 
 
 def check_markers(text: str, where: str, *, pictures: bool, said: bool = False) -> None:
