@@ -10,6 +10,8 @@ LossOn = Literal["all", "responses"]
 """Which tokens of a source are targets."""
 LongDocuments = Literal["split", "truncate", "drop", "error"]
 """What happens to a document that is longer than the sequence."""
+WithoutTargets = Literal["error", "drop"]
+"""What happens to a document of which nothing is left that is a target."""
 ImageDevice = Literal["auto", "cpu", "gpu"]
 """Where images are decoded."""
 Damaged = Literal["error", "skip"]

@@ -41,6 +41,7 @@ from megatron_apriel.config.choices import (
     LossOn,
     Recompute,
     Wandb,
+    WithoutTargets,
 )
 from megatron_apriel.errors import listed, printable, shown
 from megatron_apriel.quantities import (
@@ -151,6 +152,8 @@ class SourceSection(Section):
     """How the source is called in logs; the corpus directory's name where empty."""
     long_documents: LongDocuments = "error"
     """What happens to a document longer than the sequence."""
+    without_targets: WithoutTargets = "error"
+    """What happens to a document that has no target, or none that is left where it was cut."""
     epochs: Annotated[Number, Field(gt=0)] | None = None
     """Most passes over the corpus; more would be an error. `null`: as many as its share of the tokens needs."""
 
@@ -173,6 +176,8 @@ class ImagesSection(Section):
     """Where DALI decodes; `auto`: on the GPU where there is one."""
     threads: Annotated[Whole, Field(ge=1, le=1024)] = 4
     """Decoding threads of each rank."""
+    required: bool = True
+    """Tower and projector train only on a mixture with images; `false`: on any, where weight decay may be all."""
     damaged: Damaged = "error"
     """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
     max_pixels: Annotated[Whole, Field(ge=1)] = 100_000_000

@@ -17,7 +17,8 @@ from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schedule import warmup_steps
 from megatron_apriel.config.schema import COMPONENTS, SourceSection, StageConfig
 from megatron_apriel.data.corpus.format import CorpusManifest
-from megatron_apriel.data.loading.sources import check_fits, check_images_to_learn_from
+from megatron_apriel.data.corpus.on_disk import Corpus
+from megatron_apriel.data.loading.sources import check_fits, check_images_to_learn_from, check_something_to_learn
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import model_flops
@@ -45,7 +46,8 @@ def print_plan(
         config: the stage.
         world_size: ranks to plan for.
         architecture: a preset, used instead of what ``init_from`` holds.
-        check_data: whether corpora that are missing or of no use to the model are errors; otherwise they are noted.
+        check_data: whether corpora are opened, and those that are missing or of no use to the model are errors;
+            otherwise what their manifests show is noted.
         console: where to print; standard output by default. Under torchrun only rank 0 prints.
 
     Raises ConfigError, CheckpointError or DataError with everything that does not fit.
@@ -207,20 +209,29 @@ def _sources_table(config: StageConfig, corpora: dict[str, CorpusManifest]) -> T
 def _corpora(
     config: StageConfig, architecture: Architecture, directory: Path | None, check: bool
 ) -> tuple[dict[str, CorpusManifest], list[str]]:
-    """Manifests of the mixture's corpora that can be used, and notes on those that cannot."""
-    manifests, notes = {}, []
+    """Manifests of the mixture's corpora that can be used, and notes on those that cannot, or not as a whole.
+
+    To ``check`` them is to open them too and to look for what there is to learn, as a run does.
+    """
+    manifests, notes, images = {}, [], 0
     validation = config.validation.corpora if config.validation else []
     problems = []
     for source in [*config.mixture, *validation]:
         try:
             manifest = CorpusManifest.read(source.corpus)
             check_fits(source, manifest, architecture, directory)
+            lesson = None
+            if check:
+                corpus = Corpus.open(source.corpus)
+                lesson = check_something_to_learn(source, corpus, config.sequence_length)
+                notes += [f"{_role(source, config)} {source.label}: {line}" for line in lesson.remarks(source, corpus)]
         except DataError as error:
             problems.append(str(error))
             notes.append(f"{_role(source, config)} {source.label}: {error.what}")
         else:
             if source in config.mixture:
                 manifests[source.label] = manifest
+                images += manifest.counts.images if lesson is None else lesson.images
     if check and problems:
         count = len(config.mixture) + len(validation)
         raise DataError(
@@ -228,15 +239,15 @@ def _corpora(
             "\n  ".join(problem.replace("\n", "\n  ") for problem in problems),
             "Prepare them with tools/prepare_data.py, or correct the paths.",
         )
-    for problem in _not_enough(config, manifests):
+    for problem in _not_enough(config, manifests, images):
         if check:
             raise problem
         notes.append(problem.what)
     return manifests, notes
 
 
-def _not_enough(config: StageConfig, manifests: dict[str, CorpusManifest]) -> Iterator[DataError]:
-    """What the run would refuse of corpora that are each sound: too few passes allowed, nothing to learn from."""
+def _not_enough(config: StageConfig, manifests: dict[str, CorpusManifest], images: int) -> Iterator[DataError]:
+    """What the run would refuse of corpora that are each sound: too few passes allowed, no images among them."""
     for source in config.mixture:
         needed = config.steps * config.batch_tokens * source.weight
         tokens = manifests[source.label].counts.tokens if source.label in manifests else math.inf
@@ -249,7 +260,7 @@ def _not_enough(config: StageConfig, manifests: dict[str, CorpusManifest]) -> It
             )
     if len(manifests) == len(config.mixture):
         try:
-            check_images_to_learn_from(config, list(manifests.values()))
+            check_images_to_learn_from(config, sum(manifest.counts.images for manifest in manifests.values()), images)
         except DataError as error:
             yield error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +39,12 @@ def write_corpus(
     images: ImageRecord | None = IMAGES,
     tokenizer: TokenizerRecord = TOKENIZER,
     seed: int = 0,
-    responses: bool = True,
+    responses: bool | Callable[[int], np.ndarray] = True,
 ) -> Corpus:
-    """Documents of random text and given images; the second half of each document is its response, if ``responses``."""
+    """Documents of random text and given images.
+
+    The second half of each document is its response, if ``responses``; or what that gives for its number of tokens.
+    """
     generator = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)
     with CorpusWriter(directory, CorpusManifest(tokenizer=tokenizer, images=images)) as writer:
@@ -60,6 +63,7 @@ def write_corpus(
                 parts.append(image_block(*grid, images))
                 stored.append(StoredImage(data, height, width, *grid, start))
             tokens = np.concatenate(parts)
-            writer.add(tokens, (np.arange(tokens.size) >= tokens.size // 2) & responses, stored)
+            half = np.arange(tokens.size) >= tokens.size // 2
+            writer.add(tokens, half & responses if isinstance(responses, bool) else responses(tokens.size), stored)
         writer.close()
     return Corpus.open(directory)

@@ -47,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         "--architecture", help="with --dry-run: a preset such as apriel-15b, where init_from does not exist yet"
     )
     planning.add_argument(
-        "--check-data", action="store_true", help="with --dry-run: missing or damaged corpora are errors, not notes"
+        "--check-data",
+        action="store_true",
+        help="with --dry-run: open the corpora and count documents without a token to learn;"
+        " missing, damaged or useless ones are errors, not notes",
     )
     # Intermixed, so that overrides may also stand after options.
     arguments = parser.parse_intermixed_args(argv)

@@ -230,18 +230,23 @@ class Corpus:
         return digest.hexdigest()[:32]
 
     def tokens(self, document: int, start: int = 0, length: int | None = None) -> NDArray[np.int32]:
-        """Token ids of a document or of a piece of it, int32, read-only view."""
+        """Token ids of a document or of a piece of it, int32, read-only view.
+
+        ``length`` may reach into the documents that follow.
+        """
         return self._tokens[self._range(document, start, length)]
 
     def responses(self, document: int, start: int = 0, length: int | None = None) -> NDArray[np.bool_]:
-        """Whether each token of the document (or piece) is part of a response, bool.
+        """Whether each token of the document (or piece, as of :meth:`tokens`) is part of a response, bool.
 
         Raises DataError for a byte that is neither 0 nor 1: what numpy makes of one taken for a bool is not defined.
         """
-        flags = self._responses[self._range(document, start, length)]
+        span = self._range(document, start, length)
+        flags = self._responses[span]
         if (most := int(flags.max(initial=0))) > 1:
+            owner = int(np.searchsorted(self.first_tokens, span.start + int(flags.argmax()), side="right")) - 1
             raise damaged(
-                self.path / "responses.bin", f"has {most} for a token of document {document}, where 0 or 1 is expected."
+                self.path / "responses.bin", f"has {most} for a token of document {owner}, where 0 or 1 is expected."
             )
         return flags.view(np.bool_)
 

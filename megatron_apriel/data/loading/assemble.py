@@ -26,6 +26,7 @@ from megatron_apriel.data.loading.images import ImageDecoder
 from megatron_apriel.data.loading.packing import Piece
 from megatron_apriel.data.loading.patches import patch_places
 from megatron_apriel.data.loading.sources import Source
+from megatron_apriel.data.loading.targets import learnable
 from megatron_apriel.errors import DataError
 from megatron_apriel.parallel.context_parts import blocks_of_rank, seen_by_block
 from megatron_apriel.parallel.data_place import DataPlace
@@ -101,14 +102,9 @@ def padding_sequence(source: Source) -> SequenceContent:
 
 def _labels(corpus: Corpus, piece: Piece, ids: NDArray[np.int32], loss: LossOn) -> NDArray[np.int64]:
     """Labels of all positions of a piece but its last."""
-    targets = ids[1:].astype(np.int64)
-    silent = np.zeros(targets.size, dtype=bool)
-    if corpus.manifest.images is not None:
-        silent = np.isin(targets, corpus.manifest.images.token_ids)
-    if loss == "responses":
-        silent |= ~corpus.responses(piece.document, piece.start, piece.length)[1:]
-    targets[silent] = IGNORED_LABEL
-    return targets
+    labels = ids[1:].astype(np.int64)
+    labels[~learnable(corpus, piece.document, piece.start, piece.length, loss)[1:]] = IGNORED_LABEL
+    return labels
 
 
 def _images_of_piece(corpus: Corpus, piece: Piece, offset: int) -> list[SequenceImage]:

@@ -1,5 +1,8 @@
 """What becomes of documents longer than a sequence: cut into pieces, shortened, left out, or refused.
 
+Documents that are to be left out for another reason (``targets.py``) are left out here too, so that what stands whole
+in a plan and what stands in pieces is decided in one place.
+
 A piece has as many tokens as a sequence, or fewer where it would end inside an image: it then ends before that image,
 for an image is never cut. Everything here works on whole columns, so that cutting costs little beside packing: it is
 done once to make a packing plan, and again by everyone who reads one (``plan_checks.py``).
@@ -37,23 +40,29 @@ class Pieces(NamedTuple):
     lengths: NDArray[np.int64]
 
 
+NO_DOCUMENTS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+"""Left out besides those that are too long."""
+
+
 @dataclass(frozen=True)
 class CutDocuments:
-    """The documents of a corpus that do not fit into a sequence, and the pieces that are kept of them.
+    """Which documents of a corpus stand whole in a sequence, and the pieces that are kept of the others.
 
     Attributes:
-        are_long: bool [documents], which ones do not fit.
+        whole: bool [documents]; the others are too long, or left out.
         pieces: what is kept of those.
-        report: what is not.
+        report: what is not kept of those that are too long.
     """
 
-    are_long: NDArray[np.bool_]
+    whole: NDArray[np.bool_]
     pieces: Pieces
     report: LongDocumentsReport
 
 
-def cut_documents(corpus: Corpus, limit: int, long_documents: LongDocuments) -> CutDocuments:
-    """Cut the documents of more than ``limit`` tokens as ``long_documents`` says.
+def cut_documents(
+    corpus: Corpus, limit: int, long_documents: LongDocuments, left_out: NDArray[np.int64] = NO_DOCUMENTS
+) -> CutDocuments:
+    """Cut the documents of more than ``limit`` tokens as ``long_documents`` says, and leave out ``left_out``.
 
     Raises DataError if there are such documents and it says ``error``, or if an image to be kept by ``split`` is longer
     than ``limit``.
@@ -79,7 +88,12 @@ def cut_documents(corpus: Corpus, limit: int, long_documents: LongDocuments) -> 
         dropped_documents=long.size - len(np.unique(pieces.documents)),
         dropped_tokens=int(tokens[long].sum() - pieces.lengths.sum()),
     )
-    return CutDocuments(are_long, pieces, report)
+    whole = ~are_long
+    if left_out.size:
+        whole[left_out] = False
+        stay = np.isin(pieces.documents, left_out, invert=True)
+        pieces = Pieces(*(column[stay] for column in pieces))
+    return CutDocuments(whole, pieces, report)
 
 
 class _Cutter:

@@ -106,7 +106,8 @@ class TrainingLoader(_Loader):
                 "Every rank must get the same number of the sequences that are left.",
             )
         super().__init__(open_reader(config.mixture, architecture, config, config.seed, place, directory))
-        check_images_to_learn_from(config, [source.corpus.manifest for source in self.sources])
+        stored = sum(source.corpus.manifest.counts.images for source in self.sources)
+        check_images_to_learn_from(config, stored, sum(source.lesson.images for source in self.sources))
         self.mixture = Mixture(config.mixture, [source.plan for source in self.sources], self._number)
         self._batches = Prefetcher(self._batch, place.sequences(first_sequence, self._number), PREFETCHED)
 

@@ -11,7 +11,7 @@ every document exactly once per epoch, and the number and tokens of an epoch's p
 corpus are left padded instead of being completed from the next epoch.
 
 A plan is a pure function of the documents' lengths (and, where documents are longer than the sequence, of their images'
-places), the sequence length, the seed, and what is to happen to documents that are too long.
+places), the sequence length, the seed, what is to happen to documents that are too long, and which others are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from megatron_apriel.config.choices import LongDocuments
 from megatron_apriel.data.corpus.on_disk import Corpus
-from megatron_apriel.data.loading.cutting import LongDocumentsReport, cut_documents
+from megatron_apriel.data.loading.cutting import NO_DOCUMENTS, LongDocumentsReport, cut_documents
 from megatron_apriel.data.loading.order import shuffled
 from megatron_apriel.errors import DataError
 
@@ -136,14 +136,20 @@ def best_fit_decreasing(lengths: NDArray[np.integer], capacity: int) -> tuple[ND
     return chosen, number
 
 
-def make_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents: LongDocuments = "error") -> PackingPlan:
-    """The packing plan of a corpus.
+def make_plan(
+    corpus: Corpus,
+    sequence_length: int,
+    seed: int,
+    long_documents: LongDocuments = "error",
+    left_out: NDArray[np.int64] = NO_DOCUMENTS,
+) -> PackingPlan:
+    """The packing plan of a corpus without the documents ``left_out``.
 
     Raises DataError if a document is longer than the sequence and ``long_documents`` is ``error``, if an image to be
     kept by ``split`` is, or if no document is left.
     """
-    cut = cut_documents(corpus, sequence_length, long_documents)
-    whole = np.flatnonzero(~cut.are_long)
+    cut = cut_documents(corpus, sequence_length, long_documents, left_out)
+    whole = np.flatnonzero(cut.whole)
     documents = np.concatenate([whole, cut.pieces.documents])
     starts = np.concatenate([np.zeros(whole.size, dtype=np.int64), cut.pieces.starts])
     lengths = np.concatenate([corpus.documents["tokens"][whole], cut.pieces.lengths])

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from megatron_apriel.config.choices import LongDocuments
 from megatron_apriel.data.corpus.array_header import read_header
 from megatron_apriel.data.corpus.on_disk import Corpus
-from megatron_apriel.data.loading.cutting import CutDocuments, cut_documents
+from megatron_apriel.data.loading.cutting import NO_DOCUMENTS, CutDocuments, cut_documents
 from megatron_apriel.data.loading.packing import PackingPlan, document_dtype, make_plan
 from megatron_apriel.data.loading.plan_checks import check_plan, number_of_pieces
 from megatron_apriel.errors import printable
@@ -55,14 +55,20 @@ _BYTES_OF_PIECE, _SLACK_BYTES = 28, 1 << 16
 logger = named_logger(__name__)
 
 
-def cached_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents: LongDocuments) -> PackingPlan:
+def cached_plan(
+    corpus: Corpus,
+    sequence_length: int,
+    seed: int,
+    long_documents: LongDocuments,
+    left_out: NDArray[np.int64] = NO_DOCUMENTS,
+) -> PackingPlan:
     """:func:`~megatron_apriel.data.loading.packing.make_plan`, read from disk where it was made before.
 
     Raises what ``make_plan`` raises; a cache that is damaged, cannot be written or is locked is never an error. Then
     the plan is made again: every process that makes it gets the same.
     """
-    name = f"{plan_key(corpus, sequence_length, seed, long_documents)}.npz"
-    cut = cut_documents(corpus, sequence_length, long_documents)
+    name = f"{plan_key(corpus, sequence_length, seed, long_documents, left_out)}.npz"
+    cut = cut_documents(corpus, sequence_length, long_documents, left_out)
     directories = cache_directories(corpus)
     for directory in directories:
         plan = _read(directory / name, corpus, cut, sequence_length, seed)
@@ -74,7 +80,7 @@ def cached_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents:
             with take_lock(directory / f"{name}.lock", LOCK_PATIENCE_S):
                 plan = _read(directory / name, corpus, cut, sequence_length, seed)
                 if plan is None:
-                    plan = make_plan(corpus, sequence_length, seed, long_documents)
+                    plan = make_plan(corpus, sequence_length, seed, long_documents, left_out)
                     _write(directory / name, plan, corpus, cut)
             return plan
         except HeldError as error:
@@ -82,7 +88,7 @@ def cached_plan(corpus: Corpus, sequence_length: int, seed: int, long_documents:
             break
         except OSError as error:
             logger.info("packing plans cannot be kept in %s: %s", directory, error)
-    return make_plan(corpus, sequence_length, seed, long_documents)
+    return make_plan(corpus, sequence_length, seed, long_documents, left_out)
 
 
 def cache_directories(corpus: Corpus) -> tuple[Path, Path]:
@@ -91,7 +97,13 @@ def cache_directories(corpus: Corpus) -> tuple[Path, Path]:
     return corpus.path / ".packing", Path(home) / "megatron_apriel" / "packing"
 
 
-def plan_key(corpus: Corpus, sequence_length: int, seed: int, long_documents: LongDocuments) -> str:
+def plan_key(
+    corpus: Corpus,
+    sequence_length: int,
+    seed: int,
+    long_documents: LongDocuments,
+    left_out: NDArray[np.int64] = NO_DOCUMENTS,
+) -> str:
     """Hash of everything that a plan depends on."""
     digest = hashlib.sha256(json.dumps([ALGORITHM, sequence_length, seed, long_documents]).encode())
     lengths = np.ascontiguousarray(corpus.documents["tokens"])
@@ -99,13 +111,14 @@ def plan_key(corpus: Corpus, sequence_length: int, seed: int, long_documents: Lo
     if lengths.max() > sequence_length:
         for column in ("document", "start", "rows", "columns"):
             digest.update(np.ascontiguousarray(corpus.image_rows[column]))
+    digest.update(left_out)
     return digest.hexdigest()[:32]
 
 
 def _read(path: Path, corpus: Corpus, cut: CutDocuments, sequence_length: int, seed: int) -> PackingPlan | None:
     try:
         with open_input(path) as file:
-            most = _SLACK_BYTES + _BYTES_OF_PIECE * number_of_pieces(corpus, cut)
+            most = _SLACK_BYTES + _BYTES_OF_PIECE * number_of_pieces(cut)
             if (size := os.fstat(file.fileno()).st_size) > most:
                 raise ValueError(f"it has {size:,} bytes, and a plan of this corpus at most {most:,}")
             with zipfile.ZipFile(file) as archive:

@@ -4,7 +4,7 @@ A corpus lies where a team shares it, and so does its plan; ``data/corpus/on_dis
 names. So a plan is compared with the corpus before it is used:
 
 - every document that fits is in it exactly once and whole, every longer one in exactly the pieces that its cutting
-  gives (``cutting.py``), none of which ends inside an image;
+  gives (``cutting.py``), none of which ends inside an image; none that is left out is in it;
 - no pack is empty or holds more than a sequence, and its number of tokens is their sum;
 - the pieces of a pack stand in the random order of the seed;
 - at most one pack of each window of pieces is half empty, as best fit promises: two of them would have been one.
@@ -34,9 +34,9 @@ _PIECES = 1 << 20
 """Pieces looked at together."""
 
 
-def number_of_pieces(corpus: Corpus, cut: CutDocuments) -> int:
-    """Pieces in every plan of a corpus whose long documents were cut so."""
-    return len(corpus) - cut.report.documents + cut.pieces.documents.size
+def number_of_pieces(cut: CutDocuments) -> int:
+    """Pieces in every plan of a corpus whose documents were cut so."""
+    return int(cut.whole.sum()) + cut.pieces.documents.size
 
 
 def check_plan(plan: PackingPlan, corpus: Corpus, cut: CutDocuments) -> None:
@@ -70,7 +70,7 @@ def _refuse(wrong: NDArray[np.bool_], first: int, what: str, thing: str = "pack"
 
 def _check_sizes(plan: PackingPlan, corpus: Corpus, cut: CutDocuments) -> None:
     """Compare the arrays' sizes, and find all document numbers and offsets within what they point to."""
-    pieces, expected = plan.documents.size, number_of_pieces(corpus, cut)
+    pieces, expected = plan.documents.size, number_of_pieces(cut)
     if not pieces or pieces != expected:
         raise ValueError(f"it has {pieces} pieces, and the corpus gives {expected}")
     parts = expected if cut.pieces.documents.size else 0
@@ -91,13 +91,16 @@ def _numbers(plan: PackingPlan, cut: CutDocuments) -> NDArray[np.integer]:
 
     Compares the pieces of long documents with those of their cutting.
     """
-    if not cut.report.documents:
+    if cut.whole.all():
         return plan.documents
-    ranks = np.cumsum(~cut.are_long, dtype=plan.documents.dtype) - 1
+    ranks = np.cumsum(cut.whole, dtype=plan.documents.dtype) - 1
     numbers = ranks[plan.documents]
-    parts = np.flatnonzero(cut.are_long[plan.documents])
+    parts = np.flatnonzero(~cut.whole[plan.documents])
     if parts.size != cut.pieces.documents.size:
-        raise ValueError(f"{parts.size} pieces are of long documents, and the corpus gives {cut.pieces.documents.size}")
+        raise ValueError(
+            f"{parts.size} pieces are of documents that are cut or left out, and the corpus gives"
+            f" {cut.pieces.documents.size}"
+        )
     if parts.size:
         order = parts[np.lexsort((plan.starts[parts], plan.documents[parts]))]
         for found, expected in zip((plan.documents, plan.starts, plan.lengths), cut.pieces, strict=True):
@@ -121,6 +124,6 @@ def _lengths(plan: PackingPlan, corpus: Corpus, cut: CutDocuments, pieces: slice
     if not plan.lengths.size:
         return tokens
     lengths = plan.lengths[pieces].astype(np.int64)
-    wrong = ~cut.are_long[documents] & ((plan.starts[pieces] != 0) | (lengths != tokens))
+    wrong = cut.whole[documents] & ((plan.starts[pieces] != 0) | (lengths != tokens))
     _refuse(wrong, pieces.start, "a document that fits is not whole", "piece")
     return lengths

@@ -18,8 +18,10 @@ from megatron_apriel.data.corpus.format import CorpusManifest
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.processor_files import longest_side
 from megatron_apriel.data.corpus.tokens import TOKENIZER_FILES, load_tokenizer, tokenizer_digest
+from megatron_apriel.data.loading.cutting import cut_documents
 from megatron_apriel.data.loading.packing import PackingPlan
 from megatron_apriel.data.loading.plan_cache import cached_plan
+from megatron_apriel.data.loading.targets import Targets, count_targets, images_left
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.terminal import named_logger
@@ -28,11 +30,41 @@ logger = named_logger(__name__)
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What is learned of a corpus as its source's section says.
+
+    Attributes:
+        targets: of its documents; those without any are left out.
+        images: how many stand in its sequences.
+    """
+
+    targets: Targets
+    images: int
+
+    def remarks(self, section: SourceSection, corpus: Corpus) -> list[str]:
+        """What somebody should know of it before a run, a line each; none where every target is learned."""
+        targets, result = self.targets, []
+        if targets.without.size:
+            result.append(
+                f"{targets.without.size:,} of {len(corpus):,} documents have no token to learn (loss:"
+                f" {section.loss}) and are left out (without_targets: {section.without_targets});"
+                f" {targets.without_as_cut:,} of them were cut where it was (long_documents: {section.long_documents})"
+            )
+        if targets.lost and section.loss == "responses":
+            result.append(
+                f"{targets.shortened:,} of {len(corpus):,} documents lost {targets.lost:,} tokens of their responses"
+                f" (long_documents: {section.long_documents})"
+            )
+        return result
+
+
+@dataclass(frozen=True)
 class Source:
-    """One source: what the configuration says of it, its corpus and its plan."""
+    """One source: what the configuration says of it, its corpus, what there is to learn of it, and its plan."""
 
     section: SourceSection
     corpus: Corpus
+    lesson: Lesson
     plan: PackingPlan
 
     @property
@@ -53,41 +85,65 @@ def open_sources(
         directory: with the model's processor files, which may ask for smaller images than its tower could read.
 
     Raises DataError if a corpus is damaged, was made for another model, by another tokenizer than the first of them,
-    has no responses where the loss is on them, or cannot be packed as configured.
+    has nothing to learn, or has documents without targets or too long ones and nothing says that these may go.
     """
     corpora = [Corpus.open(section.corpus) for section in sections]
     for section, corpus in zip(sections, corpora, strict=True):
         check_fits(section, corpus.manifest, architecture, directory)
         _check_same_tokenizer(corpora[0], corpus)
-    opened = [
-        Source(section, corpus, cached_plan(corpus, sequence_length, seed, section.long_documents))
-        for section, corpus in zip(sections, corpora, strict=True)
+    return [
+        open_source(section, corpus, sequence_length, seed) for section, corpus in zip(sections, corpora, strict=True)
     ]
-    for source in opened:
-        check_something_to_learn(source)
-    return opened
 
 
-def check_something_to_learn(source: Source) -> None:
-    """Raises DataError if the loss is on responses and the packs of a source have none.
+def open_source(section: SourceSection, corpus: Corpus, sequence_length: int, seed: int) -> Source:
+    """A source with its packing plan. Raises DataError as :func:`open_sources`."""
+    lesson = check_something_to_learn(section, corpus, sequence_length)
+    plan = cached_plan(corpus, sequence_length, seed, section.long_documents, lesson.targets.without)
+    return Source(section, corpus, lesson, plan)
 
-    A corpus may have responses, and all of them behind the place where its documents are cut. Reads as far as the first
-    token to learn, which nearly always is in the first pack.
+
+def check_something_to_learn(section: SourceSection, corpus: Corpus, sequence_length: int) -> Lesson:
+    """What is learned of a corpus in sequences of this length; no packing plan is needed to know it.
+
+    Raises DataError if nothing is, or if one of its documents has no target and ``without_targets`` is ``error``; or if
+    a document is too long and ``long_documents`` says so.
     """
-    if source.section.loss != "responses":
-        return
-    corpus, plan = source.corpus, source.plan
-    for pack in range(plan.num_packs):
-        for piece in plan.pieces(pack, corpus):
-            # The first token of a piece is never predicted.
-            if corpus.responses(piece.document, piece.start, piece.length)[1:].any():
-                return
-    raise DataError(
-        f"{source.section.corpus}: none of its {plan.num_packs:,} sequences of {plan.sequence_length:,} tokens has a "
-        f"token to learn: loss is 'responses', and no response is left where long_documents is "
-        f"{source.section.long_documents!r}.",
-        "Prompts fill the sequences, and what was to be learned is cut off.",
-        f"Use a larger sequence_length, or split the long documents of source {source.label!r} (long_documents=split).",
+    cut = cut_documents(corpus, sequence_length, section.long_documents)
+    targets = count_targets(corpus, cut, section.loss)
+    without, number = targets.without, targets.without.size
+    if number == targets.kept > 0:
+        found = f"none of its {len(corpus):,} documents has a token to learn"
+        raise _without_targets(section, sequence_length, targets, found, "take it out of the mixture")
+    if number and section.without_targets == "error":
+        found = (
+            f"{number:,} of its {len(corpus):,} documents have no token to learn, the first is document {without[0]},"
+        )
+        raise _without_targets(section, sequence_length, targets, found, "set without_targets=drop for it")
+    if number:
+        cut = cut_documents(corpus, sequence_length, section.long_documents, without)
+    return Lesson(targets, images_left(corpus, cut))
+
+
+def _without_targets(
+    section: SourceSection, sequence_length: int, targets: Targets, found: str, otherwise: str
+) -> DataError:
+    """The error of a corpus in which that was ``found``; the last way out is ``otherwise``."""
+    if targets.without_as_cut:
+        why = f"What was to be learned in {targets.without_as_cut:,} of them is cut off: prompts fill the sequences."
+        fix = f"Use a larger sequence_length, split the long documents of source {section.label!r}"
+        fix = f"{fix} (long_documents=split), or {otherwise}."
+    elif section.loss == "responses":
+        why = "No token of them that is predicted is part of a response."
+        fix = f"Prepare source {section.label!r} with what is to be learned in every document, or {otherwise}."
+    else:
+        why = "They are images alone, or a single token: neither is predicted."
+        fix = f"Prepare source {section.label!r} with text in every document, or {otherwise}."
+    return DataError(
+        f"{section.corpus}: {found} in sequences of {sequence_length:,} tokens, where loss is {section.loss!r} and "
+        f"long_documents {section.long_documents!r}.",
+        why,
+        fix,
     )
 
 
@@ -137,15 +193,22 @@ def check_fits(
             )
 
 
-def check_images_to_learn_from(config: StageConfig, manifests: Sequence[CorpusManifest]) -> None:
-    """Raises DataError if only what reads images would train, and no corpus of the mixture has any."""
-    if config.train.decoder or any(manifest.counts.images for manifest in manifests):
+def check_images_to_learn_from(config: StageConfig, stored: int, left: int) -> None:
+    """Raises DataError if a part that reads images would train and the mixture has none, unless that is asked for.
+
+    Args:
+        config: the stage.
+        stored: images in the corpora of the mixture.
+        left: how many of them stand in sequences.
+    """
+    parts = [name for name in config.trained_components if name != "decoder"]
+    if left or not parts or not config.images.required:
         return
-    trained = " and ".join(config.trained_components)
+    lost = f" in its sequences: its {stored:,} are cut off or dropped with their documents" if stored else ""
     raise DataError(
-        f"only {trained} would train, and none of the {len(manifests)} corpora has images.",
+        f"{' and '.join(parts)} would train, and none of the {len(config.mixture)} corpora has images{lost}.",
         "Without images there is no gradient there, and weight decay alone would change the weights.",
-        "Add a corpus with images to the mixture, or train the decoder.",
+        f"Add a corpus with images to the mixture, freeze {' and '.join(parts)}, or set images.required=false.",
     )
 
 
@@ -215,3 +278,5 @@ def log_sources(sources: Sequence[Source]) -> None:
                 long.dropped_documents,
                 long.dropped_tokens,
             )
+        for remark in source.lesson.remarks(source.section, source.corpus):
+            logger.warning("source %r: %s", source.label, remark)

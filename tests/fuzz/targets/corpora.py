@@ -17,9 +17,8 @@ from megatron_apriel.config.schema import SourceSection
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading.assemble import read_sequence
 from megatron_apriel.data.loading.images import ImageDecoder
-from megatron_apriel.data.loading.packing import PackingPlan, make_plan
-from megatron_apriel.data.loading.plan_cache import cached_plan
-from megatron_apriel.data.loading.sources import Source
+from megatron_apriel.data.loading.packing import make_plan
+from megatron_apriel.data.loading.sources import Source, open_source
 from megatron_apriel.errors import DataError
 from megatron_apriel.testing.corpora import random_pixels, write_corpus
 
@@ -33,7 +32,8 @@ _TABLES = {"documents.npy": "documents", "images.npy": "images"}
 
 
 def _section(path: Path) -> SourceSection:
-    return SourceSection.model_validate({"corpus": str(path), "long_documents": "split"})
+    settings = {"corpus": str(path), "long_documents": "split", "without_targets": "drop"}
+    return SourceSection.model_validate(settings)
 
 
 def write_honest(directory: Path) -> None:
@@ -87,9 +87,9 @@ class Corpora(Target):
         try:
             corpus = Corpus.open(path)
             _compare_tokens(corpus, path)
-            plan = cached_plan(corpus, LENGTH, SEED, "split")
-            check_plan(plan, corpus)
-            self._sequences(Source(_section(path), corpus, plan))
+            source = open_source(_section(path), corpus, LENGTH, SEED)
+            check_plan(source)
+            self._sequences(source)
         finally:
             check_untouched()
 
@@ -136,9 +136,10 @@ def _compare_tokens(corpus: Corpus, path: Path) -> None:
                 raise Wrong("an image's bytes are not those of the file")
 
 
-def check_plan(plan: PackingPlan, corpus: Corpus) -> None:
+def check_plan(source: Source) -> None:
     """Raise Wrong if a plan is not made of exactly the pieces that its documents must be cut into."""
-    expected = make_plan(corpus, LENGTH, SEED, "split")
+    plan, corpus = source.plan, source.corpus
+    expected = make_plan(corpus, LENGTH, SEED, "split", source.lesson.targets.without)
     pieces = [plan.pieces(pack, corpus) for pack in range(plan.num_packs)]
     for pack, inside in enumerate(pieces):
         total = sum(piece.length for piece in inside)
@@ -280,7 +281,7 @@ class PackingPlans(Target):
     def make(self, directory: Path) -> None:
         write_honest(directory)
         for name in ("text", "pictures"):
-            cached_plan(Corpus.open(directory / name), LENGTH, SEED, "split")
+            open_source(_section(directory / name), Corpus.open(directory / name), LENGTH, SEED)
 
     def mutate(self, random: Random, directory: Path, changes: int) -> str:
         name = random.choice(("text", "pictures"))
@@ -298,14 +299,14 @@ class PackingPlans(Target):
         os.environ["XDG_CACHE_HOME"] = str(directory / "cache")
         corpus = Corpus.open(path)
         try:
-            plan = cached_plan(corpus, LENGTH, SEED, "split")
+            source = open_source(_section(path), corpus, LENGTH, SEED)
         except DataError as error:
             raise Wrong(f"a kept plan is no reason to refuse a corpus: {error}") from error
         finally:
             check_untouched()
-        check_plan(plan, corpus)
-        for pack in range(plan.num_packs):
-            read_sequence(Source(_section(path), corpus, plan), pack)
+        check_plan(source)
+        for pack in range(source.plan.num_packs):
+            read_sequence(source, pack)
 
 
 def _changed_plan(random: Random, data: bytes) -> tuple[bytes, str]:

@@ -127,10 +127,9 @@ def test_missing_corpora_are_errors_where_asked_for() -> None:
 def test_corpora_of_no_use_are_errors_where_asked_for(tmp_path: Path) -> None:
     write_corpus(tmp_path / "text", [8], images=None)
     mixture = [{"corpus": tmp_path / "text", "loss": "responses"}]
-    assert "note: mixture" not in plan(stage(mixture=mixture), 8, architecture="apriel-15b", check_data=True)
-    manifest = json.loads((tmp_path / "text" / "corpus.json").read_text())
-    manifest["counts"]["response_tokens"] = 0
-    (tmp_path / "text" / "corpus.json").write_text(json.dumps(manifest))
+    decoder = {"train": {"decoder": 1}}
+    assert "note: mixture" not in plan(stage(mixture=mixture, **decoder), 8, architecture="apriel-15b", check_data=True)
+    write_corpus(tmp_path / "text", [8], images=None, responses=False)
     with pytest.raises(DataError, match="none of its 8 tokens is part of a response, and loss is 'responses'"):
         plan(stage(mixture=mixture), 8, architecture="apriel-15b", check_data=True)
     assert "note: mixture text:" in plan(stage(mixture=mixture), 8, architecture="apriel-15b")
@@ -140,16 +139,34 @@ def test_corpora_that_the_run_would_refuse_together_are_errors_where_asked_for(t
     write_corpus(tmp_path / "text", [8000, 8000], images=None)
     for changes, message in (
         ({"mixture": [{"corpus": tmp_path / "text", "epochs": 2}]}, "16,000 tokens in each of epochs=2; the run needs"),
-        (
-            {"mixture": [{"corpus": tmp_path / "text"}], "train": {"projector": 1}},
-            "only projector would train, and none of the 1 corpora has images",
-        ),
+        ({"mixture": [{"corpus": tmp_path / "text"}]}, "projector would train, and none of the 1 corpora has images"),
     ):
         assert message in " ".join(plan(stage(**changes), 8, architecture="apriel-15b").split())
         with pytest.raises(DataError, match=message):
             plan(stage(**changes), 8, architecture="apriel-15b", check_data=True)
-    enough = {"mixture": [{"corpus": tmp_path / "text", "epochs": 1e9}]}
+    enough = {"mixture": [{"corpus": tmp_path / "text", "epochs": 1e9}], "images": {"required": False}}
     assert "epochs=1e+09" not in plan(stage(**enough), 8, architecture="apriel-15b", check_data=True).split("note:")[-1]
+
+
+def test_what_is_left_to_learn_is_counted_where_asked_for(tmp_path: Path) -> None:
+    """The second half of a document is its response; sequences have 8192 tokens, so nothing of the first's is left."""
+    write_corpus(tmp_path / "chats", [16384, 10000, 30], images=None)
+
+    def text(check: bool = True, **changes: Any) -> str:
+        source = {"corpus": tmp_path / "chats", "loss": "responses", "long_documents": "truncate"} | changes
+        config = stage(mixture=[source], train={"decoder": 1})
+        return " ".join(plan(config, 8, architecture="apriel-15b", check_data=check).split())
+
+    assert "to learn" not in text(check=False)
+    with pytest.raises(DataError, match="1 of its 3 documents have no token to learn, the first is document 0, in"):
+        text()
+    with pytest.raises(DataError, match="2 of 3 documents are longer than sequence_length=8192"):
+        text(long_documents="error")
+    dropped = text(without_targets="drop")
+    assert "note: mixture chats: 1 of 3 documents have no token to learn (loss: responses) and are left out" in dropped
+    assert "chats: 2 of 3 documents lost 10,000 tokens of their responses (long_documents: truncate)" in dropped
+    for settings in ({"long_documents": "split"}, {"loss": "all"}):
+        assert "note: mixture" not in text(**settings)
 
 
 def test_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch) -> None:

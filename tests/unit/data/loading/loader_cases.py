@@ -30,9 +30,9 @@ def documents(seed: int, number: int, images: bool) -> list[list]:
     generator = np.random.default_rng(seed)
     result = []
     for _ in range(number):
-        document: list = [int(generator.integers(1, 60))]
+        document: list = [int(generator.integers(2, 60))]
         for _ in range(int(generator.integers(0, 4)) if images else 0):
-            document += [random_pixels(generator, *generator.integers(1, 50, 2)), int(generator.integers(0, 9))]
+            document += [random_pixels(generator, *generator.integers(1, 50, 2)), int(generator.integers(1, 9))]
         result.append(document)
     return result
 

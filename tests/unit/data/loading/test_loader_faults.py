@@ -96,5 +96,5 @@ def test_damaged_response_flags_end_the_run_where_they_count(corpora, tmp_path):
 
     corpus = spoiled(tmp_path, "responses.bin", change)
     assert load(stage(corpora, sources=[{"corpus": corpus.path}], steps=1))
-    with pytest.raises(DataError, match=r"sequence 0: .*responses\.bin has 2 for a token of document 0"):
+    with pytest.raises(DataError, match=r"responses\.bin has 2 for a token of document 0,"):
         load(stage(corpora, sources=[{"corpus": corpus.path, "loss": "responses"}]))

@@ -68,25 +68,68 @@ def test_prompts_that_fill_the_sequences_are_refused_where_the_loss_is_on_respon
     length = stage({}, sources=[{"corpus": tmp_path}]).sequence_length
     corpus = write_corpus(tmp_path / "long", [2 * length, 3 * length])
     source = {"corpus": corpus.path, "loss": "responses", "long_documents": "truncate", "name": "web"}
-    message = rf"none of its 2 sequences of {length} tokens has a token to learn(?s:.*)long documents of source 'web'"
-    with pytest.raises(DataError, match=message):
-        TrainingLoader(stage({}, sources=[source]), MODEL)
+    message = (
+        rf"none of its 2 documents has a token to learn in sequences of {length} tokens(?s:.*)documents of source 'web'"
+    )
+    for without in ("error", "drop"):
+        with pytest.raises(DataError, match=message):
+            TrainingLoader(stage({}, sources=[{**source, "without_targets": without}]), MODEL)
     for change in ({"long_documents": "split"}, {"loss": "all"}):
         with TrainingLoader(stage({}, sources=[{**source, **change}]), MODEL) as loader:
             assert next(loader).num_loss_tokens > 0
     # One token behind the prompt is enough.
-    write_corpus(tmp_path / "longer", [2 * length, 2 * length - 2])
-    with TrainingLoader(stage({}, sources=[{**source, "corpus": tmp_path / "longer"}]), MODEL):
+    longer = write_corpus(tmp_path / "longer", [2 * length - 2])
+    with TrainingLoader(stage({}, sources=[{**source, "corpus": longer.path}]), MODEL):
         pass
+
+
+def test_documents_without_targets_are_dropped_or_refused_as_set(tmp_path, caplog):
+    """The second half of a document is its response: of the first and the third nothing is left of it."""
+    length = stage({}, sources=[{"corpus": tmp_path}]).sequence_length
+    corpus = write_corpus(tmp_path / "some", [2 * length, 2 * length - 2, 3 * length, 10])
+    source = {"corpus": corpus.path, "loss": "responses", "long_documents": "truncate", "name": "web"}
+    with pytest.raises(DataError) as caught:
+        TrainingLoader(stage({}, sources=[source]), MODEL)
+    for words in (
+        f"2 of its 4 documents have no token to learn, the first is document 0, in sequences of {length} tokens",
+        "What was to be learned in 2 of them is cut off",
+        "set without_targets=drop",
+    ):
+        assert words in str(caught.value)
+    with (
+        caplog.at_level(logging.WARNING),
+        TrainingLoader(stage({}, sources=[source | {"without_targets": "drop"}]), MODEL) as loader,
+    ):
+        assert {sample for batch in loader for sample in batch.samples} == {1, 3}
+    assert "source 'web': 2 of 4 documents have no token to learn" in caplog.text
+    lost = length + (length - 2) + length * 3 // 2
+    assert f"source 'web': 3 of 4 documents lost {lost} tokens of their responses" in caplog.text
 
 
 def test_a_tower_cannot_learn_from_text(corpora):
     train = {"tower": 1.0, "projector": 0.5}
     with TrainingLoader(stage(corpora, train=train), MODEL):
         pass
-    message = "only tower and projector would train, and none of the 1 corpora has images"
-    with pytest.raises(DataError, match=message):
-        TrainingLoader(stage(corpora, train=train, sources=[{"corpus": corpora["text"].path}]), MODEL)
+    sources = [{"corpus": corpora["text"].path}]
+    for parts in ({}, {"decoder": 1.0}):
+        message = "^tower and projector would train, and none of the 1 corpora has images"
+        with pytest.raises(DataError, match=message):
+            TrainingLoader(stage(corpora, train=train | parts, sources=sources), MODEL)
+        with TrainingLoader(stage(corpora, train=train | parts, sources=sources, images={"required": False}), MODEL):
+            pass
+
+
+def test_a_projector_cannot_learn_from_images_that_are_cut_off(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    corpus = write_corpus(tmp_path / "long", [[300, pixels, 5], 20])
+    for how, left in (("split", True), ("truncate", False), ("drop", False)):
+        source = {"corpus": corpus.path, "long_documents": how}
+        config = stage({}, train={"projector": 1.0, "decoder": 1.0}, sources=[source])
+        if left:
+            with TrainingLoader(config, MODEL):
+                continue
+        with pytest.raises(DataError, match="has images in its sequences: its 1 are cut off or dropped"):
+            TrainingLoader(config, MODEL)
 
 
 def test_the_processor_may_ask_for_smaller_images_than_the_tower_reads(corpora, tmp_path):

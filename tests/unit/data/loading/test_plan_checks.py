@@ -219,7 +219,7 @@ def test_a_plan_of_another_policy_is_refused(cut):
 
 def test_a_dropped_document_in_place_of_a_whole_one_is_refused(cut):
     plan = make_plan(cut, LENGTH, SEED, "drop")
-    with pytest.raises(ValueError, match="1 pieces are of long documents, and the corpus gives 0"):
+    with pytest.raises(ValueError, match="1 pieces are of documents that are cut or left out, and the corpus gives 0"):
         check(with_values(plan, documents=(3, TEXT)), cut, "drop")
 
 
