@@ -110,6 +110,7 @@ class RunState(BaseModel):
     Attributes:
         sequences: of the mixture that were trained on.
         skipped, skipped_in_a_row: steps whose loss or gradient was not finite.
+        empty: steps without a target.
         config: the configuration that the run was begun with.
         corpora: fingerprints of the mixture's corpora.
     """
@@ -119,6 +120,7 @@ class RunState(BaseModel):
     sequences: _Count
     skipped: _Count = 0
     skipped_in_a_row: _Count = 0
+    empty: _Count = 0
     config: _SavedSettings
     corpora: list[str] = []
 

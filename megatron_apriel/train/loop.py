@@ -25,7 +25,7 @@ from megatron_apriel.checkpoint.store import CheckpointStore, Saved
 from megatron_apriel.config.schedule import learning_rate
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
-from megatron_apriel.errors import DataError, ExitCode
+from megatron_apriel.errors import DataError, ExitCode, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import image_flops, step_flops
 from megatron_apriel.parallel.layout import Layout
@@ -56,6 +56,7 @@ class Stage:
     finished_steps: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    empty: int = 0
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     """Of the last steps, for the time left."""
 
@@ -97,7 +98,7 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
     """
     config, steps = stage.config, stage.config.steps
     if _asked_before_the_first_step(stop):
-        stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
+        _record_end(stage, stop.reason, complete=False)
         if dist.get_rank() == 0:
             say(f"stopped before step {stage.finished_steps + 1}: {stop.reason}; run the same command to resume")
         return stop.exit_code
@@ -118,12 +119,19 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
             _save(stage, background=config.checkpoint.background and not (done or stop_code))
         if stop_code and not done:
             stop.adopt(stop_code)
-            stage.metrics.write("end", stage.finished_steps, reason=stop.reason, complete=False)
+            _record_end(stage, stop.reason, complete=False)
             if dist.get_rank() == 0:
                 say(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to resume")
             return stop.exit_code
-    stage.metrics.write("end", stage.finished_steps, reason="all steps are done", complete=True)
+    _record_end(stage, "all steps are done", complete=True)
     return ExitCode.OK
+
+
+def _record_end(stage: Stage, reason: str, complete: bool) -> None:
+    counts = {"skipped": stage.skipped, "empty": stage.empty}
+    stage.metrics.write(
+        "end", stage.finished_steps, steps=stage.config.steps, reason=reason, complete=complete, **counts
+    )
 
 
 def _asked_before_the_first_step(stop: StopRequest) -> bool:
@@ -155,12 +163,15 @@ def _counted(stage: Stage, batches: Iterator[Batch], work: _Work) -> Iterator[Ba
 
 
 def _record(stage: Stage, result: StepResult, work: _Work) -> None:
-    """Log the step; count a skipped one, and end the run if there were too many."""
+    """Log the step; count one without an update, and end the run if too many were not finite."""
     config, steps = stage.config, stage.config.steps
     seconds = time.perf_counter() - work.started
     stage.recent_seconds.append(seconds)
-    if not result.applied:
+    if not result.finite:
         _record_skipped(stage, result)
+        return
+    if result.empty:
+        _record_empty(stage)
         return
     stage.skipped_in_a_row = 0
     if stage.finished_steps % config.logging.every and stage.finished_steps != steps:
@@ -184,6 +195,7 @@ def _record(stage: Stage, result: StepResult, work: _Work) -> None:
         seconds=seconds,
         seconds_left=statistics.fmean(stage.recent_seconds) * (steps - stage.finished_steps),
         skipped=stage.skipped,
+        empty=stage.empty,
         memory_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
     )
 
@@ -191,6 +203,23 @@ def _record(stage: Stage, result: StepResult, work: _Work) -> None:
 def _by_source(labels: list[str], result: StepResult) -> dict[str, float]:
     sums_and_counts = zip(labels, result.source_sums, result.source_counts, strict=True)
     return {label: loss / count for label, loss, count in sums_and_counts if count}
+
+
+def _record_empty(stage: Stage) -> None:
+    """Count a step without a target, and name its sequences' sources."""
+    stage.empty += 1
+    config, loader = stage.config, stage.loader
+    stop = stage.finished_steps * config.sequences_per_step
+    sequences = range(stop - config.sequences_per_step, stop)
+    sources = sorted({loader.mixture.place(sequence)[0] for sequence in sequences})
+    stage.metrics.write(
+        "empty",
+        stage.finished_steps,
+        steps=config.steps,
+        sequences=len(sequences),
+        sources=[printable(config.mixture[source].label) for source in sources],
+        empty=stage.empty,
+    )
 
 
 def _record_skipped(stage: Stage, result: StepResult) -> None:
@@ -257,6 +286,7 @@ def _save(stage: Stage, background: bool) -> None:
         "sequences": stage.finished_steps * stage.config.sequences_per_step,
         "skipped": stage.skipped,
         "skipped_in_a_row": stage.skipped_in_a_row,
+        "empty": stage.empty,
         "config": stage.config.model_dump(mode="json"),
         "corpora": [source.corpus.fingerprint for source in stage.loader.sources],
     }

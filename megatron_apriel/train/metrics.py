@@ -1,9 +1,10 @@
 """Where a run's figures go: console, ``metrics.jsonl``, TensorBoard, Weights & Biases. Written by rank 0 only.
 
 ``metrics.jsonl`` is always written and is what other programs should read: one JSON object a line, with ``kind``
-(``resumed``, ``step``, ``validation``, ``skipped``, ``checkpoint``, ``end``) and ``step``. A resumed run appends; where
-it repeats steps that a killed attempt had already logged, the later line counts. A checkpoint that was written in the
-background has the step that it holds, and its line comes when it is whole: after later steps'.
+(``source``, ``resumed``, ``step``, ``validation``, ``skipped``, ``empty``, ``checkpoint``, ``end``) and ``step``. A
+resumed run appends; where it repeats steps that a killed attempt had already logged, the later line counts. A
+checkpoint that was written in the background has the step that it holds, and its line comes when it is whole: after
+later steps'.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Console:
 
     def write(self, record: Mapping[str, Any]) -> None:
         formatter = getattr(self, f"_{record['kind']}", None)
-        if formatter is not None:
-            say(formatter(record))
+        if formatter is not None and (line := formatter(record)):
+            say(line)
 
     def _step(self, record: Mapping[str, Any]) -> str:
         sources = record["loss_by_source"]
@@ -75,6 +76,17 @@ class Console:
             f" {record['gradient_norm']}; {record['in_a_row']} in a row, {record['skipped']} in all; the sequences and"
             f" samples are in {record['details']}"
         )
+
+    def _empty(self, record: Mapping[str, Any]) -> str:
+        return (
+            f"step {record['step']}/{record['steps']} | EMPTY, no update: none of its {record['sequences']} sequences"
+            f" ({', '.join(record['sources'])}) has a token to learn; {record['empty']} such steps in all"
+        )
+
+    def _end(self, record: Mapping[str, Any]) -> str:
+        skipped, empty = record["skipped"], record["empty"]
+        summary = f"step {record['step']}/{record['steps']} | without an update: {skipped} skipped, {empty} empty steps"
+        return summary if skipped or empty else ""
 
     def _resumed(self, record: Mapping[str, Any]) -> str:
         return f"resumed from {record['path']} in {record['seconds']:.1f} s"
@@ -108,7 +120,9 @@ class JsonLines:
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record under the names that plots use; losses by source get a name each."""
-    group = "train" if record["kind"] in ("step", "skipped") else record["kind"]
+    group = "train" if record["kind"] in ("step", "skipped", "empty") else record["kind"]
+    if group == "source":
+        group = f"source/{record['source']}"
     scalars = {}
     for key, value in record.items():
         if isinstance(value, Mapping):

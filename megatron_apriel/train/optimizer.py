@@ -143,12 +143,13 @@ def gradient_factor(
     Args:
         norm_of_sum: see :func:`gradient_norm`.
         loss_sums: losses summed over the global batch; if one of them or the norm is not finite there is no update.
-        tokens: how many carry loss in the global batch.
+        tokens: how many carry loss in the global batch; if none does there is no update, which would be decay alone.
         clip: largest norm of an update's gradient.
     """
-    factor = (clip / (norm_of_sum / tokens + _CLIP_EPSILON)).clamp(max=1.0) / tokens
+    divisor = tokens.clamp(min=1.0)
+    factor = (clip / (norm_of_sum / divisor + _CLIP_EPSILON)).clamp(max=1.0) / divisor
     finite = norm_of_sum.isfinite() & loss_sums.isfinite().all()
-    return factor.where(finite, math.nan)
+    return factor.where(finite & (tokens > 0), math.nan)
 
 
 def apply_gradients(optimizer: MegatronOptimizer, factor: torch.Tensor) -> None:

@@ -23,7 +23,7 @@ from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.load import to_yaml
-from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.schema import SourceSection, StageConfig
 from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.sources import check_tokenizer
@@ -222,6 +222,8 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
     with contextlib.ExitStack() as stack:
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
+        for source in loader.sources:
+            metrics.write("source", beginning.finished_steps, **source.figures())
         sidecars = alike(lambda: _keep_sidecars(config, newest))
 
         def initialise(chunks: list[AprielModel]) -> None:
@@ -247,6 +249,7 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
             finished_steps=beginning.finished_steps,
             skipped=beginning.state.skipped if beginning.state is not None else 0,
             skipped_in_a_row=beginning.state.skipped_in_a_row if beginning.state is not None else 0,
+            empty=beginning.state.empty if beginning.state is not None else 0,
         )
 
 
@@ -302,9 +305,13 @@ def _check_same(config: StageConfig, newest: Path, saved: Mapping[str, Any]) -> 
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What must stay the same of a configuration, without where the corpora lie."""
+    """What must stay the same of a configuration, without where the corpora lie.
+
+    A source's settings that the version of then did not have are as by default.
+    """
     meaning = {key: config.get(key) for key in SAME_ON_RESUME}
-    mixture = [{key: value for key, value in source.items() if key != "corpus"} for source in meaning["mixture"] or []]
+    default = SourceSection(corpus=Path()).model_dump(mode="json")
+    mixture = [{**default, **source, "corpus": None} for source in meaning["mixture"] or []]
     return meaning | {"mixture": mixture}
 
 

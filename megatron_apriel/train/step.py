@@ -82,7 +82,9 @@ def train_step(
     sources: int,
     clip: float,
 ) -> StepResult:
-    """One whole step: gradients, their norm, the update; or, where a number is not finite, no update at all.
+    """One whole step: gradients, their norm, the update; or no update at all, neither of weights nor of moments.
+
+    There is none where a number is not finite, and none where the objective counts nothing in the global batch.
 
     Args:
         chunks: this rank's model chunks.
@@ -98,13 +100,14 @@ def train_step(
     results = run_micro_batches(chunks, objective, batches, micro_batches, sequence_length, forward_only=False)
     norm_of_sum = gradient_norm(optimizer)
     sums = Sums.over_ranks(results, sources, objective.figures, shared)
-    count = sums.source_counts.sum().clamp(min=1.0)
+    count = sums.source_counts.sum()
     factor = gradient_factor(norm_of_sum, sums.source_sums, count, clip)
-    pending = sums.to_host(norm_of_sum / count, factor)
+    pending = sums.to_host(norm_of_sum / count.clamp(min=1.0), factor)
     apply_gradients(optimizer, factor)
     result = pending.result()
     if not result.applied:
         take_back(optimizer)
+    if not result.finite:
         result.bad_sequences = gather_bad_sequences(results)
     return result
 

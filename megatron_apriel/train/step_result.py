@@ -40,7 +40,8 @@ class StepResult:
         source_sums, source_counts: per source of the mixture, the objective's sum and what it counted.
         figures: the objective's figures by name, means over the same.
         gradient_norm: of the mean, before clipping.
-        applied: False if the step was skipped because loss or gradient was not finite.
+        applied: False if there was no update, because loss or gradient was not finite or because nothing was counted.
+        finite: whether loss and gradient were.
         sums, maxima: the caller's numbers, see :class:`Shared`.
         bad_sequences: numbers of sequences whose loss was not finite; empty for a sound step.
     """
@@ -51,9 +52,15 @@ class StepResult:
     figures: dict[str, float] = field(default_factory=dict)
     gradient_norm: float = 0.0
     applied: bool = True
+    finite: bool = True
     sums: list[float] = field(default_factory=list)
     maxima: list[int] = field(default_factory=list)
     bad_sequences: list[int] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was no update because the global batch holds no target."""
+        return self.finite and not self.applied
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ class PendingResult:
             figures={name: figure / count for name, figure in zip(self._figures, figures, strict=True)},
             gradient_norm=norm,
             applied=not math.isnan(factor),
+            finite=all(map(math.isfinite, (norm, *source_sums))),
             sums=sums,
             maxima=[int(number) for number in maxima],
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,25 @@ class Source:
     @property
     def label(self) -> str:
         return self.section.label
+
+    def figures(self) -> dict[str, Any]:
+        """What it holds and what of it is not learned, by name, for the log; fit for JSON."""
+        plan, long, targets = self.plan, self.plan.long_documents, self.lesson.targets
+        return {
+            "source": self.label,
+            "documents": len(self.corpus),
+            "tokens": plan.epoch_tokens,
+            "sequences": plan.num_packs,
+            "padding": plan.padding,
+            "images": self.lesson.images,
+            "long_documents": long.documents,
+            "dropped_documents": long.dropped_documents,
+            "dropped_tokens": long.dropped_tokens,
+            "without_targets": targets.without.size,
+            "without_targets_as_cut": targets.without_as_cut,
+            "shortened_documents": targets.shortened,
+            "lost_targets": targets.lost,
+        }
 
 
 def open_sources(

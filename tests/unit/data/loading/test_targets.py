@@ -23,7 +23,7 @@ LIMIT = 40
 
 
 def random_corpus(directory, seed: int) -> Corpus:
-    """Short and long documents, some of images alone, with few tokens of responses, none of them in some."""
+    """Short and long documents, some of images alone, with few tokens of responses, or many, or none."""
     generator = np.random.default_rng(seed)
     documents: list[list] = []
     for _ in range(40):
@@ -41,7 +41,7 @@ def random_corpus(directory, seed: int) -> Corpus:
         if kind < 0.5:
             flags[generator.integers(size)] = True
             return flags
-        return generator.random(size) < kind / 5
+        return generator.random(size) < (kind / 5 if kind < 0.8 else kind)
 
     return write_corpus(directory, documents, seed=seed, responses=responses)
 
