@@ -19,7 +19,6 @@ def optimizer_state(trainer: Trainer) -> dict[str, Tensor]:
         for of_group, group in enumerate(part.optimizer.param_groups):
             found[f"updates {number} {of_group}"] = torch.tensor(group.get("step", 0))
             for place, parameter in enumerate(group["params"]):
-                name = f"{number} {of_group} {place}"
-                found[f"main {name}"] = parameter.detach()
-                found |= {f"{moment} {name}": value for moment, value in part.optimizer.state.get(parameter, {}).items()}
+                name, moments = f"{number} {of_group} {place}", part.optimizer.state.get(parameter, {})
+                found |= {f"main {name}": parameter.detach()} | {f"{key} {name}": moments[key] for key in moments}
     return {name: tensor.clone() for name, tensor in found.items()}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from megatron_apriel.testing.checkpoints import hf_model
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.layouts import ALONE, CASES, LAYOUTS, LayoutRun, Setup, batches
 from megatron_apriel.testing.optimizer_state import optimizer_state
-from megatron_apriel.testing.ranks import run_ranks
+from megatron_apriel.testing.ranks import RankFailure, run_ranks
 from megatron_apriel.testing.weights import from_transformers
 from megatron_apriel.train.step_result import StepResult
 
@@ -160,3 +161,28 @@ def test_documents_without_a_target_are_counted_in_the_figures(root: Path) -> No
     assert [figures[name] for name in names] == ["some", 4, 2, 0, 172 + 72]
     names = ("without_targets", "without_targets_as_cut", "shortened_documents", "lost_targets", "images")
     assert [figures[name] for name in names] == [2, 1, 2, 150 + 72, 0]
+
+
+def test_a_run_from_before_these_settings_is_resumed(root: Path, chats: str) -> None:
+    words = (*CHATS, "checkpoint.keep=all", "checkpoint.every=4")
+    assert run(root, "older", *words, chats) == [ExitCode.OK]
+    checkpoints = root / "older" / "checkpoints"
+    (checkpoints / "step_00000008").rename(root / "older" / "aside")
+    file = checkpoints / "step_00000004" / "run.json"
+    record = json.loads(file.read_text())
+    del record["extra"]["empty"]
+    for source in record["extra"]["config"]["mixture"]:
+        del source["without_targets"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(RankFailure, match="was made with another configuration"):
+        run(root, "older", *words, chats.replace("}", ", without_targets: drop}"))
+    assert run(root, "older", *words, chats) == [ExitCode.OK]
+    first, again = ({record["step"]: record["loss"] for record in half} for half in halves(root, "older"))
+    assert again and again.items() <= first.items()
+
+
+def halves(root: Path, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The records of a run's steps, before it was resumed after step 4 and after."""
+    steps = records(root, name, "step")
+    place = next(place for place in range(1, len(steps)) if steps[place]["step"] <= steps[place - 1]["step"])
+    return steps[:place], steps[place:]

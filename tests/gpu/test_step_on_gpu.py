@@ -1,4 +1,4 @@
-"""A training step never waits for the GPU, and leaves everything as it was where a number is not finite."""
+"""A training step never waits for the GPU, and changes nothing where a number is not finite or there is no target."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from layout_runs import ARCHITECTURE, run_of
 from megatron.core.tensor_parallel import ColumnParallelLinear
 
-from megatron_apriel.batch import Batch
+from megatron_apriel.batch import IGNORED_LABEL, Batch
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import hf_model
 from megatron_apriel.testing.layouts import CASES, Setup
 from megatron_apriel.testing.marks import needs_transformer_engine
+from megatron_apriel.testing.optimizer_state import optimizer_state
 from megatron_apriel.testing.weights import from_transformers
 from megatron_apriel.train.objectives.next_token import NextToken
 from megatron_apriel.train.objectives.objective import Counted
@@ -82,3 +83,31 @@ def test_a_step_that_is_not_finite_changes_nothing(
     after = run.step(0)
     assert after.applied and after.loss < before
     assert not all(torch.equal(parameter, as_it_was) for parameter, as_it_was in zip(parameters, kept, strict=True))
+
+
+class NoTarget(NextToken):
+    """Next token of batches whose labels are all ignored."""
+
+    def __call__(self, head: ColumnParallelLinear, hidden_S1H: torch.Tensor, batch: Batch) -> Counted:
+        labels_S = torch.full_like(batch.labels_S, IGNORED_LABEL)
+        return super().__call__(head, hidden_S1H, dataclasses.replace(batch, labels_S=labels_S, num_loss_tokens=0))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "delayed", "tensorwise", "blockwise"])
+@pytest.mark.parametrize("case", ["all, mixed", "projector, mixed"])
+def test_a_step_without_a_target_changes_nothing(
+    case: str, precision: str, weights: dict[str, torch.Tensor], alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(CASES[case], Setup(Layout()), precision, weights)
+    first = run.step(0).loss
+    before = optimizer_state(run.trainer)
+    with monkeypatch.context() as changed:
+        changed.setattr(run.trainer, "objective", NoTarget())
+        with waiting_is_an_error():
+            empty = run.step(1)
+    assert (empty.empty, empty.applied, empty.bad_sequences, empty.gradient_norm) == (True, False, [], 0.0)
+    after = optimizer_state(run.trainer)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    later = run.step(0)
+    assert later.applied and later.loss < first
