@@ -237,7 +237,7 @@ def _corpora(
         raise DataError(
             f"{len(problems)} of the {count} corpora of stage {config.stage} cannot be used.",
             "\n  ".join(problem.replace("\n", "\n  ") for problem in problems),
-            "Prepare them with tools/prepare_data.py, or correct the paths.",
+            "Prepare them with tools/prepare_data.py, correct the paths, or do what is said of each.",
         )
     for problem in _not_enough(config, manifests, images):
         if check:

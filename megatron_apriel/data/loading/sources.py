@@ -46,10 +46,10 @@ class Lesson:
         """What somebody should know of it before a run, a line each; none where every target is learned."""
         targets, result = self.targets, []
         if targets.without.size:
+            cut = f", {targets.without_as_cut:,} of them because they were cut" if targets.without_as_cut else ""
             result.append(
-                f"{targets.without.size:,} of {len(corpus):,} documents have no token to learn (loss:"
-                f" {section.loss}) and are left out (without_targets: {section.without_targets});"
-                f" {targets.without_as_cut:,} of them were cut where it was (long_documents: {section.long_documents})"
+                f"{targets.without.size:,} of {len(corpus):,} documents have no token to learn (loss: {section.loss})"
+                f"{cut}; they are left out (without_targets: {section.without_targets})"
             )
         if targets.lost and section.loss == "responses":
             result.append(
@@ -124,7 +124,7 @@ def open_source(section: SourceSection, corpus: Corpus, sequence_length: int, se
 
 
 def check_something_to_learn(section: SourceSection, corpus: Corpus, sequence_length: int) -> Lesson:
-    """What is learned of a corpus in sequences of this length; no packing plan is needed to know it.
+    """What is learned of a corpus in sequences of this length. No packing plan is needed to know it.
 
     Raises DataError if nothing is, or if one of its documents has no target and ``without_targets`` is ``error``; or if
     a document is too long and ``long_documents`` says so.

@@ -46,7 +46,13 @@ class Stage:
 
     def run(self, *command: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         known = {key: os.environ[key] for key in ("HOME", "LANG") if key in os.environ}
-        variables = {"PATH": str(self.directory), "FAKE_LOG": str(self.log), "PYTHON": "fakepython", **known, **self.environment}
+        variables = {
+            "PATH": str(self.directory),
+            "FAKE_LOG": str(self.log),
+            "PYTHON": "fakepython",
+            **known,
+            **self.environment,
+        }
         finished = subprocess.run(
             [str(self.directory / "bash"), *map(str, command)],
             cwd=ROOT,
