@@ -66,6 +66,11 @@ class AveragePlan:
         """Bytes of the result's tensors."""
         return sum(shard.size for shard in self.shards)
 
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Of the result, in the order of its files."""
+        return tuple(tensor for shard in self.shards for tensor in shard.tensors)
+
 
 @dataclass
 class Distances:
@@ -183,19 +188,19 @@ def _row_ranges(spec: TensorSpec, piece_bytes: int) -> Iterator[tuple[int, int]]
         yield start, min(start + rows, spec.rows)
 
 
-def _computed(
-    plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic, spec: TensorSpec
-) -> Generator[_Piece]:
-    """The mean of one tensor, piece by piece, in order; a few pieces are computed ahead."""
+def _computed(plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic) -> Generator[_Piece]:
+    """The mean of every planned tensor, piece by piece, in order; a few pieces are computed ahead."""
     waiting: deque[Future[_Piece]] = deque()
     try:
-        for start, stop in _row_ranges(spec, plan.piece_bytes):
-            raws = [_read(given, spec, start, stop) for given in plan.inputs]
-            values = np.empty_like(raws[0])  # here, since memory that one thread takes and another frees is not reused
-            waiting.append(pool.submit(_combine, plan, arithmetic, spec, start, stop, raws, values))
-            del raws, values
-            if len(waiting) > plan.workers:
-                yield waiting.popleft().result()
+        for spec in plan.tensors:
+            for start, stop in _row_ranges(spec, plan.piece_bytes):
+                raws = [_read(given, spec, start, stop) for given in plan.inputs]
+                # Made here, since memory that one thread takes and another frees is not used again.
+                values = np.empty_like(raws[0])
+                waiting.append(pool.submit(_combine, plan, arithmetic, spec, start, stop, raws, values))
+                del raws, values
+                if len(waiting) > plan.workers:
+                    yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
@@ -292,13 +297,16 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
         ThreadPoolExecutor(plan.workers) as pool,
     ):
         check_space(destination, plan.size)
-        with progress("averaging", plan.size, "bytes") as step:
+        with (
+            progress("averaging", plan.size, "bytes") as step,
+            closing(_computed(plan, pool, arithmetic)) as pieces,
+        ):
 
             def contents(spec: TensorSpec) -> Iterator[memoryview]:
-                with closing(_computed(plan, pool, arithmetic, spec)) as pieces:
-                    for piece in pieces:
-                        distances.add(component_of(spec.name), piece.squares, piece.norm)
-                        yield memoryview(piece.values)
+                for _ in _row_ranges(spec, plan.piece_bytes):
+                    piece = next(pieces)
+                    distances.add(component_of(spec.name), piece.squares, piece.norm)
+                    yield memoryview(piece.values)
 
             hashes = write_tensors(partial, plan.shards, contents, step=step)
         for name in write_sidecars(partial, first.sidecars, first.config):
@@ -324,17 +332,14 @@ def _manifest(plan: AveragePlan, distances: Distances, hashes: dict[str, str]) -
 
 def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic, directory: Path) -> None:
     written = DirectoryReader(directory)
-    if dict(written.tensors).keys() != {tensor.name for shard in plan.shards for tensor in shard.tensors}:
+    if dict(written.tensors).keys() != {tensor.name for tensor in plan.tensors}:
         raise CheckpointError(f"{directory} does not hold the tensors that were planned.")
-    with progress("verifying", plan.size, "bytes") as step:
-        for shard in plan.shards:
-            for spec in shard.tensors:
-                with closing(_computed(plan, pool, arithmetic, spec)) as pieces:
-                    for piece in pieces:
-                        found = written.read(spec.name, piece.start_row, piece.stop_row)
-                        if found.tobytes() != piece.values.tobytes():
-                            raise CheckpointError(
-                                f"{spec.name}, rows {piece.start_row} to {piece.stop_row}, came out otherwise.",
-                                "A disk or memory is at fault, or an input was changed meanwhile.",
-                            )
-                        step(found.nbytes)
+    with progress("verifying", plan.size, "bytes") as step, closing(_computed(plan, pool, arithmetic)) as pieces:
+        for piece in pieces:
+            found = written.read(piece.spec.name, piece.start_row, piece.stop_row)
+            if found.tobytes() != piece.values.tobytes():
+                raise CheckpointError(
+                    f"{piece.spec.name}, rows {piece.start_row} to {piece.stop_row}, came out otherwise.",
+                    "A disk or memory is at fault, or an input was changed meanwhile.",
+                )
+            step(found.nbytes)
