@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="bytes per safetensors file, such as 5GB (default: 5GB for hf, one file for mistral)",
     )
+    what.add_argument(
+        "--correct-word-pattern",
+        action="store_true",
+        help="write tokenizer.json with Tekken's word pattern where it has the faulty one of older conversions",
+    )
     how = result.add_argument_group("how")
     how.add_argument("--dry-run", action="store_true", help="check SRC and say what would be written")
     how.add_argument("--verify", action="store_true", help="read the result again and compare every number")
@@ -74,7 +79,13 @@ def main(argv: list[str] | None = None) -> int:
     shard_size = _shard_size(arguments.max_shard_size, to)
     check_destination(arguments.destination, arguments.overwrite, MARKERS[to], [arguments.checkpoint])
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    conversion = plan_conversion(arguments.checkpoint, to, dtype=dtype, max_shard_size=shard_size)
+    conversion = plan_conversion(
+        arguments.checkpoint,
+        to,
+        dtype=dtype,
+        max_shard_size=shard_size,
+        correct_words=arguments.correct_word_pattern,
+    )
     tensors, parameters = len(conversion.weights.table), conversion.architecture.parameters
     say(f"{arguments.checkpoint}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
     if conversion.weights.skipped:

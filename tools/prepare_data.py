@@ -119,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--max-bad", type=fraction, default=0.001, metavar="F", help="tolerated share of bad records (default: 0.1%%)"
     )
+    how.add_argument(
+        "--correct-word-pattern",
+        action="store_true",
+        help="split text by Tekken's word pattern where the tokenizer has the faulty one of older conversions; "
+        "the model needs the same (tools/convert_checkpoint.py)",
+    )
     how.add_argument("--overwrite", action="store_true", help="replace an existing corpus at DST")
     how.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     return result
@@ -195,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         split=arguments.split,
         image_root=arguments.image_root,
         rounding=arguments.rounding,
+        correct_words=arguments.correct_word_pattern,
         limits=ReadLimits(
             record_bytes=arguments.max_record,
             expansion=arguments.max_expansion,

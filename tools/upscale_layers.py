@@ -10,6 +10,7 @@ from rich.console import Console
 
 from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
 from megatron_apriel.surgery.models import GivenModel
@@ -68,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="largest weight file (default: 5GB; a single file for Mistral's form, as its readers expect)",
     )
+    output.add_argument(
+        "--correct-word-pattern",
+        action="store_true",
+        help="write tokenizer.json with Tekken's word pattern where it has the faulty one of older conversions",
+    )
     output.add_argument("--dry-run", action="store_true", help="print the map, sizes and files, and write nothing")
     output.add_argument("--verify", action="store_true", help="read the result again and compare every byte")
     output.add_argument("--overwrite", action="store_true", help="replace an earlier result at DST")
@@ -100,9 +106,17 @@ def main(argv: list[str] | None = None) -> int:
     plan = plan_upscale(model, layers, arguments.init, arguments.max_shard_size or default_size)
     _print_plan(plan, standard_output())
     check_destination(arguments.destination, arguments.overwrite, model.config_file.name, [arguments.model])
+    if not arguments.correct_word_pattern:
+        name_word_fault(Path(arguments.model))
     if arguments.dry_run:
         return ExitCode.OK
-    upscale(plan, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)
+    upscale(
+        plan,
+        arguments.destination,
+        overwrite=arguments.overwrite,
+        verify=arguments.verify,
+        correct_words=arguments.correct_word_pattern,
+    )
     checked = "; read again and equal to the given model byte for byte" if arguments.verify else ""
     say(f"{arguments.destination} is whole{checked}.")
     return ExitCode.OK

@@ -34,10 +34,11 @@ from megatron_apriel.formats.kinds import (
 )
 from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
 from megatron_apriel.formats.run_directory import RUN_FILE, SIDECAR_DIRECTORY
-from megatron_apriel.formats.run_record import write_run_file
+from megatron_apriel.formats.run_record import read_run_file, write_run_file
 from megatron_apriel.formats.sidecars import check_sidecars, write_sidecars
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
 from megatron_apriel.formats.tensor_names import Form, Weight, pairs_from_halves
+from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
@@ -61,6 +62,7 @@ class Conversion:
         dtype: to cast to; None keeps each tensor's own.
         max_shard_size: bytes per safetensors file; None for one file.
         params: what goes into ``params.json``, where the result has one.
+        correct_words: write a tokenizer with a faulty word pattern with the right one.
     """
 
     path: Path
@@ -71,6 +73,7 @@ class Conversion:
     dtype: torch.dtype | None
     max_shard_size: int | None
     params: dict[str, Any] | None = None
+    correct_words: bool = False
 
     @property
     def size(self) -> int:
@@ -112,19 +115,29 @@ class Conversion:
 
 
 def plan_conversion(
-    checkpoint: str | Path, to: Kind, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
+    checkpoint: str | Path,
+    to: Kind,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | None = None,
+    correct_words: bool = False,
 ) -> Conversion:
     """Recognise the checkpoint, account for all of its tensors and compare them with their checksums, where it has any.
 
     Raises:
-        CheckpointError: no checkpoint, damaged, incomplete, or of a model that the other form cannot say.
+        CheckpointError: no checkpoint, damaged, incomplete, or of a model that the other form cannot say; or a run's,
+            whose words are to be corrected after it has trained on them.
     """
     path = Path(checkpoint)
     kind, architecture = recognise(path), architecture_of(path)
     weights, sidecars = open_weights(path, architecture), sidecar_directory(path)
     check_sidecars(sidecars)
+    if correct_words:
+        _check_not_trained(path, kind)
+    else:
+        name_word_fault(sidecars)
     params = _params(sidecars, architecture) if to is Kind.MISTRAL else None
-    conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params)
+    conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params, correct_words)
     if to is not Kind.MISTRAL:
         _config(conversion)
         if (sidecars / PARAMS).is_file():
@@ -177,7 +190,7 @@ def _write_safetensors(conversion: Conversion, directory: Path, step: Any) -> No
 
 def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
     given = sidecar_directory(conversion.path)
-    write_hf_sidecars(directory, given, _config(conversion))
+    write_hf_sidecars(directory, given, _config(conversion), correct_words=conversion.correct_words)
     tekken = given / "tekken.json"
     if tekken.is_file() and not (directory / "tokenizer.json").exists():
         write_processor(tekken, conversion.architecture, directory)
@@ -185,12 +198,12 @@ def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
 
 def _mistral_sidecars(conversion: Conversion, directory: Path) -> None:
     assert conversion.params is not None, "planned for Mistral's form"
-    write_sidecars(directory, sidecar_directory(conversion.path), conversion.params, PARAMS)
+    write_sidecars(directory, sidecar_directory(conversion.path), conversion.params, PARAMS, conversion.correct_words)
 
 
 def _megatron_sidecars(conversion: Conversion, directory: Path) -> None:
     given, sidecars = sidecar_directory(conversion.path), directory / SIDECAR_DIRECTORY
-    write_sidecars(sidecars, given, _config(conversion))
+    write_sidecars(sidecars, given, _config(conversion), correct_words=conversion.correct_words)
     if conversion.kind is Kind.MISTRAL:
         # Mistral's description of the model goes along, so that the way back gives the same file.
         write_json(sidecars / PARAMS, read_json(given / PARAMS))
@@ -199,6 +212,16 @@ def _megatron_sidecars(conversion: Conversion, directory: Path) -> None:
 
 
 _WRITE_SIDECARS = {Kind.HF: _hf_sidecars, Kind.MISTRAL: _mistral_sidecars, Kind.MEGATRON: _megatron_sidecars}
+
+
+def _check_not_trained(path: Path, kind: Kind) -> None:
+    """A run's checkpoint is served with the tokenizer that made the run's corpora."""
+    if kind is Kind.MEGATRON and "config" in read_run_file(path).extra:
+        raise CheckpointError(
+            f"{path} is of a run, which trained on the words of its tokenizer; they are not corrected behind it.",
+            "The model would be served with other tokens than it learned.",
+            "Correct the model that the next run begins from, and prepare its corpora with it.",
+        )
 
 
 def _config(conversion: Conversion) -> dict[str, object]:

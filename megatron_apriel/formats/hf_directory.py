@@ -19,10 +19,14 @@ _ANSWERS = (
 
 
 def write_hf_sidecars(
-    directory: Path, given: Path, config: dict[str, object], chat_template: str | None = None
+    directory: Path,
+    given: Path,
+    config: dict[str, object],
+    chat_template: str | None = None,
+    correct_words: bool = False,
 ) -> None:
     """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
-    write_sidecars(directory, given, config)
+    write_sidecars(directory, given, config, correct_words=correct_words)
     chosen = read_json(given / GENERATION) if (given / GENERATION).exists() else {}
     text = config.get("text_config")
     ids = text if isinstance(text, dict) else config

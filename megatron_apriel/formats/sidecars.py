@@ -17,6 +17,7 @@ from typing import Any
 from megatron_apriel.errors import CheckpointError, printable
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.kinds import CONFIG, PARAMS
+from megatron_apriel.formats.word_pattern import correct_directory
 from megatron_apriel.inputs import open_input, read_input
 from megatron_apriel.terminal import note
 
@@ -109,7 +110,9 @@ def check_sidecars(directory: Path) -> None:
         read_json(directory / GENERATION)
 
 
-def write_sidecars(directory: Path, given: Path, config: Mapping[str, Any], config_name: str = CONFIG) -> list[str]:
+def write_sidecars(
+    directory: Path, given: Path, config: Mapping[str, Any], config_name: str = CONFIG, correct_words: bool = False
+) -> list[str]:
     """Write a model's config and copy the files of :func:`sidecar_files` beside its weights.
 
     Names links out of ``given`` on standard error.
@@ -119,6 +122,7 @@ def write_sidecars(directory: Path, given: Path, config: Mapping[str, Any], conf
         given: directory whose files are copied.
         config: to be written.
         config_name: ``CONFIG`` or ``PARAMS``.
+        correct_words: give a tokenizer with a faulty word pattern the right one.
 
     Returns:
         Names of all that was written.
@@ -133,6 +137,8 @@ def write_sidecars(directory: Path, given: Path, config: Mapping[str, Any], conf
             shutil.copyfileobj(stream, copy)
         written.append(str(file.relative_to(given)))
     name_links(given)
+    if correct_words:
+        correct_directory(directory)
     return written
 
 

@@ -29,6 +29,7 @@ from megatron_apriel.formats.kinds import CONFIG
 from megatron_apriel.formats.sidecars import check_sidecars, sha256_of, write_sidecars
 from megatron_apriel.formats.tensor_files import FLOATS, TensorSpec
 from megatron_apriel.formats.tensor_names import component_of
+from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.average_inputs import AverageInput, DirectoryReader, check_agreement
@@ -121,6 +122,7 @@ def plan_average(
     """
     check_agreement(inputs)
     check_sidecars(inputs[0].sidecars)
+    name_word_fault(inputs[0].sidecars)
     tensors = list(inputs[0].reader.tensors.values())
     shards = plan_shards(tensors, max_shard_size)
     workers = min(4, os.cpu_count() or 1)

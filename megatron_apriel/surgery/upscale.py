@@ -109,7 +109,14 @@ def plan_upscale(
     return UpscalePlan(model, layers, initialisation, tuple(shards), origins)
 
 
-def upscale(plan: UpscalePlan, destination: str | Path, *, overwrite: bool = False, verify: bool = False) -> None:
+def upscale(
+    plan: UpscalePlan,
+    destination: str | Path,
+    *,
+    overwrite: bool = False,
+    verify: bool = False,
+    correct_words: bool = False,
+) -> None:
     """Write the planned result; the destination is whole or as it was.
 
     Args:
@@ -117,6 +124,7 @@ def upscale(plan: UpscalePlan, destination: str | Path, *, overwrite: bool = Fal
         destination: directory to be made.
         overwrite: replace an earlier result there.
         verify: also read the result again and compare every byte with its original before the result is put in place.
+        correct_words: write a tokenizer with a faulty word pattern with the right one.
 
     Raises:
         CheckpointError: the given model changed meanwhile, or the result is not what was planned.
@@ -130,7 +138,7 @@ def upscale(plan: UpscalePlan, destination: str | Path, *, overwrite: bool = Fal
             contents = _ReadBytes(plan, hashing)
             written = write_tensors(partial, plan.shards, contents, base=model.tensors.base, step=step)
         config = model.config_with_layers(len(plan.layers.originals))
-        for name in write_sidecars(partial, model.tensors.path, config, marker):
+        for name in write_sidecars(partial, model.tensors.path, config, marker, correct_words):
             written[name] = sha256_of(partial / name)
         write_manifest(partial, "upscale", **_manifest(plan, contents.file_hashes(), written))
         check_upscaled(plan, partial)

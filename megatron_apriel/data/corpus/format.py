@@ -61,6 +61,8 @@ class TokenizerRecord(_Record):
     eos_id: Token
     pad_id: Token
     """Fills the end of a sequence; any valid id serves where a tokenizer has none, as it never carries loss."""
+    faulty_words: bool = False
+    """Whether it split text by a faulty word pattern, see :mod:`megatron_apriel.formats.word_pattern`."""
 
 
 class ImageRecord(_Record):

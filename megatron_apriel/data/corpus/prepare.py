@@ -30,8 +30,10 @@ from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.records import FORMATS, recognise, why_unknown
 from megatron_apriel.data.raw.usage import Usage
 from megatron_apriel.errors import DataError
+from megatron_apriel.formats.word_pattern import NOTHING_TO_CORRECT, WAY_OUT
 from megatron_apriel.outputs import whole_directory
 from megatron_apriel.progress import progress
+from megatron_apriel.terminal import note
 from megatron_apriel.workers import Workers
 
 HOPELESS_RECORDS = 10_000
@@ -52,6 +54,7 @@ class PrepareOptions:
         split: split of a saved ``DatasetDict``.
         image_root: directory that image paths are relative to; the input's own directory if None.
         rounding: of the patch grid.
+        correct_words: give a tokenizer with a faulty word pattern the right one.
         limits: on what is read.
         max_bad: fraction of bad records that is tolerated.
         limit: read the first so many records only; 0 means all.
@@ -64,6 +67,7 @@ class PrepareOptions:
     split: str = ""
     image_root: Path | None = None
     rounding: Rounding = "floor"
+    correct_words: bool = False
     limits: ReadLimits = DEFAULT_LIMITS
     max_bad: float = 0.001
     limit: int = 0
@@ -138,6 +142,7 @@ def prepare(
     )
     with output as directory:
         table = TokenTable.from_directory(model, options.rounding)
+        _see_to_words(table, model, options.correct_words)
         encoder = RecordEncoder(table, options.reading, options.limits)
         with Workers(encoder, options.workers, "Use fewer --workers, or a lower --max-pixels.") as workers:
             summary = PrepareSummary(
@@ -154,6 +159,22 @@ def prepare(
                 writer.manifest = writer.manifest.model_copy(update=told)
                 writer.close(_problems(summary.problems))
     return summary
+
+
+def _see_to_words(table: TokenTable, model: str | Path, correct: bool) -> None:
+    """Say that the tokenizer's word pattern is faulty, or correct it and say so."""
+    fault = table.word_fault
+    if fault is None:
+        if correct:
+            note(f"note: {NOTHING_TO_CORRECT}")
+    elif correct:
+        table.correct_words()
+        note(
+            f"note: the tokenizer in {model} {fault}; it was corrected for this corpus. Correct the model's too, before"
+            " it is trained: tools/convert_checkpoint.py or tools/upscale_layers.py --correct-word-pattern"
+        )
+    else:
+        note(f"warning: the tokenizer in {model} {fault}. {WAY_OUT}")
 
 
 def _recognise_all(found: Inputs, options: PrepareOptions) -> list[InputSummary]:

@@ -29,6 +29,7 @@ from megatron_apriel.data.corpus.image_size import Rounding
 from megatron_apriel.data.corpus.processor_files import longest_side
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.word_pattern import WordFault, correct_tokenizer, corrected, word_fault
 from megatron_apriel.inputs import open_input
 
 IMAGE_TOKEN, IMAGE_BREAK_TOKEN, IMAGE_END_TOKEN = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
@@ -67,7 +68,9 @@ def load_tokenizer(directory: str | Path) -> Any:
             # An empty template keeps the conversion from making one up; ours is given where it is needed.
             return convert_tekken_tokenizer(str(tekken), chat_template="")
         # With a tekken.json beside it, transformers would choose a tokenizer that reports no offsets.
-        choice = {"mistral_format": False} if tekken.is_file() else {}
+        choice: dict[str, Any] = {"mistral_format": False} if tekken.is_file() else {}
+        if "fix_mistral_regex" not in _settings(directory):
+            choice["fix_mistral_regex"] = False  # no warning by model_type; the tokenizer itself is looked at
         tokenizer = _tokenizer_class(directory).from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False, **choice
         )
@@ -89,8 +92,7 @@ def _tokenizer_class(directory: Path) -> Any:
 
     Choosing by the files imports torch and takes seconds, which most tokenizers have no need of.
     """
-    config = directory / "tokenizer_config.json"
-    named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") if config.is_file() else None
+    named = _settings(directory).get("tokenizer_class")
     if named in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
         from transformers import PreTrainedTokenizerFast
 
@@ -100,13 +102,32 @@ def _tokenizer_class(directory: Path) -> Any:
     return AutoTokenizer
 
 
+def _settings(directory: Path) -> dict[str, Any]:
+    file = directory / "tokenizer_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _state(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer as ``tokenizer.json`` would say it."""
+    return json.loads(tokenizer.backend_tokenizer.to_str())
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """SHA-256 over what decides the ids of a text: vocabulary, merges, added tokens, normalizer, pre-tokenizer.
 
     Formatting of the file, truncation settings and chat template do not enter, so that the same tokenizer has the same
     digest whether it was read from ``tokenizer.json`` or converted from ``tekken.json``.
     """
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _digest(_state(tokenizer))
+
+
+def corrected_digest(tokenizer: Any) -> str:
+    """The same over the tokenizer with the words of its vocabulary; that of the tokenizer where it has them."""
+    state = _state(tokenizer)
+    return _digest(state if word_fault(state) is None else corrected(state))
+
+
+def _digest(state: Mapping[str, Any]) -> str:
     model = state["model"]
     parts = {
         "vocabulary": model.get("vocab"),
@@ -214,6 +235,7 @@ class TokenTable:
             bos_id=self.bos_id,
             eos_id=self.eos_id,
             pad_id=self.eos_id if pad is None else pad,
+            faulty_words=self.word_fault is not None,
         )
 
     def _image_ids(self, expected: int, origin: str) -> tuple[int, int, int]:
@@ -241,6 +263,17 @@ class TokenTable:
     def digest(self) -> str:
         """See :func:`tokenizer_digest`."""
         return tokenizer_digest(self.tokenizer)
+
+    @cached_property
+    def word_fault(self) -> WordFault | None:
+        """How it splits text into other words than its vocabulary's; None where it does not."""
+        return word_fault(_state(self.tokenizer))
+
+    def correct_words(self) -> None:
+        """Split text into the words of its vocabulary from now on."""
+        correct_tokenizer(self.tokenizer.backend_tokenizer)
+        for name in ("digest", "word_fault"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:

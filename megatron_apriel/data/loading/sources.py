@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
-from megatron_apriel.data.corpus.format import CorpusManifest
+from megatron_apriel.data.corpus.format import CorpusManifest, TokenizerRecord
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.processor_files import longest_side
-from megatron_apriel.data.corpus.tokens import TOKENIZER_FILES, load_tokenizer, tokenizer_digest
+from megatron_apriel.data.corpus.tokens import TOKENIZER_FILES, corrected_digest, load_tokenizer, tokenizer_digest
 from megatron_apriel.data.loading.cutting import cut_documents
 from megatron_apriel.data.loading.packing import PackingPlan
 from megatron_apriel.data.loading.plan_cache import cached_plan
@@ -253,22 +253,45 @@ def check_tokenizer(sources: Sequence[Source], directory: Path) -> None:
     """Raises DataError if a corpus was not made by the tokenizer in ``directory``; passes where there is none."""
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         return
-    digest = tokenizer_digest(load_tokenizer(directory))
+    tokenizer = load_tokenizer(directory)
+    digest, right = tokenizer_digest(tokenizer), corrected_digest(tokenizer)
     for source in sources:
-        if source.corpus.manifest.tokenizer.sha256 != digest:
+        record, path = source.corpus.manifest.tokenizer, source.corpus.path
+        if record.sha256 == right != digest:
             raise DataError(
-                f"{source.corpus.path} was prepared with tokenizer {source.corpus.manifest.tokenizer.sha256[:12]}, "
-                f"the model in {directory} has {digest[:12]}.",
+                f"{path} was prepared with the right word pattern, the tokenizer of the model in {directory} has the"
+                " faulty one.",
+                "The model would be served with other tokens than it learned.",
+                f"Train a corrected model: tools/convert_checkpoint.py {directory} DST --to hf --correct-word-pattern.",
+            )
+        if record.sha256 != digest:
+            raise DataError(
+                f"{path} was prepared with {_named(record)}, the model in {directory} has {digest[:12]}.",
                 "The same token would mean different text to the two, without any other error.",
                 "Prepare the corpus with the directory of the model that is trained.",
             )
+        for what, id_, said in (
+            ("begins", record.bos_id, tokenizer.bos_token_id),
+            ("ends", record.eos_id, tokenizer.eos_token_id),
+        ):
+            if id_ != said:
+                raise DataError(
+                    f"{path}: a document {what} with token {id_}, with {said} by the tokenizer of the model in"
+                    f" {directory}.",
+                    "A server begins and stops answers by the model's tokenizer.",
+                    "Prepare the corpus with the directory of the model that is trained.",
+                )
+
+
+def _named(record: TokenizerRecord) -> str:
+    return f"tokenizer {record.sha256[:12]}" + (" and its faulty word pattern" if record.faulty_words else "")
 
 
 def _check_same_tokenizer(first: Corpus, other: Corpus) -> None:
     if first.manifest.tokenizer.sha256 != other.manifest.tokenizer.sha256:
         raise DataError(
-            f"{other.path} was prepared with tokenizer {other.manifest.tokenizer.sha256[:12]}, "
-            f"{first.path} with {first.manifest.tokenizer.sha256[:12]}.",
+            f"{other.path} was prepared with {_named(other.manifest.tokenizer)}, "
+            f"{first.path} with {_named(first.manifest.tokenizer)}.",
             "The same token would mean different text in the two.",
             "Prepare both with the tokenizer of the model that is trained.",
         )

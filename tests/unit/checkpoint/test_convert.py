@@ -23,6 +23,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.tokenizers import write_small_tekken
+from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
 
 TINY = Architecture.from_preset("tiny")
 TEXT = Architecture(TINY.decoder)
@@ -420,3 +421,27 @@ def test_unsupported_params(tmp_path, params, message):
     with pytest.raises(CheckpointError) as caught:
         architecture_from_params(tmp_path / "params.json")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("to", ["hf", "mistral", "megatron"])
+def test_a_faulty_word_pattern_is_named_and_corrected_on_request(to, tmp_path, capsys):
+    large = replace(TINY, decoder=replace(TINY.decoder, vocab_size=4096))
+    hf = write_hf_checkpoint(tmp_path / "hf", large, dtype="bfloat16", processor=True)
+    right = json.loads((hf / "tokenizer.json").read_text())
+    set_words(hf, sequence(split(LLAMA3), byte_level(False)))
+    faulty = (hf / "tokenizer.json").read_bytes()
+    assert convert(hf, tmp_path / "kept", "--to", to) == 0
+    assert "hf has the faulty word pattern of older conversions" in capsys.readouterr().err
+    assert convert(hf, tmp_path / "out", "--to", to, "--correct-word-pattern") == 0
+    assert "it was corrected in the result" in capsys.readouterr().err
+    folder = "hf" if to == "megatron" else "."
+    assert (tmp_path / "kept" / folder / "tokenizer.json").read_bytes() == faulty
+    assert json.loads((tmp_path / "out" / folder / "tokenizer.json").read_text()) == right
+    if to == "megatron":
+        # A converted checkpoint is of no run, and one that a run saved is served as it was trained.
+        assert convert(tmp_path / "kept", tmp_path / "back", "--to", "hf", "--correct-word-pattern") == 0
+        record = json.loads((tmp_path / "kept" / "run.json").read_text())
+        record["extra"] = {"sequences": 1, "config": {}}
+        (tmp_path / "kept" / "run.json").write_text(json.dumps(record))
+        assert convert(tmp_path / "kept", tmp_path / "again", "--to", "hf", "--correct-word-pattern") == 1
+        assert "is of a run, which trained on the words of its tokenizer" in capsys.readouterr().err

@@ -29,6 +29,8 @@ from surgery_files import (
 
 from megatron_apriel.surgery import upscale as module
 from megatron_apriel.testing.plain_safetensors import read_model, write_model
+from megatron_apriel.testing.tokenizers import small_tokenizer
+from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
 
 Tool = Callable[..., int]
 PREFIXES = {"legacy": "language_model.model.layers.", "v5": "model.language_model.layers.", "text": "model.layers."}
@@ -410,3 +412,21 @@ def test_full_disk(tmp_path: Path) -> None:
     assert "OutputError" in errors
     assert "could not be written" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_faulty_word_pattern_is_named_and_corrected_on_request(
+    tmp_path: Path, upscale_layers: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model", text_tensors(4), text_config(4))
+    small_tokenizer(4096).save_pretrained(model)
+    right = json.loads((model / "tokenizer.json").read_text())
+    set_words(model, sequence(split(LLAMA3), byte_level(False)))
+    assert upscale_layers(model, tmp_path / "kept", "--num-layers", 5) == 0
+    assert "has the faulty word pattern of older conversions" in capsys.readouterr().err
+    assert (tmp_path / "kept" / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    assert upscale_layers(model, tmp_path / "out", "--num-layers", 5, "--correct-word-pattern") == 0
+    assert "it was corrected in the result" in capsys.readouterr().err
+    written = (tmp_path / "out" / "tokenizer.json").read_bytes()
+    assert json.loads(written) == right
+    recorded = json.loads((tmp_path / "out" / "surgery.json").read_text())["sha256"]
+    assert recorded["tokenizer.json"] == hashlib.sha256(written).hexdigest()

@@ -50,7 +50,8 @@ def test_a_text_model_reads_text(corpora):
 def test_corpora_of_different_tokenizers_are_refused(corpora, tmp_path):
     other = write_corpus(tmp_path / "other", [5], tokenizer=TOKENIZER.model_copy(update={"sha256": "f" * 64}))
     sources = [{"corpus": path, "weight": 0.5} for path in (corpora["text"].path, other.path)]
-    with pytest.raises(DataError, match=r"other was prepared with tokenizer ffffffffffff, .*text with 000000000000"):
+    message = r"other was prepared with tokenizer ffffffffffff, .*text with tokenizer 000000000000"
+    with pytest.raises(DataError, match=message):
         TrainingLoader(stage(corpora, sources=sources), MODEL)
 
 
@@ -152,6 +153,12 @@ def test_the_models_own_tokenizer_must_have_made_the_corpora(corpora, tmp_path):
         record = TOKENIZER.model_copy(update={"sha256": digest})
         other = write_corpus(tmp_path / "other", [5], tokenizer=record)
     with TrainingLoader(stage({}, sources=[{"corpus": other.path}]), MODEL) as loader:
+        check_tokenizer(loader.sources, tmp_path)
+        ended = write_corpus(tmp_path / "ended", [5], tokenizer=record.model_copy(update={"eos_id": 3}))
+    with (
+        TrainingLoader(stage({}, sources=[{"corpus": ended.path}]), MODEL) as loader,
+        pytest.raises(DataError, match="ended: a document ends with token 3, with 2 by the tokenizer of the model"),
+    ):
         check_tokenizer(loader.sources, tmp_path)
 
 
