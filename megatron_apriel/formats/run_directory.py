@@ -10,7 +10,7 @@
           hf/                       config, tokenizer and processor files
           run.json                  step, layout, the run's own state, sizes of all files; written last
         step_00001000.partial/      being written, or what a killed run left of it
-      hf/                           of a resumed run: its own copy of config, tokenizer and processor files
+      hf/                           the run's own copy of config, tokenizer, template and processor files
       final/                        the result, a Hugging Face directory
       .final-outdated               while ``final`` is of an earlier training, whose checkpoints were taken away
       .lock                         held by the run that writes here
@@ -29,7 +29,7 @@ RUN_FILE = "run.json"
 METADATA_FILE = ".metadata"
 """In a distributed checkpoint: which tensor lies where, as torch writes it."""
 SIDECAR_DIRECTORY = "hf"
-"""Inside a distributed checkpoint, or a resumed run's output: config, tokenizer and processor files."""
+"""Inside a distributed checkpoint, or a run's output: config, tokenizer, template and processor files."""
 
 _NAME = re.compile(r"step_([0-9]{8,})")
 _PARTIAL = ".partial"
@@ -58,7 +58,7 @@ class RunDirectory:
 
     @property
     def sidecars(self) -> Path:
-        """A resumed run's copy of config, tokenizer and processor files."""
+        """The run's copy of config, tokenizer, template and processor files."""
         return self.path / SIDECAR_DIRECTORY
 
     @property

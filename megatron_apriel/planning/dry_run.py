@@ -18,7 +18,12 @@ from megatron_apriel.config.schedule import warmup_steps
 from megatron_apriel.config.schema import COMPONENTS, SourceSection, StageConfig
 from megatron_apriel.data.corpus.format import CorpusManifest
 from megatron_apriel.data.corpus.on_disk import Corpus
-from megatron_apriel.data.loading.sources import check_fits, check_images_to_learn_from, check_something_to_learn
+from megatron_apriel.data.loading.sources import (
+    check_fits,
+    check_images_to_learn_from,
+    check_something_to_learn,
+    check_tokenizer,
+)
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import model_flops
@@ -213,7 +218,7 @@ def _corpora(
 
     To ``check`` them is to open them too and to look for what there is to learn, as a run does.
     """
-    manifests, notes, images = {}, [], 0
+    manifests, readable, notes, images = {}, {}, [], 0
     validation = config.validation.corpora if config.validation else []
     problems = []
     for source in [*config.mixture, *validation]:
@@ -229,9 +234,15 @@ def _corpora(
             problems.append(str(error))
             notes.append(f"{_role(source, config)} {source.label}: {error.what}")
         else:
+            readable[source.corpus] = manifest
             if source in config.mixture:
                 manifests[source.label] = manifest
                 images += manifest.counts.images if lesson is None else lesson.images
+    if check and directory is not None:
+        try:
+            check_tokenizer(readable, directory)
+        except DataError as error:
+            problems.append(str(error))
     if check and problems:
         count = len(config.mixture) + len(validation)
         raise DataError(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from megatron_apriel.errors import CheckpointError, shown
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.json_files import parse_json, read_json
+from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.kinds import CONFIG
-from megatron_apriel.formats.sidecars import chat_template, sha256_of, sidecar_files
+from megatron_apriel.formats.sidecar_contents import SidecarContents
 from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorSpec
-from megatron_apriel.inputs import read_input
 from megatron_apriel.surgery.mean import STORAGE
 from megatron_apriel.terminal import note
 
@@ -153,83 +151,16 @@ def _check_same_files(first: AverageInput, other: AverageInput) -> None:
 
     Text becomes other ids by another tokenizer, so weights of the two mean different things.
     """
-    ours, theirs = (
-        {file.relative_to(given.sidecars).as_posix(): file for file in sidecar_files(given.sidecars)}
-        for given in (first, other)
-    )
-    templates = [chat_template(given.sidecars) for given in (first, other)]
-    if None not in templates and templates[0] != templates[1]:
-        _refuse(first, other, "chat template", "it says something else")
-    for name in sorted(ours.keys() | theirs.keys()):
-        both = name in ours and name in theirs
-        if both and sha256_of(ours[name]) == sha256_of(theirs[name]):
-            continue
-        kind, meaning = next((row[1:] for row in _COMPARED if fnmatch(name, row[0])), ("", None))
-        if both and kind:
-            said = [_said(meaning, file) for file in (ours[name], theirs[name])]
-            if None in said or said[0] != said[1]:
-                _refuse(first, other, kind, f"{name} differs")
-        elif "template" not in name:
-            # Libraries write the same tokenizer in one file or in several; what both have is compared.
-            state = "differs" if both else f"is only in {(first if name in ours else other).label}"
-            note(f"note: {name} {state}; the result has the files of {first.label}")
-
-
-def _refuse(first: AverageInput, other: AverageInput, kind: str, how: str) -> NoReturn:
-    raise CheckpointError(
-        f"the {kind} of {other.label} is not that of {first.label}: {how}.",
-        "Models that were trained with different ones do not belong together.",
-        "Copy the right file into both, if only the file is wrong.",
-    )
-
-
-def _said(meaning: Callable[[Any], Any] | None, file: Path) -> Any:
-    """What a file means; None where it has no meaning but its bytes, or cannot be read."""
-    if meaning is None:
-        return None
-    try:
-        return meaning(parse_json(read_input(file)))
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        return None
-
-
-def _tokenizer(said: Any) -> Any:
-    """Versions write merges as texts or pairs, and leave defaults out."""
-    model = said["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or ()]
-    added = {token["content"]: token["id"] for token in said.get("added_tokens") or ()}
-    steps = [said.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
-    return model.get("type"), model["vocab"], merges, added, steps
-
-
-def _special_tokens(said: Any) -> Any:
-    return {name: token.get("content") if isinstance(token, dict) else token for name, token in said.items()}
-
-
-def _processor(said: Any) -> Any:
-    """Settings of the image processor; its class is named for how it computes, and nulls are defaults."""
-    own = said.get("image_processor") if isinstance(said.get("image_processor"), dict) else {}
-    settings = {
-        name: value for name, value in {**said, **own}.items() if name not in _NO_SETTINGS and value is not None
-    }
-    kind = str(settings.pop("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
-    return settings, kind
-
-
-_NO_SETTINGS = frozenset({
-    "auto_map", "chat_template", "data_format", "default_to_square", "device", "disable_grouping", "image_processor",
-    "processor_class", "transformers_version",
-})  # fmt: skip
-_COMPARED: tuple[tuple[str, str, Callable[[Any], Any] | None], ...] = (
-    ("tokenizer.json", "tokenizer", _tokenizer),
-    ("tekken.json", "tokenizer", lambda said: {name: value for name, value in said.items() if name != "version"}),
-    ("vocab.json", "tokenizer", lambda said: said),
-    ("added_tokens.json", "tokenizer", lambda said: said),
-    ("special_tokens_map.json", "tokenizer", _special_tokens),
-    ("tokenizer.model*", "tokenizer", None),
-    ("*processor_config.json", "processor", _processor),
-)
-"""Pattern of a file's name, what it is of, and what of its JSON has a meaning (None: its bytes). Others are named."""
+    labels = {given.sidecars: given.label for given in (first, other)}
+    for found in SidecarContents(first.sidecars).differences(SidecarContents(other.sidecars)):
+        if found.kind:
+            raise CheckpointError(
+                f"the {found.kind} of {other.label} is not that of {first.label}: {found}.",
+                "Models that were trained with different ones do not belong together.",
+                "Copy the right file into both, if only the file is wrong.",
+            )
+        state = "differs" if found.only_in is None else f"is only in {labels[found.only_in]}"
+        note(f"note: {found.name} {state}; the result has the files of {first.label}")
 
 
 def _meaning(given: AverageInput, part: str) -> dict[str, Any]:

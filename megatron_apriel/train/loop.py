@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,8 @@ from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.errors import DataError, ExitCode, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import image_flops, step_flops
+from megatron_apriel.formats.sidecar_contents import KeptSidecars
+from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import Metrics
@@ -52,7 +53,7 @@ class Stage:
     validation: ValidationLoader | None
     store: CheckpointStore
     metrics: Metrics
-    sidecars: Path
+    sidecars: KeptSidecars
     finished_steps: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -290,10 +291,10 @@ def _save(stage: Stage, background: bool) -> None:
         "config": stage.config.model_dump(mode="json"),
         "corpora": [source.corpus.fingerprint for source in stage.loader.sources],
     }
-    trainer = stage.trainer
+    trainer, sidecars = stage.trainer, alike(stage.sidecars.checked)
     with trainer.gathered_parameters():
         saved = stage.store.save(
-            stage.finished_steps, trainer.chunks, trainer.optimizer, extra, stage.sidecars, background=background
+            stage.finished_steps, trainer.chunks, trainer.optimizer, extra, sidecars, background=background
         )
     if saved is not None:
         _record_saved(stage, saved)

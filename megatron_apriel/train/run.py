@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.sources import check_tokenizer
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.json_files import read_json
-from megatron_apriel.formats.kinds import CONFIG, architecture_of, sidecar_directory
+from megatron_apriel.formats.hf_directory import write_hf_sidecars
+from megatron_apriel.formats.kinds import architecture_of, config_for, sidecar_directory
 from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.formats.run_record import RunState, read_run_file, run_state
-from megatron_apriel.formats.sidecars import write_sidecars
+from megatron_apriel.formats.sidecar_contents import KeptSidecars
+from megatron_apriel.formats.sidecars import chat_template
+from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.locks import HeldError, take_lock
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, check_options
@@ -207,7 +210,7 @@ def _export(stage: Stage, final: Path) -> None:
         export_hf(
             stage.trainer.chunks,
             stage.architecture,
-            sidecars=stage.sidecars,
+            sidecars=alike(stage.sidecars.checked),
             destination=final,
             max_shard_size=stage.config.checkpoint.max_shard_size,
             chat_template=exported_chat_template(),
@@ -224,7 +227,7 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
         for source in loader.sources:
             metrics.write("source", beginning.finished_steps, **source.figures())
-        sidecars = alike(lambda: _keep_sidecars(config, newest))
+        sidecars = alike(lambda: _keep_sidecars(config, beginning))
 
         def initialise(chunks: list[AprielModel]) -> None:
             report = load_weights(chunks, config.init_from, architecture)
@@ -272,24 +275,30 @@ def _loaders(
             ValidationLoader(config, beginning.architecture, place, micro_batch_multiple=multiple, directory=directory)
         )
     if dist.get_rank() == 0:
-        check_tokenizer([*loader.sources, *(validation.sources if validation is not None else [])], directory)
+        sources = [*loader.sources, *(validation.sources if validation is not None else [])]
+        check_tokenizer({source.corpus.path: source.corpus.manifest for source in sources}, directory)
     return loader, validation
 
 
-def _keep_sidecars(config: StageConfig, newest: Path | None) -> Path:
-    """Directory with the config, tokenizer and processor that go beside the weights into every checkpoint.
+def _keep_sidecars(config: StageConfig, beginning: _Beginning) -> KeptSidecars:
+    """The run's own copy of what goes beside the weights into every checkpoint and into the result.
 
-    A resumed run takes them from its checkpoint, and keeps its own copy of them: the policy may
-    remove that checkpoint before the stage ends.
+    It is of the model that the run begins or resumes from, whose tokenizer and processor its corpora fit,
+    and which may change or go while the run trains. The chat template is the one that conversations were rendered by.
     """
-    directory = RunDirectory(config.output)
-    if dist.get_rank() == 0:
-        config.output.mkdir(parents=True, exist_ok=True)
-        directory.resolved_config.write_text(to_yaml(config), encoding="utf-8")
-        if newest is not None:
-            given = sidecar_directory(newest)
-            write_sidecars(directory.sidecars, given, read_json(given / CONFIG))
-    return config.init_from if newest is None else directory.sidecars
+    directory, template = RunDirectory(config.output), exported_chat_template()
+    if dist.get_rank() != 0:
+        return KeptSidecars(directory.sidecars)
+    config.output.mkdir(parents=True, exist_ok=True)
+    directory.resolved_config.write_text(to_yaml(config), encoding="utf-8")
+    given = sidecar_directory(beginning.newest or config.init_from)
+    if (theirs := chat_template(given)) is not None and theirs != template.strip():
+        say(f"the chat template in {given} is not the one of the corpora, which the run's checkpoints get")
+    name_word_fault(given)
+    shutil.rmtree(directory.sidecars, ignore_errors=True)  # of an earlier start, maybe from another model
+    # Whoever writes weights sets their dtype anew.
+    write_hf_sidecars(directory.sidecars, given, config_for(beginning.architecture, given, "bfloat16"), template)
+    return KeptSidecars.now(directory.sidecars)
 
 
 def _check_same(config: StageConfig, newest: Path, saved: Mapping[str, Any]) -> None:

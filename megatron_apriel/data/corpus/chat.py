@@ -14,6 +14,7 @@ assistant show their final response only, as they will when the conversation is 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,12 @@ def exported_chat_template() -> str:
     Renders every conversation to the same text; this is what a checkpoint is exported with.
     """
     return _GENERATION_TAG.sub("\n", chat_template())
+
+
+@cache
+def exported_template_digest() -> str:
+    """SHA-256 of the template, by which a corpus remembers how its conversations were rendered."""
+    return hashlib.sha256(exported_chat_template().encode()).hexdigest()
 
 
 def render_chat(

@@ -108,6 +108,8 @@ class CorpusManifest(_Record):
     tokenizer: TokenizerRecord
     images: ImageRecord | None = None
     """None where the corpus was prepared for a model without images."""
+    chat_template: str = ""
+    """SHA-256 of the template that conversations were rendered by; corpora of early versions do not say."""
     inputs: list[dict[str, Any]] = []
     problems: dict[str, Any] = {}
     usage: UsageRecord = UsageRecord()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_apriel.data.corpus.chat import exported_template_digest
 from megatron_apriel.data.corpus.format import MANIFEST_FILE, CorpusManifest, UsageRecord
 from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
@@ -152,7 +153,10 @@ def prepare(
             if directory is None:
                 _collect(results, summary, options, None)
                 return summary
-            with CorpusWriter(directory, CorpusManifest(tokenizer=table.record, images=table.images)) as writer:
+            manifest = CorpusManifest(
+                tokenizer=table.record, images=table.images, chat_template=exported_template_digest()
+            )
+            with CorpusWriter(directory, manifest) as writer:
                 _collect(results, summary, options, writer)
                 usage = UsageRecord(**summary.usage.record(), passed_over=summary.passed[:KEPT_PROBLEMS])
                 told = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}

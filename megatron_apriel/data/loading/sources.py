@@ -7,7 +7,7 @@ and serve at different resolutions without any error at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
+from megatron_apriel.data.corpus.chat import exported_template_digest
 from megatron_apriel.data.corpus.format import CorpusManifest, TokenizerRecord
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.processor_files import longest_side
@@ -191,6 +192,14 @@ def check_fits(
             "Words that are marked as not to be learned would be learned.",
             f"Set loss of source {section.label!r} to responses, or prepare the corpus with --ignore for the marks.",
         )
+    template = exported_template_digest()
+    if counts.response_tokens and manifest.chat_template not in ("", template):
+        raise DataError(
+            f"{section.corpus}: its conversations were rendered by chat template {manifest.chat_template[:12]}, and "
+            f"this version of the project exports {template[:12]}.",
+            "The model would be served with another format than it learned.",
+            "Prepare the corpus again, or train with the version that prepared it.",
+        )
     if not counts.images:
         return
     tower, record = architecture.tower, manifest.images
@@ -249,14 +258,14 @@ def check_largest_image(sources: Sequence[Source], section: ImagesSection) -> No
             )
 
 
-def check_tokenizer(sources: Sequence[Source], directory: Path) -> None:
+def check_tokenizer(corpora: Mapping[Path, CorpusManifest], directory: Path) -> None:
     """Raises DataError if a corpus was not made by the tokenizer in ``directory``; passes where there is none."""
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         return
     tokenizer = load_tokenizer(directory)
     digest, right = tokenizer_digest(tokenizer), corrected_digest(tokenizer)
-    for source in sources:
-        record, path = source.corpus.manifest.tokenizer, source.corpus.path
+    for path, manifest in corpora.items():
+        record = manifest.tokenizer
         if record.sha256 == right != digest:
             raise DataError(
                 f"{path} was prepared with the right word pattern, the tokenizer of the model in {directory} has the"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_apriel.config.schema import SourceSection
-from megatron_apriel.data.corpus.on_disk import Corpus
+from megatron_apriel.data.corpus.on_disk import Corpus, CorpusManifest
 from megatron_apriel.data.corpus.tokens import load_tokenizer
-from megatron_apriel.data.loading.sources import Source, check_tokenizer, open_sources
+from megatron_apriel.data.loading.sources import check_tokenizer, open_sources
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.word_pattern import correct_directory
 from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
@@ -83,22 +83,22 @@ def test_a_corrected_corpus_is_that_of_the_right_tokenizer(prepared, model):
     assert right.tokens(0).tolist() == [1, *reference, 2]
 
 
-def source_of(corpus: Corpus) -> Source:
-    return Source(section=None, corpus=corpus, plan=None)
+def manifest_of(corpus: Corpus) -> dict[Path, CorpusManifest]:
+    return {corpus.path: corpus.manifest}
 
 
 def test_a_stage_whose_model_has_another_pattern_is_refused(prepared, model, faulty, tmp_path):
-    check_tokenizer([source_of(prepared["faulty"])], faulty)
-    check_tokenizer([source_of(prepared["corrected"])], model)
+    check_tokenizer(manifest_of(prepared["faulty"]), faulty)
+    check_tokenizer(manifest_of(prepared["corrected"]), model)
     message = r"prepared with the right word pattern, the tokenizer of the model in .* has the faulty one"
     with pytest.raises(DataError, match=message) as refusal:
-        check_tokenizer([source_of(prepared["corrected"])], faulty)
+        check_tokenizer(manifest_of(prepared["corrected"]), faulty)
     assert "--correct-word-pattern" in str(refusal.value)
     with pytest.raises(DataError, match=r"prepared with tokenizer \w+ and its faulty word pattern, the model"):
-        check_tokenizer([source_of(prepared["faulty"])], model)
+        check_tokenizer(manifest_of(prepared["faulty"]), model)
     shutil.copytree(faulty, tmp_path / "corrected")
     correct_directory(tmp_path / "corrected")
-    check_tokenizer([source_of(prepared["corrected"])], tmp_path / "corrected")
+    check_tokenizer(manifest_of(prepared["corrected"]), tmp_path / "corrected")
 
 
 def test_a_mixture_of_both_patterns_is_refused(prepared, architecture):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 
 import numpy as np
 import pytest
 from loader_cases import DECODER, MODEL, TOWER, stage
 
+from megatron_apriel.data.corpus.chat import exported_chat_template
+from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.tokens import load_tokenizer, tokenizer_digest
 from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.data.loading.sources import check_tokenizer
@@ -17,6 +21,10 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.testing.corpora import TOKENIZER, VOCAB, write_corpus
 from megatron_apriel.testing.tokenizers import write_small_tekken
+
+
+def manifests(loader):
+    return {source.corpus.path: source.corpus.manifest for source in loader.sources}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +61,26 @@ def test_corpora_of_different_tokenizers_are_refused(corpora, tmp_path):
     message = r"other was prepared with tokenizer ffffffffffff, .*text with tokenizer 000000000000"
     with pytest.raises(DataError, match=message):
         TrainingLoader(stage(corpora, sources=sources), MODEL)
+
+
+def test_conversations_rendered_by_another_template_are_refused(tmp_path):
+    """Plain documents were not rendered, and corpora of early versions do not say."""
+    corpora_, now = {}, hashlib.sha256(exported_chat_template().encode()).hexdigest()
+    for name, digest in (("now", now), ("early", ""), ("other", "e" * 64)):
+        corpora_[name] = write_corpus(tmp_path / name, [40, 30]).path
+        corpora_[f"plain {name}"] = write_corpus(tmp_path / f"plain_{name}", [40, 30], responses=False).path
+        for path in (corpora_[name], corpora_[f"plain {name}"]):
+            manifest = json.loads((path / "corpus.json").read_text())
+            (path / "corpus.json").write_text(json.dumps({**manifest, "chat_template": digest}))
+    for name, path in corpora_.items():
+        config = stage({}, sources=[{"corpus": path}])
+        if name == "other":
+            message = rf"rendered by chat template e{{12}}, and this version of the project exports {now[:12]}"
+            with pytest.raises(DataError, match=message):
+                TrainingLoader(config, MODEL)
+        else:
+            with TrainingLoader(config, MODEL):
+                pass
 
 
 def test_a_corpus_without_responses_is_refused_where_the_loss_is_on_them(tmp_path):
@@ -145,21 +173,21 @@ def test_the_processor_may_ask_for_smaller_images_than_the_tower_reads(corpora, 
 
 def test_the_models_own_tokenizer_must_have_made_the_corpora(corpora, tmp_path):
     with TrainingLoader(stage(corpora), MODEL) as loader:
-        check_tokenizer(loader.sources, tmp_path)  # a model without a tokenizer cannot be asked
+        check_tokenizer(manifests(loader), tmp_path)  # a model without a tokenizer cannot be asked
         write_small_tekken(tmp_path / "tekken.json", VOCAB)
         with pytest.raises(DataError, match=r"text was prepared with tokenizer 000000000000, the model in .* has "):
-            check_tokenizer(loader.sources, tmp_path)
+            check_tokenizer(manifests(loader), tmp_path)
         digest = tokenizer_digest(load_tokenizer(tmp_path))
         record = TOKENIZER.model_copy(update={"sha256": digest})
         other = write_corpus(tmp_path / "other", [5], tokenizer=record)
     with TrainingLoader(stage({}, sources=[{"corpus": other.path}]), MODEL) as loader:
-        check_tokenizer(loader.sources, tmp_path)
+        check_tokenizer(manifests(loader), tmp_path)
         ended = write_corpus(tmp_path / "ended", [5], tokenizer=record.model_copy(update={"eos_id": 3}))
     with (
         TrainingLoader(stage({}, sources=[{"corpus": ended.path}]), MODEL) as loader,
         pytest.raises(DataError, match="ended: a document ends with token 3, with 2 by the tokenizer of the model"),
     ):
-        check_tokenizer(loader.sources, tmp_path)
+        check_tokenizer(manifests(loader), tmp_path)
 
 
 def test_the_fingerprint_tells_documents_apart_but_not_places(corpora, tmp_path):
@@ -168,6 +196,19 @@ def test_the_fingerprint_tells_documents_apart_but_not_places(corpora, tmp_path)
     others = ([9, [5, np.zeros((4, 8, 3), np.uint8)]], [5, [9, np.zeros((8, 8, 3), np.uint8)]])
     for number, documents_ in enumerate(others):
         assert write_corpus(tmp_path / str(number), documents_).fingerprint != first.fingerprint
+
+
+def test_the_fingerprint_is_that_of_versions_that_did_not_name_word_patterns(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", [9, 30])
+    manifest = json.loads((corpus.path / "corpus.json").read_text())
+    del manifest["tokenizer"]["faulty_words"], manifest["chat_template"]
+    (corpus.path / "corpus.json").write_text(json.dumps(manifest))
+    assert Corpus.open(corpus.path).fingerprint == corpus.fingerprint
+    kept = {name: manifest[name] for name in ("tokenizer", "images", "counts", "files")}
+    digest = hashlib.sha256(json.dumps(kept, separators=(",", ":")).encode())
+    for table in (corpus.documents, corpus.image_rows):
+        digest.update(np.ascontiguousarray(table).tobytes())
+    assert corpus.fingerprint == digest.hexdigest()[:32]
 
 
 def test_steps_that_do_not_divide_are_refused(corpora):
