@@ -40,7 +40,7 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any]) -> Count
     unused: Counter[str] = Counter()
     ignored = record.reading.ignored
     for leftover in record.leftovers():
-        refuse_known(leftover)
+        refuse_known(leftover, answered=bool(said))
         if said and leftover.level == "record" and leftover.name in CONTEXT.split():
             _check_context(leftover, said)
         for path, name, value in leaves(leftover, ignored):
@@ -50,8 +50,13 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any]) -> Count
     return unused
 
 
-def refuse_known(leftover: Leftover) -> None:
-    """Raise BadRecord for a field that is known to change the lesson."""
+def refuse_known(leftover: Leftover, answered: bool = True) -> None:
+    """Raise BadRecord for a field that is known to change the lesson.
+
+    Args:
+        leftover: the field.
+        answered: whether its record has turns. A text or a caption has a class, and no answer that could be bad.
+    """
     if is_nothing(leftover.value) or leftover.counted:
         return
     words = words_of(leftover.name)
@@ -59,15 +64,17 @@ def refuse_known(leftover: Leftover) -> None:
         if rule.levels and leftover.level not in rule.levels.split():
             continue
         named = leftover.name in rule.names.split() or not words.isdisjoint(rule.words.split())
-        if (named or not rule.names + rule.words) and _is_meant(rule.values, leftover.value):
+        if (named or not rule.names + rule.words) and _is_meant(rule.values, leftover.value, answered):
             raise BadRecord(f"field {leftover.path!r} {rule.reason}{_way_out(leftover.path)}")
 
 
-def _is_meant(values: str, value: Any) -> bool:
+def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values == "true":
         return value is not False
     if values == "marks":
         marks = value if isinstance(value, list) else [value]
+        if not answered:
+            return all(isinstance(mark, bool) for mark in marks)
         plain = all(isinstance(mark, bool | int | float) for mark in marks)
         return plain or (isinstance(value, str) and bool(value.strip()))
     if values == "media":

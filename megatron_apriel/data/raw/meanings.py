@@ -158,7 +158,7 @@ class Refusal:
         names: whole plain names.
         words: any of which in a name is enough.
         values: which are meant: ``any``; ``true``, any but false; ``marks``, one value or a list of true and false or
-            numbers; ``media``, no numbers.
+            numbers, of texts and captions true and false alone; ``media``, no numbers.
         reason: ends the sentence "field 'x' ...".
     """
 

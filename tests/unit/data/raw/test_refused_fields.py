@@ -69,7 +69,10 @@ REFUSED = {
     "a label of KTO": (chat(kto_tag=False), "'kto_tag' is preference data"),
     "a label as a number": ({"prompt": "a", "completion": "b", "label": 0}, "'label' is a label"),
     "labels of steps": ({"prompt": "a", "response": "b", "labels": [True, False]}, "'labels' is a label"),
-    "a label of a text": ({"text": "Good film.", "label": 1}, "'label' is a label"),
+    "a label as a word": ({"prompt": "a", "completion": "b", "label": "good"}, "'label' is a label"),
+    "a label of a turn": (answer(label=0), "'messages.label' is a label"),
+    "a text that is good or bad": ({"text": "Good film.", "label": True}, "'label' is a label"),
+    "a caption that is good or bad": ({"image": "a.png", "caption": "A cat.", "label": False}, "'label' is a label"),
     "OpenAI's preferred output": (chat(preferred_output=[]) | {"non_preferred_output": [1]}, "non_preferred_output"),
     # context
     "another system turn": (
@@ -234,6 +237,16 @@ def test_what_only_looks_like_it_is_read(name: str) -> None:
     shape = recognise(record)
     assert shape is not None
     assert parse_record(record, shape)
+
+
+@pytest.mark.parametrize("label", [0, 1, 207, -1, 0.5, "tabby cat", [3, 5], ["cat", "indoors"]], ids=str)
+@pytest.mark.parametrize("name", ["label", "labels", "Label"])
+def test_a_class_beside_a_text_or_a_caption_is_counted(name: str, label: Any) -> None:
+    """Sets of classes (ImageNet, IMDB) have one in every row; there is no answer that it could judge."""
+    for record in ({"image": "a.png", "caption": "A cat."}, {"text": "Good film."}, {"texts": ["a"], "images": [None]}):
+        shape = recognise(record | {name: label})
+        assert shape is not None
+        assert parse_record(record | {name: label}, shape).remarks.unused == {name: 1}
 
 
 def test_what_is_ignored_is_as_if_it_were_not_there() -> None:
