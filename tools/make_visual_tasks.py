@@ -35,8 +35,9 @@ examples:
 then:
   python tools/prepare_data.py corpora/visual --input data/visual_raw --image-root data/visual_raw --model MODEL
 
-The answer of every sample is found again from its finished pictures before it is written. The same seed gives the same
-samples with any number of workers, and more samples continue fewer. See docs/visual_tasks.md.
+The answer of every sample is found again before it is written: from its finished pictures, or, where it is about
+what annotations say of a photograph, from these alone. The same seed gives the same samples with any number of workers,
+and more samples continue fewer. See docs/visual_tasks.md.
 """
 
 
@@ -144,13 +145,25 @@ def _show(summary: Summary) -> None:
         again = sum(number for reason, number in summary.rejected.items() if reason.startswith(f"{name}: "))
         table.add_row(*name.split(" "), f"{count:,}", f"{again:,}")
     standard_output().print(table, soft_wrap=True)
-    say(f"{sum(summary.made.values()):,} samples with {summary.pictures:,} pictures, every answer checked")
+    say(f"{sum(summary.made.values()):,} samples with {summary.pictures:,} pictures; {_checked(summary)}")
     for problem in summary.wrong[:5]:
         note(f"drawn again: {problem}")
     for file, problem in sorted(summary.unusable.items())[:5]:
         note(f"unusable image: {file} {problem}")
     if len(summary.unusable) > 5:
         note(f"... and {len(summary.unusable) - 5:,} more, listed in manifest.json")
+
+
+def _checked(summary: Summary) -> str:
+    """How the answers were checked: nobody can count the people on a photograph again, but the boxes around them."""
+    from megatron_apriel.data.visual_tasks.tasks import VARIANTS
+
+    marked = {f"{variant.task} {variant.name}" for variant in VARIANTS if variant.annotated}
+    annotated = sum(count for name, count in summary.made.items() if name in marked)
+    drawn = sum(summary.made.values()) - annotated
+    parts = [f"{drawn:,} answers were found again in the finished pictures"] if drawn or not annotated else []
+    parts += [f"{annotated:,} were compared with the annotations alone"] if annotated else []
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from megatron_apriel.data.visual_tasks import difficulty as knobs
 from megatron_apriel.data.visual_tasks.coco import TINY, Annotations, Groups
+from megatron_apriel.data.visual_tasks.partition import Partition
 from megatron_apriel.data.visual_tasks.pixels import Picture, Pixels, resized
 from megatron_apriel.data.visual_tasks.refusals import Ambiguous
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample, cell_name
@@ -58,7 +59,7 @@ def category_presence(draw: Draw) -> Sample:
     yes = bool(draw.choices.integers(2))
     category = _pick(askable_categories(annotations), draw.choices)
     if yes:
-        own = groups.of_category(category)
+        own = groups.of_category[category]
         shown = own[groups.countable[own] & (groups.largest[own] >= VISIBLE)]
         chosen = int(groups.image[_nearest_size(shown, groups, draw)])
     else:
@@ -83,10 +84,10 @@ def category_location(draw: Draw) -> Sample:
     annotations = _annotations(draw)
     groups = annotations.groups
     grid = knobs.SCENE_GRID.count(draw.difficulty)
-    cell, clear = _cells(annotations, grid)
+    by_cell = _cells(annotations, grid)
     # Cells are drawn first: photographers put things in the middle, and a model would learn to say so.
-    target = _pick(np.unique(cell[clear]), draw.choices)
-    group = _nearest_size(np.nonzero(clear & (cell == target))[0], groups, draw)
+    target = _pick(by_cell.values, draw.choices)
+    group = _nearest_size(by_cell[target], groups, draw)
     chosen, category = int(groups.image[group]), int(groups.category[group])
     rows = [row for row in annotations.of_image(chosen) if row[1] == category]
     name = annotations.categories[category]
@@ -113,11 +114,11 @@ def category_count(draw: Draw) -> Sample:
     annotations = _annotations(draw)
     groups = annotations.groups
     most = knobs.COUNT_ANNOTATED.count(draw.difficulty)
-    known = groups.countable & (groups.count <= most)
-    if not known.any():
+    by_number = _numbers(groups, most)
+    if not len(by_number.values):
         raise Ambiguous("no image has few enough objects of a category")
-    number = _pick(np.unique(groups.count[known]), draw.choices)
-    group = _pick(np.nonzero(known & (groups.count == number))[0], draw.rng)
+    number = _pick(by_number.values, draw.choices)
+    group = _pick(by_number[number], draw.rng)
     chosen, category = int(groups.image[group]), int(groups.category[group])
     rows = annotations.of_image(chosen)
     name = annotations.categories[category]
@@ -134,11 +135,11 @@ def pair_count(draw: Draw) -> Sample:
     """How many objects of two categories a photograph shows together."""
     annotations = _annotations(draw)
     groups = annotations.groups
-    pairs, sums = _pairs(groups, knobs.COUNT_ANNOTATED.count(draw.difficulty))
-    if not len(sums):
+    pairs, by_number = _pairs(groups, knobs.COUNT_ANNOTATED.count(draw.difficulty))
+    if not len(pairs):
         raise Ambiguous("no image has few enough objects of two categories")
-    number = _pick(np.unique(sums), draw.choices)
-    first, second = pairs[_pick(np.nonzero(sums == number)[0], draw.rng)]
+    number = _pick(by_number.values, draw.choices)
+    first, second = pairs[_pick(by_number[number], draw.rng)]
     chosen = int(groups.image[first])
     wanted = [int(groups.category[one]) for one in draw.rng.permutation([first, second])]
     rows = annotations.of_image(chosen)
@@ -161,7 +162,7 @@ def askable_categories(annotations: Annotations) -> npt.NDArray[np.int64]:
     """Categories that some image shows and of which some other surely has nothing."""
     groups = annotations.groups
     shown = np.unique(groups.category[groups.countable & (groups.largest >= VISIBLE)])
-    return np.array([category for category in shown if annotations.without(int(category)).any()], dtype=np.int64)
+    return np.array([category for category in shown if len(annotations.without(int(category)))], dtype=np.int64)
 
 
 def available(annotations: Annotations) -> dict[str, bool]:
@@ -169,9 +170,9 @@ def available(annotations: Annotations) -> dict[str, bool]:
     groups = annotations.groups
     return {
         "category_presence": bool(len(askable_categories(annotations))),
-        "category_location": all(_cells(annotations, grid)[1].any() for grid in _grids()),
-        "category_count": bool((groups.countable & (groups.count <= knobs.COUNT_ANNOTATED.count(0))).any()),
-        "pair_count": bool(len(_pairs(groups, knobs.COUNT_ANNOTATED.count(0))[1])),
+        "category_location": all(len(_cells(annotations, grid).values) for grid in _grids()),
+        "category_count": bool(len(_numbers(groups, knobs.COUNT_ANNOTATED.count(0)).values)),
+        "pair_count": bool(len(_pairs(groups, knobs.COUNT_ANNOTATED.count(0))[0])),
     }
 
 
@@ -198,38 +199,45 @@ def _nearest_size(groups_wanted: npt.NDArray[np.int64], groups: Groups, draw: Dr
 def _image_without(category: int, annotations: Annotations, draw: Draw) -> int:
     """An image with nothing of a category; as often as the difficulty says, with a relative of it, if there is one."""
     free = annotations.without(category)
-    related = _with_any_of(annotations, int(annotations.supercategory[category]))
     close = draw.rng.random() < knobs.SCENE_ALIKE.at(draw.difficulty)
-    return _pick(np.nonzero(free & related if close and (free & related).any() else free)[0], draw.rng)
+    if close and len(related := np.intersect1d(free, _with_any_of(annotations, category), assume_unique=True)):
+        free = related
+    return _pick(free, draw.rng)
+
+
+def _with_any_of(annotations: Annotations, category: int) -> npt.NDArray[np.int64]:
+    """The images that have a category with this one's supercategory, rising."""
+    groups, supers = annotations.groups, annotations.supercategory
+    relatives = np.nonzero(supers == supers[category])[0]
+    return np.unique(np.concatenate([groups.image[groups.of_category[int(one)]] for one in relatives]))
 
 
 @_once
-def _with_any_of(annotations: Annotations, supercategory: int) -> npt.NDArray[np.bool_]:
-    """Which images have a category of this supercategory."""
-    related = np.zeros(len(annotations.images), dtype=bool)
-    related[annotations.groups.image[annotations.supercategory[annotations.groups.category] == supercategory]] = True
-    return related
+def _numbers(groups: Groups, most: int) -> Partition:
+    """The countable groups by how many objects they have, at most ``most``."""
+    return Partition.of(groups.count, np.nonzero(groups.countable & (groups.count <= most))[0])
 
 
 @_once
-def _cells(annotations: Annotations, grid: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Cell (row * grid + column) of each group's box, and which groups are one object clearly inside its cell."""
+def _cells(annotations: Annotations, grid: int) -> Partition:
+    """The groups of one object clearly inside a cell (row * grid + column), by that cell."""
     groups = annotations.groups
     boxes = annotations.boxes[groups.row].astype(np.float64)
     place = (boxes[:, :2] + boxes[:, 2:]) / 2 * grid
     inside = np.abs(place - np.floor(place) - 0.5).max(axis=1) <= 0.5 - _CELL_MARGIN
     cell = np.floor(place).astype(np.int64)
-    return cell[:, 1] * grid + cell[:, 0], inside & groups.countable & (groups.count == 1)
+    clear = inside & groups.countable & (groups.count == 1)
+    return Partition.of(cell[:, 1] * grid + cell[:, 0], np.nonzero(clear)[0])
 
 
 @_once
-def _pairs(groups: Groups, most: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Neighbouring countable groups of one image [pairs, 2], and how many objects they have, at most ``most``."""
+def _pairs(groups: Groups, most: int) -> tuple[npt.NDArray[np.int64], Partition]:
+    """Neighbouring countable groups of one image [pairs, 2], also by how many objects they have, at most ``most``."""
     known = np.nonzero(groups.countable)[0]
     pairs = np.stack([known[:-1], known[1:]], axis=1)
     pairs = pairs[groups.image[pairs[:, 0]] == groups.image[pairs[:, 1]]]
     sums = groups.count[pairs].sum(axis=1)
-    return pairs[sums <= most], sums[sums <= most]
+    return pairs[sums <= most], Partition.of(sums[sums <= most])
 
 
 def _whole(draw: Draw, annotations: Annotations, chosen: int) -> Picture:

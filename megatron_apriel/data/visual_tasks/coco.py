@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_apriel.data.visual_tasks.coco_file import Document, Identity, read_document
+from megatron_apriel.data.visual_tasks.partition import Partition
 from megatron_apriel.errors import DataError, shown
 
 TINY = 0.03
@@ -57,14 +58,21 @@ class Annotations:
     unmarked: npt.NDArray[np.bool_]
     problems: dict[str, int]
 
-    def without(self, category: int) -> npt.NDArray[np.bool_]:
-        """bool [images]: in which of them surely no object of a category is."""
-        free = np.ones(len(self.images), dtype=bool)
-        if self.absent is not None:
-            free[:] = False
-            free[self.absent[self.absent % len(self.categories) == category] // len(self.categories)] = True
-        free[self.groups.image[self.groups.of_category(category)]] = False
-        return free & ~self.unmarked
+    def without(self, category: int) -> npt.NDArray[np.int64]:
+        """Positions of the images in which surely no object of a category is, rising."""
+        having = self.groups.image[self.groups.of_category[category]]
+        if self._absent_of is not None and self.absent is not None:
+            listed = np.unique(self.absent[self._absent_of[category]] // len(self.categories))
+            free = np.setdiff1d(listed, having, assume_unique=True)
+            return free[~self.unmarked[free]]
+        marked = ~self.unmarked
+        marked[having] = False
+        return np.flatnonzero(marked)
+
+    @cached_property
+    def _absent_of(self) -> Partition | None:
+        """Positions in ``absent`` by category."""
+        return None if self.absent is None else Partition.of(self.absent % len(self.categories))
 
     def of_image(self, image: int) -> list[BoxRow]:
         """All boxes of an annotated image, as they were read."""
@@ -114,16 +122,10 @@ class Groups:
     largest: npt.NDArray[np.float64]
     row: npt.NDArray[np.int64]
 
-    def of_category(self, category: int) -> npt.NDArray[np.int64]:
-        """Positions of the groups of a category, in order."""
-        order, categories = self._by_category
-        first, last = np.searchsorted(categories, [category, category + 1])
-        return order[first:last]
-
     @cached_property
-    def _by_category(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        order = np.argsort(self.category, kind="stable")
-        return order, self.category[order]
+    def of_category(self) -> Partition:
+        """Positions of the groups by their category."""
+        return Partition.of(self.category)
 
 
 def read_annotations(path: Path, names: Mapping[str, int], sizes: Mapping[int, tuple[int, int]]) -> Annotations:

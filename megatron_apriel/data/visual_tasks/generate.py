@@ -24,7 +24,7 @@ from megatron_apriel.data.visual_tasks.coco import Annotations, read_annotations
 from megatron_apriel.data.visual_tasks.difficulty import FULL_RANGE, Range
 from megatron_apriel.data.visual_tasks.pixels import decoded, encoded
 from megatron_apriel.data.visual_tasks.raw_images import Header, RawImages, image_files, read_header
-from megatron_apriel.data.visual_tasks.refusals import Ambiguous, Unreadable
+from megatron_apriel.data.visual_tasks.refusals import Ambiguous, Unreadable, WrongAnswer, all_wrong, unfit
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample
 from megatron_apriel.data.visual_tasks.tasks import TASKS, Menu, Variant
 from megatron_apriel.errors import ConfigError, DataError
@@ -49,10 +49,6 @@ _KEPT = 1000  # problems listed one by one
 _TRIED = 8  # samples that a dry run makes
 _WRONG_AT_MOST = 10  # samples whose check fails, before their share counts
 _WRONG = "its pictures give another answer"
-
-
-class WrongAnswer(DataError):
-    """Checks do not find the answers of too many samples: something is wrong with the folder, or with this program."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,9 @@ class Generator:
     def make(self, index: int) -> Made:
         """Sample ``index``, encoded and checked; where the check fails, it is drawn again.
 
-        Raises DataError if no picture of many gives such a sample.
+        Raises:
+            WrongAnswer: every sample that could be drawn has an answer that its check does not find.
+            DataError: no picture of many gives such a sample.
         """
         which = self._random(index, 0)
         offset = float(np.random.default_rng([self.options.seed]).random())
@@ -182,7 +180,10 @@ class Generator:
                 f"sample {index} of seed {self.options.seed} ({variant.task} {variant.name}, difficulty {difficulty}, "
                 f"from {', '.join(draw.used)}) has the answer {sample.answer!r}, but its pictures give {found!r}"
             ]
-        raise self._unfit(index, variant, difficulty, rejected, damaged)
+        name = f"sample {index} ({variant.task} {variant.name}, difficulty {difficulty})"
+        if wrong:
+            raise all_wrong(name, ATTEMPTS, rejected[f"{variant.task} {variant.name}: {_WRONG}"], wrong[0])
+        raise unfit(name, ATTEMPTS, len(self.images), rejected, damaged)
 
     def _random(self, index: int, stream: int) -> np.random.Generator:
         """Streams of one sample: 0 what it is, 1 its answer, 2 and on one for each attempt."""
@@ -209,19 +210,6 @@ class Generator:
             "index": index,
         }
         return record, names
-
-    def _unfit(
-        self, index: int, variant: Variant, difficulty: float, rejected: Counter[str], damaged: dict[str, str]
-    ) -> DataError:
-        reasons = ", ".join(f"{text.partition(': ')[2]} ({count})" for text, count in rejected.most_common(4))
-        first = next(iter(damaged.items()), None)
-        return DataError(
-            f"sample {index} ({variant.task} {variant.name}, difficulty {difficulty}): none of {ATTEMPTS} pictures "
-            f"drawn from {len(self.images)} gives a question with one answer.",
-            f"Reasons: {reasons}." + (f" Damaged, for example: {first[0]}: {first[1]}." if first else ""),
-            "Uniform, very small or repeated images cannot be used: add others, leave the task out with --tasks, or "
-            "change --difficulty.",
-        )
 
 
 def generate(

@@ -92,8 +92,10 @@ def test_what_all_samples_ask_is_found_once(tmp_path: Path, monkeypatch: pytest.
     for _ in range(20):
         annotated.askable_categories(annotations)
         annotated._cells(annotations, 3)
+        annotated._numbers(annotations.groups, 9)
         annotated._pairs(annotations.groups, 9)
-    assert len(sorted_whole) == 2  # groups, and categories
+    # Groups, groups by category, categories that are shown; by cell, by number, by number of pairs.
+    assert len(sorted_whole) == 6
 
 
 def test_groups_of_a_category(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_groups_of_a_category(tmp_path: Path) -> None:
     file.write_text(json.dumps(document(30, images=7)))
     groups = read(file, images=7).groups
     for category in range(30):
-        assert groups.of_category(category).tolist() == np.nonzero(groups.category == category)[0].tolist()
+        assert groups.of_category[category].tolist() == np.nonzero(groups.category == category)[0].tolist()
 
 
 def test_entries_are_those_of_the_whole_file(tmp_path: Path) -> None:

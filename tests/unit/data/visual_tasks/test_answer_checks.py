@@ -19,9 +19,9 @@ from skimage.measure import label
 from megatron_apriel.data.visual_tasks import generate as module
 from megatron_apriel.data.visual_tasks import match
 from megatron_apriel.data.visual_tasks.difficulty import Range
-from megatron_apriel.data.visual_tasks.generate import Generator, Options, Summary, WrongAnswer, prepare_generator
-from megatron_apriel.data.visual_tasks.pixels import correlation
-from megatron_apriel.data.visual_tasks.refusals import Ambiguous
+from megatron_apriel.data.visual_tasks.generate import Generator, Options, Summary, prepare_generator
+from megatron_apriel.data.visual_tasks.pixels import correlation, encoded
+from megatron_apriel.data.visual_tasks.refusals import Ambiguous, WrongAnswer
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample
 from megatron_apriel.data.visual_tasks.scene import Kind, Scene
 from megatron_apriel.data.visual_tasks.tasks import TASKS, VARIANTS, Menu, Variant
@@ -94,6 +94,15 @@ def test_too_many_wrong_answers_are_an_error(folder, monkeypatch, tmp_path) -> N
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["wrong"] == {"samples": len(summary.wrong), "first": summary.wrong} and len(summary.wrong) > 2
     assert manifest["variants"].keys() >= {"reconstruct patch"} and summary.made.total() == 12
+
+
+def test_a_sample_whose_check_always_fails_is_not_blamed_on_the_images(folder, monkeypatch) -> None:
+    options = Options(1, seed=2, max_side=128, tasks=("reconstruct",))
+    monkeypatch.setattr(module, "ATTEMPTS", 5)
+    monkeypatch.setattr(module, "encoded", lambda picture, *how: encoded(Image.new("RGB", picture.size), *how))
+    with pytest.raises(WrongAnswer, match=r"none of the \d samples that 5 attempts gave passes its check") as error:
+        module.generate(None, folder, options)
+    assert "has the answer" in str(error.value) and "Uniform" not in str(error.value)
 
 
 def test_noise_of_rounding_is_no_likeness() -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_apriel.data.visual_tasks.annotated import askable_categories, available
@@ -46,23 +47,23 @@ def test_only_what_was_looked_for_is_absent(tmp_path):
         image(2, neg_category_ids=[1, 2], not_exhaustive_category_ids=[]),
     ]
     found = read(tmp_path / "a.json", images, [box(0, 1), box(0, 2), box(1, 1), box(2, 2)])
-    assert found.without(0).tolist() == [False, False, True]
-    assert found.without(1).tolist() == [False, True, False]  # image 2 contradicts itself: it has a cup
-    assert found.without(2).tolist() == [False, False, False]
+    assert found.without(0).tolist() == [2]
+    assert found.without(1).tolist() == [1]  # image 2 contradicts itself: it has a cup
+    assert found.without(2).tolist() == []
     assert countable(found) == {(0, "cat"): False, (0, "cup"): True, (1, "cat"): True, (2, "cup"): True}
     assert askable_categories(found).tolist() == [0, 1]
 
 
 def test_without_such_lists_all_that_has_no_box_is_absent(tmp_path):
     found = read(tmp_path / "a.json", [image(0), image(1)], [box(0, 1), box(1, 2)])
-    assert found.absent is None and found.without(2).tolist() == [True, True]
-    assert found.without(0).tolist() == [False, True]
+    assert found.absent is None and found.without(2).tolist() == [0, 1]
+    assert found.without(0).tolist() == [1]
 
 
 @pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids", "pos_category_ids"])
 def test_one_such_list_makes_a_set_federated(tmp_path, key):
     found = read(tmp_path / "a.json", [image(0, **{key: []}), image(1)], [box(0, 1), box(1, 2)])
-    assert not any(found.without(category).any() for category in range(3))
+    assert not any(len(found.without(category)) for category in range(3))
     assert not available(found)["category_presence"] and available(found)["category_count"]
 
 
@@ -109,7 +110,7 @@ def test_open_images(tmp_path):
     ]
     found = read(tmp_path / "a.json", images, boxes)
     assert found.images.tolist() == [0, 1] and countable(found) == {(0, "cat"): False, (1, "cup"): True}
-    assert not any(found.without(category).any() for category in range(3))
+    assert not any(len(found.without(category)) for category in range(3))
 
 
 def test_a_place_to_be_ignored(tmp_path):
@@ -118,7 +119,7 @@ def test_a_place_to_be_ignored(tmp_path):
     found = read(tmp_path / "a.json", [image(0), image(1), image(2)], boxes)
     assert found.unmarked.tolist() == [True, False, False]
     assert countable(found) == {(0, "cat"): False, (1, "cat"): True, (2, "cup"): False}
-    assert found.without(2).tolist() == [False, True, True]
+    assert found.without(2).tolist() == [1, 2]
     with pytest.raises(DataError, match="no category has the id 0"):
         read(tmp_path / "a.json", [image(0)], [box(0, 0)])
 
@@ -129,7 +130,7 @@ def test_places_where_nothing_was_marked(tmp_path, name):
     boxes = [box(0, 1), box(0, 4, bbox=[0, 0, 50, 50]), box(1, 1)]
     found = read(tmp_path / "a.json", [image(0), image(1), image(2)], boxes, {**NAMES, 4: name})
     assert found.unmarked.tolist() == [True, False, False]
-    assert found.without(2).tolist() == [False, True, True]
+    assert found.without(2).tolist() == [1, 2]
     assert countable(found) == {(0, "cat"): False, (0, name): False, (1, "cat"): True}
     assert askable_categories(found).tolist() == [0]
 
@@ -150,4 +151,33 @@ def test_an_image_named_by_its_address(tmp_path):
 
 def test_the_arrays_of_no_boxes(tmp_path):
     found = read(tmp_path / "a.json", [image(0, neg_category_ids=[1])], [])
-    assert found.without(0).tolist() == [True] and found.boxes.shape == (0, 4)
+    assert found.without(0).tolist() == [0] and found.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("federated", [True, False])
+def test_images_without_a_category_are_those_of_the_whole_lists(federated, tmp_path, monkeypatch):
+    """Compared with sets made here; what is looked at for a category are its own entries, not those of all."""
+    generator = np.random.default_rng(3)
+    images, boxes, listed = [], [], {}
+    files = {f"{number}.jpg": number for number in range(300)}
+    for number in range(300):
+        listed[number] = set(generator.choice(40, 4, replace=False).tolist()) if federated else set(range(40))
+        more = {"neg_category_ids": sorted(listed[number])} if federated else {}
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": 100, "height": 80, **more})
+        boxes += [box(number, int(category), bbox=[9, 9, 30, 30]) for category in generator.integers(0, 40, 3)]
+    categories = [{"id": number, "name": f"c{number}"} for number in range(40)]
+    document = {"images": images, "annotations": boxes, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    found = read_annotations(tmp_path / "a.json", files, dict.fromkeys(files.values(), (100, 80)))
+    found.without(0)
+    looked_at, unique = [], np.unique
+    monkeypatch.setattr(
+        np, "unique", lambda values, **options: looked_at.append(len(values)) or unique(values, **options)
+    )
+    places = {int(raw): place for place, raw in enumerate(found.images)}
+    for category in range(40):
+        shown = {one["image_id"] for one in boxes if one["category_id"] == category}
+        wanted = sorted(places[number] for number in range(300) if category in listed[number] and number not in shown)
+        assert found.without(category).tolist() == wanted
+    most = max(sum(category in one for one in listed.values()) for category in range(40)) if federated else 0
+    assert all(length <= most for length in looked_at)

@@ -281,3 +281,25 @@ def test_a_dry_run_writes_nothing(tool, folder, tmp_path, capsys):
 def test_the_destination_may_not_lie_among_the_images(folder):
     with pytest.raises(OutputError, match="lies inside"):
         generate(folder / "out", folder, Options(samples=1))
+
+
+def test_what_was_checked_is_said(tool, folder, tmp_path, capsys):
+    """Questions about annotations are compared with annotations: no pixel was asked."""
+    assert tool.main([str(tmp_path / "drawn"), "--images", str(folder), "--samples", "8", "--tasks", "count"]) == 0
+    assert "8 answers were found again in the finished pictures" in capsys.readouterr().out
+    with Image.open(folder / "astronaut.png") as picture:
+        width, height = picture.size
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [20 + 90 * number, 50, 80, 80]} for number in range(3)]
+    document = {
+        "images": [{"id": 1, "file_name": "astronaut.png", "width": width, "height": height}],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "patch"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    arguments = ["--annotations", str(tmp_path / "boxes.json"), "--samples", "12", "--tasks", "count"]
+    assert tool.main([str(tmp_path / "marked"), "--images", str(folder), *arguments]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    records = [json.loads(line) for line in (tmp_path / "marked" / "records.jsonl").read_text().splitlines()]
+    marked = sum(record["variant"] == "category_count" for record in records)
+    assert 0 < marked < 12
+    assert f"{12 - marked} answers were found again in the finished pictures, {marked} were compared with the" in said
