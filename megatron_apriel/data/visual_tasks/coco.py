@@ -63,11 +63,11 @@ class Annotations:
         having = self.groups.image[self.groups.of_category[category]]
         if self._absent_of is not None and self.absent is not None:
             listed = np.unique(self.absent[self._absent_of[category]] // len(self.categories))
-            free = np.setdiff1d(listed, having, assume_unique=True)
-            return free[~self.unmarked[free]]
-        marked = ~self.unmarked
-        marked[having] = False
-        return np.flatnonzero(marked)
+            missing = np.setdiff1d(listed, having, assume_unique=True)
+            return missing[~self.unmarked[missing]]
+        free = ~self.unmarked
+        free[having] = False
+        return np.flatnonzero(free)
 
     @cached_property
     def _absent_of(self) -> Partition | None:

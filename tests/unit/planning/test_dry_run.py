@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from megatron_apriel.planning.memory import (
 )
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.stages import small_stage
+from megatron_apriel.testing.tokenizers import write_processor
 
 APRIEL = Architecture.from_preset("apriel-15b")
 
@@ -133,6 +135,18 @@ def test_corpora_of_no_use_are_errors_where_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of its 8 tokens is part of a response, and loss is 'responses'"):
         plan(stage(mixture=mixture), 8, architecture="apriel-15b", check_data=True)
     assert "note: mixture text:" in plan(stage(mixture=mixture), 8, architecture="apriel-15b")
+
+
+def test_corpora_of_another_tokenizer_are_errors_where_asked_for(tmp_path: Path) -> None:
+    tiny = Architecture.from_preset("tiny")
+    model = replace(tiny, decoder=replace(tiny.decoder, vocab_size=4096))
+    write_processor(tmp_path, model)
+    (tmp_path / "config.json").write_text(json.dumps(model.to_hf_config()))
+    write_corpus(tmp_path / "text", [8], images=None)
+    changes = {"mixture": [{"corpus": tmp_path / "text"}], "init_from": tmp_path, "sequence_length": 4096}
+    assert "note: mixture" not in plan(stage(**changes), 8)
+    with pytest.raises(DataError, match=r"text was prepared with tokenizer 0{12}, the model in .* has"):
+        plan(stage(**changes), 8, check_data=True)
 
 
 def test_corpora_that_the_run_would_refuse_together_are_errors_where_asked_for(tmp_path: Path) -> None:
