@@ -35,7 +35,7 @@ TEKKEN_PATTERN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST
 )
-"""``config.pattern`` of every published ``tekken.json``."""
+"""``config.pattern`` of the ``tekken.json`` files that come with mistral-common."""
 OLDER_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST
 """What converters to ``tokenizer.json`` wrote by default; Llama 3's, and right for its vocabulary."""
 TEKKEN_WORDS: Mapping[str, Any] = {
