@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,12 +213,16 @@ class CheckpointStore:
             self._pending.writing.abandon()
 
     def load(
-        self, path: str | Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None = None
+        self,
+        path: str | Path,
+        chunks: Sequence[nn.Module],
+        optimizer: MegatronOptimizer | None = None,
+        peaks: Mapping[float, float] | None = None,
     ) -> dict[str, Any]:
         """Continue from the checkpoint at ``path``, saved from this or any other layout; collective.
 
         Weights, optimizer and, on the layout that it was saved from, random states are restored. With None for the
-        optimizer only the weights are.
+        optimizer only the weights are. ``peaks``: see :func:`load_state`.
 
         Returns:
             ``extra`` as it was given when it was saved.
@@ -228,7 +232,7 @@ class CheckpointStore:
         """
         path = Path(path)
         record = alike(lambda: read_run_file(path))
-        restored = load_state(path, unwrapped(chunks), optimizer, record)
+        restored = load_state(path, unwrapped(chunks), optimizer, record, peaks)
         if optimizer is not None and not restored and dist.get_rank() == 0:
             layout = record.layout.model_dump() if record.layout is not None else "none"
             say(f"{path} is of another layout ({layout}): random states begin anew from the seed")

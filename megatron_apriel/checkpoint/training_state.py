@@ -9,7 +9,7 @@ JSON. Nothing is pickled.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,11 @@ def plan_state(
 
 @torch.no_grad()
 def load_state(
-    directory: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None, record: RunRecord
+    directory: Path,
+    chunks: Sequence[nn.Module],
+    optimizer: MegatronOptimizer | None,
+    record: RunRecord,
+    peaks: Mapping[float, float] | None = None,
 ) -> bool:
     """Read this rank's part of the state from ``directory``, written by any layout; collective.
 
@@ -114,6 +118,7 @@ def load_state(
         chunks: bare models, filled in place.
         optimizer: None to read weights only, and then the random states stay as they are, too.
         record: its ``run.json``.
+        peaks: highest learning rates of the optimizer's groups as saved, to those of now, where they were changed.
 
     Returns:
         Whether random states were restored: only onto the layout that they were saved from.
@@ -131,7 +136,7 @@ def load_state(
         groups: list[dict[str, Any]] = []
         same_layout = False
         if optimizer is not None:
-            groups = _saved_groups(directory, contents, owned, record)
+            groups = _saved_groups(directory, contents, owned, record, peaks or {})
             parts = _distributed_parts(optimizer)
             random = _sharded_random_states()
             same_layout = record.layout is not None and record.layout.model_dump() == current_layout()
@@ -237,7 +242,9 @@ def _give_groups(part: DistributedOptimizer, groups: list[dict[str, Any]]) -> No
         ) from None
 
 
-def _saved_groups(directory: Path, contents: Contents, owned: Owned, record: RunRecord) -> list[dict[str, Any]]:
+def _saved_groups(
+    directory: Path, contents: Contents, owned: Owned, record: RunRecord, peaks: Mapping[float, float]
+) -> list[dict[str, Any]]:
     """The optimizer's groups as saved, where it trained what is trained now and all of its state is there."""
     another_stage = "To begin another stage from its weights, give the checkpoint as init_from."
     if record.optimizer_groups is None:
@@ -254,7 +261,12 @@ def _saved_groups(directory: Path, contents: Contents, owned: Owned, record: Run
         if stored and len(stored) != len(OPTIMIZER_STATES):
             absent = next(state for state in OPTIMIZER_STATES if state not in stored)
             raise CheckpointError(f"{directory}: {absent}{parameter.key} is missing.", fix=another_stage)
-    return [group.model_dump(exclude_unset=True) for group in record.optimizer_groups]
+    groups = [group.model_dump(exclude_unset=True) for group in record.optimizer_groups]
+    for group in groups:
+        # By which Megatron knows a group; its rate and everything else is of the step.
+        if group.get("max_lr") is not None:
+            group["max_lr"] = peaks.get(group["max_lr"], group["max_lr"])
+    return groups
 
 
 def _check_random(directory: Path, contents: Contents, random: dict[str, ShardedTensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -96,12 +97,66 @@ class RunRecord(BaseModel):
         return self
 
 
+class SavedSource(BaseModel):
+    """A source of a mixture as it was saved."""
+
+    model_config = ConfigDict(extra="allow")
+
+    corpus: str = ""
+    name: str = ""
+    weight: _Finite = 1.0
+    loss: str = "all"
+    long_documents: str = "error"
+    epochs: _Finite | None = None
+
+    @property
+    def label(self) -> str:
+        """As of a source's section in the configuration."""
+        return self.name or PurePosixPath(self.corpus).name or self.corpus
+
+
 class _SavedSettings(BaseModel):
     """A run's configuration as it was saved: compared with today's, not used."""
 
     model_config = ConfigDict(extra="allow")
 
-    mixture: list[dict[str, Any]] = []
+    mixture: list[SavedSource] = []
+
+
+class GivenRecord(BaseModel):
+    """How far a run had come in one of its sources.
+
+    Attributes:
+        name: of the source.
+        corpus: fingerprint of its corpus.
+        loss, long_documents: as the source's section has them.
+        packs: that it had given.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    corpus: str
+    loss: str
+    long_documents: str
+    packs: _Count
+
+
+class ChangeRecord(BaseModel):
+    """Settings that were changed within a run.
+
+    Attributes:
+        step: finished optimizer steps at the change.
+        settings: by dotted name, the value before and the one after.
+        given: where the mixture was changed, the sources that it has since then, in order, and behind them those that
+            the run took from earlier.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: _Count
+    settings: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]
+    given: list[GivenRecord] | None = None
 
 
 class RunState(BaseModel):
@@ -111,8 +166,10 @@ class RunState(BaseModel):
         sequences: of the mixture that were trained on.
         skipped, skipped_in_a_row: steps whose loss or gradient was not finite.
         empty: steps without a target.
-        config: the configuration that the run was begun with.
+        config: the configuration that the run has, its changes in it.
         corpora: fingerprints of the mixture's corpora.
+        packs: that each source of the mixture has given. Checkpoints of early versions have none.
+        changes: in order.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -123,6 +180,14 @@ class RunState(BaseModel):
     empty: _Count = 0
     config: _SavedSettings
     corpora: list[str] = []
+    packs: list[_Count] = []
+    changes: list[ChangeRecord] = []
+
+
+def change_in_words(name: str, then: Any, now: Any) -> str:
+    """``optimizer.peak: 0.001 -> 0.0005``."""
+    before, after = (value if isinstance(value, str) else json.dumps(value) for value in (then, now))
+    return f"{name}: {before} -> {after}"
 
 
 def write_run_file(checkpoint: Path, record: dict[str, Any]) -> None:

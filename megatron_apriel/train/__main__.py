@@ -24,7 +24,8 @@ examples:
   what would run on 640 GPUs, without starting anything:
       python -m megatron_apriel.train examples/cpt_stage2.yaml --dry-run --world-size 640
 
-The same command again resumes from the newest checkpoint in the stage's output directory.
+The same command again resumes from the newest checkpoint in the stage's output directory. With --change, learning
+rate, schedule, length and the mixture's weights may then differ from those that the run had so far.
 
 exit codes: 0 the stage is complete; 75 stopped by SIGTERM, SIGUSR1 or the job's time limit after saving (start the
 same command again); 130 stopped by Ctrl-C after saving; anything else is a failure, explained on standard error.
@@ -40,6 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("stage", type=Path, help="the stage's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument(
+        "--change",
+        action="store_true",
+        help="resume with another learning rate, schedule, length, or other weights and sources of the mixture",
+    )
     planning = parser.add_argument_group("planning")
     planning.add_argument("--dry-run", action="store_true", help="print what would run, and check it; start nothing")
     planning.add_argument("--world-size", type=above_zero, help="ranks to plan for (default: WORLD_SIZE, or 1)")
@@ -55,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     # Intermixed, so that overrides may also stand after options.
     arguments = parser.parse_intermixed_args(argv)
     config = load_stage(arguments.stage, arguments.overrides)
+    if arguments.dry_run and arguments.change:
+        parser.error("--change goes with a run, not with --dry-run")
     if arguments.dry_run:
         from megatron_apriel.parallel.layout import started_ranks
         from megatron_apriel.planning.dry_run import print_plan
@@ -68,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     _quiet_imports()
     from megatron_apriel.train.run import run_stage
 
-    return run_stage(config)
+    return run_stage(config, arguments.change)
 
 
 def _quiet_imports() -> None:

@@ -27,6 +27,7 @@ from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.errors import DataError, ExitCode, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import image_flops, step_flops
+from megatron_apriel.formats.run_record import ChangeRecord
 from megatron_apriel.formats.sidecar_contents import KeptSidecars
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.layout import Layout
@@ -58,6 +59,8 @@ class Stage:
     skipped: int = 0
     skipped_in_a_row: int = 0
     empty: int = 0
+    changes: list[ChangeRecord] = field(default_factory=list)
+    """Of the run's settings, in order."""
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     """Of the last steps, for the time left."""
 
@@ -105,6 +108,8 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
         return stop.exit_code
     if stage.finished_steps == 0:
         _validate(stage)
+    if stage.finished_steps == steps and stage.changes and stage.changes[-1].step == steps:
+        _save(stage, background=False)  # made shorter: no step is left that a checkpoint with the change would follow
     while stage.finished_steps < steps:
         work = _Work(stage.store, stop)
         result = _step(stage, work)
@@ -283,13 +288,16 @@ def _validate(stage: Stage) -> None:
 def _save(stage: Stage, background: bool) -> None:
     """Save the stage as it stands. A save that is still pending is waited for first."""
     _finish_save(stage)
+    sequences = stage.finished_steps * stage.config.sequences_per_step
     extra: dict[str, Any] = {
-        "sequences": stage.finished_steps * stage.config.sequences_per_step,
+        "sequences": sequences,
         "skipped": stage.skipped,
         "skipped_in_a_row": stage.skipped_in_a_row,
         "empty": stage.empty,
         "config": stage.config.model_dump(mode="json"),
         "corpora": [source.corpus.fingerprint for source in stage.loader.sources],
+        "packs": list(stage.loader.mixture.packs_before(sequences)),
+        "changes": [change.model_dump(mode="json") for change in stage.changes],
     }
     trainer, sidecars = stage.trainer, alike(stage.sidecars.checked)
     with trainer.gathered_parameters():

@@ -1,9 +1,9 @@
 """Where a run's figures go: console, ``metrics.jsonl``, TensorBoard, Weights & Biases. Written by rank 0 only.
 
 ``metrics.jsonl`` is always written and is what other programs should read: one JSON object a line, with ``kind``
-(``source``, ``resumed``, ``step``, ``validation``, ``skipped``, ``empty``, ``checkpoint``, ``end``) and ``step``. A
-resumed run appends; where it repeats steps that a killed attempt had already logged, the later line counts. A
-checkpoint that was written in the background has the step that it holds, and its line comes when it is whole: after
+(``source``, ``resumed``, ``changed``, ``step``, ``validation``, ``skipped``, ``empty``, ``checkpoint``, ``end``) and
+``step``. A resumed run appends; where it repeats steps that a killed attempt had already logged, the later line counts.
+A checkpoint that was written in the background has the step that it holds, and its line comes when it is whole: after
 later steps'.
 """
 
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, printable
+from megatron_apriel.formats.run_record import change_in_words
 from megatron_apriel.terminal import note, say
 
 
@@ -91,6 +92,12 @@ class Console:
     def _resumed(self, record: Mapping[str, Any]) -> str:
         return f"resumed from {record['path']} in {record['seconds']:.1f} s"
 
+    def _changed(self, record: Mapping[str, Any]) -> str:
+        settings = "; ".join(change_in_words(name, *values) for name, values in record["settings"].items())
+        given = ", ".join(f"{name} after {packs} of its sequences" for name, packs in record["given"].items())
+        data = f" | data continue with {given}" if given else ""
+        return f"step {record['step']}/{record['steps']} | CHANGED: {settings} | next lr {record['lr']:.2e}{data}"
+
     def _checkpoint(self, record: Mapping[str, Any]) -> str:
         blocked, waited = record["blocked_seconds"], record["waited_seconds"]
         still = f"; training stood still for {blocked:.1f} s" if blocked < record["seconds"] else ""
@@ -125,7 +132,7 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
         group = f"source/{record['source']}"
     scalars = {}
     for key, value in record.items():
-        if isinstance(value, Mapping):
+        if key == "loss_by_source":
             scalars.update({f"{group}/loss/{name}": float(number) for name, number in value.items()})
         elif isinstance(value, int | float) and key not in ("step", "steps"):
             scalars[f"{group}/{key}"] = float(value)

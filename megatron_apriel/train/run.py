@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,18 @@ from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.load import to_yaml
-from megatron_apriel.config.schema import SourceSection, StageConfig
+from megatron_apriel.config.schedule import learning_rate
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
+from megatron_apriel.data.loading.mixture import RUN_BEGINS
 from megatron_apriel.data.loading.sources import check_tokenizer
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import write_hf_sidecars
 from megatron_apriel.formats.kinds import architecture_of, config_for, sidecar_directory
 from megatron_apriel.formats.run_directory import RunDirectory
-from megatron_apriel.formats.run_record import RunState, read_run_file, run_state
+from megatron_apriel.formats.run_record import ChangeRecord, RunState, read_run_file, run_state
 from megatron_apriel.formats.sidecar_contents import KeptSidecars
 from megatron_apriel.formats.sidecars import chat_template
 from megatron_apriel.formats.word_pattern import name_word_fault
@@ -47,31 +49,38 @@ from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout, started_ranks
 from megatron_apriel.terminal import say
+from megatron_apriel.train.changes import Resumption, check_data, resumption
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.signals import StopRequest
 from megatron_apriel.train.trainer import Trainer
-
-SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
-"""Settings that say what is trained on what, in which order: a resumed run must not change them."""
 
 
 @dataclass(frozen=True)
 class _Beginning:
     """Where a stage stands before it starts: its model, layout, and the checkpoint that it resumes from, if any.
 
-    ``state`` is the run's own in that checkpoint, as :func:`megatron_apriel.train.loop.train` saved it.
+    ``state`` is the run's own in that checkpoint, as :func:`megatron_apriel.train.loop.train` saved it; ``resumed``
+    what it continues with.
     """
 
     architecture: Architecture
     layout: Layout
     newest: Path | None
     state: RunState | None
+    resumed: Resumption | None
     finished_steps: int
 
+    def ended(self, config: StageConfig) -> bool:
+        """Whether all steps are done, and the run was not made so short only now."""
+        new = self.resumed.new if self.resumed is not None else None
+        return self.finished_steps == config.steps and not (new is not None and "tokens" in new.settings)
 
-def run_stage(config: StageConfig) -> ExitCode:
+
+def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
     """Train the stage from its newest checkpoint, or from ``init_from`` where there is none; then export it.
+
+    With ``change``, what may change within a run may differ from the checkpoint (``changes.py``).
 
     Raises the project's errors before anything is written where the mistake can be known that early; on all ranks,
     also where only one of them can see it.
@@ -80,10 +89,10 @@ def run_stage(config: StageConfig) -> ExitCode:
     final, outdated = directory.final, directory.outdated
     store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
     with groups.joined():
-        beginning = alike(lambda: _beginning(config, store))
+        beginning = alike(lambda: _beginning(config, store, change))
         _check_same_everywhere(beginning.newest)
         exported = final.exists() and not outdated.exists()
-        if beginning.finished_steps == config.steps and (exported or not config.checkpoint.export):
+        if beginning.ended(config) and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:
                 place = final if exported else beginning.newest
                 say(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
@@ -109,7 +118,7 @@ def run_stage(config: StageConfig) -> ExitCode:
     return code
 
 
-def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
+def _beginning(config: StageConfig, store: CheckpointStore, change: bool) -> _Beginning:
     check_options(ModelOptions.from_stage(config))
     # Checked as the first thing that is made below the output, with or without an export.
     check_destination(RunDirectory(config.output).final, overwrite=True)
@@ -118,14 +127,14 @@ def _beginning(config: StageConfig, store: CheckpointStore) -> _Beginning:
         architecture = architecture_of(config.init_from)
         # The weights must be those of the config before memory is taken for a model of its shapes.
         open_weights(config.init_from, architecture)
-        return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, None, 0)
+        return _Beginning(architecture, check_layout(config, architecture, _ranks()), None, None, None, 0)
     record = read_run_file(newest)
     state = run_state(newest, record)
-    _check_same(config, newest, state.config.model_dump())
+    resumed = resumption(config, newest, record.step, state, change)
     _check_position(config, newest, record.step, state.sequences)
     architecture = architecture_of(newest)
     layout = check_layout(config, architecture, _ranks())
-    return _Beginning(architecture, layout, newest, state, record.step)
+    return _Beginning(architecture, layout, newest, state, resumed, record.step)
 
 
 def _check_position(config: StageConfig, newest: Path, step: int, sequences: int) -> None:
@@ -222,6 +231,7 @@ def _export(stage: Stage, final: Path) -> None:
 def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: CheckpointStore, metrics: Metrics) -> Any:
     """This rank's :class:`Stage`, ready to train from where it stands; closes its loaders."""
     architecture, layout, newest = beginning.architecture, beginning.layout, beginning.newest
+    state, resumed = beginning.state, beginning.resumed
     with contextlib.ExitStack() as stack:
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
@@ -237,9 +247,11 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
         trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
         if newest is not None:
             started = time.perf_counter()
-            store.load(newest, trainer.chunks, trainer.optimizer)
+            store.load(newest, trainer.chunks, trainer.optimizer, resumed.peaks if resumed is not None else None)
             seconds = time.perf_counter() - started
             metrics.write("resumed", beginning.finished_steps, steps=config.steps, path=str(newest), seconds=seconds)
+            if resumed is not None and resumed.new is not None:
+                _record_change(config, metrics, resumed.new)
         yield Stage(
             config=config,
             trainer=trainer,
@@ -250,24 +262,46 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
             metrics=metrics,
             sidecars=sidecars,
             finished_steps=beginning.finished_steps,
-            skipped=beginning.state.skipped if beginning.state is not None else 0,
-            skipped_in_a_row=beginning.state.skipped_in_a_row if beginning.state is not None else 0,
-            empty=beginning.state.empty if beginning.state is not None else 0,
+            skipped=state.skipped if state is not None else 0,
+            skipped_in_a_row=state.skipped_in_a_row if state is not None else 0,
+            empty=state.empty if state is not None else 0,
+            changes=resumed.changes if resumed is not None else [],
         )
+
+
+def _record_change(config: StageConfig, metrics: Metrics, change: ChangeRecord) -> None:
+    sources = (change.given or [])[: len(config.mixture)]
+    metrics.write(
+        "changed",
+        change.step,
+        steps=config.steps,
+        settings=change.settings,
+        lr=learning_rate(change.step, config.steps, config.optimizer),
+        given={source.name: source.packs for source in sources},
+    )
 
 
 def _loaders(
     config: StageConfig, beginning: _Beginning, stack: contextlib.ExitStack
 ) -> tuple[TrainingLoader, ValidationLoader | None]:
     """This rank's loaders, closed with ``stack``; their corpora must be the model's, and those of the run so far."""
-    layout, newest, state = beginning.layout, beginning.newest, beginning.state
+    layout, newest = beginning.layout, beginning.newest
+    state, resumed = beginning.state, beginning.resumed
     directory = sidecar_directory(newest or config.init_from)
     place = DataPlace.of(layout, dist.get_rank())
     first = state.sequences if state is not None else 0
     loader = stack.enter_context(
-        TrainingLoader(config, beginning.architecture, place, first_sequence=first, directory=directory)
+        TrainingLoader(
+            config,
+            beginning.architecture,
+            place,
+            first_sequence=first,
+            beginning=resumed.mixture if resumed is not None else RUN_BEGINS,
+            directory=directory,
+        )
     )
-    _check_same_corpora(config, state.corpora if state is not None else [], loader)
+    if resumed is not None and newest is not None:
+        check_data(resumed, first, loader, newest)
     validation = None
     if config.validation is not None:
         multiple = layout.pipeline if layout.virtual > 1 else 1
@@ -299,37 +333,3 @@ def _keep_sidecars(config: StageConfig, beginning: _Beginning) -> KeptSidecars:
     # Whoever writes weights sets their dtype anew.
     write_hf_sidecars(directory.sidecars, given, config_for(beginning.architecture, given, "bfloat16"), template)
     return KeptSidecars.now(directory.sidecars)
-
-
-def _check_same(config: StageConfig, newest: Path, saved: Mapping[str, Any]) -> None:
-    """Refuse to resume a run whose meaning was changed. Corpora may have moved; see ``_check_same_corpora``."""
-    then, now = _meaning(saved), _meaning(config.model_dump(mode="json"))
-    differences = "; ".join(f"{key}: {then[key]} then, {now[key]} now" for key in now if then[key] != now[key])
-    if differences:
-        raise ConfigError(
-            f"{newest} was made with another configuration ({differences}).",
-            "Resuming would silently change what the run means.",
-            f"Use the same settings, or another output than {config.output}.",
-        )
-
-
-def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What must stay the same of a configuration, without where the corpora lie.
-
-    A source's settings that the version of then did not have are as by default.
-    """
-    meaning = {key: config.get(key) for key in SAME_ON_RESUME}
-    default = SourceSection(corpus=Path()).model_dump(mode="json")
-    mixture = [{**default, **source, "corpus": None} for source in meaning["mixture"] or []]
-    return meaning | {"mixture": mixture}
-
-
-def _check_same_corpora(config: StageConfig, saved: list[str], loader: TrainingLoader) -> None:
-    """Refuse to resume with corpora of other documents: the position in the data would mean something else."""
-    for source, then in zip(loader.sources, saved, strict=False):
-        if source.corpus.fingerprint != then:
-            raise ConfigError(
-                f"{source.corpus.path} holds other documents than when this run was begun.",
-                "Sequences that were read already would come again, and others never.",
-                f"Bring back the corpus as it was, or give another output than {config.output}.",
-            )

@@ -58,10 +58,10 @@ def stage_file(root: Path, name: str) -> Path:
     return file
 
 
-def run(root: Path, name: str, *overrides: str, ranks: int = 1) -> list[int]:
+def run(root: Path, name: str, *overrides: str, ranks: int = 1, change: bool = False) -> list[int]:
     """Run the stage in forked ranks; returns their exit codes."""
     file = stage_file(root, name)
-    return run_ranks(ranks, lambda rank, size: int(run_stage(load_stage(file, overrides))))
+    return run_ranks(ranks, lambda rank, size: int(run_stage(load_stage(file, overrides), change)))
 
 
 def records(root: Path, name: str, kind: str) -> list[dict[str, Any]]:

@@ -216,7 +216,7 @@ def test_frozen_parts_leave_as_they_came_and_trained_ones_do_not(root: Path) -> 
 
 
 def test_going_on_with_another_meaning_is_refused(root: Path, reference: list[float]) -> None:
-    with pytest.raises(RankFailure, match="seed: 1234 then, 7 now"):
+    with pytest.raises(RankFailure, match="seed: 1234 -> 7"):
         run(root, "reference", "seed=7")
 
 
@@ -229,8 +229,14 @@ def test_a_run_goes_on_where_its_corpora_moved_but_not_with_others(root: Path, r
     assert losses(root, "carried") == reference
     (root / "carried" / "checkpoints" / "step_00000006").rename(root / "carried" / "again")
     write_corpus(root / "others", [50] * 40)
-    with pytest.raises(RankFailure, match="others holds other documents than when this run was begun"):
-        run(root, "carried", f"mixture.0.corpus={root}/others")
+    others = f"mixture.0.corpus={root}/others"
+    with pytest.raises(
+        RankFailure, match=r"mixture\[others\]\.weight: 0\.0 -> 0\.5\n  mixture\[text\]\.weight: 0\.5 -> 0"
+    ):
+        run(root, "carried", others)
+    for change in (False, True):
+        with pytest.raises(RankFailure, match="others holds other documents than when this run was begun"):
+            run(root, "carried", others, "mixture.0.name=text", change=change)
 
 
 @pytest.mark.parametrize("missing", ["mixture.0.corpus", "init_from", "output"])

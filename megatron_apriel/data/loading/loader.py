@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.data.loading.mixture import Mixture
+from megatron_apriel.data.loading.mixture import RUN_BEGINS, Beginning, Mixture
 from megatron_apriel.data.loading.prefetch import Prefetcher
 from megatron_apriel.data.loading.sequences import SequenceReader, open_reader
 from megatron_apriel.data.loading.sources import Source, check_images_to_learn_from
@@ -76,6 +76,7 @@ class TrainingLoader(_Loader):
         place: DataPlace = WHOLE,
         *,
         first_sequence: int = 0,
+        beginning: Beginning = RUN_BEGINS,
         directory: Path | None = None,
     ) -> None:
         """Open the mixture of ``config`` and start at sequence ``first_sequence``.
@@ -85,6 +86,7 @@ class TrainingLoader(_Loader):
             architecture: of the model that reads the batches.
             place: this rank's part of the data.
             first_sequence: how many sequences the run has consumed.
+            beginning: where the mixture begins, if it was changed within the run; not behind ``first_sequence``.
             directory: with the model's processor files, if there are any.
 
         Raises DataError if a corpus is damaged, does not fit the model, or has too few tokens for its ``epochs``;
@@ -108,7 +110,7 @@ class TrainingLoader(_Loader):
         super().__init__(open_reader(config.mixture, architecture, config, config.seed, place, directory))
         stored = sum(source.corpus.manifest.counts.images for source in self.sources)
         check_images_to_learn_from(config, stored, sum(source.lesson.images for source in self.sources))
-        self.mixture = Mixture(config.mixture, [source.plan for source in self.sources], self._number)
+        self.mixture = Mixture(config.mixture, [source.plan for source in self.sources], self._number, beginning)
         self._batches = Prefetcher(self._batch, place.sequences(first_sequence, self._number), PREFETCHED)
 
     @property

@@ -14,12 +14,16 @@ largest deficit instead looks as good, but lets sources fall behind by more, the
 
 Tokens and weights are integers throughout, so that the order is the same on every machine. Sources are described by
 the tokens of their packs only; nothing is read.
+
+The mixture of a run may be changed while it is under way. Then another one begins at that sequence: shares hold from
+there on, and every source goes on behind the packs that it has given before (:class:`Beginning`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
@@ -74,50 +78,81 @@ def interleave(weights: Sequence[int], tokens: Sequence[Iterable[int]], number: 
     return chosen
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Where a mixture begins within a run.
+
+    Attributes:
+        sequence: of the run, the mixture's first.
+        packs: that each of its sources gave before; none at all where empty.
+    """
+
+    sequence: int = 0
+    packs: tuple[int, ...] = ()
+
+
+RUN_BEGINS = Beginning()
+
+
 class Mixture:
     """The sources of a run, sequence by sequence, with random access.
 
     Takes 2 + 4 bytes per sequence of the run: 14 MB for 20 billion tokens in sequences of 8192.
     """
 
-    def __init__(self, sections: Sequence[SourceSection], plans: Sequence[PackingPlan], sequences: int) -> None:
-        """Plan a run of ``sequences`` sequences.
+    def __init__(
+        self,
+        sections: Sequence[SourceSection],
+        plans: Sequence[PackingPlan],
+        sequences: int,
+        beginning: Beginning = RUN_BEGINS,
+    ) -> None:
+        """Plan a run of ``sequences`` sequences, from ``beginning`` on.
 
         Raises DataError if a source would be used for more epochs than its section allows.
         """
-        self._plans = list(plans)
-        self.sources = interleave(
-            whole_weights([section.weight for section in sections]), [endless_tokens(plan) for plan in plans], sequences
-        )
+        self._plans, self._sequences, self._first = list(plans), sequences, beginning.sequence
+        self._given = beginning.packs or (0,) * len(plans)
+        streams = [endless_tokens(plan, given) for plan, given in zip(plans, self._given, strict=True)]
+        own = sequences - self._first
+        self.sources = interleave(whole_weights([section.weight for section in sections]), streams, own)
         # Number of each sequence among those of its own source.
-        self._numbers = np.empty(sequences, dtype=np.uint32)
-        self.packs_used = tuple(int((self.sources == source).sum()) for source in range(len(plans)))
-        for source, used in enumerate(self.packs_used):
-            self._numbers[self.sources == source] = np.arange(used, dtype=np.uint32)
+        self._numbers = np.empty(own, dtype=np.uint32)
+        self.packs_used = self.packs_before(sequences)
+        for source, (given, used) in enumerate(zip(self._given, self.packs_used, strict=True)):
+            self._numbers[self.sources == source] = np.arange(given, used, dtype=np.uint32)
             _check_epochs(sections[source], plans[source], used)
         # A run visits the epochs in order; two per source cover the change from one to the next.
         self._order = lru_cache(maxsize=2 * len(plans))(lambda source, epoch: self._plans[source].order(epoch))
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return self._sequences
 
     def place(self, sequence: int) -> tuple[int, int]:
-        """Source and pack of a sequence of the run."""
-        source = int(self.sources[sequence])
-        epoch, index = divmod(int(self._numbers[sequence]), self._plans[source].num_packs)
+        """Source and pack of a sequence of the run, which the mixture must have begun with or before."""
+        own = sequence - self._first
+        if own < 0:
+            raise IndexError(f"sequence {sequence} was of another mixture: this one begins at {self._first}")
+        source = int(self.sources[own])
+        epoch, index = divmod(int(self._numbers[own]), self._plans[source].num_packs)
         return source, int(self._order(source, epoch)[index])
+
+    def packs_before(self, sequence: int) -> tuple[int, ...]:
+        """Packs that each source has given before a sequence of the run, whatever the mixture was then."""
+        counts = np.bincount(self.sources[: sequence - self._first], minlength=len(self._plans))
+        return tuple(given + int(count) for given, count in zip(self._given, counts, strict=True))
 
     def tokens_used(self, source: int) -> int:
         """Tokens, padding excluded, that the whole run takes from a source."""
         return _tokens_of_first(self._plans[source], self.packs_used[source])
 
 
-def endless_tokens(plan: PackingPlan) -> Iterator[int]:
-    """Tokens of a source's packs, epoch after epoch."""
-    epoch = 0
+def endless_tokens(plan: PackingPlan, given: int = 0) -> Iterator[int]:
+    """Tokens of a source's packs, epoch after epoch, behind the first ``given`` of them."""
+    epoch, index = divmod(given, plan.num_packs)
     while True:
-        yield from plan.tokens[plan.order(epoch)].tolist()
-        epoch += 1
+        yield from plan.tokens[plan.order(epoch)[index:]].tolist()
+        epoch, index = epoch + 1, 0
 
 
 def _tokens_of_first(plan: PackingPlan, packs: int) -> int:
