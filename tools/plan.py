@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--stage and --gpus are needed")
     _check_arguments(arguments)
     config = load_stage(arguments.stage, arguments.overrides)
-    if config.precision.compute != "bf16":
+    if config.precision.compute_on(gpu=True) != "bf16":
         raise ConfigError(
             f"precision.compute={config.precision.compute} is not predicted.",
             "The rates of --print-hardware are those of bf16, and of 8 bits with bf16 around them.",

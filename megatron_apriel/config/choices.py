@@ -18,8 +18,10 @@ Damaged = Literal["error", "skip"]
 """What happens at a damaged image."""
 Balanced = Literal["balanced"]
 """Decoder layers of each pipeline stage are computed, not given."""
-Compute = Literal["bf16", "fp32"]
+ComputeType = Literal["bf16", "fp32"]
 """Type of weights and activations."""
+Compute = Literal["auto", ComputeType]
+"""The same, or the one that suits the device."""
 Fp8Recipe = Literal["none", "delayed", "tensorwise", "blockwise"]
 """Scaling of the decoder's matrix products in 8 bits."""
 Attention = Literal["auto", "flash", "cudnn"]

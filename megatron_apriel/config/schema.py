@@ -32,6 +32,7 @@ from megatron_apriel.config.choices import (
     Attention,
     Balanced,
     Compute,
+    ComputeType,
     Damaged,
     Decay,
     Fp8Recipe,
@@ -234,8 +235,9 @@ class ParallelSection(Section):
 class PrecisionSection(Section):
     """Numbers that the model computes in."""
 
-    compute: Compute = "bf16"
-    """Type of weights and activations; main gradients and optimizer state are fp32 in any case."""
+    compute: Compute = "auto"
+    """Type of weights and activations; `auto`: bf16 on a GPU, fp32 on a CPU, where bf16 can take many times as long.
+    Main gradients and optimizer state are fp32 in any case."""
     fp8: Fp8Recipe = "none"
     """Scaling recipe for the decoder's matrix products in 8 bits (Transformer Engine; Hopper or newer)."""
     bf16_layers_at_start: Annotated[Whole, Field(ge=0)] = 0
@@ -246,7 +248,7 @@ class PrecisionSection(Section):
     @model_validator(mode="after")
     def _consistent(self) -> PrecisionSection:
         problems = []
-        if self.fp8 != "none" and self.compute != "bf16":
+        if self.fp8 != "none" and self.compute == "fp32":
             problems.append(
                 f"fp8={self.fp8} needs compute=bf16, not {self.compute}; what is not in 8 bits runs in bf16"
             )
@@ -258,6 +260,12 @@ class PrecisionSection(Section):
             )
         _raise_all(problems)
         return self
+
+    def compute_on(self, gpu: bool) -> ComputeType:
+        """The type that ``compute`` means on a GPU, or on a CPU."""
+        if self.compute != "auto":
+            return self.compute
+        return "bf16" if gpu else "fp32"
 
     def in_8_bits(self, layer: int, num_layers: int) -> bool:
         """Whether a decoder layer, counted from 0, runs in 8 bits."""
@@ -439,7 +447,7 @@ class StageConfig(Section):
             for source in self.mixture
             if 0 < source.weight < SMALLEST_WEIGHT
         ]
-        if self.attention == "flash" and self.precision.compute != "bf16":
+        if self.attention == "flash" and self.precision.compute == "fp32":
             problems.append(
                 f"attention=flash needs precision.compute=bf16, not {self.precision.compute}; set attention=auto"
             )
@@ -461,6 +469,11 @@ class StageConfig(Section):
     def steps(self) -> int:
         """Optimizer steps of the stage: enough to reach ``tokens``."""
         return -(-self.tokens // self.batch_tokens)
+
+    def with_compute_on(self, gpu: bool) -> StageConfig:
+        """The stage with ``precision.compute`` named, for a GPU or a CPU."""
+        compute = self.precision.compute_on(gpu)
+        return self.model_copy(update={"precision": self.precision.model_copy(update={"compute": compute})})
 
     @property
     def trained_components(self) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class ModelOptions:
     def from_stage(cls, config: StageConfig) -> Self:
         """What a stage's configuration asks for."""
         precision, recompute = config.precision, config.recompute
-        dtype = torch.bfloat16 if precision.compute == "bf16" else torch.float32
+        dtype = torch.bfloat16 if precision.compute_on(torch.cuda.is_available()) == "bf16" else torch.float32
         return cls(
             dtype=dtype,
             fp8=precision.fp8,

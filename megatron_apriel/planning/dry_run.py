@@ -78,6 +78,8 @@ def print_plan(
     ):
         console.print(table)
         console.print()
+    if config.precision.compute == "auto":
+        notes.append("precision.compute=auto is planned for GPUs, as bf16; on a CPU it is fp32.")
     if not Path(config.init_from).exists():
         notes.insert(0, f"init_from {config.init_from} does not exist yet.")
     for note in notes:

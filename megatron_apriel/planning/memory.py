@@ -81,10 +81,11 @@ def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout,
         pipeline_rank: which pipeline stage.
     """
     held = _held(config, architecture, layout, pipeline_rank)
-    compute = 2 if config.precision.compute == "bf16" else 4
+    bf16 = config.precision.compute_on(gpu=True) == "bf16"
+    compute = 2 if bf16 else 4
     everything = held.decoder + held.tower + held.projector
     trained = sum(getattr(held, part) for part in config.trained_components)
-    moments_and_master = 12 if config.precision.compute == "bf16" else 8
+    moments_and_master = 12 if bf16 else 8
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
     tokens = config.sequence_length / layout.context
     vocabulary, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size

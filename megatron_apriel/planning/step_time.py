@@ -292,7 +292,7 @@ def _trained_parameters(config: StageConfig, architecture: Architecture, layout:
 
 def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: float, work: _Rank) -> float:
     """Seconds of scattering gradients and gathering weights that nothing hides."""
-    weight = 2 if config.precision.compute == "bf16" else 4
+    weight = 2 if config.precision.compute_on(gpu=True) == "bf16" else 4
     replicas = layout.optimizer_shards
     link = gpu.link(layout.tensor * replicas, layout.world_size)
     gradients = collective(link, 4 * trained, replicas, gpu.latency)

@@ -77,7 +77,7 @@ def use_own_adamw() -> None:
 
 def build_optimizer(chunks: list[DistributedDataParallel], config: StageConfig) -> MegatronOptimizer:
     """AdamW over the trained parameters of ``chunks``, with one group per component and decay."""
-    section, bf16 = config.optimizer, config.precision.compute == "bf16"
+    section, bf16 = config.optimizer, config.precision.compute_on(torch.cuda.is_available()) == "bf16"
     settings = OptimizerConfig(
         optimizer="adam",
         lr=section.peak,

@@ -25,7 +25,7 @@ from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schedule import learning_rate
-from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.schema import PrecisionSection, StageConfig
 from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS
@@ -85,6 +85,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
     Raises the project's errors before anything is written where the mistake can be known that early; on all ranks,
     also where only one of them can see it.
     """
+    on_gpu = torch.cuda.is_available()
+    asked, config = config.precision, config.with_compute_on(on_gpu)
     directory = RunDirectory(config.output)
     final, outdated = directory.final, directory.outdated
     store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
@@ -97,6 +99,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
                 place = final if exported else beginning.newest
                 say(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
             return ExitCode.OK
+        if dist.get_rank() == 0:
+            say(precision_in_words(asked, on_gpu))
         with (
             # First: a request that comes while weights are loaded is met before the first step, not by dying.
             StopRequest(config.faults.save_before_end_of_job_s) as stop,
@@ -116,6 +120,17 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
                 if dist.get_rank() == 0:
                     outdated.unlink(missing_ok=True)
     return code
+
+
+def precision_in_words(precision: PrecisionSection, on_gpu: bool) -> str:
+    """The line that says which numbers a run computes in, and whether the machine has chosen them."""
+    compute, device = precision.compute_on(on_gpu), "GPU" if on_gpu else "CPU"
+    line = f"precision: {compute}" + (f" and fp8={precision.fp8}" if precision.fp8 != "none" else "")
+    if precision.compute == "auto":
+        line += f", the default on a {device}"
+    if not on_gpu and compute == "bf16":
+        line += "; on a CPU that can take many times as long as precision.compute=fp32"
+    return line
 
 
 def _beginning(config: StageConfig, store: CheckpointStore, change: bool) -> _Beginning:

@@ -382,6 +382,27 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_and_says_how_much_ro
     assert list((root / "small_disk" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the default is another there")
+def test_on_a_cpu_the_numbers_are_float32_unless_asked_for_and_it_is_said(
+    root: Path, reference: list[float], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And a run that a checkpoint of a named type began resumes by the default without a word of a change."""
+    for name, setting, line in (
+        ("by_default", "precision={}", "precision: fp32, the default on a CPU"),
+        ("named", "precision={compute: bf16}", "precision: bf16; on a CPU that can take many times as long"),
+    ):
+        assert run(root, name, setting, "tokens=1024", ranks=2) == [ExitCode.OK] * 2
+        assert capfd.readouterr().out.count(line) == 1
+        compute = load_stage(root / name / "config.resolved.yaml").precision.compute
+        weights = load_file(root / name / "final" / "model.safetensors")
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[compute]
+        assert {tensor.dtype for tensor in weights.values()} == {dtype}
+        assert compute == ("fp32" if name == "by_default" else "bf16")
+    shutil.rmtree(root / "by_default" / "final")
+    assert run(root, "by_default", "precision={compute: fp32}", "tokens=1024") == [ExitCode.OK]
+    assert records(root, "by_default", "changed") == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may run it")
 @pytest.mark.parametrize("setting", ["precision.fp8=delayed", "attention=flash"])
 def test_what_this_machine_cannot_run_is_said_before_data_and_weights_are_looked_for(root: Path, setting: str) -> None:

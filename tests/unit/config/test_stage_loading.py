@@ -14,6 +14,7 @@ from megatron_apriel.config.load import load_stage, to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.config.yaml_text import parse_yaml, write_yaml
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.testing.stages import small_stage
 
 STAGE = """\
 stage: trial
@@ -199,6 +200,16 @@ def test_an_alias_is_overridden_in_one_place(stage: Path) -> None:
     config = load_stage(stage, ["mixture.0.corpus=other"])
     assert config.mixture[0].corpus.name == "other"
     assert config.validation is not None and config.validation.corpora[0].corpus.name == "a"
+
+
+def test_the_device_decides_on_the_type_that_is_not_named() -> None:
+    named, either = (small_stage(precision=precision) for precision in ({"compute": "bf16"}, {}))
+    assert either.precision.compute == "auto"
+    assert [either.precision.compute_on(gpu) for gpu in (True, False)] == ["bf16", "fp32"]
+    assert [named.precision.compute_on(gpu) for gpu in (True, False)] == ["bf16", "bf16"]
+    assert [either.with_compute_on(gpu).precision.compute for gpu in (True, False)] == ["bf16", "fp32"]
+    # What needs a GPU goes with what is chosen there.
+    assert small_stage(precision={"fp8": "tensorwise"}, attention="flash").precision.compute_on(True) == "bf16"
 
 
 def test_flash_attention_computes_in_bf16(stage: Path) -> None:
