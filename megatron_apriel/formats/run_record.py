@@ -170,6 +170,8 @@ class RunState(BaseModel):
         corpora: fingerprints of the mixture's corpora.
         packs: that each source of the mixture has given. Checkpoints of early versions have none.
         changes: in order.
+        validation_due: whether held-out loss is to be measured before the next step: it was due when the run was
+            asked to stop.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -182,6 +184,7 @@ class RunState(BaseModel):
     corpora: list[str] = []
     packs: list[_Count] = []
     changes: list[ChangeRecord] = []
+    validation_due: bool = False
 
 
 def change_in_words(name: str, then: Any, now: Any) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megatron_apriel.errors import AprielError, CheckpointError
+from megatron_apriel.parallel.groups import current_device
 
 UNCHANGED = "What was there before is unchanged."
 
@@ -36,6 +40,22 @@ def agree(failure: Exception | None, path: Path) -> None:
         raise failure
     if outcome[0] is not None:
         raise CheckpointError(f"{path} could not be written: {outcome[0]}", UNCHANGED) from failure
+
+
+def greatest(number: int) -> int:
+    """The greatest of all ranks' numbers; collective. What is queued on the device is not waited for."""
+    if dist.get_world_size() == 1:
+        return number
+    device = current_device()
+    with torch.cuda.stream(_stream()) if device.type == "cuda" else contextlib.nullcontext():
+        numbers = torch.tensor([number], device=device)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return int(numbers.item())
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
 
 
 def alike[Result](work: Callable[[], Result]) -> Result:

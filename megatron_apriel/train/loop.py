@@ -61,6 +61,8 @@ class Stage:
     empty: int = 0
     changes: list[ChangeRecord] = field(default_factory=list)
     """Of the run's settings, in order."""
+    validation_due: bool = True
+    """Before the next step: at the very beginning, and where a request to stop came first."""
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     """Of the last steps, for the time left."""
 
@@ -82,8 +84,8 @@ class _Work(Shared):
         waited: seconds for data.
     """
 
-    def __init__(self, store: CheckpointStore, stop: StopRequest) -> None:
-        self._store, self._stop = store, stop
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
         self.tokens, self.flops, self.image_flops = 0, 0.0, 0.0
         self.started, self.waited = time.perf_counter(), 0.0
 
@@ -91,46 +93,56 @@ class _Work(Shared):
         return [self.tokens, self.flops, self.image_flops]
 
     def maxima(self) -> list[int]:
-        """The exit code that this rank wants to stop with, 0 for none; and how far it is with writing a checkpoint."""
-        return [self._stop.exit_code if self._stop.poll() else ExitCode.OK, self._store.write_state()]
+        """How far this rank is with writing a checkpoint."""
+        return [self._store.write_state()]
 
 
 def train(stage: Stage, stop: StopRequest) -> ExitCode:
     """Run the stage from where it stands to its end, or to where it is asked to stop; returns the exit code.
 
+    A request that comes during a step ends the run behind it, one that comes at any other time before the next step.
     Raises DataError when too many steps in a row had to be skipped.
     """
     config, steps = stage.config, stage.config.steps
-    if _asked_before_the_first_step(stop):
-        _record_end(stage, stop.reason, complete=False)
-        if dist.get_rank() == 0:
-            say(f"stopped before step {stage.finished_steps + 1}: {stop.reason}; run the same command to resume")
-        return stop.exit_code
-    if stage.finished_steps == 0:
+    saved = stage.finished_steps  # by whoever trained so far; of step 0 there is nothing to save
+    if stage.validation_due and not stop.agreed():
         _validate(stage)
-    if stage.finished_steps == steps and stage.changes and stage.changes[-1].step == steps:
+    if saved == steps and stage.changes and stage.changes[-1].step == steps:
         _save(stage, background=False)  # made shorter: no step is left that a checkpoint with the change would follow
     while stage.finished_steps < steps:
-        work = _Work(stage.store, stop)
+        if stop.agreed():
+            return _stop(stage, stop, save=saved != stage.finished_steps)
+        stop.when = "after this step"
+        work = _Work(stage.store)
         result = _step(stage, work)
-        stop_code, write_state = result.maxima
+        (write_state,) = result.maxima
         stage.finished_steps += 1
+        done = stage.finished_steps == steps
+        stopping = stop.agreed() and not done
         _record(stage, result, work)
         if write_state != WriteState.UNDER_WAY:
             _finish_save(stage)
-        done = stage.finished_steps == steps
         if config.validation and (done or stage.finished_steps % config.validation.every == 0):
-            _validate(stage)
-        if done or stop_code or stage.finished_steps % config.checkpoint.every == 0:
-            _save(stage, background=config.checkpoint.background and not (done or stop_code))
-        if stop_code and not done:
-            stop.adopt(stop_code)
-            _record_end(stage, stop.reason, complete=False)
-            if dist.get_rank() == 0:
-                say(f"stopped after step {stage.finished_steps}: {stop.reason}; run the same command to resume")
-            return stop.exit_code
+            stage.validation_due = stopping  # then before the next step, whoever makes it
+            if not stopping:
+                _validate(stage)
+        if done or stopping or stage.finished_steps % config.checkpoint.every == 0:
+            _save(stage, background=config.checkpoint.background and not (done or stopping))
+            saved = stage.finished_steps
     _record_end(stage, "all steps are done", complete=True)
     return ExitCode.OK
+
+
+def _stop(stage: Stage, stop: StopRequest, save: bool) -> ExitCode:
+    """End the run before its next step, with all of it saved."""
+    if save:
+        _save(stage, background=False)
+    _finish_save(stage)
+    _record_end(stage, stop.reason, complete=False)
+    if dist.get_rank() == 0:
+        where = f"after step {stage.finished_steps}" if stage.finished_steps else "before the first step"
+        say(f"stopped {where}: {stop.reason}; run the same command to resume")
+    return stop.exit_code
 
 
 def _record_end(stage: Stage, reason: str, complete: bool) -> None:
@@ -138,15 +150,6 @@ def _record_end(stage: Stage, reason: str, complete: bool) -> None:
     stage.metrics.write(
         "end", stage.finished_steps, steps=stage.config.steps, reason=reason, complete=complete, **counts
     )
-
-
-def _asked_before_the_first_step(stop: StopRequest) -> bool:
-    """Whether any rank was asked to stop while weights and data were made ready; collective."""
-    codes = [0] * dist.get_world_size()
-    dist.all_gather_object(codes, int(stop.exit_code) if stop.poll() else 0)
-    if any(codes):
-        stop.adopt(max(codes))
-    return any(codes)
 
 
 def _step(stage: Stage, work: _Work) -> StepResult:
@@ -270,6 +273,7 @@ def _record_skipped(stage: Stage, result: StepResult) -> None:
 
 def _validate(stage: Stage) -> None:
     """Loss on the held-out corpora, the same sequences every time."""
+    stage.validation_due = False
     if stage.validation is None or stage.config.validation is None:
         return
     labels = [source.label for source in stage.config.validation.corpora]
@@ -294,6 +298,7 @@ def _save(stage: Stage, background: bool) -> None:
         "skipped": stage.skipped,
         "skipped_in_a_row": stage.skipped_in_a_row,
         "empty": stage.empty,
+        "validation_due": stage.validation_due,
         "config": stage.config.model_dump(mode="json"),
         "corpora": [source.corpus.fingerprint for source in stage.loader.sources],
         "packs": list(stage.loader.mixture.packs_before(sequences)),

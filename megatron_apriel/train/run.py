@@ -103,7 +103,7 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
             say(precision_in_words(asked, on_gpu))
         with (
             # First: a request that comes while weights are loaded is met before the first step, not by dying.
-            StopRequest(config.faults.save_before_end_of_job_s) as stop,
+            StopRequest(config.faults.save_before_end_of_job_s, directory.checkpoints, dist.get_rank()) as stop,
             alike(lambda: _locked(config.output)),
             groups.initialized(beginning.layout, config.seed) as device,
             contextlib.closing(alike(lambda: Metrics(config, dist.get_rank()))) as metrics,
@@ -114,7 +114,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
                 outdated.touch()
             with _located(stage):
                 code = train(stage, stop)
-            # A request to stop that comes now is not acted on: the export is nearly all that is left to do.
+            # A first request to stop that comes now is not acted on: the export is nearly all that is left to do.
+            stop.when = "after the export"
             if code == ExitCode.OK and config.checkpoint.export:
                 _export(stage, final)
                 if dist.get_rank() == 0:
@@ -280,6 +281,7 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
             skipped=state.skipped if state is not None else 0,
             skipped_in_a_row=state.skipped_in_a_row if state is not None else 0,
             empty=state.empty if state is not None else 0,
+            validation_due=state.validation_due if state is not None else True,
             changes=resumed.changes if resumed is not None else [],
         )
 

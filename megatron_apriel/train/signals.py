@@ -1,37 +1,62 @@
 """Requests to stop: SIGTERM, Slurm's warning signal, Ctrl-C, and the end of the job's time.
 
-A request is only noted here; the loop asks after each step, lets all ranks agree, saves, and ends with an exit code
-that scripts can act on. A second signal of the same kind is not waited for: the default action takes place.
+The first signal is answered at once and only noted: the loop asks after each step, lets all ranks agree, saves, and
+ends with an exit code that scripts can act on. A second one ends this process now, after the words where the next
+start resumes; what is being written then is left under a name that is never read.
+
+Python calls a signal's handler between two of its own instructions, and the main thread may be in one, the backward
+pass of a step, for minutes. So a thread answers: the interpreter writes the number of a signal into a pipe when it
+comes, whatever the main thread is doing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 from megatron_apriel.errors import ExitCode
+from megatron_apriel.formats.run_directory import checkpoints_in
+from megatron_apriel.parallel.agreement import greatest
+from megatron_apriel.terminal import say
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+WARNING = signal.SIGUSR1
+"""Slurm's, before the end of a job: it may come just before or after a SIGTERM, and is no second request then."""
 
 
 class StopRequest:
-    """Whether, and why, this process was asked to stop. Use as a context manager around the loop.
+    """Whether, and why, this process was asked to stop. Use as a context manager around the loop, in the main thread.
 
     Args:
         margin_s: seconds before the end of a Slurm job's time (``SLURM_JOB_END_TIME``, seconds since the epoch) at
             which a stop is requested even if no signal came.
+        checkpoints: folder of the run's, from which the next start resumes.
+        rank: of this process; all but the first say it.
+
+    Attributes:
+        when: at what a request stops now, in words.
     """
 
-    def __init__(self, margin_s: int = 300) -> None:
+    def __init__(self, margin_s: int = 300, checkpoints: Path | None = None, rank: int = 0) -> None:
         self.reason = ""
         self.exit_code = ExitCode.OK
+        self.when = "before the first step"
         end = os.environ.get("SLURM_JOB_END_TIME", "")
         self._deadline = float(end) - margin_s if end.isdigit() else float("inf")
+        self._checkpoints, self._prefix = checkpoints, f"rank {rank}: " if rank else ""
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._thread = threading.Thread(target=self._answer_all, args=(reader,), name="stop-request", daemon=True)
+        self._thread.start()
+        self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in WATCHED:
             self._previous[number] = signal.signal(number, self._note)
         return self
@@ -39,17 +64,51 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._previous_writer)
+        os.close(self._writer)
+        self._thread.join()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-        self.exit_code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.REQUEUE
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if not self.reason:
+            self.reason = signal.Signals(number).name
+            self.exit_code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.REQUEUE
+
+    def _answer_all(self, reader: int) -> None:
+        """In a thread: answer every signal whose number comes through the pipe, until it is closed."""
+        asked: set[bool] = set()
+        while numbers := os.read(reader, 64):
+            for number in numbers:
+                if number in WATCHED:
+                    self._answer(signal.Signals(number), (number == WARNING) in asked)
+                    asked.add(number == WARNING)
+        os.close(reader)
+
+    def _answer(self, received: signal.Signals, again: bool) -> None:
+        words = f"{received.name} again: stopping now; {self._next_start()}" if again else (
+            f"{received.name}: stopping {self.when}; again to stop now"
+        )  # fmt: skip
+        try:
+            with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+                say(f"{self._prefix}{words}")
+        finally:
+            if again:
+                os._exit(128 + received)
+
+    def _next_start(self) -> str:
+        paths = list(checkpoints_in(self._checkpoints).values()) if self._checkpoints is not None else []
+        return f"the next start resumes from {paths[-1]}" if paths else "there is no checkpoint to resume from"
 
     def poll(self) -> bool:
-        """Whether this process wants to stop after the current step."""
+        """Whether this process wants to stop."""
         if not self.reason and time.time() > self._deadline:
             self.reason, self.exit_code = "the job's time is nearly over", ExitCode.REQUEUE
         return bool(self.reason)
+
+    def agreed(self) -> bool:
+        """Whether any rank wants to stop, which then all do; collective."""
+        if code := greatest(int(self.exit_code) if self.poll() else 0):
+            self.adopt(code)
+        return bool(code)
 
     def adopt(self, code: int) -> None:
         """Take over a request that another rank received."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from megatron_apriel.formats.architecture import (
 )
 from megatron_apriel.testing.corpora import VOCAB
 from megatron_apriel.testing.ranks import run_ranks
+from megatron_apriel.train import loop as loop_module
 from megatron_apriel.train.objectives.next_token import NextToken
 from megatron_apriel.train.objectives.objective import Counted
 from megatron_apriel.train.run import run_stage
@@ -80,6 +82,18 @@ def start(root: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "megatron_apriel.train", str(stage_file(root, name)), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, finished_steps: int, action: Callable[[int], None]) -> None:
+    """Have every rank call ``action`` with its number before it makes the step after so many."""
+    step = loop_module._step
+
+    def stepped(stage: Any, work: Any) -> Any:
+        if stage.finished_steps == finished_steps:
+            action(torch.distributed.get_rank())
+        return step(stage, work)
+
+    monkeypatch.setattr(loop_module, "_step", stepped)
 
 
 def wait_for_line(process: subprocess.Popen[str], beginning: str) -> None:

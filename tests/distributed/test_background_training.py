@@ -8,21 +8,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from slow_disk import fail_writing, hold_writing, slow_writing
-from stage_runs import losses, poison, records, run, stage_file, start, wait_for_line
+from stage_runs import before_step, losses, poison, records, run, stage_file, start, wait_for_line
 
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import CheckpointError, ExitCode
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
-from megatron_apriel.train import loop as loop_module
 from megatron_apriel.train.metrics import WeightsAndBiases
 from megatron_apriel.train.run import run_stage
 
@@ -31,18 +28,6 @@ BACKGROUND = "checkpoint.background=true"
 
 def checkpoints(root: Path, name: str) -> list[str]:
     return sorted(path.name for path in (root / name / "checkpoints").iterdir())
-
-
-def before_step(monkeypatch: pytest.MonkeyPatch, finished_steps: int, action: Callable[[int], None]) -> None:
-    """Have every rank call ``action`` with its number before it makes the step after so many."""
-    step = loop_module._step
-
-    def stepped(stage: Any, work: Any) -> Any:
-        if stage.finished_steps == finished_steps:
-            action(torch.distributed.get_rank())
-        return step(stage, work)
-
-    monkeypatch.setattr(loop_module, "_step", stepped)
 
 
 def test_the_training_is_the_same(root: Path) -> None:

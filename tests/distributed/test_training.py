@@ -122,45 +122,6 @@ def test_killed_runs_continue_to_the_bit(root: Path, reference: list[float]) -> 
     assert all(torch.equal(final[name], expected[name]) for name in expected)
 
 
-def test_sigterm_saves_and_asks_to_be_started_again(root: Path, reference: list[float]) -> None:
-    process = start(root, "terminated", "checkpoint.every=100")
-    wait_for_line(process, "step 1/6")
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == ExitCode.REQUEUE, output
-    assert "SIGTERM; run the same command to resume" in output
-    assert not (root / "terminated" / "final").exists()
-    assert run(root, "terminated", "checkpoint.every=100") == [ExitCode.OK]
-    assert losses(root, "terminated") == reference
-
-
-@pytest.mark.parametrize("asked", ["while the weights are loaded", "while the run is put together"])
-def test_a_request_to_stop_before_the_first_step_is_met(
-    root: Path, reference: list[float], monkeypatch: pytest.MonkeyPatch, asked: str
-) -> None:
-    """On one of two ranks only."""
-    name = f"early_{len(asked)}"
-    place = "load_weights" if "weights" in asked else "_keep_sidecars"
-    original, file = getattr(run_module, place), stage_file(root, name)
-
-    def main(rank: int, size: int) -> int:
-        def interrupted(*arguments: Any) -> Any:
-            if rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(*arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(run_module, place, interrupted)
-            return int(run_stage(load_stage(file)))
-
-    assert run_ranks(2, main) == [ExitCode.REQUEUE] * 2
-    assert not (root / name / "checkpoints").exists()
-    (end,) = records(root, name, "end")
-    assert end["reason"] == "another rank was asked to stop"
-    assert run(root, name) == [ExitCode.OK]
-    assert losses(root, name) == reference
-
-
 def test_without_an_export_a_finished_run_names_its_checkpoint(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert run(root, "kept", "tokens=1024", "checkpoint.export=false") == [ExitCode.OK]
@@ -266,18 +227,6 @@ def test_two_runs_into_one_directory_are_refused(root: Path) -> None:
         with pytest.raises(RankFailure, match=r"another run is writing to .*twice"):
             run(root, "twice", "tokens=1024")
     assert run(root, "twice", "tokens=1024") == [0]
-
-
-def test_a_request_to_stop_during_the_export_is_not_acted_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export = run_module._export
-
-    def interrupted(*arguments: Any) -> None:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        export(*arguments)
-
-    monkeypatch.setattr(run_module, "_export", interrupted)
-    assert run(root, "late_signal", "tokens=1024") == [ExitCode.OK]
-    assert (root / "late_signal" / "final" / "model.safetensors").exists()
 
 
 def test_what_nobody_foresaw_says_where_it_happened_on_every_rank(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,11 @@
-"""Requests to stop: noted, distinguished by exit code, and a second one not swallowed."""
+"""Requests to stop: answered at once, distinguished by exit code, and a second one not waited for."""
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -27,12 +30,56 @@ def test_a_signal_is_noted_with_its_exit_code(number: int, code: ExitCode) -> No
     assert stop.reason == signal.Signals(number).name
 
 
-def test_a_second_interrupt_is_not_waited_for() -> None:
-    with StopRequest():
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)
+BUSY = """
+import sys, torch
+from pathlib import Path
+from megatron_apriel.train.signals import StopRequest
+torch.set_num_threads(1)
+matrix = torch.ones(6000, 6000, dtype=torch.float64)
+with StopRequest(checkpoints=Path(sys.argv[1]), rank=int(sys.argv[2])) as stop:
+    stop.when = "after this step"
+    print("busy", flush=True)
+    matrix @ matrix  # ten seconds without an instruction of Python's
+    print("not busy", flush=True)
+"""
+"""A process whose main thread is deep in a step."""
+
+
+def busy(checkpoints: Path, rank: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUSY, str(checkpoints), str(rank)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "busy\n"
+    return process
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_answered_at_once_and_a_second_ends_the_process(tmp_path: Path, number: int, rank: int) -> None:
+    """While the main thread is in a call that no handler of Python's interrupts."""
+    for name in ("step_00000200", "step_00000400", "step_00000600.partial") if rank == 0 else ():
+        (tmp_path / name).mkdir()
+    process, name = busy(tmp_path, rank), signal.Signals(number).name
+    prefix = f"rank {rank}: " if rank else ""
+    process.send_signal(number)
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{prefix}{name}: stopping after this step; again to stop now\n"
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    next_start = f"the next start resumes from {tmp_path}/step_00000400" if rank == 0 else "there is no checkpoint"
+    assert output.startswith(f"{prefix}{name} again: stopping now; {next_start}")
+    assert "not busy" not in output
+    assert process.returncode == 128 + number
+
+
+def test_slurms_warning_and_its_end_are_two_requests_and_neither_is_a_second(tmp_path: Path) -> None:
+    process = busy(tmp_path)
+    assert process.stdout is not None
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(number)
+        line = process.stdout.readline()
+        assert line == f"{signal.Signals(number).name}: stopping after this step; again to stop now\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0].startswith("SIGINT again: stopping now")
 
 
 def test_handlers_are_put_back() -> None:
