@@ -98,15 +98,13 @@ class RunRecord(BaseModel):
 
 
 class SavedSource(BaseModel):
-    """A source of a mixture as it was saved."""
+    """A source of a mixture as it was saved; what else it has are its settings."""
 
     model_config = ConfigDict(extra="allow")
 
     corpus: str = ""
     name: str = ""
     weight: _Finite = 1.0
-    loss: str = "all"
-    long_documents: str = "error"
     epochs: _Finite | None = None
 
     @property
@@ -129,7 +127,7 @@ class GivenRecord(BaseModel):
     Attributes:
         name: of the source.
         corpus: fingerprint of its corpus.
-        loss, long_documents: as the source's section has them.
+        settings: of the source, but for its name, place, weight and bound of epochs.
         packs: that it had given.
     """
 
@@ -137,8 +135,7 @@ class GivenRecord(BaseModel):
 
     name: str
     corpus: str
-    loss: str
-    long_documents: str
+    settings: dict[str, Any]
     packs: _Count
 
 

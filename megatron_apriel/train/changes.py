@@ -39,8 +39,8 @@ CHANGEABLE = {"tokens", *(f"optimizer.{name}" for name in ("peak", "minimum", "w
 SAID_WHERE_CHANGED = ("precision",)
 """Settings that may always change, and whose change is said and recorded."""
 
-_KEPT_BY_SOURCE = ("loss", "long_documents")
-"""What a source keeps besides its documents: with another value they would teach otherwise, or be packed otherwise."""
+_FREE_OF_SOURCE = {"corpus", "name", "weight", "epochs"}
+"""What a source may have otherwise; the rest of its settings say how its documents are packed and what they teach."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,17 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _compared(source: SourceSection | SavedSource) -> tuple[Any, ...]:
-    return source.label, source.weight, source.epochs, source.loss, source.long_documents
+    return source.label, source.weight, source.epochs, _kept(source)
+
+
+def _kept(source: SourceSection | SavedSource) -> dict[str, Any]:
+    """What a source must keep; settings that the version of then did not have are as by default."""
+    settings = {**_source_defaults(), **source.model_dump(mode="json")}
+    return {name: value for name, value in settings.items() if name not in _FREE_OF_SOURCE}
+
+
+def _source_defaults() -> dict[str, Any]:
+    return SourceSection(corpus=Path()).model_dump(mode="json")
 
 
 def _mixture_differences(
@@ -193,9 +203,11 @@ def _of_source(section: SourceSection, then: SavedSource | None, former: GivenRe
         yield Difference(_key(section.label, "weight"), weight, section.weight, changeable=True)
     if then is not None and section.epochs != then.epochs:
         yield Difference(_key(section.label, "epochs"), then.epochs, section.epochs, changeable=True)
-    for name in _KEPT_BY_SOURCE if former is not None else ():
-        if (before := getattr(former, name)) != (now := getattr(section, name)):
-            yield Difference(_key(section.label, name), before, now, changeable=False)
+    settings = _kept(section)
+    before = {**_source_defaults(), **former.settings} if former is not None else settings
+    for name in settings:
+        if before[name] != settings[name]:
+            yield Difference(_key(section.label, name), before[name], settings[name], changeable=False)
 
 
 def _key(label: str, name: str) -> str:
@@ -203,9 +215,7 @@ def _key(label: str, name: str) -> str:
 
 
 def _given(source: SourceSection | SavedSource, corpus: str, packs: int) -> GivenRecord:
-    return GivenRecord(
-        name=source.label, corpus=corpus, loss=source.loss, long_documents=source.long_documents, packs=packs
-    )
+    return GivenRecord(name=source.label, corpus=corpus, settings=_kept(source), packs=packs)
 
 
 def _last_given(state: RunState) -> list[GivenRecord]:
