@@ -29,6 +29,10 @@ MEASURED = re.compile(r"second|time|wait|flops|memory")
 """In the names of fields that a clock or the machine fills in."""
 
 
+SINCE_LAST = "since_last."
+"""What a step's record has under this are figures too, of several steps."""
+
+
 class Number(str):
     """A number as it is written in a JSON file."""
 
@@ -92,7 +96,9 @@ def read_numbers(file: Path, names: Mapping[str, str] | None = None) -> dict[Key
         place = (str(record["kind"]), int(record["step"]))
         taken = {name: value for name, value in record.items() if name in names or name not in names.values()}
         named = {names.get(name, name): value for name, value in taken.items()}
-        found[(*place, seen[place])] = dict(_flat({k: v for k, v in named.items() if not MEASURED.search(k)}))
+        found[(*place, seen[place])] = {
+            name: number for name, number in _flat(named) if not MEASURED.search(_field(name.removeprefix(SINCE_LAST)))
+        }
         seen[place] += 1
     return found
 

@@ -32,6 +32,7 @@ from megatron_apriel.formats.sidecar_contents import KeptSidecars
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.terminal import say
+from megatron_apriel.train.averages import SinceLastRecord
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.signals import StopRequest
 from megatron_apriel.train.step_result import Shared, StepResult
@@ -65,6 +66,10 @@ class Stage:
     """Before the next step: at the very beginning, and where a request to stop came first."""
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     """Of the last steps, for the time left."""
+
+    def __post_init__(self) -> None:
+        labels = [source.label for source in self.config.mixture]
+        self.since_last_record = SinceLastRecord(labels, self.layout.world_size)
 
     @property
     def architecture(self) -> Architecture:
@@ -119,7 +124,7 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
         stage.finished_steps += 1
         done = stage.finished_steps == steps
         stopping = stop.agreed() and not done
-        _record(stage, result, work)
+        _record(stage, result, work, last=done or stopping)
         if write_state != WriteState.UNDER_WAY:
             _finish_save(stage)
         if config.validation and (done or stage.finished_steps % config.validation.every == 0):
@@ -171,11 +176,15 @@ def _counted(stage: Stage, batches: Iterator[Batch], work: _Work) -> Iterator[Ba
         yield batch.to(stage.device)
 
 
-def _record(stage: Stage, result: StepResult, work: _Work) -> None:
-    """Log the step; count one without an update, and end the run if too many were not finite."""
+def _record(stage: Stage, result: StepResult, work: _Work, last: bool) -> None:
+    """Log the step where it is time, as with the last one.
+
+    Counts one without an update, and ends the run if too many were not finite.
+    """
     config, steps = stage.config, stage.config.steps
     seconds = time.perf_counter() - work.started
     stage.recent_seconds.append(seconds)
+    stage.since_last_record.add(result, seconds, work.waited)
     if not result.finite:
         _record_skipped(stage, result)
         return
@@ -183,7 +192,7 @@ def _record(stage: Stage, result: StepResult, work: _Work) -> None:
         _record_empty(stage)
         return
     stage.skipped_in_a_row = 0
-    if stage.finished_steps % config.logging.every and stage.finished_steps != steps:
+    if stage.finished_steps % config.logging.every and not last:
         return
     tokens, flops, of_images = result.sums
     stage.metrics.write(
@@ -205,6 +214,7 @@ def _record(stage: Stage, result: StepResult, work: _Work) -> None:
         seconds_left=statistics.fmean(stage.recent_seconds) * (steps - stage.finished_steps),
         skipped=stage.skipped,
         empty=stage.empty,
+        since_last=stage.since_last_record.take(),
         memory_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
     )
 

@@ -5,6 +5,9 @@
 ``step``. A resumed run appends; where it repeats steps that a killed attempt had already logged, the later line counts.
 A checkpoint that was written in the background has the step that it holds, and its line comes when it is whole: after
 later steps'.
+
+A step's record has the figures of that step, and under ``since_last`` those of all steps since the last record
+(``averages.py``), which are what console and plots show.
 """
 
 from __future__ import annotations
@@ -56,15 +59,16 @@ class Console:
             say(line)
 
     def _step(self, record: Mapping[str, Any]) -> str:
-        sources = record["loss_by_source"]
-        parts = ", ".join(f"{name} {loss:.3f}" for name, loss in sources.items())
-        by_source = f" ({parts})" if len(sources) > 1 else ""
+        record = in_curves(record)
+        sources = record["loss_by_source"].items()
+        by_source = ", ".join(f"{name} {'-' if loss is None else f'{loss:.3f}'}" for name, loss in sources)
+        without = "".join(f" | {record[name]} {name}" for name in ("skipped", "empty") if record[name])
         flops = f" | {record['tflops_per_gpu']:.3g} TFLOP/s each" if record["tflops_per_gpu"] >= 0.1 else ""
         images = f" | images {record['image_share']:.0%} of the work" if record["image_share"] else ""
         return (
-            f"step {record['step']}/{record['steps']} | loss {record['loss']:.4f}{by_source} | lr {record['lr']:.2e}"
+            f"step {record['step']}/{record['steps']} | loss {record['loss']:.4f} ({by_source}) | lr {record['lr']:.2e}"
             f" | grad norm {record['gradient_norm']:.3f} | {short(record['tokens_per_second'])} tok/s{flops}"
-            f"{images} | data wait {record['data_wait']:.0%} | left {clock(record['seconds_left'])}"
+            f"{images} | data wait {record['data_wait']:.0%}{without} | left {clock(record['seconds_left'])}"
         )
 
     def _validation(self, record: Mapping[str, Any]) -> str:
@@ -125,16 +129,21 @@ class JsonLines:
         self._file.close()
 
 
+def in_curves(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record as a person sees it: of a step, with the figures of all steps since the last record for its own."""
+    return {**record, **record.get("since_last", {})}
+
+
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record under the names that plots use; losses by source get a name each."""
-    group = "train" if record["kind"] in ("step", "skipped", "empty") else record["kind"]
-    if group == "source":
-        group = f"source/{record['source']}"
+    if record["kind"] in ("skipped", "empty"):
+        return {}  # the next step's record counts it
+    group = {"step": "train", "source": f"source/{record.get('source')}"}.get(record["kind"], record["kind"])
     scalars = {}
-    for key, value in record.items():
+    for key, value in in_curves(record).items():
         if key == "loss_by_source":
-            scalars.update({f"{group}/loss/{name}": float(number) for name, number in value.items()})
-        elif isinstance(value, int | float) and key not in ("step", "steps"):
+            scalars.update({f"{group}/loss/{name}": loss for name, loss in value.items() if loss is not None})
+        elif isinstance(value, int | float) and key not in ("step", "steps", "count"):
             scalars[f"{group}/{key}"] = float(value)
     return scalars
 
@@ -228,7 +237,7 @@ class Metrics:
 def _shown(figure: Any) -> Any:
     """A figure as people and other programs are given it: names and paths in it are printable."""
     if isinstance(figure, Mapping):
-        return {printable(name): value for name, value in figure.items()}
+        return {printable(name): _shown(value) for name, value in figure.items()}
     return printable(figure) if isinstance(figure, str) else figure
 
 

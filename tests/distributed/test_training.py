@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from stage_runs import ARCHITECTURE, losses, poison, records, run, stage_file, start, wait_for_line
+from stage_runs import ARCHITECTURE, before_step, losses, poison, records, run, stage_file, start, wait_for_line
 from transformers import LlavaForConditionalGeneration
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch
@@ -284,6 +284,34 @@ def test_a_missing_corpus_is_an_error_before_training(root: Path) -> None:
     with pytest.raises(RankFailure, match="nowhere"):
         run(root, "missing", f"mixture.0.corpus={root}/nowhere")
     assert not (root / "missing" / "checkpoints").exists()
+
+
+def test_a_record_of_several_steps_has_their_means_and_its_own_numbers(
+    root: Path, reference: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = "logging={every: 4, tensorboard: true}"
+    assert run(root, "sparse", every, ranks=2) == [ExitCode.OK] * 2
+    each, sparse = records(root, "reference", "step"), records(root, "sparse", "step")
+    assert [record["step"] for record in sparse] == [4, 6]
+    for record, steps in zip(sparse, (each[:4], each[4:]), strict=True):
+        tokens = sum(one["loss_tokens"] for one in steps)
+        mean = sum(one["loss"] * one["loss_tokens"] for one in steps) / tokens
+        norm = sum(one["gradient_norm"] for one in steps) / len(steps)
+        since = record["since_last"]
+        assert (since["count"], since["loss_tokens"], since["skipped"]) == (len(steps), tokens, 0)
+        assert (since["loss"], since["gradient_norm"]) == pytest.approx((mean, norm), rel=2e-5)
+        assert record["loss"] == pytest.approx(steps[-1]["loss"], rel=2e-5)
+        assert set(since["loss_by_source"]) == {"text", "images"}
+    for record in each:  # every step logged: the same numbers to the bit
+        own = {name: record[name] for name in record["since_last"] if name in record and name != "skipped"}
+        assert own | {"loss_by_source": record["since_last"]["loss_by_source"]} == {
+            name: value for name, value in record["since_last"].items() if name in own
+        }
+    # Nothing of what came before a stop is lost from the curves.
+    before_step(monkeypatch, 2, lambda rank: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(root, "sparse_stop", every) == [ExitCode.REQUEUE]
+    (record,) = records(root, "sparse_stop", "step")
+    assert (record["step"], record["since_last"]["count"]) == (3, 3)
 
 
 def test_offline_wandb_and_tensorboard_get_the_figures(root: Path) -> None:
