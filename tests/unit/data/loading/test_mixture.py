@@ -10,7 +10,7 @@ import pytest
 
 from megatron_apriel.config.schema import SourceSection
 from megatron_apriel.data.loading.cutting import LongDocumentsReport
-from megatron_apriel.data.loading.mixture import Mixture, interleave, whole_weights
+from megatron_apriel.data.loading.mixture import Beginning, Mixture, interleave, whole_weights
 from megatron_apriel.data.loading.packing import PackingPlan
 from megatron_apriel.errors import DataError
 
@@ -88,6 +88,29 @@ def test_access_is_random_and_a_longer_run_begins_alike():
     assert [long.place(sequence) for sequence in range(100)] == expected
     backwards = Mixture(sections, plans, 100)
     assert [backwards.place(sequence) for sequence in reversed(range(100))] == expected[::-1]
+
+
+@pytest.mark.parametrize("kind", ["full", "well packed", "anything"])
+def test_a_mixture_that_begins_within_a_run_holds_its_shares_from_there_on(kind):
+    """Each source behind the packs that it gave before, whatever the shares were then."""
+    sections = [section(weight, f"s{number}") for number, weight in enumerate((0.2, 0.3, 0.5))]
+    plans = [plan(fill(kind, 9 + 13 * number, number), seed=number) for number in range(3)]
+    before = (40, 0, 7)
+    mixture = Mixture(sections, plans, 1500, Beginning(100, before))
+    assert len(mixture) == 1500 and mixture.packs_before(100) == before
+    given, packs = [0, 0, 0], [[], [], []]
+    for sequence in range(100, 1500):
+        source, pack = mixture.place(sequence)
+        given[source] += int(plans[source].tokens[pack])
+        packs[source].append(pack)
+        for tokens, share in zip(given, (Fraction(1, 5), Fraction(3, 10), Fraction(1, 2)), strict=True):
+            assert abs(tokens - share * sum(given)) <= LENGTH, sequence
+    for source, own in enumerate(plans):
+        order = np.concatenate([own.order(epoch) for epoch in range(200)])
+        assert packs[source] == order[before[source] :][: len(packs[source])].tolist()
+        assert mixture.packs_before(1500)[source] == before[source] + len(packs[source])
+    with pytest.raises(IndexError, match="sequence 99 was of another mixture: this one begins at 100"):
+        mixture.place(99)
 
 
 def test_an_exhausted_source_is_an_error_before_the_run():
