@@ -19,6 +19,7 @@ from megatron_apriel.train import loop as loop_module
 from megatron_apriel.train.run import run_stage
 
 CONSTANT = "optimizer={peak: 1.0e-2, warmup: 0, decay: constant}"
+TEXT_ONLY = "train={decoder: 1.0}"
 LOWER = "optimizer={peak: 2.5e-3, warmup: 0, decay: constant}"
 
 
@@ -73,13 +74,13 @@ def test_documents_are_seen_once_across_a_change_of_the_mixture(root: Path, monk
             yield batch
 
     monkeypatch.setattr(loop_module, "_counted", noted)
-    assert run(root, "mixed", alone, "tokens=1024") == [ExitCode.OK]
-    assert run(root, "mixed", f"mixture=[{', '.join(both)}]", "tokens=2048", change=True) == [ExitCode.OK]
+    assert run(root, "mixed", TEXT_ONLY, alone, "tokens=1024") == [ExitCode.OK]
+    assert run(root, "mixed", TEXT_ONLY, f"mixture=[{', '.join(both)}]", "tokens=2048", change=True) == [ExitCode.OK]
     seen = [json.loads(line) for line in (root / "seen.jsonl").read_text().splitlines()]
     assert len(seen) == 16
     assert [place for place, _ in seen[8:]].count(1) in (3, 4, 5)
     (root / "seen.jsonl").unlink()
-    assert run(root, "alone", alone, "tokens=2048") == [ExitCode.OK]
+    assert run(root, "alone", TEXT_ONLY, alone, "tokens=2048") == [ExitCode.OK]
     undisturbed = [json.loads(line)[1] for line in (root / "seen.jsonl").read_text().splitlines()]
     of_text = [samples for place, samples in seen if place == 0]
     assert of_text == undisturbed[: len(of_text)]
