@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.loader import TrainingLoader
-from megatron_apriel.errors import CheckpointError, ConfigError, DataError
+from megatron_apriel.errors import CheckpointError, ConfigError, DataError, ExitCode
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.formats.run_record import RunState
 from megatron_apriel.testing.corpora import VOCAB, write_corpus
 from megatron_apriel.testing.stages import small_stage
+from megatron_apriel.train.__main__ import main
 from megatron_apriel.train.changes import Resumption, check_data, resumption
 
 NEWEST = Path("runs/trial/checkpoints/step_00000005")
@@ -67,6 +69,14 @@ def trained(config: StageConfig, first: int = 0, steps: int = STEPS, resumed: Re
 
 def of(seen: Seen, corpus: str) -> list[int]:
     return [document for name, document in seen if name == corpus]
+
+
+def test_a_dry_run_changes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "stage.yaml").write_text(to_yaml(small_stage()), encoding="utf-8")
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path / "stage.yaml"), "--dry-run", "--change"])
+    assert caught.value.code == ExitCode.USAGE
+    assert "--change goes with a run, not with --dry-run" in capsys.readouterr().err
 
 
 def test_only_what_differs_is_printed_with_the_way_out(root: Path) -> None:
