@@ -19,6 +19,7 @@ def test_small_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     measured = json.loads(file.read_text())["measured"]
     assert {(one["work"], one["subject"]) for one in measured} == {
         (UPSCALE, "cp -r"),
+        (UPSCALE, "cp -r, then sync"),
         *((work, f"ours{what}") for work in (UPSCALE, AVERAGE) for what in ("", ", earlier", ", without its start")),
     }
     assert all(len(one["seconds"]) == 1 for one in measured)
@@ -35,7 +36,7 @@ def test_a_subject_that_fails_is_said_and_the_others_go_on(tmp_path: Path, capsy
     assert shown.err.count("it does not work") == 2
     (file,) = (tmp_path / "results").glob("*.json")
     assert {one["subject"] for one in json.loads(file.read_text())["measured"]} == {
-        "cp -r", "ours", "ours, without its start",
+        "cp -r", "cp -r, then sync", "ours", "ours, without its start",
     }  # fmt: skip
 
 
