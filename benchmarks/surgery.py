@@ -57,7 +57,8 @@ LAYERS, DEEPER = 24, 28
 """Of the checkpoint, and of the deeper one: 7/6, about as the recipe's 40 become 48."""
 INPUTS = 3
 COPY, DURABLE_COPY = "cp -r", "cp -r, then sync"
-"""A plain copy, which ends before the disk has it, and one that ends when a power cut could do no harm, as ours does."""
+COPIES = (COPY, DURABLE_COPY)
+"""One ends before the disk has anything, the other when a power cut could do no harm, as ours does."""
 _IN_PROCESS = """
 import json, sys, time
 from megatron_apriel.surgery.layer_maps import layer_map
@@ -171,7 +172,7 @@ def subjects(scratch: Path, mergekit: Path | None, earlier: Path | None) -> list
     """All that take turns, the copy first."""
     sources = [scratch / f"source{number}" for number in range(INPUTS)]
     destination = scratch / "destination"
-    durable = ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", sources[0], destination]
+    durable: list[str | Path] = ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", sources[0], destination]
     found = [
         Subject(UPSCALE, COPY, ["cp", "-r", sources[0], destination]),
         Subject(UPSCALE, DURABLE_COPY, durable),
@@ -214,9 +215,9 @@ def rows(timed: Sequence[Subject]) -> list[list[str]]:
     for one in timed:
         seconds, peer = medians[one.work, one.name], medians.get((one.work, "mergekit"))
         found.append([
-            one.work if one.name not in (COPY, DURABLE_COPY) else "-", one.name, f"{seconds:.2f}", f"{min(one.seconds):.2f}",
+            one.work if one.name not in COPIES else "-", one.name, f"{seconds:.2f}", f"{min(one.seconds):.2f}",
             f"{max(one.seconds):.2f}", f"{statistics.median(one.cpu_seconds):.2f}", f"{seconds / copy:.2f}",
-            f"{seconds / peer:.2f}" if peer and one.name not in (COPY, DURABLE_COPY) else "-",
+            f"{seconds / peer:.2f}" if peer and one.name not in COPIES else "-",
         ])  # fmt: skip
     return found
 
