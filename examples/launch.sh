@@ -15,6 +15,10 @@
 #   CONTAINER_MOUNTS                further mounts, comma-separated, as in /scratch:/scratch
 #   PYTHON                          interpreter (the project's .venv if there is one, else python)
 #   SRUN_ARGS                       further arguments to srun
+#   MASTER_PORT                     where the ranks meet under Slurm (default: one that is free on the first node)
+#   ATTEMPTS RETRY_AFTER            how often failures that may pass are tried in a row under Slurm (3), and the seconds
+#                                   between (30): ranks that do not meet, a lock still held, a rank that was killed
+#   SRUN_WAIT                       seconds that a rank which has ended gives the others, to save or to close (900)
 #   SKIP_CHECK=1                    do not plan the stage first
 #   DRY_RUN=1                       plan the stage and start nothing
 #   WORLD_SIZE                      with DRY_RUN: ranks to plan for
@@ -33,6 +37,7 @@ enter_project() { # ROOT: go there and settle where things lie
     cd -- "$1" || fail "cannot enter $1."
     PROJECT_ROOT=$PWD
     export RUN_ROOT=${RUN_ROOT:-runs} DATA_ROOT=${DATA_ROOT:-data} MODEL_ROOT=${MODEL_ROOT:-models}
+    ATTEMPTS=${ATTEMPTS:-3} RETRY_AFTER=${RETRY_AFTER:-30}
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     # Tensor parallelism overlaps communication with computation only if kernels start in the order of their launch.
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
@@ -108,7 +113,7 @@ if missing:
 
 once() { # COMMAND...: run it once, on this node, inside the container if there is one
     if ((${#SRUN_CONTAINER[@]})); then
-        srun --nodes=1 --ntasks=1 "${SRUN_CONTAINER[@]}" "$@"
+        srun --nodes=1 --ntasks=1 --export=ALL "${SRUN_CONTAINER[@]}" "$@"
     else
         "${IN_CONTAINER[@]}" "$@"
     fi
@@ -125,11 +130,47 @@ plan_stage() { # STAGE.yaml [key=value ...]
     once "$PYTHON" -m megatron_apriel.train "$@" "${options[@]}"
 }
 
+free_port() { # prints a port below those that the system deals out, on which nothing on this node listens
+    # Another one after every restart, whose old port may still be held, and for two runs in one allocation.
+    local first=20000 last=32767 dealt attempt port
+    if read -r dealt _ </proc/sys/net/ipv4/ip_local_port_range && ((dealt - 1 < last)); then last=$((dealt - 1)); fi 2>/dev/null
+    ((last > first)) || first=1024
+    for ((attempt = 0; attempt < 100; attempt++)); do
+        port=$((first + (SLURM_JOB_ID * 31 + ${SLURM_RESTART_COUNT:-0} * 7919 + $$ * 13 + attempt * 101) % (last - first + 1)))
+        # Connecting is refused where nothing listens.
+        if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+            printf '%s' "$port"
+            return
+        fi
+    done
+    fail "no port between $first and $last is free on this node." "Set MASTER_PORT to one that is."
+}
+
+introduce() { # what a person who reads the log later needs to know first
+    local hosts=${SLURM_JOB_NODELIST:-$HOSTNAME} version=''
+    version=$(git -C "$PROJECT_ROOT" describe --always --dirty 2>/dev/null) || version='not in a git repository'
+    printf -- '---- %(%Y-%m-%d %H:%M:%S)T job %s' -1 "${SLURM_JOB_ID:-none}"
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then printf ' (%s_%s)' "$SLURM_ARRAY_JOB_ID" "${SLURM_ARRAY_TASK_ID:-}"; fi
+    printf ', restart %s, %s x %s ranks on %s, code %s\n' \
+        "${SLURM_RESTART_COUNT:-0}" "$NNODES" "$NPROC_PER_NODE" "$hosts" "$version"
+}
+
+find_end_of_job() { # exports SLURM_JOB_END_TIME, seconds since the epoch, where Slurm does not say it (before 23.02)
+    local end
+    [[ -z ${SLURM_JOB_END_TIME:-} ]] || return 0
+    end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e 2>/dev/null | head -n 1) || return 0
+    end=$(date --date="$end" +%s 2>/dev/null) || return 0 # "NONE" or "N/A" for a job without a limit
+    export SLURM_JOB_END_TIME=$end
+}
+
 train_under_slurm() { # STAGE.yaml [key=value ...]
-    local hosts further=()
+    local hosts further=() port
     mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     ((${#hosts[@]})) || fail "scontrol names no hosts for SLURM_JOB_NODELIST=$SLURM_JOB_NODELIST."
-    export MASTER_ADDR=${hosts[0]} MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+    # What a user's shell has of these is of another run; ranks go by Slurm's numbers.
+    unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK
+    port=${MASTER_PORT:-$(free_port)} || exit $?
+    find_end_of_job
     # srun would otherwise bind each rank to one core, too few for decoding images.
     if [[ ${SLURM_CPUS_ON_NODE:-} =~ ^[0-9]+$ ]] && ((SLURM_CPUS_ON_NODE >= NPROC_PER_NODE)); then
         further+=(--cpus-per-task=$((SLURM_CPUS_ON_NODE / NPROC_PER_NODE)))
@@ -137,10 +178,12 @@ train_under_slurm() { # STAGE.yaml [key=value ...]
     # Words of SRUN_ARGS are meant to be split.
     # shellcheck disable=SC2206
     further+=(${SRUN_ARGS:-})
-    # --wait: a rank that has ended gives the others so many seconds, to save or to close their logs.
-    srun --nodes="$NNODES" --ntasks="$RANKS" --ntasks-per-node="$NPROC_PER_NODE" --gpu-bind=none \
-        --kill-on-bad-exit=0 --wait=900 "${further[@]}" "${SRUN_CONTAINER[@]}" \
-        "${IN_CONTAINER[@]}" "$PYTHON" -m megatron_apriel.train "$@"
+    # --export: srun would otherwise pass nothing on in a job that was submitted with --export=NONE. The shell between
+    # has signals ignored until the run listens to them: Slurm's warning may come while Python starts, and would kill it.
+    MASTER_ADDR=${hosts[0]} MASTER_PORT=$port \
+        srun --nodes="$NNODES" --ntasks="$RANKS" --ntasks-per-node="$NPROC_PER_NODE" --export=ALL \
+        --kill-on-bad-exit=0 --wait="${SRUN_WAIT:-900}" "${further[@]}" "${SRUN_CONTAINER[@]}" \
+        bash -c 'trap "" USR1 TERM; exec "$@"' rank "${IN_CONTAINER[@]}" "$PYTHON" -m megatron_apriel.train "$@"
 }
 
 train_here() { # STAGE.yaml [key=value ...]
@@ -161,6 +204,32 @@ train_here() { # STAGE.yaml [key=value ...]
         --nproc-per-node="$NPROC_PER_NODE" -m megatron_apriel.train "$@"
 }
 
+passing_failure() { # CODE: prints what it may be that ended the ranks, where it may pass by itself
+    case $1 in
+        76) printf 'the ranks did not meet, or another run held the output' ;;
+        233) printf 'srun could not start the ranks' ;;
+        134 | 135 | 137 | 139) printf 'a rank was ended by signal %s' $(($1 - 128)) ;;
+        *) return 1 ;;
+    esac
+}
+
+train_again_and_again() { # STAGE.yaml [key=value ...]: train under Slurm; failures that may pass are tried again
+    local attempt=0 code began reason
+    while :; do
+        code=0 began=$SECONDS
+        train_under_slurm "$@" || code=$?
+        reason=$(passing_failure "$code") || return "$code"
+        if ((SECONDS - began >= 3600)); then attempt=0; fi # it had worked for a while
+        if ((++attempt >= ATTEMPTS)); then
+            printf 'error: %s (exit code %s), %s time(s) in a row\n' "$reason" "$code" "$attempt" >&2
+            return "$code"
+        fi
+        printf '%s (exit code %s); attempt %s of %s begins in %s s\n' \
+            "$reason" "$code" $((attempt + 1)) "$ATTEMPTS" "$RETRY_AFTER"
+        sleep "$RETRY_AFTER"
+    done
+}
+
 run_stage() { # NAME [key=value ...]: plan, train, and requeue if the run asks for it
     local stage=examples/$1.yaml code=0
     shift
@@ -168,9 +237,10 @@ run_stage() { # NAME [key=value ...]: plan, train, and requeue if the run asks f
         plan_stage "$stage" "$@"
         return
     fi
+    introduce
     if [[ -z ${SKIP_CHECK:-} ]]; then plan_stage "$stage" "$@" || exit $?; fi
     if [[ $SCHEDULER == slurm ]]; then
-        train_under_slurm "$stage" "$@" || code=$?
+        train_again_and_again "$stage" "$@" || code=$?
     else
         train_here "$stage" "$@" || code=$?
     fi

@@ -39,6 +39,8 @@ class ExitCode(IntEnum):
     USAGE = 2
     REQUEUE = 75
     """Stopped by a signal after saving; starting the same command again continues (``EX_TEMPFAIL`` of sysexits.h)."""
+    TRY_AGAIN = 76
+    """Failed for a reason that may pass by itself: the same command may succeed a little later."""
     INTERRUPTED = 130
     PIPE_CLOSED = 141
     """Whoever read the output went away before its end; the result may or may not be there."""
@@ -144,6 +146,10 @@ class OutputError(AprielError):
     """A destination that may not be replaced or that cannot be written (disk full, no permission)."""
 
 
+class TransientError(AprielError):
+    """A failure that may pass by itself: a port that is taken, another run's lock, a rank that did not come."""
+
+
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command line's ``main`` and return its exit code; every tool ends with ``sys.exit(run_command(main))``.
 
@@ -160,7 +166,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         return code
     except AprielError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return ExitCode.FAILED
+        return ExitCode.TRY_AGAIN if isinstance(error, TransientError) else ExitCode.FAILED
     except (NotAFileError, TooLargeError) as error:
         print(f"DataError: {printable(error.filename)}: {error.strerror}.", file=sys.stderr)
         return ExitCode.FAILED

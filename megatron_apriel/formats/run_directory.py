@@ -13,6 +13,7 @@
       hf/                           the run's own copy of config, tokenizer, template and processor files
       final/                        the result, a Hugging Face directory
       .final-outdated               while ``final`` is of an earlier training, whose checkpoints were taken away
+      .stopped-early                after a start that was stopped before it finished a step: the reason
       .lock                         held by the run that writes here
 
 A checkpoint that has its name and lacks ``run.json`` was whole and is damaged now: whoever reads it says so.
@@ -64,6 +65,11 @@ class RunDirectory:
     @property
     def resolved_config(self) -> Path:
         return self.path / "config.resolved.yaml"
+
+    @property
+    def stopped_early(self) -> Path:
+        """There after a start that was stopped before it finished a step; says why."""
+        return self.path / ".stopped-early"
 
     @property
     def lock(self) -> Path:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import ConfigError, TransientError
 from megatron_apriel.parallel import cpu
 from megatron_apriel.parallel.layout import Layout
 
@@ -101,6 +101,8 @@ def _take_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    if torch.cuda.device_count() == 1 and "LOCAL_RANK" not in os.environ and "SLURM_LOCALID" in os.environ:
+        local_rank = 0  # Slurm bound each task to a GPU of its own (--gpus-per-task), the only one that it sees
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"rank {local_rank} of this host has no device: {torch.cuda.device_count()} CUDA device(s) are visible.",
@@ -112,15 +114,26 @@ def _take_device() -> torch.device:
 
 
 def _join(timeout: datetime.timedelta) -> None:
-    """Make the default process group from the environment, or alone where there is none."""
+    """Make the default process group from the environment, or alone where there is none.
+
+    Raises TransientError where the ranks do not find each other: a port that is taken, a rank that does not come.
+    """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    elif "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ:
-        rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        elif "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ:
+            rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    except dist.DistError as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise TransientError(
+            f"this rank could not meet the others at {place}: {str(error).splitlines()[0]}",
+            "The port may still be held by an earlier run, or a rank did not come.",
+            "Start the same command again, with another MASTER_PORT if it stays so.",
+        ) from error
 
 
 def image_shares_group() -> dist.ProcessGroup:

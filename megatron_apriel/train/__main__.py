@@ -14,6 +14,7 @@ from pathlib import Path
 from megatron_apriel.command_line import CommandLine, above_zero
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import run_command
+from megatron_apriel.train import early_requests
 
 EXAMPLES = """\
 examples:
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.world_size is not None or arguments.architecture or arguments.check_data:
         parser.error("--world-size, --architecture and --check-data go with --dry-run")
+    early_requests.listen()
     _quiet_imports()
     from megatron_apriel.train.run import run_stage
 

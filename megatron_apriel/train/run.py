@@ -30,7 +30,15 @@ from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS
 from megatron_apriel.data.loading.sources import check_tokenizer
-from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, ExitCode, OutputError
+from megatron_apriel.errors import (
+    AprielError,
+    CheckpointError,
+    ConfigError,
+    ExitCode,
+    OutputError,
+    TransientError,
+    brief,
+)
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import write_hf_sidecars
 from megatron_apriel.formats.kinds import architecture_of, config_for, sidecar_directory
@@ -52,7 +60,7 @@ from megatron_apriel.terminal import say
 from megatron_apriel.train.changes import Resumption, check_data, resumption
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
-from megatron_apriel.train.signals import StopRequest
+from megatron_apriel.train.signals import StopRequest, check_time_left
 from megatron_apriel.train.trainer import Trainer
 
 
@@ -99,6 +107,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
                 place = final if exported else beginning.newest
                 say(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
             return ExitCode.OK
+        if not beginning.ended(config):
+            alike(lambda: check_time_left(config.faults.save_before_end_of_job_s))
         if dist.get_rank() == 0:
             say(precision_in_words(asked, on_gpu))
         with (
@@ -114,6 +124,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
                 outdated.touch()
             with _located(stage):
                 code = train(stage, stop)
+                if code == ExitCode.REQUEUE:
+                    alike(lambda: _check_progress(stage, directory, beginning.finished_steps, stop.reason))
             # A first request to stop that comes now is not acted on: the export is nearly all that is left to do.
             stop.when = "after the export"
             if code == ExitCode.OK and config.checkpoint.export:
@@ -192,7 +204,7 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
     try:
         lock = take_lock(RunDirectory(output).lock)
     except HeldError as error:
-        raise ConfigError(
+        raise TransientError(
             f"another run is writing to {output}: {error}.",
             "Two runs would remove each other's checkpoints.",
             "Wait until it has ended, or give another output.",
@@ -227,6 +239,30 @@ def _located(stage: Stage) -> Iterator[None]:
             error.add_note("  If it lost another rank, the cause is in the output of the one that ended first.")
         error.add_note(f"  The same command resumes from the newest whole checkpoint in {stage.store.directory}.")
         raise
+
+
+def _check_progress(stage: Stage, directory: RunDirectory, begun_at: int, reason: str) -> None:
+    """Refuse to be started again, by raising ConfigError, if this start and the one before finished no step.
+
+    Whatever stops a run before its first step may stop it there for ever, and a scheduler would start it for ever.
+    """
+    if dist.get_rank() != 0:
+        return
+    mark, here = directory.stopped_early, f"step {begun_at}: "
+    if stage.finished_steps > begun_at:
+        mark.unlink(missing_ok=True)
+        return
+    before = mark.read_text(encoding="utf-8", errors="replace").strip() if mark.exists() else ""
+    if not before.startswith(here):
+        mark.write_text(f"{here}{reason}\n", encoding="utf-8")
+        return
+    mark.unlink()
+    raise ConfigError(
+        f"two starts in a row were stopped before they finished a step after step {begun_at}:"
+        f" {brief(before.removeprefix(here))}; {reason}.",
+        "A third would most likely end there too, so none is asked for.",
+        "Give the job more time (sbatch --time), or find out what stops it; then start the same command again.",
+    )
 
 
 def _export(stage: Stage, final: Path) -> None:

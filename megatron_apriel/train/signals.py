@@ -19,14 +19,33 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from megatron_apriel.errors import ExitCode
+from megatron_apriel.errors import ConfigError, ExitCode
 from megatron_apriel.formats.run_directory import checkpoints_in
 from megatron_apriel.parallel.agreement import greatest
 from megatron_apriel.terminal import say
+from megatron_apriel.train import early_requests
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 WARNING = signal.SIGUSR1
 """Slurm's, before the end of a job: it may come just before or after a SIGTERM, and is no second request then."""
+
+
+def _end_of_job() -> float:
+    """When the Slurm job's time ends, in seconds since the epoch; infinite where that is not known."""
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(end) if end.isdigit() else float("inf")
+
+
+def check_time_left(margin_s: int) -> None:
+    """Raise ConfigError if a run that begins now would be stopped by the clock before its first step."""
+    left = _end_of_job() - time.time()
+    if left <= margin_s:
+        raise ConfigError(
+            f"the job ends in {max(left, 0):.0f} s, and faults.save_before_end_of_job_s={margin_s} of them are for"
+            " saving.",
+            "No step would be made, in this job or in one that is started again with the same limit.",
+            "Give the job a longer limit (sbatch --time), or lower that setting to what a save takes.",
+        )
 
 
 class StopRequest:
@@ -46,8 +65,7 @@ class StopRequest:
         self.reason = ""
         self.exit_code = ExitCode.OK
         self.when = "before the first step"
-        end = os.environ.get("SLURM_JOB_END_TIME", "")
-        self._deadline = float(end) - margin_s if end.isdigit() else float("inf")
+        self._deadline = _end_of_job() - margin_s
         self._checkpoints, self._prefix = checkpoints, f"rank {rank}: " if rank else ""
         self._previous: dict[int, object] = {}
 
@@ -59,6 +77,8 @@ class StopRequest:
         self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in WATCHED:
             self._previous[number] = signal.signal(number, self._note)
+        for early in early_requests.noted():
+            self._note(early, None)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ STAGES = ("upscale", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset",
 RECORD = """#!/usr/bin/env bash
 { printf '%s' "$(basename "$0")"; printf '\\t%s' "$@"; printf '\\n'; } >>"$FAKE_LOG"
 """
-PROGRAMS = ("basename", "bash", "dirname", "env", "grep", "sed", "wc")
+PROGRAMS = ("basename", "bash", "date", "dirname", "env", "grep", "head", "sed", "sleep", "wc")
 """Of this machine that the scripts and the stand-ins call. No other is in reach: a real Slurm is never asked."""
 STAND_INS = {
     # The plan and the check of the interpreter succeed unless set otherwise; training ends with FAKE_CODE.
@@ -29,7 +30,10 @@ STAND_INS = {
         -c*) exit 0 ;;
         *train*) exit "${FAKE_CODE:-0}" ;;
     esac""",
-    "srun": 'printf "env\\t%s:%s\\n" "${MASTER_ADDR:-}" "${MASTER_PORT:-}" >>"$FAKE_LOG"; exit "${FAKE_CODE:-0}"',
+    "srun": '''printf 'env\\t%s\\t%s\\t%s\\t%s\\n' "${MASTER_ADDR:-}" "${MASTER_PORT:-}" "${RANK:-}${WORLD_SIZE:-}" \\
+        "${SLURM_JOB_END_TIME:-}" >>"$FAKE_LOG"
+        exit "${FAKE_CODE:-0}"''',
+    "squeue": 'echo "${FAKE_END:-N/A}"',
     "scontrol": 'if [[ $1 == show ]]; then printf "node%s\\n" 1 2 3 4; fi',
     "sbatch": 'echo "$((1000 + $(grep -c ^sbatch "$FAKE_LOG")));cluster"',
     "apptainer": 'while [[ $1 != fakepython ]]; do shift; done; exec "$@"',
@@ -142,13 +146,75 @@ def test_several_machines_without_slurm(shell: Stage) -> None:
 def test_under_slurm(slurm: Stage, tmp_path: Path, name: str) -> None:
     slurm.run(spooled(tmp_path, name), "tokens=1B")
     (srun,) = slurm.calls("srun")
-    options, command = srun[: srun.index("fakepython")], srun[srun.index("fakepython") :]
+    options, command = srun[: srun.index("bash")], srun[srun.index("fakepython") :]
     assert command == ["fakepython", *training(name, "tokens=1B")]
+    assert srun[len(options) : -len(command)] == ["bash", "-c", 'trap "" USR1 TERM; exec "$@"', "rank"]
     assert {"--nodes=4", "--ntasks=32", "--ntasks-per-node=8", "--cpus-per-task=13"} <= set(options)
-    assert {"--kill-on-bad-exit=0", "--gpu-bind=none"} <= set(options)
+    assert {"--kill-on-bad-exit=0", "--export=ALL", "--wait=900"} <= set(options)
+    assert not [word for word in options if word.startswith("--gpu")]  # ranks keep what Slurm gave them
     assert slurm.calls("scontrol") == [["show", "hostnames", "node[1-4]"]]
-    assert slurm.calls("env") == [[f"node1:{20000 + 54242 % 20000}"]]
+    ((host, port, *_),) = slurm.calls("env")
+    assert host == "node1" and 20000 <= int(port) <= 32767
     assert slurm.calls("fakepython")[1][-3:] == ["--world-size", "32", "--check-data"]
+
+
+def test_variables_of_another_run_do_no_harm(slurm: Stage, tmp_path: Path) -> None:
+    slurm.run(spooled(tmp_path, "sft"), RANK="3", WORLD_SIZE="64", MASTER_ADDR="elsewhere", MASTER_PORT="23456")
+    assert slurm.calls("env") == [["node1", "23456", "", ""]]
+    assert slurm.calls("fakepython")[1][-3:] == ["--world-size", "32", "--check-data"]
+
+
+def test_every_restart_meets_at_another_port(slurm: Stage, tmp_path: Path) -> None:
+    for restart in range(5):
+        slurm.run(spooled(tmp_path, "sft"), SLURM_RESTART_COUNT=str(restart))
+    assert len({port for _, port, *_ in slurm.calls("env")}) == 5
+
+
+def test_a_port_that_is_taken_is_not_chosen(slurm: Stage, tmp_path: Path) -> None:
+    script = slurm.directory / "ports"
+    script.write_text(f"source {ROOT}/examples/launch.sh\nfree_port\n")
+    taken = int(slurm.run(script).stdout)
+    # The same process id is not to be had again, so the choice is made to depend on nothing else.
+    script.write_text(
+        script.read_text().replace("free_port", "eval \"$(declare -f free_port | sed 's/[$][$]/0/')\"; free_port")
+    )
+    taken = int(slurm.run(script).stdout)
+    assert int(slurm.run(script).stdout) == taken
+    with socket.create_server(("127.0.0.1", taken)):
+        other = int(slurm.run(script).stdout)
+    assert other != taken
+
+
+def test_the_end_of_the_job_is_asked_for_where_slurm_does_not_say_it(slurm: Stage, tmp_path: Path) -> None:
+    script = spooled(tmp_path, "sft")
+    slurm.run(script, FAKE_END="2031-01-02T03:04:05", TZ="UTC")
+    slurm.run(script)
+    slurm.run(script, SLURM_JOB_END_TIME="1234")
+    assert [end for *_, end in slurm.calls("env")] == ["1925089445", "", "1234"]
+
+
+def test_a_log_begins_with_job_nodes_restart_and_code(slurm: Stage, tmp_path: Path) -> None:
+    finished = slurm.run(
+        spooled(tmp_path, "sft"), SLURM_RESTART_COUNT="2", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1"
+    )
+    first = finished.stdout.splitlines()[0]
+    assert "job 54242 (7_1), restart 2, 4 x 8 ranks on node[1-4], code " in first
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(76, "the ranks did not meet"), (233, "could not start"), (137, "signal 9")]
+)
+def test_failures_that_may_pass_are_tried_again(slurm: Stage, tmp_path: Path, code: int, reason: str) -> None:
+    finished = slurm.run(spooled(tmp_path, "sft"), code=code, FAKE_CODE=str(code), RETRY_AFTER="0")
+    assert len(slurm.calls("srun")) == 3
+    assert reason in finished.stdout and "attempt 3 of 3" in finished.stdout and "3 time(s) in a row" in finished.stderr
+    assert ["requeue", "54242"] not in slurm.calls("scontrol")
+
+
+@pytest.mark.parametrize("code", [1, 2, 130, 143])
+def test_what_will_not_pass_is_not_tried_again(slurm: Stage, tmp_path: Path, code: int) -> None:
+    slurm.run(spooled(tmp_path, "sft"), code=code, FAKE_CODE=str(code), RETRY_AFTER="0")
+    assert len(slurm.calls("srun")) == 1
 
 
 def test_requeue_only_where_the_run_asks_for_it(slurm: Stage, tmp_path: Path) -> None:
@@ -178,11 +244,12 @@ def test_pyxis(slurm: Stage, tmp_path: Path) -> None:
     plan, train = slurm.calls("srun")
     mounts = f"--container-mounts={ROOT}:{ROOT},{tmp_path}/runs:{tmp_path}/runs,/a:/b"
     container = ["--container-image=registry/image:1", mounts, f"--container-workdir={ROOT}"]
-    assert plan[:5] == ["--nodes=1", "--ntasks=1", *container]
+    assert plan[:6] == ["--nodes=1", "--ntasks=1", "--export=ALL", *container]
     assert plan[-4:] == ["--dry-run", "--world-size", "32", "--check-data"]
     assert [word for word in train if word.startswith("--container")] == container
     assert {"--label", "-v"} <= set(train)
-    assert train[train.index(container[-1]) + 1 :] == ["fakepython", *training("sft")]
+    assert train[train.index("fakepython") :] == ["fakepython", *training("sft")]
+    assert train[train.index(container[-1]) + 1] == "bash"
     assert not slurm.calls("fakepython")
 
 

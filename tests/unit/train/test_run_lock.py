@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel.errors import ConfigError, OutputError
+from megatron_apriel.errors import OutputError, TransientError
 from megatron_apriel.train import run as run_module
 
 
@@ -20,7 +20,7 @@ def test_a_second_run_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
     with (
         run_module._locked(tmp_path / "out"),
         pytest.raises(
-            ConfigError, match=rf"another run is writing to .*out: .*\.lock is locked by process {os.getpid()}"
+            TransientError, match=rf"another run is writing to .*out: .*\.lock is locked by process {os.getpid()}"
         ),
     ):
         run_module._locked(tmp_path / "out")

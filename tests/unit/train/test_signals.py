@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel.errors import ExitCode
-from megatron_apriel.train.signals import StopRequest
+from megatron_apriel.errors import ConfigError, ExitCode
+from megatron_apriel.train.signals import StopRequest, check_time_left
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,54 @@ def test_another_ranks_request_is_adopted_but_does_not_replace_ours() -> None:
     assert (stop.exit_code, stop.reason) == (ExitCode.REQUEUE, "another rank was asked to stop")
     stop.adopt(ExitCode.INTERRUPTED)
     assert stop.exit_code == ExitCode.REQUEUE
+
+
+def test_time_that_leaves_no_room_for_a_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_time_left(10**9)  # no job, no end
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
+    check_time_left(60)
+    with pytest.raises(
+        ConfigError, match=r"the job ends in (100|99) s, and faults.save_before_end_of_job_s=200 of them"
+    ):
+        check_time_left(200)
+
+
+STARTING = """
+import sys, time
+from megatron_apriel.train import early_requests
+early_requests.listen()
+print("importing", flush=True)
+if sys.argv[1] == "wait":
+    time.sleep(60)
+else:
+    sys.stdin.readline()
+from megatron_apriel.train.signals import StopRequest
+with StopRequest() as stop:
+    print(stop.poll(), stop.reason, int(stop.exit_code), flush=True)
+with StopRequest() as stop:
+    print(stop.poll(), flush=True)
+"""
+"""A process that is asked to stop while it imports."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_imports_stops_the_run_before_its_first_step(number: int) -> None:
+    # As the launch script starts it: ignored until the program listens.
+    command = ["bash", "-c", 'trap "" USR1 TERM; exec "$@"', "rank", sys.executable, "-c", STARTING, "go"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        name = signal.Signals(number).name
+        assert process.stdout.readline() == f"{name}: stopping before the first step; again to stop now\n"
+        output, _ = process.communicate("go\n", timeout=120)
+    assert output == f"True {name} 75\nFalse\n"
+
+
+def test_a_second_signal_during_imports_ends_the_process() -> None:
+    command = [sys.executable, "-c", STARTING, "wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
+        for words in ("stopping before the first step; again to stop now", "again: stopping now"):
+            process.send_signal(signal.SIGTERM)
+            assert words in process.stdout.readline()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
