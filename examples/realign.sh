@@ -6,8 +6,9 @@
 #   bash examples/realign.sh tokens=1B seed=7          with settings other than those of examples/realign.yaml
 #   DRY_RUN=1 WORLD_SIZE=640 ARCHITECTURE=apriel-15b bash examples/realign.sh     what would run
 #
-# Nodes, partition and account come from sbatch's command line or SBATCH_* variables, paths and container from the
-# variables that examples/launch.sh describes. The same command again resumes from the newest checkpoint.
+# Nodes come from sbatch's command line, partition, account and time limit also from SBATCH_PARTITION, SBATCH_ACCOUNT
+# and SBATCH_TIMELIMIT, paths and container from the variables that examples/launch.sh describes. The same command again
+# resumes from the newest checkpoint.
 #
 #SBATCH --job-name=realign
 #SBATCH --ntasks-per-node=8

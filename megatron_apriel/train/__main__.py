@@ -29,7 +29,8 @@ The same command again resumes from the newest checkpoint in the stage's output 
 rate, schedule, length and the mixture's weights may then differ from those that the run had so far.
 
 exit codes: 0 the stage is complete; 75 stopped by SIGTERM, SIGUSR1 or the job's time limit after saving (start the
-same command again); 130 stopped by Ctrl-C after saving; anything else is a failure, explained on standard error.
+same command again); 76 failed for what may pass by itself, as a port that is taken; 130 stopped by Ctrl-C after saving;
+anything else is a failure, explained on standard error.
 """
 
 
