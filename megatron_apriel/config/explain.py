@@ -100,10 +100,12 @@ def _describe(item: Item, location: Location, whole: type[Section]) -> list[tupl
 
 
 def _unknown(location: Location, whole: type[Section]) -> tuple[str, str]:
+    section = section_at(location[:-1], whole)
+    if section is not None and (words := section.renamed.get(str(location[-1]))):
+        return f"{dotted(location)} is not a setting.", words
     near = nearest_setting(location, whole)
     more = f"Did you mean {near}?" if near is not None else ""
     if near is None and whole is StageConfig:
-        section = section_at(location[:-1])
         where = dotted(tuple(part for part in location[:-1] if not isinstance(part, int))) or "a stage"
         more = f"Settings of {where}: {', '.join(section.model_fields if section is not None else ())}."
     return f"{dotted(location)} is not a setting.", more

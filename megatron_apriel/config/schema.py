@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -65,6 +65,9 @@ class Section(BaseModel):
     """Base of every section: unknown keys are refused, values cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Settings by the names that they no longer have: what to write instead, as a sentence."""
 
 
 def _number(value: Any) -> Any:
@@ -146,7 +149,8 @@ class SourceSection(Section):
     corpus: PathValue
     """Directory that `tools/prepare_data.py` wrote."""
     weight: Fraction = 1.0
-    """Share of the stage's tokens; the weights of a mixture sum to 100%, and 0 leaves the source out."""
+    """Share of the stage's tokens; the weights of a mixture sum to 100%, and 0 leaves the source out. Where no source
+    has one, all have the same."""
     loss: LossOn = "all"
     """Which tokens are targets: every text token, or those of responses. Image tokens never are."""
     name: str = ""
@@ -155,8 +159,12 @@ class SourceSection(Section):
     """What happens to a document longer than the sequence."""
     without_targets: WithoutTargets = "error"
     """What happens to a document that has no target, or none that is left where it was cut."""
-    epochs: Annotated[Number, Field(gt=0)] | None = None
+    max_epochs: Annotated[Number, Field(gt=0)] | None = None
     """Most passes over the corpus; more would be an error. `null`: as many as its share of the tokens needs."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "epochs": "A source has max_epochs, a bound: a run that would need more is refused. A stage has epochs."
+    }
 
     @property
     def label(self) -> str:
@@ -423,9 +431,22 @@ class StageConfig(Section):
 
     @field_validator("mixture")
     @classmethod
-    def _without_unused(cls, value: list[SourceSection]) -> list[SourceSection]:
-        """A source of weight 0 is no part of the run: its corpus need not even be there."""
-        return [source for source in value if source.weight]
+    def _shared(cls, value: list[SourceSection]) -> list[SourceSection]:
+        """A source of weight 0 is no part of the run: its corpus need not even be there. Others may share evenly."""
+        used = [source for source in value if source.weight]
+        without = [source for source in used if "weight" not in source.model_fields_set]
+        if len(without) == len(used):
+            return [source.model_copy(update={"weight": 1 / len(used)}) for source in used]
+        if without:
+            rest = 1 - sum(source.weight for source in used if source not in without)
+            names = f"{listed((source.label for source in without), 20)} {'have' if len(without) > 1 else 'has'}"
+            advice = (
+                f"write {'each ' * (len(without) > 1)}weight: {rest / len(without):.8g} for what the others leave"
+                if rest >= SMALLEST_WEIGHT * len(without)
+                else "the others leave nothing for it: lower theirs"
+            )
+            raise ValueError(f"{names} no weight, and other sources have one; {advice}, or give none to any")
+        return used
 
     @field_validator("sequence_length", "batch_tokens", "tokens")
     @classmethod

@@ -265,11 +265,11 @@ def _not_enough(config: StageConfig, manifests: dict[str, CorpusManifest], image
         needed = config.steps * config.batch_tokens * source.weight
         tokens = manifests[source.label].counts.tokens if source.label in manifests else math.inf
         # To a sequence: the mixture is exact to one, and the last one may be padded.
-        if source.epochs is not None and needed - config.sequence_length > source.epochs * tokens:
+        if source.max_epochs is not None and needed - config.sequence_length > source.max_epochs * tokens:
             yield DataError(
-                f"source {source.label!r} has {tokens:,} tokens in each of epochs={source.epochs:g};"
+                f"source {source.label!r} has {tokens:,} tokens in each of max_epochs={source.max_epochs:g};"
                 f" the run needs {needed:,.0f}.",
-                fix="Raise epochs of this source, lower its weight, or lower the stage's tokens.",
+                fix="Raise max_epochs of this source, lower its weight, or lower the stage's tokens.",
             )
     if len(manifests) == len(config.mixture):
         try:

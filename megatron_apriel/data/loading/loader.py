@@ -89,7 +89,7 @@ class TrainingLoader(_Loader):
             beginning: where the mixture begins, if it was changed within the run; not behind ``first_sequence``.
             directory: with the model's processor files, if there are any.
 
-        Raises DataError if a corpus is damaged, does not fit the model, or has too few tokens for its ``epochs``;
+        Raises DataError if a corpus is damaged, does not fit the model, or has too few tokens for its ``max_epochs``;
         ConfigError if the step cannot be divided over the data-parallel ranks.
         """
         per_step, data_size = config.sequences_per_step, place.data_size

@@ -161,16 +161,15 @@ def _tokens_of_first(plan: PackingPlan, packs: int) -> int:
 
 
 def _check_epochs(section: SourceSection, plan: PackingPlan, used: int) -> None:
-    if section.epochs is None:
+    if section.max_epochs is None:
         return
-    available = int(Fraction(section.epochs).limit_denominator(10**6) * plan.num_packs)
+    available = int(Fraction(section.max_epochs).limit_denominator(10**6) * plan.num_packs)
     if used <= available:
         return
-    needed = _tokens_of_first(plan, used)
+    enough, needed = _tokens_of_first(plan, available), _tokens_of_first(plan, used)
     raise DataError(
-        f"source {section.label!r} has {_tokens_of_first(plan, available):,} tokens in epochs={section.epochs:g}; "
-        f"the run needs {needed:,}.",
+        f"source {section.label!r} has {enough:,} tokens in max_epochs={section.max_epochs:g}; the run needs {needed:,}.",
         f"One epoch has {plan.epoch_tokens:,} tokens, and weight={section.weight:g} of the run takes "
         f"{used / plan.num_packs:.2f} epochs of it.",
-        "Raise epochs of this source, lower its weight, or lower the stage's tokens.",
+        "Raise max_epochs of this source, lower its weight, or lower the stage's tokens.",
     )

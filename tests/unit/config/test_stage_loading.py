@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +113,46 @@ def test_unknown_key_names_the_nearest(stage: Path) -> None:
     assert "Did you mean parallel.tensor?" in refusal(stage, "tensor=4")
     assert "Did you mean sequence_length?" in refusal(stage, "sequence_len=4")
     assert "Settings of recompute: mode, layers." in refusal(stage, "recompute.granularity=4")
+
+
+def test_a_former_name_is_answered_with_what_to_write(stage: Path) -> None:
+    words = "A source has max_epochs, a bound: a run that would need more is refused. A stage has epochs."
+    assert f"mixture.1.epochs is not a setting.\n  {words}" in refusal(stage, "mixture.1.epochs=2")
+    corpora = "validation.corpora=[{corpus: data/v, epochs: 1}]"
+    assert f"validation.corpora.0.epochs is not a setting.\n  {words}" in refusal(stage, corpora)
+    assert load_stage(stage, ["mixture.1.max_epochs=2.5"]).mixture[1].max_epochs == 2.5
+
+
+def test_sources_without_weights_share_evenly(stage: Path) -> None:
+    three = "mixture=[{corpus: data/a}, {corpus: data/b}, {corpus: data/c}]"
+    assert [source.weight for source in load_stage(stage, [three]).mixture] == [1 / 3, 1 / 3, 1 / 3]
+    assert [source.weight for source in load_stage(stage, ["mixture=[{corpus: data/a}]"]).mixture] == [1.0]
+    left_out = load_stage(stage, [three, "mixture.1.weight=0"]).mixture
+    assert [(source.label, source.weight) for source in left_out] == [("a", 0.5), ("c", 0.5)]
+    validation = "validation.corpora=[{corpus: data/v}, {corpus: data/w, weight: 20%}]"
+    assert load_stage(stage, [three, validation]).validation is not None
+
+
+@pytest.mark.parametrize(
+    ("weights", "advice"),
+    [
+        (["70%", None], "b has no weight, and other sources have one; write weight: 0.3 for what the others leave"),
+        (["40%", None, None], "b, c have no weight, and other sources have one; write each weight: 0.3 for what"),
+        (["100%", None], "b has no weight, and other sources have one; the others leave nothing for it: lower theirs"),
+        (["70%", "40%", None], "the others leave nothing for it: lower theirs, or give none to any"),
+    ],
+)
+def test_a_source_without_a_weight_beside_others_with_one(stage: Path, weights: list[str | None], advice: str) -> None:
+    sources = [{"corpus": f"data/{name}"} for name in "abc"]
+    sources = [
+        source | ({"weight": weight} if weight else {}) for source, weight in zip(sources, weights, strict=False)
+    ]
+    assert advice in refusal(stage, f"mixture={json.dumps(sources)}")
+    if "write" in advice:
+        given = re.search(r"weight: ([0-9.]+)", advice)
+        assert given is not None
+        filled = [{"weight": given[1]} | source for source in sources]
+        assert len(load_stage(stage, [f"mixture={json.dumps(filled)}"]).mixture) == len(weights)
 
 
 def test_all_mistakes_in_one_message(stage: Path) -> None:

@@ -152,14 +152,20 @@ def test_corpora_of_another_tokenizer_are_errors_where_asked_for(tmp_path: Path)
 def test_corpora_that_the_run_would_refuse_together_are_errors_where_asked_for(tmp_path: Path) -> None:
     write_corpus(tmp_path / "text", [8000, 8000], images=None)
     for changes, message in (
-        ({"mixture": [{"corpus": tmp_path / "text", "epochs": 2}]}, "16,000 tokens in each of epochs=2; the run needs"),
+        (
+            {"mixture": [{"corpus": tmp_path / "text", "max_epochs": 2}]},
+            "16,000 tokens in each of max_epochs=2; the run needs",
+        ),
         ({"mixture": [{"corpus": tmp_path / "text"}]}, "projector would train, and none of the 1 corpora has images"),
     ):
         assert message in " ".join(plan(stage(**changes), 8, architecture="apriel-15b").split())
         with pytest.raises(DataError, match=message):
             plan(stage(**changes), 8, architecture="apriel-15b", check_data=True)
-    enough = {"mixture": [{"corpus": tmp_path / "text", "epochs": 1e9}], "images": {"required": False}}
-    assert "epochs=1e+09" not in plan(stage(**enough), 8, architecture="apriel-15b", check_data=True).split("note:")[-1]
+    enough = {"mixture": [{"corpus": tmp_path / "text", "max_epochs": 1e9}], "images": {"required": False}}
+    assert (
+        "max_epochs=1e+09"
+        not in plan(stage(**enough), 8, architecture="apriel-15b", check_data=True).split("note:")[-1]
+    )
 
 
 def test_what_is_left_to_learn_is_counted_where_asked_for(tmp_path: Path) -> None:

@@ -219,8 +219,8 @@ def test_steps_that_do_not_divide_are_refused(corpora):
 
 
 def test_exhausted_sources_are_refused_before_the_run(corpora):
-    sources = [{"corpus": corpora["text"].path, "epochs": 1}]
-    with pytest.raises(DataError, match=r"source 'text' has [\d,]+ tokens in epochs=1; the run needs"):
+    sources = [{"corpus": corpora["text"].path, "max_epochs": 1}]
+    with pytest.raises(DataError, match=r"source 'text' has [\d,]+ tokens in max_epochs=1; the run needs"):
         TrainingLoader(stage(corpora, sources=sources, steps=50), MODEL)
 
 

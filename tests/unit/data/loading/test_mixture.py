@@ -26,8 +26,8 @@ def plan(tokens: np.ndarray, seed: int = 0) -> PackingPlan:
     )
 
 
-def section(weight: float, label: str, epochs: float | None = None) -> SourceSection:
-    return SourceSection(corpus=Path(label), weight=weight, epochs=epochs)
+def section(weight: float, label: str, max_epochs: float | None = None) -> SourceSection:
+    return SourceSection(corpus=Path(label), weight=weight, max_epochs=max_epochs)
 
 
 def fill(kind: str, packs: int, seed: int) -> np.ndarray:
@@ -116,13 +116,13 @@ def test_a_mixture_that_begins_within_a_run_holds_its_shares_from_there_on(kind)
 def test_an_exhausted_source_is_an_error_before_the_run():
     plans = [plan(np.full(10, 900)), plan(np.full(1000, 900))]
     # 100 sequences, half of them from source a: five epochs of its ten packs.
-    Mixture([section(0.5, "a", epochs=5), section(0.5, "b")], plans, 100)
+    Mixture([section(0.5, "a", max_epochs=5), section(0.5, "b")], plans, 100)
     with pytest.raises(
         DataError,
-        match=r"source 'a' has 40,500 tokens in epochs=4\.5; the run needs 45,000\.\n"
-        r".*One epoch has 9,000 tokens, and weight=0\.5 of the run takes 5\.00 epochs.*\n.*Raise epochs",
+        match=r"source 'a' has 40,500 tokens in max_epochs=4\.5; the run needs 45,000\.\n"
+        r".*One epoch has 9,000 tokens, and weight=0\.5 of the run takes 5\.00 epochs.*\n.*Raise max_epochs",
     ):
-        Mixture([section(0.5, "a", epochs=4.5), section(0.5, "b")], plans, 100)
+        Mixture([section(0.5, "a", max_epochs=4.5), section(0.5, "b")], plans, 100)
 
 
 def test_weights_mean_what_is_written():
