@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.json_files import write_json
@@ -105,7 +105,8 @@ class SavedSource(BaseModel):
     corpus: str = ""
     name: str = ""
     weight: _Finite = 1.0
-    epochs: _Finite | None = None
+    max_epochs: Annotated[_Finite | None, Field(validation_alias=AliasChoices("max_epochs", "epochs"))] = None
+    """Early versions called it ``epochs``."""
 
     @property
     def label(self) -> str:

@@ -39,7 +39,7 @@ CHANGEABLE = {"tokens", *(f"optimizer.{name}" for name in ("peak", "minimum", "w
 SAID_WHERE_CHANGED = ("precision",)
 """Settings that may always change, and whose change is said and recorded."""
 
-_FREE_OF_SOURCE = {"corpus", "name", "weight", "epochs"}
+_FREE_OF_SOURCE = {"corpus", "name", "weight", "max_epochs"}
 """What a source may have otherwise; the rest of its settings say how its documents are packed and what they teach."""
 
 
@@ -149,7 +149,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _compared(source: SourceSection | SavedSource) -> tuple[Any, ...]:
-    return source.label, source.weight, source.epochs, _kept(source)
+    return source.label, source.weight, source.max_epochs, _kept(source)
 
 
 def _kept(source: SourceSection | SavedSource) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def _of_source(section: SourceSection, then: SavedSource | None, former: GivenRe
     weight = then.weight if then is not None else 0.0
     if section.weight != weight:
         yield Difference(_key(section.label, "weight"), weight, section.weight, changeable=True)
-    if then is not None and section.epochs != then.epochs:
-        yield Difference(_key(section.label, "epochs"), then.epochs, section.epochs, changeable=True)
+    if then is not None and section.max_epochs != then.max_epochs:
+        yield Difference(_key(section.label, "max_epochs"), then.max_epochs, section.max_epochs, changeable=True)
     settings = _kept(section)
     before = {**_source_defaults(), **former.settings} if former is not None else settings
     for name in settings:

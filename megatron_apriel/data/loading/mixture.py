@@ -168,7 +168,8 @@ def _check_epochs(section: SourceSection, plan: PackingPlan, used: int) -> None:
         return
     enough, needed = _tokens_of_first(plan, available), _tokens_of_first(plan, used)
     raise DataError(
-        f"source {section.label!r} has {enough:,} tokens in max_epochs={section.max_epochs:g}; the run needs {needed:,}.",
+        f"source {section.label!r} has {enough:,} tokens in max_epochs={section.max_epochs:g}; "
+        f"the run needs {needed:,}.",
         f"One epoch has {plan.epoch_tokens:,} tokens, and weight={section.weight:g} of the run takes "
         f"{used / plan.num_packs:.2f} epochs of it.",
         "Raise max_epochs of this source, lower its weight, or lower the stage's tokens.",

@@ -236,13 +236,25 @@ def test_a_source_is_known_by_its_documents(root: Path, tmp_path: Path) -> None:
 
 def test_the_bound_on_epochs_counts_what_was_given_before(root: Path) -> None:
     _, state = trained(stage(root))
-    config = stage(root, source(root, "text", 0.1), source(root, "code", 0.9, epochs=1))
+    config = stage(root, source(root, "text", 0.1), source(root, "code", 0.9, max_epochs=1))
     resumed = resumption(config, NEWEST, STEPS, state, change=True)
-    assert resumed.new is not None and resumed.new.settings["mixture[code].epochs"] == [None, 1.0]
-    with pytest.raises(DataError, match=r"'code' has .* tokens in epochs=1; the run needs"):
+    assert resumed.new is not None and resumed.new.settings["mixture[code].max_epochs"] == [None, 1.0]
+    with pytest.raises(DataError, match=r"'code' has .* tokens in max_epochs=1; the run needs"):
         trained(config, STEPS, 5, resumed)
-    more = stage(root, source(root, "text", 0.1), source(root, "code", 0.9, epochs=2))
+    more = stage(root, source(root, "text", 0.1), source(root, "code", 0.9, max_epochs=2))
     trained(more, STEPS, 5, resumption(more, NEWEST, STEPS, state, change=True))
+
+
+def test_a_bound_that_was_saved_by_its_former_name_is_the_same(root: Path) -> None:
+    _, state = trained(stage(root, source(root, "text", 1.0, max_epochs=3)))
+    plain = state.model_dump(mode="json")
+    (section,) = plain["config"]["mixture"]
+    section["epochs"] = section.pop("max_epochs")
+    early = RunState.model_validate(plain, strict=True)
+    same = stage(root, source(root, "text", 1.0, max_epochs=3))
+    assert resumption(same, NEWEST, STEPS, early, change=False).new is None
+    with pytest.raises(ConfigError, match=r"mixture\[text\].max_epochs: 3.0 -> 4.0"):
+        resumption(stage(root, source(root, "text", 1.0, max_epochs=4)), NEWEST, STEPS, early, change=False)
 
 
 def test_a_checkpoint_of_an_early_version_changes_all_but_the_mixture(root: Path) -> None:
