@@ -1,4 +1,5 @@
-"""Values as people write them, in files and arguments: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``.
+"""Values as people write them, in files and arguments: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``;
+and as they read them: ``1.50 GiB``, ``92.2 GFLOP``.
 
 What an environment variable brings into a path may be a secret. The path is then used as it is and spelled as the file
 spells it, ``${DATA_ROOT}/text``: in the configuration written down, and in what is printed.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path, PosixPath
 from typing import Any
@@ -72,6 +74,31 @@ def parse_fraction(value: Any) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"{shown(value)} is not between 0% and 100%")
     return float(number)
+
+
+def size(number: float) -> str:
+    """Bytes of memory as a person reads them: ``1610612736`` -> ``1.50 GiB``; something small is never ``0.0``."""
+    return _in_unit(number, ("bytes", "KiB", "MiB", "GiB", "TiB"), 1024)
+
+
+def flop(number: float) -> str:
+    """Floating-point operations as a person reads them: ``92.2 GFLOP``."""
+    return _in_unit(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"), 1000)
+
+
+def three_digits(number: float) -> str:
+    """``0.0123``, ``1.23``, ``12.3``, ``12,345``: what is small keeps its first digits."""
+    return f"{number:,.0f}" if abs(number) >= 99.95 else f"{number:.3g}"
+
+
+def _in_unit(number: float, units: Sequence[str], step: int) -> str:
+    """In the largest unit of which there is one."""
+    scaled, last = float(number), len(units) - 1
+    place = 0
+    while abs(scaled) >= step and place < last:
+        scaled, place = scaled / step, place + 1
+    digits = 0 if place == 0 else 2 if abs(scaled) < 9.995 else 1
+    return f"{scaled:,.{digits}f} {units[place]}"
 
 
 class SpelledPath(PosixPath):

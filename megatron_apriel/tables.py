@@ -6,6 +6,7 @@ of this kind every heading, title and cell is plain text, made printable.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Collection
 from typing import Any
@@ -38,6 +39,13 @@ def figures(*headings: str, words: Collection[int] = (0,), title: str | None = N
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if place in words else "right")
     return table
+
+
+def lines_of(table: Table, width: int) -> list[str]:
+    """A table as lines of text, for :func:`~megatron_apriel.terminal.say`."""
+    text = io.StringIO()
+    rich.console.Console(file=text, width=width, markup=False, emoji=False, highlight=False).print(table)
+    return [line.rstrip() for line in text.getvalue().rstrip("\n").split("\n")]
 
 
 def plain(text: str | list[str], style: str = "") -> Text:

@@ -17,8 +17,9 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
-from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
+from megatron_apriel.planning.layouts import Candidate, Candidates, candidates
 from megatron_apriel.planning.step_time import Workload
+from megatron_apriel.quantities import size, three_digits
 from megatron_apriel.tables import Table, figures, standard_output
 from megatron_apriel.terminal import say
 
@@ -81,32 +82,35 @@ LAYOUT_WORDS = (5, 6)
 
 def ranking(found: Sequence[Candidate], title: str) -> Table:
     """The layouts that fit, as they are ordered."""
-    columns = ("m.b.", "GiB", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "GPU-hours")
+    columns = ("m.b.", "memory", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "GPU-hours")
     table = figures(*LAYOUT_COLUMNS, *columns, words=LAYOUT_WORDS, title=title)
     for candidate in found:
         time = candidate.time
         table.add_row(
             *_layout_cells(candidate),
             str(time.micro_batches),
-            f"{candidate.memory.total / GIB:.1f} of {candidate.available / GIB:.0f}",
-            f"{time.total:.2f}",
-            f"{candidate.tokens_per_second:,.0f}",
-            f"{candidate.teraflops:.0f}",
+            f"{size(candidate.memory.total)} of {size(candidate.available)}",
+            three_digits(time.total),
+            three_digits(candidate.tokens_per_second),
+            three_digits(candidate.teraflops),
             f"{time.bubble / time.total:.1%}",
             f"{time.communication / time.total:.1%}",
-            f"{candidate.gpu_hours:,.0f}",
+            _hours(candidate),
         )
     return table
+
+
+def _hours(candidate: Candidate) -> str:
+    return "not known" if candidate.gpu_hours is None else three_digits(candidate.gpu_hours)
 
 
 def misses(found: Sequence[Candidate]) -> Table:
     """Layouts that do not fit, and by how much."""
     title = "The nearest that do not fit"
-    table = figures(*LAYOUT_COLUMNS, "GiB", "over by", "stage", words=LAYOUT_WORDS, title=title)
+    table = figures(*LAYOUT_COLUMNS, "memory", "over by", "stage", words=LAYOUT_WORDS, title=title)
     for candidate in found:
-        needed = f"{candidate.memory.total / GIB:.1f} of {candidate.available / GIB:.0f}"
-        over = f"{candidate.over / GIB:.1f} GiB"
-        table.add_row(*_layout_cells(candidate), needed, over, str(candidate.fullest_stage))
+        needed = f"{size(candidate.memory.total)} of {size(candidate.available)}"
+        table.add_row(*_layout_cells(candidate), needed, size(candidate.over), str(candidate.fullest_stage))
     return table
 
 
@@ -135,7 +139,7 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
         )
     nearest = found.missing()[0]
     shares = sorted(asdict(nearest.memory).items(), key=lambda item: -item[1])
-    largest = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in shares[:3])
+    largest = ", ".join(f"{name} {size(number)}" for name, number in shares[:3])
     helps = ["more GPUs, over which more is split", "a GPU with more memory"]
     if nearest.config.precision.fp8 != "none":
         helps.insert(0, "precision.fp8=none, which keeps no 8-bit copies of the weights")
@@ -143,9 +147,9 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
         helps.insert(0, "a shorter sequence_length")
     return ConfigError(
         f"no layout of this stage fits {gpus} {gpu.name}: the nearest, {nearest.label} with"
-        f" recompute.mode={nearest.config.recompute.mode}, is over by {nearest.over / GIB:.1f} GiB"
+        f" recompute.mode={nearest.config.recompute.mode}, is over by {size(nearest.over)}"
         f" on pipeline stage {nearest.fullest_stage}.",
-        f"It needs {nearest.memory.total / GIB:.1f} of {nearest.available / GIB:.1f} GiB: {largest}.",
+        f"It needs {size(nearest.memory.total)} of {size(nearest.available)}: {largest}.",
         f"What helps: {'; '.join(helps)}.",
     )
 
@@ -186,8 +190,14 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
     if arguments.show_refused:
         for label, error in found.refused:
             say(*f"{label}: {error}".split("\n"))
+    if config.tokens is None:
+        say(
+            f"GPU-hours are not known: epochs={config.epochs:g} become steps only with the corpora, which a plan does"
+            " not read. Give tokens=..., or count them with python -m megatron_apriel.train STAGE.yaml --dry-run."
+        )
     if fitting:
-        say("", f"The fastest, {fitting[0].gpu_hours:,.0f} GPU-hours for {config.steps:,} steps:", "")
+        cost = "" if config.tokens is None else f", {_hours(fitting[0])} GPU-hours for {config.steps:,} steps"
+        say("", f"The fastest{cost}:", "")
         say(*yaml_lines(fitting[0]).split("\n"))
 
 

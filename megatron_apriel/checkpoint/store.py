@@ -84,6 +84,26 @@ class _Save:
     """Until training continued; None where it does not before the end."""
 
 
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in a run's folder of them, its files verified by size; None if there is none.
+
+    Raises:
+        CheckpointError: it is damaged; the message names the file and the newest whole one before it.
+    """
+    paths = list(checkpoints_in(directory).values())
+    if not paths:
+        return None
+    try:
+        read_run_file(paths[-1])
+    except CheckpointError as error:
+        whole = next((path for path in reversed(paths[:-1]) if _is_whole(path)), None)
+        instead = f"to resume from {whole.name}" if whole else "to begin the run again"
+        raise CheckpointError(
+            error.what, "It was complete when it was written.", f"Remove or rename {paths[-1]} {instead}."
+        ) from None
+    return paths[-1]
+
+
 class CheckpointStore:
     """The checkpoints of one run, in one directory that nothing else writes to.
 
@@ -103,23 +123,8 @@ class CheckpointStore:
         return checkpoints_in(self.directory)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint, its files verified by size; None if there is none. Needs no process group.
-
-        Raises:
-            CheckpointError: the newest is damaged; the message names the file and the newest whole one before it.
-        """
-        paths = list(self.complete().values())
-        if not paths:
-            return None
-        try:
-            read_run_file(paths[-1])
-        except CheckpointError as error:
-            whole = next((path for path in reversed(paths[:-1]) if _is_whole(path)), None)
-            instead = f"to resume from {whole.name}" if whole else "to begin the run again"
-            raise CheckpointError(
-                error.what, "It was complete when it was written.", f"Remove or rename {paths[-1]} {instead}."
-            ) from None
-        return paths[-1]
+        """:func:`newest_checkpoint` of the run."""
+        return newest_checkpoint(self.directory)
 
     def save(
         self,

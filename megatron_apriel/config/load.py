@@ -58,8 +58,12 @@ def _validated(
 
 
 def to_yaml(config: StageConfig) -> str:
-    """The whole resolved configuration, defaults included; :func:`load_stage` reads it back as an equal one."""
-    return write_yaml(config.model_dump(mode="json"))
+    """The whole resolved configuration, defaults included; :func:`load_stage` reads it back as an equal one.
+
+    Where epochs were counted, their tokens stand in it instead of them.
+    """
+    settings = config.model_dump(mode="json")
+    return write_yaml(settings if config.tokens is None else settings | {"epochs": None})
 
 
 def _parse_override(override: str) -> tuple[Location, Any]:

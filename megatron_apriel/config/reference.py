@@ -54,10 +54,12 @@ def _rows() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _kind(field: FieldInfo) -> str:
-    for mark in field.metadata:
+    optional = type(None) in get_args(field.annotation)
+    marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part)[1:])]
+    for mark in marks:
         written = _WRITTEN.get(getattr(mark, "func", None))
         if written:
-            return written
+            return written + " or `null`" * optional
     return _kind_of(field.annotation)
 
 

@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     Tag,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -54,6 +55,8 @@ from megatron_apriel.quantities import (
     spelled,
 )
 
+MOST_EPOCHS = 10_000
+"""Of a stage. Its sequences are laid out one by one before it starts."""
 SMALLEST_WEIGHT = 1e-6
 """Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/loading/mixture.py``)."""
 
@@ -399,8 +402,11 @@ class StageConfig(Section):
     """Tokens of one packed sequence, which is one micro-batch."""
     batch_tokens: Count
     """Tokens per optimizer step over all ranks; a multiple of sequence_length x data-parallel ranks."""
-    tokens: Count
-    """Tokens of the whole stage; rounded up to whole steps."""
+    tokens: Count | None = None
+    """Tokens of the whole stage, padding included; rounded up to whole steps. Either these or `epochs` are given."""
+    epochs: Annotated[Number, Field(gt=0, le=MOST_EPOCHS)] | None = Field(default=None, validate_default=True)
+    """Instead of `tokens`: the stage ends when one source of the mixture, the one that its weight uses up first, has
+    been gone through so many times; rounded up to whole steps."""
     mixture: Annotated[list[SourceSection], Field(min_length=1)]
     """Sources of the training data."""
     optimizer: OptimizerSection
@@ -450,9 +456,21 @@ class StageConfig(Section):
 
     @field_validator("sequence_length", "batch_tokens", "tokens")
     @classmethod
-    def _above_zero(cls, value: int) -> int:
-        if value < 1:
+    def _above_zero(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
             raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, value: float | None, info: ValidationInfo) -> float | None:
+        tokens = info.data.get("tokens", "wrong, and found already")
+        if value is None and tokens is None:
+            raise ValueError("neither tokens nor epochs is given; write how long the stage is, as tokens: 1B")
+        if value is not None and isinstance(tokens, int):
+            raise ValueError(
+                f"tokens={tokens} and epochs={value:g} cannot both say how long the stage is; set one null"
+            )
         return value
 
     @model_validator(mode="after")
@@ -488,8 +506,13 @@ class StageConfig(Section):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the stage: enough to reach ``tokens``."""
+        """Optimizer steps of the stage: enough to reach ``tokens``, which must be known."""
+        assert self.tokens is not None, "epochs are not counted yet: data.loading.stage_data"
         return -(-self.tokens // self.batch_tokens)
+
+    def lasting(self, tokens: int) -> StageConfig:
+        """The stage with its ``epochs`` counted: so many tokens."""
+        return self.model_copy(update={"tokens": tokens})
 
     def with_compute_on(self, gpu: bool) -> StageConfig:
         """The stage with ``precision.compute`` named, for a GPU or a CPU."""

@@ -119,6 +119,8 @@ class _SavedSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
+    tokens: _Count | None = None
+    epochs: _Finite | None = None
     mixture: list[SavedSource] = []
 
 

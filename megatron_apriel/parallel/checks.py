@@ -118,6 +118,8 @@ def _tensor(config: StageConfig, architecture: Architecture) -> Iterator[ConfigE
 
 
 def _kept_checkpoints(config: StageConfig) -> Iterator[ConfigError]:
+    if config.tokens is None:
+        return  # of epochs that are not counted
     keep, every, steps = config.checkpoint.keep, config.checkpoint.every, config.steps
     if keep.policy != "equispaced" or every * keep.number <= steps:
         return  # at least one save for each part of the run

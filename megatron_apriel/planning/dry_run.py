@@ -6,7 +6,6 @@ waits in a queue. The figures follow :mod:`megatron_apriel.planning.memory` and 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +15,9 @@ from rich.console import Console
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schedule import warmup_steps
 from megatron_apriel.config.schema import COMPONENTS, SourceSection, StageConfig
-from megatron_apriel.data.corpus.format import CorpusManifest
-from megatron_apriel.data.corpus.on_disk import Corpus
-from megatron_apriel.data.loading.sources import (
-    check_fits,
-    check_images_to_learn_from,
-    check_something_to_learn,
-    check_tokenizer,
-)
-from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.data.loading.sources import Source, check_tokenizer
+from megatron_apriel.data.loading.stage_data import StageData, open_held_out, open_sources
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import model_flops
 from megatron_apriel.formats.kinds import architecture_of, sidecar_directory
@@ -32,9 +25,10 @@ from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_e
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.memory import RankMemory, rank_memory
+from megatron_apriel.planning.mixture_table import mixture_table, unfinished_table
+from megatron_apriel.quantities import flop, size
 from megatron_apriel.tables import Table, figures, plain, standard_output
 
-GIB = 2**30
 WIDTH = 120
 
 
@@ -51,17 +45,21 @@ def print_plan(
         config: the stage.
         world_size: ranks to plan for.
         architecture: a preset, used instead of what ``init_from`` holds.
-        check_data: whether corpora are opened, and those that are missing or of no use to the model are errors;
-            otherwise what their manifests show is noted.
+        check_data: whether missing corpora are errors. Those that are there are opened, and the data counted and
+            refused as by the run.
         console: where to print; standard output by default. Under torchrun only rank 0 prints.
 
     Raises ConfigError, CheckpointError or DataError with everything that does not fit.
     """
     model, origin = planned_architecture(config, architecture)
     config = resolved_split(config, model)
-    layout = check_layout(config, model, world_size)
+    check_layout(config, model, world_size)
     directory = sidecar_directory(config.init_from) if architecture is None else None
-    corpora, notes = _corpora(config, model, directory, check_data)
+    data, opened, notes = _data(config, model, directory, check_data)
+    if data is not None:
+        config = data.config
+    # Once more: how long epochs are is known only now.
+    layout = check_layout(config, model, world_size)
     if os.environ.get("RANK", "0") != "0":
         return
     console = console or standard_output(WIDTH)
@@ -73,7 +71,7 @@ def print_plan(
         layout_table(config, layout, model),
         parameters_table(config, model),
         steps_table(config, layout, model),
-        _sources_table(config, corpora),
+        mixture_table(data) if data is not None else unfinished_table(config, opened),
         memory_table(config, model, layout),
     ):
         console.print(table)
@@ -157,39 +155,51 @@ def parameters_table(config: StageConfig, architecture: Architecture) -> Table:
 def steps_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:
     """How the stage's tokens become steps and micro-batches, and what they cost."""
     table = figures("", "", title="Steps")
-    steps, length = config.steps, config.sequence_length
+    length = config.sequence_length
     per_token = model_flops(architecture, length, length**2, [], config.train) / length
     rows = {
         "tokens per step": _thousands(config.batch_tokens),
         "sequences per step": f"{config.sequences_per_step} of {_thousands(length)} tokens",
         "micro-batches per step and rank": str(layout.micro_batches(config.sequences_per_step)),
-        "steps": _thousands(steps),
-        "warm-up steps": _thousands(warmup_steps(steps, config.optimizer)),
-        "tokens of the stage": _thousands(steps * config.batch_tokens),
+        **_length(config),
         "checkpoints": f"every {config.checkpoint.every} steps, keep {config.checkpoint.keep}"
         + (", written in the background" if config.checkpoint.background else ""),
-        "text, one document a sequence": f"{per_token / 1e9:.1f} GFLOP per token",
-        "the stage, if it were such text": f"{per_token * steps * config.batch_tokens:.3g} FLOP",
+        "text, one document a sequence": f"{flop(per_token)} per token",
     }
+    if config.tokens is not None:
+        rows["the stage, if it were such text"] = f"{per_token * config.steps * config.batch_tokens:.3g} FLOP"
     tower = architecture.tower
     if tower is not None:
         grid = tower.image_size // tower.patch_size
         image = model_flops(architecture, 0, 0, [grid**2], config.train)
-        rows[f"tower and projector, image of {tower.image_size} x {tower.image_size}"] = f"{image / 1e12:.2f} TFLOP"
+        rows[f"tower and projector, image of {tower.image_size} x {tower.image_size}"] = flop(image)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
+def _length(config: StageConfig) -> dict[str, str]:
+    """How long the stage is; what its epochs are without corpora cannot be known."""
+    epochs = {"epochs": f"{config.epochs:g}, of the source that its weight uses up first"} if config.epochs else {}
+    if config.tokens is None:
+        unknown = "not known: epochs are counted with the corpora, and some are missing"
+        return epochs | {"steps, tokens of the stage": unknown}
+    return epochs | {
+        "steps": _thousands(config.steps),
+        "warm-up steps": _thousands(warmup_steps(config.steps, config.optimizer)),
+        "tokens of the stage": _thousands(config.steps * config.batch_tokens),
+    }
+
+
 def memory_table(config: StageConfig, architecture: Architecture, layout: Layout) -> Table:
-    """Expected GiB on a rank of each pipeline stage."""
+    """Expected memory of a rank of each pipeline stage."""
     table = figures(
         "stage", "weights", "gradients", "optimizer", "activations", "logits", "images", "total",
-        title="Expected memory per rank, GiB (CUDA, NCCL and allocator add 3 to 6)",
+        title="Expected memory per rank (CUDA, NCCL and allocator add 3 to 6 GiB)",
     )  # fmt: skip
     for stage in range(layout.pipeline):
         memory = rank_memory(config, architecture, layout, stage)
-        table.add_row(str(stage), *(f"{number / GIB:.2f}" for number in _columns(memory)))
+        table.add_row(str(stage), *map(size, _columns(memory)))
     table.caption = "images: for a sequence full of them; rules: megatron_apriel/planning/memory.py"
     table.caption_justify = "left"
     return table
@@ -200,82 +210,36 @@ def _columns(memory: RankMemory) -> Iterator[float]:
     yield from (memory.activations, memory.logits, memory.images, memory.total)
 
 
-def _sources_table(config: StageConfig, corpora: dict[str, CorpusManifest]) -> Table:
-    table = figures("source", "share", "tokens", "loss on", "corpus", "passes", words=(0, 3, 4), title="Mixture")
-    total = config.steps * config.batch_tokens
-    for source in config.mixture:
-        needed = total * source.weight
-        manifest = corpora.get(source.label)
-        passes = f"{needed / manifest.counts.tokens:.2f}" if manifest and manifest.counts.tokens else "not known"
-        table.add_row(
-            source.label, f"{source.weight:.1%}", _thousands(round(needed)), source.loss, str(source.corpus), passes
-        )
-    return table
+def _data(
+    config: StageConfig, architecture: Architecture, directory: Path | None, all_of_it: bool
+) -> tuple[StageData | None, list[Source], list[str]]:
+    """The stage's data if all corpora of the mixture are there, those of its sources that are, and remarks on them.
 
-
-def _corpora(
-    config: StageConfig, architecture: Architecture, directory: Path | None, check: bool
-) -> tuple[dict[str, CorpusManifest], list[str]]:
-    """Manifests of the mixture's corpora that can be used, and notes on those that cannot, or not as a whole.
-
-    To ``check`` them is to open them too and to look for what there is to learn, as a run does.
+    What is there is opened and counted as a run does. What is not is refused where ``all_of_it`` must be.
     """
-    manifests, readable, notes, images = {}, {}, [], 0
-    validation = config.validation.corpora if config.validation else []
-    problems = []
-    for source in [*config.mixture, *validation]:
-        try:
-            manifest = CorpusManifest.read(source.corpus)
-            check_fits(source, manifest, architecture, directory)
-            lesson = None
-            if check:
-                corpus = Corpus.open(source.corpus)
-                lesson = check_something_to_learn(source, corpus, config.sequence_length)
-                notes += [f"{_role(source, config)} {source.label}: {line}" for line in lesson.remarks(source, corpus)]
-        except DataError as error:
-            problems.append(str(error))
-            notes.append(f"{_role(source, config)} {source.label}: {error.what}")
-        else:
-            readable[source.corpus] = manifest
-            if source in config.mixture:
-                manifests[source.label] = manifest
-                images += manifest.counts.images if lesson is None else lesson.images
-    if check and directory is not None:
-        try:
-            check_tokenizer(readable, directory)
-        except DataError as error:
-            problems.append(str(error))
-    if check and problems:
-        count = len(config.mixture) + len(validation)
-        raise DataError(
-            f"{len(problems)} of the {count} corpora of stage {config.stage} cannot be used.",
-            "\n  ".join(problem.replace("\n", "\n  ") for problem in problems),
-            "Prepare them with tools/prepare_data.py, correct the paths, or do what is said of each.",
-        )
-    for problem in _not_enough(config, manifests, images):
-        if check:
-            raise problem
-        notes.append(problem.what)
-    return manifests, notes
+    held_out = config.validation.corpora if config.validation is not None else []
+    absent = [] if all_of_it else [source for source in [*config.mixture, *held_out] if not source.corpus.exists()]
+    notes = [f"{_role(source, config)} {source.label}: {_absence(source)}" for source in absent]
+    here = [source for source in config.mixture if source not in absent]
+    data = None
+    if here == config.mixture:
+        data = StageData.open(config, architecture, directory)
+        opened = list(data.sources)
+    else:
+        opened = open_sources(here, architecture, config, config.seed, directory)
+    if held_out and not any(source in absent for source in held_out):
+        sources = [*opened, *open_held_out(config, architecture, directory)]
+    else:
+        sources = opened
+    if directory is not None and sources:
+        check_tokenizer({source.corpus.path: source.corpus.manifest for source in sources}, directory)
+    for source in sources:
+        notes += [f"{_role(source.section, config)} {source.label}: {line}" for line in source.remarks()]
+    return data, opened, notes
 
 
-def _not_enough(config: StageConfig, manifests: dict[str, CorpusManifest], images: int) -> Iterator[DataError]:
-    """What the run would refuse of corpora that are each sound: too few passes allowed, no images among them."""
-    for source in config.mixture:
-        needed = config.steps * config.batch_tokens * source.weight
-        tokens = manifests[source.label].counts.tokens if source.label in manifests else math.inf
-        # To a sequence: the mixture is exact to one, and the last one may be padded.
-        if source.max_epochs is not None and needed - config.sequence_length > source.max_epochs * tokens:
-            yield DataError(
-                f"source {source.label!r} has {tokens:,} tokens in each of max_epochs={source.max_epochs:g};"
-                f" the run needs {needed:,.0f}.",
-                fix="Raise max_epochs of this source, lower its weight, or lower the stage's tokens.",
-            )
-    if len(manifests) == len(config.mixture):
-        try:
-            check_images_to_learn_from(config, sum(manifest.counts.images for manifest in manifests.values()), images)
-        except DataError as error:
-            yield error
+def _absence(source: SourceSection) -> str:
+    return f"{source.corpus} does not exist yet, so its documents are not counted."
 
 
 def _role(source: SourceSection, config: StageConfig) -> str:

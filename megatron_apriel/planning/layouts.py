@@ -56,8 +56,10 @@ class Candidate:
         return self.time.flops / self.time.total / self.layout.world_size / 1e12
 
     @property
-    def gpu_hours(self) -> float:
-        """Of the whole stage."""
+    def gpu_hours(self) -> float | None:
+        """Of the whole stage; None where its epochs are not counted."""
+        if self.config.tokens is None:
+            return None
         return self.config.steps * self.time.total * self.layout.world_size / 3600
 
     @property

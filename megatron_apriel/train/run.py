@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch.distributed as dist
 
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
-from megatron_apriel.checkpoint.store import CheckpointStore
+from megatron_apriel.checkpoint.store import CheckpointStore, newest_checkpoint
 from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schedule import learning_rate
@@ -30,6 +31,7 @@ from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS
 from megatron_apriel.data.loading.sources import check_tokenizer
+from megatron_apriel.data.loading.stage_data import StageData
 from megatron_apriel.errors import (
     AprielError,
     CheckpointError,
@@ -56,12 +58,17 @@ from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout, started_ranks
+from megatron_apriel.planning.mixture_table import mixture_table
+from megatron_apriel.tables import lines_of
 from megatron_apriel.terminal import say
 from megatron_apriel.train.changes import Resumption, check_data, resumption
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.signals import StopRequest, check_time_left
 from megatron_apriel.train.trainer import Trainer
+
+WIDTH = 120
+"""Of the table at the start."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,9 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
     asked, config = config.precision, config.with_compute_on(on_gpu)
     directory = RunDirectory(config.output)
     final, outdated = directory.final, directory.outdated
-    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
     with groups.joined():
+        config = alike(partial(_with_tokens, config))
+        store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
         beginning = alike(lambda: _beginning(config, store, change))
         _check_same_everywhere(beginning.newest)
         exported = final.exists() and not outdated.exists()
@@ -144,6 +152,19 @@ def precision_in_words(precision: PrecisionSection, on_gpu: bool) -> str:
     if not on_gpu and compute == "bf16":
         line += "; on a CPU that can take many times as long as precision.compute=fp32"
     return line
+
+
+def _with_tokens(config: StageConfig) -> StageConfig:
+    """The stage with its ``epochs`` counted: once, when it begins. A run that has as many epochs keeps its tokens."""
+    if config.epochs is None:
+        return config
+    newest = newest_checkpoint(RunDirectory(config.output).checkpoints)
+    if newest is not None:
+        saved = run_state(newest, read_run_file(newest)).config
+        if saved.tokens is not None and saved.epochs == config.epochs:
+            return config.lasting(saved.tokens)
+    begun = newest or config.init_from
+    return StageData.open(config, architecture_of(begun), sidecar_directory(begun)).config
 
 
 def _beginning(config: StageConfig, store: CheckpointStore, change: bool) -> _Beginning:
@@ -287,6 +308,8 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
     with contextlib.ExitStack() as stack:
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
+        if dist.get_rank() == 0:
+            say(*lines_of(mixture_table(loader.data), WIDTH))
         for source in loader.sources:
             metrics.write("source", beginning.finished_steps, **source.figures())
         sidecars = alike(lambda: _keep_sidecars(config, beginning))

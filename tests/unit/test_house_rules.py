@@ -43,6 +43,7 @@ NO_TORCH = (
     "parallel.context_parts", "parallel.data_place", "parallel.image_shares", "parallel.logit_parts",
     "data.loading.packing", "data.loading.order", "data.loading.cutting", "data.loading.plan_cache",
     "data.loading.plan_checks", "data.loading.mixture", "data.loading.sources",
+    "data.loading.stage_data",
 )  # fmt: skip
 """Rooms and files that can be imported without torch and Megatron Core."""
 

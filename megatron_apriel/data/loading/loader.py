@@ -22,16 +22,14 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.mixture import RUN_BEGINS, Beginning, Mixture
 from megatron_apriel.data.loading.prefetch import Prefetcher
 from megatron_apriel.data.loading.sequences import SequenceReader, open_reader
-from megatron_apriel.data.loading.sources import Source, check_images_to_learn_from
+from megatron_apriel.data.loading.sources import Source
+from megatron_apriel.data.loading.stage_data import StageData, open_held_out
 from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.data_place import WHOLE, DataPlace
 
 PREFETCHED = 4
 """Batches ready ahead of the step. A batch of 16384 tokens that are all image has 48 MB of pixels."""
-
-VALIDATION_SEED = 0
-"""Held-out sequences do not depend on the run's seed, so that runs can be compared."""
 
 
 class _Loader(ABC):
@@ -107,11 +105,14 @@ class TrainingLoader(_Loader):
                 "data-parallel ranks.",
                 "Every rank must get the same number of the sequences that are left.",
             )
-        super().__init__(open_reader(config.mixture, architecture, config, config.seed, place, directory))
-        stored = sum(source.corpus.manifest.counts.images for source in self.sources)
-        check_images_to_learn_from(config, stored, sum(source.lesson.images for source in self.sources))
-        self.mixture = Mixture(config.mixture, [source.plan for source in self.sources], self._number, beginning)
+        self.data = StageData.open(config, architecture, directory, beginning)
+        super().__init__(open_reader(self.data.sources, architecture, config, place))
         self._batches = Prefetcher(self._batch, place.sequences(first_sequence, self._number), PREFETCHED)
+
+    @property
+    def mixture(self) -> Mixture:
+        """Which source gives each sequence."""
+        return self.data.mixture
 
     @property
     def wait_seconds(self) -> float:
@@ -171,8 +172,8 @@ class ValidationLoader(_Loader):
                 "the stage has no validation section, so there are no held-out sequences.",
                 fix="Give validation.corpora.",
             )
-        corpora = config.validation.corpora
-        super().__init__(open_reader(corpora, architecture, config, VALIDATION_SEED, place, directory))
+        sources = open_held_out(config, architecture, directory)
+        super().__init__(open_reader(sources, architecture, config, place))
         places = [
             (source, int(pack))
             for source, opened in enumerate(self._reader.sources)

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,17 +44,21 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
 
 
 def interleave(weights: Sequence[int], tokens: Sequence[Iterable[int]], number: int) -> NDArray[np.uint16]:
-    """The source of each of the first ``number`` sequences, uint16 [number].
+    """The source of each of the first ``number`` sequences, uint16 [number]; arguments as of :func:`source_order`."""
+    active = [source for source, weight in enumerate(weights) if weight > 0]
+    if len(active) == 1:
+        return np.full(number, active[0], dtype=np.uint16)
+    return np.fromiter(islice(source_order(weights, tokens), number), dtype=np.uint16, count=number)
+
+
+def source_order(weights: Sequence[int], tokens: Sequence[Iterable[int]]) -> Iterator[int]:
+    """The source of each sequence, one after the other without end.
 
     Args:
         weights: whole-numbered weight of each source; at least one above 0.
         tokens: for each source the tokens of its packs in order; endless, or at least as many as are taken.
-        number: sequences of the run.
     """
     active = [source for source, weight in enumerate(weights) if weight > 0]
-    chosen = np.full(number, active[0], dtype=np.uint16)
-    if len(active) == 1:
-        return chosen
     streams = [iter(tokens[source]) for source in active]
     # Everything is counted in units in which one token of a source takes scale / weight, and the ideal run's clock
     # advances by `tick` per token of the whole: all whole numbers.
@@ -65,17 +70,30 @@ def interleave(weights: Sequence[int], tokens: Sequence[Iterable[int]], number: 
     ends = [size * cost for size, cost in zip(sizes, costs, strict=True)]
     clock = 0
     places = range(len(active))
-    for sequence in range(number):
+    while True:
         best, best_end = -1, 0
         for place in places:
             if begins[place] <= clock and (best < 0 or ends[place] < best_end):
                 best, best_end = place, ends[place]
-        chosen[sequence] = active[best]
+        yield active[best]
         clock += sizes[best] * tick
         begins[best] = best_end
         sizes[best] = size = next(streams[best])
         ends[best] = best_end + size * costs[best]
-    return chosen
+
+
+def sequences_of_epochs(sections: Sequence[SourceSection], plans: Sequence[PackingPlan], epochs: float) -> int:
+    """Sequences until the first of the sources has been gone through ``epochs`` times."""
+    wanted = [max(1, math.ceil(_exact(epochs) * plan.num_packs)) for plan in plans]
+    if len(plans) == 1:
+        return wanted[0]
+    given = [0] * len(plans)
+    weights = whole_weights([section.weight for section in sections])
+    for number, source in enumerate(source_order(weights, [endless_tokens(plan) for plan in plans]), start=1):
+        given[source] += 1
+        if given[source] == wanted[source]:
+            return number
+    raise AssertionError("the order of sources has no end")
 
 
 @dataclass(frozen=True)
@@ -155,6 +173,11 @@ def endless_tokens(plan: PackingPlan, given: int = 0) -> Iterator[int]:
         epoch, index = epoch + 1, 0
 
 
+def _exact(epochs: float) -> Fraction:
+    """1.1 means eleven tenths, not the nearest binary fraction."""
+    return Fraction(epochs).limit_denominator(10**6)
+
+
 def _tokens_of_first(plan: PackingPlan, packs: int) -> int:
     epochs, rest = divmod(packs, plan.num_packs)
     return epochs * plan.epoch_tokens + int(plan.tokens[plan.order(epochs)[:rest]].sum(dtype=np.int64))
@@ -163,7 +186,7 @@ def _tokens_of_first(plan: PackingPlan, packs: int) -> int:
 def _check_epochs(section: SourceSection, plan: PackingPlan, used: int) -> None:
     if section.max_epochs is None:
         return
-    available = int(Fraction(section.max_epochs).limit_denominator(10**6) * plan.num_packs)
+    available = int(_exact(section.max_epochs) * plan.num_packs)
     if used <= available:
         return
     enough, needed = _tokens_of_first(plan, available), _tokens_of_first(plan, used)

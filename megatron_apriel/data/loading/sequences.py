@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
+from megatron_apriel.config.schema import ImagesSection, StageConfig
 from megatron_apriel.data.loading.assemble import ImageShare, make_batch, padding_sequence, read_sequence
 from megatron_apriel.data.loading.images import ImageDecoder
-from megatron_apriel.data.loading.sources import Source, check_largest_image, log_sources, open_sources
+from megatron_apriel.data.loading.sources import Source, log_remarks
 from megatron_apriel.errors import AprielError, DataError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.data_place import DataPlace
@@ -65,21 +64,14 @@ class SequenceReader:
 
 
 def open_reader(
-    sections: Sequence[SourceSection],
-    architecture: Architecture,
-    config: StageConfig,
-    seed: int,
-    place: DataPlace,
-    directory: Path | None,
+    sources: Sequence[Source], architecture: Architecture, config: StageConfig, place: DataPlace
 ) -> SequenceReader:
-    """A rank's reader of the corpora of ``sections``; arguments and errors as of ``loader.TrainingLoader``."""
-    sources = open_sources(sections, architecture, config.sequence_length, seed, directory)
+    """A rank's reader of ``sources``; says on the first rank what is left out of them."""
     if place.is_first:
-        log_sources(sources)
+        log_remarks(sources)
     tower = architecture.tower
     decoder = None
     if tower is not None and place.with_images and any(source.corpus.manifest.counts.images for source in sources):
-        check_largest_image(sources, config.images)
         decoder = _decoder(config.images, tower.patch_size)
     images = ImageShare(place.share, place.shares, tower.patch_values if tower else 0, decoder)
     return SequenceReader(sources, images, place)

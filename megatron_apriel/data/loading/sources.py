@@ -73,6 +73,21 @@ class Source:
     def label(self) -> str:
         return self.section.label
 
+    def remarks(self) -> list[str]:
+        """What somebody should know of it before a run, a line each: what was left out, and what is not learned."""
+        long, result = self.plan.long_documents, []
+        if long.documents:
+            dropped = (
+                f"; {long.dropped_documents:,} documents were dropped, {long.dropped_tokens:,} tokens in all left out"
+            )
+            result.append(
+                f"{long.documents:,} of {len(self.corpus):,} documents are longer than the sequence of"
+                f" {self.plan.sequence_length:,} tokens (long_documents: {self.section.long_documents})"
+                + dropped
+                * (long.dropped_tokens > 0)
+            )
+        return result + self.lesson.remarks(self.section, self.corpus)
+
     def figures(self) -> dict[str, Any]:
         """What it holds and what of it is not learned, by name, for the log; fit for JSON."""
         plan, long, targets = self.plan, self.plan.long_documents, self.lesson.targets
@@ -93,32 +108,12 @@ class Source:
         }
 
 
-def open_sources(
-    sections: Sequence[SourceSection],
-    architecture: Architecture,
-    sequence_length: int,
-    seed: int,
-    directory: Path | None = None,
-) -> list[Source]:
-    """Open all corpora, check them, and make or read their packing plans.
-
-    Args:
-        directory: with the model's processor files, which may ask for smaller images than its tower could read.
-
-    Raises DataError if a corpus is damaged, was made for another model, by another tokenizer than the first of them,
-    has nothing to learn, or has documents without targets or too long ones and nothing says that these may go.
-    """
-    corpora = [Corpus.open(section.corpus) for section in sections]
-    for section, corpus in zip(sections, corpora, strict=True):
-        check_fits(section, corpus.manifest, architecture, directory)
-        _check_same_tokenizer(corpora[0], corpus)
-    return [
-        open_source(section, corpus, sequence_length, seed) for section, corpus in zip(sections, corpora, strict=True)
-    ]
-
-
 def open_source(section: SourceSection, corpus: Corpus, sequence_length: int, seed: int) -> Source:
-    """A source with its packing plan. Raises DataError as :func:`open_sources`."""
+    """A source with its packing plan.
+
+    Raises DataError if it has nothing to learn, or has documents without targets or too long ones and nothing says that
+    these may go.
+    """
     lesson = check_something_to_learn(section, corpus, sequence_length)
     plan = cached_plan(corpus, sequence_length, seed, section.long_documents, lesson.targets.without)
     return Source(section, corpus, lesson, plan)
@@ -241,21 +236,18 @@ def check_images_to_learn_from(config: StageConfig, stored: int, left: int) -> N
     )
 
 
-def check_largest_image(sources: Sequence[Source], section: ImagesSection) -> None:
+def check_largest_image(source: Source, section: ImagesSection) -> None:
     """Raises DataError if a corpus has an image too large to decode, and a damaged image would end the run."""
-    if section.damaged == "skip":
-        return
-    for source in sources:
-        rows = source.corpus.image_rows
-        pixels = rows["height"].astype(np.int64) * rows["width"]
-        if pixels.size and pixels.max() > section.max_pixels:
-            row = rows[int(pixels.argmax())]
-            raise DataError(
-                f"{source.corpus.path}: document {row['document']} has an image of {row['height']} x {row['width']} "
-                f"pixels, more than images.max_pixels={section.max_pixels}.",
-                "Decoding takes 3 bytes for each pixel, and 12 for each that is left after the first resizing.",
-                "Raise images.max_pixels, prepare the corpus with a smaller --max-pixels, or set images.damaged=skip.",
-            )
+    rows = source.corpus.image_rows
+    pixels = rows["height"].astype(np.int64) * rows["width"]
+    if section.damaged != "skip" and pixels.size and pixels.max() > section.max_pixels:
+        row = rows[int(pixels.argmax())]
+        raise DataError(
+            f"{source.corpus.path}: document {row['document']} has an image of {row['height']} x {row['width']} "
+            f"pixels, more than images.max_pixels={section.max_pixels}.",
+            "Decoding takes 3 bytes for each pixel, and 12 for each that is left after the first resizing.",
+            "Raise images.max_pixels, prepare the corpus with a smaller --max-pixels, or set images.damaged=skip.",
+        )
 
 
 def check_tokenizer(corpora: Mapping[Path, CorpusManifest], directory: Path) -> None:
@@ -296,7 +288,8 @@ def _named(record: TokenizerRecord) -> str:
     return f"tokenizer {record.sha256[:12]}" + (" and its faulty word pattern" if record.faulty_words else "")
 
 
-def _check_same_tokenizer(first: Corpus, other: Corpus) -> None:
+def check_same_tokenizer(first: Corpus, other: Corpus) -> None:
+    """Raises DataError if two corpora were prepared with different tokenizers."""
     if first.manifest.tokenizer.sha256 != other.manifest.tokenizer.sha256:
         raise DataError(
             f"{other.path} was prepared with {_named(other.manifest.tokenizer)}, "
@@ -306,29 +299,8 @@ def _check_same_tokenizer(first: Corpus, other: Corpus) -> None:
         )
 
 
-def log_sources(sources: Sequence[Source]) -> None:
-    """Say what each source holds and what packing did to it; what was left out is a warning."""
+def log_remarks(sources: Sequence[Source]) -> None:
+    """Warn of what was left out of sources, and of what is not learned of them."""
     for source in sources:
-        plan, long = source.plan, source.plan.long_documents
-        logger.info(
-            "source %r: %d documents, %d tokens, %d sequences per epoch, %.2f%% padding",
-            source.label,
-            len(source.corpus),
-            plan.epoch_tokens,
-            plan.num_packs,
-            100 * plan.padding,
-        )
-        if long.documents:
-            logger.warning(
-                "source %r: %d of %d documents are longer than the sequence of %d tokens (long_documents: %s);"
-                " %d documents were dropped, %d tokens in all left out",
-                source.label,
-                long.documents,
-                len(source.corpus),
-                plan.sequence_length,
-                source.section.long_documents,
-                long.dropped_documents,
-                long.dropped_tokens,
-            )
-        for remark in source.lesson.remarks(source.section, source.corpus):
+        for remark in source.remarks():
             logger.warning("source %r: %s", source.label, remark)

@@ -115,6 +115,23 @@ def test_unknown_key_names_the_nearest(stage: Path) -> None:
     assert "Settings of recompute: mode, layers." in refusal(stage, "recompute.granularity=4")
 
 
+def test_a_stage_is_as_long_as_its_tokens_or_its_epochs(stage: Path, tmp_path: Path) -> None:
+    both = "epochs: tokens=1000000 and epochs=3 cannot both say how long the stage is; set one null."
+    assert f"override epochs=3: {both}" in refusal(stage, "epochs=3")
+    assert "line 7: epochs: neither" not in refusal(stage, "tokens=null")
+    assert "neither tokens nor epochs is given" in refusal(stage, "tokens=null")
+    assert "epochs=20000.0 is not possible.\n  It must be at most 10000." in refusal(stage, "tokens=null", "epochs=2e4")
+    assert "neither tokens nor epochs" not in refusal(stage, "tokens=many")
+    config = load_stage(stage, ["tokens=null", "epochs=2.5"])
+    assert (config.tokens, config.epochs) == (None, 2.5)
+    written = tmp_path / "resolved.yaml"
+    written.write_text(to_yaml(config))
+    assert load_stage(written) == config
+    written.write_text(to_yaml(config.lasting(12_288)))
+    resolved = load_stage(written)
+    assert (resolved.tokens, resolved.epochs) == (12_288, None)
+
+
 def test_a_former_name_is_answered_with_what_to_write(stage: Path) -> None:
     words = "A source has max_epochs, a bound: a run that would need more is refused. A stage has epochs."
     assert f"mixture.1.epochs is not a setting.\n  {words}" in refusal(stage, "mixture.1.epochs=2")
@@ -161,7 +178,7 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
     assert text.startswith("stage.yaml has 6 mistakes.\n")
     assert "line 7: optimizer.decay='lineal' is not possible. It must be one of linear, cosine, constant." in text
     assert "line 9: mixture.0.weight: '70%%' is not a fraction; write for example 10% or 0.1." in text
-    assert "tokens is missing and has no default. Its meaning: Tokens of the whole stage" in text
+    assert "epochs: neither tokens nor epochs is given; write how long the stage is, as tokens: 1B." in text
     assert "override parallel.pipeline=0: parallel.pipeline=0 is not possible. It must be at least 1." in text
     assert "override seed=one: seed='one' is not possible. It must be a whole number." in text
     assert "override logging.tensorboard=perhaps: " in text and "It must be true or false." in text

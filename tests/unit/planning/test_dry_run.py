@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
@@ -27,6 +29,8 @@ from megatron_apriel.planning.memory import (
     rank_memory,
     sequences_of_images_in_flight,
 )
+from megatron_apriel.planning.mixture_table import mixture_table
+from megatron_apriel.tables import lines_of
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.stages import small_stage
 from megatron_apriel.testing.tokenizers import write_processor
@@ -65,9 +69,10 @@ def test_report() -> None:
     assert row(text, "micro-batches per step and rank") == ["8"]
     assert row(text, "steps") == ["1,908"]
     assert row(text, "text, one document a sequence") == ["92.2 GFLOP per token"]
-    assert row(text, "a")[:2] == ["75.0%", "750,256,128"]
+    assert row(text, "a")[:3] == ["75.0%", "750,256,128", "not known"]
     assert "note: init_from no/such/model does not exist yet." in text
-    assert "note: mixture a: no/such/a is not a prepared corpus" in text
+    assert "note: mixture a: no/such/a does not exist yet, so its documents are not counted." in text
+    assert "not counted, since corpora are missing." in text
 
 
 def test_names_with_brackets_are_printed_as_they_are() -> None:
@@ -75,7 +80,7 @@ def test_names_with_brackets_are_printed_as_they_are() -> None:
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         print_plan(stage(mixture=corpora), 8, architecture="apriel-15b")
-    assert row(output.getvalue(), "[/a]")[-2] == "data/[old]/a"
+    assert row(output.getvalue(), "[/a]")[-1] == "data/[old]/a"
 
 
 def test_a_computed_split_is_printed_with_its_loads() -> None:
@@ -121,63 +126,99 @@ def test_a_missing_model_needs_a_preset() -> None:
 
 
 def test_missing_corpora_are_errors_where_asked_for() -> None:
-    with pytest.raises(DataError, match="3 of the 3 corpora of stage trial cannot be used"):
+    with pytest.raises(DataError, match="2 of the 2 corpora of stage trial cannot be used"):
         validation = {"corpora": [{"corpus": "no/such/c"}]}
         plan(stage(validation=validation), 8, architecture="apriel-15b", check_data=True)
 
 
-def test_corpora_of_no_use_are_errors_where_asked_for(tmp_path: Path) -> None:
+def test_corpora_of_no_use_are_errors(tmp_path: Path) -> None:
     write_corpus(tmp_path / "text", [8], images=None)
     mixture = [{"corpus": tmp_path / "text", "loss": "responses"}]
     decoder = {"train": {"decoder": 1}}
-    assert "note: mixture" not in plan(stage(mixture=mixture, **decoder), 8, architecture="apriel-15b", check_data=True)
+    assert "note: mixture" not in plan(stage(mixture=mixture, **decoder), 8, architecture="apriel-15b")
     write_corpus(tmp_path / "text", [8], images=None, responses=False)
-    with pytest.raises(DataError, match="none of its 8 tokens is part of a response, and loss is 'responses'"):
-        plan(stage(mixture=mixture), 8, architecture="apriel-15b", check_data=True)
-    assert "note: mixture text:" in plan(stage(mixture=mixture), 8, architecture="apriel-15b")
+    for others in ([], [{"corpus": "no/such/corpus", "weight": 0.5}]):
+        mixture = [{"corpus": tmp_path / "text", "loss": "responses", "weight": 1 - 0.5 * len(others)}, *others]
+        with pytest.raises(DataError, match="none of its 8 tokens is part of a response, and loss is 'responses'"):
+            plan(stage(mixture=mixture, **decoder), 8, architecture="apriel-15b")
+    held_out = {"corpora": [{"corpus": tmp_path / "text", "loss": "responses"}]}
+    with pytest.raises(DataError, match="none of its 8 tokens is part of a response"):
+        plan(stage(validation=held_out, **decoder), 8, architecture="apriel-15b")
 
 
-def test_corpora_of_another_tokenizer_are_errors_where_asked_for(tmp_path: Path) -> None:
+def test_corpora_of_another_tokenizer_are_errors(tmp_path: Path) -> None:
     tiny = Architecture.from_preset("tiny")
     model = replace(tiny, decoder=replace(tiny.decoder, vocab_size=4096))
     write_processor(tmp_path, model)
     (tmp_path / "config.json").write_text(json.dumps(model.to_hf_config()))
     write_corpus(tmp_path / "text", [8], images=None)
-    changes = {"mixture": [{"corpus": tmp_path / "text"}], "init_from": tmp_path, "sequence_length": 4096}
-    assert "note: mixture" not in plan(stage(**changes), 8)
+    changes = {"mixture": [{"corpus": tmp_path / "text"}], "train": {"decoder": 1}}
+    changes |= {"init_from": tmp_path, "sequence_length": 4096}
     with pytest.raises(DataError, match=r"text was prepared with tokenizer 0{12}, the model in .* has"):
-        plan(stage(**changes), 8, check_data=True)
+        plan(stage(**changes), 8)
 
 
-def test_corpora_that_the_run_would_refuse_together_are_errors_where_asked_for(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "text", [8000, 8000], images=None)
-    for changes, message in (
-        (
-            {"mixture": [{"corpus": tmp_path / "text", "max_epochs": 2}]},
-            "16,000 tokens in each of max_epochs=2; the run needs",
-        ),
-        ({"mixture": [{"corpus": tmp_path / "text"}]}, "projector would train, and none of the 1 corpora has images"),
-    ):
-        assert message in " ".join(plan(stage(**changes), 8, architecture="apriel-15b").split())
-        with pytest.raises(DataError, match=message):
-            plan(stage(**changes), 8, architecture="apriel-15b", check_data=True)
-    enough = {"mixture": [{"corpus": tmp_path / "text", "max_epochs": 1e9}], "images": {"required": False}}
-    assert (
-        "max_epochs=1e+09"
-        not in plan(stage(**enough), 8, architecture="apriel-15b", check_data=True).split("note:")[-1]
-    )
+def test_the_verdict_is_that_of_the_run(tmp_path: Path) -> None:
+    """Word for word what the run's loader says; and the numbers that it will use."""
+    write_corpus(tmp_path / "text", [5000, 4000, 4000], images=None)
+    write_corpus(tmp_path / "more", [8000] * 3, images=None)
+    text, more = {"corpus": tmp_path / "text", "weight": 0.5}, {"corpus": tmp_path / "more", "weight": 0.5}
+    refused = [
+        {"mixture": [text | {"max_epochs": 2}, more], "train": {"decoder": 1}},
+        {"mixture": [text | {"loss": "responses"}, more], "sequence_length": 2048, "batch_tokens": 2048},
+        {"mixture": [text, more]},
+    ]
+    for changes in refused:
+        config = stage(**{"tokens": 64 * 8192} | changes)
+        with pytest.raises(DataError) as planned:
+            plan(config, 1, architecture="apriel-15b")
+        with pytest.raises(DataError) as run:
+            TrainingLoader(config, APRIEL)
+        assert str(planned.value) == str(run.value)
+    config = stage(mixture=[text, more], train={"decoder": 1}, tokens=64 * 8192)
+    shown = plan(config, 8, architecture="apriel-15b")
+    lengths, tokens, packs = {"text": [5000, 4000, 4000], "more": [8000] * 3}, Counter[str](), Counter[str]()
+    with TrainingLoader(config, APRIEL) as loader:
+        assert "\n".join(lines_of(mixture_table(loader.data), 120)) in "\n".join(map(str.rstrip, shown.splitlines()))
+        for place in map(loader.describe, range(64)):
+            packs[place["source"]] += 1
+            tokens[place["source"]] += sum(lengths[place["source"]][document] for document in place["samples"])
+    # 5000 + 4000 do not fit into 8192: the first corpus has two packs, of 8000 and of 5000.
+    taken = [f"{tokens['text']:,}", f"{packs['text'] / 2:.2f}", "3", "2", f"{1 - 13000 / 16384:.2%}"]
+    assert row(shown, "text")[1:6] == taken
+    assert row(shown, "more")[1:3] == [f"{tokens['more']:,}", f"{packs['more'] / 3:.2f}"]
+    padding = 1 - tokens.total() / (64 * 8192)
+    assert f"In all 64 sequences of 8,192, {padding:.2%} of them padding." in " ".join(shown.split())
 
 
-def test_what_is_left_to_learn_is_counted_where_asked_for(tmp_path: Path) -> None:
+def test_epochs_are_counted_where_the_corpora_are(tmp_path: Path) -> None:
+    """Seven packs, three times, in steps of four sequences: 21 of 24."""
+    write_corpus(tmp_path / "text", [8000] * 7, images=None)
+    settings = {"tokens": None, "epochs": 3, "batch_tokens": 4 * 8192, "train": {"decoder": 1}}
+    config = stage(mixture=[{"corpus": tmp_path / "text"}], **settings)
+    shown = plan(config, 4, architecture="apriel-15b")
+    assert row(shown, "epochs") == ["3, of the source that its weight uses up first"]
+    assert [row(shown, name) for name in ("steps", "tokens of the stage")] == [["6"], [f"{24 * 8192:,}"]]
+    assert row(shown, "text")[2] == f"{24 / 7:.2f}"
+    assert f"tokens: {21 * 8192}" in shown and "epochs: null" in shown
+    kept = {"every": 1, "keep": "equispaced 7"}
+    with pytest.raises(ConfigError, match="saves 6 times in 6 steps"):
+        plan(stage(mixture=[{"corpus": tmp_path / "text"}], checkpoint=kept, **settings), 4, architecture="apriel-15b")
+    away = plan(stage(checkpoint=kept, **settings), 4, architecture="apriel-15b")
+    unknown = "not known: epochs are counted with the corpora, and some are missing"
+    assert row(away, "steps, tokens of the stage") == [unknown]
+    assert row(away, "a")[:3] == ["75.0%", "not known", "not known"]
+
+
+def test_what_is_left_to_learn_is_counted(tmp_path: Path) -> None:
     """The second half of a document is its response; sequences have 8192 tokens, so nothing of the first's is left."""
     write_corpus(tmp_path / "chats", [16384, 10000, 30], images=None)
 
-    def text(check: bool = True, **changes: Any) -> str:
+    def text(**changes: Any) -> str:
         source = {"corpus": tmp_path / "chats", "loss": "responses", "long_documents": "truncate"} | changes
         config = stage(mixture=[source], train={"decoder": 1})
-        return " ".join(plan(config, 8, architecture="apriel-15b", check_data=check).split())
+        return " ".join(plan(config, 8, architecture="apriel-15b").split())
 
-    assert "to learn" not in text(check=False)
     with pytest.raises(DataError, match="1 of its 3 documents have no token to learn, the first is document 0, in"):
         text()
     with pytest.raises(DataError, match="2 of 3 documents are longer than sequence_length=8192"):
@@ -187,8 +228,11 @@ def test_what_is_left_to_learn_is_counted_where_asked_for(tmp_path: Path) -> Non
         "note: mixture chats: 1 of 3 documents have no token to learn (loss: responses), 1 of them because" in dropped
     )
     assert "chats: 2 of 3 documents lost 10,000 tokens of their responses (long_documents: truncate)" in dropped
-    for settings in ({"long_documents": "split"}, {"loss": "all"}):
-        assert "note: mixture" not in text(**settings)
+    longer = (
+        "note: mixture chats: 2 of 3 documents are longer than the sequence of 8,192 tokens (long_documents: split)"
+    )
+    assert f"{longer} note: precision" in text(long_documents="split")
+    assert "to learn" not in text(loss="all") and "lost" not in text(loss="all")
 
 
 def test_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardwar
 from megatron_apriel.planning.layouts import GIB, Candidates, candidates
 from megatron_apriel.planning.memory import rank_memory
 from megatron_apriel.planning.step_time import Workload, step_time
+from megatron_apriel.quantities import three_digits
 
 ROOT = Path(__file__).resolve().parents[3]
 STAGE = ROOT / "examples" / "cpt_stage1.yaml"
@@ -100,7 +101,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "cpt_stage1 on 640 H100, fp8=none, documents of 32,768 tokens, 15% image tokens" in text
     best = found(640).fitting()[0]
-    assert f"The fastest, {best.gpu_hours:,.0f} GPU-hours for 19,074 steps:" in text
+    assert f"The fastest, {three_digits(best.gpu_hours)} GPU-hours for 19,074 steps:" in text
     assert text.split("┡", 1)[1].split("└", 1)[0].count("\n│") == 4
     assert "each one packed sequence" in text
     records = json.loads(output.read_text())

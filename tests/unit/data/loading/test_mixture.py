@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from megatron_apriel.config.schema import SourceSection
 from megatron_apriel.data.loading.cutting import LongDocumentsReport
-from megatron_apriel.data.loading.mixture import Beginning, Mixture, interleave, whole_weights
+from megatron_apriel.data.loading.mixture import Beginning, Mixture, interleave, sequences_of_epochs, whole_weights
 from megatron_apriel.data.loading.packing import PackingPlan
 from megatron_apriel.errors import DataError
 
@@ -68,6 +69,19 @@ def test_shares_hold_within_one_sequence_at_every_point(weights, kind):
         for tokens, share in zip(given, shares, strict=True):
             assert abs(tokens - share * total) <= LENGTH, sequence
     assert given == [mixture.tokens_used(source) for source in range(len(weights))]
+
+
+@pytest.mark.parametrize("epochs", [0.3, 1, 1.1, 2.5, 3])
+@pytest.mark.parametrize("weights", [(1.0,), (0.5, 0.5), (0.9, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.05, 0.35, 0.6)])
+def test_epochs_end_when_the_first_source_has_been_gone_through_so_often(weights, epochs):
+    sections = [section(weight, f"s{number}") for number, weight in enumerate(weights)]
+    plans = [plan(fill("well packed", 7 + 13 * number, number), seed=number) for number in range(len(weights))]
+    number = sequences_of_epochs(sections, plans, epochs)
+    wanted = [math.ceil(Fraction(str(epochs)) * plan.num_packs) for plan in plans]
+    used, before = (Mixture(sections, plans, sequences).packs_used for sequences in (number, number - 1))
+    assert any(packs == most for packs, most in zip(used, wanted, strict=True))
+    assert all(packs <= most for packs, most in zip(used, wanted, strict=True))
+    assert all(packs < most for packs, most in zip(before, wanted, strict=True))
 
 
 def test_a_source_goes_through_its_epochs():
