@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel.quantities import parse_bytes, parse_count, parse_fraction, parse_path
+from megatron_apriel.quantities import flop, parse_bytes, parse_count, parse_fraction, parse_path, size, three_digits
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,22 @@ def test_variables_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MISSING_ROOT", "EMPTY_ROOT"):
         with pytest.raises(ValueError, match=f"the environment variable {name}, which is not set; export {name}="):
             parse_path(f"${{{name}}}/a")
+
+
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [
+        (0, "0 bytes"), (1, "1 bytes"), (1023, "1,023 bytes"), (1024, "1.00 KiB"), (1.5 * 2**20, "1.50 MiB"),
+        (9.996 * 2**20, "10.0 MiB"), (2**30 - 1, "1,024.0 MiB"), (73.6 * 2**30, "73.6 GiB"), (3 * 2**50, "3,072.0 TiB"),
+        (-(2**21), "-2.00 MiB"),
+    ],
+)  # fmt: skip
+def test_sizes_are_in_a_unit_of_which_there_is_one(number: float, written: str) -> None:
+    assert size(number) == written
+
+
+def test_operations_and_other_numbers_keep_their_first_digits() -> None:
+    assert (flop(92_200_000_000), flop(412), flop(1.234e6)) == ("92.2 GFLOP", "412 FLOP", "1.23 MFLOP")
+    assert [three_digits(number) for number in (0.01234, 1.234, 99.9, 99.96, 123_456.7, 0)] == [
+        "0.0123", "1.23", "99.9", "100", "123,457", "0",
+    ]  # fmt: skip

@@ -244,3 +244,26 @@ def test_commands_of_the_guide_run(
     assert (program, script) == ("python", "tools/plan.py")
     assert PLAN.main(words) == 0
     assert "GPU-hours for" in capsys.readouterr().out or "--print-hardware" in words
+
+
+def test_what_epochs_cost_is_not_known_to_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "plan.json"
+    words = [*WORDS, "--gpus", "320", "--top", "1", "--json", str(output), "tokens=null", "epochs=2"]
+    assert PLAN.main(words) == 0
+    text = capsys.readouterr().out
+    assert "GPU-hours are not known: epochs=2 become steps only with the corpora" in text
+    assert "not known" in text.partition("└")[0] and "The fastest:" in text
+    assert {record["gpu_hours"] for record in json.loads(output.read_text())} == {None}
+
+
+def test_a_small_model_is_not_shown_as_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(Architecture.from_preset("tiny").to_hf_config()))
+    settings = [f"init_from={tmp_path}", "sequence_length=128", "batch_tokens=512", "tokens=1024", "parallel={}"]
+    stage = tmp_path / "stage.yaml"
+    kept = [line for line in STAGE.read_text().splitlines() if not line.startswith(("parallel:", "recompute:"))]
+    stage.write_text("\n".join(kept))
+    assert PLAN.main(["--stage", str(stage), "--gpus", "1", *settings[:-1], "checkpoint.keep=last 1"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│  1 ")][:1]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert re.fullmatch(r"[1-9][0-9.]* [KM]iB of 1[0-9.]+ GiB", cells[8])
+    assert all(re.search(r"[1-9]", cell) for cell in cells[9:12])
