@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -44,12 +45,40 @@ MODEL is a Hugging Face directory (LLaVA with a Pixtral tower, or Mistral; shard
 """
 
 
+_DIGITS = 6
+"""Of a number of layers."""
+
+
+class LayerCount(NamedTuple):
+    """``number`` decoder layers, or so many ``more`` than the model has."""
+
+    number: int
+    more: bool
+
+    def beside(self, given_layers: int) -> int:
+        """Layers of the result for a model of ``given_layers``."""
+        return self.number + given_layers * self.more
+
+
+def _layer_count(text: str) -> LayerCount:
+    digits = text.removeprefix("+")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= _DIGITS):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of layers; write 48, or +8 for eight more")
+    return LayerCount(int(digits), text.startswith("+"))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="directory of the model to repeat layers of")
     parser.add_argument("destination", metavar="DST", help="directory to be made")
     layers = parser.add_argument_group("layers")
-    layers.add_argument("--num-layers", type=int, required=True, metavar="N", help="decoder layers of the result")
+    layers.add_argument(
+        "--num-layers",
+        type=_layer_count,
+        required=True,
+        metavar="N",
+        help="decoder layers of the result; +2: two more than the model has",
+    )
     layers.add_argument(
         "--map",
         default="spread-middle",
@@ -101,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     if not Path(arguments.model).is_dir():
         raise ConfigError(f"the model {arguments.model} is not a directory.", fix="Give the directory of a model.")
     model = GivenModel.open(arguments.model)
-    layers = layer_map(arguments.map, model.num_layers, arguments.num_layers)
+    layers = layer_map(arguments.map, model.num_layers, arguments.num_layers.beside(model.num_layers))
     default_size = None if model.tensors.base == "consolidated" else 5 * 10**9
     plan = plan_upscale(model, layers, arguments.init, arguments.max_shard_size or default_size)
     _print_plan(plan, standard_output())

@@ -178,6 +178,20 @@ def test_dry_run_writes_nothing(tmp_path: Path, upscale_layers: Tool, capsys: py
     assert snapshot(tmp_path) == before
 
 
+def test_a_plus_means_so_many_more_layers(
+    tmp_path: Path, upscale_layers: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_model(tmp_path / "source", text_tensors(4), text_config(4))
+    for written, layers in (("+2", 6), ("+0", 4), ("5", 5)):
+        assert upscale_layers(source, tmp_path / "result", "--num-layers", written, "--overwrite") == 0
+        assert f"4 -> {layers} layers" in capsys.readouterr().out
+        assert json.loads((tmp_path / "result" / "config.json").read_text())["num_hidden_layers"] == layers
+    for wrong in ("2+", "+", "++2", "+-2", "-2", "1e3", "9" * 5000, "²"):
+        with pytest.raises(SystemExit):
+            upscale_layers(source, tmp_path / "x", f"--num-layers={wrong}")
+        assert "is no number of layers; write 48, or +8 for eight more" in capsys.readouterr().err
+
+
 def break_tensor(name: str, new: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     def change(tensors: dict[str, Any], config: dict[str, Any]) -> None:
         if new is None:
@@ -256,6 +270,7 @@ def test_command_lines_that_are_refused(
     for arguments, message in (
         ((source, tmp_path / "x", "--num-layers", 3), "is below the model's 4 decoder layers"),
         ((source, tmp_path / "x", "--num-layers", 7), "can place 2: 6 layers at most"),
+        ((source, tmp_path / "x", "--num-layers", "+3"), "can place 2: 6 layers at most"),
         ((source, tmp_path / "x", "--num-layers", 6, "--map", "0,1,2,3"), "lists 4 layers and --num-layers is 6"),
         ((source, tmp_path / "x", "--num-layers", 6, "--map", "middle"), "'middle' is no layer map"),
         ((tmp_path / "absent", tmp_path / "x", "--num-layers", 6), "absent is not a directory"),
