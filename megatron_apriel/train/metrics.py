@@ -13,7 +13,6 @@ A step's record has the figures of that step, and under ``since_last`` those of 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sys
 import time
@@ -25,6 +24,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, printable
 from megatron_apriel.formats.run_record import change_in_words
 from megatron_apriel.terminal import note, say
+from megatron_apriel.train.wandb_run import begin_wandb
 
 
 class Sink(Protocol):
@@ -174,22 +174,7 @@ class WeightsAndBiases:
     """The same figures to Weights & Biases; ``offline`` writes below the output directory and needs no network."""
 
     def __init__(self, config: StageConfig) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(
-                f"logging.wandb={config.logging.wandb}, and wandb cannot be imported: {error}.",
-                fix="pip install 'megatron_apriel[wandb]', or set logging.wandb=off.",
-            ) from None
-        self._run = wandb.init(
-            project=config.logging.wandb_project,
-            name=config.stage,
-            dir=str(config.output),
-            mode="offline" if config.logging.wandb == "offline" else "online",
-            config=config.model_dump(mode="json"),
-            resume="allow",
-            id=hashlib.sha256(f"{config.stage} {config.output.resolve()}".encode()).hexdigest()[:16],
-        )
+        self._run = begin_wandb(config)
         self._newest = 0
 
     def write(self, record: Mapping[str, Any]) -> None:
