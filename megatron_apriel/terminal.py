@@ -3,15 +3,42 @@
 Tools print with :func:`say` and :func:`note` and never with ``print``, and modules log to a :func:`named_logger`. Each
 line is made printable as a whole, by :func:`errors.printable <megatron_apriel.errors.printable>`, so that no caller has
 to think of it. Tables and bars are of :mod:`megatron_apriel.tables` and :mod:`megatron_apriel.progress`.
+
+A run that nobody watches is read afterwards, and then it matters when a line was written: within :func:`time_stamps`
+each begins with the time, where it goes to a file or a pipe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import time
+from collections.abc import Iterator
 from typing import TextIO
 
 from megatron_apriel.errors import printable
+
+
+class _Stamps:
+    """Whether lines begin with the time: one switch for the process, since its threads print too."""
+
+    wanted = False
+
+    @classmethod
+    def before(cls, stream: TextIO) -> str:
+        """What a line on a stream begins with."""
+        return time.strftime("%Y-%m-%d %H:%M:%S ") if cls.wanted and not stream.isatty() else ""
+
+
+@contextlib.contextmanager
+def time_stamps() -> Iterator[None]:
+    """Let each line that does not go to a terminal begin with the local time, ``2026-11-29 21:04:05``."""
+    before, _Stamps.wanted = _Stamps.wanted, True
+    try:
+        yield
+    finally:
+        _Stamps.wanted = before
 
 
 def say(*lines: object) -> None:
@@ -25,7 +52,8 @@ def note(*lines: object) -> None:
 
 
 def _print(lines: tuple[object, ...], stream: TextIO) -> None:
-    print("\n".join(map(printable, lines)), file=stream, flush=True)
+    stamp = _Stamps.before(stream)
+    print("\n".join(stamp + printable(line) for line in lines), file=stream, flush=True)
 
 
 def named_logger(name: str) -> logging.Logger:
@@ -36,5 +64,5 @@ def named_logger(name: str) -> logging.Logger:
 
 
 def _made_printable(record: logging.LogRecord) -> bool:
-    record.msg, record.args = printable(record.getMessage()), None
+    record.msg, record.args = _Stamps.before(sys.stderr) + printable(record.getMessage()), None
     return True

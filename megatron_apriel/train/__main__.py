@@ -13,7 +13,9 @@ from pathlib import Path
 
 from megatron_apriel.command_line import CommandLine, above_zero
 from megatron_apriel.config.load import load_stage
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import run_command
+from megatron_apriel.terminal import say, time_stamps
 from megatron_apriel.train import early_requests
 
 EXAMPLES = """\
@@ -76,10 +78,22 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.world_size is not None or arguments.architecture or arguments.check_data:
         parser.error("--world-size, --architecture and --check-data go with --dry-run")
     early_requests.listen()
-    _quiet_imports()
-    from megatron_apriel.train.run import run_stage
+    with time_stamps():
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            say(f"{length_in_words(config)}, to {config.output}; loading torch and Megatron Core")
+        _quiet_imports()
+        from megatron_apriel.train.run import run_stage
 
-    return run_stage(config, arguments.change)
+        return run_stage(config, arguments.change)
+
+
+def length_in_words(config: StageConfig) -> str:
+    """The first line of a run: what was read, before anything is loaded."""
+    length = f"{config.epochs:g} epochs" if config.tokens is None else f"{config.steps:,} steps"
+    return (
+        f"stage {config.stage}: {length} in global batches of {config.sequences_per_step:,} x"
+        f" {config.sequence_length:,} tokens"
+    )
 
 
 def _quiet_imports() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,10 @@ images: {{threads: 1}}
 """
 
 
+TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} "
+"""What a line of a run begins with where it does not go to a terminal."""
+
+
 def stage_file(root: Path, name: str) -> Path:
     file = root / f"{name}.yaml"
     file.write_text(STAGE.format(root=root, name=name), encoding="utf-8")
@@ -96,12 +101,17 @@ def before_step(monkeypatch: pytest.MonkeyPatch, finished_steps: int, action: Ca
     monkeypatch.setattr(loop_module, "_step", stepped)
 
 
+def without_times(output: str) -> list[str]:
+    """The lines of a run's output, without the time that each begins with."""
+    return [re.sub(TIME, "", line) for line in output.splitlines()]
+
+
 def wait_for_line(process: subprocess.Popen[str], beginning: str) -> None:
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if line.startswith(beginning):
+        if re.match(TIME + re.escape(beginning), line):
             return
     pytest.fail(f"no line {beginning!r} in\n{''.join(seen)}")
 

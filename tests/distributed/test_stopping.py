@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_runs import before_step, losses, records, run, stage_file, start, wait_for_line
+from stage_runs import before_step, losses, records, run, stage_file, start, wait_for_line, without_times
 
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ExitCode
@@ -84,7 +84,7 @@ def test_a_request_is_answered_and_at_most_the_step_in_flight_is_made(root: Path
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
-    lines = output.splitlines()
+    lines = without_times(output)
     answer = lines.index(f"{signal.Signals(number).name}: stopping after this step; again to stop now")
     assert sum(line.startswith("step ") and "loss" in line for line in lines[answer:]) <= 1
     assert "saved" in lines[-2] and "run the same command to resume" in lines[-1]

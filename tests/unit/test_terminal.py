@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 from megatron_apriel import progress as bars
 from megatron_apriel.errors import brief, listed, run_command, shown
 from megatron_apriel.tables import Table, standard_output
-from megatron_apriel.terminal import named_logger, note, say
+from megatron_apriel.terminal import named_logger, note, say, time_stamps
 
 NAME = "a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
 PRINTED = r"a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
@@ -90,3 +91,34 @@ def test_a_traceback_is_printable(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_quotes_are_short_and_printable(text: str, value: Any) -> None:
     assert text == (repr([NAME]) if value is None else value)
     assert text.isprintable()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "stamped"), [(io.StringIO(), True), (_Terminal(), False)])
+def test_lines_to_a_file_begin_with_the_time(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, stamped: bool
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    logger, handler = named_logger("megatron_apriel.a.watched.module"), logging.StreamHandler(stream)
+    logger.addHandler(handler)
+    say("before")
+    with time_stamps():
+        say("one", NAME)
+        note("two")
+        logger.warning("three")
+    say("after")
+    logger.removeHandler(handler)
+    before, *within, after = stream.getvalue().splitlines()
+    assert (before, after) == ("before", "after")
+    words = ["one", PRINTED, "two", "three"]
+    if stamped:
+        assert [line[20:] for line in within] == words
+        written = [datetime.strptime(line[:20], "%Y-%m-%d %H:%M:%S ") for line in within]
+        assert all(abs((datetime.now() - each).total_seconds()) < 60 for each in written)
+    else:
+        assert within == words
