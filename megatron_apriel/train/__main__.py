@@ -59,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     planning.add_argument(
         "--check-data",
         action="store_true",
-        help="with --dry-run: open the corpora and count documents without a token to learn;"
-        " missing, damaged or useless ones are errors, not notes",
+        help="with --dry-run: corpora that do not exist yet are errors, not notes; those that do are always checked",
     )
     # Intermixed, so that overrides may also stand after options.
     arguments = parser.parse_intermixed_args(argv)
