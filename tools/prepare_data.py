@@ -35,7 +35,8 @@ examples:
     python tools/prepare_data.py data/docs --input raw/docvqa --split train --workers 8 --model models/pixtral-12b
   see what the first thousand records would become, and write nothing
     python tools/prepare_data.py data/sft --input raw/sft.parquet --model models/pixtral-12b --limit 1000 --dry-run
-
+  see three documents as the model sees them, with what is learned marked, and write nothing
+    python tools/prepare_data.py --input raw/sft.parquet --model models/pixtral-12b --show 3
   a data set with names of its own
     python tools/prepare_data.py data/faq --input faq.jsonl --map title=prompt body=response --model models/pixtral-12b
 
@@ -62,7 +63,13 @@ SHOWN_INPUTS = 20
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = CommandLine(description=__doc__, epilog=_epilog(), allow_abbrev=False)
-    result.add_argument("destination", metavar="DST", type=Path, help="directory of the corpus; complete or absent")
+    result.add_argument(
+        "destination",
+        metavar="DST",
+        type=Path,
+        nargs="?",
+        help="directory of the corpus; complete or absent. May be left out with --show or --dry-run",
+    )
     what = result.add_argument_group("what is read")
     what.add_argument("--input", nargs="+", type=Path, required=True, metavar="PATH", help="files and directories")
     what.add_argument(
@@ -127,6 +134,14 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--overwrite", action="store_true", help="replace an existing corpus at DST")
     how.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
+    how.add_argument(
+        "--show",
+        type=above_zero,
+        default=0,
+        metavar="N",
+        help="print the first N documents as the model sees them, with what is learned marked; without DST and "
+        "--dry-run no more is read than that takes",
+    )
     return result
 
 
@@ -185,6 +200,9 @@ def _add_limits(result: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = parser().parse_args(argv)
+    only_shown = arguments.show > 0 and arguments.destination is None and not arguments.dry_run
+    if arguments.destination is None and not (arguments.show or arguments.dry_run):
+        parser().error("the following arguments are required: DST; --show N or --dry-run go without it")
     # Megatron Core tells everybody that it found no Transformer Engine; no model is made here.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     # Only now: the imports take seconds, and --help should not.
@@ -211,13 +229,37 @@ def main(argv: list[str] | None = None) -> int:
         ),
         max_bad=arguments.max_bad,
         limit=arguments.limit,
+        show=arguments.show,
+        only_shown=only_shown,
         workers=arguments.workers,
     )
     destination = None if arguments.dry_run else arguments.destination
     summary = prepare(destination, arguments.input, arguments.model, options, overwrite=arguments.overwrite)
+    show_documents(summary)
+    if only_shown:
+        _note_problems(summary)
+        return 0
     show(summary)
-    say(f"dry run: {arguments.destination} was not written" if arguments.dry_run else f"wrote {arguments.destination}")
+    if destination is not None:
+        say(f"wrote {destination}")
+    else:
+        say(f"dry run: {arguments.destination or 'nothing'} was {'not ' if arguments.destination else ''}written")
     return 0
+
+
+def show_documents(summary: PrepareSummary) -> None:
+    """Print the first documents as the model sees them."""
+    from megatron_apriel.data.corpus.shown_document import LEGEND, lines
+    from megatron_apriel.tables import plain, standard_output
+
+    console = standard_output()
+    for number, document in enumerate(summary.shown, start=1):
+        console.print(plain(document.heading(number), "bold"), soft_wrap=True)
+        for line in lines(document):
+            console.print(line, soft_wrap=True)
+        console.print()
+    if summary.shown:
+        console.print(plain(LEGEND, "dim"), soft_wrap=True)
 
 
 def show(summary: PrepareSummary) -> None:
@@ -254,6 +296,10 @@ def show(summary: PrepareSummary) -> None:
         note(_passed_over(summary.passed))
     if usage.marked:
         note(f"{usage.marked:,} documents say which of their words are learned: use loss: responses")
+    _note_problems(summary)
+
+
+def _note_problems(summary: PrepareSummary) -> None:
     for problem in summary.problems.first[:5]:
         note(f"bad record: {problem}")
     if summary.problems.count > 5:

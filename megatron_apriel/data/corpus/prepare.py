@@ -22,6 +22,7 @@ from megatron_apriel.data.corpus.format import MANIFEST_FILE, CorpusManifest, Us
 from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
 from megatron_apriel.data.corpus.record_encoder import BlockTask, PreparedDocument, RecordEncoder
+from megatron_apriel.data.corpus.shown_document import ShownDocument, shown_document
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.fields import described
 from megatron_apriel.data.raw.files import Inputs, JsonRecords, SavedDataset, Source, find_inputs
@@ -59,6 +60,8 @@ class PrepareOptions:
         limits: on what is read.
         max_bad: fraction of bad records that is tolerated.
         limit: read the first so many records only; 0 means all.
+        show: how many of the first documents the summary has in full.
+        only_shown: read until those are there and no further; bad records before them are not judged.
         workers: processes; 1 does everything in this one.
     """
 
@@ -72,6 +75,8 @@ class PrepareOptions:
     limits: ReadLimits = DEFAULT_LIMITS
     max_bad: float = 0.001
     limit: int = 0
+    show: int = 0
+    only_shown: bool = False
     workers: int = 1
 
 
@@ -88,7 +93,10 @@ class InputSummary:
 
 @dataclass
 class PrepareSummary:
-    """What preparation did; lengths are tokens per document, and ``passed`` the files of directories not read."""
+    """What preparation did.
+
+    ``lengths`` are tokens per document, ``passed`` the files of directories not read, ``shown`` the first documents.
+    """
 
     inputs: list[InputSummary]
     passed: list[str] = field(default_factory=list)
@@ -98,6 +106,7 @@ class PrepareSummary:
     response_tokens: int = 0
     images: int = 0
     image_tokens: int = 0
+    shown: list[ShownDocument] = field(default_factory=list)
 
     @property
     def documents(self) -> int:
@@ -151,13 +160,13 @@ def prepare(
             )
             results = workers.in_order(_encoded, _tasks(found.sources, summary.inputs, options))
             if directory is None:
-                _collect(results, summary, options, None)
+                _collect(results, summary, options, table, None)
                 return summary
             manifest = CorpusManifest(
                 tokenizer=table.record, images=table.images, chat_template=exported_template_digest()
             )
             with CorpusWriter(directory, manifest) as writer:
-                _collect(results, summary, options, writer)
+                _collect(results, summary, options, table, writer)
                 usage = UsageRecord(**summary.usage.record(), passed_over=summary.passed[:KEPT_PROBLEMS])
                 told = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
                 writer.manifest = writer.manifest.model_copy(update=told)
@@ -253,6 +262,7 @@ def _collect(
     results: Iterator[tuple[int, list[PreparedDocument | Problem]]],
     summary: PrepareSummary,
     options: PrepareOptions,
+    table: TokenTable,
     writer: CorpusWriter | None,
 ) -> None:
     """Write and count the documents in the order of the input, then judge the number of bad records."""
@@ -274,7 +284,14 @@ def _collect(
                 summary.image_tokens += sum(image_tokens(image.rows, image.columns) for image in document.images)
                 if writer is not None:
                     writer.add(document.encoded.tokens, document.encoded.responses, document.images)
+                if len(summary.shown) < options.show:
+                    encoded = document.encoded
+                    summary.shown.append(
+                        shown_document(table, encoded.tokens, encoded.responses, document.images, source.path)
+                    )
             step(len(documents))
+            if options.only_shown and len(summary.shown) == options.show:
+                return
             if options.strict and problems.records >= HOPELESS_RECORDS:
                 summary.usage.check()
             if problems.count == problems.records >= HOPELESS_RECORDS:
