@@ -132,6 +132,14 @@ def parser() -> argparse.ArgumentParser:
         help="split text by Tekken's word pattern where the tokenizer has the faulty one of older conversions; "
         "the model needs the same (tools/convert_checkpoint.py)",
     )
+    how.add_argument(
+        "--held-out",
+        type=_share,
+        default=0.0,
+        metavar="F",
+        help="keep this share of the documents, as 2%%, out of DST and write them to DST-held-out, for a stage's "
+        "validation; a hash of a document's text and images decides, so copies stay together",
+    )
     how.add_argument("--overwrite", action="store_true", help="replace an existing corpus at DST")
     how.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     how.add_argument(
@@ -143,6 +151,13 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run no more is read than that takes",
     )
     return result
+
+
+def _share(text: str) -> float:
+    """A part of a whole that is neither nothing nor all of it."""
+    if not 0 < (share := fraction(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0% and below 100%")
+    return share
 
 
 def _epilog() -> str:
@@ -206,6 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     # Megatron Core tells everybody that it found no Transformer Engine; no model is made here.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     # Only now: the imports take seconds, and --help should not.
+    from megatron_apriel.data.corpus.held_out import directories
     from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
 
     try:
@@ -229,6 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         ),
         max_bad=arguments.max_bad,
         limit=arguments.limit,
+        held_out=arguments.held_out,
         show=arguments.show,
         only_shown=only_shown,
         workers=arguments.workers,
@@ -241,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     show(summary)
     if destination is not None:
-        say(f"wrote {destination}")
+        say(*(f"wrote {place}" for place in directories(destination, options.held_out)))
     else:
         say(f"dry run: {arguments.destination or 'nothing'} was {'not ' if arguments.destination else ''}written")
     return 0
@@ -286,6 +303,7 @@ def show(summary: PrepareSummary) -> None:
         ("tokens per document", f"median {p50:,}, 90% {p90:,}, 99% {p99:,}, longest {longest:,}"),
         ("bad records", f"{summary.problems.count:,} of {summary.problems.records:,}"),
         ("with reasoning", _reasoning(summary)),
+        *([("held out of these", _held_out(summary))] if summary.held_out.share else []),
     ):
         corpus.add_row(name, value)
     console.print(inputs)
@@ -304,6 +322,12 @@ def _note_problems(summary: PrepareSummary) -> None:
         note(f"bad record: {problem}")
     if summary.problems.count > 5:
         note(f"... and {summary.problems.count - 5:,} more, listed in corpus.json")
+
+
+def _held_out(summary: PrepareSummary) -> str:
+    held_out = summary.held_out
+    share = held_out.documents / summary.documents
+    return f"{held_out.documents:,} documents ({share:.2%}), {held_out.tokens:,} tokens"
 
 
 def _passed_over(paths: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -32,6 +32,9 @@ from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
 MOST_MESSAGES = 10_000
 """Of a conversation; transformers renders them in time that grows with the square of their number."""
 
+IMAGE_MARKER = "\ufdd2"
+"""Of an image in a plain document's ``text``; a code point that no text in use contains."""
+
 _GENERATION_TAG = re.compile(r"\s*\{%-\s*(?:end)?generation\s*-%\}\n?")
 
 
@@ -43,11 +46,13 @@ class EncodedDocument:
         tokens: int32 [N], image tokens already expanded.
         responses: bool [N], tokens that the model itself would have written.
         image_starts: index of the first token of each image.
+        text: what was tokenised, each image a marker in it.
     """
 
     tokens: np.ndarray
     responses: np.ndarray
     image_starts: tuple[int, ...] = ()
+    text: str = ""
 
 
 @cache
@@ -142,7 +147,7 @@ def encode_chat(
         spans = [span for span, wanted in zip(spans, learned, strict=True) if wanted]
     encoded = table.encode_rendered(text, marked)
     responses = response_flags(encoded.offsets, spans)
-    return expand_images(encoded.ids, responses, grids, table.images)
+    return replace(expand_images(encoded.ids, responses, grids, table.images), text=text)
 
 
 def encode_text(
@@ -178,7 +183,8 @@ def encode_text(
             pieces.append(np.array([table.images.image_token_id], dtype=np.int32))
     pieces.append(np.array([table.eos_id], dtype=np.int32))
     responses = np.repeat([*flags, flags[-1]], list(map(len, pieces)))
-    return expand_images(np.concatenate(pieces), responses, grids, table.images)
+    text = "".join(IMAGE_MARKER if part is None else part for part in parts)
+    return replace(expand_images(np.concatenate(pieces), responses, grids, table.images), text=text)
 
 
 def response_flags(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -113,6 +113,8 @@ class CorpusManifest(_Record):
     inputs: list[dict[str, Any]] = []
     problems: dict[str, Any] = {}
     usage: UsageRecord = UsageRecord()
+    part: str = ""
+    """Which documents of its inputs these are, where ``--held-out`` divided them; what is said of inputs is of all."""
     counts: Counts = Counts()
     files: dict[str, Count] = {}
     version: int = FORMAT_VERSION

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from megatron_apriel.data.corpus.chat import exported_template_digest
 from megatron_apriel.data.corpus.format import MANIFEST_FILE, CorpusManifest, UsageRecord
+from megatron_apriel.data.corpus.held_out import HeldOutCounts, directories, note_earlier
 from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
 from megatron_apriel.data.corpus.record_encoder import BlockTask, PreparedDocument, RecordEncoder
@@ -60,6 +61,7 @@ class PrepareOptions:
         limits: on what is read.
         max_bad: fraction of bad records that is tolerated.
         limit: read the first so many records only; 0 means all.
+        held_out: share of the documents that become a corpus of their own, beside the other.
         show: how many of the first documents the summary has in full.
         only_shown: read until those are there and no further; bad records before them are not judged.
         workers: processes; 1 does everything in this one.
@@ -75,6 +77,7 @@ class PrepareOptions:
     limits: ReadLimits = DEFAULT_LIMITS
     max_bad: float = 0.001
     limit: int = 0
+    held_out: float = 0.0
     show: int = 0
     only_shown: bool = False
     workers: int = 1
@@ -96,6 +99,7 @@ class PrepareSummary:
     """What preparation did.
 
     ``lengths`` are tokens per document, ``passed`` the files of directories not read, ``shown`` the first documents.
+    Everything counts held-out documents, too; ``held_out`` counts them alone.
     """
 
     inputs: list[InputSummary]
@@ -107,6 +111,7 @@ class PrepareSummary:
     images: int = 0
     image_tokens: int = 0
     shown: list[ShownDocument] = field(default_factory=list)
+    held_out: HeldOutCounts = field(default_factory=HeldOutCounts)
 
     @property
     def documents(self) -> int:
@@ -134,7 +139,8 @@ def prepare(
     """Prepare a corpus.
 
     Args:
-        destination: directory of the corpus; None reads and checks everything and writes nothing.
+        destination: directory of the corpus, and the beginning of the held-out one's name; None reads and checks
+            everything and writes nothing.
         inputs: files and directories, see :func:`~megatron_apriel.data.raw.files.find_sources`.
         model: Hugging Face directory whose tokenizer and ``config.json`` the corpus is made for.
         options: see :class:`PrepareOptions`.
@@ -145,32 +151,35 @@ def prepare(
         OutputError: the destination may not be written.
     """
     found = find_inputs(inputs, options.split, options.limits)
-    output = (
-        whole_directory(destination, overwrite, MANIFEST_FILE, [*inputs, model])
-        if destination is not None
-        else nullcontext(None)
-    )
-    with output as directory:
+    places = directories(Path(destination), options.held_out) if destination is not None else []
+    if destination is not None and not options.held_out:
+        note_earlier(Path(destination))
+    with ExitStack() as outputs:
+        written = [
+            outputs.enter_context(whole_directory(place, overwrite, MANIFEST_FILE, [*inputs, model]))
+            for place in places
+        ]
         table = TokenTable.from_directory(model, options.rounding)
         _see_to_words(table, model, options.correct_words)
         encoder = RecordEncoder(table, options.reading, options.limits)
         with Workers(encoder, options.workers, "Use fewer --workers, or a lower --max-pixels.") as workers:
             summary = PrepareSummary(
-                _recognise_all(found, options), passed=[printable(str(one)) for one in found.passed]
+                _recognise_all(found, options),
+                passed=[printable(str(one)) for one in found.passed],
+                held_out=HeldOutCounts(options.held_out),
             )
             results = workers.in_order(_encoded, _tasks(found.sources, summary.inputs, options))
-            if directory is None:
-                _collect(results, summary, options, table, None)
-                return summary
             manifest = CorpusManifest(
                 tokenizer=table.record, images=table.images, chat_template=exported_template_digest()
             )
-            with CorpusWriter(directory, manifest) as writer:
-                _collect(results, summary, options, table, writer)
+            with ExitStack() as files:
+                writers = [files.enter_context(CorpusWriter(directory, manifest)) for directory in written]
+                _collect(results, summary, options, table, writers)
                 usage = UsageRecord(**summary.usage.record(), passed_over=summary.passed[:KEPT_PROBLEMS])
                 told = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
-                writer.manifest = writer.manifest.model_copy(update=told)
-                writer.close(_problems(summary.problems))
+                for writer, part in zip(writers, summary.held_out.parts(), strict=False):
+                    writer.manifest = writer.manifest.model_copy(update={**told, "part": part})
+                    writer.close(_problems(summary.problems))
     return summary
 
 
@@ -263,9 +272,12 @@ def _collect(
     summary: PrepareSummary,
     options: PrepareOptions,
     table: TokenTable,
-    writer: CorpusWriter | None,
+    writers: Sequence[CorpusWriter],
 ) -> None:
-    """Write and count the documents in the order of the input, then judge the number of bad records."""
+    """Write and count the documents in the order of the input, then judge the number of bad records.
+
+    ``writers``: of all documents; or of those to train on and the held-out ones; or none.
+    """
     problems = summary.problems
     with progress("preparing", total=options.limit or None, unit="records") as step:
         for number, documents in results:
@@ -282,12 +294,14 @@ def _collect(
                 summary.response_tokens += int(document.encoded.responses.sum())
                 summary.images += len(document.images)
                 summary.image_tokens += sum(image_tokens(image.rows, image.columns) for image in document.images)
-                if writer is not None:
-                    writer.add(document.encoded.tokens, document.encoded.responses, document.images)
+                encoded = document.encoded
+                held_out = summary.held_out.add(document.number, len(encoded.tokens))
+                if writers:
+                    writers[held_out].add(encoded.tokens, encoded.responses, document.images)
                 if len(summary.shown) < options.show:
-                    encoded = document.encoded
+                    place = f"{source.path}{', held out' if held_out else ''}"
                     summary.shown.append(
-                        shown_document(table, encoded.tokens, encoded.responses, document.images, source.path)
+                        shown_document(table, encoded.tokens, encoded.responses, document.images, place)
                     )
             step(len(documents))
             if options.only_shown and len(summary.shown) == options.show:
@@ -301,6 +315,8 @@ def _collect(
         summary.usage.check()
     if not summary.documents:
         raise DataError("the inputs hold no documents.", fix="Check --input and --limit.")
+    if not options.only_shown:
+        summary.held_out.check(summary.documents)
 
 
 def _problems(tally: ProblemTally) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_apriel.data.corpus.chat import EncodedDocument, encode_chat, encode_text
 from megatron_apriel.data.corpus.format import StoredImage
+from megatron_apriel.data.corpus.held_out import content_number
 from megatron_apriel.data.corpus.image_size import patch_grid
 from megatron_apriel.data.corpus.stored_images import EncodedImage, encode_for_corpus, picture_pixels
 from megatron_apriel.data.corpus.tokens import TokenTable
@@ -36,11 +37,15 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class PreparedDocument:
-    """A document and its images, ready for :class:`CorpusWriter`, and what the summary says about it."""
+    """A document and its images, ready for :class:`CorpusWriter`, and what the summary says about it.
+
+    ``number`` is that of its content, see :mod:`megatron_apriel.data.corpus.held_out`.
+    """
 
     encoded: EncodedDocument
     images: list[StoredImage]
     remarks: Remarks
+    number: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ class RecordEncoder:
             StoredImage(image.data, image.height, image.width, rows, columns, start)
             for image, (rows, columns), start in zip(images, grids, encoded.image_starts, strict=True)
         ]
-        return PreparedDocument(encoded, stored, document.remarks)
+        number = content_number(encoded.text, (image.data for image in stored))
+        # The text has served; a worker sends back what the corpus needs and no more.
+        return PreparedDocument(replace(encoded, text=""), stored, document.remarks, number)
 
     def _images(self, values: Sequence[ImageValue], loader: ImageLoader) -> list[EncodedImage]:
         """The images as a corpus stores them, which together may take no more than a record may."""

@@ -1,12 +1,10 @@
 """--show of tools/prepare_data.py: what is printed is what the corpus holds, and the marks are those of the loss."""
 
 import gzip
-import importlib.util
 import io
 import json
 import re
 import secrets
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -14,16 +12,6 @@ from PIL import Image
 from megatron_apriel.data.corpus.on_disk import Corpus
 
 MARGIN = re.compile(r"(\+| ) (reasoning|         ) ([|\\]) (.*)")
-
-
-@pytest.fixture(scope="module")
-def run():
-    """The tool's ``main`` with arguments of any type."""
-    place = Path(__file__).parents[4] / "tools" / "prepare_data.py"
-    specification = importlib.util.spec_from_file_location("prepare_data_shown", place)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return lambda *arguments: module.main([str(one) for one in arguments])
 
 
 @pytest.fixture
@@ -58,8 +46,8 @@ def shown(printed: str) -> list[list[tuple[str, ...]]]:
     return [[match.groups() for line in part.splitlines() if (match := MARGIN.fullmatch(line))] for part in parts]
 
 
-def test_a_conversation(run, records, model, capsys):
-    assert run("--input", records / "records.jsonl", "--model", model, "--show", "1") == 0
+def test_a_conversation(prepare_data, records, model, capsys):
+    assert prepare_data("--input", records / "records.jsonl", "--model", model, "--show", "1") == 0
     printed = capsys.readouterr().out
     assert "from " + str(records / "records.jsonl") in printed
     (lines,) = shown(printed)
@@ -82,9 +70,9 @@ def test_a_conversation(run, records, model, capsys):
     assert {bar for _, _, bar, _ in lines} == {"|"}
 
 
-def test_turns_that_are_not_learned_and_parts_of_a_line(run, records, model, capsys):
+def test_turns_that_are_not_learned_and_parts_of_a_line(prepare_data, records, model, capsys):
     inputs = (records / "records.jsonl", records / "texts.jsonl")
-    assert run("--input", *inputs, "--model", model, "--show", "9") == 0
+    assert prepare_data("--input", *inputs, "--model", model, "--show", "9") == 0
     _, conversation, text = shown(capsys.readouterr().out)
     assert ("+", "         ", "|", "Twelve.") in conversation
     assert (" ", "reasoning", "|", "12 + 1.") in conversation
@@ -93,10 +81,10 @@ def test_turns_that_are_not_learned_and_parts_of_a_line(run, records, model, cap
     assert ("+", "         ", "\\", ", 東京!") in text
 
 
-def test_the_lines_are_the_corpus(run, records, model, table, tmp_path, capsys):
+def test_the_lines_are_the_corpus(prepare_data, records, model, table, tmp_path, capsys):
     """Without its margins and with line ends between, a printed text is that of the tokens, learned ones and others."""
     written = tmp_path / "corpus"
-    assert run(written, "--input", records / "records.jsonl", "--model", model, "--show", "2") == 0
+    assert prepare_data(written, "--input", records / "records.jsonl", "--model", model, "--show", "2") == 0
     corpus = Corpus.open(written)
     documents = shown(capsys.readouterr().out)
     assert len(documents) == len(corpus) == 2
@@ -107,13 +95,13 @@ def test_the_lines_are_the_corpus(run, records, model, table, tmp_path, capsys):
     assert learned == tokenizer.decode(corpus.tokens(1)[corpus.responses(1)]).rstrip("\n")
 
 
-def test_no_more_is_read_than_is_shown(run, model, tmp_path, capsys):
+def test_no_more_is_read_than_is_shown(prepare_data, model, tmp_path, capsys):
     """A file that breaks off far behind the shown documents, which is an error for one who reads it to its end."""
     file = tmp_path / "long.jsonl.gz"
     # Text that hardly packs: what a reader unpacks ahead must not reach the end.
     good = "".join(json.dumps({"text": secrets.token_hex(500)}) + "\n" for _ in range(20_000))
     file.write_bytes(gzip.compress(('{"text": 7}\n' + good).encode())[:-1000])
-    assert run("--input", file, "--model", model, "--show", "2", "--workers", "1") == 0
+    assert prepare_data("--input", file, "--model", model, "--show", "2", "--workers", "1") == 0
     printed = capsys.readouterr()
     assert len(shown(printed.out)) == 2
     assert "bad record" in printed.err and "documents" not in printed.out.split("document 2")[1]
@@ -137,11 +125,11 @@ def test_colours_on_a_terminal_only(table):
         assert ("\x1b[" in written) == terminal
 
 
-def test_without_a_destination_something_must_be_asked_for(run, model, tmp_path, capsys):
+def test_without_a_destination_something_must_be_asked_for(prepare_data, model, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"text": "Words."}\n')
     with pytest.raises(SystemExit) as ended:
-        run("--input", tmp_path / "a.jsonl", "--model", model)
+        prepare_data("--input", tmp_path / "a.jsonl", "--model", model)
     assert ended.value.code == 2
     assert "--show" in capsys.readouterr().err
-    assert run("--input", tmp_path / "a.jsonl", "--model", model, "--dry-run") == 0
+    assert prepare_data("--input", tmp_path / "a.jsonl", "--model", model, "--dry-run") == 0
     assert "nothing was written" in capsys.readouterr().out
