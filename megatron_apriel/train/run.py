@@ -62,6 +62,7 @@ from megatron_apriel.planning.mixture_table import mixture_table
 from megatron_apriel.tables import lines_of
 from megatron_apriel.terminal import say
 from megatron_apriel.train.changes import Resumption, check_data, resumption
+from megatron_apriel.train.ending import ending
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.signals import StopRequest, check_time_left
@@ -112,8 +113,7 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
         exported = final.exists() and not outdated.exists()
         if beginning.ended(config) and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:
-                place = final if exported else beginning.newest
-                say(f"{config.stage}: all {config.steps} steps are done; the result is in {place}")
+                say(*ending(config, final if exported else None, beginning.newest))
             return ExitCode.OK
         if not beginning.ended(config):
             alike(lambda: check_time_left(config.faults.save_before_end_of_job_s))
@@ -140,6 +140,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
                 _export(stage, final)
                 if dist.get_rank() == 0:
                     outdated.unlink(missing_ok=True)
+        if code == ExitCode.OK and dist.get_rank() == 0:
+            say(*ending(config, final if config.checkpoint.export else None, store.latest()))
     return code
 
 
