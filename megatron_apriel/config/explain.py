@@ -6,15 +6,16 @@ All findings of a file stand in one message, so that a person corrects them in o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from megatron_apriel.config.fields import dotted, nearest_setting, section_at
+from megatron_apriel.config.peers import answer, find, found_in
 from megatron_apriel.config.schema import Section, StageConfig
 from megatron_apriel.config.yaml_text import Location
-from megatron_apriel.errors import ConfigError, brief, shown
+from megatron_apriel.errors import ConfigError, brief, listed, shown
 
 MOST_SHOWN = 20
 """Mistakes that one message names."""
@@ -85,7 +86,8 @@ def _describe(item: Item, location: Location, whole: type[Section]) -> list[tupl
     """What is wrong, and what would be right; several pairs where a section's own check found several things."""
     kind, value, context = item["type"], item.get("input"), item.get("ctx", {})
     if kind == "extra_forbidden":
-        return [_unknown(location, whole)]
+        words = list(found_in(dotted(location), value)) if whole is StageConfig else []
+        return [(f"{key} is not a setting.", answer(word)) for key, word in words] or [_unknown(location, whole)]
     if kind == "missing":
         return [_missing(location, whole)]
     if kind == "value_error":
@@ -150,6 +152,38 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
         ("model_type", "model_attributes_type", "dict_type"), lambda _: "a section with settings of its own"
     ),
 }
+
+
+def refused_options(words: Sequence[str]) -> ConfigError:
+    """For words of the command line that are no options: a setting is named by ``key=value`` here.
+
+    Args:
+        words: the first of them, and all that follows.
+    """
+    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    lines = []
+    for place, end in zip(options, [*options[1:], len(words)], strict=True):
+        key, equals, value = words[place].lstrip("-").partition("=")
+        following = words[place + 1 : end]
+        lines.append(_option_in_words(key, value if equals else following[0] if following else ""))
+    listing = "\n  ".join(f"{shown(words[place])}: {line}" for place, line in zip(options, lines, strict=True))
+    return ConfigError(
+        f"{listed(words[place] for place in options)}: no such option.",
+        f"Settings of a stage are words of the form key=value.\n  {listing}",
+        "docs/coming_from.md has the words of other trainers, docs/configuration.md all settings.",
+    )
+
+
+def _option_in_words(option: str, value: str) -> str:
+    key = option.replace("-", "_")
+    location: Location = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+    section = section_at(location[:-1])
+    if section is not None and location[-1] in section.model_fields:
+        return f"write {brief(f'{key}={value}')}"
+    if (word := find(key)) is not None:
+        return answer(word) + (f" Write {brief(f'{word.here[0]}={value}')}" if word.same and value else "")
+    near = nearest_setting(location)
+    return f"did you mean {near}={brief(value)}?" if near is not None else "there is no such setting."
 
 
 def not_a_mapping(path: str, value: Any) -> ConfigError:

@@ -1,6 +1,7 @@
 """All settings as one Markdown table, made from the schema: ``python -m megatron_apriel.config.reference``.
 
-``docs/configuration.md`` holds its output; ``--update docs/configuration.md`` puts it there anew.
+``docs/configuration.md`` holds its output; ``--update docs/configuration.md`` puts it there anew. The same does
+``--update docs/coming_from.md`` for the table of other trainers' words.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from pydantic_core import PydanticUndefined
 
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.fields import all_settings, holds_list, section_of
+from megatron_apriel.config.peers import WORDS
 from megatron_apriel.config.schema import KeepPolicy, Section, parse_factor
 from megatron_apriel.errors import ConfigError, run_command
 from megatron_apriel.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 from megatron_apriel.terminal import say
-
-BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 
 _WRITTEN: dict[Any, str] = {
     parse_count: "count, as `4Mi`, `20B`",
@@ -36,6 +36,15 @@ def table() -> str:
     """The Markdown table of all settings."""
     rows = ["| setting | value | default | meaning |", "|---|---|---|---|"]
     rows += [f"| {' | '.join(row)} |" for row in _rows()]
+    return "\n".join(rows)
+
+
+def words_table() -> str:
+    """The Markdown table of other trainers' words."""
+    rows = ["| there | here | how |", "|---|---|---|"]
+    for word in WORDS:
+        there, here = (" ".join(f"`{name}`" for name in names) for names in (word.names, word.here))
+        rows.append(f"| {there} | {here or '-'} | {word.how} |")
     return "\n".join(rows)
 
 
@@ -98,12 +107,20 @@ def _default(field: FieldInfo, section: type[Section] | None) -> str:
     return f"`{value}`" if str(value) else "empty"
 
 
+_TABLES = {"settings": table, "words": words_table}
+"""By the name in the marks between which a page has each."""
+
+
 def updated(text: str) -> str:
-    """``text`` with the table between its two marks made anew. Raises ConfigError if the marks are missing."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ConfigError(f"the text has no marks {BEGIN} and {END}.", "The table is put between them.")
-    return pattern.sub(lambda _: f"{BEGIN}\n{table()}\n{END}", text)
+    """``text`` with the tables between their marks made anew. Raises ConfigError if it has none."""
+    found = re.findall(r"<!-- (\w+): begin -->.*<!-- \1: end -->", text, re.DOTALL)
+    if not (names := [name for name in found if name in _TABLES]):
+        marks = ", ".join(f"<!-- {name}: begin --> and <!-- {name}: end -->" for name in _TABLES)
+        raise ConfigError(f"the text has no marks {marks}.", "A table is put between them.")
+    for name in names:
+        begin, end, made = f"<!-- {name}: begin -->", f"<!-- {name}: end -->", _TABLES[name]()
+        text = f"{text[: text.index(begin)]}{begin}\n{made}\n{text[text.index(end) :]}"
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from megatron_apriel.command_line import CommandLine, above_zero
+from megatron_apriel.config.explain import refused_options
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import run_command
@@ -62,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         help="with --dry-run: corpora that do not exist yet are errors, not notes; those that do are always checked",
     )
     # Intermixed, so that overrides may also stand after options.
-    arguments = parser.parse_intermixed_args(argv)
+    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        raise refused_options(unknown)
     config = load_stage(arguments.stage, arguments.overrides)
     if arguments.dry_run and arguments.change:
         parser.error("--change goes with a run, not with --dry-run")

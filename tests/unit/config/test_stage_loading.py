@@ -111,7 +111,7 @@ def test_unknown_key_names_the_nearest(stage: Path) -> None:
         in refusal(stage, "mixture.1.wieght=1")
     )
     assert "Did you mean parallel.tensor?" in refusal(stage, "tensor=4")
-    assert "Did you mean sequence_length?" in refusal(stage, "sequence_len=4")
+    assert "Did you mean sequence_length?" in refusal(stage, "sequence_lenght=4")
     assert "Settings of recompute: mode, layers." in refusal(stage, "recompute.granularity=4")
 
 
