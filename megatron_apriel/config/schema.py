@@ -365,6 +365,32 @@ class ValidationSection(Section):
     _labels = field_validator("corpora")(_unique_labels)
 
 
+class SamplePrompt(Section):
+    """Something to say to the model: a text, or a text and an image."""
+
+    text: Annotated[str, Field(min_length=1, max_length=10_000)]
+    """What the model is asked, or a text that it continues."""
+    image: PathValue | None = None
+    """File of an image that stands before the text."""
+
+
+def _prompt(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
+class SamplesSection(Section):
+    """What the model says to fixed prompts, its likeliest token each time, every so many steps and at the end."""
+
+    prompts: Annotated[list[Annotated[SamplePrompt, BeforeValidator(_prompt)]], Field(min_length=1, max_length=32)]
+    """Texts, or sections with `text` and `image`."""
+    every: Annotated[Whole, Field(ge=1)] = 500
+    """Steps between two times."""
+    max_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 64
+    """Longest answer. Each token of it takes a forward pass over prompt and answer."""
+    chat: bool = True
+    """A prompt is a user's turn, answered by the assistant; `false`: a plain text, continued."""
+
+
 class LoggingSection(Section):
     """Where figures go, besides the console and ``OUTPUT/metrics.jsonl``."""
 
@@ -426,6 +452,8 @@ class StageConfig(Section):
     """Saving."""
     validation: ValidationSection | None = None
     """Held-out loss; `null`: not measured."""
+    samples: SamplesSection | None = None
+    """Generations of fixed prompts; `null`: none."""
     logging: LoggingSection = LoggingSection()
     """Logging."""
     faults: FaultSection = FaultSection()
@@ -489,6 +517,11 @@ class StageConfig(Section):
         if self.attention == "flash" and self.precision.compute == "fp32":
             problems.append(
                 f"attention=flash needs precision.compute=bf16, not {self.precision.compute}; set attention=auto"
+            )
+        if self.samples is not None and self.precision.fp8 == "delayed":
+            problems.append(
+                "samples need another precision.fp8 than delayed: its scales follow all passes, and those of samples"
+                " would change what is trained; set samples=null, or fp8=tensorwise or blockwise"
             )
         if self.batch_tokens % self.sequence_length:
             below = self.batch_tokens // self.sequence_length * self.sequence_length

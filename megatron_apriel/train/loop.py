@@ -34,6 +34,7 @@ from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.terminal import say
 from megatron_apriel.train.averages import SinceLastRecord
 from megatron_apriel.train.metrics import Metrics
+from megatron_apriel.train.samples import Sampler
 from megatron_apriel.train.signals import StopRequest
 from megatron_apriel.train.step_result import Shared, StepResult
 from megatron_apriel.train.trainer import Trainer
@@ -56,6 +57,7 @@ class Stage:
     store: CheckpointStore
     metrics: Metrics
     sidecars: KeptSidecars
+    sampler: Sampler | None = None
     finished_steps: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -131,6 +133,8 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
             stage.validation_due = stopping  # then before the next step, whoever makes it
             if not stopping:
                 _validate(stage)
+        if config.samples and not stopping and (done or stage.finished_steps % config.samples.every == 0):
+            _sample(stage, stop)
         if done or stopping or stage.finished_steps % config.checkpoint.every == 0:
             _save(stage, background=config.checkpoint.background and not (done or stopping))
             saved = stage.finished_steps
@@ -297,6 +301,14 @@ def _validate(stage: Stage) -> None:
         loss_by_source=_by_source(labels, result),
         **result.figures,
     )
+
+
+def _sample(stage: Stage, stop: StopRequest) -> None:
+    """Continue the fixed prompts; nothing is recorded where the run is asked to stop meanwhile."""
+    assert stage.sampler is not None, "made where the configuration has samples"
+    record = stage.sampler.record(stage.trainer, stage.device, stop)
+    if record is not None:
+        stage.metrics.write("samples", stage.finished_steps, steps=stage.config.steps, **record)
 
 
 def _save(stage: Stage, background: bool) -> None:

@@ -1,10 +1,10 @@
 """Where a run's figures go: console, ``metrics.jsonl``, TensorBoard, Weights & Biases. Written by rank 0 only.
 
 ``metrics.jsonl`` is always written and is what other programs should read: one JSON object a line, with ``kind``
-(``source``, ``resumed``, ``changed``, ``step``, ``validation``, ``skipped``, ``empty``, ``checkpoint``, ``end``) and
-``step``. A resumed run appends; where it repeats steps that a killed attempt had already logged, the later line counts.
-A checkpoint that was written in the background has the step that it holds, and its line comes when it is whole: after
-later steps'.
+(``source``, ``resumed``, ``changed``, ``step``, ``validation``, ``samples``, ``skipped``, ``empty``, ``checkpoint``,
+``end``) and ``step``. A resumed run appends; where it repeats steps that a killed attempt had already logged, the later
+line counts. A checkpoint that was written in the background has the step that it holds, and its line comes when it is
+whole: after later steps'.
 
 A step's record has the figures of that step, and under ``since_last`` those of all steps since the last record
 (``averages.py``), which are what console and plots show.
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.errors import ConfigError, printable
+from megatron_apriel.errors import ConfigError, brief, printable
 from megatron_apriel.formats.run_record import change_in_words
 from megatron_apriel.terminal import note, say
-from megatron_apriel.train.wandb_run import begin_wandb
+from megatron_apriel.train.wandb_run import begin_wandb, wandb_table
 
 
 class Sink(Protocol):
@@ -56,7 +56,7 @@ class Console:
     def write(self, record: Mapping[str, Any]) -> None:
         formatter = getattr(self, f"_{record['kind']}", None)
         if formatter is not None and (line := formatter(record)):
-            say(line)
+            say(*line) if isinstance(line, list) else say(line)
 
     def _step(self, record: Mapping[str, Any]) -> str:
         record = in_curves(record)
@@ -74,6 +74,15 @@ class Console:
     def _validation(self, record: Mapping[str, Any]) -> str:
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in record["loss_by_source"].items())
         return f"step {record['step']}/{record['steps']} | held-out loss {losses}"
+
+    def _samples(self, record: Mapping[str, Any]) -> list[str]:
+        lines = []
+        for sample in record["samples"]:
+            lines.append(f"step {record['step']}/{record['steps']} | sample: {prompt_in_words(sample)}")
+            lines += [f"    {line}" for line in sample["text"].split("\n")]
+            if not sample["ended"]:
+                lines[-1] += " ..."
+        return lines
 
     def _skipped(self, record: Mapping[str, Any]) -> str:
         return (
@@ -129,6 +138,11 @@ class JsonLines:
         self._file.close()
 
 
+def prompt_in_words(sample: Mapping[str, Any]) -> str:
+    """What the model was asked, on one line."""
+    return brief(f"[{sample['image']}] {sample['prompt']}" if sample["image"] else sample["prompt"], 200)
+
+
 def in_curves(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """A record as a person sees it: of a step, with the figures of all steps since the last record for its own."""
     return {**record, **record.get("since_last", {})}
@@ -164,6 +178,10 @@ class TensorBoard:
     def write(self, record: Mapping[str, Any]) -> None:
         for name, number in _scalars(record).items():
             self._writer.add_scalar(name, number, record["step"])
+        for place, sample in enumerate(record.get("samples", ()), start=1):
+            # Indented: shown letter by letter, not as markup.
+            text = "\n".join(f"    {line}" for line in sample["text"].split("\n"))
+            self._writer.add_text(f"samples/{place}: {prompt_in_words(sample)}", text, record["step"])
         self._writer.flush()
 
     def close(self) -> None:
@@ -178,7 +196,10 @@ class WeightsAndBiases:
         self._newest = 0
 
     def write(self, record: Mapping[str, Any]) -> None:
-        scalars = _scalars(record)
+        scalars: dict[str, Any] = dict(_scalars(record))
+        if samples := record.get("samples"):
+            rows = [[record["step"], prompt_in_words(sample), sample["text"]] for sample in samples]
+            scalars["samples/texts"] = wandb_table(["step", "prompt", "text"], rows)
         if scalars:
             # Figures of an earlier step, a checkpoint's that was written in the background, would be dropped.
             self._newest = max(self._newest, record["step"])

@@ -30,6 +30,7 @@ from megatron_apriel.config.schema import PrecisionSection, StageConfig
 from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS
+from megatron_apriel.data.loading.prompts import Prompts
 from megatron_apriel.data.loading.sources import check_tokenizer
 from megatron_apriel.data.loading.stage_data import StageData
 from megatron_apriel.errors import (
@@ -65,6 +66,7 @@ from megatron_apriel.train.changes import Resumption, check_data, resumption
 from megatron_apriel.train.ending import ending
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
+from megatron_apriel.train.samples import Sampler
 from megatron_apriel.train.signals import StopRequest, check_time_left
 from megatron_apriel.train.trainer import Trainer
 
@@ -315,6 +317,7 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
         for source in loader.sources:
             metrics.write("source", beginning.finished_steps, **source.figures())
         sidecars = alike(lambda: _keep_sidecars(config, beginning))
+        sampler = alike(lambda: _sampler(config, beginning, loader))
 
         def initialise(chunks: list[AprielModel]) -> None:
             report = load_weights(chunks, config.init_from, architecture)
@@ -338,6 +341,7 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
             store=store,
             metrics=metrics,
             sidecars=sidecars,
+            sampler=sampler,
             finished_steps=beginning.finished_steps,
             skipped=state.skipped if state is not None else 0,
             skipped_in_a_row=state.skipped_in_a_row if state is not None else 0,
@@ -390,6 +394,18 @@ def _loaders(
         sources = [*loader.sources, *(validation.sources if validation is not None else [])]
         check_tokenizer({source.corpus.path: source.corpus.manifest for source in sources}, directory)
     return loader, validation
+
+
+def _sampler(config: StageConfig, beginning: _Beginning, loader: TrainingLoader) -> Sampler | None:
+    """What continues the stage's prompts, with the tokenizer of the model that the run begins or resumes from."""
+    if config.samples is None:
+        return None
+    layout, directory = beginning.layout, sidecar_directory(beginning.newest or config.init_from)
+    place = DataPlace.of(layout, dist.get_rank())
+    rules = (source.corpus.manifest.images for source in loader.sources)
+    rule = next((rule for rule in rules if rule is not None), None)
+    prompts = Prompts(config, beginning.architecture, place, directory, rule.rounding if rule is not None else "floor")
+    return Sampler(config.samples, prompts, place, layout.pipeline if layout.virtual > 1 else 1)
 
 
 def _keep_sidecars(config: StageConfig, beginning: _Beginning) -> KeptSidecars:

@@ -93,14 +93,24 @@ class Trainer:
             clip=self.config.optimizer.clip,
         )
 
-    def evaluate(self, batches: Iterable[Batch], micro_batches: int, sources: int = 1) -> StepResult:
-        """The objective on ``micro_batches`` batches of each rank, which come from ``sources`` sources; collective."""
+    def evaluate(
+        self,
+        batches: Iterable[Batch],
+        micro_batches: int,
+        sources: int = 1,
+        objective: Objective | None = None,
+        sequence_length: int | None = None,
+    ) -> StepResult:
+        """An objective on ``micro_batches`` batches of each rank, which come from ``sources`` sources; collective.
+
+        Objective and length of the sequences are those of training where they are None.
+        """
         return evaluate(
             self.wrapped,
-            self.objective,
+            objective or self.objective,
             batches,
             micro_batches=micro_batches,
-            sequence_length=self.config.sequence_length,
+            sequence_length=sequence_length or self.config.sequence_length,
             sources=sources,
         )
 

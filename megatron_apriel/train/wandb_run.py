@@ -1,4 +1,4 @@
-"""The beginning of a run at Weights & Biases, refused before training where nobody is logged in.
+"""A run at Weights & Biases: its beginning, refused before training where nobody is logged in, and its tables.
 
 Asked for a run without a login, wandb would wait at the terminal for a key, or end in a job with a traceback.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import netrc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,6 +52,13 @@ def begin_wandb(config: StageConfig) -> Any:
         )
     except wandb.Error as error:
         raise ConfigError(f"logging.wandb={config.logging.wandb}, and wandb refuses: {error}", fix=_FIX) from None
+
+
+def wandb_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:
+    """Texts as wandb shows them, a row each."""
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
 
 def _logged_in(settings: Any) -> bool:

@@ -82,6 +82,7 @@ def render_chat(
     *,
     bos_token: str = "<s>",
     eos_token: str = "</s>",
+    generation_prompt: bool = False,
 ) -> tuple[str, list[tuple[int, int]]]:
     """Render a conversation and report which characters the model itself would have written.
 
@@ -89,6 +90,7 @@ def render_chat(
         messages: dictionaries with ``role`` and ``content``, as for ``tokenizer.apply_chat_template``.
         tools: JSON schemas of the tools that the system turn offers.
         bos_token, eos_token: as in the tokenizer.
+        generation_prompt: end with the opening of the assistant's answer.
 
     Returns:
         The text, and pairs of first character and the one after the last.
@@ -107,6 +109,7 @@ def render_chat(
             return_assistant_tokens_mask=True,
             bos_token=bos_token,
             eos_token=eos_token,
+            add_generation_prompt=generation_prompt,
         )
     except (jinja2.TemplateError, TypeError) as error:
         raise BadRecord(f"the chat template refuses the conversation: {error}") from None
@@ -121,6 +124,7 @@ def encode_chat(
     most_characters: int = DEFAULT_LIMITS.text_characters,
     *,
     learned: Sequence[bool] = (),
+    generation_prompt: bool = False,
 ) -> EncodedDocument:
     """Turn a conversation into ids, response flags and image positions.
 
@@ -130,6 +134,7 @@ def encode_chat(
         grids: rows and columns of patches of each image, in the order of their parts.
         most_characters: of the rendered text.
         learned: for each message of the assistant, whether its tokens are responses; all are, if it is empty.
+        generation_prompt: end with the opening of an answer, for the model to go on.
 
     Raises:
         BadRecord: the template refuses the conversation, ``grids`` does not match its images, or it is too long.
@@ -141,7 +146,13 @@ def encode_chat(
     if marked:
         messages, tools = table.mark_control_tokens(list(messages)), table.mark_control_tokens(list(tools or ()))
     tokenizer = table.tokenizer
-    text, spans = render_chat(messages, tools, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    text, spans = render_chat(
+        messages,
+        tools,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        generation_prompt=generation_prompt,
+    )
     _check_length(len(text), most_characters)
     if learned:
         spans = [span for span, wanted in zip(spans, learned, strict=True) if wanted]

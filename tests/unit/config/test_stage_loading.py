@@ -368,3 +368,20 @@ def test_loading_imports_no_torch(stage: Path) -> None:
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_samples_are_texts_or_sections(stage: Path) -> None:
+    config = load_stage(stage, ["samples={prompts: [Hi, {text: See, image: a.png}], every: 2}"])
+    assert config.samples is not None
+    assert [(prompt.text, prompt.image) for prompt in config.samples.prompts] == [("Hi", None), ("See", Path("a.png"))]
+    assert load_stage(stage).samples is None
+    for override, message in (
+        ("samples={prompts: []}", "at least 1 value"),
+        ("samples={prompts: [3]}", "samples.prompts.0=3 is not possible"),
+        ("samples={prompts: [Hi], max_tokens: 0}", "at least 1"),
+        ("samples={prompts: [{text: Hi, picture: a.png}]}", "samples.prompts.0.picture is not a setting"),
+    ):
+        assert message in refusal(stage, override)
+    assert "another precision.fp8 than delayed" in refusal(
+        stage, "samples={prompts: [Hi]}", "precision={compute: bf16, fp8: delayed}"
+    )
