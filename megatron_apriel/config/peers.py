@@ -125,8 +125,8 @@ WORDS: tuple[Word, ...] = (
     ),
     _row(
         "num_train_epochs num_epochs max_epochs n_epochs",
-        "tokens",
-        "Passes x tokens of the corpus, which corpus.json counts.",
+        "epochs",
+        "The same number, in place of tokens; in a mixture, passes over the source that its weight uses up first.",
     ),
     _row(
         "max_steps train_iters training.steps",

@@ -57,7 +57,7 @@ def test_every_word_leads_to_a_setting_and_stands_once() -> None:
     [
         ("learning_rate: 1.0e-4", "learning_rate", "Here: optimizer.peak. The same value."),
         ("gradient_accumulation_steps: 8", "gradient_accumulation_steps", "Here: batch_tokens. per-device batch x"),
-        ("num_train_epochs: 3", "num_train_epochs", "Here: tokens."),
+        ("num_train_epochs: 3", "num_train_epochs", "Here: epochs."),
         ("cutoff_len: 4096", "cutoff_len", "Here: sequence_length."),
         ("lora_rank: 8", "lora_rank", "no LoRA"),
         ("freeze_vit: true", "freeze_vit", "Here: train.tower. true: frozen."),
