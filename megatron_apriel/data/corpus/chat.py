@@ -34,6 +34,11 @@ MOST_MESSAGES = 10_000
 
 IMAGE_MARKER = "\ufdd2"
 """Of an image in a plain document's ``text``; a code point that no text in use contains."""
+ALIKE_TEMPLATES = frozenset({
+    # Did not cut an answer at [END FINAL RESPONSE] in every branch, which is for what clients send back.
+    "1df2c597ea0a1ac622a6a7d8a12f4215129a86dd8cb8ade9cf227922b9463e09",
+})  # fmt: skip
+"""Digests of earlier templates that rendered what was prepared to the same tokens; their corpora are as good."""
 
 _GENERATION_TAG = re.compile(r"\s*\{%-\s*(?:end)?generation\s*-%\}\n?")
 
@@ -74,6 +79,11 @@ def exported_chat_template() -> str:
 def exported_template_digest() -> str:
     """SHA-256 of the template, by which a corpus remembers how its conversations were rendered."""
     return hashlib.sha256(exported_chat_template().encode()).hexdigest()
+
+
+def renders_alike(digest: str) -> bool:
+    """Whether the template of this digest rendered what was prepared as the exported one does; "" is not known."""
+    return digest in ("", exported_template_digest(), *ALIKE_TEMPLATES)
 
 
 def render_chat(

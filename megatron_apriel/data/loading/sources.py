@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
-from megatron_apriel.data.corpus.chat import exported_template_digest
+from megatron_apriel.data.corpus.chat import exported_template_digest, renders_alike
 from megatron_apriel.data.corpus.format import CorpusManifest, TokenizerRecord
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.processor_files import longest_side
@@ -187,11 +187,10 @@ def check_fits(
             "Words that are marked as not to be learned would be learned.",
             f"Set loss of source {section.label!r} to responses, or prepare the corpus with --ignore for the marks.",
         )
-    template = exported_template_digest()
-    if counts.response_tokens and manifest.chat_template not in ("", template):
+    if counts.response_tokens and not renders_alike(manifest.chat_template):
         raise DataError(
             f"{section.corpus}: its conversations were rendered by chat template {manifest.chat_template[:12]}, and "
-            f"this version of the project exports {template[:12]}.",
+            f"this version of the project exports {exported_template_digest()[:12]}.",
             "The model would be served with another format than it learned.",
             "Prepare the corpus again, or train with the version that prepared it.",
         )

@@ -34,7 +34,7 @@ from megatron_apriel.data.raw.pictures import (
     split_named,
 )
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.reasoning import RESPONSE_OPENING, taken_reasoning
+from megatron_apriel.data.raw.reasoning import RESPONSE_CLOSING, RESPONSE_OPENING, taken_reasoning
 from megatron_apriel.data.raw.turns import CALLING, Turn
 
 _WITH_IMAGES = ("user", "tool_result")
@@ -262,9 +262,12 @@ def _message(turn: Turn) -> dict[str, Any]:
     if not said and not turn.calls:
         thought = "only thinks, and " if turn.reasoning else ""
         raise BadRecord(f"{turn.where}: the assistant {thought}says nothing")
+    cut = RESPONSE_OPENING in said or RESPONSE_CLOSING in said or RESPONSE_CLOSING in turn.reasoning
     if turn.reasoning:
         message["reasoning_content"] = turn.reasoning
-    elif said.startswith("<think>") or "</think>" in said.partition("<think>")[0] or RESPONSE_OPENING in said:
+    elif said.startswith("<think>") or "</think>" in said.partition("<think>")[0]:
+        cut = True
+    if cut:
         raise BadRecord(f"{turn.where}: the answer holds tags of reasoning that servers would cut it at")
     if turn.calls:
         message["tool_calls"] = [{"function": call["function"]} for call in turn.calls]

@@ -80,9 +80,16 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
         return reasoning.strip().removeprefix(REASONING_OPENING).strip(), rest.partition(RESPONSE_CLOSING)[0].strip()
     if stages := _STAGES.fullmatch(text):
         return "\n\n".join(stage.strip() for stage in stages.groups()[:3]), stages[4].strip()
+    text = _without_end(text)
     if text.startswith(("<|channel|>", "<|start|>")):
         return _channels(text, where)
     return _tagged(text, where)
+
+
+def _without_end(text: str) -> str:
+    """An answer without the end of the turn that the model wrote behind it and a server left there."""
+    answer, _, behind = text.partition(RESPONSE_CLOSING)
+    return text if behind.replace("<|end|>", "").replace("</s>", "").strip() else answer.strip()
 
 
 def looks_unrecognised(answer: str) -> bool:

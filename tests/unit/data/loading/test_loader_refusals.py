@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from loader_cases import DECODER, MODEL, TOWER, stage
 
-from megatron_apriel.data.corpus.chat import exported_chat_template
+from megatron_apriel.data.corpus.chat import ALIKE_TEMPLATES, exported_chat_template
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.tokens import load_tokenizer, tokenizer_digest
 from megatron_apriel.data.loading.loader import TrainingLoader
@@ -66,7 +66,7 @@ def test_corpora_of_different_tokenizers_are_refused(corpora, tmp_path):
 def test_conversations_rendered_by_another_template_are_refused(tmp_path):
     """Plain documents were not rendered, and corpora of early versions do not say."""
     corpora_, now = {}, hashlib.sha256(exported_chat_template().encode()).hexdigest()
-    for name, digest in (("now", now), ("early", ""), ("other", "e" * 64)):
+    for name, digest in (("now", now), ("early", ""), ("alike", min(ALIKE_TEMPLATES)), ("other", "e" * 64)):
         corpora_[name] = write_corpus(tmp_path / name, [40, 30]).path
         corpora_[f"plain {name}"] = write_corpus(tmp_path / f"plain_{name}", [40, 30], responses=False).path
         for path in (corpora_[name], corpora_[f"plain {name}"]):
