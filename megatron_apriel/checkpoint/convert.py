@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_apriel.checkpoint.image_tokens import break_and_end_ids
-from megatron_apriel.checkpoint.tekken_processor import write_processor
+from megatron_apriel.checkpoint.tekken_processor import TEKKEN, settle_tekken
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes, cast
 from megatron_apriel.checkpoint.weights import Weights, open_weights
 from megatron_apriel.errors import CheckpointError
@@ -138,6 +138,12 @@ def plan_conversion(
         name_word_fault(sidecars)
     params = _params(sidecars, architecture) if to is Kind.MISTRAL else None
     conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params, correct_words)
+    if to is Kind.MISTRAL and not (sidecars / TEKKEN).is_file():
+        note(
+            f"note: {sidecars} has no {TEKKEN}, so the result has no tokenizer that Mistral's tools and vLLM read."
+            f" Copy the {TEKKEN} of the model that training began from into it; Pixtral's is in"
+            " mistralai/Pixtral-12B-2409 on Hugging Face."
+        )
     if to is not Kind.MISTRAL:
         _config(conversion)
         if (sidecars / PARAMS).is_file():
@@ -191,9 +197,7 @@ def _write_safetensors(conversion: Conversion, directory: Path, step: Any) -> No
 def _hf_sidecars(conversion: Conversion, directory: Path) -> None:
     given = sidecar_directory(conversion.path)
     write_hf_sidecars(directory, given, _config(conversion), correct_words=conversion.correct_words)
-    tekken = given / "tekken.json"
-    if tekken.is_file() and not (directory / "tokenizer.json").exists():
-        write_processor(tekken, conversion.architecture, directory)
+    settle_tekken(directory, conversion.architecture)
 
 
 def _mistral_sidecars(conversion: Conversion, directory: Path) -> None:

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
+from megatron_apriel.checkpoint.tekken_processor import settle_tekken
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes
 from megatron_apriel.checkpoint.training_state import unwrapped
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.hf_directory import write_hf_sidecars
+from megatron_apriel.formats.hf_directory import set_chat_template, write_hf_sidecars
 from megatron_apriel.formats.kinds import config_for, sidecar_directory
 from megatron_apriel.formats.megatron_parameters import Parameter, Split, parameters
 from megatron_apriel.formats.tensor_files import TensorSpec
@@ -78,7 +79,10 @@ def export_hf(
         with whole_directory(destination, overwrite) as partial:
             given = sidecar_directory(sidecars)
             _write_weights(partial, architecture, gathered, dtype, max_shard_size)
-            write_hf_sidecars(partial, given, config_for(architecture, given, name), chat_template)
+            write_hf_sidecars(partial, given, config_for(architecture, given, name))
+            settle_tekken(partial, architecture)
+            if chat_template is not None:
+                set_chat_template(partial, chat_template)
     except Exception as error:
         failure = error
         for _ in gathered:  # the others are sending, and would wait for ever

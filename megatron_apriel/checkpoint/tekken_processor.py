@@ -1,5 +1,8 @@
 """Tokenizer and processor for transformers, from Mistral's ``tekken.json``.
 
+transformers prefers a ``tekken.json`` to the tokenizer and chat template beside it where a model is text-only, and
+renders another format than the model was trained on.
+
 Mistral's own form carries one file for text and images alike; a Hugging Face directory wants a tokenizer in its own
 format and the image processor's sizes. transformers does the conversion.
 """
@@ -10,6 +13,29 @@ from pathlib import Path
 
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.hf_directory import set_tokenizer_class
+from megatron_apriel.formats.word_pattern import TOKENIZER_FILE
+
+TEKKEN = "tekken.json"
+
+
+def settle_tekken(directory: Path, architecture: Architecture) -> None:
+    """Make the tokenizer of a written Hugging Face directory one that transformers reads beside its chat template.
+
+    Where there is only a ``tekken.json``, tokenizer and processor are made of it. Beside a text-only model it is then
+    taken away.
+
+    Raises:
+        CheckpointError: ``tekken.json`` is damaged.
+    """
+    tekken = directory / TEKKEN
+    if not tekken.is_file():
+        return
+    if not (directory / TOKENIZER_FILE).exists():
+        write_processor(tekken, architecture, directory)
+        set_tokenizer_class(directory)
+    if architecture.tower is None:
+        tekken.unlink()
 
 
 def write_processor(tekken: Path, architecture: Architecture, directory: Path) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.sidecars import GENERATION, write_sidecars
+from megatron_apriel.formats.word_pattern import TOKENIZER_FILE
 
 SAMPLING = {"do_sample": True, "temperature": 0.6}
 """How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
 _BOS, _EOS, _PAD = 1, 2, 11
 """Tekken's ids."""
 _ANSWERS = (
@@ -38,15 +40,36 @@ def write_hf_sidecars(
     # All of it as given, or all of it the recipe's: halves of two would contradict each other.
     sampling = SAMPLING if all(chosen.get(name) is None for name in _ANSWERS) else {}
     write_json(directory / GENERATION, {**standard, **chosen, **sampling})
+    set_tokenizer_class(directory)
     if chat_template is not None:
-        _set_chat_template(directory, chat_template)
+        set_chat_template(directory, chat_template)
 
 
-def _set_chat_template(directory: Path, template: str) -> None:
+def set_tokenizer_class(directory: Path) -> None:
+    """Name the generic tokenizer as transformers 4 and 5 both know it, and what it gives that models take.
+
+    Version 5 writes ``TokenizersBackend``, which version 4 does not know; that in turn gives ``token_type_ids`` where
+    it is not told otherwise, which ``generate`` refuses, and wants further special tokens under their older name.
+    """
+    file = directory / TOKENIZER_CONFIG
+    if not file.exists() or not (directory / TOKENIZER_FILE).exists():
+        return
+    given = read_json(file)
+    if given.get("tokenizer_class") not in (None, "TokenizersBackend", "PreTrainedTokenizerFast"):
+        return
+    fields = {"model_input_names": ["input_ids", "attention_mask"], **given}
+    fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    if fields != given:
+        write_json(file, fields)
+
+
+def set_chat_template(directory: Path, template: str) -> None:
     """One template in one place: transformers 5 reads chat_template.jinja, and older places would contradict it."""
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     (directory / "chat_template.json").unlink(missing_ok=True)
-    for name in ("tokenizer_config.json", "processor_config.json"):
+    for name in (TOKENIZER_CONFIG, "processor_config.json"):
         file = directory / name
         if file.exists():
             fields = read_json(file)
