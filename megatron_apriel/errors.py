@@ -150,6 +150,10 @@ class TransientError(AprielError):
     """A failure that may pass by itself: a port that is taken, another run's lock, a rank that did not come."""
 
 
+class ServerError(AprielError):
+    """A server that cannot be reached, refuses, or answers something else than was asked."""
+
+
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command line's ``main`` and return its exit code; every tool ends with ``sys.exit(run_command(main))``.
 

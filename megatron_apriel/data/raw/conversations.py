@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_apriel.data.raw.accounts import account
 from megatron_apriel.data.raw.calls import order_of_results, tools_of
+from megatron_apriel.data.raw.chat_markers import RESPONSE_CLOSING, RESPONSE_OPENING
 from megatron_apriel.data.raw.documents import Conversation, ImageValue, Remarks
 from megatron_apriel.data.raw.fields import Fields, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
@@ -34,7 +35,7 @@ from megatron_apriel.data.raw.pictures import (
     split_named,
 )
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.reasoning import RESPONSE_CLOSING, RESPONSE_OPENING, taken_reasoning
+from megatron_apriel.data.raw.reasoning import taken_reasoning
 from megatron_apriel.data.raw.turns import CALLING, Turn
 
 _WITH_IMAGES = ("user", "tool_result")

@@ -16,12 +16,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from megatron_apriel.data.raw.chat_markers import (
+    END_OF_TURN,
+    REASONING_OPENING,
+    RESPONSE_CLOSING,
+    RESPONSE_OPENING,
+)
 from megatron_apriel.data.raw.fields import Fields, kind_of, text_of
 from megatron_apriel.data.raw.problems import BadRecord
-
-REASONING_OPENING = "Here are my reasoning steps:"
-RESPONSE_OPENING, RESPONSE_CLOSING = "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"
-"""Tags of the chat format, in answers that were taken from a model as it wrote them."""
 
 _THOUGHT = r"(?:seed:)?(?:inner[_ ]|chain[_ ]of[_ ])?(?:think(?:ing)?|thoughts?|reasoning)"
 _ANSWER = r"(?:final[_ ])?(?:answer|solution|response|output)"
@@ -89,7 +91,7 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
 def _without_end(text: str) -> str:
     """An answer without the end of the turn that the model wrote behind it and a server left there."""
     answer, _, behind = text.partition(RESPONSE_CLOSING)
-    return text if behind.replace("<|end|>", "").replace("</s>", "").strip() else answer.strip()
+    return text if behind.replace(END_OF_TURN, "").replace("</s>", "").strip() else answer.strip()
 
 
 def looks_unrecognised(answer: str) -> bool:

@@ -1,0 +1,209 @@
+"""An answer in the trained format, divided into reasoning, final content and tool calls while it is being written.
+
+The prompt ends with the words that open the reasoning, so an answer reads::
+
+    Two and two.
+    [BEGIN FINAL RESPONSE]
+    Let me look.
+    <tool_calls>[{"name": "weather", "arguments": {"city": "Oslo"}}]</tool_calls>
+    [END FINAL RESPONSE]
+    <|end|>
+
+The markers are plain text of several tokens, and text arrives cut anywhere. What may be the beginning of a marker is
+held back until it is one or is not; so is white space, which belongs to a part only if more of the part follows. What
+was given out is never taken back, and joined it is what the whole text gives at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from megatron_apriel.data.raw.chat_markers import (
+    CALLS_CLOSING,
+    CALLS_OPENING,
+    REASONING_OPENING,
+    RESPONSE_CLOSING,
+    RESPONSE_OPENING,
+)
+from megatron_apriel.errors import brief
+from megatron_apriel.generate.answer import Answer, Part, Piece
+from megatron_apriel.generate.conversation import ToolCall
+
+_NEXT: dict[Part, dict[str, Part | None]] = {
+    Part.REASONING: {RESPONSE_OPENING: Part.CONTENT, RESPONSE_CLOSING: None},
+    Part.CONTENT: {CALLS_OPENING: Part.CALLS, RESPONSE_CLOSING: None},
+    Part.CALLS: {CALLS_CLOSING: Part.CONTENT, RESPONSE_CLOSING: None},
+}
+"""The marker that ends each part, and what comes behind it; None where the answer is over."""
+_FIRST = {Part.REASONING: REASONING_OPENING, Part.CONTENT: RESPONSE_OPENING}
+"""What a part may be opened with again, at its very beginning: some servers send the prompt's last words too."""
+
+
+class AnswerParser:
+    """Divides an answer that arrives in pieces.
+
+    Args:
+        begins: the part that the text begins in: the reasoning, or the content where a server has taken the reasoning
+            out or the format has none.
+    """
+
+    def __init__(self, begins: Part = Part.REASONING) -> None:
+        self.begins = begins
+        self.part: Part | None = begins
+        """What the text is now in; None behind the end of the answer."""
+        self.texts = dict.fromkeys(Part, "")
+        self.answering = begins is not Part.REASONING
+        """Whether the final response began."""
+        self._blocks: list[str] = []
+        self._begun = False
+        self._held = ""
+        self._space = ""
+        self._in_string = self._escaped = False
+
+    def feed(self, text: str) -> list[Piece]:
+        """Take more of the text, and give what is now certain."""
+        self._held += text
+        return self._pieces(final=False)
+
+    def finish(self) -> list[Piece]:
+        """Give what was held back, because no more text will come."""
+        return self._pieces(final=True)
+
+    def _pieces(self, final: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        while self.part is not None and self._held:
+            if not self._opened(final):
+                break
+            marker, place = self._marker()
+            if marker is None:
+                certain = len(self._held) if final else len(self._held) - self._uncertain()
+                pieces += self._said(self._held[:certain])
+                self._held = self._held[certain:]
+                break
+            pieces += self._said(self._held[:place])
+            self._held = self._held[place + len(marker) :]
+            self._enter(_NEXT[self.part][marker])
+        if self.part is None:
+            self._held = ""
+        return pieces
+
+    def _opened(self, final: bool) -> bool:
+        """Drop the opening that the beginning repeats; False while it cannot be known whether it does."""
+        start = self._held.lstrip()
+        if self._begun or not start:
+            return True
+        opening = _FIRST[self.begins]
+        if start.startswith(opening):
+            self._held = start.removeprefix(opening)
+        self._begun = final or not (len(start) < len(opening) and opening.startswith(start))
+        return self._begun
+
+    def _marker(self) -> tuple[str | None, int]:
+        """The first marker in what is held, and its place."""
+        assert self.part is not None
+        found = [(place, marker) for marker in _NEXT[self.part] if (place := self._place(marker)) >= 0]
+        return (min(found)[1], min(found)[0]) if found else (None, -1)
+
+    def _place(self, marker: str) -> int:
+        """Where a marker stands; within a string of a call's arguments there is none."""
+        if self.part is not Part.CALLS:
+            return self._held.find(marker)
+        in_string, escaped = self._in_string, self._escaped
+        for place, letter in enumerate(self._held):
+            if not in_string and self._held.startswith(marker, place):
+                return place
+            in_string, escaped = _after(letter, in_string, escaped)
+        return -1
+
+    def _uncertain(self) -> int:
+        """Length of the longest end of what is held that may begin a marker."""
+        assert self.part is not None
+        longest = 0
+        for marker in _NEXT[self.part]:
+            for length in range(min(len(marker) - 1, len(self._held)), longest, -1):
+                if self._held.endswith(marker[:length]):
+                    longest = length
+                    break
+        return longest
+
+    def _said(self, text: str) -> Iterable[Piece]:
+        assert self.part is not None
+        if self.part is Part.CALLS:
+            for letter in text:
+                self._in_string, self._escaped = _after(letter, self._in_string, self._escaped)
+            self._blocks[-1] += text
+        else:
+            text = self._space + text
+            if not self.texts[self.part]:
+                text = text.lstrip()
+            self._space = text[len(text.rstrip()) :]
+            text = text.rstrip()
+        self.texts[self.part] += text
+        return [Piece(self.part, text)] if text else []
+
+    def _enter(self, part: Part | None) -> None:
+        self._in_string = self._escaped = False
+        self._space = ""
+        if part is Part.CALLS:
+            self._blocks.append("")
+        self.answering = self.answering or part is not None
+        self.part = part
+
+    def answer(self) -> Answer:
+        """All that was fed so far, and what is wrong with it.
+
+        Calls that cannot be read stay in the content as they were written.
+        """
+        calls: list[ToolCall] = []
+        content, problem = self.texts[Part.CONTENT], ""
+        for number, block in enumerate(self._blocks, 1):
+            is_open = self.part is Part.CALLS and number == len(self._blocks)
+            try:
+                calls += calls_of(block)
+            except ValueError as error:
+                problem = f"the tool calls cannot be read: {error}"
+                content = "\n".join(filter(None, (content, CALLS_OPENING + block + CALLS_CLOSING * (not is_open))))
+            if is_open:
+                problem = f"the tool calls have no {CALLS_CLOSING}"
+        if not self.answering:
+            problem = f"there is no {RESPONSE_OPENING}: the answer ends in its reasoning"
+        return Answer(self.texts[Part.REASONING], content, tuple(calls), problem=problem)
+
+
+def _after(letter: str, in_string: bool, escaped: bool) -> tuple[bool, bool]:
+    """Whether JSON is in a string, and behind a backslash there, after one more letter."""
+    if escaped:
+        return in_string, False
+    if letter == "\\":
+        return in_string, in_string
+    return in_string != (letter == '"'), False
+
+
+def calls_of(text: str) -> list[ToolCall]:
+    """The calls of a JSON list of ``{"name": ..., "arguments": {...}}``. Raises ValueError with the reason."""
+    try:
+        calls = json.loads(text)
+    except RecursionError:
+        raise ValueError("they are nested too deeply") from None
+    if not isinstance(calls, list):
+        raise ValueError(f"{brief(text)} is not a list")
+    return [_call(call) for call in calls]
+
+
+def _call(call: Any) -> ToolCall:
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+        raise ValueError(f"{brief(json.dumps(call))} names no tool")
+    arguments = call.get("arguments", {})
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the arguments of {brief(call['name'])} are not an object")
+    return ToolCall(call["name"], json.dumps(arguments, ensure_ascii=False))
+
+
+def parse_answer(text: str, begins: Part = Part.REASONING) -> Answer:
+    """Divide a whole text; see :class:`AnswerParser`. How it ended is not known from it."""
+    parser = AnswerParser(begins)
+    parser.feed(text)
+    parser.finish()
+    return parser.answer()

@@ -1,0 +1,125 @@
+"""One reply of a server put together from its events, whoever divided it: the server by fields, or the model's text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from megatron_apriel.data.raw.chat_markers import RESPONSE_OPENING
+from megatron_apriel.errors import ServerError, brief
+from megatron_apriel.generate.answer import Answer, FinishReason, Part, Piece
+from megatron_apriel.generate.conversation import ToolCall
+from megatron_apriel.generate.parsing import AnswerParser, parse_answer
+
+_FINISHED = {
+    "stop": FinishReason.STOP, "eos": FinishReason.STOP, "length": FinishReason.LENGTH,
+    "tool_calls": FinishReason.CALLS, "function_call": FinishReason.CALLS, "content_filter": FinishReason.FILTERED,
+    "abort": FinishReason.INTERRUPTED,
+}  # fmt: skip
+
+
+class Reply:
+    """Args: ``begins`` is the part that the text begins in where the server does not give the reasoning apart."""
+
+    def __init__(self, begins: Part) -> None:
+        self._begins = begins
+        self._reasoning = AnswerParser()
+        self._content: AnswerParser | None = None
+        self._text: list[str] = []
+        self._calls: dict[int, dict[str, str]] = {}
+        self.has_reasoning_field = False
+        self.finish: FinishReason | None = None
+        self.usage: dict[str, int] = {}
+
+    @property
+    def characters(self) -> int:
+        """Of the text so far."""
+        return sum(map(len, self._text)) + len(self._reasoning.texts[Part.REASONING])
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the text is in the trained format, by its marker."""
+        return RESPONSE_OPENING in "".join(self._text)
+
+    def pieces(self, event: dict[str, Any]) -> Iterator[Piece]:
+        """What an event adds. Raises ServerError if it is none of the protocol."""
+        usage = event.get("usage")
+        if isinstance(usage, dict):
+            self.usage = {name: count for name, count in usage.items() if isinstance(count, int)}
+        choices = event.get("choices")
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise _unknown(event)
+        if not choices:
+            return
+        choice = choices[0]
+        said = choice.get("delta") or choice.get("message") or {}
+        if not isinstance(said, dict):
+            raise _unknown(event)
+        if reasoning := _text(said, "reasoning_content") or _text(said, "reasoning"):
+            self.has_reasoning_field = True
+            yield from self._reasoning.feed(reasoning)
+        if content := _text(said, "content"):
+            if self._content is None:
+                yield from self._reasoning.finish()
+                self._content = AnswerParser(Part.CONTENT if self.has_reasoning_field else self._begins)
+            self._text.append(content)
+            yield from self._content.feed(content)
+        self._add_calls(said.get("tool_calls"), event)
+        if choice.get("finish_reason"):
+            self.finish = _FINISHED.get(str(choice["finish_reason"]), FinishReason.STOP)
+
+    def rest(self) -> Iterator[Piece]:
+        """What was held back, and the calls."""
+        yield from (self._content or self._reasoning).finish()
+        if self._calls:
+            calls = ({"name": call.name, "arguments": call.values()} for call in self._field_calls())
+            yield Piece(Part.CALLS, json.dumps(list(calls), ensure_ascii=False))
+
+    def answer(self, begins: Part | None = None) -> Answer:
+        """All of it; ``begins`` is the part that the text is now known to have begun in."""
+        if self._content is None:
+            answer = self._reasoning.answer()
+            if self.has_reasoning_field and not self._calls:
+                return answer
+            answer = replace(answer, problem="" if self._calls else answer.problem)
+        elif begins is not None:
+            answer = parse_answer("".join(self._text), begins)
+        else:
+            answer = self._content.answer()
+        reasoning = self._reasoning.texts[Part.REASONING] if self.has_reasoning_field else answer.reasoning
+        return replace(answer, reasoning=reasoning, calls=(*answer.calls, *self._field_calls()))
+
+    def _field_calls(self) -> list[ToolCall]:
+        return [
+            ToolCall(call["name"], call["arguments"] or "{}", call["id"]) for _, call in sorted(self._calls.items())
+        ]
+
+    def _add_calls(self, given: Any, event: dict[str, Any]) -> None:
+        """Calls come in pieces too: a name and an id once, the arguments' text bit by bit."""
+        if given is None:
+            return
+        if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+            raise _unknown(event)
+        for place, one in enumerate(given):
+            number = one.get("index")
+            call = self._calls.setdefault(
+                number if isinstance(number, int) else place, {"id": "", "name": "", "arguments": ""}
+            )
+            function = one.get("function") if isinstance(one.get("function"), dict) else {}
+            call["id"] = call["id"] or _text(one, "id")
+            call["name"] += _text(function, "name")
+            call["arguments"] += _text(function, "arguments")
+
+
+def _text(fields: Any, name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _unknown(event: dict[str, Any]) -> ServerError:
+    return ServerError(
+        f"the server's answer is not of OpenAI's protocol: {brief(json.dumps(event), 200)}.",
+        fix="Give the address that ends in /v1, such as http://localhost:8000/v1.",
+    )
