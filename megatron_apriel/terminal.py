@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -49,6 +51,24 @@ def say(*lines: object) -> None:
 def note(*lines: object) -> None:
     """Print lines on standard error, which is for remarks."""
     _print(lines, sys.stderr)
+
+
+def say_on(text: str, *, dim: bool = False, remark: bool = False) -> None:
+    """Print some more of a text that comes in pieces: no line end is added, and those and tabs within it stay.
+
+    Args:
+        text: the piece.
+        dim: in faint letters, where it goes to a terminal that has them.
+        remark: on standard error.
+    """
+    stream = sys.stderr if remark else sys.stdout
+    shown = "".join(part if part in ("\n", "\t") else printable(part) for part in re.split(r"([\n\t])", text))
+    print(f"\x1b[2m{shown}\x1b[0m" if dim and has_styles(stream) else shown, end="", file=stream, flush=True)
+
+
+def has_styles(stream: TextIO) -> bool:
+    """Whether letters printed there may be faint: a terminal that can, of a person who has not asked for none."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def _print(lines: tuple[object, ...], stream: TextIO) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from megatron_apriel.data.corpus.stored_images import encode_for_corpus
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
-from megatron_apriel.errors import DataError, printable
+from megatron_apriel.errors import DataError, brief, printable
 from megatron_apriel.inputs import read_input
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -98,6 +98,15 @@ class Turn:
     content: tuple[str | Picture, ...] = ()
     calls: tuple[ToolCall, ...] = ()
     result_of: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises DataError for halves of surrogate pairs, which no tokenizer and no request can carry."""
+        try:
+            self.text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{brief(self.text)} is not text: it has bytes that are not UTF-8.", fix="Write it in UTF-8."
+            ) from None
 
     @property
     def text(self) -> str:

@@ -29,7 +29,7 @@ VOCABULARY = 1300
 """Tekken's special tokens, its bytes and a few merges: nearly a token a letter."""
 
 
-TOOLS: tuple[dict[str, Any], ...] = ({"type": "function", "function": {"name": "weather"}},)
+TOOLS: tuple[dict[str, Any], ...] = ({"type": "function", "function": {"name": "weather", "parameters": {}}},)
 CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
     [
         {"role": "user", "content": "Two and two?"},
@@ -89,7 +89,7 @@ def write_rigged_model(
     Args:
         directory: made if absent.
         conversations: messages as for ``apply_chat_template``; contents are texts, or parts with PIL images.
-        tools: offered in every conversation.
+        tools: offered in conversations with calls.
         tower: whether it reads images.
         rate, steps: of Adam; it ends early when every token is certain.
 
@@ -103,7 +103,9 @@ def write_rigged_model(
     processor = (AutoProcessor if tower else AutoTokenizer).from_pretrained(directory)
     kind = AutoModelForImageTextToText if tower else MistralForCausalLM
     model = kind.from_pretrained(directory, dtype=torch.float32)
-    examples = [_example(processor, messages, tools, tower) for messages in conversations]
+    examples = [
+        _example(processor, messages, tools if calls_tools(messages) else (), tower) for messages in conversations
+    ]
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     for _ in range(steps):
         worst = 0.0
@@ -120,6 +122,11 @@ def write_rigged_model(
         raise RuntimeError(f"the rigged model did not learn its conversations: loss {worst:.3f} after {steps} steps")
     model.save_pretrained(directory)
     return directory
+
+
+def calls_tools(messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether tools are called in a conversation."""
+    return any(message.get("tool_calls") for message in messages)
 
 
 def _example(

@@ -14,7 +14,7 @@ from rich.console import Console
 from megatron_apriel import progress as bars
 from megatron_apriel.errors import brief, listed, run_command, shown
 from megatron_apriel.tables import Table, standard_output
-from megatron_apriel.terminal import named_logger, note, say, time_stamps
+from megatron_apriel.terminal import named_logger, note, say, say_on, time_stamps
 
 NAME = "a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
 PRINTED = r"a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
@@ -122,3 +122,20 @@ def test_lines_to_a_file_begin_with_the_time(
         assert all(abs((datetime.now() - each).total_seconds()) < 60 for each in written)
     else:
         assert within == words
+
+
+def test_a_text_in_pieces_keeps_its_line_ends_and_steers_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for piece in (NAME, "\n\ta", "b\n"):
+        say_on(piece)
+    say_on("faint", dim=True, remark=True)
+    name = PRINTED.replace(r"\n", "\n")
+    assert capsys.readouterr() == (f"{name}\n\tab\n", "faint")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    say_on("a\x1b", dim=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    say_on("b", dim=True)
+    assert capsys.readouterr().out == "\x1b[2ma\\x1b\x1b[0mb"

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-from megatron_apriel.testing.rigged_models import write_rigged_model
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
     """Several wait for each other, at every operation of a model this small."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -21,5 +20,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def rigged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rigged(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    from megatron_apriel.testing.rigged_models import write_rigged_model
+
     return write_rigged_model(tmp_path_factory.mktemp("rigged") / "model")
