@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?```bash\n(?P<body>.*?)```", re.DOTALL)
+_FILE = re.compile(r"<!-- file: (?P<path>[^\n]*?) -->\n```\w+\n(?P<body>.*?)```", re.DOTALL)
 MARKS = ("run", "needs a GPU", "needs a cluster", "covered by: ")
 
 
@@ -29,6 +30,11 @@ def blocks(page: Path) -> list[Block]:
         lines = match["body"].replace("\\\n", " ").splitlines()
         found.append(Block(match["mark"] or "", [line for line in lines if line.strip() and not line.startswith("#")]))
     return found
+
+
+def files(page: Path) -> dict[str, str]:
+    """The files that a page shows, by their paths: blocks under ``<!-- file: PATH -->``."""
+    return {match["path"]: match["body"] for match in _FILE.finditer(page.read_text(encoding="utf-8"))}
 
 
 def run_quickstart(output: Path) -> subprocess.CompletedProcess[str]:

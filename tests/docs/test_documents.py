@@ -9,16 +9,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from documents import MARKS, ROOT, Block, blocks
+from documents import MARKS, ROOT, Block, blocks, files
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/README.md"))]
-README = blocks(ROOT / "README.md")
-RUN = [block for block in README if block.mark == "run"]
+EXECUTED = (ROOT / "README.md", ROOT / "docs" / "first_run.md")
+"""Pages whose commands are run, in order, in one directory in which the (shortened) quickstart has run."""
+RUN = [(page, block) for page in EXECUTED for block in blocks(page) if block.mark == "run"]
 
 
-def test_every_shell_block_of_the_readme_is_marked() -> None:
-    assert len(README) >= 6
-    for block in README:
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
+def test_every_shell_block_is_marked(page: Path) -> None:
+    assert len(blocks(page)) >= 5
+    for block in blocks(page):
         assert block.mark.startswith(MARKS), f"no mark of {MARKS} above:\n{block.commands}"
 
 
@@ -30,9 +32,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", RUN, ids=[block.commands[0].split()[1] for block in RUN])
-def test_commands_of_the_readme_run(block: Block, workplace: Path) -> None:
-    """In order, in one directory in which the (shortened) quickstart has run."""
+@pytest.mark.parametrize(("page", "block"), RUN, ids=[f"{page.stem}-{number}" for number, (page, _) in enumerate(RUN)])
+def test_commands_run(page: Path, block: Block, workplace: Path) -> None:
+    for name, text in files(page).items():
+        (workplace / name).parent.mkdir(exist_ok=True)
+        (workplace / name).write_text(text, encoding="utf-8")
     environment = {**os.environ, "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
     for command in block.commands:
         result = subprocess.run(
