@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
-from megatron_apriel.data.raw.meanings import CONTEXT, IMAGES, REFUSED
+from megatron_apriel.data.raw.meanings import CONTEXT, IMAGES, REFUSED, SYSTEMS, TOOLS
 from megatron_apriel.data.raw.problems import BadRecord, shortened
-from megatron_apriel.data.raw.reading import words_of
+from megatron_apriel.data.raw.reading import plain_name, words_of
+from megatron_apriel.data.raw.split_names import HELD_OUT, SPLIT_OF_WORD
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 """Of pictures that are read."""
@@ -20,8 +22,15 @@ FILM_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wav", ".mp3"
 """Of films and sounds."""
 IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
 """Of files of pictures."""
+_DOCUMENT_BEGINNING = b"%PDF-"
 
 _IMAGE_WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "screenshot"))
+_NAMING_WORDS = frozenset(("id", "ids", "name", "names", "key", "keys", "filename", "filenames", "uuid", "hash"))
+"""The last word of a field that says which picture, as ``image_id`` does."""
+_CHOICE = re.compile(r"(?:option|choice|candidate|opt|op)s?_?[a-j1-9]|[a-j]")
+"""A choice in a field of its own, as multiple choice sets have them (MMBench, MedMCQA)."""
+_OBEYED = frozenset({*SYSTEMS.names, *TOOLS.names} - {"developer", "sys", "functions", "apis"})
+"""What the answers obey, inside objects that hold anything besides."""
 _PATH_CHARACTERS = 120  # of a path in the count of fields
 _LONGEST_NAME = 4096  # of a file's name
 
@@ -39,11 +48,16 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any]) -> Count
     """
     unused: Counter[str] = Counter()
     ignored = record.reading.ignored
+    has_choices = {"a", "b"} <= {*record.names()}
     for leftover in record.leftovers():
         refuse_known(leftover, answered=bool(said))
-        if said and leftover.level == "record" and leftover.name in CONTEXT.split():
+        if said and leftover.level == "record" and _is_context(leftover.name, has_choices):
             _check_context(leftover, said)
+        elif said and leftover.level == "record" and isinstance(leftover.value, Mapping):
+            _check_inside(leftover, said, ignored)
         for path, name, value in leaves(leftover, ignored):
+            if not images:
+                _check_naming(path, name, value)
             _check_picture(path, name, value, images)
             unused[shortened(path, _PATH_CHARACTERS)] += 1
     _check_captioned_address(record, images)
@@ -71,6 +85,13 @@ def refuse_known(leftover: Leftover, answered: bool = True) -> None:
 def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values == "true":
         return value is not False
+    if values in ("yes", "no"):
+        word = value.strip().lower() if isinstance(value, str) else value
+        return word in ("true", True) if values == "yes" else word is False or word == "false"
+    if values == "split":
+        return isinstance(value, str) and SPLIT_OF_WORD.get(value.strip().lower()) in HELD_OUT
+    if values == "pages":
+        return answered and not (isinstance(value, bool | int | float) or "://" in str(value)[:32])
     if values == "marks":
         marks = value if isinstance(value, list) else [value]
         if not answered:
@@ -80,6 +101,45 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values == "media":
         return not isinstance(value, bool | int | float)
     return True
+
+
+def _is_context(name: str, has_choices: bool) -> bool:
+    choice = _CHOICE.fullmatch(name) is not None and (len(name) > 1 or has_choices)
+    return choice or name in CONTEXT.split()
+
+
+def _check_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[str]) -> None:
+    """Refuse what the answers obey where it stands in an object of the record, as in ``metadata.system_prompt``."""
+    waiting: list[tuple[str, Any]] = [(leftover.path, leftover.value)]
+    while waiting:
+        path, value = waiting.pop()
+        for key, one in value.items():
+            inner, name = f"{path}.{key}", plain_name(str(key))
+            if inner in ignored:
+                continue
+            if name in _OBEYED and _is_obeyed(name, one):
+                _check_context(Leftover("record", inner, name, one), said)
+            elif isinstance(one, Mapping):
+                waiting.append((inner, one))
+
+
+def _is_obeyed(name: str, value: Any) -> bool:
+    """Whether a value may be an instruction, or tools, and not only the name of one."""
+    if name in TOOLS.names:
+        listed = value if isinstance(value, list) else [value]
+        return any(isinstance(one, Mapping) or str(one).lstrip()[:1] in ("{", "[") for one in listed)
+    return not isinstance(value, str) or " " in value.strip()
+
+
+def _check_naming(path: str, name: str, value: Any) -> None:
+    """Refuse the name of a picture of a set that lies elsewhere, in a record without any."""
+    words = name.split("_")
+    if len(words) < 2 or words[0] not in _IMAGE_WORDS or words[-1] not in _NAMING_WORDS:
+        return
+    if not is_nothing(value) and value not in (False, -1):
+        raise BadRecord(
+            f"field {path!r} names a picture, {shortened(str(value), 80)!r}, and the record has none{_way_out(path)}"
+        )
 
 
 def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
@@ -101,6 +161,8 @@ def _check_picture(path: str, name: str, value: Any, images: Sequence[Any]) -> N
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, bytes) and one.startswith(IMAGE_BEGINNINGS):
             raise BadRecord(f"field {path!r} holds a picture that is not read{_way_out(path)}")
+        if isinstance(one, bytes) and one.startswith(_DOCUMENT_BEGINNING):
+            raise BadRecord(f"field {path!r} holds a document (PDF) whose pages are not read{_way_out(path)}")
         if not isinstance(one, str) or (len(one) > _LONGEST_NAME and not one.startswith("data:image")):
             continue
         address = "://" in one[:32]

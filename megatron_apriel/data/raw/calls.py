@@ -1,21 +1,20 @@
 """Tools, calls of them and their results, in every published spelling.
 
 Calls stand in a turn's ``tool_calls`` (OpenAI), in ``function_call`` (before there were tools), in a turn of their own
-(``function_call`` of ShareGPT, ``tool_call`` of ms-swift), as parts (Anthropic), or in the text: between
-``<tool_call>`` tags (Hermes, Qwen), in ``<function=name>`` (Llama), behind ``[TOOL_CALLS]`` (Mistral). Results of
-parallel calls come in any order, distinguished by ids or names; they are put in the order of the calls, since the chat
-format shows no ids.
+(``function_call`` of ShareGPT, ``tool_call`` of ms-swift), as parts (Anthropic), or in the text between tags and
+special tokens (``call_spellings``). Results of parallel calls come in any order, distinguished by ids or names; they
+are put in the order of the calls, since the chat format shows no ids.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from megatron_apriel.data.raw.call_spellings import TAGGED_CALL, in_one_spelling, unknown_spelling
 from megatron_apriel.data.raw.fields import Fields, check_order, check_text, is_nothing, kind_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import (
@@ -28,11 +27,9 @@ from megatron_apriel.data.raw.meanings import (
 from megatron_apriel.data.raw.pictures import rows_of
 from megatron_apriel.data.raw.problems import BadRecord
 
-_TAGGED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-_LISTED_CALLS = re.compile(r"\[TOOL_CALLS\]\s*(\[.*\])\s*(?:</s>)?\s*\Z", re.DOTALL)
-_LAST_CALL = re.compile(r"(?:<functioncall>|<\|python_tag\|>)\s*(\{.*\})\s*(?:<\|\w+\|>)?\s*\Z", re.DOTALL)
-_NAMED_CALL = re.compile(r"<function=([\w.-]{1,100})>\s*(\{.*?\})\s*</function>", re.DOTALL)
-_TAGGED_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
+_LISTED_CALLS = re.compile(r"\[TOOL_CALLS\]\s*(?P<call>\[.*\])\s*(?:</s>)?\s*\Z", re.DOTALL)
+_LAST_CALL = re.compile(r"(?:<functioncall>|<\|python_tag\|>)\s*(?P<call>\{.*\})\s*(?:<\|\w+\|>)?\s*\Z", re.DOTALL)
+_TAGGED_RESULT = re.compile(r"<(tool_response|TOOL_RESPONSE)>\s*(.*?)\s*</\1>", re.DOTALL)
 _LITERAL_CHARACTERS = 100_000
 """Of a call in Python's spelling: reading it takes some hundred bytes of memory for each."""
 
@@ -128,23 +125,20 @@ def calls_in_text(text: str, owner: Fields, where: str, most_values: int) -> tup
     Raises:
         BadRecord: what stands between the tags is no call, or words follow it: they would change places.
     """
-    text = _NAMED_CALL.sub(_as_tagged, text)
-    found = list(_TAGGED_CALL.finditer(text))
+    text = in_one_spelling(text)
+    found = list(TAGGED_CALL.finditer(text))
     if not found:
         alone = _LISTED_CALLS.search(text) or _LAST_CALL.search(text)
         found = [alone] if alone else []
     if not found:
+        if unknown := unknown_spelling(text):
+            raise BadRecord(f"{where}: {unknown!r} begins a tool call in a spelling that is not known")
         return text, []
-    calls = [call for match in found for call in _read_calls(match[1], owner, where, most_values)]
+    calls = [call for match in found for call in _read_calls(match["call"], owner, where, most_values)]
     between = [text[before.end() : after.start()] for before, after in pairwise(found)]
     if "".join([*between, text[found[-1].end() :]]).strip():
         raise BadRecord(f"{where}: words stand behind a tool call; the chat format has calls last")
     return text[: found[0].start()].strip(), calls
-
-
-def _as_tagged(match: re.Match[str]) -> str:
-    """Llama's ``<function=name>{...}</function>`` in Hermes's spelling."""
-    return f'<tool_call>{{"name": {json.dumps(match[1])}, "arguments": {match[2]}}}</tool_call>'
 
 
 def _read_calls(text: str, owner: Fields, where: str, most_values: int) -> list[Call]:
@@ -170,7 +164,7 @@ def _python_literal(text: str) -> Any:
 
 def results_in_text(text: str) -> list[str]:
     """The results that are all of a text, between ``<tool_response>`` tags; nothing if it holds anything else."""
-    return _TAGGED_RESULT.findall(text) if not _TAGGED_RESULT.sub("", text).strip() else []
+    return [match[2] for match in _TAGGED_RESULT.finditer(text)] if not _TAGGED_RESULT.sub("", text).strip() else []
 
 
 def order_of_results(calls: Sequence[Call], ids: Sequence[Any], names: Sequence[Any], where: str) -> list[int]:

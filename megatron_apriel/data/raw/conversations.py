@@ -11,10 +11,13 @@ from megatron_apriel.data.raw.accounts import account
 from megatron_apriel.data.raw.calls import order_of_results, tools_of
 from megatron_apriel.data.raw.chat_markers import RESPONSE_CLOSING, RESPONSE_OPENING
 from megatron_apriel.data.raw.documents import Conversation, ImageValue, Remarks
-from megatron_apriel.data.raw.fields import Fields, text_of
+from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import check_weights
 from megatron_apriel.data.raw.meanings import (
+    ANSWERS,
+    CALLS,
+    CONTENT,
     INSTRUCTIONS,
     PYTHON_TOOLS,
     RECORD_REASONING,
@@ -22,8 +25,11 @@ from megatron_apriel.data.raw.meanings import (
     SETTINGS,
     SYSTEMS,
     THINKING,
+    THINKING_SETTING,
     TOOLS,
+    TURN_ID,
 )
+from megatron_apriel.data.raw.parts import content_of
 from megatron_apriel.data.raw.pictures import (
     Pictures,
     Place,
@@ -79,6 +85,7 @@ def conversation(record: Fields, turns: list[Turn], most_values: int, *, markers
     said = [turn for turn in turns if turn.role == "assistant"]
     if not said:
         raise BadRecord("no turn is the assistant's: there is nothing to learn")
+    _check_answered(record, turns[-1])
     learned = tuple(turn.learned is not False for turn in said)
     if not any(learned):
         raise BadRecord("no turn of the assistant is to be learned: its marks leave nothing")
@@ -106,9 +113,9 @@ def conversation(record: Fields, turns: list[Turn], most_values: int, *, markers
 def _beside(record: Fields, most_values: int) -> _Beside:
     systems: dict[str, str] = {}
     tools: dict[str, tuple[dict[str, Any], ...]] = {}
-    without = ""
     _collect(record, SYSTEMS.names, TOOLS.names, systems, tools, most_values)
-    path, settings = record.path(SETTINGS.names[0]), record.take(*SETTINGS.names)
+    without = _switched_off(record, THINKING.names[0])
+    path, settings = record.taken_name(*SETTINGS.names), record.take(*SETTINGS.names)
     if isinstance(settings, str):
         settings = parsed_json(settings, most_values, f"field {path!r}")
     if settings is not None:
@@ -116,13 +123,33 @@ def _beside(record: Fields, most_values: int) -> _Beside:
             raise BadRecord(f"field {path!r} is not an object")
         inner = record.inner(settings, "setting", path)
         _collect(inner, INSTRUCTIONS.names, SETTING_TOOLS.names, systems, tools, most_values)
-        thinking = THINKING.names[0]
-        if inner.peek(thinking) is False:
-            without = inner.path(thinking)
-        inner.count(thinking)
+        without = _switched_off(inner, THINKING_SETTING.names[0]) or without
         if (name := PYTHON_TOOLS.names[0]) not in inner:
             inner.take(name)
     return _Beside(systems, tools, without)
+
+
+def _switched_off(fields: Fields, name: str) -> str:
+    """The path of a switch that is off, or ""; it is counted, for reasoning shows itself."""
+    fields.count(name)
+    return fields.path(name) if fields.peek(name) is False else ""
+
+
+def _system_text(fields: Fields, name: str, most_values: int) -> str:
+    """The text of a system turn that stands beside the turns: a text, its parts (Anthropic), or the turn itself."""
+    path, value = fields.path(name), fields.take(name)
+    turn = fields
+    if isinstance(value, dict):
+        turn = fields.inner(value, "turn", path)
+        if turn.take("role") not in (None, "system", "developer"):
+            raise BadRecord(f"field {path!r} is a turn, and not the system's")
+        path, value = turn.taken_name(*CONTENT.names), turn.take(*CONTENT.names)
+    if isinstance(value, list):
+        pieces = content_of(value, turn, path, f"field {path!r}", most_values).pieces
+        if not all(isinstance(piece, str) for piece in pieces):
+            raise BadRecord(f"field {path!r} holds an image; images stand in turns of user or tool_result")
+        value = "".join(piece for piece in pieces if isinstance(piece, str))
+    return text_of(value, f"field {path!r}").strip()
 
 
 def _collect(
@@ -139,7 +166,7 @@ def _collect(
             fields.take(name)
         elif isinstance(value, bool | int | float):  # whether there is one, as OpenHermes has it
             continue
-        elif text := text_of(fields.take(name), f"field {fields.path(name)!r}").strip():
+        elif text := _system_text(fields, name, most_values):
             systems[fields.path(name)] = text
     for name in tool_names:
         if name not in fields:
@@ -203,6 +230,18 @@ def _add_reasoning(record: Fields, turns: list[Turn]) -> None:
     last.reasoning, last.unrecognised = reasoning, False
 
 
+def _check_answered(record: Fields, last: Turn) -> None:
+    """Raise BadRecord for turns that end with a question whose answer stands beside them."""
+    if last.role == "assistant":
+        return
+    for name in (*ANSWERS.names, *CALLS.names):
+        if not is_nothing(record.peek(name)) and not isinstance(record.peek(name), bool):
+            raise BadRecord(
+                f"field {record.path(name)!r} may hold the answer to the last turn, which is one of the {last.role}: "
+                f"give it a turn of its own, or --ignore {record.path(name)}"
+            )
+
+
 def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> None:
     for turn in turns:
         if turn.role in _WITH_IMAGES:
@@ -243,6 +282,7 @@ def _in_order(turns: list[Turn]) -> list[Turn]:
         together = list(group)
         if role == "tool_result":
             before = result[-1].calls if result and result[-1].role == "assistant" else []
+            _take_own_ids(together, {call.get("id") for call in before})
             if before:
                 order = order_of_results(
                     before,
@@ -253,6 +293,15 @@ def _in_order(turns: list[Turn]) -> list[Turn]:
                 together = [together[number] for number in order]
         result += together
     return result
+
+
+def _take_own_ids(results: Sequence[Turn], known: set[Any]) -> None:
+    """Results that name their calls by their own ``id``, all of them."""
+    own = [(turn, turn.fields, turn.fields.peek(TURN_ID.names[0])) for turn in results if turn.fields is not None]
+    alone = len(own) == len(results) and all(is_nothing(turn.result_id) for turn in results)
+    if alone and all(isinstance(identity, str) and identity in known for _, _, identity in own):
+        for turn, fields, _ in own:
+            turn.result_id = fields.take(*TURN_ID.names)
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Meaning:
         return tuple(self.spelled.split())
 
 
-TURN_LISTS = Meaning("record", "messages dialogue dialog turns", "turns, as OpenAI writes them")
+TURN_LISTS = Meaning("record", "messages dialogue dialog turns contents", "turns, as OpenAI and Gemini write them")
 CONVERSATIONS = Meaning(
     "record", "conversations conversation chat items interactions data", "turns, as ShareGPT and LLaVA write them"
 )
@@ -39,10 +39,11 @@ PROMPTS = Meaning(
     "instruction prompt question query problem input inputs user human",
     "the user's turn, or turns, where an answer stands beside it",
 )
-PROMPT_INPUT = Meaning("record", "input context", "follows `instruction` or `prompt` on a line of its own")
+PROMPT_INPUT = Meaning("record", "input inputs context", "follows `instruction` or `prompt` on a line of its own")
 ANSWERS = Meaning(
     "record",
-    "attempt deepseek_attempt deepseek_solution completion response output targets solution answer assistant gpt",
+    "attempt deepseek_attempt deepseek_solution generated_solution completion response output outputs targets target "
+    "solution answer assistant gpt",
     "the assistant's turn, or turns, after a prompt",
 )
 CALLS = Meaning("record", "answers", "beside `query` and `tools`: the tool calls that answer it")
@@ -55,19 +56,24 @@ CAPTIONS = Meaning(
 HISTORY = Meaning("record", "history", "pairs of earlier questions and answers")
 SYSTEMS = Meaning(
     "record",
-    "system system_prompt system_message system_instruction system_instructions custom_instructions developer",
-    "the system turn; refused where the turns begin with another one",
+    "system system_prompt system_message system_instruction system_instructions custom_instructions developer sys "
+    "sys_prompt system_msg preprompt meta_instruction",
+    "the system turn, a text, its parts or the turn itself; refused where the turns begin with another one",
 )
 TOOLS = Meaning(
     "record",
-    "tools functions tool_definitions available_tools",
+    "tools functions tool_definitions available_tools tool_list tool_schemas available_functions function_list "
+    "function_definitions apis api_list",
     "offered in the system turn: a list of schemas, or its JSON text",
 )
-SETTINGS = Meaning("record", "chat_template_kwargs", "instructions and tools; its fields are rows of their own")
+SETTINGS = Meaning(
+    "record", "chat_template_kwargs template_kwargs", "instructions and tools; its fields are rows of their own"
+)
+THINKING = Meaning("record", "enable_thinking", "counted as not used; false beside reasoning is refused")
 IMAGES = Meaning(
     "record",
     "images image image_paths image_path image_files image_file image_urls image_url imgs img img_paths img_path "
-    "file_names file_name pictures picture photo jpg jpeg png webp",
+    "file_names file_name pictures picture photo image_base64 image_base64_str image_bytes jpg jpeg png webp",
     "the images, for markers and empty image parts, in order; without these, before the first question or the text. "
     "Also `image_1`, `image_2` and so on, by number. `file_name` only where it names a picture",
 )
@@ -90,7 +96,7 @@ WEIGHTS = Meaning(
 )
 
 ROLE = Meaning("turn", "role from speaker author sender", "whose turn it is, in capital or small letters")
-CONTENT = Meaning("turn", "content value text utterance", "a text or a list of parts")
+CONTENT = Meaning("turn", "content value text utterance parts", "a text or a list of parts")
 ASKED = Meaning("turn", "user human question prompt input instruction", "the user's half of a pair")
 SAID = Meaning("turn", "assistant gpt bot answer response output", "the assistant's half of a pair")
 PAIR_SYSTEM = Meaning("turn", "system", "system turn before a pair")
@@ -101,7 +107,10 @@ REASONING = Meaning(
 )
 TOOL_CALLS = Meaning("turn", "tool_calls function_call function_calls", "the assistant's tool calls")
 TURN_TOOLS = Meaning("turn", "tools functions", "of a system turn: the tools, where the record has none")
-RESULT_ID = Meaning("turn", "tool_call_id tool_use_id", "which call a result answers; results are put in that order")
+RESULT_ID = Meaning(
+    "turn", "tool_call_id tool_use_id call_id tool_id", "which call a result answers; results are put in that order"
+)
+TURN_ID = Meaning("turn", "id", "of a result: which call it answers, where it is that of one; counted otherwise")
 RESULT_NAME = Meaning("turn", "name", "of a result: which call it answers, where there is no id; refused if it is none")
 TURN_IMAGES = Meaning("turn", "images image", "images of this turn, for its own markers, or before its text")
 MARKS = Meaning(
@@ -114,7 +123,9 @@ MARKS = Meaning(
 
 NUMBERS = Meaning(
     "turn",
-    "turn turn_id turn_index turn_idx index idx message_index order position step number page",
+    "turn turn_id turn_index turn_idx turn_number turn_no index idx message_index message_number order position seq "
+    "seq_id sequence sequence_number step step_index number page page_index page_number page_no page_num image_index "
+    "image_idx image_number frame frame_index frame_number call_index",
     "of turns, calls and images: counted as not used where they rise, refused where they give another order",
 )
 
@@ -127,7 +138,12 @@ PART_IMAGE = Meaning(
     "image image_url input_image url path base64 bytes source data file_name",
     "of an image; without any, it is the record's next one",
 )
-PART_INDEX = Meaning("part", "index image_index", "of an image: which of the record's, counted from 0")
+PART_INDEX = Meaning(
+    "part", "index image_index idx image_idx img_idx", "of an image: which of the record's, counted from 0"
+)
+PART_ORDER = Meaning(
+    "part", "order position seq sequence part_index", "counted as not used where they rise, else refused"
+)
 PART_ID = Meaning("part", "id tool_use_id", "of a call or a result")
 
 CALL_ID = Meaning("call", "id call_id", "what results name")
@@ -139,7 +155,7 @@ CALL_ARGUMENTS = Meaning("call", "arguments parameters args input", "an object o
 INSTRUCTIONS = Meaning("setting", "custom_instructions system_prompt system", "the system turn")
 SETTING_TOOLS = Meaning("setting", "xml_tools tools", "the tools")
 PYTHON_TOOLS = Meaning("setting", "python_tools", "refused where it lists any: they are called by code")
-THINKING = Meaning("setting", "enable_thinking", "counted as not used; false beside reasoning is refused")
+THINKING_SETTING = Meaning("setting", "enable_thinking", THINKING.becomes)
 
 IMAGE_BYTES = Meaning("image", "bytes data base64", "the file, or its base64; a `path` beside it is only its name")
 IMAGE_PATH = Meaning("image", "path url file_name", "where the file is, if there are no bytes")
@@ -157,8 +173,9 @@ class Refusal:
         levels: kinds of object, with spaces between; none for all.
         names: whole plain names.
         words: any of which in a name is enough.
-        values: which are meant: ``any``; ``true``, any but false; ``marks``, one value or a list of true and false or
-            numbers, of texts and captions true and false alone; ``media``, no numbers.
+        values: which are meant: ``any``; ``true``, any but false; ``yes`` and ``no``, true and false alone; ``marks``,
+            one value or a list of true and false or numbers, of texts and captions true and false alone; ``media``, no
+            numbers; ``pages``, no numbers and no addresses, beside turns; ``split``, the name of one that is held out.
         reason: ends the sentence "field 'x' ...".
     """
 
@@ -185,6 +202,42 @@ REFUSED = (
         "is a label, as preference data has them: an answer that is known to be bad must not be imitated",
     ),
     Refusal(
+        "record turn",
+        "correct is_correct answer_correct is_good good is_accepted accepted approved desirable is_desirable thumbs_up "
+        "passed success resolved",
+        "",
+        "no",
+        "says that the answer is bad, and it would be imitated",
+    ),
+    Refusal(
+        "record turn",
+        "incorrect is_incorrect is_bad thumbs_down deleted is_deleted",
+        "",
+        "yes",
+        "says that the answer is bad, and it would be imitated",
+    ),
+    Refusal(
+        "turn part",
+        "learnable supervised supervise target is_target",
+        "",
+        "no",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "turn part",
+        "ignore ignored skip skipped exclude excluded",
+        "",
+        "yes",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "record",
+        "split",
+        "",
+        "split",
+        "says that the record is held out of training",
+    ),
+    Refusal(
         "",
         "input_ids segments",
         "loss mask masks masked masking weight weights spans",
@@ -207,6 +260,13 @@ REFUSED = (
     ),
     Refusal(
         "",
+        "",
+        "pdf pdfs",
+        "pages",
+        "names a document whose pages are not read: the words would be learned without them",
+    ),
+    Refusal(
+        "",
         "objects object regions refs gt_boxes grounding",
         "bbox bboxes boxes box",
         "media",
@@ -218,6 +278,20 @@ REFUSED = (
         "",
         "any",
         "is a setting that the answers obey, and the chat format has no place for it",
+    ),
+    Refusal(
+        "call",
+        "result results output outputs response observation",
+        "",
+        "any",
+        "is the result of a call, which is read in a turn of its own",
+    ),
+    Refusal(
+        "turn",
+        "tool_results tool_result tool_outputs tool_output tool_responses function_results observations observation",
+        "",
+        "any",
+        "is the result of a call, which is read in a turn of its own",
     ),
     Refusal(
         "turn",
@@ -233,7 +307,9 @@ REFUSED = (
 CONTEXT = (
     "prompt instruction instructions context documents document persona background preamble knowledge passage article "
     "paragraph history chat_history examples few_shot demonstrations choices options candidates hint hints "
-    "custom_instruction"
+    "custom_instruction contexts ctx ctxs passages paragraphs articles evidence evidences guideline guidelines rules "
+    "definition task_prompt task_instruction task_definition role_description retrieved_documents search_results story "
+    "premise dialogue_history conversation_history"
 )
 """Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
 

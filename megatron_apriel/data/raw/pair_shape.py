@@ -13,13 +13,13 @@ from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.turns import Turn, pair_turns, turns_of
 
 ANSWERS_TO = {
-    "instruction": ("output", "response", "completion", "answer"),
+    "instruction": ("output", "outputs", "response", "completion", "answer"),
     "prompt": ("completion", "response", "output", "answer"),
-    "question": ("attempt", "deepseek_attempt", "response", "answer", "completion", "output", "solution"),
+    "question": ("attempt", "deepseek_attempt", "response", "solution", "answer", "completion", "output"),
     "query": ("response", "answer", "output", "completion"),
-    "problem": ("deepseek_solution", "solution", "response", "answer", "output", "completion"),
-    "input": ("output", "response", "completion"),
-    "inputs": ("targets",),
+    "problem": ("deepseek_solution", "generated_solution", "solution", "response", "answer", "output", "completion"),
+    "input": ("output", "response", "completion", "target"),
+    "inputs": ("targets", "outputs"),
     "user": ("assistant",),
     "human": ("assistant", "gpt"),
 }

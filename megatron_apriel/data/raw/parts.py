@@ -7,23 +7,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_apriel.data.raw.calls import Call, calls_of
-from megatron_apriel.data.raw.fields import Fields, is_nothing, kind_of, text_of
+from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, kind_of, text_of
 from megatron_apriel.data.raw.meanings import (
     PART_CLOSED,
     PART_ID,
     PART_IMAGE,
     PART_INDEX,
+    PART_ORDER,
     PART_TEXT,
     PART_THINKING,
     PART_TYPE,
 )
 from megatron_apriel.data.raw.pictures import Pieces, Place, clean_image, rows_of
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.reading import words_of
 from megatron_apriel.data.raw.reasoning import reasoning_text
 
 _TEXTS = ("text", "input_text", "output_text")
 _IMAGES = ("image", "image_url", "input_image", "image_base64", "image_path", "image_file")
 _THOUGHTS = ("thinking", "reasoning", "thought")
+_NAMING = frozenset(("id", "ref", "name", "number", "key"))
+"""Words of fields that say which image is meant, in ways that are not followed."""
 KNOWN_PARTS = "text, image, image_url, thinking, tool_use, tool_result"
 
 
@@ -55,6 +59,7 @@ def content_of(value: Any, turn: Fields, path: str, where: str, most_values: int
     if isinstance(value, str):
         content.pieces.append(text_of(value, where))
     elif isinstance(value, list):
+        check_order(turn.kept(value, path), path, PART_ORDER.names)
         for part in value:
             _read_part(part, content, turn, path, where, most_values)
     else:
@@ -112,11 +117,17 @@ def _image(part: Fields, where: str) -> Place:
     if index is not None and place.image is None:
         if isinstance(index, float) and index.is_integer():
             index = int(index)  # a column of numbers in which others are empty
+        elif isinstance(index, str) and index.isdecimal():
+            index = int(index)
         if type(index) is not int:
             raise BadRecord(f"{where}: index of an image part is {kind_of(index)}, not a number")
         place.index = index
     elif index is not None:
         raise BadRecord(f"{where}: an image part has an image and an index as well")
+    if place.image is None and place.index is None:
+        for name in part.names():
+            if name in part and not _NAMING.isdisjoint(words_of(name)):
+                raise BadRecord(f"{where}: {name}={part.peek(name)!r} of an image part names an image that is not here")
     return place
 
 

@@ -25,9 +25,11 @@ IMAGE_MARKER = "<image>"
 _NUMBERED_MARKER = re.compile(r"<\|?(?i:image|img|picture)[ _-]?(\d{1,4})\|?>|\[(?i:image)[ _-](\d{1,4})\]")
 _OTHER_MARKER = re.compile(
     r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|(?:image|image_pad|image_placeholder|img)\|>"
-    r"|<(?:ImageHere|image_here|image[_-]placeholder|start_of_image|image_soft_token|IMAGE|Image|img|IMG)>"
+    r"|<(?:ImageHere|im_patch|image_patch|image_here|image[_-]placeholder|start_of_image|image_soft_token|IMAGE|Image|img|IMG)>"
     r"|\[(?:IMG|IMAGE)\]"
 )
+_NOT_CERTAIN = ("<img>", "<IMG>", "[IMAGE]")
+"""Those that stand for an image only at the beginning of a turn: pages have them, too."""
 _NAMED_MARKER = re.compile(
     rf"<img>([^<>\n]{{1,300}}(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))</img>", re.IGNORECASE
 )
@@ -316,9 +318,11 @@ def check_markers(text: str, where: str, *, pictures: bool, said: bool = False) 
             raise BadRecord(f"{where}: the marker {match[0]} stands for what is not read (film, sound, objects)")
     if pictures or said or about:
         return
-    for pattern in (re.compile(IMAGE_MARKER), _NUMBERED_MARKER):
+    for pattern in (re.compile(IMAGE_MARKER), _NUMBERED_MARKER, _OTHER_MARKER):
         for match in pattern.finditer(text):
-            if not _is_word(text, match):
+            if match[0] in _NOT_CERTAIN and text[: match.start()].strip():
+                continue
+            if match[0] != "[IMG]" and not _is_word(text, match):
                 raise BadRecord(f"{where}: the marker {match[0]} stands for an image, and the record has none")
 
 

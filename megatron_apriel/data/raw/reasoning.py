@@ -3,8 +3,9 @@
 Models write their reasoning between tags, and their makers chose different ones: ``<think>`` (DeepSeek, Qwen),
 ``[THINK]`` (Magistral), ``<|begin_of_thought|>`` (OpenThoughts, Sky-T1), ``<reasoning>`` and ``<thinking>``,
 ``◁think▷`` (Kimi), ``<|START_THINKING|>`` (Cohere), ``<seed:think>`` (Seed), gpt-oss's channels, LLaVA-CoT's stages,
-and this project's own opening. All but the last three are one grammar: a name of reasoning in some kind of brackets,
-opened and closed; the answer behind it may stand between tags of its own. The grammar is followed, not a list of tags.
+headings (HuatuoGPT-o1, Granite, s1), and this project's own opening. The first of these are one grammar: a name of
+reasoning in some kind of brackets, opened and closed; the answer behind it may stand between tags of its own. The
+grammar is followed, not a list of tags.
 
 - The first opening and the first closing after it enclose the reasoning. A closing alone ends what began in the prompt.
 - Words before the opening belong to the answer; between two pieces of reasoning nothing may stand.
@@ -25,27 +26,34 @@ from megatron_apriel.data.raw.chat_markers import (
 from megatron_apriel.data.raw.fields import Fields, kind_of, text_of
 from megatron_apriel.data.raw.problems import BadRecord
 
-_THOUGHT = r"(?:seed:)?(?:inner[_ ]|chain[_ ]of[_ ])?(?:think(?:ing)?|thoughts?|reasoning)"
+_THOUGHT = (
+    r"(?:seed:)?(?:inner[_ ]|chain[_ ]of[_ ])?(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
+    r"(?:[_ ](?:process|content|trace|steps|chain))?"
+    r"|rationale|cot|scratchpad|analysis|(?:inner|internal)[_ ]monologue"
+)
 _ANSWER = r"(?:final[_ ])?(?:answer|solution|response|output)"
 
 
 def _tags(name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Patterns of opening and closing tags with this name, in all kinds of brackets."""
     opening = (
-        rf"(?i:<(?:{name})(?:\s[^<>\n]{{0,80}})?>|◁(?:{name})▷|<\|(?:begin_of_|start_of_|begin_|start_)?(?:{name})\|>"
-        rf"|<\|(?:{name})_(?:start|begin)\|>)|\[(?:THINK(?:ING)?|REASONING)\]"
+        rf"(?i:<\s?(?:{name})(?:\s[^<>\n]{{0,80}})?>|◁(?:{name})▷|<\|(?:begin_of_|start_of_|begin_|start_)?(?:{name})\|>"
+        rf"|<\|(?:{name})_(?:start|begin)\|>|\[(?:THINK(?:ING)?|REASONING)\])"
     )
     closing = (
-        rf"(?i:</(?:{name})>|◁/(?:{name})▷|<\|(?:end_of_|end_|/)(?:{name})\|>|<\|(?:{name})_end\|>)"
-        r"|\[/(?:THINK(?:ING)?|REASONING)\]"
+        rf"(?i:</\s?(?:{name})\s?>|◁/(?:{name})▷|<\|(?:end_of_|end_|/)(?:{name})\|>|<\|(?:{name})_end\|>"
+        r"|\[/(?:THINK(?:ING)?|REASONING)\])"
     )
     return re.compile(opening), re.compile(closing)
 
 
 _OPENING, _CLOSING = _tags(_THOUGHT)
 _ANSWER_OPENING, _ANSWER_CLOSING = _tags(_ANSWER)
-_CERTAIN = re.compile(r"(?i)</?(?:seed:)?think(?:\s[^<>]*)?>|\[/?THINK\]|◁.*▷|<\|.*\|>")
+_CERTAIN = re.compile(r"(?i)</?\s?(?:seed:)?think(?:\s[^<>]*)?>|\[/?THINK\]|◁.*▷|<\|.*\|>")
 """Tags that no text has by chance; others, as ``<reasoning>``, may stand in code or in advice about prompts."""
+_WORDS_OF_PAGES = re.compile(r"(?i)<\s?(?:reason|rationale|cot|analysis)\b")
+"""Tags that documents have as well: they are reasoning only where an answer follows."""
+_EMPTY = re.compile(r"(?i)<\s?(?:seed:)?think\s*/>")
 _PREAMBLE = 200
 """Characters of the words before reasoning whose tag is not certain."""
 _STAGES = re.compile(
@@ -54,12 +62,25 @@ _STAGES = re.compile(
     re.DOTALL,
 )
 """LLaVA-CoT's."""
+_HEADINGS = tuple(
+    re.compile(rf"\s*{opening}\s*(.*?)\s*{closing}\s*(.*?)\s*", re.DOTALL)
+    for opening, closing in (
+        (r"## Thinking\n", r"\n## Final Response\n"),
+        (r"Here is my thought process:", r"\n\s*Here is my response:"),
+        (r"<\|im_start\|>think\n", r"(?:<\|im_end\|>\s*)?<\|im_start\|>answer\n"),
+        (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
+        (r"<start_working_out>", r"<end_working_out>"),
+    )
+)
+"""Two lines or marks, before the reasoning and before the answer: HuatuoGPT-o1, Granite, s1, Apertus, Unsloth."""
 _CHANNEL = re.compile(
     r"(?:<\|start\|>assistant)?<\|channel\|>(analysis|final)<\|message\|>(.*?)(?:<\|end\|>|<\|return\|>|\Z)", re.DOTALL
 )
 """gpt-oss's."""
 _LOOKS_LIKE_REASONING = re.compile(
-    r"[<\[{◁]\|?/?\w{0,20}(?:think|thought|reason|scratchpad|reflect|monologue|analysis)\w{0,20}\|?[>\]}▷]"
+    r"[<\[{◁]\|?/?\w{0,20}(?:think|thought|reason|scratchpad|reflect|monologue|analysis|working_out|rationale)"
+    r"\w{0,20}\|?[>\]}▷]|&lt;/?think(?:ing)?&gt;|```(?:think|reason)|type=\"reasoning\"|<\|inner_prefix\|>"
+    r"|<\|im_start\|>think"
     r"|^[#*\s]{0,6}(?:chain of thought|thought process|thinking|reasoning|thoughts?|scratchpad)[*\s]{0,4}:",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -83,6 +104,10 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
     if stages := _STAGES.fullmatch(text):
         return "\n\n".join(stage.strip() for stage in stages.groups()[:3]), stages[4].strip()
     text = _without_end(text)
+    text = _EMPTY.sub("", text, count=1).strip() if _EMPTY.match(text) else text
+    for pattern in _HEADINGS:
+        if (parts := pattern.fullmatch(text)) and parts[1] and parts[2]:
+            return parts[1], _unwrapped(parts[2].removesuffix("<|im_end|>").strip(), where, reasoned=True)
     if text.startswith(("<|channel|>", "<|start|>")):
         return _channels(text, where)
     return _tagged(text, where)
@@ -174,7 +199,7 @@ def _channels(text: str, where: str) -> tuple[str, str]:
 
 
 def _tagged(text: str, where: str) -> tuple[str, str]:
-    opening, closing = _first_opening(text), _unquoted(_CLOSING, text)
+    opening, closing = _first_opening(text), _lone_closing(text)
     pieces, before = [], ""
     if closing is not None and (opening is None or closing.start() < opening.start()):
         pieces, rest = [text[: closing.start()]], text[closing.end() :].strip()  # opened in the prompt
@@ -203,9 +228,22 @@ def _tagged(text: str, where: str) -> tuple[str, str]:
     return reasoning, "\n".join(filter(None, (before, answered)))
 
 
+def _lone_closing(text: str) -> re.Match[str] | None:
+    """A closing of what began in the prompt: none that ends what the text itself opens, or that pages have as well."""
+    opening, closing = _unquoted(_OPENING, text), _unquoted(_CLOSING, text)
+    if closing is None or (opening is not None and opening.start() < closing.start()):
+        return None
+    return None if _WORDS_OF_PAGES.match(closing[0].replace("/", "")) else closing
+
+
 def _first_opening(text: str) -> re.Match[str] | None:
     """Where reasoning begins: at the start, or behind words where the tag is certain or the words are few."""
     opening = _unquoted(_OPENING, text)
+    if opening is not None and _WORDS_OF_PAGES.match(opening[0]):
+        closing = _CLOSING.search(text, opening.end())
+        rest = "" if closing is None else text[closing.end() :].strip()
+        if not rest or (rest.startswith("<") and not _ANSWER_OPENING.match(rest)):
+            return None
     if opening is None or opening.start() == 0 or _CERTAIN.fullmatch(opening[0]):
         return opening
     few = opening.start() <= _PREAMBLE and "```" not in text[: opening.start()]

@@ -13,20 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.config.yaml_text import parse_yaml
+from megatron_apriel.data.raw.split_names import SPLIT_OF_WORD
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.inputs import read_input
 
 CARD, ENERGON = "README.md", Path(".nv-meta") / "split.yaml"
 ALL_SPLITS = "all"
 
-_WORDS = {
-    "train": "train training",
-    "validation": "validation valid val dev",
-    "test": "test testing eval evaluation",
-}
-_SPLIT_OF_WORD = {word: split for split, words in _WORDS.items() for word in words.split()}
-_BETWEEN = r"[-._ 0-9/]"
-_WORD = re.compile(rf"(?:^|{_BETWEEN})({'|'.join(_SPLIT_OF_WORD)})(?={_BETWEEN}|$)")
+_BETWEEN = r"[-._ 0-9/=]"
+_WORD = re.compile(rf"(?:^|{_BETWEEN})({'|'.join(SPLIT_OF_WORD)})(?={_BETWEEN}|$)")
 _SHARD = re.compile(r"([\w.]+)-\d{4,6}-of-\d{4,6}\b")
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\s*$", re.DOTALL | re.MULTILINE)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -49,7 +44,7 @@ def _from_name(file: Path) -> str:
         return shard[1]
     for part in (file.name, *(parent.name for parent in file.parents)):
         if match := _WORD.search(part.lower()):
-            return _SPLIT_OF_WORD[match[1]]
+            return SPLIT_OF_WORD[match[1]]
     return ""
 
 

@@ -106,7 +106,9 @@ def _samples(tar: tarfile.TarFile, stream: _Forward, most: int) -> Iterator[TarS
 
 
 def _is_about_the_archive(path: PurePosixPath) -> bool:
-    """Whether a member is called ``__x__``, as WebDataset calls what describes an archive and is no sample."""
+    """Whether a member is called ``__x__``, as WebDataset calls what describes an archive, or was added by macOS."""
+    if path.name.startswith("._") or path.name == ".DS_Store":
+        return True
     return any(
         name.startswith("__") and name.endswith("__") and len(name) > 4
         for name in (path.name, path.name.partition(".")[0])

@@ -8,6 +8,7 @@ from typing import Any
 from megatron_apriel.data.raw.accounts import account
 from megatron_apriel.data.raw.documents import Remarks, TextDocument
 from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
+from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import check_weights, masked_spans
 from megatron_apriel.data.raw.meanings import CAPTIONS, IMAGES, POSITIONS, TEXT, TEXTS
 from megatron_apriel.data.raw.pair_shape import only_text
@@ -58,6 +59,7 @@ def read_text(record: Fields, most_values: int) -> TextDocument:
     text = text_of(record.take(name) or record.peek(name), f"field {record.path(name)!r}")
     if not text.strip():
         raise BadRecord("the text is empty")
+    _check_no_preference(text, record.path(name), most_values)
     pictures, masked = pictures_of(record, most_values), masked_spans(record, len(text))
     positions = record.take(*POSITIONS.names)
     if positions is not None:
@@ -72,6 +74,18 @@ def read_text(record: Fields, most_values: int) -> TextDocument:
         raise BadRecord("it has markers of images, and spans of characters, which the markers would shift")
     find_places([pieces], pictures, markers=False)
     return _text_document(record, pieces, masked)
+
+
+def _check_no_preference(text: str, path: str, most_values: int) -> None:
+    """Raise BadRecord for a text that is the JSON of preference data, as RLHF-V has it."""
+    if not text.lstrip().startswith("{") or '"rejected"' not in text:
+        return
+    try:
+        value = parsed_json(text, most_values, f"field {path!r}")
+    except BadRecord:
+        return
+    if isinstance(value, dict) and {"chosen", "rejected"} <= value.keys():
+        raise BadRecord(f"field {path!r} is the JSON text of preference data, with 'chosen' and 'rejected'")
 
 
 def _at_positions(text: str, positions: Any, pictures: Pictures, masked: list[tuple[int, int]] | None) -> Pieces:

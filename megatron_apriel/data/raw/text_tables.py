@@ -34,6 +34,8 @@ def table_rows(
     reader = csv.reader(bounded, delimiter=separator, strict=True)
     try:
         names = next(reader, [])
+        if any(names):
+            names = [name or f"Unnamed: {number}" for number, name in enumerate(names)]  # as pandas and datasets do
         if not names or len(set(names)) != len(names) or not all(names):
             raise BrokenTable(f"its first line does not name the columns, each once: {names[:20]}")
         for number, values in enumerate(_rows(reader, bounded), 1):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_apriel.data.raw.calls import Call, calls_in_text, calls_in_turn, calls_of, results_in_text, tools_of
-from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, text_of
+from megatron_apriel.data.raw.fields import Fields, check_order, check_text, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import is_learned
 from megatron_apriel.data.raw.meanings import (
     ASKED,
     CONTENT,
     PAIR_SYSTEM,
+    PART_TEXT,
+    PART_TYPE,
     REASONING,
     RESULT_ID,
     RESULT_NAME,
@@ -44,6 +47,10 @@ ROLES = {
 _OURS = {theirs: ours for ours, names in ROLES.items() for theirs in names.split()}
 
 
+_PART = frozenset((*PART_TYPE.names, *PART_TEXT.names, "image", "image_url"))
+"""Fields by which a part of a content is known."""
+
+
 @dataclass
 class Turn:
     """A turn on its way to a message.
@@ -55,6 +62,7 @@ class Turn:
         reasoning: of an assistant.
         calls: of an assistant.
         result_id, result_name: of a result, which call it answers.
+        fields: of a result, whose own id may be that of its call.
         learned: what its marks say, or None.
         pictures: listed in the turn itself.
         tools: listed in a system turn.
@@ -68,6 +76,7 @@ class Turn:
     calls: list[Call] = field(default_factory=list)
     result_id: Any = None
     result_name: Any = None
+    fields: Fields | None = None
     learned: bool | None = None
     pictures: Pictures = field(default_factory=Pictures)
     tools: tuple[dict[str, Any], ...] = ()
@@ -148,6 +157,7 @@ def _read_turn(turn: Fields, where: str, most_values: int) -> list[Turn]:
         result.calls = _calls(turn, where, most_values)
     if role == "tool_result":
         result.result_id, result.result_name = turn.take(*RESULT_ID.names), turn.take(*RESULT_NAME.names)
+        result.fields, value = turn, _as_text(value)
     if role == "system" and any(name in turn for name in TURN_TOOLS.names):
         offered = turn.taken_name(*TURN_TOOLS.names)
         result.tools = tools_of(turn.take(*TURN_TOOLS.names), f"{where}: {offered}", most_values)
@@ -172,10 +182,20 @@ def _read_turn(turn: Fields, where: str, most_values: int) -> list[Turn]:
     texts = results_in_text(_plain_text(content)) if role in ("tool_result", "user") else []
     if texts and not result.pictures.present:
         return [
-            Turn("tool_result", where, [text], result_id=result.result_id, result_name=result.result_name)
+            Turn("tool_result", where, [text], "", [], result.result_id, result.result_name, result.fields)
             for text in texts
         ]
     return [_finished(result, content, turn, most_values)]
+
+
+def _as_text(value: Any) -> Any:
+    """A result that is a value, not a text: its JSON. A list of parts, or one part, stays what it is."""
+    values = value if isinstance(value, list) else [value]
+    parts = any(isinstance(one, str) or (isinstance(one, Mapping) and not _PART.isdisjoint(one)) for one in values)
+    if value is None or parts or not values:
+        return value
+    check_text(value, "a tool's result")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _plain_text(content: Content) -> str:

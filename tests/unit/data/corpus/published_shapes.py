@@ -6,6 +6,7 @@ The words are made up; fields and nesting are those of the sets that are named. 
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,6 +165,12 @@ PUBLISHED = {
         chat(user("[IMG]and[IMG]"), said("Seen."), images=("green", "red")),
         parquet=True,
     ),
+    "parts with an idx of text": one(
+        {"messages": [{"role": "user", "content": [{"type": "image", "idx": "1"}, {"type": "image", "idx": "0"}]},
+                      {"role": "assistant", "content": "Seen."}], "images": ["red.png", "green.png"]},
+        chat(user("[IMG][IMG]"), said("Seen."), images=("green", "red")),
+        {},
+    ),
     "OpenAI image_url with detail": one(
         {
             "messages": [
@@ -296,6 +303,43 @@ PUBLISHED = {
     "a struct of lists": one(
         {"conversations": {"from": ["human", "gpt"], "value": [ASKED, ANSWERED]}}, QUESTION_AND_ANSWER, parquet=True
     ),
+    "Anthropic's system parts": one(
+        {"system": [{"type": "text", "text": "Be brief."}],
+         "messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]},
+        chat(system("Be brief."), user(ASKED), said(ANSWERED)),
+        {},
+    ),
+    "Bedrock's parts without a type": one(
+        {"schemaVersion": "x", "system": [{"text": "Be brief."}],
+         "messages": [{"role": "user", "content": [{"text": ASKED}]},
+                      {"role": "assistant", "content": [{"text": ANSWERED}]}]},
+        chat(system("Be brief."), user(ASKED), said(ANSWERED)),
+        {"schemaVersion": 1},
+    ),
+    "Gemini's contents": one(
+        {"systemInstruction": {"role": "system", "parts": [{"text": "Be brief."}]},
+         "contents": [{"role": "user", "parts": [{"text": ASKED}]}, {"role": "model", "parts": [{"text": ANSWERED}]}]},
+        chat(system("Be brief."), user(ASKED), said(ANSWERED)),
+        {},
+    ),
+    "M3IT": one(
+        {"instruction": "Look.", "inputs": ASKED, "outputs": ANSWERED,
+         "image_base64_str": [base64.b64encode(png("red")).decode()]},
+        chat(user(f"[IMG]\nLook.\n{ASKED}"), said(ANSWERED), images=("red",)),
+        {},
+    ),
+    "Firefly": one({"kind": "x", "input": ASKED, "target": ANSWERED}, QUESTION_AND_ANSWER, {"kind": 1}),
+    "LIMO": one(
+        {"question": "6+6?", "solution": "Six and six make twelve.", "answer": "12"},
+        chat(user("6+6?"), said("Six and six make twelve.")),
+        {"answer": 1},
+    ),
+    "OpenMathReasoning": one(
+        {"problem": "6+6?", "generated_solution": "<think>\nSix and six make twelve.\n</think>\n12",
+         "expected_answer": "12"},
+        REASONED,
+        {"expected_answer": 1},
+    ),
     "NeMo's capital speakers": one(
         {"conversations": [{"from": "User", "value": ASKED}, {"from": "Assistant", "value": ANSWERED}]},
         QUESTION_AND_ANSWER,
@@ -339,6 +383,28 @@ PUBLISHED = {
                  "<|message|>12<|return|>"),
         REASONED,
     ),
+    "HuatuoGPT-o1": one(
+        reasoned("## Thinking\n\nSix and six make twelve.\n\n## Final Response\n\n12"), REASONED
+    ),
+    "Granite": one(
+        reasoned("Here is my thought process: Six and six make twelve.\n\nHere is my response: 12"), REASONED
+    ),
+    "s1's text": one(
+        reasoned("<|im_start|>think\nSix and six make twelve.\n<|im_start|>answer\n12<|im_end|>"), REASONED
+    ),
+    "Apertus": one(reasoned("<|inner_prefix|>Six and six make twelve.<|inner_suffix|>12"), REASONED),
+    "Unsloth's GRPO": one(
+        reasoned("<start_working_out>Six and six make twelve.<end_working_out><SOLUTION>12</SOLUTION>"), REASONED
+    ),
+    "scratchpad and answer": one(
+        reasoned("<scratchpad>Six and six make twelve.</scratchpad><answer>12</answer>"), REASONED
+    ),
+    "analysis and answer": one(
+        reasoned("<analysis>Six and six make twelve.</analysis>\n<answer>12</answer>"), REASONED
+    ),
+    "small letters in brackets": one(reasoned("[think]Six and six make twelve.[/think]12"), REASONED),
+    "tags with spaces": one(reasoned("< think >Six and six make twelve.</ think >12"), REASONED),
+    "an empty element": one(reasoned("<think/>12"), chat(user("6+6?"), said("12"))),
     "LLaVA-CoT": one(
         reasoned("<SUMMARY>Add.</SUMMARY>\n\n<CAPTION>Two sixes.</CAPTION>\n\n<REASONING>Twelve.</REASONING>\n\n"
                  "<CONCLUSION>12</CONCLUSION>"),
@@ -443,6 +509,70 @@ PUBLISHED = {
         {"messages": [{"role": "user", "content": "Tide?"},
                       {"role": "assistant", "content": '[TOOL_CALLS][{"name": "tide", "arguments": {}}]'}]},
         chat(user("Tide?"), said(calls=[("tide", "{}")])),
+    ),
+    "Mistral's calls since version 11": one(
+        {"messages": [{"role": "user", "content": "Tides?"},
+                      {"role": "assistant",
+                       "content": '[TOOL_CALLS]tide[ARGS]{"place": "Hoek"}[TOOL_CALLS]tide[ARGS]{"place": "Delft"}'}]},
+        chat(user("Tides?"), said(calls=[("tide", HOEK), ("tide", DELFT)])),
+    ),
+    "Nemotron's calls and results (When2Call)": one(
+        {"messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant",
+                       "content": '<TOOLCALL>[{"name": "tide", "arguments": {"place": "Hoek"}}]</TOOLCALL>'},
+                      {"role": "user", "content": "<TOOL_RESPONSE>low</TOOL_RESPONSE>"},
+                      {"role": "assistant", "content": "It is low."}]},
+        chat(user("Tide?"), said(calls=[("tide", HOEK)]), result("low"), said("It is low.")),
+    ),
+    "Granite's calls": one(
+        {"messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant",
+                       "content": '<|tool_call|>[{"name": "tide", "arguments": {"place": "Hoek"}}]'}]},
+        chat(user("Tide?"), said(calls=[("tide", HOEK)])),
+    ),
+    "Kimi's calls": one(
+        {"messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant",
+                       "content": "One moment.<|tool_calls_section_begin|><|tool_call_begin|>functions.tide:0"
+                                  '<|tool_call_argument_begin|>{"place": "Hoek"}<|tool_call_end|>'
+                                  "<|tool_calls_section_end|>"}]},
+        chat(user("Tide?"), said("One moment.", calls=[("tide", HOEK)])),
+    ),
+    "DeepSeek's calls": one(
+        {"messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant",
+                       "content": "<|tool_calls_begin|><|tool_call_begin|>function<|tool_sep|>tide\n```json\n"
+                                  '{"place": "Hoek"}\n```<|tool_call_end|><|tool_calls_end|>'
+                                  .replace("|", "\uff5c").replace("_", "\u2581")}]},
+        chat(user("Tide?"), said(calls=[("tide", HOEK)])),
+    ),
+    "results with the ids of their calls": one(
+        {"messages": [{"role": "user", "content": "Tides?"},
+                      {"role": "assistant", "content": "", "tool_calls": calls(("a", HOEK), ("b", DELFT))},
+                      {"role": "tool", "id": "b", "content": "high"}, {"role": "tool", "id": "a", "content": "low"},
+                      {"role": "assistant", "content": "Low, high."}]},
+        chat(user("Tides?"), said(calls=[("tide", HOEK), ("tide", DELFT)]), result("low"), result("high"),
+             said("Low, high.")),
+        {},
+    ),
+    "results with call_id": one(
+        {"messages": [{"role": "user", "content": "Tides?"},
+                      {"role": "assistant", "content": "", "tool_calls": calls(("a", HOEK), ("b", DELFT))},
+                      {"role": "tool", "call_id": "b", "content": "high"},
+                      {"role": "tool", "call_id": "a", "content": "low"},
+                      {"role": "assistant", "content": "Low, high."}]},
+        chat(user("Tides?"), said(calls=[("tide", HOEK), ("tide", DELFT)]), result("low"), result("high"),
+             said("Low, high.")),
+        {},
+    ),
+    "a result that is an object": one(
+        {"messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant", "content": "", "tool_calls": calls(("a", HOEK))},
+                      {"role": "tool", "tool_call_id": "a", "content": {"tide": "low", "at": [6, 18]}},
+                      {"role": "assistant", "content": "It is low."}]},
+        chat(user("Tide?"), said(calls=[("tide", HOEK)]), result('{"tide": "low", "at": [6, 18]}'),
+             said("It is low.")),
+        {},
     ),
     "Llama's calls in the text": one(
         {"messages": [{"role": "user", "content": "Tide?"},

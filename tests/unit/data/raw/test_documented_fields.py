@@ -9,7 +9,11 @@ from megatron_apriel.data.raw.shapes import SHAPES
 from megatron_apriel.data.raw.turns import ROLES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
-KINDS = {"any": "", "true": ", unless it is false", "marks": ", if it holds marks", "media": ", unless it is a number"}
+KINDS = {
+    "any": "", "true": ", unless it is false", "yes": ", if it is true", "no": ", if it is false",
+    "marks": ", if it holds marks", "split": ", if it names one", "media": ", unless it is a number",
+    "pages": ", unless it is a number or an address",
+}  # fmt: skip
 
 
 def names(text: str) -> str:

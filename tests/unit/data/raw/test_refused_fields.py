@@ -73,6 +73,15 @@ REFUSED = {
     "a label of a turn": (answer(label=0), "'messages.label' is a label"),
     "a text that is good or bad": ({"text": "Good film.", "label": True}, "'label' is a label"),
     "a caption that is good or bad": ({"image": "a.png", "caption": "A cat.", "label": False}, "'label' is a label"),
+    "an answer that is wrong": (chat(is_correct=False), "'is_correct' says that the answer is bad"),
+    "a turn that was deleted": (answer(deleted=True), "'messages.deleted' says that the answer is bad"),
+    "a turn that is no target": (answer(target=False), "'messages.target' says which words are learned"),
+    "a turn that is ignored": (answer(ignore=True), "'messages.ignore' says which words are learned"),
+    "a record of the test split": (chat(split="test"), "'split' says that the record is held out"),
+    "preferences as JSON text (RLHF-V)": (
+        {"image": "a.png", "text": '{"question": "q", "chosen": "a", "rejected": "b"}'},
+        "'text' is the JSON text of preference data",
+    ),
     "OpenAI's preferred output": (chat(preferred_output=[]) | {"non_preferred_output": [1]}, "non_preferred_output"),
     # context
     "another system turn": (
@@ -82,6 +91,28 @@ REFUSED = {
     "two system texts": (chat(system="Be brief.", system_prompt="Be long."), "different system turns"),
     "an instruction that no turn holds": (chat(instruction="Answer in Dutch."), "'instruction' holds a text"),
     "documents that no turn holds": (chat(documents=[{"text": "Ann sings."}]), "'documents' holds a text"),
+    "contexts that no turn holds": ({"question": "q", "contexts": ["Ann sings."], "answer": "a"}, "'contexts' holds"),
+    "the definition of a task": ({"definition": "Add.", "inputs": "6 6", "targets": "12"}, "'definition' holds"),
+    "a system turn inside of metadata": (chat(metadata={"system_prompt": "Be brief."}), "'metadata.system_prompt'"),
+    "tools inside of metadata": (chat(extra={"deep": {"tools": [{"name": "f"}]}}), "'extra.deep.tools'"),
+    "choices in fields of their own": (
+        {"question": "Which?", "A": "red", "B": "blue", "answer": "A"},
+        "'A' holds a text",
+    ),
+    "choices in numbered fields": (
+        {"question": "Which?", "option_a": "red", "option_b": "blue", "answer": "a"},
+        "'option_a' holds",
+    ),
+    "an answer beside a question": (
+        chat(ASKED, ANSWERED, ASKED, response="Blue."),
+        "'response' may hold the answer to the last turn",
+    ),
+    "answers beside a question": (chat(ASKED, ANSWERED, ASKED, answers=["Blue."]), "'answers' may hold the answer"),
+    "a system turn with an image": (
+        chat(system=[{"type": "image", "image": "a.png"}]),
+        "'system' holds an image",
+    ),
+    "a system turn of a user": (chat(system={"role": "user", "content": "Hi"}), "'system' is a turn, and not the"),
     "earlier turns that stand beside": (chat(history=[["Hi", "Ho"]]), "'history' holds a text"),
     "choices that no turn holds": ({"question": "Which?", "choices": ["red", "blue"], "answer": "red"}, "'choices'"),
     "a setting of another template": (chat(chat_template_kwargs={"mood": "sad"}), "'chat_template_kwargs.mood'"),
@@ -89,6 +120,10 @@ REFUSED = {
     "thinking off beside thoughts": (
         answer(reasoning="Hm.") | {"chat_template_kwargs": {"enable_thinking": False}},
         "enable_thinking' is false, and the assistant reasons",
+    ),
+    "thinking off beside thoughts, without other settings": (
+        answer(reasoning="Hm.") | {"enable_thinking": False},
+        "'enable_thinking' is false, and the assistant reasons",
     ),
     "a choice of tools": (chat(tool_choice="none"), "'tool_choice' is a setting"),
     "a form of the answer": (chat(response_format={"type": "json_object"}), "'response_format' is a setting"),
@@ -105,6 +140,17 @@ REFUSED = {
     "the marker of a sound": (asked("<|AUDIO|>What?"), "the marker <.AUDIO.>"),
     "a part of a film": (asked([{"type": "video", "video": "a.mp4"}]), "a part of type 'video'"),
     "a part of a sound": (asked([{"type": "input_audio", "input_audio": {}}]), "a part of type 'input_audio'"),
+    "a picture by its number in a set": ({"question": "q", "image_id": 139, "answer": "a"}, "'image_id' names a pict"),
+    "a picture by its name in a set": (chat(meta={"imageName": "n16"}), "'meta.imageName' names a picture"),
+    "a document's pages": (chat(pdf="a.pdf"), "'pdf' names a document whose pages"),
+    "a document's bytes": (chat(source=b"%PDF-1.7"), "'source' holds a document"),
+    "the marker of Llama": (asked("<|image|>Which?"), "the marker <.image.>"),
+    "the marker of another reader": (asked("Who? <ImageHere>"), "the marker <ImageHere>"),
+    "the beginning of a turn": (asked("<img>\nWhich?"), "the marker <img>"),
+    "an id of an image that is not here": (
+        asked([{"type": "image", "image_id": "x"}]) | {"images": [{"id": "x", "path": "a.png"}]},
+        "image_id='x' of an image part",
+    ),
     "objects": (chat(objects={"ref": ["goose"], "bbox": [[1, 2, 3, 4]]}), "'objects'"),
     "boxes": (chat(gt_bboxes=[[1, 2, 3, 4]]), "'gt_bboxes'"),
     "a placeholder of a box": (answer("<bbox>"), "the marker <bbox>"),
@@ -151,6 +197,14 @@ REFUSED = {
         chat({**ASKED, "turn": 2}, {**ANSWERED, "turn": 1}),
         "'messages.turn' numbers them otherwise",
     ),
+    "turns that number themselves in words": (
+        chat({**ASKED, "turn_number": "10"}, {**ANSWERED, "turn_number": "2"}),
+        "'messages.turn_number' numbers them otherwise",
+    ),
+    "parts that number themselves otherwise": (
+        asked([{"type": "text", "text": "b", "order": 2}, {"type": "text", "text": "a", "order": 1}]),
+        "'messages.content.order' numbers them otherwise",
+    ),
     "calls that number themselves otherwise": (
         answer(None, tool_calls=[{"index": 1, **call("f")}, {"index": 0, **call("g")}]),
         "'messages.tool_calls.index' numbers them otherwise",
@@ -182,6 +236,15 @@ REFUSED = {
         "1 results of 2 calls",
     ),
     "results that nothing distinguishes": (calling(call(), call(), results=({},)), "1 results of 2 calls"),
+    "a result inside of its call": (
+        answer(None, tool_calls=[{"name": "f", "arguments": {}, "result": "x"}]),
+        "'messages.tool_calls.result' is the result of a call",
+    ),
+    "results in the turn of the calls": (
+        answer(None, tool_calls=[{"name": "f", "arguments": {}}], tool_results=["x"]),
+        "'messages.tool_results' is the result of a call",
+    ),
+    "the special token of a call": (answer("<|tool_call>call:f{}<tool_call|>"), "spelling that is not known"),
     "two kinds of calls": (answer(tool_calls=[call()], function_call=call()), "tool_calls and function_call"),
     "a custom call": (answer(None, tool_calls=[{"type": "custom", "name": "f"}]), "a tool call of type 'custom'"),
     "words behind a call": (answer('<tool_call>{"name": "f"}</tool_call> Done.'), "words stand behind a tool call"),
@@ -227,6 +290,17 @@ ACCEPTED = {
     "calls without ids, results in order": calling(call(), call(name="g"), results=({}, {})),
     "a weight of the record": chat(weight=1.0, train=True),
     "an answer in tags that are not reasoning's": answer("<b>Red.</b> It is [reason] enough."),
+    "an image's name and no picture": chat(image_id=None, image_name="", image_count=0),
+    "a class that is the word correct": chat(correct=1, target="x"),
+    "a split to train on": chat(split="train"),
+    "numbers that are identities": chat({**ASKED, "number": "9" * 20}, {**ANSWERED, "number": "1" * 20}),
+    "the name of a system": chat(metadata={"system": "linux", "tools": ["bash"]}),
+    "fields of one letter": {"question": "q", "answer": "a", "b": "Bern"},
+    "pages that are about images": asked("Why is [IMAGE] left, and what is the <img> tag?"),
+    "HTML that has an element of reasons": answer("<analysis>\nGood.\n</analysis>\n<verdict>Buy.</verdict>"),
+    "a question without an answer": chat(ASKED, ANSWERED, ASKED),
+    "a word about calls": answer("Mistral writes `[TOOL_CALLS]` before them."),
+    "the address of a document": chat(pdf_url="https://a.example/a.pdf"),
     "prompts about tags": asked("Think between <reasoning> and </reasoning>, please."),
 }
 

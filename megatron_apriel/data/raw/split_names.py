@@ -1,0 +1,13 @@
+"""Words for the splits of a data set, in names of files and in the records themselves."""
+
+from __future__ import annotations
+
+_WORDS = {
+    "train": "train training",
+    "validation": "validation valid val dev minival",
+    "test": "test testing eval evaluation testmini minitest testdev holdout heldout",
+}
+SPLIT_OF_WORD = {word: split for split, words in _WORDS.items() for word in words.split()}
+"""The split that a word names."""
+HELD_OUT = ("validation", "test")
+"""Splits that are not trained on unless asked for."""
