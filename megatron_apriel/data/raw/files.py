@@ -17,6 +17,7 @@ from typing import Any
 
 from megatron_apriel.data.raw.blocks import Block, JsonBlock, RefusedBlock, SampleBlock
 from megatron_apriel.data.raw.compressed import PACKINGS, READ_ERRORS, bounded_lines, decompressed, open_raw
+from megatron_apriel.data.raw.folder_samples import folder_samples
 from megatron_apriel.data.raw.folders import Listing, list_directory
 from megatron_apriel.data.raw.json_arrays import BrokenArray, array_elements, is_array, object_members
 from megatron_apriel.data.raw.parquet_footer import read_footer
@@ -24,7 +25,7 @@ from megatron_apriel.data.raw.parquet_pages import reading_plan
 from megatron_apriel.data.raw.problems import shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, LimitExceeded, ReadLimits
 from megatron_apriel.data.raw.saved_datasets import SPLITS_FILE, record_batches, split_names
-from megatron_apriel.data.raw.splits import ALL_SPLITS, splits_of
+from megatron_apriel.data.raw.splits import ALL_SPLITS, EXCLUDED, splits_of
 from megatron_apriel.data.raw.table_rows import row_blocks, row_costs
 from megatron_apriel.data.raw.tar_records import TarSample
 from megatron_apriel.data.raw.tars import TAR_ERRORS, tar_samples
@@ -224,6 +225,24 @@ class WebDataset(Source):
             yield SampleBlock(str(self.path), samples)
 
 
+class ImageFolder(Source):
+    """A directory of images, each with its caption in a ``.txt`` beside it."""
+
+    kind = "image folder"
+
+    def blocks(self, ignored: Container[str] = ()) -> Iterator[Block]:
+        samples: list[TarSample] = []
+        size = 0
+        for sample in folder_samples(self.path, self.limits):
+            samples.append(sample)
+            size += sum(len(data or b"") for data in sample.members.values())
+            if len(samples) == BLOCK_RECORDS or size >= BLOCK_BYTES:
+                yield SampleBlock(str(self.path), samples)
+                samples, size = [], 0
+        if samples:
+            yield SampleBlock(str(self.path), samples)
+
+
 class _Rows:
     """The rows of a file's record batches, counted, and held to the limit on growth before they are handed on."""
 
@@ -271,7 +290,7 @@ def find_inputs(inputs: Sequence[str | Path], split: str = "", limits: ReadLimit
         if path.is_dir():
             found = list_directory(path, lambda name: _reader_of(name) is not None)
             chosen |= _read_directory(path, found, split, limits, result)
-            if not found.files and not found.saved:
+            if not found.files and not found.folders and not found.saved:
                 raise DataError(f"{path} holds no file that can be read.", fix=f"Known: {_known_suffixes()}.")
             continue
         _check_openable(path)
@@ -295,15 +314,17 @@ def find_sources(inputs: Sequence[str | Path], split: str = "", limits: ReadLimi
 
 def _read_directory(path: Path, found: Listing, split: str, limits: ReadLimits, result: Inputs) -> bool:
     """Add the sources of a directory; whether it had splits to choose from."""
-    splits = splits_of(path, found.files)
-    names = tuple(dict.fromkeys(splits.values()))
+    splits = splits_of(path, [*found.files, *found.folders])
+    names = tuple(dict.fromkeys(split for split in splits.values() if split != EXCLUDED))
     wanted = _wanted(path, names, split)
     chosen = bool(splits and split)
-    for entry in sorted([*found.files, *found.saved]):
+    for entry in sorted([*found.files, *found.folders, *found.saved]):
         if entry in found.saved:
             chosen |= _read_saved(entry, split, limits, result)
         elif splits and splits[entry] not in wanted:
             result.passed.append(entry)
+        elif entry in found.folders:
+            result.sources.append(ImageFolder(entry, limits))
         else:
             _check_openable(entry)
             reader = _reader_of(entry.name)

@@ -6,10 +6,11 @@ archive as well. They are no records, and do not stop a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_apriel.data.raw.folder_samples import sample_names
 from megatron_apriel.data.raw.saved_datasets import INFO_FILE, SPLITS_FILE, STATE_FILE
 from megatron_apriel.errors import DataError
 
@@ -32,11 +33,13 @@ class Listing:
 
     Attributes:
         files: that hold records.
+        folders: directories of images with captions beside them, where nothing else holds records.
         saved: directories of ``datasets.save_to_disk``.
         passed: all other files; hidden ones are not counted.
     """
 
     files: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
     saved: list[Path] = field(default_factory=list)
     passed: list[Path] = field(default_factory=list)
 
@@ -53,6 +56,10 @@ def list_directory(directory: Path, is_read: Callable[[str], bool]) -> Listing:
     """
     listing = Listing()
     _search(directory, is_read, listing, set())
+    if listing.files or listing.saved:
+        # Records name the images beside them, whose .txt may be anything: boxes, or what was read in them.
+        listing.passed += [entry for folder in listing.folders for entry in sorted(folder.iterdir()) if entry.is_file()]
+        listing.folders = []
     return listing
 
 
@@ -70,10 +77,15 @@ def _search(directory: Path, is_read: Callable[[str], bool], listing: Listing, s
         )
     entries = [entry for entry in sorted(directory.iterdir()) if not entry.name.startswith(".")]
     names = {entry.name for entry in entries}
+    members = _sample_members(entries, is_read)
+    if members:
+        listing.folders.append(directory)
     for entry in entries:
         if entry.is_dir():
             _search(entry, is_read, listing, seen)
-        elif is_read(entry.name) and not (entry.is_file() and _describes_others(entry.name, names)):
+        elif entry.name in members:
+            continue
+        elif is_read(entry.name) and not (entry.is_file() and _describes_others(entry, names, listing.folders)):
             listing.files.append(entry)
         else:
             listing.passed.append(entry)
@@ -85,9 +97,20 @@ def is_saved(directory: Path) -> bool:
     return whole or (directory / SPLITS_FILE).is_file()
 
 
-def _describes_others(name: str, names: set[str]) -> bool:
+def _sample_members(entries: Sequence[Path], is_read: Callable[[str], bool]) -> set[str]:
+    """Names of the files that are samples: images, captions and what describes them, where nothing else is read."""
+    samples = sample_names(entry.name for entry in entries if entry.is_file())
+    members = {name for names in samples.values() for name in names}
+    others = any(is_read(entry.name) and entry.name not in members for entry in entries if entry.is_file())
+    return set() if others else members
+
+
+def _describes_others(entry: Path, names: set[str], folders: Sequence[Path]) -> bool:
+    name = entry.name
     if name in DESCRIPTIONS or (name == MANIFEST and RECORDS in names):
         return True
-    # img2dataset writes 00000.parquet, or .csv or .json, and 00000_stats.json about 00000.tar
+    # img2dataset writes 00000.parquet, or .csv or .json, and 00000_stats.json about 00000.tar or the directory 00000
     stem = name.partition(".")[0].removesuffix("_stats")
+    if entry.with_name(stem) in folders:
+        return True
     return not name.endswith(_ARCHIVES) and any(f"{stem}{ending}" in names for ending in _ARCHIVES)

@@ -14,11 +14,13 @@ from typing import Any
 
 from megatron_apriel.config.yaml_text import parse_yaml
 from megatron_apriel.data.raw.split_names import SPLIT_OF_WORD
-from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.errors import ConfigError, DataError, shown
 from megatron_apriel.inputs import read_input
 
 CARD, ENERGON = "README.md", Path(".nv-meta") / "split.yaml"
 ALL_SPLITS = "all"
+EXCLUDED = "excluded"
+"""The split of files that a data set leaves out, which ``all`` does not mean."""
 
 _BETWEEN = r"[-._ 0-9/=]"
 _WORD = re.compile(rf"(?:^|{_BETWEEN})({'|'.join(SPLIT_OF_WORD)})(?={_BETWEEN}|$)")
@@ -34,7 +36,13 @@ def splits_of(directory: Path, files: Sequence[Path]) -> dict[Path, str]:
     found = {file: described.get(file) or _from_name(file.relative_to(directory)) for file in files}
     if not any(found.values()):
         return {}
-    return {file: split or "train" for file, split in found.items()}
+    return {file: split or _shard_name(file) or "train" for file, split in found.items()}
+
+
+def _shard_name(file: Path) -> str:
+    """The name before ``-00000-of-00002``, which is a split's where others are."""
+    shard = _SHARD.match(file.name)
+    return shard[1] if shard else ""
 
 
 def _from_name(file: Path) -> str:
@@ -86,13 +94,32 @@ def _from_energon(directory: Path, files: Sequence[Path]) -> dict[Path, str]:
                 "Give the archives of one split as inputs.",
             ) from None
         parts = value.get("split_parts") if isinstance(value, Mapping) else None
+        _exclude(place, value, files, found)
         for split, names in parts.items() if isinstance(parts, Mapping) else ():
             patterns = [_braces(str(name)) for name in names] if isinstance(names, list) else []
             for file in files:
                 name = file.relative_to(place).as_posix() if file.is_relative_to(place) else ""
                 if any(_in_braces(pattern, ranges, name) for pattern, ranges in patterns):
-                    found[file] = {"val": "validation"}.get(str(split), str(split))
+                    found.setdefault(file, {"val": "validation"}.get(str(split), str(split)))
     return found
+
+
+def _exclude(place: Path, value: Any, files: Sequence[Path], found: dict[Path, str]) -> None:
+    """Put archives that are to be left out into a split of that name. Raises DataError for samples of one."""
+    for name in map(str, _list(value, "exclude")):
+        patterns = _braces(name)
+        left_out = [
+            file
+            for file in files
+            if file.is_relative_to(place) and _in_braces(*patterns, file.relative_to(place).as_posix())
+        ]
+        if not left_out and any(name.startswith(f"{file.relative_to(place)}/") for file in files):
+            raise DataError(
+                f"{place / ENERGON} excludes {shown(name)}, a sample of an archive, which is not followed here.",
+                "It would be learned though it is meant to be left out.",
+                "Write the archive again without it, and take it out of the list.",
+            )
+        found.update(dict.fromkeys(left_out, EXCLUDED))
 
 
 def _braces(name: str) -> tuple[re.Pattern[str], list[tuple[int, int]]]:
@@ -125,5 +152,10 @@ def _list(value: Any, name: str) -> list[Any]:
 
 def _pattern(glob: str) -> re.Pattern[str]:
     pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob.removeprefix("./"))
-    return re.compile("".join(pieces.get(part) or re.escape(part) for part in parts))
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[!\w.-]+\])", glob.removeprefix("./"))
+    return re.compile("".join(pieces.get(part) or _one_of(part) or re.escape(part) for part in parts))
+
+
+def _one_of(part: str) -> str:
+    """A class of characters of a glob, ``[0-4]``, as a pattern."""
+    return part.replace("[!", "[^") if re.fullmatch(r"\[!?(?:\w-\w|[\w.])+\]", part) else ""

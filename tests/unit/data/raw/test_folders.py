@@ -50,6 +50,9 @@ SPLITS = {
     "words inside": {"my_train_v2.jsonl": ["a"], "my-test.v2.jsonl": ["b"]},
     "directories": {"train/1.jsonl": ["a"], "test/1.jsonl": ["b"]},
     "short forms": {"training/x.jsonl": ["a"], "eval/x.jsonl": ["b"]},
+    "partitions": {"split=train/x.jsonl": ["a"], "split=test/x.jsonl": ["b"]},
+    "small tests": {"train.jsonl": ["a"], "testmini.jsonl": ["b"]},
+    "what is held out": {"train.jsonl": ["a"], "my-holdout.jsonl": ["b"]},
     "one without a name": {"data.jsonl": ["a"], "testing.jsonl": ["b"]},
 }
 SPLITS_CALLED = {"short forms": ("train", "test"), "one without a name": ("train", "test")}
@@ -74,6 +77,17 @@ def test_several_train_splits_of_a_hub(tmp_path):
     with pytest.raises(DataError, match="has the splits test_sft, train_gen, train_sft"):
         find_sources([tmp_path])
     assert read(tmp_path, "train_sft") == ["train_sft"]
+
+
+def test_a_split_of_any_name_among_shards(tmp_path):
+    write(tmp_path, {f"data/{name}-00000-of-00001.jsonl": [name] for name in ("train", "challenge")})
+    assert read(tmp_path, "train") == ["train"] and read(tmp_path, "challenge") == ["challenge"]
+
+
+def test_a_class_of_characters_in_a_card(tmp_path):
+    card = CARD.replace(b"parts/*.jsonl", b"part-[0-1].jsonl").replace(b"last.jsonl", b"part-[!01].jsonl")
+    write(tmp_path, {"README.md": card, **{f"part-{number}.jsonl": [str(number)] for number in range(4)}})
+    assert read(tmp_path, "train") == ["0", "1"] and read(tmp_path, "held_out") == ["2", "3"]
 
 
 def test_the_card_of_a_repository_says_the_splits(tmp_path):
@@ -106,6 +120,64 @@ def test_splits_of_saved_data_sets(tmp_path):
     assert sorted(read(tmp_path / "saved", "train+test")) == sorted(read(tmp_path / "saved", "all")) == ["a", "b"]
     assert read(tmp_path, "test") == ["b"]
     with pytest.raises(DataError, match="has the splits train, test"):
+        find_sources([tmp_path])
+
+
+def image_folder(root, **captions):
+    for name, caption in captions.items():
+        (root / f"{name}.png").write_bytes(b"image of " + name.encode())
+        (root / f"{name}.txt").write_text(caption)
+
+
+def test_images_with_captions_beside_them(tmp_path):
+    image_folder(tmp_path, b="Green.", a="Red.")
+    (tmp_path / "c.png").write_bytes(b"image")
+    (tmp_path / "LICENSE.txt").write_text("free")
+    inputs = find_inputs([tmp_path])
+    records = [raw for source in inputs.sources for block in source.blocks() for raw in block.records()]
+    assert [(raw.value, dict(raw.attachments)) for raw in records[:2]] == [
+        ({"text": "Red.", "images": [b"image of a"]}, {"a.png": b"image of a"}),
+        ({"text": "Green.", "images": [b"image of b"]}, {"b.png": b"image of b"}),
+    ]
+    assert "no .json and no .txt among c.png" in records[2].problem and len(records) == 3
+    assert inputs.passed == [tmp_path / "LICENSE.txt"]
+
+
+def test_the_files_of_img2dataset(tmp_path):
+    for shard in ("00000", "00001"):
+        (tmp_path / shard).mkdir()
+        image_folder(tmp_path / shard, x="Red.")
+        (tmp_path / shard / "x.json").write_text('{"caption": "Red.", "key": "x"}')
+        (tmp_path / f"{shard}.parquet").write_bytes(b"PAR1")
+        (tmp_path / f"{shard}_stats.json").write_text('{"count": 1}')
+    assert read(tmp_path) == ["Red.", "Red."]
+    assert len(find_inputs([tmp_path]).passed) == 4
+
+
+def test_texts_beside_images_that_records_name_are_no_captions(tmp_path):
+    (tmp_path / "images").mkdir()
+    image_folder(tmp_path / "images", a="RED DOOR")
+    write(tmp_path, {"data.jsonl": ["a"]})
+    assert read(tmp_path) == ["a"]
+    assert [entry.name for entry in find_inputs([tmp_path]).passed] == ["a.png", "a.txt"]
+
+
+def test_boxes_beside_images_are_no_captions(tmp_path):
+    image_folder(tmp_path, a="0 0.5 0.5 0.2 0.2\n3 0.1 0.1 0.05 0.1\n", b="4 cats on 2 chairs")
+    (source,) = find_sources([tmp_path])
+    problems = [raw.problem for block in source.blocks() for raw in block.records()]
+    assert "a.txt holds the boxes of an image" in problems[0] and not problems[1]
+
+
+def test_archives_that_energon_excludes(tmp_path):
+    write(tmp_path, {"a.tar": b"", "b.tar": b"", "c.tar": b""})
+    split = b"exclude:\n- b.tar\nsplit_parts:\n  train: ['{a,b}.tar', a.tar, b.tar, c.tar]\n"
+    write(tmp_path, {".nv-meta/split.yaml": split})
+    for wanted in ("", "train", "all"):
+        assert [source.path.name for source in find_sources([tmp_path], wanted)] == ["a.tar", "c.tar"]
+    assert find_inputs([tmp_path]).passed == [tmp_path / "b.tar"]
+    write(tmp_path, {".nv-meta/split.yaml": split.replace(b"- b.tar", b"- b.tar/0001")})
+    with pytest.raises(DataError, match=r"excludes 'b.tar/0001', a sample of an archive"):
         find_sources([tmp_path])
 
 
