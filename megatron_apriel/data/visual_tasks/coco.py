@@ -214,7 +214,8 @@ def _rows(
 ) -> tuple[list[BoxRow], set[int]]:
     """Boxes of the used images, and the images that have places where nothing was marked."""
     rows: list[BoxRow] = []
-    unmarked = set[int]()
+    unmarked = {place for entry in document.images if entry.unmarked and (place := places[entry.identity]) is not None}
+    seen = set[tuple[object, ...]]()
     positions = {category.identity: number for number, category in enumerate(document.categories)}
     not_all = {(entry.identity, category) for entry in document.images for category in entry.not_all}
     for number, (identity, category, (x, y, across, down), crowd, is_place) in enumerate(document.boxes):
@@ -245,6 +246,10 @@ def _rows(
             crowd = True
         elif min(x, y) < -1 or x + across > width + 1 or y + down > height + 1:
             _tally(problems, "boxes cut to their image")
+        if (box := (place, category, x, y, across, down)) in seen:
+            _tally(problems, "boxes that are there twice")
+            crowd = True  # two objects in one place, or one object twice
+        seen.add(box)
         crowd |= (identity, category) in not_all
         rows.append((place, positions[category], left, top, right, bottom, crowd))
     return [(*row[:6], row[6] or row[0] in unmarked) for row in rows], unmarked

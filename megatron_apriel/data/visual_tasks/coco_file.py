@@ -10,7 +10,8 @@ objects have a box (``not_exhaustive_category_ids``); of the rest nothing is kno
 
 A box that marks no single object says so, and each set calls that something else: a crowd, a group, to be ignored,
 too difficult, a mere picture or reflection. :data:`MARKS` has the names, spelled in any way, in the entry itself or in
-its ``attributes`` or ``extra``.
+an object or list inside of it (``attributes``, ``extra``, ``tags``). So does a box that nobody verified: its score is
+below 1, or it says that it was not.
 
 Such files have hundreds of megabytes, nearly all of it polygons that nobody asks for here. Only one entry at a time is
 held, and of each only what is asked for is kept.
@@ -43,18 +44,34 @@ _EXPECTED = "Expected are COCO instances: one object with the lists images, anno
 MARKS = frozenset({
     "iscrowd", "crowd", "ignore", "isignore", "ignored", "isignored", "ignoreflag", "gtignore", "isgroupof", "groupof",
     "isgroup", "difficult", "isdifficult", "isdepiction", "isfake", "isreflected", "uncertain", "isuncertain",
+    "isinside", "invalid", "isinvalid", "pseudo", "ispseudo", "pseudolabel",
 })  # fmt: skip
 """Names of marks that a box is not of one object to be found or counted, in small letters alone. COCO, CrowdHuman,
-mmdetection, Open Images, Pascal VOC, Objects365."""
+mmdetection, Open Images, Pascal VOC, Objects365, WIDER FACE."""
+_SURE = frozenset({"verified", "isverified", "annotatorverified", "humanverified", "valid", "isvalid"})
+"""Names of what must not say no."""
+_SCORES = frozenset({"score", "confidence"})
+"""Names of numbers that are 1 where somebody looked: of detectors, of Open Images, of VisDrone."""
 _PLACES = frozenset({"ignore", "isignore", "ignored", "isignored", "ignoreflag", "gtignore"})
 """Those of them that say of a place that nothing in it was marked."""
 _GROUPS = frozenset({"isgroupof", "groupof", "isgroup", "isdepiction"})
 """Those of them that only federated sets have."""
 _REGIONS = frozenset({
     "ignore", "ignored", "ignoredregion", "ignoredregions", "ignoreregion", "dontcare", "crowd", "group", "persongroup",
+    "peoplegroup", "pedestriangroup", "ridergroup", "cargroup", "truckgroup", "busgroup", "traingroup", "bicyclegroup",
+    "motorcyclegroup", "caravangroup", "trailergroup",
 })  # fmt: skip
-"""Names of categories whose boxes are places where objects were not marked one by one: KITTI, VisDrone, CityPersons."""
+"""Names of categories whose boxes are places where objects were not marked one by one: KITTI, VisDrone, CityPersons,
+Cityscapes."""
 _NOT_ALL, _ABSENT, _FOUND = "not_exhaustive_category_ids", "neg_category_ids", "pos_category_ids"
+_LISTS = {name.replace("_", ""): name for name in (_NOT_ALL, _ABSENT, _FOUND)}
+"""Those lists of an image, by their names in small letters alone."""
+_EXHAUSTIVE = frozenset({"exhaustive", "isexhaustive", "fullyannotated", "isfullyannotated"})
+"""Names of what an image denies where some of its objects have no box."""
+_LVIS = frozenset({"frequency", "synset"})
+"""Fields of categories that only LVIS has, also in a file that lost its lists."""
+_XYWH = (None, 1, "XYWH_ABS", "BoxMode.XYWH_ABS")
+"""Detectron2's names of COCO's form of boxes."""
 
 Identity = int | str
 """Of an image; Open Images' are texts."""
@@ -72,6 +89,7 @@ class ImageEntry:
         size: (width, height).
         absent: ids of categories that were looked for and not found; None where the image says nothing of that.
         not_all: ids of categories of which not all objects have a box.
+        unmarked: it is to be ignored, or says that some of its objects have no box.
     """
 
     identity: Identity
@@ -79,6 +97,7 @@ class ImageEntry:
     size: tuple[int, int]
     absent: frozenset[int] | None
     not_all: frozenset[int]
+    unmarked: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +123,7 @@ class Document:
         images: in the order of the file; no id twice.
         categories: in the order of their ids; no id and no name twice.
         boxes: in the order of the file.
-        has_groups: some box, or category, has a field that only Open Images has.
+        has_groups: some box, or category, has a field that only Open Images or LVIS has.
     """
 
     name: str
@@ -154,7 +173,8 @@ def _document(stream: io.BufferedIOBase, name: str) -> Document:
             entries = _entries(elements, f"{name}: {member}")
             for entry, where in entries:
                 kept[member].append(makers[member](entry, where))
-                document.has_groups |= "freebase_id" in entry or not _GROUPS.isdisjoint(map(_letters, entry))
+                own = {"freebase_id", *(_LVIS if member == "categories" else ())}
+                document.has_groups |= not own.isdisjoint(entry) or not _GROUPS.isdisjoint(map(_letters, entry))
     for member in makers:
         if member not in lists:
             raise DataError(f"{name} has no list {member!r}; it has {listed(members, 8) or 'nothing'}.", _EXPECTED)
@@ -190,9 +210,13 @@ def _entries(elements: Iterator[bytes], place: str) -> Iterator[tuple[Any, str]]
 def _image(entry: Any, where: str) -> ImageEntry:
     identity = _get(entry, "id", (int, str), where)
     size = (_get(entry, "width", (int,), where), _get(entry, "height", (int,), where))
-    federated = [name for name in (_NOT_ALL, _ABSENT, _FOUND) if entry.get(name) is not None]
-    absent = _identities(entry, _ABSENT, where) if federated else None
-    return ImageEntry(identity, _file_names(entry, where), size, absent, _identities(entry, _NOT_ALL, where))
+    lists = {_LISTS[letters]: name for name in entry if (letters := _letters(name)) in _LISTS}
+    federated = any(entry[name] is not None for name in lists.values())
+    absent, not_all = (_identities(entry, lists.get(name, name), where) for name in (_ABSENT, _NOT_ALL))
+    unmarked = not _marks(entry).isdisjoint(_PLACES) or any(
+        _letters(name) in _EXHAUSTIVE and value is not None and _says_no(value) for name, value in entry.items()
+    )
+    return ImageEntry(identity, _file_names(entry, where), size, absent if federated else None, not_all, unmarked)
 
 
 def _file_names(entry: Any, where: str) -> tuple[str, ...]:
@@ -233,18 +257,34 @@ def _box(entry: Any, where: str) -> Box:
     box = _get(entry, "bbox", (list,), where)
     if len(box) != 4 or not all(type(value) in (int, float) and -_FAR < value < _FAR for value in box):
         raise DataError(f"{where}: bbox {shown(box)} is not [left, top, width, height] in pixels.")
+    if entry.get("bbox_mode") not in _XYWH:
+        raise DataError(
+            f"{where}: bbox_mode {shown(entry['bbox_mode'])} is another form than [left, top, width, height].",
+            fix="Write the boxes in COCO's form, which is bbox_mode 1 (XYWH_ABS).",
+        )
     marks = _marks(entry)
     return image, category, (box[0], box[1], box[2], box[3]), bool(marks), not marks.isdisjoint(_PLACES)
 
 
 def _marks(entry: dict[str, Any]) -> set[str]:
-    """The marks of a box, or of its attributes, that do not clearly say no: unknown (-1) is no reason to rely on it."""
-    return {
-        _letters(name)
-        for part in (entry, entry.get("attributes"), entry.get("extra"))
-        for name, value in (part.items() if isinstance(part, dict) else ())
-        if _letters(name) in MARKS and not _says_no(value)
+    """The marks of an entry, or of what it holds, that do not clearly say no: unknown (-1) is no reason to rely on."""
+    found = {
+        letters
+        for part in (entry, *(value for value in entry.values() if isinstance(value, dict)))
+        for name, value in part.items()
+        if (letters := _letters(name)) in MARKS | _SURE | _SCORES and _is_marked(letters, value)
     }
+    tags = entry.get("tags")
+    named = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    return found | {letters for tag in named if (letters := _letters(tag)) in MARKS}
+
+
+def _is_marked(letters: str, value: Any) -> bool:
+    if letters in _SCORES:
+        return type(value) in (int, float) and value < 1
+    if letters in _SURE:
+        return value is not None and _says_no(value)
+    return not _says_no(value)
 
 
 def _says_no(value: Any) -> bool:

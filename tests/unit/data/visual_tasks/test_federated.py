@@ -79,13 +79,60 @@ def test_lists_of_other_things_are_refused(tmp_path, key, given):
     [
         {"iscrowd": 1}, {"is_crowd": True}, {"isCrowd": "1"}, {"ignore": 1}, {"isgroupof": 1}, {"is_group_of": True},
         {"IsGroupOf": 1.0}, {"Is Group Of": "true"}, {"gt_ignore": 1}, {"difficult": 1}, {"isfake": 1},
-        {"attributes": {"is_crowd": True}}, {"extra": {"ignore": 1}}, {"ignore_flag": "Yes"},
+        {"attributes": {"is_crowd": True}}, {"extra": {"ignore": 1}}, {"ignore_flag": "Yes"}, {"tags": ["crowd"]},
+        {"flags": {"difficult": 1}}, {"isInside": 1}, {"invalid": 1}, {"score": 0}, {"score": 0.4},
+        {"confidence": 0.99}, {"verified": False}, {"annotator_verified": "no"}, {"is_pseudo": True},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_box_of_no_single_object(tmp_path, mark):
-    found = read(tmp_path / "a.json", [image(0), image(1)], [box(0, 1), box(0, 1, **mark), box(1, 1)])
+    found = read(tmp_path / "a.json", [image(0), image(1)], [box(0, 1, **mark), box(1, 1)])
     assert countable(found) == {(0, "cat"): False, (1, "cat"): True}
+
+
+@pytest.mark.parametrize("sure", [{"score": 1.0}, {"confidence": 1}, {"verified": True}, {"score": None}], ids=str)
+def test_a_box_that_somebody_verified(tmp_path, sure):
+    assert countable(read(tmp_path / "a.json", [image(0)], [box(0, 1, **sure)])) == {(0, "cat"): True}
+
+
+def test_a_box_that_is_there_twice_is_not_counted(tmp_path):
+    boxes = [box(0, 1), box(0, 1), box(1, 1), box(1, 2), box(1, 1, bbox=[50, 10, 30, 30])]
+    found = read(tmp_path / "a.json", [image(0), image(1)], boxes)
+    assert countable(found) == {(0, "cat"): False, (1, "cat"): True, (1, "cup"): True}
+    assert found.problems == {"boxes that are there twice": 1}
+
+
+@pytest.mark.parametrize("mode", [0, "XYXY_ABS", 4])
+def test_boxes_in_another_form_are_refused(tmp_path, mode):
+    """Detectron2 says in which form a box is."""
+    assert len(read(tmp_path / "a.json", [image(0)], [box(0, 1, bbox_mode=1)]).boxes) == 1
+    with pytest.raises(DataError, match=r"annotations\[0\]: bbox_mode .* is another form"):
+        read(tmp_path / "b.json", [image(0)], [box(0, 1, bbox_mode=mode)])
+
+
+@pytest.mark.parametrize("mark", [{"ignore": 1}, {"is_exhaustive": False}, {"attributes": {"ignored": True}}], ids=str)
+def test_an_image_whose_objects_have_not_all_a_box(tmp_path, mark):
+    found = read(tmp_path / "a.json", [image(0, **mark), image(1, is_exhaustive=True)], [box(0, 1), box(1, 2)])
+    assert found.unmarked.tolist() == [True, False]
+    assert countable(found) == {(0, "cat"): False, (1, "cup"): True} and found.without(2).tolist() == [1]
+
+
+def test_lists_in_another_spelling(tmp_path):
+    images = [image(0, negCategoryIds=[2], notExhaustiveCategoryIds=[1])]
+    found = read(tmp_path / "a.json", images, [box(0, 1)])
+    assert found.without(1).tolist() == [0] and not len(found.without(2)) and countable(found) == {(0, "cat"): False}
+
+
+def test_categories_of_lvis_without_its_lists(tmp_path):
+    """A file that lost them says by its categories that it is of a federated set."""
+    document = {
+        "images": [image(0, width=100, height=80)],
+        "annotations": [box(0, 1, bbox=[10, 10, 30, 30])],
+        "categories": [{"id": 1, "name": "cat", "frequency": "f", "synset": "cat.n.01"}, {"id": 2, "name": "cup"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    found = read_annotations(tmp_path / "a.json", {"train/0.jpg": 0}, {0: (100, 80)})
+    assert found.absent is not None and not len(found.without(1))
 
 
 @pytest.mark.parametrize("value", [0, False, "0", "", None, 0.0, "false"])
