@@ -1,4 +1,4 @@
-"""Tells a directory of PEFT (LoRA and kin), which holds changes to a model, from a model. No torch."""
+"""Tells a directory of an adapter (PEFT's LoRA and kin), which holds changes to a model, from a model. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from megatron_apriel.errors import CheckpointError, printable
 
-_FILES = ("adapter_config.json", "adapter_model.*", "adapter_model-*")
+_FILES = ("adapter_config.json", "adapter_model.*", "adapter_model-*", "lora.safetensors")
+"""Of PEFT, and of mistral-finetune."""
 
 
 def refuse_adapter(directory: Path) -> None:

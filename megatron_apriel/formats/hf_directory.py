@@ -13,11 +13,12 @@ SAMPLING = {"do_sample": True, "temperature": 0.6}
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _BOS, _EOS, _PAD = 1, 2, 11
 """Tekken's ids."""
-_ANSWERS = (
-    *("do_sample", "temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("num_beams", "num_beam_groups", "penalty_alpha", "repetition_penalty", "no_repeat_ngram_size"),
-)
-"""What a generation config says of how answers are chosen."""
+_ANSWERS = {
+    "do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "top_h": None, "min_p": None, "typical_p": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": None,
+    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+}  # fmt: skip
+"""What a generation config says of how answers are chosen, with the defaults that old configs write out."""
 
 
 def write_hf_sidecars(
@@ -29,7 +30,7 @@ def write_hf_sidecars(
 ) -> None:
     """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
     write_sidecars(directory, given, config, correct_words=correct_words)
-    chosen = read_json(given / GENERATION) if (given / GENERATION).exists() else {}
+    chosen = read_json(given / GENERATION) if (given / GENERATION).exists() else _chosen_in(config)
     text = config.get("text_config")
     ids = text if isinstance(text, dict) else config
     standard = {
@@ -63,6 +64,13 @@ def set_tokenizer_class(directory: Path) -> None:
         fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
     if fields != given:
         write_json(file, fields)
+
+
+def _chosen_in(config: dict[str, object]) -> dict[str, object]:
+    """How answers are chosen by the config itself, where transformers looks if there is no generation config."""
+    text = config.get("text_config")
+    both = {**(text if isinstance(text, dict) else {}), **config}
+    return {name: both[name] for name, usual in _ANSWERS.items() if both.get(name) not in (None, usual)}
 
 
 def set_chat_template(directory: Path, template: str) -> None:

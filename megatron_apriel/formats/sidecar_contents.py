@@ -135,9 +135,14 @@ def _tokenizer(said: Any) -> Any:
     """Versions write merges as texts or pairs, and leave defaults out."""
     model = said["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or ()]
-    added = {token["content"]: token["id"] for token in said.get("added_tokens") or ()}
+    flags = ("special", "single_word", "lstrip", "rstrip", *(("normalized",) if said.get("normalizer") else ()))
+    added = {
+        token["content"]: (token["id"], [name for name in flags if token.get(name)])
+        for token in said.get("added_tokens") or ()
+    }
     steps = [said.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
-    return model.get("type"), model["vocab"], merges, added, steps
+    ways = {name: value for name, value in model.items() if name not in ("type", "vocab", "merges") and value}
+    return model.get("type"), model["vocab"], merges, added, steps, ways
 
 
 def _special_tokens(said: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from megatron_apriel.errors import CheckpointError, shown
+from megatron_apriel.errors import CheckpointError, listed, shown
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.kinds import CONFIG
@@ -144,6 +144,20 @@ def _check_same_config(first: AverageInput, other: AverageInput) -> None:
                     f" {other.label}'s.",
                     "The same weights would mean different models.",
                 )
+    if different := _differing_keys(first.config, other.config):
+        note(f"note: config.json differs in {listed(different, 8)}; the result has that of {first.label}")
+
+
+def _differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> list[str]:
+    """Dotted paths of what two configs do not say alike."""
+    found = []
+    for key in sorted({*ours, *theirs}):
+        one, two = ours.get(key), theirs.get(key)
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            found += _differing_keys(one, two, f"{path}{key}.")
+        elif one != two:
+            found.append(f"{path}{key}")
+    return found
 
 
 def _check_same_files(first: AverageInput, other: AverageInput) -> None:

@@ -24,17 +24,19 @@ _FILES = ("processor_config.json", "preprocessor_config.json")
 _SWITCHES = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
     "do_center_crop": False, "do_reduce_labels": False, "do_flip_channel_order": False, "do_thumbnail": False,
+    "antialias": True, "keep_aspect_ratio": True,
 }  # fmt: skip
 """What training does and does not do."""
 _BICUBIC = (3, "bicubic", "BICUBIC")
 _HARMLESS = frozenset({
     "_processor_class", "_valid_processor_keys", "auto_map", "chat_template", "crop_size", "data_format",
-    "default_to_square", "device", "disable_grouping", "do_pad", "image_break_token", "image_end_token",
-    "image_processor", "image_seq_length", "image_token", "input_data_format", "num_additional_image_tokens",
-    "pad_size", "processor_class", "return_tensors", "tokenizer", "valid_processor_keys", "video_processor",
-    "vision_feature_select_strategy",
+    "default_to_square", "device", "disable_grouping", "do_pad", "image_processor", "image_seq_length",
+    "input_data_format", "num_additional_image_tokens", "pad_size", "return_tensors", "tokenizer",
+    "valid_processor_keys", "video_processor", "vision_feature_select_strategy",
 })  # fmt: skip
-"""Settings that change no pixel, or whose meaning is compared elsewhere (the special tokens)."""
+"""Settings that change no pixel and no token."""
+_TOKENS = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+"""What an image becomes in training."""
 
 
 def longest_side(directory: str | Path, architecture: Architecture) -> int | None:
@@ -92,6 +94,12 @@ def _checked(file: Path, settings: dict[str, Any], tower: TowerArchitecture) -> 
         if name in _SWITCHES:
             if value is not _SWITCHES[name]:
                 _refuse(file, name, value, f"it is {str(_SWITCHES[name]).lower()} in training")
+        elif name in _TOKENS:
+            if _content(value) != _TOKENS[name]:
+                _refuse(file, name, value, f"an image is made of {', '.join(_TOKENS.values())} in training")
+        elif name == "processor_class":
+            if value != "PixtralProcessor":
+                _refuse(file, name, value, "training makes the tokens that PixtralProcessor makes of an image")
         elif name in ("image_mean", "image_std"):
             expected = MEAN if name == "image_mean" else STD
             if not _close(value, expected):
@@ -128,6 +136,11 @@ def _checked(file: Path, settings: dict[str, Any], tower: TowerArchitecture) -> 
             f"Set longest_edge between {tower.patch_size} and {tower.image_size}, or remove the file.",
         )
     return side
+
+
+def _content(token: Any) -> Any:
+    """The text of a token, which may be written with its settings."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _close(values: Any, expected: tuple[float, ...]) -> bool:

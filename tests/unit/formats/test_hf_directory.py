@@ -28,6 +28,17 @@ def test_sampling_is_kept_as_given(tmp_path, given):
     assert found == {**IDS, **given, "eos_token_id": 5}
 
 
+@pytest.mark.parametrize("place", ["text_config", ""])
+def test_sampling_of_an_old_config_is_kept(tmp_path, place):
+    """transformers takes it where there is no generation config. Old versions write out defaults, which say nothing."""
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "top_k": 50, "do_sample": False, "num_beams": 1}
+    for number, (said, expected) in enumerate((({}, SAMPLING), ({"temperature": 0.2}, {"temperature": 0.2}))):
+        config = {"text_config": {**ids, **said}} if place else {**said, "text_config": ids}
+        (given := tmp_path / f"given{number}").mkdir()
+        write_hf_sidecars(tmp_path / f"result{number}", given, config)
+        assert json.loads((tmp_path / f"result{number}" / "generation_config.json").read_text()) == {**IDS, **expected}
+
+
 @pytest.mark.parametrize(
     "given",
     [

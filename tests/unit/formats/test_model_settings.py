@@ -201,7 +201,9 @@ def test_params_that_say_nothing_new_are_taken(tmp_path: Path) -> None:
     assert architecture_from_params(file) == TINY
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model-00001-of-2.bin"])
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model-00001-of-2.bin", "lora.safetensors"]
+)
 @pytest.mark.parametrize("model", [False, True], ids=["alone", "beside a model"])
 def test_an_adapter_is_to_be_merged_first(tmp_path: Path, name: str, model: bool) -> None:
     (tmp_path / name).write_text("{}")

@@ -15,6 +15,12 @@ TOKENIZER: dict[str, Any] = {"version": "1.0", "model": {"type": "BPE", "vocab":
 MERGED: dict[str, Any] = {"version": "1.0", "model": {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}}
 
 
+def added(**flags: bool) -> dict[str, Any]:
+    """A tokenizer with one added token."""
+    token = {"id": 2, "content": "[IMG]", "special": True, "lstrip": False, "normalized": True, **flags}
+    return {**TOKENIZER, "added_tokens": [token]}
+
+
 def compared(folder: Path, ours: dict[str, object], theirs: dict[str, object]) -> None:
     """Compare two equal models with those files beside them."""
     tensors, inputs = text_tensors(1, dtype="F32"), []
@@ -31,6 +37,9 @@ def compared(folder: Path, ours: dict[str, object], theirs: dict[str, object]) -
     ("file", "ours", "theirs", "kind"),
     [
         ("tokenizer.json", TOKENIZER, {**TOKENIZER, "model": {"type": "BPE", "vocab": {"a": 1, "b": 0}}}, "tokenizer"),
+        ("tokenizer.json", MERGED, {**MERGED, "model": {**MERGED["model"], "ignore_merges": True}}, "tokenizer"),
+        ("tokenizer.json", added(), added(lstrip=True), "tokenizer"),
+        ("tokenizer.json", added(), added(special=False), "tokenizer"),
         ("tokenizer.model", "one", "two", "tokenizer"),
         ("tekken.json", {"vocab": [1]}, {"vocab": [2]}, "tokenizer"),
         ("special_tokens_map.json", {"eos_token": "</s>"}, {"eos_token": "[END]"}, "tokenizer"),
@@ -47,6 +56,8 @@ def test_other_files_are_refused(tmp_path, file, ours, theirs, kind):
     [
         ("tokenizer.json", TOKENIZER, {**TOKENIZER, "truncation": {"max_length": 9}, "version": "1.1"}),
         ("tokenizer.json", MERGED, {**MERGED, "model": {**MERGED["model"], "merges": [["a", "b"]]}}),
+        ("tokenizer.json", MERGED, {**MERGED, "model": {**MERGED["model"], "dropout": None, "ignore_merges": False}}),
+        ("tokenizer.json", added(), added(normalized=False)),
         ("special_tokens_map.json", {"eos_token": "</s>"}, {"eos_token": {"content": "</s>", "lstrip": False}}),
         ("processor_config.json", '{"a": 1, "b": 2}', '{"b": 2,\n "a": 1, "device": null}'),
         (
@@ -74,6 +85,18 @@ def test_what_versions_of_libraries_differ_in_is_no_difference(tmp_path, capsys,
 def test_other_differences_are_named(tmp_path, capsys, ours, theirs, named):
     compared(tmp_path, ours, theirs)
     assert named in " ".join(capsys.readouterr().err.split())
+
+
+def test_harmless_differences_of_configs_are_named(tmp_path, capsys):
+    inputs = []
+    for name, more in (("a", {}), ("b", {"eos_token_id": 7, "max_position_embeddings": 64, "bos_token_id": None})):
+        write_model(tmp_path / name, text_tensors(1, dtype="F32"), {**text_config(1), **more})
+        inputs.append(AverageInput.from_directory(tmp_path / name))
+    check_agreement(inputs)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "config.json differs in" in said and "eos_token_id" in said and "max_position_embeddings" in said
+    check_agreement([inputs[0], inputs[0]])
+    assert not capsys.readouterr().err
 
 
 PLACES = {

@@ -142,7 +142,8 @@ HONEST = {
         ("patch_size", {"height": 16, "width": 14}), ("patch_size", [16, 14]), ("patch_size", []),
         ("size", {"height": 96, "width": 96}), ("size", 96),
         ("size", {"shortest_edge": 96, "longest_edge": 96}), ("image_processor_type", "CLIPImageProcessor"),
-        ("do_image_splitting", True), ("max_pixels", 1000),
+        ("do_image_splitting", True), ("max_pixels", 1000), ("antialias", False), ("keep_aspect_ratio", False),
+        ("processor_class", "LlavaProcessor"), ("image_token", "<image>"), ("image_break_token", {"content": "x"}),
     ],
     ids=str,
 )  # fmt: skip
