@@ -64,8 +64,8 @@ def cut_documents(
 ) -> CutDocuments:
     """Cut the documents of more than ``limit`` tokens as ``long_documents`` says, and leave out ``left_out``.
 
-    Raises DataError if there are such documents and it says ``error``, or if an image to be kept by ``split`` is longer
-    than ``limit``.
+    Raises DataError if there are such documents and it says ``error``, if an image to be kept by ``split`` is longer
+    than ``limit``, or if no document is left.
     """
     tokens = corpus.documents["tokens"]
     are_long = np.asarray(tokens > limit)
@@ -93,6 +93,12 @@ def cut_documents(
         whole[left_out] = False
         stay = np.isin(pieces.documents, left_out, invert=True)
         pieces = Pieces(*(column[stay] for column in pieces))
+    if not whole.any() and not pieces.documents.size:
+        raise DataError(
+            f"{corpus.path}: none of its {len(corpus)} documents fits into sequences of {limit} tokens.",
+            f"long_documents is '{long_documents}'.",
+            "Choose a longer sequence_length, or long_documents: split.",
+        )
     return CutDocuments(whole, pieces, report)
 
 

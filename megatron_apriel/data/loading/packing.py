@@ -27,7 +27,6 @@ from megatron_apriel.config.choices import LongDocuments
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading.cutting import NO_DOCUMENTS, LongDocumentsReport, cut_documents
 from megatron_apriel.data.loading.order import shuffled
-from megatron_apriel.errors import DataError
 
 WINDOW = 1 << 20
 """Documents packed together. Bounds the memory of packing; a window this large loses nothing measurable."""
@@ -153,12 +152,6 @@ def make_plan(
     documents = np.concatenate([whole, cut.pieces.documents])
     starts = np.concatenate([np.zeros(whole.size, dtype=np.int64), cut.pieces.starts])
     lengths = np.concatenate([corpus.documents["tokens"][whole], cut.pieces.lengths])
-    if not len(documents):
-        raise DataError(
-            f"{corpus.path}: none of its {len(corpus)} documents fits into sequences of {sequence_length} tokens.",
-            f"long_documents is '{long_documents}'.",
-            "Choose a longer sequence_length, or long_documents: split.",
-        )
     order = shuffled(len(documents), seed, 0)
     bins = np.empty(len(documents), dtype=np.int64)
     number = 0

@@ -9,11 +9,13 @@ import stat
 import numpy as np
 import pytest
 
+from megatron_apriel.config.schema import SourceSection
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading import plan_cache
 from megatron_apriel.data.loading.order import shuffled
 from megatron_apriel.data.loading.packing import best_fit_decreasing, make_plan
 from megatron_apriel.data.loading.plan_cache import cached_plan, plan_key
+from megatron_apriel.data.loading.sources import check_something_to_learn
 from megatron_apriel.errors import DataError
 from megatron_apriel.testing.corpora import encode, random_pixels, write_corpus
 
@@ -156,8 +158,12 @@ def test_an_image_longer_than_the_sequence_cannot_be_split(tmp_path):
 
 
 def test_no_document_left_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="none of its 2 documents fits into sequences of 8 tokens"):
-        make_plan(write_corpus(tmp_path / "c", [9, 10]), 8, 0, "drop")
+    """Before there is a plan, too: the dry run makes none."""
+    corpus = write_corpus(tmp_path / "c", [9, 10])
+    section = SourceSection(corpus=corpus.path, weight="100%", loss="all", long_documents="drop")
+    for refused in (lambda: make_plan(corpus, 8, 0, "drop"), lambda: check_something_to_learn(section, corpus, 8)):
+        with pytest.raises(DataError, match="none of its 2 documents fits into sequences of 8 tokens"):
+            refused()
 
 
 def slow_cut(length: int, blocks: list[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
