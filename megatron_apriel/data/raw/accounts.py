@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
-from megatron_apriel.data.raw.meanings import CONTEXT, IMAGES, REFUSED, SYSTEMS, TOOLS
+from megatron_apriel.data.raw.meanings import ABOUT, CONTEXT, IMAGES, REASONS, REFUSED, SYSTEMS, TOOLS
 from megatron_apriel.data.raw.problems import BadRecord, shortened
 from megatron_apriel.data.raw.reading import plain_name, words_of
 from megatron_apriel.data.raw.split_names import HELD_OUT, SPLIT_OF_WORD
@@ -27,6 +27,11 @@ _DOCUMENT_BEGINNING = b"%PDF-"
 _IMAGE_WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "screenshot"))
 _NAMING_WORDS = frozenset(("id", "ids", "name", "names", "key", "keys", "filename", "filenames", "uuid", "hash"))
 """The last word of a field that says which picture, as ``image_id`` does."""
+_OTHER_VIEWS = frozenset(
+    ("depth", "segmentation", "reference", "edited", "conditioning", "control", "second", "before", "after", "left",
+     "right", "overlay", "heatmap", "crop", "frame", "frames", "page", "pages")
+)  # fmt: skip
+"""Words for a further picture that belongs to the question."""
 _CHOICE = re.compile(r"(?:option|choice|candidate|opt|op)s?_?[a-j1-9]|[a-j]")
 """A choice in a field of its own, as multiple choice sets have them (MMBench, MedMCQA)."""
 _OBEYED = frozenset({*SYSTEMS.names, *TOOLS.names} - {"developer", "sys", "functions", "apis"})
@@ -35,13 +40,14 @@ _PATH_CHARACTERS = 120  # of a path in the count of fields
 _LONGEST_NAME = 4096  # of a file's name
 
 
-def account(record: Fields, said: Sequence[str], images: Sequence[Any]) -> Counter[str]:
+def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unreasoned: bool = False) -> Counter[str]:
     """Paths of the fields that were not used, each with how often it stood there.
 
     Args:
         record: after it was read.
         said: texts of its turns, in which context that stands beside them may be found.
         images: those that the document has.
+        unreasoned: whether it ends with an answer that shows no reasoning.
 
     Raises:
         BadRecord: one of them changes the lesson.
@@ -55,6 +61,8 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any]) -> Count
             _check_context(leftover, said)
         elif said and leftover.level == "record" and isinstance(leftover.value, Mapping):
             _check_inside(leftover, said, ignored)
+        if unreasoned and leftover.level in ("record", "turn"):
+            _check_reasoning(leftover, said)
         for path, name, value in leaves(leftover, ignored):
             if not images:
                 _check_naming(path, name, value)
@@ -84,7 +92,7 @@ def refuse_known(leftover: Leftover, answered: bool = True) -> None:
 
 def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values == "true":
-        return value is not False
+        return value not in (0, False)
     if values in ("yes", "no"):
         word = value.strip().lower() if isinstance(value, str) else value
         return word in ("true", True) if values == "yes" else word is False or word == "false"
@@ -131,6 +139,19 @@ def _is_obeyed(name: str, value: Any) -> bool:
     return not isinstance(value, str) or " " in value.strip()
 
 
+def _check_reasoning(leftover: Leftover, said: Sequence[str]) -> None:
+    """Refuse a text that may be the reasoning of the answer."""
+    words = words_of(leftover.name)
+    if words.isdisjoint(REASONS.split()) or leftover.name.rpartition("_")[2] in ABOUT.split():
+        return
+    for text in _texts(leftover):
+        if " " in text.strip() and not any(text.strip() in turn for turn in said):
+            raise BadRecord(
+                f"field {leftover.path!r} may hold the reasoning of the answer, which has none: --map "
+                f"{leftover.path}=reasoning reads it{_way_out(leftover.path)}"
+            )
+
+
 def _check_naming(path: str, name: str, value: Any) -> None:
     """Refuse the name of a picture of a set that lies elsewhere, in a record without any."""
     words = name.split("_")
@@ -143,18 +164,23 @@ def _check_naming(path: str, name: str, value: Any) -> None:
 
 
 def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
+    for text in _texts(leftover):
+        if not any(text.strip() in turn for turn in said):
+            raise BadRecord(
+                f"field {leftover.path!r} holds a text that no turn holds: the answers may follow it, and it would be "
+                f"left out{_way_out(leftover.path)}"
+            )
+
+
+def _texts(leftover: Leftover) -> list[str]:
+    """All texts in a leftover."""
     texts: list[str] = []
     waiting = [value for _, _, value in leaves(leftover, frozenset())]
     while waiting:
         value = waiting.pop()
         waiting += value if isinstance(value, list) else []
         texts += [value] if isinstance(value, str) and value.strip() else []
-    for text in texts:
-        if not any(text.strip() in turn for turn in said):
-            raise BadRecord(
-                f"field {leftover.path!r} holds a text that no turn holds: the answers may follow it, and it would be "
-                f"left out{_way_out(leftover.path)}"
-            )
+    return texts
 
 
 def _check_picture(path: str, name: str, value: Any, images: Sequence[Any]) -> None:
@@ -175,8 +201,8 @@ def _check_picture(path: str, name: str, value: Any, images: Sequence[Any]) -> N
             continue
         if address and (images or not _speaks_of_pictures(name)):
             continue  # where a picture or a page came from
-        if images and not _speaks_of_pictures(name):
-            continue  # what a picture was made of
+        if images and not _speaks_of_pictures(name) and words_of(name).isdisjoint(_OTHER_VIEWS):
+            continue  # what a picture was made of, or is called elsewhere
         if not images or not _is_known_file(one, name, images):
             raise BadRecord(f"field {path!r} names a picture, {shortened(one, 80)!r}, that is not read{_way_out(path)}")
 

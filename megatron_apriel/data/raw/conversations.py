@@ -101,7 +101,9 @@ def conversation(record: Fields, turns: list[Turn], most_values: int, *, markers
         images,
         learned,
         Remarks(
-            account(record, [turn.text for turn in turns], images),
+            account(
+                record, [turn.text for turn in turns], images, unreasoned=turns[-1].role == "assistant" and not shown
+            ),
             reasoning=shown,
             hidden_reasoning=sum(bool(turn.reasoning) for turn in said) - shown,
             unrecognised=any(turn.unrecognised for turn in said),

@@ -85,8 +85,9 @@ SPANS = Meaning(
 )
 RECORD_REASONING = Meaning(
     "record",
-    "reasoning_content reasoning thinking thought thoughts reasoning_trace thinking_trajectories "
-    "deepseek_thinking_trajectory deepseek_reasoning chain_of_thought complex_cot cot rationale",
+    "reasoning_content reasoning thinking thought thoughts think reasoning_trace reasoning_steps thinking_trajectories "
+    "deepseek_thinking_trajectory deepseek_reasoning deepseek_thinking r1_reasoning gpt_reasoning model_reasoning "
+    "thinking_content chain_of_thought complex_cot cot rationale",
     "reasoning of the last answer, where it has none; counted as not used where an answer holds it, or for `on`, `off`",
 )
 WEIGHTS = Meaning(
@@ -102,7 +103,8 @@ SAID = Meaning("turn", "assistant gpt bot answer response output", "the assistan
 PAIR_SYSTEM = Meaning("turn", "system", "system turn before a pair")
 REASONING = Meaning(
     "turn",
-    "reasoning_content reasoning thinking thought thoughts think reasoning_text chain_of_thought cot rationale",
+    "reasoning_content reasoning thinking thought thoughts think reasoning_text reasoning_trace reasoning_details "
+    "thinking_content thinking_blocks chain_of_thought cot rationale",
     "the assistant's reasoning; shown in a last turn only",
 )
 TOOL_CALLS = Meaning("turn", "tool_calls function_call function_calls", "the assistant's tool calls")
@@ -294,6 +296,13 @@ REFUSED = (
         "is the result of a call, which is read in a turn of its own",
     ),
     Refusal(
+        "image part",
+        "crop crop_box rotation rotate flip mirror",
+        "",
+        "true",
+        "changes the picture, in a way that is not followed here",
+    ),
+    Refusal(
         "turn",
         "refusal prefix channel recipient tool_calls function_call function_calls tools functions images image",
         "",
@@ -312,6 +321,13 @@ CONTEXT = (
     "premise dialogue_history conversation_history"
 )
 """Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
+REASONS = "reasoning thinking think thought thoughts cot rationale"
+"""Words in the name of a text that may be the reasoning of an answer without any: then it is refused."""
+ABOUT = (
+    "type types token tokens length len count language lang model id source effort mode budget level category score "
+    "quality template format prompt tag tags time domain difficulty instruction instructions style"
+)
+"""Last words of names of what only describes it."""
 
 MAPPABLE = tuple(dict.fromkeys(name for row in FIELDS if row.level in ("record", "turn") for name in row.names))
 """Names that ``--map`` may give."""

@@ -84,6 +84,8 @@ _LOOKS_LIKE_REASONING = re.compile(
     r"|^[#*\s]{0,6}(?:chain of thought|thought process|thinking|reasoning|thoughts?|scratchpad)[*\s]{0,4}:",
     re.IGNORECASE | re.MULTILINE,
 )
+_BESIDE = (("index", int), ("format", str))
+"""What OpenRouter writes beside a text of reasoning."""
 _QUOTES = "`\"'\u201c\u2018"
 
 
@@ -129,7 +131,7 @@ def reasoning_text(value: Any, what: str) -> str:
     if isinstance(value, list) and value:
         return "\n\n".join(text for one in value if (text := reasoning_text(one, what)).strip())
     if isinstance(value, dict):
-        said = {name: one for name, one in value.items() if one is not None}
+        said = {name: one for name, one in value.items() if one is not None and (name, type(one)) not in _BESIDE}
         texts = [name for name in ("thinking", "text", "content") if name in said]
         if len(texts) != 1 or said.keys() - {*texts, "type", "signature", "id"}:
             raise BadRecord(

@@ -423,6 +423,21 @@ PUBLISHED = {
         reasoned("<think>Six and six make twelve.</think>12", reasoning_content="Six and six make twelve."), REASONED
     ),
     "OpenRouter's field": one(reasoned("12", reasoning="Six and six make twelve."), REASONED, {}),
+    "OpenRouter's details": one(
+        reasoned("12", reasoning_details=[{"type": "reasoning.text", "text": "Six and six make twelve.", "index": 0}]),
+        REASONED,
+        {},
+    ),
+    "LiteLLM's blocks": one(
+        reasoned("12", thinking_blocks=[{"type": "thinking", "thinking": "Six and six make twelve."}]),
+        REASONED,
+        {},
+    ),
+    "reasoning steps of a record": one(
+        {"question": "6+6?", "reasoning_steps": ["Six and six", "make twelve."], "answer": "12"},
+        chat(user("6+6?"), said("12", "Six and six\n\nmake twelve.")),
+        {},
+    ),
     "behind a preamble": one(
         reasoned("Gladly! <think>Six and six make twelve.</think>12"),
         chat(user("6+6?"), said("Gladly!\n12", "Six and six make twelve.")),

@@ -74,6 +74,12 @@ def test_other_members_are_counted_and_films_are_refused(tmp_path):
     assert "2.mp4 is a film" in found[1].problem and "3.heic is a film, a sound or a picture" in found[2].problem
 
 
+def test_what_macos_adds_is_passed_over(tmp_path):
+    members = [("._1.png", b"x"), ("1.png", b"1"), ("._1.json", b"x"), ("1.json", b'{"caption": "A door."}')]
+    (raw,) = read(tmp_path / "a.tar", [("d/.DS_Store", b"x"), *((f"d/{name}", data) for name, data in members)])
+    assert raw.value == {"caption": "A door.", "images": [b"1"]} and not raw.problem
+
+
 def test_turns_of_megatron_energon(tmp_path):
     turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "Red."}]
     (raw,) = read(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.json", json.dumps(turns).encode())])
