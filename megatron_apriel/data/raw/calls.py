@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from megatron_apriel.data.raw.call_spellings import TAGGED_CALL, in_one_spelling, unknown_spelling
+from megatron_apriel.data.raw.call_spellings import calls_within, in_one_spelling, unknown_spelling
 from megatron_apriel.data.raw.fields import Fields, check_order, check_text, is_nothing, kind_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import (
@@ -27,8 +27,6 @@ from megatron_apriel.data.raw.meanings import (
 from megatron_apriel.data.raw.pictures import rows_of
 from megatron_apriel.data.raw.problems import BadRecord
 
-_LISTED_CALLS = re.compile(r"\[TOOL_CALLS\]\s*(?P<call>\[.*\])\s*(?:</s>)?\s*\Z", re.DOTALL)
-_LAST_CALL = re.compile(r"(?:<functioncall>|<\|python_tag\|>)\s*(?P<call>\{.*\})\s*(?:<\|\w+\|>)?\s*\Z", re.DOTALL)
 _TAGGED_RESULT = re.compile(r"<(tool_response|TOOL_RESPONSE)>\s*(.*?)\s*</\1>", re.DOTALL)
 _LITERAL_CHARACTERS = 100_000
 """Of a call in Python's spelling: reading it takes some hundred bytes of memory for each."""
@@ -126,10 +124,7 @@ def calls_in_text(text: str, owner: Fields, where: str, most_values: int) -> tup
         BadRecord: what stands between the tags is no call, or words follow it: they would change places.
     """
     text = in_one_spelling(text)
-    found = list(TAGGED_CALL.finditer(text))
-    if not found:
-        alone = _LISTED_CALLS.search(text) or _LAST_CALL.search(text)
-        found = [alone] if alone else []
+    found = calls_within(text)
     if not found:
         if unknown := unknown_spelling(text):
             raise BadRecord(f"{where}: {unknown!r} begins a tool call in a spelling that is not known")

@@ -62,15 +62,12 @@ _STAGES = re.compile(
     re.DOTALL,
 )
 """LLaVA-CoT's."""
-_HEADINGS = tuple(
-    re.compile(rf"\s*{opening}\s*(.*?)\s*{closing}\s*(.*?)\s*", re.DOTALL)
-    for opening, closing in (
-        (r"## Thinking\n", r"\n## Final Response\n"),
-        (r"Here is my thought process:", r"\n\s*Here is my response:"),
-        (r"<\|im_start\|>think\n", r"(?:<\|im_end\|>\s*)?<\|im_start\|>answer\n"),
-        (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
-        (r"<start_working_out>", r"<end_working_out>"),
-    )
+_HEADINGS = (
+    ("## Thinking\n", "\n## Final Response\n"),
+    ("Here is my thought process:", "\nHere is my response:"),
+    ("<|im_start|>think\n", "<|im_start|>answer\n"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<start_working_out>", "<end_working_out>"),
 )
 """Two lines or marks, before the reasoning and before the answer: HuatuoGPT-o1, Granite, s1, Apertus, Unsloth."""
 _CHANNEL = re.compile(
@@ -107,9 +104,11 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
         return "\n\n".join(stage.strip() for stage in stages.groups()[:3]), stages[4].strip()
     text = _without_end(text)
     text = _EMPTY.sub("", text, count=1).strip() if _EMPTY.match(text) else text
-    for pattern in _HEADINGS:
-        if (parts := pattern.fullmatch(text)) and parts[1] and parts[2]:
-            return parts[1], _unwrapped(parts[2].removesuffix("<|im_end|>").strip(), where, reasoned=True)
+    for opening, closing in _HEADINGS:
+        thought, found, answer = text.removeprefix(opening).partition(closing)
+        thought, answer = (part.strip().removesuffix("<|im_end|>").strip() for part in (thought, answer))
+        if text.startswith(opening) and found and thought and answer:
+            return thought, _unwrapped(answer, where, reasoned=True)
     if text.startswith(("<|channel|>", "<|start|>")):
         return _channels(text, where)
     return _tagged(text, where)

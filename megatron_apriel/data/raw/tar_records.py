@@ -23,8 +23,8 @@ from megatron_apriel.data.raw.records import recognise
 
 DOCUMENT_SUFFIXES = (".json", ".txt")
 _NUMBER = re.compile(r"\d+")
-_BOXES = re.compile(r"\s*\d+(?: +-?\d*\.?\d+){4,}(?:\s*\n\s*\d+(?: +-?\d*\.?\d+){4,})*\s*")
-"""Lines of a category and numbers."""
+_BOX = re.compile(r"\d+(?: -?[\d.]+){4,}")
+"""A category and numbers."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def sample_record(sample: TarSample, limits: ReadLimits = DEFAULT_LIMITS) -> Sam
         if others and not documents:
             raise BadRecord(f"a caption beside {', '.join(others)}, which may be its image and is of no known kind")
         text = data[captions[0]].decode("utf-8")
-        if _BOXES.fullmatch(text):
+        if text.strip() and all(_BOX.fullmatch(line.strip()) for line in text.splitlines() if line.strip()):
             raise BadRecord(f"{captions[0]} holds the boxes of an image (YOLO), not its caption")
         if recognise(value) is None:
             value = {**value, "text": text}
