@@ -151,6 +151,7 @@ def _compare(annotations: Annotations, document: Any, names: dict[str, int], siz
     }
     label = {entry["id"]: entry["name"] for entry in document["categories"]}
     wanted: Counter[Any] = Counter()
+    seen: set[Any] = set()
     for entry in document["annotations"]:
         raw = usable.get(entry["image_id"])
         if raw is None:
@@ -162,7 +163,9 @@ def _compare(annotations: Annotations, document: Any, names: dict[str, int], siz
             for value, side in ((left, across), (top, down), (left + width, across), (top + height, down))
         ]
         empty = corners[2] <= corners[0] or corners[3] <= corners[1]
-        crowd = bool(entry.get("iscrowd")) or empty
+        box = (raw, entry["category_id"], left, top, width, height)
+        crowd = bool(entry.get("iscrowd")) or empty or box in seen
+        seen.add(box)
         wanted[(raw, label[entry["category_id"]], _rounded(corners), crowd)] += 1
     found: Counter[Any] = Counter()
     for place, raw in enumerate(annotations.images.tolist()):

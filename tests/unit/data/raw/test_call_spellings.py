@@ -1,4 +1,4 @@
-"""Tool calls in texts: each maker's spelling becomes one, and a text of openings alone takes no more time than another."""
+"""Calls in texts: each spelling becomes one, and a text of openings alone takes no more time than another."""
 
 from __future__ import annotations
 
