@@ -10,9 +10,11 @@ import pytest
 from megatron_apriel.config.schema import SourceSection
 from megatron_apriel.data.corpus.on_disk import Corpus, CorpusManifest
 from megatron_apriel.data.corpus.tokens import load_tokenizer
-from megatron_apriel.data.loading.sources import check_tokenizer, open_sources
+from megatron_apriel.data.loading.sources import check_tokenizer
+from megatron_apriel.data.loading.stage_data import open_sources
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.word_pattern import correct_directory
+from megatron_apriel.testing.stages import small_stage
 from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
 
 TOOL = Path(__file__).parents[3] / "tools" / "prepare_data.py"
@@ -104,4 +106,4 @@ def test_a_stage_whose_model_has_another_pattern_is_refused(prepared, model, fau
 def test_a_mixture_of_both_patterns_is_refused(prepared, architecture):
     sections = [SourceSection(corpus=prepared[name].path, weight=0.5) for name in ("right", "faulty")]
     with pytest.raises(DataError, match=r"faulty was prepared with tokenizer \w+ and its faulty word pattern, .*right"):
-        open_sources(sections, architecture, 64, 0)
+        open_sources(sections, architecture, small_stage(64), 0)
