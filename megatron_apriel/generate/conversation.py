@@ -65,7 +65,7 @@ class ToolCall:
     Attributes:
         name: of the tool.
         arguments: JSON text of an object.
-        id: by which its result is told from others'; servers give one.
+        id: identifies the call that a result belongs to; servers give one.
     """
 
     name: str

@@ -35,9 +35,9 @@ def _command(*words: object) -> str:
 
 
 def _replaced_template(given: Path, final: Path) -> str | None:
-    """That the result has another chat template than the model that the stage began with; None where it has not.
+    """A line if the result has another chat template than the model that the stage began with.
 
-    Nothing is said of a model that is not there any more.
+    None if it has the same, or if that model no longer exists.
     """
     try:
         theirs, ours = chat_template(sidecar_directory(given)), chat_template(final)

@@ -114,7 +114,7 @@ class CorpusManifest(_Record):
     problems: dict[str, Any] = {}
     usage: UsageRecord = UsageRecord()
     part: str = ""
-    """Which documents of its inputs these are, where ``--held-out`` divided them; what is said of inputs is of all."""
+    """With ``--held-out``: which part of the documents this corpus holds. ``inputs`` counts both parts together."""
     counts: Counts = Counts()
     files: dict[str, Count] = {}
     version: int = FORMAT_VERSION

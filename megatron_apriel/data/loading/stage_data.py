@@ -134,5 +134,5 @@ def _together(config: StageConfig, corpora: int) -> Iterator[list[DataError]]:
         raise DataError(
             f"{len(problems)} of the {corpora} corpora of stage {config.stage} cannot be used.",
             "\n  ".join(str(problem).replace("\n", "\n  ") for problem in problems),
-            "Prepare them with tools/prepare_data.py, correct the paths, or do what is said of each.",
+            "Prepare them with tools/prepare_data.py, correct the paths, or follow the advice under each.",
         )

@@ -1,4 +1,4 @@
-"""The exported template behind servers: images are told by its loops, and answers may come back as they were sent."""
+"""The exported template behind servers: they detect its image parts, and clients may send answers back unchanged."""
 
 from __future__ import annotations
 
