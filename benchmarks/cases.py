@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.config.training_sections import TrainedParts
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.data_place import WHOLE, DataPlace
 from megatron_apriel.parallel.image_shares import share_images

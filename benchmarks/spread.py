@@ -17,7 +17,8 @@ from benchmarks.cases import CASES, Case, small
 from benchmarks.processes import Processes
 from benchmarks.subjects.ours import stage_config
 from megatron_apriel.config.choices import Compute
-from megatron_apriel.config.schema import ParallelSection, RecomputeSection, StageConfig
+from megatron_apriel.config.machine_sections import ParallelSection, RecomputeSection
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware

@@ -13,14 +13,10 @@ from benchmarks.cases import Case
 from benchmarks.subjects.megatron_memory import megatron_memory
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.choices import Compute
-from megatron_apriel.config.schema import (
-    OptimizerSection,
-    ParallelSection,
-    PrecisionSection,
-    RecomputeSection,
-    SourceSection,
-    StageConfig,
-)
+from megatron_apriel.config.data_sections import SourceSection
+from megatron_apriel.config.machine_sections import ParallelSection, PrecisionSection, RecomputeSection
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.training_sections import OptimizerSection
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout

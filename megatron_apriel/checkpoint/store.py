@@ -31,8 +31,8 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_apriel.checkpoint.background_save import HostBuffers, ShardWriting, WriteState, first_failure
 from megatron_apriel.checkpoint.commit import publish
 from megatron_apriel.checkpoint.training_state import architecture_of_model, load_state, plan_state, unwrapped
+from megatron_apriel.config.output_sections import KeepPolicy
 from megatron_apriel.config.retention import steps_to_keep
-from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import config_for, sidecar_directory

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from megatron_apriel.config.fields import dotted, nearest_setting, section_at
 from megatron_apriel.config.peers import answer, find, found_in
-from megatron_apriel.config.schema import Section, StageConfig
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.section import Section
 from megatron_apriel.config.yaml_text import Location
 from megatron_apriel.errors import ConfigError, brief, listed, shown
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from megatron_apriel.config.schema import Section, StageConfig
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.section import Section
 from megatron_apriel.config.yaml_text import Location
 from megatron_apriel.errors import brief
 

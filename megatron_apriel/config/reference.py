@@ -17,8 +17,10 @@ from pydantic_core import PydanticUndefined
 
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.fields import all_settings, holds_list, section_of
+from megatron_apriel.config.output_sections import KeepPolicy
 from megatron_apriel.config.peers import WORDS
-from megatron_apriel.config.schema import KeepPolicy, Section, parse_factor
+from megatron_apriel.config.section import Section
+from megatron_apriel.config.training_sections import parse_factor
 from megatron_apriel.errors import ConfigError, run_command
 from megatron_apriel.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 from megatron_apriel.terminal import say

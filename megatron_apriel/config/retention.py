@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Collection
 from fractions import Fraction
 
-from megatron_apriel.config.schema import KeepPolicy
+from megatron_apriel.config.output_sections import KeepPolicy
 
 
 def steps_to_keep(steps: Collection[int], keep: KeepPolicy, total_steps: int) -> set[int]:

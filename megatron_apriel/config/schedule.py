@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from megatron_apriel.config.schema import OptimizerSection
+from megatron_apriel.config.training_sections import OptimizerSection
 
 
 def warmup_steps(steps: int, section: OptimizerSection) -> int:

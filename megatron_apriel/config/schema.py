@@ -1,416 +1,36 @@
 """The one schema of a stage: everything that a run does is said by one YAML file of this shape.
 
-Unknown keys are errors. Checks that need only the configuration itself stand here, those that also need the model's
-shapes or the number of ranks in ``parallel.checks``; neither imports torch, so a job is refused before it is queued.
+Its sections stand beside it: ``training_sections``, ``data_sections``, ``machine_sections``, ``output_sections``.
+Unknown keys are errors. Checks that need only the configuration itself stand here and there, those that also need the
+model's shapes or the number of ranks in ``parallel.checks``; neither imports torch, so a job is refused before it is
+queued.
 
 The text under each field is its documentation: ``python -m megatron_apriel.config.reference`` prints it as the table
-in ``docs/configuration.md``. Several findings about one section are raised together, one a line.
+in ``docs/configuration.md``.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainSerializer,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from megatron_apriel.config.choices import (
-    Attention,
-    Balanced,
-    Compute,
-    ComputeType,
-    Damaged,
-    Decay,
-    Fp8Recipe,
-    ImageDevice,
-    Kept,
-    LongDocuments,
-    LossOn,
-    Recompute,
-    Wandb,
-    WithoutTargets,
+from megatron_apriel.config.choices import Attention
+from megatron_apriel.config.data_sections import SMALLEST_WEIGHT, ImagesSection, SourceSection, unique_labels
+from megatron_apriel.config.machine_sections import ParallelSection, PrecisionSection, RecomputeSection
+from megatron_apriel.config.output_sections import (
+    CheckpointSection,
+    FaultSection,
+    LoggingSection,
+    SamplesSection,
+    ValidationSection,
 )
-from megatron_apriel.errors import listed, printable, shown
-from megatron_apriel.quantities import (
-    LARGEST,
-    parse_bytes,
-    parse_count,
-    parse_fraction,
-    parse_path,
-    spelled,
-)
+from megatron_apriel.config.section import Count, Number, PathValue, Section, Whole, raise_all
+from megatron_apriel.config.training_sections import COMPONENTS, OptimizerSection, TrainedParts
+from megatron_apriel.errors import listed, printable
 
 MOST_EPOCHS = 10_000
 """Of a stage. Its sequences are laid out one by one before it starts."""
-SMALLEST_WEIGHT = 1e-6
-"""Of a source in a mixture: weights become fractions of whole numbers up to a million (``data/loading/mixture.py``)."""
-
-COMPONENTS = ("tower", "projector", "decoder")
-"""The parts that are trained or frozen as a whole; the decoder includes the embedding, final norm and head."""
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values cannot change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    renamed: ClassVar[Mapping[str, str]] = {}
-    """Settings by the names that they no longer have: what to write instead, as a sentence."""
-
-
-def _number(value: Any) -> Any:
-    """Refuse ``true`` where a number is meant; it would otherwise count as 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is not a number")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_number), Field(ge=-LARGEST, le=LARGEST)]
-Number = Annotated[float, BeforeValidator(_number)]
-Count = Annotated[int, BeforeValidator(parse_count)]
-ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
-Fraction = Annotated[float, BeforeValidator(parse_fraction)]
-PathValue = Annotated[Path, BeforeValidator(parse_path), PlainSerializer(spelled, return_type=str, when_used="json")]
-
-
-def _raise_all(problems: Iterable[str]) -> None:
-    found = list(problems)
-    if found:
-        raise ValueError("\n".join(found))
-
-
-def parse_factor(value: Any) -> float:
-    """``frozen`` -> 0, otherwise the number. Raises ValueError."""
-    if value == "frozen":
-        return 0.0
-    try:
-        return float(_number(value))
-    except (TypeError, ValueError):
-        raise ValueError(f"{shown(value)} is neither 'frozen' nor a learning-rate factor such as 1.0") from None
-
-
-Factor = Annotated[float, BeforeValidator(parse_factor), Field(ge=0)]
-"""Learning-rate factor of a component; ``frozen`` (0) means no gradient, no optimizer state, no update."""
-
-
-class TrainedParts(Section):
-    """Which parts train, each with a factor on the learning rate; `frozen` (or 0): no gradient and no update."""
-
-    tower: Factor = 0.0
-    """Vision tower: patch embedding and transformer."""
-    projector: Factor = 0.0
-    """The two linear layers between tower and decoder."""
-    decoder: Factor = 0.0
-    """Text decoder with embedding, final norm and head."""
-
-    @model_validator(mode="after")
-    def _something_trains(self) -> TrainedParts:
-        if not any((self.tower, self.projector, self.decoder)):
-            raise ValueError("every part is frozen; give at least one of tower, projector, decoder a factor above 0")
-        return self
-
-
-class OptimizerSection(Section):
-    """AdamW and the learning-rate schedule."""
-
-    peak: Annotated[Number, Field(gt=0)]
-    """Highest learning rate, reached at the end of the warm-up; times the part's factor."""
-    minimum: Fraction = 0.1  # assumption: the recipe does not state it
-    """Last learning rate, as a fraction of `peak`."""
-    warmup: Fraction = 0.1
-    """Fraction of the stage's steps over which the rate rises linearly."""
-    decay: Decay = "cosine"
-    """Shape of the way from `peak` to `minimum`; `constant` stays at `peak`."""
-    betas: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(ge=0, lt=1)]] = (0.9, 0.95)  # assumption
-    """AdamW's decay of the first and second moment."""
-    eps: Annotated[Number, Field(gt=0)] = 1e-8  # assumption
-    """AdamW's epsilon."""
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.1  # assumption
-    """Decoupled weight decay; none on norms and biases."""
-    clip: Annotated[Number, Field(gt=0)] = 1.0  # assumption
-    """Largest norm of the whole gradient; a longer one is scaled down to it."""
-
-
-class SourceSection(Section):
-    """One source of a mixture: a prepared corpus and its share of the tokens."""
-
-    corpus: PathValue
-    """Directory that `tools/prepare_data.py` wrote."""
-    weight: Fraction = 1.0
-    """Share of the stage's tokens; the weights of a mixture sum to 100%, and 0 leaves the source out. Where no source
-    has one, all have the same."""
-    loss: LossOn = "all"
-    """Which tokens are targets: every text token, or those of responses. Image tokens never are."""
-    name: str = ""
-    """How the source is called in logs; the corpus directory's name where empty."""
-    long_documents: LongDocuments = "error"
-    """What happens to a document longer than the sequence."""
-    without_targets: WithoutTargets = "error"
-    """What happens to a document that has no target, or none that is left where it was cut."""
-    max_epochs: Annotated[Number, Field(gt=0)] | None = None
-    """Most passes over the corpus; more would be an error. `null`: as many as its share of the tokens needs."""
-
-    renamed: ClassVar[Mapping[str, str]] = {
-        "epochs": "A source has max_epochs, a bound: a run that would need more is refused. A stage has epochs."
-    }
-
-    @property
-    def label(self) -> str:
-        return self.name or Path(spelled(self.corpus)).name or spelled(self.corpus)
-
-
-def _unique_labels(sources: list[SourceSection]) -> list[SourceSection]:
-    labels = Counter(source.label for source in sources)
-    twice = sorted(label for label, count in labels.items() if count > 1)
-    _raise_all(f"two sources are called {shown(label)}; give each its own name" for label in twice)
-    return sources
-
-
-class ImagesSection(Section):
-    """How images are decoded and resized; must agree with the tower that reads them."""
-
-    device: ImageDevice = "auto"
-    """Where DALI decodes; `auto`: on the GPU where there is one."""
-    threads: Annotated[Whole, Field(ge=1, le=1024)] = 4
-    """Decoding threads of each rank."""
-    required: bool = True
-    """Tower and projector train only on a mixture with images; `false`: on any, where weight decay may be all."""
-    damaged: Damaged = "error"
-    """A damaged image ends the run, or its patches are left grey and the event is counted and logged."""
-    max_pixels: Annotated[Whole, Field(ge=1)] = 100_000_000
-    """Largest image that is decoded, height x width of the stored file; `--max-pixels` of `tools/prepare_data.py`."""
-
-
-def _split(value: Any) -> Any:
-    if value == "balanced" or isinstance(value, list | tuple):
-        return value
-    raise ValueError(f"{shown(value)} is neither 'balanced' nor a list such as [13,12,12,11]; null is an even split")
-
-
-# The tags are written in brackets so that findings are placed at the setting and not at a member of the union.
-LayersPerStage = Annotated[
-    Annotated[Balanced, Tag("(word)")] | Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], Tag("(list)")],
-    Discriminator(lambda value: "(word)" if isinstance(value, str) else "(list)"),
-    BeforeValidator(_split),
-]
-"""Decoder layers of each virtual pipeline stage, or the word that asks to compute them."""
-
-
-class ParallelSection(Section):
-    """How the work is laid out over ranks; data parallelism takes what the others leave."""
-
-    tensor: Annotated[Whole, Field(ge=1)] = 1
-    """Ranks over which every decoder layer is split."""
-    sequence: bool = False
-    """Split the activations between tensor-parallel regions along the sequence."""
-    pipeline: Annotated[Whole, Field(ge=1)] = 1
-    """Ranks over which the stack of decoder layers is split."""
-    virtual: Annotated[Whole, Field(ge=1)] = 1
-    """Model chunks per pipeline rank (interleaved schedule) where above 1."""
-    layers_per_stage: LayersPerStage | None = None
-    """Decoder layers of each of the pipeline x virtual stages in order; `null`: as many on each; `balanced`: computed,
-    with fewer layers beside the tower and the head. A dry run prints the numbers."""
-    context: Annotated[Whole, Field(ge=1)] = 1
-    """Ranks over which the tokens of a sequence are divided."""
-    overlap: bool = True
-    """Overlap gradient reduction and parameter gathering with computation."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ParallelSection:
-        problems = []
-        if self.virtual > 1 and self.pipeline == 1:
-            problems.append(
-                f"virtual={self.virtual} needs pipeline above 1; model chunks interleave over pipeline ranks"
-            )
-        if self.sequence and self.tensor == 1:
-            problems.append("sequence=true needs tensor above 1; set sequence=false, or split the layers over ranks")
-        _raise_all(problems)
-        return self
-
-
-class PrecisionSection(Section):
-    """Numbers that the model computes in."""
-
-    compute: Compute = "auto"
-    """Type of weights and activations; `auto`: bf16 on a GPU, fp32 on a CPU, where bf16 can take many times as long.
-    Main gradients and optimizer state are fp32 in any case."""
-    fp8: Fp8Recipe = "none"
-    """Scaling recipe for the decoder's matrix products in 8 bits (Transformer Engine; Hopper or newer)."""
-    bf16_layers_at_start: Annotated[Whole, Field(ge=0)] = 0
-    """With fp8: so many first decoder layers stay in bf16."""
-    bf16_layers_at_end: Annotated[Whole, Field(ge=0)] = 0
-    """With fp8: so many last decoder layers stay in bf16."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PrecisionSection:
-        problems = []
-        if self.fp8 != "none" and self.compute == "fp32":
-            problems.append(
-                f"fp8={self.fp8} needs compute=bf16, not {self.compute}; what is not in 8 bits runs in bf16"
-            )
-        if self.fp8 == "delayed" and (self.bf16_layers_at_start or self.bf16_layers_at_end):
-            problems.append(
-                f"fp8=delayed cannot keep layers in bf16 (bf16_layers_at_start={self.bf16_layers_at_start},"
-                f" bf16_layers_at_end={self.bf16_layers_at_end}): it is one context around all layers; set both to 0,"
-                " or fp8=tensorwise or blockwise"
-            )
-        _raise_all(problems)
-        return self
-
-    def compute_on(self, gpu: bool) -> ComputeType:
-        """The type that ``compute`` means on a GPU, or on a CPU."""
-        if self.compute != "auto":
-            return self.compute
-        return "bf16" if gpu else "fp32"
-
-    def in_8_bits(self, layer: int, num_layers: int) -> bool:
-        """Whether a decoder layer, counted from 0, runs in 8 bits."""
-        kept_at_end = layer >= num_layers - self.bf16_layers_at_end
-        return self.fp8 != "none" and layer >= self.bf16_layers_at_start and not kept_at_end
-
-
-class RecomputeSection(Section):
-    """Activations computed again in the backward pass instead of kept."""
-
-    mode: Recompute = "none"
-    """`selective`: the MLPs, whose activations are the widest; `full`: whole layers, tower included."""
-    layers: Annotated[Whole, Field(ge=1)] | None = None
-    """With `full`: how many layers of each pipeline chunk; `null`: all."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RecomputeSection:
-        if self.layers is not None and self.mode != "full":
-            raise ValueError(
-                f"layers={self.layers} has no meaning with mode={self.mode}; set mode=full, or layers=null"
-            )
-        return self
-
-
-_POLICY = re.compile(r"all|(last|equispaced) ([0-9]{1,9})")
-
-
-def _keep(value: Any) -> Any:
-    if isinstance(value, str):
-        match = _POLICY.fullmatch(value.strip())
-        if match is None:
-            raise ValueError(f"{shown(value)} is no policy; write 'all', 'last 3' or 'equispaced 6'")
-        return {"policy": match[1] or "all", "number": int(match[2] or 0)}
-    if not isinstance(value, dict | KeepPolicy):
-        raise ValueError(f"{shown(value)} is no policy; write 'all', 'last 3' or 'equispaced 6'")
-    return value
-
-
-class KeepPolicy(Section):
-    """Which checkpoints stay on disk, besides the newest: all, the last N, or N equally spaced over the run."""
-
-    policy: Kept
-    """`all`, `last` or `equispaced`."""
-    number: Annotated[Whole, Field(ge=0, le=10_000)] = 0
-    """How many, for `last` and `equispaced`."""
-
-    @model_validator(mode="after")
-    def _number_given(self) -> KeepPolicy:
-        if self.policy != "all" and self.number < 1:
-            raise ValueError(f"'{self.policy}' needs a number above 0, as in '{self.policy} 3'")
-        return self
-
-    @model_serializer
-    def _as_written(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
-        return self.policy if self.policy == "all" else f"{self.policy} {self.number}"
-
-
-class CheckpointSection(Section):
-    """Saving of the training state and of the stage's result."""
-
-    every: Annotated[Whole, Field(ge=1)] = 500
-    """Steps between two saves; the last step is always saved."""
-    keep: Annotated[KeepPolicy, BeforeValidator(_keep)] = KeepPolicy(policy="last", number=2)
-    """Which checkpoints stay besides the newest: `all`, `last 3`, or `equispaced 6` over the whole run."""
-    background: bool = False
-    """Continue training while a checkpoint is written: wait only for its copy to host memory."""
-    export: bool = True
-    """Write the last step as a Hugging Face directory, ``OUTPUT/final``."""
-    max_shard_size: Annotated[ByteCount, Field(ge=1)] = 5 * 10**9
-    """Largest safetensors file of an export."""
-
-
-class ValidationSection(Section):
-    """Loss on held-out data, at the start, every so many steps, and at the end."""
-
-    corpora: Annotated[list[SourceSection], Field(min_length=1)]
-    """Held-out corpora, each with the settings of a source of the mixture; weights are not used."""
-    every: Annotated[Whole, Field(ge=1)] = 500
-    """Steps between two validations."""
-    sequences: Annotated[Whole, Field(ge=1)] = 64
-    """Sequences of each corpus, the same ones every time."""
-
-    _labels = field_validator("corpora")(_unique_labels)
-
-
-class SamplePrompt(Section):
-    """Something to say to the model: a text, or a text and an image."""
-
-    text: Annotated[str, Field(min_length=1, max_length=10_000)]
-    """What the model is asked, or a text that it continues."""
-    image: PathValue | None = None
-    """File of an image that stands before the text."""
-
-
-def _prompt(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
-
-
-class SamplesSection(Section):
-    """What the model says to fixed prompts, its likeliest token each time, every so many steps and at the end."""
-
-    prompts: Annotated[list[Annotated[SamplePrompt, BeforeValidator(_prompt)]], Field(min_length=1, max_length=32)]
-    """Texts, or sections with `text` and `image`."""
-    every: Annotated[Whole, Field(ge=1)] = 500
-    """Steps between two times."""
-    max_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 64
-    """Longest answer. Each token of it takes a forward pass over prompt and answer."""
-    chat: bool = True
-    """A prompt is a user's turn, answered by the assistant; `false`: a plain text, continued."""
-
-
-class LoggingSection(Section):
-    """Where figures go, besides the console and ``OUTPUT/metrics.jsonl``."""
-
-    every: Annotated[Whole, Field(ge=1)] = 1
-    """Steps between two records."""
-    tensorboard: bool = True
-    """Write TensorBoard files to ``OUTPUT/tensorboard``."""
-    wandb: Wandb = "off"
-    """Weights & Biases; `offline` writes below the output directory and needs no network."""
-    wandb_project: str = "megatron_apriel"
-    """Weights & Biases project."""
-
-
-class FaultSection(Section):
-    """What happens when a step goes wrong, or the machine is about to be taken away."""
-
-    max_skipped_in_a_row: Annotated[Whole, Field(ge=1)] = 5
-    """Steps with a non-finite loss or gradient that are skipped before the run ends."""
-    save_before_end_of_job_s: Annotated[Whole, Field(ge=0)] = 300
-    """Seconds before Slurm's time limit at which the run saves and asks to be requeued."""
 
 
 class StageConfig(Section):
@@ -461,7 +81,7 @@ class StageConfig(Section):
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 1234
     """Seed of the order of the data and of whatever else is drawn."""
 
-    _labels = field_validator("mixture")(_unique_labels)
+    _labels = field_validator("mixture")(unique_labels)
 
     @field_validator("mixture")
     @classmethod
@@ -530,7 +150,7 @@ class StageConfig(Section):
                 f"batch_tokens={self.batch_tokens} is not a multiple of sequence_length={self.sequence_length}; "
                 f"nearest: {' or '.join(map(str, choices))}"
             )
-        _raise_all(problems)
+        raise_all(problems)
         return self
 
     @property

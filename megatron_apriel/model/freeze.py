@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
-from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.config.training_sections import TrainedParts
 from megatron_apriel.formats.tensor_names import component_of
 
 

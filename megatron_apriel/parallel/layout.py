@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from megatron_apriel.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_apriel.config.schema import ParallelSection
+    from megatron_apriel.config.machine_sections import ParallelSection
 
 _OFFERED = 8
 """Most numbers of replicas that a message offers."""

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schedule import warmup_steps
-from megatron_apriel.config.schema import COMPONENTS, SourceSection, StageConfig
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.training_sections import COMPONENTS
 from megatron_apriel.data.loading.sources import Source, check_tokenizer
 from megatron_apriel.data.loading.stage_data import StageData, open_held_out, open_sources
 from megatron_apriel.errors import ConfigError

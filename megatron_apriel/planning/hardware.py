@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from megatron_apriel.config.explain import config_error
-from megatron_apriel.config.schema import Number, Section, Whole
+from megatron_apriel.config.section import Number, Section, Whole
 from megatron_apriel.config.yaml_text import Location, parse_yaml, read_yaml
 from megatron_apriel.errors import ConfigError, brief, printable
 from megatron_apriel.formats.architecture import PRESETS

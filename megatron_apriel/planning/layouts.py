@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from megatron_apriel.config.choices import RECOMPUTE
-from megatron_apriel.config.schema import ParallelSection, RecomputeSection, StageConfig
+from megatron_apriel.config.machine_sections import ParallelSection, RecomputeSection
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.balance import balanced_layers, stage_extras

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.config.training_sections import TrainedParts
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.data_place import DataPlace

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.config.schema import SourceSection, StageConfig
+from megatron_apriel.config.data_sections import SourceSection
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS, Beginning

@@ -18,7 +18,8 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, ParamKey
 from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
-from megatron_apriel.config.schema import OptimizerSection, StageConfig
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.training_sections import OptimizerSection
 from megatron_apriel.formats.tensor_names import component_of
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.main_grad import share_placeholders

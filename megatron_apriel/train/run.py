@@ -25,8 +25,9 @@ from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.store import CheckpointStore, newest_checkpoint
 from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.load import to_yaml
+from megatron_apriel.config.machine_sections import PrecisionSection
 from megatron_apriel.config.schedule import learning_rate
-from megatron_apriel.config.schema import PrecisionSection, StageConfig
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS

@@ -25,7 +25,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.schema import SamplesSection
+from megatron_apriel.config.output_sections import SamplesSection
 from megatron_apriel.data.loading.prompts import Prompts
 from megatron_apriel.errors import printable, printable_lines
 from megatron_apriel.model.sharing import await_parameters

@@ -25,7 +25,7 @@ from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.checkpoint.training_state import plan_state
-from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.config.training_sections import TrainedParts
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions

@@ -16,7 +16,7 @@ from training_run import ARCHITECTURE
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch
 from megatron_apriel.config.schedule import learning_rate
-from megatron_apriel.config.schema import OptimizerSection
+from megatron_apriel.config.training_sections import OptimizerSection
 from megatron_apriel.errors import ExitCode
 from megatron_apriel.parallel import groups
 from megatron_apriel.testing.checkpoints import hf_model

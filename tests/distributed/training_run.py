@@ -11,7 +11,8 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_apriel.batch import Batch
 from megatron_apriel.checkpoint.loading import load_weights
-from megatron_apriel.config.schema import KeepPolicy, TrainedParts
+from megatron_apriel.config.output_sections import KeepPolicy
+from megatron_apriel.config.training_sections import TrainedParts
 from megatron_apriel.formats.architecture import (
     Architecture,
     DecoderArchitecture,

@@ -31,7 +31,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_apriel.config.schema import SMALLEST_WEIGHT, SourceSection
+from megatron_apriel.config.data_sections import SMALLEST_WEIGHT, SourceSection
 from megatron_apriel.data.loading.packing import PackingPlan
 from megatron_apriel.errors import DataError
 

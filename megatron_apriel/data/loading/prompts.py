@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch, PackedImages
-from megatron_apriel.config.schema import SamplePrompt, StageConfig
+from megatron_apriel.config.output_sections import SamplePrompt
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.chat import encode_chat, encode_text
 from megatron_apriel.data.corpus.image_size import Rounding, patch_grid
 from megatron_apriel.data.corpus.stored_images import EncodedImage, encode_for_corpus

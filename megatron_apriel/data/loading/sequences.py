@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.schema import ImagesSection, StageConfig
+from megatron_apriel.config.data_sections import ImagesSection
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.assemble import ImageShare, make_batch, padding_sequence, read_sequence
 from megatron_apriel.data.loading.images import ImageDecoder
 from megatron_apriel.data.loading.sources import Source, log_remarks

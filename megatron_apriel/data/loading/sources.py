@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_apriel.config.schema import ImagesSection, SourceSection, StageConfig
+from megatron_apriel.config.data_sections import ImagesSection, SourceSection
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.chat import exported_template_digest, renders_alike
 from megatron_apriel.data.corpus.format import CorpusManifest, TokenizerRecord
 from megatron_apriel.data.corpus.on_disk import Corpus

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_apriel.config.schema import SourceSection, StageConfig
+from megatron_apriel.config.data_sections import SourceSection
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading.mixture import RUN_BEGINS, Beginning, Mixture, sequences_of_epochs
 from megatron_apriel.data.loading.sources import (

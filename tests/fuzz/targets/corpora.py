@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_apriel.config.schema import SourceSection
+from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading.assemble import read_sequence
 from megatron_apriel.data.loading.images import ImageDecoder

@@ -22,8 +22,8 @@ from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.metadata import Contents, Extent, Piece, StoredTensor, read_metadata
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.checkpoint.verify import verify
+from megatron_apriel.config.output_sections import KeepPolicy
 from megatron_apriel.config.retention import steps_to_keep
-from megatron_apriel.config.schema import KeepPolicy
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, architecture_of, recognise

@@ -7,7 +7,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from megatron_apriel.config.schedule import learning_rate, warmup_steps
-from megatron_apriel.config.schema import OptimizerSection
+from megatron_apriel.config.training_sections import OptimizerSection
 
 
 def rates(steps: int, **settings: object) -> list[float]:

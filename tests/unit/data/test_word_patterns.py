@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel.config.schema import SourceSection
+from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.data.corpus.on_disk import Corpus, CorpusManifest
 from megatron_apriel.data.corpus.tokens import load_tokenizer
 from megatron_apriel.data.loading.sources import check_tokenizer

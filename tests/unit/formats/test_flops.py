@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.config.training_sections import TrainedParts
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import image_flops, model_flops, step_flops
 

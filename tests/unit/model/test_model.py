@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before ranks are forked)
 
-from megatron_apriel.config.schema import TrainedParts
+from megatron_apriel.config.training_sections import TrainedParts
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.tensor_names import component_of

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from megatron_apriel.config.schema import ParallelSection
+from megatron_apriel.config.machine_sections import ParallelSection
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.parallel.layout import Coordinates, Layout, divisors, started_ranks
 

@@ -12,7 +12,7 @@ import pytest
 from loader_cases import load, stage
 from PIL import Image
 
-from megatron_apriel.config.schema import ImagesSection
+from megatron_apriel.config.data_sections import ImagesSection
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading import images as images_module
 from megatron_apriel.data.loading.image_headers import MAX_SCANS, ImageRequest, too_many_scans

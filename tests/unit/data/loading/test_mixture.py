@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_apriel.config.schema import SourceSection
+from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.data.loading.cutting import LongDocumentsReport
 from megatron_apriel.data.loading.mixture import Beginning, Mixture, interleave, sequences_of_epochs, whole_weights
 from megatron_apriel.data.loading.packing import PackingPlan

@@ -9,7 +9,7 @@ import stat
 import numpy as np
 import pytest
 
-from megatron_apriel.config.schema import SourceSection
+from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading import plan_cache
 from megatron_apriel.data.loading.order import shuffled

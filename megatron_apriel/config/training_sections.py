@@ -1,0 +1,66 @@
+"""What a stage trains and how fast: its parts, the optimizer and the schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from megatron_apriel.config.choices import Decay
+from megatron_apriel.config.section import Fraction, Number, Section, not_a_flag
+from megatron_apriel.errors import shown
+
+COMPONENTS = ("tower", "projector", "decoder")
+"""The parts that are trained or frozen as a whole; the decoder includes the embedding, final norm and head."""
+
+
+def parse_factor(value: Any) -> float:
+    """``frozen`` -> 0, otherwise the number. Raises ValueError."""
+    if value == "frozen":
+        return 0.0
+    try:
+        return float(not_a_flag(value))
+    except (TypeError, ValueError):
+        raise ValueError(f"{shown(value)} is neither 'frozen' nor a learning-rate factor such as 1.0") from None
+
+
+Factor = Annotated[float, BeforeValidator(parse_factor), Field(ge=0)]
+"""Learning-rate factor of a component; ``frozen`` (0) means no gradient, no optimizer state, no update."""
+
+
+class TrainedParts(Section):
+    """Which parts train, each with a factor on the learning rate; `frozen` (or 0): no gradient and no update."""
+
+    tower: Factor = 0.0
+    """Vision tower: patch embedding and transformer."""
+    projector: Factor = 0.0
+    """The two linear layers between tower and decoder."""
+    decoder: Factor = 0.0
+    """Text decoder with embedding, final norm and head."""
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> TrainedParts:
+        if not any((self.tower, self.projector, self.decoder)):
+            raise ValueError("every part is frozen; give at least one of tower, projector, decoder a factor above 0")
+        return self
+
+
+class OptimizerSection(Section):
+    """AdamW and the learning-rate schedule."""
+
+    peak: Annotated[Number, Field(gt=0)]
+    """Highest learning rate, reached at the end of the warm-up; times the part's factor."""
+    minimum: Fraction = 0.1  # assumption: the recipe does not state it
+    """Last learning rate, as a fraction of `peak`."""
+    warmup: Fraction = 0.1
+    """Fraction of the stage's steps over which the rate rises linearly."""
+    decay: Decay = "cosine"
+    """Shape of the way from `peak` to `minimum`; `constant` stays at `peak`."""
+    betas: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(ge=0, lt=1)]] = (0.9, 0.95)  # assumption
+    """AdamW's decay of the first and second moment."""
+    eps: Annotated[Number, Field(gt=0)] = 1e-8  # assumption
+    """AdamW's epsilon."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.1  # assumption
+    """Decoupled weight decay; none on norms and biases."""
+    clip: Annotated[Number, Field(gt=0)] = 1.0  # assumption
+    """Largest norm of the whole gradient; a longer one is scaled down to it."""
