@@ -13,12 +13,13 @@ from megatron_apriel.data.corpus.prepare import PrepareOptions
 from megatron_apriel.data.raw.meanings import MAPPABLE
 from megatron_apriel.data.raw.reading import parse_reading
 from megatron_apriel.data.raw.turns import ROLES
-from tests.unit.data.corpus.published_shapes import PUBLISHED
+from tests.unit.data.corpus.published_shapes import PUBLISHED, TABLES
 from tests.unit.data.corpus.written_documents import COLOURS, png, prepared
 
 
 def test_forty_shapes_and_more_are_published():
     assert len(PUBLISHED) >= 40
+    assert len(PUBLISHED) == sum(map(len, TABLES)), "a name stands in two tables"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
