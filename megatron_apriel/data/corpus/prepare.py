@@ -26,9 +26,10 @@ from megatron_apriel.data.corpus.record_encoder import BlockTask, PreparedDocume
 from megatron_apriel.data.corpus.shown_document import ShownDocument, shown_document
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.fields import described
-from megatron_apriel.data.raw.files import Inputs, JsonRecords, SavedDataset, Source, find_inputs
+from megatron_apriel.data.raw.files import Inputs, find_inputs
 from megatron_apriel.data.raw.problems import KEPT_PROBLEMS, Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.data.raw.readers import JsonRecords, RawInput, SavedDataset
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.records import FORMATS, recognise, why_unknown
 from megatron_apriel.data.raw.usage import Usage
@@ -141,7 +142,7 @@ def prepare(
     Args:
         destination: directory of the corpus, and the beginning of the held-out one's name; None reads and checks
             everything and writes nothing.
-        inputs: files and directories, see :func:`~megatron_apriel.data.raw.files.find_sources`.
+        inputs: files and directories, see :func:`~megatron_apriel.data.raw.files.find_inputs`.
         model: Hugging Face directory whose tokenizer and ``config.json`` the corpus is made for.
         options: see :class:`PrepareOptions`.
         overwrite: replace an existing corpus.
@@ -168,7 +169,7 @@ def prepare(
                 passed=[printable(str(one)) for one in found.passed],
                 held_out=HeldOutCounts(options.held_out),
             )
-            results = workers.in_order(_encoded, _tasks(found.sources, summary.inputs, options))
+            results = workers.in_order(_encoded, _tasks(found, summary.inputs, options))
             manifest = CorpusManifest(
                 tokenizer=table.record, images=table.images, chat_template=exported_template_digest()
             )
@@ -204,25 +205,25 @@ def _recognise_all(found: Inputs, options: PrepareOptions) -> list[InputSummary]
 
     A file of a directory that is one JSON object and no record describes others; it is moved to what is not read.
     """
-    result, sources = [], []
-    for source in found.sources:
+    result, readable = [], []
+    for given in found.readable:
         try:
-            record_format = _format_of(source, options)
+            record_format = _format_of(given, options)
         except DataError:
-            if not isinstance(source, JsonRecords) or not source.is_description():
+            if not isinstance(given, JsonRecords) or not given.is_description():
                 raise
-            found.passed.append(source.path)
+            found.passed.append(given.path)
             continue
-        sources.append(source)
-        result.append(InputSummary(printable(str(source.path)), source.kind, record_format))
-    found.sources = sources
+        readable.append(given)
+        result.append(InputSummary(printable(str(given.path)), given.kind, record_format))
+    found.readable = readable
     return result
 
 
-def _format_of(source: Source, options: PrepareOptions) -> str:
+def _format_of(given: RawInput, options: PrepareOptions) -> str:
     """The format of the first record that has one; "no records" for an empty file."""
     seen, fields, problem = 0, set[str](), ""
-    for block in source.blocks(options.reading.ignored_columns):
+    for block in given.blocks(options.reading.ignored_columns):
         for raw in block.records(options.limits):
             found = recognise(raw.value, options.reading)
             if found and options.record_format in ("auto", found):
@@ -236,7 +237,7 @@ def _format_of(source: Source, options: PrepareOptions) -> str:
     if not seen:
         return "no records"
     raise DataError(
-        f"{source.path}: none of its first {seen} records has a known shape: {', '.join(FORMATS)}.",
+        f"{given.path}: none of its first {seen} records has a known shape: {', '.join(FORMATS)}.",
         " ".join(
             [
                 *([f"Their fields: {shortened(', '.join(sorted(fields)), _FIELDS_SHOWN)}."] if fields else []),
@@ -248,13 +249,13 @@ def _format_of(source: Source, options: PrepareOptions) -> str:
     )
 
 
-def _tasks(sources: Sequence[Source], inputs: Sequence[InputSummary], options: PrepareOptions) -> Iterator[BlockTask]:
+def _tasks(found: Inputs, summaries: Sequence[InputSummary], options: PrepareOptions) -> Iterator[BlockTask]:
     left = options.limit or float("inf")
-    for number, (source, summary) in enumerate(zip(sources, inputs, strict=True)):
+    for number, (given, summary) in enumerate(zip(found.readable, summaries, strict=True)):
         if summary.record_format == "no records":
             continue
-        root = options.image_root or (source.path if isinstance(source, SavedDataset) else source.path.parent)
-        for block in source.blocks(options.reading.ignored_columns):
+        root = options.image_root or (given.path if isinstance(given, SavedDataset) else given.path.parent)
+        for block in given.blocks(options.reading.ignored_columns):
             if left <= 0:
                 return
             block = block if len(block) <= left else block.head(int(left))
@@ -263,8 +264,8 @@ def _tasks(sources: Sequence[Source], inputs: Sequence[InputSummary], options: P
 
 
 def _encoded(encoder: RecordEncoder, task: BlockTask) -> tuple[int, list[PreparedDocument | Problem]]:
-    """Number of the task's source, and its documents: nothing of its raw records is sent back."""
-    return task.source, encoder.encode_block(task)
+    """Number of the task's input, and its documents: nothing of its raw records is sent back."""
+    return task.number, encoder.encode_block(task)
 
 
 def _collect(
@@ -281,14 +282,14 @@ def _collect(
     problems = summary.problems
     with progress("preparing", total=options.limit or None, unit="records") as step:
         for number, documents in results:
-            source = summary.inputs[number]
-            source.records += len(documents)
+            counted = summary.inputs[number]
+            counted.records += len(documents)
             problems.records += len(documents)
             for document in documents:
                 if isinstance(document, Problem):
-                    problems.add(source.path, document)
+                    problems.add(counted.path, document)
                     continue
-                source.documents += 1
+                counted.documents += 1
                 summary.usage.add(document.remarks)
                 summary.lengths.append(len(document.encoded.tokens))
                 summary.response_tokens += int(document.encoded.responses.sum())
@@ -299,7 +300,7 @@ def _collect(
                 if writers:
                     writers[held_out].add(encoded.tokens, encoded.responses, document.images)
                 if len(summary.shown) < options.show:
-                    place = f"{source.path}{', held out' if held_out else ''}"
+                    place = f"{counted.path}{', held out' if held_out else ''}"
                     summary.shown.append(
                         shown_document(table, encoded.tokens, encoded.responses, document.images, place)
                     )

@@ -27,9 +27,9 @@ _PICTURES = 10
 
 @dataclass(frozen=True)
 class BlockTask:
-    """A block on its way to a worker, with what its source says about it."""
+    """A block on its way to a worker, with what is known of its input, which has a number."""
 
-    source: int
+    number: int
     block: Block
     record_format: str
     image_root: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from megatron_apriel.errors import DataError
@@ -12,6 +13,9 @@ REASON_CHARACTERS = 1000
 
 KEPT_PROBLEMS = 1000
 """Problems listed one by one in a corpus; beyond that they are only counted, so that memory stays bounded."""
+
+_NAMES_CHARACTERS = 500
+"""Of a list of names in a message."""
 
 
 class BadRecord(DataError):
@@ -24,6 +28,11 @@ class BadRecord(DataError):
 def shortened(text: str, most: int) -> str:
     """The text, or what it begins with: values out of records can be of any length."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def names_shown(names: Sequence[str]) -> str:
+    """The names in a row, shortened."""
+    return shortened(", ".join(names[:_NAMES_CHARACTERS]), _NAMES_CHARACTERS)
 
 
 def printable(text: str) -> str:

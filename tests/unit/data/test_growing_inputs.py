@@ -10,7 +10,7 @@ from PIL import Image
 
 from megatron_apriel.data.corpus.record_encoder import RecordEncoder
 from megatron_apriel.data.corpus.stored_images import encode_for_corpus
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.records import recognise
@@ -21,8 +21,8 @@ from megatron_apriel.testing.limits import check_cost, measured, refused_within
 def encoded(path: Path, table) -> None:
     """Everything that preparation does with the records of a file, the first bad one an error."""
     encoder = RecordEncoder(table)
-    for source in find_sources([path]):
-        for block in source.blocks():
+    for given in find_inputs([path]).readable:
+        for block in given.blocks():
             for raw in block.records():
                 if raw.problem:
                     raise BadRecord(f"{raw.place}: {raw.problem}")

@@ -15,9 +15,9 @@ from hostile_images import file_of
 from megatron_apriel.data.corpus import record_encoder
 from megatron_apriel.data.corpus.record_encoder import BlockTask, RecordEncoder
 from megatron_apriel.data.corpus.stored_images import encode_for_corpus
-from megatron_apriel.data.raw import blocks, files, json_arrays
+from megatron_apriel.data.raw import blocks, json_arrays, readers
 from megatron_apriel.data.raw.blocks import RawRecord
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord, Problem
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
@@ -27,8 +27,8 @@ from megatron_apriel.errors import DataError
 
 def problem_of(path: Path, table, limits: ReadLimits) -> str:
     """Of the one record of a file; "" if it becomes a document."""
-    (source,) = find_sources([path], limits=limits)
-    (block,) = source.blocks()
+    (given,) = find_inputs([path], limits=limits).readable
+    (block,) = given.blocks()
     (raw,) = block.records(limits)
     (result,) = RecordEncoder(table, limits=limits).encode_block(
         BlockTask(0, block, recognise(raw.value) or "text", path.parent)
@@ -61,8 +61,8 @@ def test_an_image_file_is_bounded_whatever_form_it_has(form, tmp_path, small_pho
 def test_what_no_longer_fits_into_memory_names_its_record(table, tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     encoder = RecordEncoder(table)
-    (source,) = find_sources([tmp_path / "a.jsonl"])
-    (block,) = source.blocks()
+    (given,) = find_inputs([tmp_path / "a.jsonl"]).readable
+    (block,) = given.blocks()
     task = BlockTask(0, block, "text", tmp_path)
 
     def no_memory(*arguments: object, **named: object) -> None:
@@ -76,9 +76,9 @@ def test_what_no_longer_fits_into_memory_names_its_record(table, tmp_path, monke
         patched.setattr(blocks, "parse_json_object", no_memory)
         (problem,) = encoder.encode_block(task)
     assert str(problem) == f"{tmp_path / 'a.jsonl'}:1: there is not enough memory for it"
-    monkeypatch.setattr(files, "bounded_lines", no_memory)
+    monkeypatch.setattr(readers, "bounded_lines", no_memory)
     with pytest.raises(DataError, match=r"a\.jsonl: there is not enough memory to read on \(after line 0\)"):
-        list(source.blocks())
+        list(given.blocks())
 
 
 def test_reasons_and_places_of_any_length_are_cut():
@@ -145,8 +145,8 @@ class TestMoreIsAllowedBySettings:
 
     @staticmethod
     def read(path: Path, limits: ReadLimits) -> list[RawRecord]:
-        (source,) = find_sources([path], limits=limits)
-        return [raw for block in source.blocks() for raw in block.records(limits)]
+        (given,) = find_inputs([path], limits=limits).readable
+        return [raw for block in given.blocks() for raw in block.records(limits)]
 
 
 def test_reading_lines_and_arrays_takes_time_in_proportion(tmp_path, monkeypatch):
@@ -169,8 +169,8 @@ def test_reading_lines_and_arrays_takes_time_in_proportion(tmp_path, monkeypatch
         texts = ["x" * (number * 7919 % longest) for number in range(300)]
         (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts]))
         looked_at = 0
-        (source,) = find_sources([tmp_path / "a.json"])
-        found = [raw.value["text"] for block in source.blocks() for raw in block.records()]
+        (given,) = find_inputs([tmp_path / "a.json"]).readable
+        found = [raw.value["text"] for block in given.blocks() for raw in block.records()]
         assert found == texts
         # Once to parse, and at most three times as much to find the ends.
         assert looked_at < 5 * (tmp_path / "a.json").stat().st_size + 300 * 64
@@ -181,12 +181,12 @@ def test_a_long_element_does_not_let_the_next_be_parsed_at_once(values, refused,
     monkeypatch.setattr(json_arrays, "_READ_BYTES", 1000)
     limits = ReadLimits(record_bytes=100_000)
     (tmp_path / "a.json").write_text(json.dumps(["x" * 50_000, [[]] * values, {"text": "a"}]))
-    (source,) = find_sources([tmp_path / "a.json"], limits=limits)
+    (given,) = find_inputs([tmp_path / "a.json"], limits=limits).readable
     if refused:
         with pytest.raises(DataError, match=r"a record has too many values \(after record 1\)"):
-            list(source.blocks())
+            list(given.blocks())
     else:
-        found = [raw for block in source.blocks() for raw in block.records(limits)]
+        found = [raw for block in given.blocks() for raw in block.records(limits)]
         assert [raw.problem for raw in found] == ["a JSON str, not an object", "a JSON list, not an object", ""]
 
 
@@ -195,8 +195,8 @@ def test_many_small_elements_behind_a_long_one_are_not_its_values(tmp_path, monk
     records = [{"text": "x" * 50_000}, *[{"text": "a", "images": [[]] * 3}] * 5000, {"text": "y" * 50_000}] * 2
     (tmp_path / "a.json").write_text(json.dumps(records))
     limits = ReadLimits(record_bytes=100_000)
-    (source,) = find_sources([tmp_path / "a.json"], limits=limits)
-    assert [raw.value for block in source.blocks() for raw in block.records(limits)] == records
+    (given,) = find_inputs([tmp_path / "a.json"], limits=limits).readable
+    assert [raw.value for block in given.blocks() for raw in block.records(limits)] == records
 
 
 def test_headers_of_a_tar_are_not_kept(tmp_path, monkeypatch):
@@ -212,6 +212,6 @@ def test_headers_of_a_tar_are_not_kept(tmp_path, monkeypatch):
         return member
 
     monkeypatch.setattr(tarfile.TarFile, "next", counting)
-    (source,) = find_sources([tmp_path / "a.tar"])
-    assert sum(map(len, source.blocks())) == 500
+    (given,) = find_inputs([tmp_path / "a.tar"]).readable
+    assert sum(map(len, given.blocks())) == 500
     assert max(kept) <= 2

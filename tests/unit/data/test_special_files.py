@@ -12,7 +12,7 @@ from PIL import Image
 from megatron_apriel.data.corpus.format import CorpusManifest
 from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
 from megatron_apriel.data.corpus.processor_files import longest_side
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.visual_tasks.raw_images import RawImages, image_files, read_header
@@ -28,7 +28,7 @@ NAMES = ["a.jsonl", "a.json.gz", "a.jsonl.zst", "a.parquet", "a.tar", "a.tar.gz"
 def test_a_pipe_as_an_input(name, tmp_path):
     os.mkfifo(tmp_path / name)
     with pytest.raises(DataError, match=rf"input .*{name} cannot be read: it is a pipe, and only regular files"):
-        find_sources([tmp_path / name])
+        find_inputs([tmp_path / name])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,7 +37,7 @@ def test_a_pipe_in_a_searched_directory_is_not_passed_over(name, tmp_path):
     (tmp_path / "sub").mkdir()
     os.mkfifo(tmp_path / "sub" / name)
     with pytest.raises(DataError, match=rf"sub/{name} cannot be read: it is a pipe"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
 
 
 def test_sockets_devices_and_links_to_them(tmp_path, monkeypatch):
@@ -45,23 +45,23 @@ def test_sockets_devices_and_links_to_them(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("a.jsonl")
         with pytest.raises(DataError, match="it is a socket"):
-            find_sources([tmp_path])
+            find_inputs([tmp_path])
     Path("a.jsonl").unlink()
     Path("a.jsonl").symlink_to("/dev/zero")
     with pytest.raises(DataError, match="it is a device"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
 
 
 def test_a_file_that_became_a_pipe_after_it_was_found(tmp_path):
     for name in NAMES:
         (tmp_path / name).write_bytes(b"x")
-    sources = find_sources([tmp_path])
+    inputs = find_inputs([tmp_path]).readable
     for name in NAMES:
         (tmp_path / name).unlink()
         os.mkfifo(tmp_path / name)
-    for source in sources:
+    for given in inputs:
         with pytest.raises(DataError, match="it is a pipe"):
-            list(source.blocks())
+            list(given.blocks())
 
 
 @pytest.mark.parametrize("name", ["dataset_dict.json", "state.json", "dataset_info.json", "manifest.json"])
@@ -74,7 +74,7 @@ def test_a_pipe_instead_of_a_description(name, tmp_path):
     (place / name).unlink(missing_ok=True)
     os.mkfifo(place / name)
     with pytest.raises(DataError, match="it is a pipe"):
-        [list(source.blocks()) for source in find_sources([place])]
+        [list(given.blocks()) for given in find_inputs([place]).readable]
 
 
 def test_a_pipe_among_the_files_of_a_saved_dataset(tmp_path):
@@ -82,9 +82,9 @@ def test_a_pipe_among_the_files_of_a_saved_dataset(tmp_path):
     (file,) = (tmp_path / "saved").glob("*.arrow")
     file.unlink()
     os.mkfifo(file)
-    (source,) = find_sources([tmp_path / "saved"])
+    (given,) = find_inputs([tmp_path / "saved"]).readable
     with pytest.raises(DataError, match=r"saved cannot be read to its end: .*it is a pipe"):
-        list(source.blocks())
+        list(given.blocks())
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
@@ -130,7 +130,7 @@ def test_descriptions_beyond_any_size(architecture, tmp_path):
         with pytest.raises(DataError, match="at most 67,108,864 are read of it"):
             read()
     with pytest.raises(DataError, match=r"dataset_dict\.json cannot be read: .*at most 67,108,864"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
 
 
 def test_images_of_a_directory_are_still_images(tmp_path):

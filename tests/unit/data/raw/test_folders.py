@@ -9,7 +9,7 @@ import datasets
 import pytest
 import zstandard
 
-from megatron_apriel.data.raw.files import find_inputs, find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.errors import DataError
 
 
@@ -26,8 +26,8 @@ def write(root, files):
 def read(path, split=""):
     return [
         raw.value["text"]
-        for source in find_sources([path], split)
-        for block in source.blocks()
+        for given in find_inputs([path], split).readable
+        for block in given.blocks()
         for raw in block.records()
     ]
 
@@ -62,20 +62,20 @@ SPLITS_CALLED = {"short forms": ("train", "test"), "one without a name": ("train
 def test_splits_are_never_mixed_unasked(name, tmp_path):
     write(tmp_path, SPLITS[name])
     with pytest.raises(DataError, match=r"has the splits (test, train|train, test)(?s:.*)--split"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
     assert read(tmp_path, "train") == ["a"] and read(tmp_path, "test") == ["b"]
     assert sorted(read(tmp_path, "test+train")) == sorted(read(tmp_path, "all")) == ["a", "b"]
     passed = find_inputs([tmp_path], "train").passed
     assert len(passed) == 1, "what is left out is said"
     with pytest.raises(DataError, match="and split 'dev' was asked for"):
-        find_sources([tmp_path], "dev")
+        find_inputs([tmp_path], "dev")
 
 
 def test_several_train_splits_of_a_hub(tmp_path):
     names = ("train_sft", "train_gen", "test_sft")
     write(tmp_path, {f"data/{name}-00000-of-00001.jsonl": [name] for name in names})
     with pytest.raises(DataError, match="has the splits test_sft, train_gen, train_sft"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
     assert read(tmp_path, "train_sft") == ["train_sft"]
 
 
@@ -93,7 +93,7 @@ def test_a_class_of_characters_in_a_card(tmp_path):
 def test_the_card_of_a_repository_says_the_splits(tmp_path):
     write(tmp_path, {"README.md": CARD, "parts/x.jsonl": ["a"], "last.jsonl": ["b"]})
     with pytest.raises(DataError, match="has the splits held_out, train"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
     assert read(tmp_path, "train") == ["a"] and read(tmp_path, "held_out") == ["b"]
 
 
@@ -111,7 +111,7 @@ def test_one_split_needs_no_choice(tmp_path):
 
 def test_files_that_are_named_are_read_whatever_they_are_called(tmp_path):
     write(tmp_path, {"train.jsonl": ["a"], "test.jsonl": ["b"]})
-    assert len(find_sources([tmp_path / "train.jsonl", tmp_path / "test.jsonl"])) == 2
+    assert len(find_inputs([tmp_path / "train.jsonl", tmp_path / "test.jsonl"]).readable) == 2
 
 
 def test_splits_of_saved_data_sets(tmp_path):
@@ -120,7 +120,7 @@ def test_splits_of_saved_data_sets(tmp_path):
     assert sorted(read(tmp_path / "saved", "train+test")) == sorted(read(tmp_path / "saved", "all")) == ["a", "b"]
     assert read(tmp_path, "test") == ["b"]
     with pytest.raises(DataError, match="has the splits train, test"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
 
 
 def image_folder(root, **captions):
@@ -134,7 +134,7 @@ def test_images_with_captions_beside_them(tmp_path):
     (tmp_path / "c.png").write_bytes(b"image")
     (tmp_path / "LICENSE.txt").write_text("free")
     inputs = find_inputs([tmp_path])
-    records = [raw for source in inputs.sources for block in source.blocks() for raw in block.records()]
+    records = [raw for given in inputs.readable for block in given.blocks() for raw in block.records()]
     assert [(raw.value, dict(raw.attachments)) for raw in records[:2]] == [
         ({"text": "Red.", "images": [b"image of a"]}, {"a.png": b"image of a"}),
         ({"text": "Green.", "images": [b"image of b"]}, {"b.png": b"image of b"}),
@@ -164,8 +164,8 @@ def test_texts_beside_images_that_records_name_are_no_captions(tmp_path):
 
 def test_boxes_beside_images_are_no_captions(tmp_path):
     image_folder(tmp_path, a="0 0.5 0.5 0.2 0.2\n3 0.1 0.1 0.05 0.1\n", b="4 cats on 2 chairs")
-    (source,) = find_sources([tmp_path])
-    problems = [raw.problem for block in source.blocks() for raw in block.records()]
+    (given,) = find_inputs([tmp_path]).readable
+    problems = [raw.problem for block in given.blocks() for raw in block.records()]
     assert "a.txt holds the boxes of an image" in problems[0] and not problems[1]
 
 
@@ -174,11 +174,11 @@ def test_archives_that_energon_excludes(tmp_path):
     split = b"exclude:\n- b.tar\nsplit_parts:\n  train: ['{a,b}.tar', a.tar, b.tar, c.tar]\n"
     write(tmp_path, {".nv-meta/split.yaml": split})
     for wanted in ("", "train", "all"):
-        assert [source.path.name for source in find_sources([tmp_path], wanted)] == ["a.tar", "c.tar"]
+        assert [given.path.name for given in find_inputs([tmp_path], wanted).readable] == ["a.tar", "c.tar"]
     assert find_inputs([tmp_path]).passed == [tmp_path / "b.tar"]
     write(tmp_path, {".nv-meta/split.yaml": split.replace(b"- b.tar", b"- b.tar/0001")})
     with pytest.raises(DataError, match=r"excludes 'b.tar/0001', a sample of an archive"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
 
 
 def test_energon_says_the_splits_of_its_archives(tmp_path):
@@ -186,13 +186,13 @@ def test_energon_says_the_splits_of_its_archives(tmp_path):
     write(tmp_path, dict.fromkeys(names, b""))
     split = b"split_parts:\n  train: ['shard_{0..9}.tar']\n  val: [shard_10.tar]\n  test:\n  - shard_11.tar\n"
     write(tmp_path, {".nv-meta/split.yaml": split, ".nv-meta/dataset.yaml": b"x: 1\n", "shard_0.tar.idx": b""})
-    assert [source.path.name for source in find_sources([tmp_path], "validation")] == ["shard_10.tar"]
-    assert len(find_sources([tmp_path], "train")) == 10
+    assert [given.path.name for given in find_inputs([tmp_path], "validation").readable] == ["shard_10.tar"]
+    assert len(find_inputs([tmp_path], "train").readable) == 10
     with pytest.raises(DataError, match="has the splits train, validation, test"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
     write(tmp_path, {".nv-meta/split.yaml": b"["})
     with pytest.raises(DataError, match=r"split\.yaml cannot be read(?s:.*)archives of one split"):
-        find_sources([tmp_path], "train")
+        find_inputs([tmp_path], "train")
 
 
 def test_what_describes_others_is_passed_over_and_named(tmp_path):
@@ -211,7 +211,7 @@ def test_what_describes_others_is_passed_over_and_named(tmp_path):
         },
     )
     found = find_inputs([tmp_path])
-    assert [source.path.name for source in found.sources] == ["00000.tar", "a.jsonl"]
+    assert [given.path.name for given in found.readable] == ["00000.tar", "a.jsonl"]
     assert {path.name for path in found.passed} == {
         "00000.parquet", "00000_stats.json", "dataset_infos.json", "LICENSE", "red.png", "notes.jsonl.lz4",
     }  # fmt: skip

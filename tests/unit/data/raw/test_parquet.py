@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.parquet_footer import ColumnChunk, RowGroup, read_footer
 from megatron_apriel.data.raw.parquet_pages import reading_plan
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
@@ -29,8 +29,8 @@ TABLE = pyarrow.table(
 
 
 def rows_of(path, limits=DEFAULT_LIMITS):
-    (source,) = find_sources([path], limits=limits)
-    return [raw for block in source.blocks() for raw in block.records(limits)]
+    (given,) = find_inputs([path], limits=limits).readable
+    return [raw for block in given.blocks() for raw in block.records(limits)]
 
 
 def plan_of(path, column, limits=DEFAULT_LIMITS):
@@ -75,8 +75,8 @@ def test_few_rows_at_a_time_where_a_dictionary_has_long_texts(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "tools": ["x"] * 40}), tmp_path / "a.parquet")
     assert plan_of(tmp_path / "a.parquet", "text", ANY).rows == 16
     assert plan_of(tmp_path / "a.parquet", "tools", ANY).rows == 64
-    (source,) = find_sources([tmp_path / "a.parquet"], limits=ANY)
-    blocks = list(source.blocks())
+    (given,) = find_inputs([tmp_path / "a.parquet"], limits=ANY).readable
+    blocks = list(given.blocks())
     assert max(block.table.get_total_buffer_size() for block in blocks) < 5 * MIB
     assert [raw.value["text"] for block in blocks for raw in block.records(ANY)] == texts
 

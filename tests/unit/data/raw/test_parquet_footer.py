@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.parquet_footer import ColumnChunk, RowGroup, read_footer
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, LimitExceeded, ReadLimits
 from megatron_apriel.data.raw.thrift_structs import DamagedStruct
@@ -156,17 +156,17 @@ def test_arrow_is_asked_for_no_row_group_or_column_chunk(tmp_path, monkeypatch):
     """Where it finds damage then, it ends the process."""
     pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet", row_group_size=200)
     monkeypatch.setattr(pyarrow.parquet, "ParquetFile", _Unasked)
-    (source,) = find_sources([tmp_path / "a.parquet"])
-    found = [raw.value["text"] for block in source.blocks() for raw in block.records(DEFAULT_LIMITS)]
+    (given,) = find_inputs([tmp_path / "a.parquet"]).readable
+    found = [raw.value["text"] for block in given.blocks() for raw in block.records(DEFAULT_LIMITS)]
     assert found == TABLE["text"].to_pylist()
 
 
 def test_a_column_that_is_missing_in_a_row_group(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet")
-    monkeypatch.setattr("megatron_apriel.data.raw.files.read_footer", lambda *_: read(footer(group(column()))))
-    (source,) = find_sources([tmp_path / "a.parquet"])
+    monkeypatch.setattr("megatron_apriel.data.raw.readers.read_footer", lambda *_: read(footer(group(column()))))
+    (given,) = find_inputs([tmp_path / "a.parquet"]).readable
     with pytest.raises(DataError, match="row group 0 has 1 columns, and the schema has 4"):
-        list(source.blocks())
+        list(given.blocks())
 
 
 def test_rows_that_no_row_group_counts(tmp_path, monkeypatch):
@@ -174,9 +174,9 @@ def test_rows_that_no_row_group_counts(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet")
     for rows in (499, 501, 0):
         monkeypatch.setattr(
-            "megatron_apriel.data.raw.files.read_footer",
+            "megatron_apriel.data.raw.readers.read_footer",
             lambda file, limits, rows=rows: [replace(found, rows=rows) for found in read_footer(file, limits)],
         )
-        (source,) = find_sources([tmp_path / "a.parquet"])
+        (given,) = find_inputs([tmp_path / "a.parquet"]).readable
         with pytest.raises(DataError, match=f"column text of row group 0 has 500 values for {rows} rows"):
-            list(source.blocks())
+            list(given.blocks())

@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_apriel.data.raw import blocks, files, json_arrays
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw import blocks, json_arrays, readers
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.table_rows import row_blocks, row_costs
 from megatron_apriel.errors import DataError
@@ -24,8 +24,8 @@ LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text i
 
 
 def read(path: Path, limits: ReadLimits = DEFAULT_LIMITS, **options) -> list[blocks.RawRecord]:
-    sources = find_sources([path], limits=limits, **options)
-    return [raw for source in sources for block in source.blocks() for raw in block.records(limits)]
+    inputs = find_inputs([path], limits=limits, **options).readable
+    return [raw for given in inputs for block in given.blocks() for raw in block.records(limits)]
 
 
 def texts(path: Path, **options) -> list[str]:
@@ -136,8 +136,8 @@ def test_parquet(tmp_path):
     assert [raw.value["text"] for raw in found] == TEXTS
     assert found[200].place.endswith("a.parquet: row 200")
     assert found[0].value == {"text": TEXTS[0], "other": 0, "images": [{"bytes": b"1"}]}
-    (source,) = find_sources([tmp_path / "a.parquet"])
-    (first, *_) = source.blocks({"other"})
+    (given,) = find_inputs([tmp_path / "a.parquet"]).readable
+    (first, *_) = given.blocks({"other"})
     assert first.table.schema.names == ["text", "images"], "what is ignored is not read"
 
 
@@ -203,8 +203,8 @@ def test_tools_in_tables_are_those_of_the_json(form, tmp_path):
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, TOOL_RECORDS)))
         saved = datasets.Dataset.from_json(str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
         saved.save_to_disk(tmp_path / "a")
-    (source,) = find_sources([tmp_path / ("a.parquet" if form == "parquet" else "a")])
-    found = [raw for block in source.blocks() for raw in block.records()]
+    (given,) = find_inputs([tmp_path / ("a.parquet" if form == "parquet" else "a")]).readable
+    found = [raw for block in given.blocks() for raw in block.records()]
     assert [raw.value for raw in found] == TOOL_RECORDS
 
 
@@ -215,17 +215,17 @@ def test_damaged_parquet(tmp_path):
     with pytest.raises(DataError, match=r"a\.parquet cannot be read to its end"):
         read(tmp_path / "a.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "b.parquet")
-    (source,) = find_sources([tmp_path / "b.parquet"])
+    (given,) = find_inputs([tmp_path / "b.parquet"]).readable
     with pytest.raises(DataError, match="no column that is not ignored; it has body"):
-        next(source.blocks({"body"}))
+        next(given.blocks({"body"}))
 
 
 def test_large_rows_travel_in_small_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 10_000)
     rows = [[{"bytes": bytes(5000), "path": str(number)}] for number in range(100)]
     pyarrow.parquet.write_table(pyarrow.table({"images": rows}), tmp_path / "a.parquet")
-    (source,) = find_sources([tmp_path / "a.parquet"])
-    blocks = list(source.blocks())
+    (given,) = find_inputs([tmp_path / "a.parquet"]).readable
+    blocks = list(given.blocks())
     assert max(block.table.get_total_buffer_size() for block in blocks) < 20_000
     assert [raw.value["images"][0]["path"] for block in blocks for raw in block.records()] == [
         str(number) for number in range(100)
@@ -238,25 +238,25 @@ def test_saved_datasets(tmp_path, photographs):
     saved = datasets.Dataset.from_dict(columns, features=features).select([4, 0, 2])
     saved.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "both")
-    (source,) = find_sources([tmp_path / "one"])
-    found = [raw for block in source.blocks() for raw in block.records()]
+    (given,) = find_inputs([tmp_path / "one"]).readable
+    found = [raw for block in given.blocks() for raw in block.records()]
     assert [raw.value["text"] for raw in found] == [TEXTS[4], TEXTS[0], TEXTS[2]]
     assert found[1].value["image"]["bytes"] == photographs["china.jpg"]
     assert texts(tmp_path / "both", split="test") == [TEXTS[4]]
     with pytest.raises(DataError, match="has the splits train, test, and split '' was asked for"):
-        find_sources([tmp_path / "both"])
+        find_inputs([tmp_path / "both"])
     datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "single")
     assert len(texts(tmp_path / "single")) == len(texts(tmp_path / "single", split="train")) == 3
     with pytest.raises(DataError, match="has the splits train, and split 'test' was asked for"):
-        find_sources([tmp_path / "single"], "test")
+        find_inputs([tmp_path / "single"], "test")
     with pytest.raises(DataError, match="split 'test' was asked for, and no input has splits"):
-        find_sources([tmp_path / "one"], "test")
+        find_inputs([tmp_path / "one"], "test")
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"damaged")
     with pytest.raises(DataError, match="one cannot be read to its end"):
         read(tmp_path / "one")
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ')
     with pytest.raises(DataError, match=r"dataset_dict\.json cannot be read"):
-        find_sources([tmp_path / "both"])
+        find_inputs([tmp_path / "both"])
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -339,7 +339,7 @@ def test_hidden_entries_and_folders_searched_before_are_passed_over(tmp_path):
     made.mkdir()
     for name in ("manifest.json", "records.jsonl"):
         (made / name).write_bytes(packed("x.jsonl"))
-    names = [str(source.path.relative_to(tmp_path)) for source in find_sources([tmp_path])]
+    names = [str(given.path.relative_to(tmp_path)) for given in find_inputs([tmp_path]).readable]
     assert names == ["a.jsonl", "sub/d.jsonl", "sub/manifest.json", "tasks/records.jsonl"]
 
 
@@ -349,18 +349,18 @@ def test_directories_are_searched_in_a_fixed_order(tmp_path):
         (tmp_path / name).write_bytes(packed(name))
     (tmp_path / "b" / "readme.txt").write_text("x")
     datasets.Dataset.from_dict({"text": ["x"]}).save_to_disk(tmp_path / "c")
-    names = [str(source.path.relative_to(tmp_path)) for source in find_sources([tmp_path])]
+    names = [str(given.path.relative_to(tmp_path)) for given in find_inputs([tmp_path]).readable]
     assert names == ["a.jsonl", "b/1.jsonl.gz", "b/2.jsonl", "c"]
 
 
 def test_unknown_inputs(tmp_path):
     (tmp_path / "a.xlsx").write_text("x")
     with pytest.raises(DataError, match=r"a\.xlsx: unknown kind of file(?s:.*)\.jsonl, .*\.parquet"):
-        find_sources([tmp_path / "a.xlsx"])
+        find_inputs([tmp_path / "a.xlsx"])
     with pytest.raises(DataError, match="holds no file that can be read"):
-        find_sources([tmp_path])
+        find_inputs([tmp_path])
     with pytest.raises(DataError, match=r"input .*absent does not exist"):
-        find_sources([tmp_path / "absent"])
+        find_inputs([tmp_path / "absent"])
 
 
 def tar_of(numbers) -> bytes:

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_apriel.data.corpus.prepare import prepare
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.records import parse_record
 from megatron_apriel.data.raw.table_rows import UnreadableColumn, row_costs
@@ -18,8 +18,8 @@ from megatron_apriel.errors import DataError
 
 def back(tmp_path, table):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    (source,) = find_sources([tmp_path / "a.parquet"])
-    return [raw for block in source.blocks() for raw in block.records()]
+    (given,) = find_inputs([tmp_path / "a.parquet"]).readable
+    return [raw for block in given.blocks() for raw in block.records()]
 
 
 def calls(arguments):

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.records import parse_record, recognise
 from megatron_apriel.data.raw.tar_records import TarSample, sample_record
@@ -19,7 +19,7 @@ def read(path, members):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return [raw for source in find_sources([path]) for block in source.blocks() for raw in block.records()]
+    return [raw for given in find_inputs([path]).readable for block in given.blocks() for raw in block.records()]
 
 
 @pytest.mark.parametrize("name", ["s.page_{}.png", "s.{}.jpg", "s.{:03}.png", "s.p{}.crop_1.png"])

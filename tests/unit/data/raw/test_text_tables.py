@@ -2,15 +2,15 @@
 
 import pytest
 
-from megatron_apriel.data.raw.files import find_sources
+from megatron_apriel.data.raw.files import find_inputs
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import DataError
 
 
 def rows(path, text, limits=DEFAULT_LIMITS):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    (source,) = find_sources([path], limits=limits)
-    return [raw for block in source.blocks() for raw in block.records(limits)]
+    (given,) = find_inputs([path], limits=limits).readable
+    return [raw for block in given.blocks() for raw in block.records(limits)]
 
 
 def test_values_are_texts_and_what_is_empty_is_absent(tmp_path):
