@@ -177,7 +177,7 @@ def whole_directory(
             yield partial
             if missing := _missing(partial, marker):
                 raise RuntimeError(f"the block that wrote {destination} did not write {missing[0]}")
-            _flush(partial)
+            flush_directory(partial)
             _publish(partial, target, overwrite)
     except OSError as error:
         raise _explained(error, destination, target) from error
@@ -247,15 +247,16 @@ def begin_flush(descriptor: int, offset: int, size: int) -> None:
         sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
-def _flush(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
     """Wait until every file and directory below is on disk, so that the rename cannot overtake the contents."""
     for folder, _, files in os.walk(directory):
         for path in [*(os.path.join(folder, name) for name in files), folder]:  # noqa: PTH118 - os.walk gives strings
             if not os.path.islink(path):  # noqa: PTH114
-                _fsync(path)
+                flush(path)
 
 
-def _fsync(path: str | Path) -> None:
+def flush(path: str | Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -272,7 +273,7 @@ def _publish(partial: Path, target: Path, overwrite: bool) -> None:
             _swap_by_two_renames(partial, target)
     else:
         os.rename(partial, target)  # noqa: PTH104 - fails on a directory that is not empty, as it must
-    _fsync(target.parent)
+    flush(target.parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:

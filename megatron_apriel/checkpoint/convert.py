@@ -170,9 +170,9 @@ def convert(conversion: Conversion, destination: str | Path, *, overwrite: bool 
         check_space(destination, conversion.size)
         with progress("converting", total=conversion.size, unit="bytes") as step:
             if conversion.to is Kind.MEGATRON:
-                from megatron_apriel.checkpoint.offline_shards import write_shards
+                from megatron_apriel.checkpoint.write_distributed import write_distributed
 
-                write_shards(partial, conversion.weights, conversion.architecture, conversion.dtype, step)
+                write_distributed(partial, conversion.weights, conversion.architecture, conversion.dtype, step)
             else:
                 _write_safetensors(conversion, partial, step)
         _WRITE_SIDECARS[conversion.to](conversion, partial)

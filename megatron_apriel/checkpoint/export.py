@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
+from megatron_apriel.checkpoint.parameter_shards import Place, check_all_owned, owned_parameters
 from megatron_apriel.checkpoint.tekken_processor import settle_tekken
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes
 from megatron_apriel.checkpoint.training_state import unwrapped

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megatron_apriel.checkpoint.shards import Place, check_all_owned, owned_parameters
+from megatron_apriel.checkpoint.parameter_shards import Place, check_all_owned, owned_parameters
 from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.errors import listed, printable
 from megatron_apriel.formats.architecture import Architecture

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from megatron_apriel.checkpoint.parameter_shards import Place
 from megatron_apriel.checkpoint.piece_reader import PieceReader
-from megatron_apriel.checkpoint.shards import Place
 from megatron_apriel.formats.megatron_parameters import Parameter, Split
 
 

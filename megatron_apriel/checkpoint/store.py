@@ -1,9 +1,9 @@
 """A run's checkpoints: written whole or not at all, listed, verified, resumed from, and thinned out.
 
-A checkpoint is a directory ``step_00000500`` with the shards of :mod:`state`, the config and tokenizer files in
-``hf/``, and ``run.json``: step, layout, the run's own state, and the size of every file. It is written under
-``step_00000500.partial``, flushed to disk and renamed; only the rename makes it a checkpoint. What a
-killed run leaves under ``.partial`` is never read, and removed by the next save.
+A checkpoint is a directory ``step_00000500`` with the shards of :mod:`training_state`, the config and tokenizer files
+in ``hf/``, and ``run.json``: step, layout, the run's own state, and the size of every file. It is written under
+``step_00000500.partial``, flushed to disk and renamed; only the rename makes it a checkpoint. What a killed run leaves
+under ``.partial`` is never read, and removed by the next save.
 
 The shards may be written in the background, while training continues. All else is done by all ranks together, in
 :meth:`CheckpointStore.finish`: no rank's thread decides alone that a checkpoint is whole.
@@ -29,8 +29,7 @@ from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_apriel.checkpoint.background_save import HostBuffers, ShardWriting, WriteState, first_failure
-from megatron_apriel.checkpoint.commit import publish
-from megatron_apriel.checkpoint.training_state import architecture_of_model, load_state, plan_state, unwrapped
+from megatron_apriel.checkpoint.training_state import architecture_of_model, divide_state, load_state, unwrapped
 from megatron_apriel.config.output_sections import KeepPolicy
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.errors import CheckpointError
@@ -40,11 +39,13 @@ from megatron_apriel.formats.run_directory import (
     SIDECAR_DIRECTORY,
     checkpoint_path,
     checkpoints_in,
+    former_of,
     partial_of,
     partials_in,
 )
-from megatron_apriel.formats.run_record import read_run_file
+from megatron_apriel.formats.run_record import read_run_file, write_run_file
 from megatron_apriel.formats.sidecars import write_sidecars
+from megatron_apriel.outputs import flush, flush_directory
 from megatron_apriel.parallel.agreement import UNCHANGED, alike, on_first_rank
 from megatron_apriel.terminal import say
 
@@ -160,7 +161,7 @@ class CheckpointStore:
         path = checkpoint_path(self.directory, step)
         on_first_rank(lambda: self._prepare(partial_of(path)), path)
         try:
-            writing, saved = plan_state(partial_of(path), models, optimizer)
+            writing, saved = divide_state(partial_of(path), models, optimizer)
         except CheckpointException as error:
             raise self._failed(path, error) from error
         record = {
@@ -261,7 +262,8 @@ class CheckpointStore:
         given = self._sidecars(save.sidecars)
         try:
             write_sidecars(partial / SIDECAR_DIRECTORY, given, config_for(save.architecture, given, save.dtype))
-            publish(partial, save.path, save.record)
+            write_run_file(partial, save.record)
+            _put_in_place(partial, save.path)
         except Exception:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -286,6 +288,20 @@ class CheckpointStore:
             going = partial_of(complete[step])
             complete[step].rename(going)
             shutil.rmtree(going, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Flush everything to disk, then give it its name."""
+    flush_directory(partial)
+    if path.exists():
+        # Saved again at the same step, after a resume: the same state, so that which of the two stays is no matter.
+        former = former_of(path)
+        path.rename(former)
+        partial.rename(path)
+        shutil.rmtree(former, ignore_errors=True)
+    else:
+        partial.rename(path)
+    flush(path.parent)
 
 
 def _is_whole(path: Path) -> bool:

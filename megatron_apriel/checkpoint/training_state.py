@@ -2,8 +2,8 @@
 
 Everything large is tensors, cut into shards that say where they lie in the whole, so that any layout can read what any
 other wrote. The optimizer's state is kept per parameter and in the parameter's shape, although each rank holds it as
-slices of flat buffers (:mod:`boxes`): nothing is gathered. Everything small (step counts, learning rates) is plain
-JSON. Nothing is pickled.
+slices of flat buffers (:mod:`optimizer_shards`): nothing is gathered. Everything small (step counts, learning rates)
+is plain JSON. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from megatron_apriel.checkpoint.accepted_entries import (
 from megatron_apriel.checkpoint.background_save import ShardWriting
 from megatron_apriel.checkpoint.metadata import Contents, read_metadata
 from megatron_apriel.checkpoint.optimizer_shards import Boxes, boxes_of_slice, read_boxes
+from megatron_apriel.checkpoint.parameter_shards import Place, Shard, owned_parameters, shard_of
 from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.checkpoint.random_state import random_states, restore_random_states
-from megatron_apriel.checkpoint.shards import Place, Shard, owned_parameters, shard_of
-from megatron_apriel.checkpoint.strategies import plan_writing, read_shards
+from megatron_apriel.checkpoint.shard_io import divide_writing, read_shards
 from megatron_apriel.checkpoint.verify import verify_together
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
@@ -75,10 +75,10 @@ def current_layout() -> dict[str, int]:
 
 
 @torch.no_grad()
-def plan_state(
+def divide_state(
     directory: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None
 ) -> tuple[ShardWriting, dict[str, Any]]:
-    """Plan the writing of the state into ``directory``; collective.
+    """Divide the writing of the state into ``directory`` over the ranks; collective.
 
     Args:
         directory: exists and is empty.
@@ -100,7 +100,7 @@ def plan_state(
             boxes |= _optimizer_boxes(part, owned)
             groups += [_plain_group(group) for group in part.state_dict()["optimizer"]["param_groups"]]
         groups = _first_not_empty(groups)
-    return plan_writing(state, boxes, directory), {"layout": current_layout(), "optimizer_groups": groups}
+    return divide_writing(state, boxes, directory), {"layout": current_layout(), "optimizer_groups": groups}
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from megatron_apriel.checkpoint.background_save import ShardWriting
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.store import CheckpointStore
-from megatron_apriel.checkpoint.training_state import plan_state
+from megatron_apriel.checkpoint.training_state import divide_state
 from megatron_apriel.config.training_sections import TrainedParts
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.model.builder import build_model
@@ -68,7 +68,7 @@ def _planned(rank: int, world_size: int, layout: Layout, where: Path) -> tuple[i
         if rank == 0:
             where.mkdir()
         torch.distributed.barrier()
-        writing, _ = plan_state(where, run.chunks, run.optimizer)
+        writing, _ = divide_state(where, run.chunks, run.optimizer)
         items = [item for item in writing._plan.items if item.index.fqn.startswith("optimizer.")]
         sizes = [item.tensor_data.chunk.sizes.numel() for item in items if item.tensor_data is not None]
         writing.finish()

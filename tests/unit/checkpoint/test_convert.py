@@ -156,9 +156,9 @@ def test_text_only(tmp_path):
 
 def test_megatron_form_loads_and_reads_by_rows(hf, stand_in, tmp_path, monkeypatch):
     """Pieces of a few rows each: what training loads and what averaging reads are the source's numbers."""
-    from megatron_apriel.checkpoint import offline_shards
+    from megatron_apriel.checkpoint import write_distributed
 
-    monkeypatch.setattr(offline_shards, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(write_distributed, "PIECE_BYTES", 5000)
     assert convert(hf, tmp_path / "run", "--to", "megatron") == 0
     expected, model = stand_in(TINY), stand_in(TINY)
     load_weights([expected], hf, TINY)

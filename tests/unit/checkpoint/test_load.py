@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_apriel.checkpoint import loading
 from megatron_apriel.checkpoint.loading import load_weights
-from megatron_apriel.checkpoint.shards import Place
+from megatron_apriel.checkpoint.parameter_shards import Place
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint

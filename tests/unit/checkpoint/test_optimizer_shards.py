@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_apriel.checkpoint.optimizer_shards import Boxes, boxes_of_slice
-from megatron_apriel.checkpoint.shards import Place
+from megatron_apriel.checkpoint.parameter_shards import Place
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.megatron_parameters import Parameter, Split, parameters
 

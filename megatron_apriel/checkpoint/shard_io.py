@@ -1,6 +1,6 @@
-"""How shards reach the disk and come back: Megatron's plans of who writes and reads what.
+"""How shards reach the disk and come back: which rank writes and reads which of them, by Megatron's division.
 
-torch's writer writes them. They are read by :mod:`pieces`, since torch's reader trusts a checkpoint's directory.
+torch's writer writes them. They are read by :mod:`piece_reader`, since torch's reader trusts a checkpoint's directory.
 
 Megatron's own writer starts worker processes, even for a synchronous save, and imports packages that are not among its
 dependencies. :mod:`background_save` needs none of it, not even in the background.
@@ -34,8 +34,8 @@ from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.parallel.agreement import alike
 
 
-class _Planned(TorchDistSaveShardedStrategy):  # type: ignore[misc]
-    """Plans the writing of Megatron's ``torch_dist`` format, and leaves the writing to whoever asked for the plan."""
+class _Divided(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+    """Divides the writing of Megatron's ``torch_dist`` format, and leaves the writing to whoever asked for that."""
 
     writing: ShardWriting
 
@@ -48,8 +48,8 @@ class _Planned(TorchDistSaveShardedStrategy):  # type: ignore[misc]
         self.writing = ShardWriting(checkpoint_dir, mcore_to_pyt_state_dict(shards, False) | self._boxes)
 
 
-def plan_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], directory: Path) -> ShardWriting:
-    """Plan who writes which of the shards in ``state``, and this rank's ``boxes``, into ``directory``; collective.
+def divide_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], directory: Path) -> ShardWriting:
+    """Settle who writes which of the shards in ``state``, and this rank's ``boxes``, into ``directory``; collective.
 
     Where several ranks hold the same shard, each writes a part of them instead of the first writing all. What is no
     shard is written here already.
@@ -62,7 +62,7 @@ def plan_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], directory:
     Raises:
         CheckpointException: torch's, on all ranks alike.
     """
-    strategy = _Planned(boxes)
+    strategy = _Divided(boxes)
     parallel = FullyParallelSaveStrategyWrapper(strategy, _copies()) if _have_copies() else strategy
     dist_checkpointing.save(state, str(directory), parallel)
     return strategy.writing

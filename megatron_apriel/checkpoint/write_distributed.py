@@ -37,7 +37,7 @@ PIECE_BYTES = 64 << 20
 _FILE = "__0_0.distcp"
 
 
-def write_shards(
+def write_distributed(
     directory: Path, weights: Weights, architecture: Architecture, dtype: torch.dtype | None, step: Step
 ) -> None:
     """Write the weights into ``directory`` in Megatron's ``torch_dist`` format.
