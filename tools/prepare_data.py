@@ -97,7 +97,8 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--strict", action="store_true", help="a field that is not used is an error")
     what.add_argument("--text-field", default="text", metavar="NAME", help="field of plain text (default: text)")
-    what.add_argument("--split", default="", metavar="NAME", help="split of a saved data set that has several")
+    what.add_argument("--split", default="", metavar="NAME", help="split of a data set that has several")
+    what.add_argument("--subset", default="", metavar="NAME", help="subset of a repository whose card has several")
     what.add_argument(
         "--limit", type=count_above_zero, default=0, metavar="N", help="only the first N records, as 1000 or 10K"
     )
@@ -233,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
         reading=reading,
         strict=arguments.strict,
         split=arguments.split,
+        subset=arguments.subset,
         image_root=arguments.image_root,
         rounding=arguments.rounding,
         correct_words=arguments.correct_word_pattern,

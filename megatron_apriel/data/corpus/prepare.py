@@ -26,7 +26,7 @@ from megatron_apriel.data.corpus.record_encoder import BlockTask, PreparedDocume
 from megatron_apriel.data.corpus.shown_document import ShownDocument, shown_document
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.fields import described
-from megatron_apriel.data.raw.files import Inputs, find_inputs
+from megatron_apriel.data.raw.files import Inputs, find_inputs, refuse_twins
 from megatron_apriel.data.raw.problems import KEPT_PROBLEMS, Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.readers import JsonRecords, RawInput, SavedDataset
@@ -55,7 +55,8 @@ class PrepareOptions:
         record_format: ``auto``, or one of ``records.FORMATS``.
         reading: what the user says about the names of fields.
         strict: fields that are not used are an error.
-        split: split of a saved ``DatasetDict``.
+        split: of a data set that has several.
+        subset: of a hub repository whose card has several.
         image_root: directory that image paths are relative to; the input's own directory if None.
         rounding: of the patch grid.
         correct_words: give a tokenizer with a faulty word pattern the right one.
@@ -72,6 +73,7 @@ class PrepareOptions:
     reading: Reading = field(default_factory=Reading)
     strict: bool = False
     split: str = ""
+    subset: str = ""
     image_root: Path | None = None
     rounding: Rounding = "floor"
     correct_words: bool = False
@@ -151,7 +153,7 @@ def prepare(
         DataError: an input cannot be read or recognised, or too many records are bad; nothing is written.
         OutputError: the destination may not be written.
     """
-    found = find_inputs(inputs, options.split, options.limits)
+    found = find_inputs(inputs, options.split, options.limits, options.subset)
     places = directories(Path(destination), options.held_out) if destination is not None else []
     if destination is not None and not options.held_out:
         note_earlier(Path(destination))
@@ -204,6 +206,7 @@ def _recognise_all(found: Inputs, options: PrepareOptions) -> list[InputSummary]
     """What every input is, before any work is done: a wrong one at the end of a long list should not cost hours.
 
     A file of a directory that is one JSON object and no record describes others; it is moved to what is not read.
+    Then no directory may hold the same records in two forms.
     """
     result, readable = [], []
     for given in found.readable:
@@ -216,6 +219,7 @@ def _recognise_all(found: Inputs, options: PrepareOptions) -> list[InputSummary]
             continue
         readable.append(given)
         result.append(InputSummary(printable(str(given.path)), given.kind, record_format))
+    refuse_twins(readable)
     found.readable = readable
     return result
 

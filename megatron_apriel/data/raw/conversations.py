@@ -42,6 +42,7 @@ from megatron_apriel.data.raw.pictures import (
 )
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reasoning import taken_reasoning
+from megatron_apriel.data.raw.shown_pictures import place_shown
 from megatron_apriel.data.raw.turns import CALLING, Turn
 
 _WITH_IMAGES = ("user", "tool_result")
@@ -248,6 +249,7 @@ def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> No
     for turn in turns:
         if turn.role in _WITH_IMAGES:
             split_named(turn.pieces)
+            turn.pictures = place_shown([turn.pieces], turn.pictures)
         if turn.pictures.present and _placed([turn]) != turn.pictures.present:
             if not _has_place([turn]):
                 turn.pieces[:0] = in_front(len(turn.pictures.present))
@@ -255,6 +257,7 @@ def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> No
     own = [turn for turn in turns if turn.role != "assistant" and not turn.pictures.present]
     if _placed(own) == pictures.present:
         pictures = Pictures()  # all of them stand in parts as well
+    pictures = place_shown([turn.pieces for turn in own if turn.role in _WITH_IMAGES], pictures)
     if pictures.present and not _has_place(own):
         if wrong := next((turn for turn in turns if turn.role == "assistant" and has_marker(turn.text)), None):
             raise BadRecord(

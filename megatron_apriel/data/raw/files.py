@@ -43,7 +43,9 @@ class Inputs:
     passed: list[Path] = field(default_factory=list)
 
 
-def find_inputs(inputs: Sequence[str | Path], split: str = "", limits: ReadLimits = DEFAULT_LIMITS) -> Inputs:
+def find_inputs(
+    inputs: Sequence[str | Path], split: str = "", limits: ReadLimits = DEFAULT_LIMITS, subset: str = ""
+) -> Inputs:
     """What the given files and directories hold.
 
     Args:
@@ -52,16 +54,17 @@ def find_inputs(inputs: Sequence[str | Path], split: str = "", limits: ReadLimit
             searched under another name.
         split: of a data set that has several; ``train+test`` for two, ``all`` for all.
         limits: on what is read of them.
+        subset: of a hub repository whose card has several; ``+`` and ``all`` as with splits.
 
     Raises:
         DataError: a path that does not exist, is a pipe or a device, is of no known kind, holds nothing, or has not
-            the split, or several and none was asked for.
+            the split or subset, or several and none was asked for.
     """
     result, chosen = Inputs(), False
     for path in map(Path, inputs):
         if path.is_dir():
             found = list_directory(path, lambda name: _reader_of(name) is not None)
-            chosen |= _read_directory(path, found, split, limits, result)
+            chosen |= _read_directory(path, found, split, subset, limits, result)
             if not found.files and not found.folders and not found.saved:
                 raise DataError(f"{path} holds no file that can be read.", fix=f"Known: {_known_suffixes()}.")
             continue
@@ -70,6 +73,11 @@ def find_inputs(inputs: Sequence[str | Path], split: str = "", limits: ReadLimit
         if reader is None:
             raise DataError(f"{path}: unknown kind of file.", fix=f"Known: {_known_suffixes()}.")
         result.readable.append(reader(path, limits))
+    if subset and not any(Path(path).is_dir() for path in inputs):
+        raise DataError(
+            f"subset {subset!r} was asked for, and no input is a directory with a card.",
+            fix="Leave --subset out, and give the files of that subset as inputs.",
+        )
     if split and not chosen:
         raise DataError(
             f"split {split!r} was asked for, and no input has splits: neither a saved DatasetDict nor a directory "
@@ -79,9 +87,32 @@ def find_inputs(inputs: Sequence[str | Path], split: str = "", limits: ReadLimit
     return result
 
 
-def _read_directory(path: Path, found: Listing, split: str, limits: ReadLimits, result: Inputs) -> bool:
+def refuse_twins(readable: Sequence[RawInput]) -> None:
+    """Raise DataError where a directory holds one name in two forms, as ``train.jsonl`` and ``train.parquet``.
+
+    One is most likely made of the other, and its documents would be learned twice. Inputs that the user named are not
+    looked at.
+    """
+    seen: dict[Path, Path] = {}
+    for path in (given.path for given in readable if given.found):
+        stem = path.with_name(path.name[: -len(_suffix_of(path.name))])
+        if (first := seen.setdefault(stem, path)) is not path:
+            raise DataError(
+                f"{first} and {path.name} have one name and two forms.",
+                "One is most likely made of the other, and its documents would be learned twice.",
+                "Move one of them away; to read both, give them as inputs by their names.",
+            )
+
+
+def _suffix_of(name: str) -> str:
+    """The ending by which a file of a known kind is known."""
+    fits = [suffix for suffix in (*JSON, *TABLES, *PARQUET, *TARS) if name.lower().endswith(suffix)]
+    return max(fits, key=len, default="")
+
+
+def _read_directory(path: Path, found: Listing, split: str, subset: str, limits: ReadLimits, result: Inputs) -> bool:
     """Add what a directory holds; whether it had splits to choose from."""
-    splits = splits_of(path, [*found.files, *found.folders])
+    splits = splits_of(path, [*found.files, *found.folders], subset)
     names = tuple(dict.fromkeys(split for split in splits.values() if split != EXCLUDED))
     wanted = _wanted(path, names, split)
     chosen = bool(splits and split)

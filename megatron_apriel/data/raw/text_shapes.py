@@ -24,6 +24,7 @@ from megatron_apriel.data.raw.pictures import (
     pictures_of,
 )
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.shown_pictures import place_shown
 from megatron_apriel.data.raw.turn_shapes import lacks
 
 
@@ -66,6 +67,9 @@ def read_text(record: Fields, most_values: int) -> TextDocument:
         pieces = _at_positions(text, positions, pictures, masked)
         return _text_document(record, pieces, masked)
     pieces = [text]
+    pictures = place_shown([pieces], pictures)
+    if len(pieces) > 1 and masked is not None:
+        raise BadRecord("its text shows images, and has spans of characters, which their places would shift")
     if pictures.present and not has_marker(text):
         if masked:
             raise BadRecord("it has images without a place, and spans of characters that are not learned")
@@ -115,7 +119,10 @@ def read_caption(record: Fields, most_values: int) -> TextDocument:
         raise BadRecord("it has a caption and no image, as other records of its file do")
     if not text.strip():
         raise BadRecord("the caption is empty")
-    pieces: Pieces = [text] if has_marker(text) else [*in_front(len(pictures.present)), text]
+    pieces: Pieces = [text]
+    pictures = place_shown([pieces], pictures)
+    if not has_marker(text):
+        pieces[:0] = in_front(len(pictures.present))
     find_places([pieces], pictures, markers=False)
     return _text_document(record, pieces, None)
 

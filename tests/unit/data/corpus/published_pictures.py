@@ -21,6 +21,20 @@ PICTURES: dict[str, Published] = {
         SEEN,
         {"id": 1},
     ),
+    "a page that shows its pictures": one(
+        {"text": "Is ![a door](red.png) or <img src='green.png'> red?", "images": ["red.png", "green.png"]},
+        plain("Is [IMG] or [IMG] red?", images=("red", "green")),
+    ),
+    "a question that shows its picture": one(
+        {
+            "messages": [
+                {"role": "user", "content": "Say what ![](red.png) is."},
+                {"role": "assistant", "content": ANSWERED},
+            ],
+            "images": ["red.png"],
+        },
+        chat(user("Say what [IMG] is."), said(ANSWERED), images=("red",)),
+    ),
     "LLaVA-OneVision": Published(
         [
             {

@@ -385,3 +385,21 @@ def test_limits_on_the_command_line(option, value, message, tool, raw, model, tm
         tool.main([*arguments, option, value])
     assert not (tmp_path / "out").exists()
     assert tool.main([*arguments, "--limit", "3"]) == 0
+
+
+@pytest.mark.parametrize("other", ["a.parquet", "a.jsonl.gz", "a.json", "a.csv"])
+def test_one_name_in_two_forms_is_refused(other, tmp_path, model):
+    rows = [{"text": "One."}, {"text": "Two."}]
+    write_lines(tmp_path / "a.jsonl", rows)
+    if other == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / other)
+    else:
+        data = {"a.json": json.dumps(rows), "a.csv": "text\nOne.\nTwo.\n"}.get(
+            other, (tmp_path / "a.jsonl").read_text()
+        )
+        (tmp_path / other).write_bytes(gzip.compress(data.encode()) if other.endswith("gz") else data.encode())
+    with pytest.raises(DataError, match="have one name and two forms"):
+        prepare(None, [tmp_path], model, PrepareOptions())
+    prepare(None, [tmp_path / "a.jsonl", tmp_path / other], model, PrepareOptions())
+    (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
+    prepare(None, [tmp_path], model, PrepareOptions())

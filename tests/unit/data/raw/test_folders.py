@@ -23,10 +23,10 @@ def write(root, files):
         (root / name).write_bytes(data if isinstance(data, bytes) else lines(*data))
 
 
-def read(path, split=""):
+def read(path, split="", subset=""):
     return [
         raw.value["text"]
-        for given in find_inputs([path], split).readable
+        for given in find_inputs([path], split, subset=subset).readable
         for block in given.blocks()
         for raw in block.records()
     ]
@@ -101,6 +101,45 @@ def test_the_card_of_a_repository_says_the_splits(tmp_path):
 def test_a_card_that_says_nothing(card, tmp_path):
     write(tmp_path, {"README.md": card, "a.jsonl": ["a"]})
     assert read(tmp_path) == ["a"]
+
+
+LANGUAGES = """---
+configs:
+- config_name: all
+  data_files: "**/*.jsonl"
+- config_name: en
+  data_files:
+  - {split: train, path: en/train.jsonl}
+  - {split: test, path: en/test.jsonl}
+- config_name: fr
+  data_dir: fr
+---
+"""
+
+
+def test_one_subset_of_a_repository_is_chosen(tmp_path):
+    files = {"en/train.jsonl": ["e"], "en/test.jsonl": ["t"], "fr/train.jsonl": ["f"], "fr/more.jsonl": ["g"]}
+    write(tmp_path, {"README.md": LANGUAGES.encode(), **files})
+    with pytest.raises(DataError, match=r"has the subsets all, en, fr(?s:.*)--subset all"):
+        find_inputs([tmp_path], "train")
+    assert read(tmp_path, "train", "en") == ["e"] and read(tmp_path, "test", "en") == ["t"]
+    assert read(tmp_path, "train", "fr") == ["g", "f"]
+    assert sorted(read(tmp_path, "all", "en+fr")) == sorted(read(tmp_path, "all", "all")) == ["e", "f", "g", "t"]
+    with pytest.raises(DataError, match="has the subsets all, en, fr, and subset 'de' was asked for"):
+        find_inputs([tmp_path], "train", subset="de")
+    (tmp_path / "README.md").write_text(LANGUAGES.replace("config_name: fr", "config_name: fr\n  default: true"))
+    assert read(tmp_path, "train") == ["g", "f"]
+    (tmp_path / "README.md").unlink()
+    with pytest.raises(DataError, match="has no card with subsets, and subset 'fr' was asked for"):
+        find_inputs([tmp_path], "train", subset="fr")
+    with pytest.raises(DataError, match="no input is a directory with a card"):
+        find_inputs([tmp_path / "fr" / "more.jsonl"], subset="fr")
+
+
+def test_subsets_whose_files_are_not_there_are_no_choice(tmp_path):
+    write(tmp_path, {"README.md": LANGUAGES.replace('config_name: all\n  data_files: "**/*.jsonl"\n- ', "").encode()})
+    write(tmp_path, {"fr/more.jsonl": ["g"]})
+    assert read(tmp_path) == ["g"]
 
 
 def test_one_split_needs_no_choice(tmp_path):
@@ -241,3 +280,32 @@ def test_packed_and_tabular_files_of_a_directory_are_read(kind, ending, tmp_path
 def test_padding_between_the_parts_of_an_xz_file(tmp_path):
     write(tmp_path, {"a.jsonl.xz": lzma.compress(lines("a")) + bytes(8) + lzma.compress(lines("b")) + bytes(4)})
     assert read(tmp_path) == ["a", "b"]
+
+
+ENERGON_FIELDS = {
+    "image: jpg\n  caption: txt": "",
+    "image: jpg;png\n  caption: txt": "",
+    "image: jpg\n  conversation: json": "",
+    "image: jpg\n  caption: json[caption]": "caption: json[caption]",
+    "image: jpg\n  context: txt\n  answers: json": "context: txt, answers: json",
+    "image: depth.png\n  caption: txt": "image: depth.png",
+    "image: [jpg, png]\n  caption: txt": "image: ['jpg', 'png']",
+}
+
+
+@pytest.mark.parametrize("fields", ENERGON_FIELDS)
+def test_what_energon_says_of_members_is_as_they_are_read_or_refused(fields, tmp_path):
+    write(tmp_path, {"a.tar": b"", ".nv-meta/dataset.yaml": f"field_map:\n  {fields}\n".encode()})
+    if not ENERGON_FIELDS[fields]:
+        assert [given.path.name for given in find_inputs([tmp_path]).readable] == ["a.tar"]
+        return
+    with pytest.raises(DataError) as caught:
+        find_inputs([tmp_path])
+    assert f"has the field_map {ENERGON_FIELDS[fields]!r}, which is not followed" in str(caught.value)
+    assert len(find_inputs([tmp_path / "a.tar"]).readable) == 1, "named by the user it is read"
+
+
+def test_code_of_energons_users_is_not_followed(tmp_path):
+    write(tmp_path, {"a.tar": b"", ".nv-meta/dataset.yaml": b"sample_loader: sample_loader.py:sample_loader\n"})
+    with pytest.raises(DataError, match=r"sample_loader 'sample_loader\.py:sample_loader', which is not followed"):
+        find_inputs([tmp_path])
