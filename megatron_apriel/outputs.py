@@ -39,7 +39,6 @@ from megatron_apriel.terminal import note
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_SYNC_FILE_RANGE_WRITE = 2
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
@@ -234,17 +233,6 @@ def reserve(descriptor: int, size: int) -> None:
             return
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
-
-
-def begin_flush(descriptor: int, offset: int, size: int) -> None:
-    """Have the system begin to bring a range of a file to disk, and do not wait for it.
-
-    Then the flush at the end, which does wait, finds little left to do. Where the system or the file system has no such
-    call, all is left to that flush.
-    """
-    with suppress(AttributeError, OSError):
-        sync_file_range = ctypes.CDLL(None).sync_file_range
-        sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 def flush_directory(directory: Path) -> None:

@@ -13,9 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
 from megatron_apriel.errors import printable
 from megatron_apriel.terminal import note
 
@@ -60,6 +57,9 @@ def _silent(count: int = 1) -> None:
 
 @contextmanager
 def _bar(label: str, total: int | None, unit: str) -> Iterator[Step]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

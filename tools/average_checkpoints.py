@@ -13,8 +13,8 @@ from rich.console import Console
 from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.json_files import read_json
-from megatron_apriel.formats.kinds import CONFIG
 from megatron_apriel.formats.run_directory import is_checkpoint
+from megatron_apriel.formats.sidecars import CONFIG
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average import AveragePlan, Distances, average, plan_average

@@ -24,8 +24,6 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import write_hf_sidecars
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.kinds import (
-    CONFIG,
-    PARAMS,
     Kind,
     architecture_of,
     config_for,
@@ -35,7 +33,7 @@ from megatron_apriel.formats.kinds import (
 from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
 from megatron_apriel.formats.run_directory import RUN_FILE, SIDECAR_DIRECTORY
 from megatron_apriel.formats.run_record import read_run_file, write_run_file
-from megatron_apriel.formats.sidecars import check_sidecars, write_sidecars
+from megatron_apriel.formats.sidecars import CONFIG, PARAMS, check_sidecars, write_sidecars
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
 from megatron_apriel.formats.tensor_names import Form, Weight, pairs_from_halves
 from megatron_apriel.formats.word_pattern import name_word_fault

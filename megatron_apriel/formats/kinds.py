@@ -21,9 +21,8 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.mistral_params import architecture_from_params
 from megatron_apriel.formats.run_directory import SIDECAR_DIRECTORY, RunDirectory, checkpoints_in, is_checkpoint
+from megatron_apriel.formats.sidecars import CONFIG, PARAMS
 
-CONFIG, PARAMS = "config.json", "params.json"
-"""What a model is, in the Hugging Face form and in Mistral's."""
 INDEX = "model.safetensors.index.json"
 
 

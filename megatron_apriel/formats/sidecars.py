@@ -16,10 +16,12 @@ from typing import Any
 
 from megatron_apriel.errors import CheckpointError, printable
 from megatron_apriel.formats.json_files import read_json, write_json
-from megatron_apriel.formats.kinds import CONFIG, PARAMS
 from megatron_apriel.formats.word_pattern import correct_directory
 from megatron_apriel.inputs import open_input, read_input
 from megatron_apriel.terminal import note
+
+CONFIG, PARAMS = "config.json", "params.json"
+"""What a model is, in the Hugging Face form and in Mistral's."""
 
 GENERATION = "generation_config.json"
 

@@ -19,7 +19,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
@@ -83,17 +83,23 @@ class TensorEntry(TensorSpec):
     file: Path
     offset: int
 
-    def pieces(self, start_row: int = 0, stop_row: int | None = None, limit: int = PIECE_BYTES) -> Iterator[bytearray]:
+    def pieces(
+        self,
+        start_row: int = 0,
+        stop_row: int | None = None,
+        limit: int = PIECE_BYTES,
+        memory: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
+    ) -> Iterator[memoryview]:
         """The bytes of rows ``start_row`` to ``stop_row`` in pieces of ``limit`` bytes; the last may be shorter.
 
-        Each piece is a new one. Raises CheckpointError if the file has become shorter.
+        Each piece lies in what ``memory`` gives for its size. Raises CheckpointError if the file has become shorter.
         """
         position, left = self._range(start_row, self.rows if stop_row is None else stop_row)
         with open_input(self.file, buffering=0) as stream:
             stream.seek(position)
             while left:
-                piece = bytearray(min(limit, left))
-                self._fill(memoryview(piece), stream, left)
+                piece = memory(min(limit, left))
+                self._fill(piece, stream, left)
                 yield piece
                 left -= len(piece)
 

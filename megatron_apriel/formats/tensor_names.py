@@ -20,10 +20,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_apriel.errors import CheckpointError
-from megatron_apriel.formats.architecture import Architecture
+
+if TYPE_CHECKING:
+    from megatron_apriel.formats.architecture import Architecture
 
 
 class Form(StrEnum):

@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from megatron_apriel.errors import CheckpointError, ConfigError
-from megatron_apriel.formats.kinds import CONFIG
-from megatron_apriel.formats.sidecars import check_sidecars, sha256_of, write_sidecars
+from megatron_apriel.formats.sidecars import CONFIG, check_sidecars, sha256_of, write_sidecars
 from megatron_apriel.formats.tensor_files import FLOATS, TensorSpec
 from megatron_apriel.formats.tensor_names import component_of
 from megatron_apriel.formats.word_pattern import name_word_fault
@@ -35,6 +34,7 @@ from megatron_apriel.progress import progress
 from megatron_apriel.surgery.average_inputs import AverageInput, DirectoryReader, check_agreement
 from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
 from megatron_apriel.surgery.mean import BLOCK, STORAGE, BlockMean, Raw, to_float64
+from megatron_apriel.surgery.reused_memory import ReusedMemory
 from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
 
 _LARGEST_PIECE = 1 << 19
@@ -193,12 +193,12 @@ def _row_ranges(spec: TensorSpec, piece_bytes: int) -> Iterator[tuple[int, int]]
 def _computed(plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic) -> Generator[_Piece]:
     """The mean of every planned tensor, piece by piece, in order; a few pieces are computed ahead."""
     waiting: deque[Future[_Piece]] = deque()
+    memory = ReusedMemory()
     try:
         for spec in plan.tensors:
             for start, stop in _row_ranges(spec, plan.piece_bytes):
                 raws = [_read(given, spec, start, stop) for given in plan.inputs]
-                # Made here, since memory that one thread takes and another frees is not used again.
-                values = np.empty_like(raws[0])
+                values = np.frombuffer(memory(raws[0].nbytes), raws[0].dtype)
                 waiting.append(pool.submit(_combine, plan, arithmetic, spec, start, stop, raws, values))
                 del raws, values
                 if len(waiting) > plan.workers:

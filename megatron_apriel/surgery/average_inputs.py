@@ -12,10 +12,11 @@ import numpy as np
 from megatron_apriel.errors import CheckpointError, listed, shown
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
-from megatron_apriel.formats.kinds import CONFIG
 from megatron_apriel.formats.sidecar_contents import SidecarContents
+from megatron_apriel.formats.sidecars import CONFIG
 from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorSpec
 from megatron_apriel.surgery.mean import STORAGE
+from megatron_apriel.surgery.reused_memory import ReusedMemory
 from megatron_apriel.terminal import note
 
 _SAME_IN_ALL = (
@@ -57,14 +58,17 @@ class DirectoryReader:
     def __init__(self, path: str | Path) -> None:
         self._entries = TensorDirectory.open(path, "model").entries
         self.tensors: Mapping[str, TensorSpec] = self._entries
+        self._memory = ReusedMemory()
 
     def read(self, name: str, start_row: int, stop_row: int) -> np.ndarray:
         entry = self._entries[name]
         count = entry.elements // max(entry.rows, 1) * (stop_row - start_row)
-        array = np.empty(count, STORAGE[entry.dtype])
-        if count:
-            entry.read_into(memoryview(array).cast("B"), start_row, stop_row)
-        return array
+        dtype = STORAGE[entry.dtype]
+        if not count:
+            return np.empty(0, dtype)
+        memory = self._memory(count * dtype.itemsize)
+        entry.read_into(memory, start_row, stop_row)
+        return np.frombuffer(memory, dtype)
 
 
 @dataclass(frozen=True)

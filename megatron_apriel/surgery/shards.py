@@ -1,15 +1,13 @@
 """Shards: which tensor goes into which file, and writing the files while their bytes come in.
 
 Tensors are written one after the other, in the planned order, from wherever their bytes come: another file, arithmetic,
-a GPU. Hashing, writing and bringing what is written to disk go on in lanes (``lanes.py``) beside that, so that the
-whole takes hardly longer than the slowest of them.
+a GPU. Hashing and writing to disk (``direct_file.py``) go on in lanes (``lanes.py``) beside that, so that the whole
+takes hardly longer than the slowest of them.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import io
 import json
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +17,10 @@ from typing import Any
 
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
-from megatron_apriel.outputs import begin_flush, reserve
+from megatron_apriel.surgery.direct_file import direct_file
 from megatron_apriel.surgery.lanes import Lane
 
 _SHARD_NAME = "{base}-{number:05}-of-{count:05}.safetensors"
-
-_FLUSHED_AT_ONCE = 8 << 20
-"""Bytes after which a file's next part is sent to disk."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +115,8 @@ def _header(tensors: Sequence[TensorSpec]) -> bytes:
 
 
 def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[int], None] | None) -> str:
-    digest = hashlib.sha256()
-    # The file is the outermost: it must not be closed before its lane has stopped.
-    with file.open("xb", buffering=0) as stream, Lane("hashing") as hashing, Lane("writing") as writing:
-        write = functools.partial(_write, stream)
+    digest, header = hashlib.sha256(), _header(shard.tensors)
+    with direct_file(file, len(header) + shard.size) as write, Lane("hashing") as hashing:
 
         def put(piece: bytes | bytearray | memoryview) -> int:
             view = memoryview(piece)
@@ -131,11 +124,9 @@ def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[in
                 return 0  # a view with a zero in its shape cannot be cast
             view = view.cast("B")
             hashing.put(digest.update, view)
-            writing.put(write, view)
+            write(view)
             return len(view)
 
-        header = _header(shard.tensors)
-        reserve(stream.fileno(), len(header) + shard.size)
         put(header)
         for tensor in shard.tensors:
             given = 0
@@ -150,14 +141,3 @@ def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[in
                     f"which takes {tensor.size:,}."
                 )
     return digest.hexdigest()
-
-
-def _write(stream: io.FileIO, piece: memoryview) -> None:
-    begin = stream.tell()
-    written = 0
-    while written < len(piece):  # a single write may take less, for example above 2 GB
-        written += stream.write(piece[written:])
-    # Whole parts of the file, each once: what is on its way to disk must not be written to again.
-    flushed, end = begin - begin % _FLUSHED_AT_ONCE, begin + written
-    if end - flushed >= _FLUSHED_AT_ONCE:
-        begin_flush(stream.fileno(), flushed, end - end % _FLUSHED_AT_ONCE - flushed)

@@ -32,6 +32,7 @@ from megatron_apriel.surgery.lanes import Lane
 from megatron_apriel.surgery.layer_maps import LayerMap
 from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
 from megatron_apriel.surgery.models import GivenModel
+from megatron_apriel.surgery.reused_memory import ReusedMemory
 from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
 
 Initialisation = Literal["copy", "identity"]
@@ -159,6 +160,7 @@ class _ReadBytes:
     def __init__(self, plan: UpscalePlan, hashing: Lane) -> None:
         self._origins = plan.origins
         self._hashing = hashing
+        self._memory = ReusedMemory()
         self._digests = {file: hashlib.sha256() for file in plan.model.tensors.files}
         headers: dict[Path, int] = {}
         for entry in plan.model.tensors.entries.values():
@@ -172,8 +174,7 @@ class _ReadBytes:
         if origin.zero:
             yield from _zeros(tensor.size)
             return
-        for read in origin.entry.pieces():
-            piece = memoryview(read)
+        for piece in origin.entry.pieces(memory=self._memory):
             if origin.first:
                 self._hashing.put(self._digests[origin.entry.file].update, piece)
             yield piece

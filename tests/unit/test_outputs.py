@@ -260,12 +260,6 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "config.json").read_text() == "old"
 
 
-def test_a_system_that_cannot_begin_to_flush_flushes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs.begin_flush(-1, 0, 1000)
-    monkeypatch.setattr(outputs.ctypes, "CDLL", lambda name: object())
-    outputs.begin_flush(1, 0, 1000)
-
-
 def test_room_is_reserved_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "file").open("xb") as stream:
         outputs.reserve(stream.fileno(), 5000)

@@ -1,4 +1,4 @@
-"""Files of tensors: cut as planned, read back by others, hashed and flushed while they are written."""
+"""Files of tensors: cut as planned, read back by others, hashed while they are written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from megatron_apriel.errors import CheckpointError, OutputError
 from megatron_apriel.formats.tensor_files import TensorDirectory, TensorSpec
 from megatron_apriel.outputs import whole_directory
-from megatron_apriel.surgery import shards as module
+from megatron_apriel.surgery import direct_file as module
 from megatron_apriel.surgery.shards import plan_shards, write_tensors
 from megatron_apriel.testing.plain_safetensors import read_model
 
@@ -70,20 +70,9 @@ def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     assert read_model(tmp_path)["f"][2] == b"".join(pieces(70_000, 40))
 
 
-def test_each_part_is_sent_to_disk_once_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = []
-    monkeypatch.setattr(module, "_FLUSHED_AT_ONCE", 1000)
-    monkeypatch.setattr(module, "begin_flush", lambda descriptor, offset, size: sent.append((offset, size)))
-    write_tensors(tmp_path, plan_shards([TensorSpec("a", "U8", (30 * 370,))], None), lambda spec: pieces(370, 30))
-    size = (tmp_path / "model.safetensors").stat().st_size
-    assert all(count % 1000 == 0 for _, count in sent)
-    ends = [offset + count for offset, count in sent]
-    assert [offset for offset, _ in sent] == [0, *ends[:-1]]
-    assert ends[-1] == size - size % 1000
-
-
 @pytest.mark.parametrize("place", [0, 1, 17])
 def test_a_disk_that_fails_in_the_writing_thread(place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_BYTES", 2**20)
     write, calls = module._write, []
 
     def failing(stream: Any, piece: memoryview) -> None:

@@ -1,0 +1,50 @@
+"""Memory of pieces: another's as long as anybody looks at it, used again afterwards."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from megatron_apriel.surgery.reused_memory import ReusedMemory
+
+
+def address(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+
+def test_what_is_in_use_is_not_given_again() -> None:
+    memory = ReusedMemory()
+    pieces = [memory(100) for _ in range(5)]
+    for number, piece in enumerate(pieces):
+        piece[:] = bytes([number]) * 100
+    assert [bytes(piece) for piece in pieces] == [bytes([number]) * 100 for number in range(5)]
+
+
+def test_it_is_used_again_when_the_last_view_has_ended() -> None:
+    memory = ReusedMemory()
+    piece = memory(100)
+    place, part = address(piece), np.frombuffer(piece[10:20], np.uint8)
+    del piece
+    other = memory(100)
+    assert address(other) != place, "a part of it is still looked at"
+    del part
+    assert address(memory(50)) == place
+
+
+def test_a_larger_piece_gets_memory_of_its_size() -> None:
+    memory = ReusedMemory()
+    piece = memory(10)
+    del piece
+    assert len(memory(1000)) == 1000
+    assert len(memory(10)) == 10
+
+
+def test_another_thread_may_end_the_last_view() -> None:
+    memory = ReusedMemory()
+    pieces = [memory(10)]
+    place = address(pieces[0])
+    thread = threading.Thread(target=pieces.clear)
+    thread.start()
+    thread.join()
+    assert address(memory(10)) == place
