@@ -12,18 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.load import load_stage
+from megatron_apriel.data.corpus.tokens import load_tokenizer, tokenizer_digest
 from megatron_apriel.formats.architecture import (
     Architecture,
     DecoderArchitecture,
     ProjectorArchitecture,
     TowerArchitecture,
 )
-from megatron_apriel.testing.corpora import VOCAB
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.corpora import TOKENIZER, VOCAB, random_pixels, write_corpus
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.train import loop as loop_module
 from megatron_apriel.train.objectives.next_token import NextToken
@@ -57,6 +60,21 @@ images: {{threads: 1}}
 
 TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} "
 """What a line of a run begins with where it does not go to a terminal."""
+
+
+def write_inputs(root: Path, sidecars: bool = False) -> Path:
+    """What the stage starts from: a model, a text corpus and one with images; returns ``root``.
+
+    With ``sidecars`` the model has a tokenizer, a processor and a chat template of its own, and the corpora are those
+    of its tokenizer.
+    """
+    model = write_hf_checkpoint(root / "model", ARCHITECTURE, processor=sidecars)
+    digest = tokenizer_digest(load_tokenizer(model)) if sidecars else TOKENIZER.sha256
+    tokenizer, generator = TOKENIZER.model_copy(update={"sha256": digest}), np.random.default_rng(0)
+    write_corpus(root / "text", [int(length) for length in generator.integers(10, 160, 40)], tokenizer=tokenizer)
+    documents = [[8, random_pixels(generator, *map(int, generator.integers(9, 32, 2))), 24] for _ in range(24)]
+    write_corpus(root / "images", documents, seed=1, tokenizer=tokenizer)
+    return root
 
 
 def stage_file(root: Path, name: str) -> Path:

@@ -7,17 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stage_runs import ARCHITECTURE, run, stage_file
+from stage_runs import run, stage_file, write_inputs
 
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.data.corpus.chat import exported_chat_template
-from megatron_apriel.data.corpus.tokens import load_tokenizer, tokenizer_digest
 from megatron_apriel.errors import CheckpointError, ExitCode
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.formats.run_directory import RunDirectory
-from megatron_apriel.testing.checkpoints import write_hf_checkpoint
-from megatron_apriel.testing.corpora import TOKENIZER, random_pixels, write_corpus
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
 from megatron_apriel.train import run as run_module
@@ -26,15 +23,7 @@ from megatron_apriel.train import run as run_module
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A model with its tokenizer, processor and a chat template of its own, and corpora that its tokenizer made."""
-    import numpy as np
-
-    model = write_hf_checkpoint(tmp_path / "model", ARCHITECTURE, processor=True)
-    digest = tokenizer_digest(load_tokenizer(model))
-    record, generator = TOKENIZER.model_copy(update={"sha256": digest}), np.random.default_rng(0)
-    write_corpus(tmp_path / "text", [int(length) for length in generator.integers(10, 160, 40)], tokenizer=record)
-    documents = [[8, random_pixels(generator, *map(int, generator.integers(9, 32, 2))), 24] for _ in range(24)]
-    write_corpus(tmp_path / "images", documents, seed=1, tokenizer=record)
-    return tmp_path
+    return write_inputs(tmp_path, sidecars=True)
 
 
 def spoil(directory: Path) -> None:

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stage_runs import ARCHITECTURE, losses, records, run
+from stage_runs import losses, records, run, write_inputs
 
-from megatron_apriel.data.corpus.tokens import load_tokenizer, tokenizer_digest
+from megatron_apriel.data.corpus.tokens import load_tokenizer
 from megatron_apriel.errors import ExitCode, printable_lines
 from megatron_apriel.formats.run_directory import RunDirectory
-from megatron_apriel.testing.checkpoints import write_hf_checkpoint
-from megatron_apriel.testing.corpora import TOKENIZER, random_pixels, write_corpus
 from megatron_apriel.testing.layouts import LAYOUTS
 from megatron_apriel.train.trainer import Trainer
 
@@ -27,14 +25,9 @@ MAX_TOKENS = 6
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with its tokenizer and processor, corpora that its tokenizer made, and a picture to ask about."""
-    root = tmp_path_factory.mktemp("samples")
-    model = write_hf_checkpoint(root / "model", ARCHITECTURE, processor=True)
-    digest = tokenizer_digest(load_tokenizer(model))
-    record, generator = TOKENIZER.model_copy(update={"sha256": digest}), np.random.default_rng(0)
-    write_corpus(root / "text", [int(length) for length in generator.integers(10, 160, 40)], tokenizer=record)
-    documents = [[8, random_pixels(generator, *map(int, generator.integers(9, 32, 2))), 24] for _ in range(24)]
-    write_corpus(root / "images", documents, seed=1, tokenizer=record)
-    Image.fromarray(generator.integers(0, 255, (20, 28, 3), dtype=np.uint8)).save(root / "picture.png")
+    root = write_inputs(tmp_path_factory.mktemp("samples"), sidecars=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 28, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "picture.png")
     return root
 
 

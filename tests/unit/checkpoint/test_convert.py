@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import io
 import json
 import shutil
@@ -22,23 +21,18 @@ from megatron_apriel.errors import CheckpointError, run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.testing.tokenizers import write_small_tekken
 from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
 
 TINY = Architecture.from_preset("tiny")
 TEXT = Architecture(TINY.decoder)
-ROOT = Path(__file__).parents[3]
-
-
-def _tool() -> Any:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", ROOT / "tools" / "convert_checkpoint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def convert(*arguments: object) -> int:
-    return run_command(lambda: _tool().main([str(argument) for argument in arguments]))
+    return run_command(
+        lambda: load_script("tools/convert_checkpoint.py").main([str(argument) for argument in arguments])
+    )
 
 
 def tensors_of(directory: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
-"""A small model directory as it is exported, and real photographs, shared by the tests of offline data."""
+"""A small model directory as it is exported, real photographs, and the tool that makes corpora of them."""
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.testing.tokenizers import write_processor
 
 IMAGE_SIZE, PATCH_SIZE = 128, 16
@@ -34,6 +36,13 @@ def model(architecture, tmp_path_factory) -> Path:
     (directory / "config.json").write_text(json.dumps(architecture.to_hf_config()))
     (directory / "chat_template.jinja").write_text(exported_chat_template())
     return directory
+
+
+@pytest.fixture(scope="session")
+def prepare_data() -> Callable[..., int]:
+    """``main`` of tools/prepare_data.py, with arguments of any type."""
+    main = load_script("tools/prepare_data.py").main
+    return lambda *arguments: main([str(one) for one in arguments])
 
 
 @pytest.fixture(scope="session")

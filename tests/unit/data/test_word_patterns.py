@@ -1,6 +1,5 @@
 """A tokenizer with the faulty word pattern: named, corrected on request, and never mixed with the right one."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -17,17 +16,8 @@ from megatron_apriel.formats.word_pattern import correct_directory
 from megatron_apriel.testing.stages import small_stage
 from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
 
-TOOL = Path(__file__).parents[3] / "tools" / "prepare_data.py"
 TEXT = "\u0627\u064b"
 """One token of Tekken's first 4096; the faulty pattern cuts the mark off its letter."""
-
-
-@pytest.fixture(scope="module")
-def tool():
-    specification = importlib.util.spec_from_file_location("prepare_data", TOOL)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +30,7 @@ def faulty(model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(tool, model, faulty, tmp_path_factory):
+def prepared(prepare_data, model, faulty, tmp_path_factory):
     """By name: the right model's corpus, the faulty one's, and the faulty one's corrected."""
     folder = tmp_path_factory.mktemp("corpora")
     (folder / "raw.jsonl").write_text(json.dumps({"text": f"{TEXT} {TEXT}"}) + "\n")
@@ -51,25 +41,25 @@ def prepared(tool, model, faulty, tmp_path_factory):
         ("nothing", model, ["--correct-word-pattern"]),
     ):
         arguments = [folder / name, "--input", folder / "raw.jsonl", "--model", directory, "--workers", "1", *options]
-        assert tool.main([str(argument) for argument in arguments]) == 0
+        assert prepare_data(*arguments) == 0
     return {name: Corpus.open(folder / name) for name in ("right", "faulty", "corrected", "nothing")}
 
 
-def test_preparing_names_the_fault_and_the_way_out(tool, faulty, prepared, tmp_path, capsys):
+def test_preparing_names_the_fault_and_the_way_out(prepare_data, faulty, prepared, tmp_path, capsys):
     raw = prepared["right"].path.parent / "raw.jsonl"
-    arguments = [str(tmp_path / "out"), "--input", str(raw), "--model", str(faulty), "--workers", "1", "--dry-run"]
-    assert tool.main(arguments) == 0
+    arguments = [tmp_path / "out", "--input", raw, "--model", faulty, "--workers", "1", "--dry-run"]
+    assert prepare_data(*arguments) == 0
     said = capsys.readouterr().err
     assert f"warning: the tokenizer in {faulty} has the faulty word pattern of older conversions" in said
     assert "is cut into '\u0627' and '\u064b'" in said and "--correct-word-pattern" in said
-    assert tool.main([*arguments, "--correct-word-pattern"]) == 0
+    assert prepare_data(*arguments, "--correct-word-pattern") == 0
     assert "it was corrected for this corpus. Correct the model's too" in capsys.readouterr().err
 
 
-def test_a_right_tokenizer_is_not_named(tool, model, prepared, tmp_path, capsys):
+def test_a_right_tokenizer_is_not_named(prepare_data, model, prepared, tmp_path, capsys):
     raw = prepared["right"].path.parent / "raw.jsonl"
-    arguments = [str(tmp_path / "out"), "--input", str(raw), "--model", str(model), "--workers", "1", "--dry-run"]
-    assert tool.main(arguments) == 0
+    arguments = [tmp_path / "out", "--input", raw, "--model", model, "--workers", "1", "--dry-run"]
+    assert prepare_data(*arguments) == 0
     assert "word pattern" not in capsys.readouterr().err
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from megatron_apriel.planning.layouts import GIB, Candidates, candidates
 from megatron_apriel.planning.memory import rank_memory
 from megatron_apriel.planning.step_time import Workload, step_time
 from megatron_apriel.quantities import three_digits
+from megatron_apriel.testing.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[3]
 STAGE = ROOT / "examples" / "cpt_stage1.yaml"
@@ -30,15 +29,7 @@ APRIEL = Architecture.from_preset("apriel-15b")
 WORDS = ["--stage", str(STAGE), "--architecture", "apriel-15b"]
 
 
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plan_tool", ROOT / "tools" / "plan.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PLAN = tool()
+PLAN = load_script("tools/plan.py")
 
 
 def found(gpus: int, gpu: str = "h100", settings: tuple[str, ...] = (), **numbers: Any) -> Candidates:

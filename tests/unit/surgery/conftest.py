@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from surgery_files import ROOT, SMALL
+from surgery_files import SMALL
 
 from megatron_apriel.errors import run_command
+from megatron_apriel.testing.scripts import load_script
 
 
 def _tool(name: str) -> Callable[..., int]:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(f"tools/{name}.py")
 
     def run(*arguments: object) -> int:
         return run_command(lambda: module.main([str(argument) for argument in arguments]))

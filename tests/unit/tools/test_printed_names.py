@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -17,20 +16,13 @@ from megatron_apriel.config.yaml_text import write_yaml
 from megatron_apriel.errors import run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.train import __main__ as trainer
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "a\x1b[31m\r\nok\x9b\u202e[red]:bomb:$x^$"
 PRINTED = r"a\x1b[31m\r\nok\x9b\u202e[red]:bomb:$x^$"
 STEERING = "\x1b\r\x9b\u202e\x07"
-
-
-def tool(place: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"printing_{Path(place).stem}", ROOT / place)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -56,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_surgery(printed, model: Path, tmp_path: Path) -> None:
-    upscale, average = tool("tools/upscale_layers.py"), tool("tools/average_checkpoints.py")
+    upscale, average = load_script("tools/upscale_layers.py"), load_script("tools/average_checkpoints.py")
     code, text = printed(upscale, model, tmp_path / NAME, "--num-layers", 6)
     assert code == 0 and PRINTED in text
     code, text = printed(upscale, tmp_path / f"none {NAME}", tmp_path / "out", "--num-layers", 6)
@@ -71,9 +63,12 @@ def test_surgery(printed, model: Path, tmp_path: Path) -> None:
 
 
 def test_conversion(printed, model: Path, tmp_path: Path) -> None:
-    code, text = printed(tool("tools/convert_checkpoint.py"), model, tmp_path / NAME, "--to", "hf", "--verify")
+    convert = load_script("tools/convert_checkpoint.py")
+    code, text = printed(convert, model, tmp_path / NAME, "--to", "hf", "--verify")
     assert code == 0 and text.count(PRINTED) >= 2
-    code, text = printed(tool("tools/convert_checkpoint.py"), tmp_path / f"x{NAME}", tmp_path / "out", "--to", "hf")
+    code, text = printed(
+        load_script("tools/convert_checkpoint.py"), tmp_path / f"x{NAME}", tmp_path / "out", "--to", "hf"
+    )
     assert code == 1 and PRINTED in text
 
 
@@ -84,9 +79,9 @@ def test_preparing(printed, model: Path, tmp_path: Path) -> None:
     records = [json.dumps({"text": "some words"}), "{", json.dumps({"text": 3})]
     file.write_text("\n".join(records), encoding="utf-8")
     words = ["--input", file, "--model", source, "--max-bad", "0.9"]
-    code, text = printed(tool("tools/prepare_data.py"), tmp_path / f"corpus {NAME}", *words)
+    code, text = printed(load_script("tools/prepare_data.py"), tmp_path / f"corpus {NAME}", *words)
     assert code == 0 and "bad record: " in text and text.count(PRINTED) >= 4
-    code, text = printed(tool("tools/prepare_data.py"), tmp_path / "other", *words[:-2])
+    code, text = printed(load_script("tools/prepare_data.py"), tmp_path / "other", *words[:-2])
     assert code == 1 and PRINTED in text
 
 
@@ -104,11 +99,11 @@ def test_visual_tasks(printed, tmp_path: Path) -> None:
     file = tmp_path / f"{NAME}.json"
     file.write_text(json.dumps(document), encoding="utf-8")
     words = ["--images", folder, "--annotations", file, "--samples", 2, "--tasks", "count", "--max-side", 256]
-    code, text = printed(tool("tools/make_visual_tasks.py"), tmp_path / f"made {NAME}", *words)
+    code, text = printed(load_script("tools/make_visual_tasks.py"), tmp_path / f"made {NAME}", *words)
     assert code == 0 and f"unusable image: damaged{PRINTED}" in text and f"made {PRINTED}" in text
     document["categories"].append({"id": 2, "name": NAME})
     file.write_text(json.dumps(document), encoding="utf-8")
-    code, text = printed(tool("tools/make_visual_tasks.py"), tmp_path / "other", *words)
+    code, text = printed(load_script("tools/make_visual_tasks.py"), tmp_path / "other", *words)
     assert code == 1 and "two categories have the name" in text
 
 
@@ -118,11 +113,11 @@ def test_planning_and_the_dry_run(printed, tmp_path: Path) -> None:
     label = write_yaml(f"{NAME}[/b]").strip()
     place.write_text(text.replace("name: replay", f"name: {label}"), encoding="utf-8")
     plan = ["--gpus", 64, "--stage", place, "--architecture", "apriel-15b"]
-    code, text = printed(tool("tools/plan.py"), *plan, "--set", f"name={label}")
+    code, text = printed(load_script("tools/plan.py"), *plan, "--set", f"name={label}")
     assert code == 0 and PRINTED in text
-    code, text = printed(tool("tools/plan.py"), *plan, "--set", f"{NAME}=1")
+    code, text = printed(load_script("tools/plan.py"), *plan, "--set", f"{NAME}=1")
     assert code == 1 and PRINTED in text
-    code, text = printed(tool("tools/plan.py"), *plan, "--json", tmp_path / NAME / "none")
+    code, text = printed(load_script("tools/plan.py"), *plan, "--json", tmp_path / NAME / "none")
     assert code == 1 and PRINTED in text
     dry = ["--dry-run", "--architecture", "apriel-15b", "--world-size", 64, f"mixture.0.corpus={label}"]
     code, text = printed(trainer, place, *dry)
@@ -134,7 +129,7 @@ def test_planning_and_the_dry_run(printed, tmp_path: Path) -> None:
 
 
 def test_the_quickstart(printed, tmp_path: Path) -> None:
-    report = tool("examples/quickstart/report.py")
+    report = load_script("examples/quickstart/report.py")
     for stage in report.STAGES:
         run = tmp_path / NAME / stage
         run.mkdir(parents=True)
@@ -145,5 +140,5 @@ def test_the_quickstart(printed, tmp_path: Path) -> None:
         (run / "config.resolved.yaml").write_text("train: {tower: 0, projector: 1, decoder: 1}\n")
     code, text = printed(report, tmp_path / NAME)
     assert code == 0 and PRINTED in text
-    code, text = printed(tool("examples/quickstart/run.py"), "--list", "--output", tmp_path / NAME)
+    code, text = printed(load_script("examples/quickstart/run.py"), "--list", "--output", tmp_path / NAME)
     assert code == 0 and PRINTED in text

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import importlib.util
 import io
 import json
 import os
@@ -22,16 +21,6 @@ from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.errors import DataError, OutputError
-
-TOOL = Path(__file__).parents[4] / "tools" / "prepare_data.py"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    specification = importlib.util.spec_from_file_location("prepare_data", TOOL)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def write_lines(path: Path, records: list) -> Path:
@@ -78,11 +67,9 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-def test_corpus_is_the_same_for_any_number_of_workers(tool, raw, model, tmp_path, capsys):
+def test_corpus_is_the_same_for_any_number_of_workers(prepare_data, raw, model, tmp_path, capsys):
     for workers in ("1", "3"):
-        assert (
-            tool.main([str(tmp_path / workers), "--input", str(raw), "--model", str(model), "--workers", workers]) == 0
-        )
+        assert prepare_data(tmp_path / workers, "--input", raw, "--model", model, "--workers", workers) == 0
     one, three = content(tmp_path / "1"), content(tmp_path / "3")
     assert one == three
     printed = capsys.readouterr().out
@@ -168,20 +155,10 @@ def with_bad_records(tmp_path, small_photograph, photographs) -> tuple[Path, dic
     return write_lines(tmp_path / "mixed.jsonl", records), bad
 
 
-def test_bad_records_are_listed_with_place_and_reason(tool, with_bad_records, model, tmp_path, capsys):
+def test_bad_records_are_listed_with_place_and_reason(prepare_data, with_bad_records, model, tmp_path, capsys):
     file, bad = with_bad_records
-    arguments = [
-        str(tmp_path / "out"),
-        "--input",
-        str(file),
-        "--model",
-        str(model),
-        "--workers",
-        "2",
-        "--max-bad",
-        "60%",
-    ]
-    assert tool.main(arguments) == 0
+    options = ("--workers", "2", "--max-bad", "60%")
+    assert prepare_data(tmp_path / "out", "--input", file, "--model", model, *options) == 0
     corpus = Corpus.open(tmp_path / "out")
     assert len(corpus) == 12 - len(bad)
     problems = corpus.manifest.problems
@@ -221,12 +198,12 @@ def test_truncated_input_leaves_nothing(raw, model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cut.jsonl.gz"]
 
 
-def test_dry_run_and_limit(tool, raw, model, tmp_path, capsys):
-    arguments = [str(tmp_path / "out"), "--input", str(raw / "llava.jsonl"), "--model", str(model), "--limit", "70"]
-    assert tool.main([*arguments, "--dry-run"]) == 0
+def test_dry_run_and_limit(prepare_data, raw, model, tmp_path, capsys):
+    arguments = [tmp_path / "out", "--input", raw / "llava.jsonl", "--model", model, "--limit", "70"]
+    assert prepare_data(*arguments, "--dry-run") == 0
     assert not (tmp_path / "out").exists()
     assert "0 of 70" in (printed := capsys.readouterr().out) and "was not written" in printed
-    assert tool.main([*arguments, "--workers", "2"]) == 0
+    assert prepare_data(*arguments, "--workers", "2") == 0
     assert len(Corpus.open(tmp_path / "out")) == 70
 
 
@@ -318,7 +295,7 @@ def test_rounding_is_the_users_choice(model, tmp_path):
         assert Corpus.open(tmp_path / rounding).manifest.images.rounding == rounding
 
 
-def test_command_line_mistakes(tool, capsys):
+def test_command_line_mistakes(prepare_data, capsys):
     for arguments, message in (
         (["out"], "the following arguments are required: --input, --model"),
         (["out", "--input", "a", "--model", "m", "--max-bad", "200%"], "'200%' is not between 0% and 100%"),
@@ -330,10 +307,10 @@ def test_command_line_mistakes(tool, capsys):
         (["out", "--input", "a", "--model", "m", "--format", "csv"], "invalid choice: 'csv'"),
     ):
         with pytest.raises(SystemExit) as end:
-            tool.main(arguments)
+            prepare_data(*arguments)
         assert end.value.code == 2 and message in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
-        tool.main(["--help"])
+        prepare_data("--help")
     assert end.value.code == 0 and "examples:" in capsys.readouterr().out
 
 
@@ -343,15 +320,15 @@ def test_responses_and_images_never_overlap(corpus):
         assert not corpus.responses(document)[image].any()
 
 
-def test_names_and_records_that_are_no_utf8_can_be_reported(tool, model, tmp_path):
+def test_names_and_records_that_are_no_utf8_can_be_reported(prepare_data, model, tmp_path):
     """A directory's name and a field's, each with half of a surrogate pair once Python has read it."""
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     folder.mkdir()
     (folder / "a.jsonl").write_text(
         json.dumps({"messages": [{"role": "assistant", "content": "good"}]}) + '\n{"\\ud800": 1}\n'
     )
-    command = [str(tmp_path / "out"), "--input", str(folder), "--model", str(model), "--workers", "1"]
-    assert tool.main([*command, "--max-bad", "50%"]) == 0
+    command = [tmp_path / "out", "--input", folder, "--model", model, "--workers", "1"]
+    assert prepare_data(*command, "--max-bad", "50%") == 0
     manifest = Corpus.open(tmp_path / "out").manifest
     assert manifest.inputs[0]["path"].endswith("\\udcff/a.jsonl")
     assert "\\ud800" in manifest.problems["first"][0]["reason"]
@@ -367,7 +344,7 @@ def test_names_and_records_that_are_no_utf8_can_be_reported(tool, model, tmp_pat
         ("--max-window", "1KiB", "a window of more than 1,024 bytes"),
     ],
 )
-def test_limits_on_the_command_line(option, value, message, tool, raw, model, tmp_path):
+def test_limits_on_the_command_line(option, value, message, prepare_data, raw, model, tmp_path):
     lines = [json.dumps({"text": "word " * 50}) + "\n"] * 3
     if option == "--max-window":
         file = tmp_path / "a.jsonl.zst"
@@ -380,11 +357,11 @@ def test_limits_on_the_command_line(option, value, message, tool, raw, model, tm
         file = raw / "llava.jsonl" if option == "--max-pixels" else write_lines(tmp_path / "a.jsonl", [])
         if option != "--max-pixels":
             file.write_text("".join(lines))
-    arguments = [str(tmp_path / "out"), "--input", str(file), "--model", str(model), "--workers", "1"]
+    arguments = [tmp_path / "out", "--input", file, "--model", model, "--workers", "1"]
     with pytest.raises(DataError, match=message):
-        tool.main([*arguments, option, value])
+        prepare_data(*arguments, option, value)
     assert not (tmp_path / "out").exists()
-    assert tool.main([*arguments, "--limit", "3"]) == 0
+    assert prepare_data(*arguments, "--limit", "3") == 0
 
 
 @pytest.mark.parametrize("other", ["a.parquet", "a.jsonl.gz", "a.json", "a.csv"])

@@ -1,8 +1,6 @@
 """What the command line says about fields: which were not used, and --strict, --ignore and --map for them."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -17,18 +15,9 @@ from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.shapes import SHAPES
 from megatron_apriel.errors import DataError
 
-TOOL = Path(__file__).parents[4] / "tools" / "prepare_data.py"
 TURNS = [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "Ho."}]
 RECORD = {"messages": TURNS, "meta": {"id": 1, "tags": ["a"]}, "score": 0.5, "none": None}
 UNUSED = {"messages.name": 3, "meta.id": 3, "meta.tags": 3, "score": 3}
-
-
-@pytest.fixture(scope="module")
-def tool():
-    specification = importlib.util.spec_from_file_location("prepare_data_of_fields", TOOL)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=["jsonl", "parquet", "saved"])
@@ -46,23 +35,23 @@ def file(request, tmp_path):
     return path
 
 
-def test_fields_that_were_not_used_are_listed_with_counts(tool, file, model, tmp_path, capsys):
-    command = [str(tmp_path / "out"), "--input", str(file), "--model", str(model), "--workers", "1"]
-    assert tool.main(command) == 0
+def test_fields_that_were_not_used_are_listed_with_counts(prepare_data, file, model, tmp_path, capsys):
+    command = [tmp_path / "out", "--input", file, "--model", model, "--workers", "1"]
+    assert prepare_data(*command) == 0
     printed = capsys.readouterr().err
     assert "fields that were not used: " in printed
     assert all(f"{path} ({count})" in printed for path, count in UNUSED.items())
     assert Corpus.open(tmp_path / "out").manifest.usage.unused_fields == UNUSED
 
 
-def test_strict_refuses_them_and_ignore_names_those_that_are_meant(tool, file, model, tmp_path, capsys):
-    command = [str(tmp_path / "out"), "--input", str(file), "--model", str(model), "--workers", "1", "--strict"]
+def test_strict_refuses_them_and_ignore_names_those_that_are_meant(prepare_data, file, model, tmp_path, capsys):
+    command = [tmp_path / "out", "--input", file, "--model", model, "--workers", "1", "--strict"]
     with pytest.raises(DataError, match=r"were not used: messages\.name \(3\), meta\.id .*score(?s:.*)--ignore PATH"):
-        tool.main(command)
+        prepare_data(*command)
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match=r"were not used: meta\.tags \(3\)\."):
-        tool.main([*command, "--ignore", "messages.name", "meta.id", "score"])
-    assert tool.main([*command, "--ignore", "messages.name", "meta.*", "--ignore", "score"]) == 0
+        prepare_data(*command, "--ignore", "messages.name", "meta.id", "score")
+    assert prepare_data(*command, "--ignore", "messages.name", "meta.*", "--ignore", "score") == 0
     assert "fields that were not used" not in capsys.readouterr().err
 
 
@@ -80,12 +69,12 @@ def test_names_without_end_are_counted_together(model, tmp_path, monkeypatch):
     assert len(unused) == 11 and unused["(other fields)"] == 90
 
 
-def test_reasoning_is_counted(tool, model, tmp_path, capsys):
+def test_reasoning_is_counted(prepare_data, model, tmp_path, capsys):
     answers = ("<think>a</think>b", "<reflection>a</reflection>b", "plain")
     records = [{"messages": [TURNS[0], {"role": "assistant", "content": answer}]} for answer in answers]
     records.append({"messages": [*records[0]["messages"], *TURNS]})
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert tool.main([str(tmp_path / "out"), "--input", str(tmp_path / "a.jsonl"), "--model", str(model)]) == 0
+    assert prepare_data(tmp_path / "out", "--input", tmp_path / "a.jsonl", "--model", model) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "1 documents; 1 earlier turns had some, which is not shown" in printed
     assert "1 documents look as if theirs was not recognised" in printed
@@ -102,15 +91,15 @@ def test_reasoning_is_counted(tool, model, tmp_path, capsys):
         (["a=text", "b=text"], "'text' is mapped twice"),
     ],
 )
-def test_mistakes_in_maps(pairs, message, tool, capsys):
+def test_mistakes_in_maps(pairs, message, prepare_data, capsys):
     with pytest.raises(SystemExit):
-        tool.main(["out", "--input", "a", "--model", "m", "--map", *pairs])
+        prepare_data("out", "--input", "a", "--model", "m", "--map", *pairs)
     assert message in capsys.readouterr().err
 
 
-def test_help_shows_shapes_and_fields(tool, capsys):
+def test_help_shows_shapes_and_fields(prepare_data, capsys):
     with pytest.raises(SystemExit):
-        tool.main(["--help"])
+        prepare_data("--help")
     printed = capsys.readouterr().out
     assert all(shape.name in printed and shape.example in printed for shape in SHAPES)
     assert all(name in printed for name in MAPPABLE)
@@ -125,12 +114,12 @@ def test_an_unknown_shape_lists_all_fields_of_the_first_records(model, tmp_path)
         prepare(None, [tmp_path / "a.jsonl"], model)
 
 
-def test_files_that_were_passed_over_are_named(tool, model, tmp_path, capsys):
+def test_files_that_were_passed_over_are_named(prepare_data, model, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for name in ("a.png", "notes.docx", "list.json"):
         (tmp_path / "in" / name).write_text('{\n"about": "the others"\n}\n')
     (tmp_path / "in" / "a.jsonl").write_text('{"text": "x"}\n')
-    assert tool.main([str(tmp_path / "out"), "--input", str(tmp_path / "in"), "--model", str(model)]) == 0
+    assert prepare_data(tmp_path / "out", "--input", tmp_path / "in", "--model", model) == 0
     printed = capsys.readouterr().err
     assert "passed over: 2 (notes.docx, list.json); 1 pictures are read where records name them" in printed
     assert len(Corpus.open(tmp_path / "out").manifest.usage.passed_over) == 3

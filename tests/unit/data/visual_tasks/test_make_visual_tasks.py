@@ -1,13 +1,11 @@
 """tools/make_visual_tasks.py as a whole: its output, what it does not depend on, and how it refuses."""
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +20,8 @@ from megatron_apriel.data.visual_tasks.raw_images import image_files
 from megatron_apriel.errors import ConfigError, DataError, OutputError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.scripts import load_script
 
-TOOL = Path(__file__).parents[4] / "tools" / "make_visual_tasks.py"
 MAX_SIDE = 192
 LETTERED = ("patch", "turn", "retrieval", "different")
 """Variants whose answer is one of several letters."""
@@ -31,10 +29,7 @@ LETTERED = ("patch", "turn", "retrieval", "different")
 
 @pytest.fixture(scope="module")
 def tool():
-    specification = importlib.util.spec_from_file_location("make_visual_tasks", TOOL)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("tools/make_visual_tasks.py")
 
 
 def run(tool, destination, images, *more):
