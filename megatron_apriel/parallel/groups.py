@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron_apriel.errors import ConfigError, TransientError
 from megatron_apriel.parallel import cpu
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.parallel.meeting import met
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective may wait for the slowest rank before the run is given up."""
@@ -122,9 +123,8 @@ def _join(timeout: datetime.timedelta) -> None:
     try:
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
-        elif "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ:
-            rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+        elif {"SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"} <= os.environ.keys():
+            _join_in_step(backend, int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     except dist.DistError as error:
@@ -134,6 +134,18 @@ def _join(timeout: datetime.timedelta) -> None:
             "The port may still be held by an earlier run, or a rank did not come.",
             "Start the same command again, with another MASTER_PORT if it stays so.",
         ) from error
+
+
+def _join_in_step(backend: str, rank: int, world_size: int, timeout: datetime.timedelta) -> None:
+    """Make the default process group of a Slurm step."""
+    if world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    with met(os.environ, rank, world_size, timeout) as store:
+        store.set(f"here/{rank}", "")
+        if rank == 0:  # it answers latecomers until all are here
+            store.wait([f"here/{other}" for other in range(world_size)], timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def image_shares_group() -> dist.ProcessGroup:
