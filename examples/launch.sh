@@ -15,7 +15,8 @@
 #   CONTAINER_MOUNTS                further mounts, comma-separated, as in /scratch:/scratch
 #   PYTHON                          interpreter (the project's .venv if there is one, else python)
 #   SRUN_ARGS                       further arguments to srun
-#   MASTER_PORT                     where the ranks meet under Slurm (default: one that is free on the first node)
+#   MASTER_PORT                     where the ranks meet under Slurm (default: another one at every start); where it is
+#                                   taken, one of the seven behind it
 #   ATTEMPTS RETRY_AFTER            how often failures that may pass are tried in a row under Slurm (3), and the seconds
 #                                   between (30): ranks that do not meet, a lock still held, a rank that was killed
 #   SRUN_WAIT                       seconds that a rank which has ended gives the others, to save or to close (900)
@@ -33,10 +34,16 @@ fail() {
     exit "$EXIT_USAGE"
 }
 
-enter_project() { # ROOT: go there and settle where things lie
+enter_directory() { # ROOT: go there and settle where things lie
+    BEGUN_IN=$PWD
     cd -- "$1" || fail "cannot enter $1."
-    PROJECT_ROOT=$PWD
+    export PROJECT_ROOT=$PWD
     export RUN_ROOT=${RUN_ROOT:-runs} DATA_ROOT=${DATA_ROOT:-data} MODEL_ROOT=${MODEL_ROOT:-models}
+}
+
+enter_project() { # ROOT: go there, move the log below the runs, and find all that a stage or a tool needs
+    enter_directory "$1"
+    keep_log
     ATTEMPTS=${ATTEMPTS:-3} RETRY_AFTER=${RETRY_AFTER:-30}
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     # Tensor parallelism overlaps communication with computation only if kernels start in the order of their launch.
@@ -46,16 +53,37 @@ enter_project() { # ROOT: go there and settle where things lie
     find_python
 }
 
+keep_log() { # move the log of a job to RUN_ROOT/logs, if sbatch was not told of another place
+    # The scripts cannot name that directory to Slurm, which replaces no variables in names. Slurm itself writes on into
+    # the file that is moved, so it stays the same one; the parts of an earlier start go before it.
+    local begun log
+    [[ -n ${SLURM_JOB_ID:-} ]] || return 0
+    begun=$BEGUN_IN/${SLURM_JOB_NAME:-}-$SLURM_JOB_ID.log log=$RUN_ROOT/logs/${SLURM_JOB_NAME:-}-$SLURM_JOB_ID.log
+    [[ /proc/self/fd/1 -ef $begun && ! $begun -ef $log ]] || return 0
+    if mkdir -p -- "$RUN_ROOT/logs" && { [[ ! -e $log ]] || cat -- "$log" >>"$begun"; } && mv -f -- "$begun" "$log"; then
+        exec >>"$log" 2>&1
+    else
+        printf 'the log stays in %s: it could not be moved to %s\n' "$begun" "$log"
+    fi
+}
+
 find_scheduler() { # sets SCHEDULER (slurm or local), NNODES, NPROC_PER_NODE, RANKS
     SCHEDULER=local
     if [[ -n ${SLURM_JOB_ID:-} ]] && command -v srun >/dev/null; then SCHEDULER=slurm; fi
     if [[ $SCHEDULER == slurm ]]; then
         NNODES=${SLURM_JOB_NUM_NODES:-${SLURM_NNODES:-}}
-        NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}}
         [[ -n $NNODES ]] || fail "SLURM_JOB_NUM_NODES is not set in job $SLURM_JOB_ID." "Start with sbatch, or in salloc."
+        NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_NTASKS_PER_NODE:-}}
+        if [[ -z $NPROC_PER_NODE && ${SLURM_GPUS_ON_NODE:-0} != 0 ]]; then NPROC_PER_NODE=$SLURM_GPUS_ON_NODE; fi
+        if [[ -z $NPROC_PER_NODE && ${SLURM_TASKS_PER_NODE:-} =~ ^([0-9]+)(\(x[0-9]+\))?$ ]]; then
+            NPROC_PER_NODE=${BASH_REMATCH[1]}
+        fi
         [[ -n $NPROC_PER_NODE ]] || fail "the number of ranks a node is not known." \
             "Neither NPROC_PER_NODE nor SLURM_NTASKS_PER_NODE nor SLURM_GPUS_ON_NODE is set." \
             "Give it to sbatch: --ntasks-per-node=8 --gpus-per-node=8."
+    elif [[ -n ${SLURM_JOB_ID:-} && ${SLURM_JOB_NUM_NODES:-1} != 1 ]]; then
+        fail "srun is not found in job $SLURM_JOB_ID, which has $SLURM_JOB_NUM_NODES nodes." \
+            "Without it only this node would train. Start the script outside of the container, with CONTAINER_IMAGE."
     else
         NNODES=${NNODES:-1}
         if [[ -z ${NPROC_PER_NODE:-} ]]; then
@@ -98,17 +126,30 @@ find_python() { # sets PYTHON; outside a container, checks that it can run the p
         PYTHON=python
         if [[ -x $PROJECT_ROOT/.venv/bin/python ]]; then PYTHON=$PROJECT_ROOT/.venv/bin/python; fi
     fi
-    command -v -- "$PYTHON" >/dev/null || fail "the interpreter $PYTHON is not found." \
+    check_python "$PYTHON" ${DRY_RUN:+light}
+}
+
+find_light_python() { # sets LIGHT_PYTHON, of this machine and not of a container: for what needs no torch
+    LIGHT_PYTHON=${PYTHON:-}
+    if [[ -z $LIGHT_PYTHON || -n ${CONTAINER_IMAGE:-} ]]; then
+        LIGHT_PYTHON=python3
+        if [[ -x $PROJECT_ROOT/.venv/bin/python ]]; then LIGHT_PYTHON=$PROJECT_ROOT/.venv/bin/python; fi
+    fi
+    check_python "$LIGHT_PYTHON" light
+}
+
+check_python() { # INTERPRETER [light]: whether it can run the project, or that part which needs no torch
+    command -v -- "$1" >/dev/null || fail "the interpreter $1 is not found." \
         "Run 'make setup' in $PROJECT_ROOT, or set PYTHON or CONTAINER_IMAGE."
-    "$PYTHON" -c '
+    "$1" -c '
 import importlib.util, sys
-needed = ["pydantic", "yaml", "rich", "numpy"] + ([] if sys.argv[1] else ["torch", "megatron", "safetensors"])
+needed = ["pydantic", "yaml", "rich", "numpy", "filelock"] + ([] if sys.argv[1] else ["torch", "megatron", "safetensors"])
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if sys.version_info < (3, 12):
     sys.exit("Python " + sys.version.split()[0] + " is older than 3.12")
 if missing:
     sys.exit("not installed: " + ", ".join(missing))
-' "${DRY_RUN:-}" || fail "$PYTHON cannot run this project." "Run 'make setup' in $PROJECT_ROOT, or set PYTHON or CONTAINER_IMAGE."
+' "${2:-}" || fail "$1 cannot run this project." "Run 'make setup' in $PROJECT_ROOT, or set PYTHON or CONTAINER_IMAGE."
 }
 
 once() { # COMMAND...: run it once, on this node, inside the container if there is one
@@ -130,57 +171,93 @@ plan_stage() { # STAGE.yaml [key=value ...]
     once "$PYTHON" -m megatron_apriel.train "$@" "${options[@]}"
 }
 
-free_port() { # prints a port below those that the system deals out, on which nothing on this node listens
-    # Another one after every restart, whose old port may still be held, and for two runs in one allocation.
-    local first=20000 last=32767 dealt attempt port
-    if read -r dealt _ </proc/sys/net/ipv4/ip_local_port_range && ((dealt - 1 < last)); then last=$((dealt - 1)); fi 2>/dev/null
+meeting_port() { # prints a port below those that the system deals out, another one at every start
+    # Rank 0 takes one of the seven behind it where it is taken.
+    local first=20000 last=32760 dealt
+    if read -r dealt _ </proc/sys/net/ipv4/ip_local_port_range && ((dealt - 8 < last)); then last=$((dealt - 8)); fi 2>/dev/null
     ((last > first)) || first=1024
-    for ((attempt = 0; attempt < 100; attempt++)); do
-        port=$((first + (SLURM_JOB_ID * 31 + ${SLURM_RESTART_COUNT:-0} * 7919 + $$ * 13 + attempt * 101) % (last - first + 1)))
-        # Connecting is refused where nothing listens.
-        if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-            printf '%s' "$port"
-            return
-        fi
+    printf '%s' $((first + (RANDOM * 32768 + RANDOM) % (last - first + 1)))
+}
+
+cores_of_a_rank() { # prints how many cores each rank can have on every node; nothing where that is not known
+    local counts=${SLURM_JOB_CPUS_PER_NODE:-${SLURM_CPUS_ON_NODE:-}} count least=''
+    if [[ ${SLURM_CPUS_PER_TASK:-} =~ ^[1-9][0-9]*$ ]]; then
+        printf '%s' "$SLURM_CPUS_PER_TASK"
+        return
+    fi
+    for count in ${counts//,/ }; do # as in 72(x2),36
+        count=${count%%(*}
+        [[ $count =~ ^[0-9]+$ ]] || return 0
+        if [[ -z $least ]] || ((count < least)); then least=$count; fi
     done
-    fail "no port between $first and $last is free on this node." "Set MASTER_PORT to one that is."
+    if [[ -n $least ]] && ((least >= NPROC_PER_NODE)); then printf '%s' $((least / NPROC_PER_NODE)); fi
 }
 
-introduce() { # what a person who reads the log later needs to know first
-    local hosts=${SLURM_JOB_NODELIST:-$HOSTNAME} version=''
-    version=$(git -C "$PROJECT_ROOT" describe --always --dirty 2>/dev/null) || version='not in a git repository'
-    printf -- '---- %(%Y-%m-%d %H:%M:%S)T job %s' -1 "${SLURM_JOB_ID:-none}"
-    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then printf ' (%s_%s)' "$SLURM_ARRAY_JOB_ID" "${SLURM_ARRAY_TASK_ID:-}"; fi
-    printf ', restart %s, %s x %s ranks on %s, code %s\n' \
-        "${SLURM_RESTART_COUNT:-0}" "$NNODES" "$NPROC_PER_NODE" "$hosts" "$version"
-}
-
-find_end_of_job() { # exports SLURM_JOB_END_TIME, seconds since the epoch, where Slurm does not say it (before 23.02)
-    local end
-    [[ -z ${SLURM_JOB_END_TIME:-} ]] || return 0
-    end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e 2>/dev/null | head -n 1) || return 0
+look_up_times() { # sets TIME_LIMIT, in words; exports SLURM_JOB_END_TIME where Slurm does not say it (before 23.02)
+    local answer end
+    TIME_LIMIT='not known'
+    answer=$(unset "${!SQUEUE_@}" && SLURM_TIME_FORMAT=standard timeout 60 \
+        squeue --noheader --jobs="$SLURM_JOB_ID" --format='%l|%e' 2>/dev/null) || return 0
+    [[ $answer =~ ^([^|]+)\|([^$'\n']+) ]] || return 0
+    TIME_LIMIT=${BASH_REMATCH[1]} end=${BASH_REMATCH[2]}
     end=$(date --date="$end" +%s 2>/dev/null) || return 0 # "NONE" or "N/A" for a job without a limit
-    export SLURM_JOB_END_TIME=$end
+    TIME_LIMIT+=$(printf ', until %(%Y-%m-%d %H:%M:%S)T' "$end")
+    export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$end}
+}
+
+versions() { # prints those of what runs
+    local project slurm
+    project=$(git -C "$PROJECT_ROOT" describe --always --dirty 2>/dev/null) || project='of no git repository'
+    printf 'project %s' "$project"
+    once "$PYTHON" -c '
+import importlib.metadata, platform
+print(end=", Python " + platform.python_version())
+for name in ("torch", "megatron-core"):
+    try:
+        print(end=f", {name} {importlib.metadata.version(name)}")
+    except importlib.metadata.PackageNotFoundError:
+        print(end=f", {name} unknown")
+' 2>/dev/null || true
+    if [[ $SCHEDULER == slurm ]]; then slurm=$(srun --version 2>/dev/null) && printf ', Slurm %s' "${slurm##* }"; fi
+}
+
+introduce() { # NAME: what a person who reads the log later needs to know first, at every start of a job
+    local job='no Slurm job'
+    if [[ -n ${SLURM_JOB_ID:-} ]]; then
+        job="job $SLURM_JOB_ID"
+        if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then job+=" (${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-})"; fi
+        job+=", restart ${SLURM_RESTART_COUNT:-0}"
+    fi
+    if ((${SLURM_RESTART_COUNT:-0} > 0)); then printf '\n\n'; fi
+    printf -- '---- %(%Y-%m-%d %H:%M:%S)T %s: %s\n' -1 "$1" "$job"
+    printf -- '---- nodes: %s; %s x %s ranks\n' "${SLURM_JOB_NODELIST:-$HOSTNAME}" "$NNODES" "$NPROC_PER_NODE"
+    if [[ $SCHEDULER == slurm ]]; then
+        look_up_times
+        printf -- '---- time limit: %s\n' "$TIME_LIMIT"
+    fi
+    printf -- '---- versions: %s\n' "$(versions)"
+}
+
+conclude() { # NAME CODE OUTCOME: the last line of the log; ends the script
+    printf -- '---- %(%Y-%m-%d %H:%M:%S)T %s: %s (exit code %s)\n' -1 "$1" "$3" "$2"
+    exit "$2"
 }
 
 train_under_slurm() { # STAGE.yaml [key=value ...]
-    local hosts further=() port
-    mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    ((${#hosts[@]})) || fail "scontrol names no hosts for SLURM_JOB_NODELIST=$SLURM_JOB_NODELIST."
+    local further=() cores port
     # What a user's shell has of these is of another run; ranks go by Slurm's numbers.
     unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK
-    port=${MASTER_PORT:-$(free_port)} || exit $?
-    find_end_of_job
+    port=${MASTER_PORT:-$(meeting_port)}
+    [[ $port =~ ^[1-9][0-9]{0,4}$ ]] || fail "MASTER_PORT=$port is not a port."
     # srun would otherwise bind each rank to one core, too few for decoding images.
-    if [[ ${SLURM_CPUS_ON_NODE:-} =~ ^[0-9]+$ ]] && ((SLURM_CPUS_ON_NODE >= NPROC_PER_NODE)); then
-        further+=(--cpus-per-task=$((SLURM_CPUS_ON_NODE / NPROC_PER_NODE)))
-    fi
+    cores=$(cores_of_a_rank)
     # Words of SRUN_ARGS are meant to be split.
     # shellcheck disable=SC2206
-    further+=(${SRUN_ARGS:-})
-    # --export: srun would otherwise pass nothing on in a job that was submitted with --export=NONE. The shell between
-    # has signals ignored until the run listens to them: Slurm's warning may come while Python starts, and would kill it.
-    MASTER_ADDR=${hosts[0]} MASTER_PORT=$port \
+    further=(${cores:+--cpus-per-task="$cores"} ${SRUN_ARGS:-})
+    # --export: srun would otherwise pass nothing on in a job that was submitted with --export=NONE. MASTER_ADDR: empty
+    # means the step's first host, which the ranks know best. The shell between has signals ignored until the run listens
+    # to them: Slurm's warning may come while Python starts, and would kill it.
+    MASTER_ADDR='' MASTER_PORT=$port \
         srun --nodes="$NNODES" --ntasks="$RANKS" --ntasks-per-node="$NPROC_PER_NODE" --export=ALL \
         --kill-on-bad-exit=0 --wait="${SRUN_WAIT:-900}" "${further[@]}" "${SRUN_CONTAINER[@]}" \
         bash -c 'trap "" USR1 TERM; exec "$@"' rank "${IN_CONTAINER[@]}" "$PYTHON" -m megatron_apriel.train "$@"
@@ -214,40 +291,59 @@ passing_failure() { # CODE: prints what it may be that ended the ranks, where it
 }
 
 train_again_and_again() { # STAGE.yaml [key=value ...]: train under Slurm; failures that may pass are tried again
-    local attempt=0 code began reason
+    local attempt=1 code began reason
     while :; do
+        printf -- '---- attempt %s of %s\n' "$attempt" "$ATTEMPTS"
         code=0 began=$SECONDS
         train_under_slurm "$@" || code=$?
         reason=$(passing_failure "$code") || return "$code"
         if ((SECONDS - began >= 3600)); then attempt=0; fi # it had worked for a while
-        if ((++attempt >= ATTEMPTS)); then
+        if ((attempt >= ATTEMPTS)); then
             printf 'error: %s (exit code %s), %s time(s) in a row\n' "$reason" "$code" "$attempt" >&2
             return "$code"
         fi
+        attempt=$((attempt + 1))
         printf '%s (exit code %s); attempt %s of %s begins in %s s\n' \
-            "$reason" "$code" $((attempt + 1)) "$ATTEMPTS" "$RETRY_AFTER"
+            "$reason" "$code" "$attempt" "$ATTEMPTS" "$RETRY_AFTER"
         sleep "$RETRY_AFTER"
     done
 }
 
 run_stage() { # NAME [key=value ...]: plan, train, and requeue if the run asks for it
-    local stage=examples/$1.yaml code=0
+    local name=$1 stage=examples/$1.yaml product=$RUN_ROOT/$1/final code=0 word
     shift
     if [[ -n ${DRY_RUN:-} ]]; then
         plan_stage "$stage" "$@"
         return
     fi
-    introduce
-    if [[ -z ${SKIP_CHECK:-} ]]; then plan_stage "$stage" "$@" || exit $?; fi
+    introduce "$name"
+    if [[ -z ${SKIP_CHECK:-} ]]; then plan_stage "$stage" "$@" || code=$?; fi
+    if ((code)); then
+        once "$PYTHON" -m examples.recipe.beginning "$name" "$@" || true
+        conclude "$name" "$code" 'not started; the reason stands above'
+    fi
     if [[ $SCHEDULER == slurm ]]; then
         train_again_and_again "$stage" "$@" || code=$?
     else
         train_here "$stage" "$@" || code=$?
     fi
-    if ((code == EXIT_REQUEUE)) && [[ $SCHEDULER == slurm ]]; then
-        printf 'saved before the end of the job; asking Slurm to start job %s again\n' "$SLURM_JOB_ID"
-        scontrol requeue "$SLURM_JOB_ID" || printf 'error: not requeued; start the same command again to resume\n' >&2
-    fi
-    # Not 0 after a requeue either: jobs that wait for this one must not start yet.
-    exit "$code"
+    for word; do if [[ $word == output=* ]]; then product=${word#output=}/final; fi; done
+    [[ $product == /* ]] || product=$PROJECT_ROOT/$product
+    [[ -e $product ]] || product='where the lines above say'
+    case $code in
+        0) conclude "$name" 0 "complete; the product is $product" ;;
+        "$EXIT_REQUEUE") request_requeue "$name" ;;
+        130) conclude "$name" 130 'stopped for good, and saved; the same command resumes it' ;;
+        *) conclude "$name" "$code" 'failed; the reason stands above' ;;
+    esac
+}
+
+request_requeue() { # NAME: end a run that was saved, and let Slurm start the job again
+    # Said before: Slurm ends this script when it takes the job back. Not 0 either: jobs that wait for this one must not
+    # start yet.
+    if [[ $SCHEDULER != slurm ]]; then conclude "$1" "$EXIT_REQUEUE" 'saved; the same command resumes it'; fi
+    printf 'saved before the end of the job; asking Slurm to start job %s again\n' "$SLURM_JOB_ID"
+    if scontrol requeue "$SLURM_JOB_ID"; then conclude "$1" "$EXIT_REQUEUE" 'saved, and requeued'; fi
+    printf 'error: not requeued; start the same command again to resume\n' >&2
+    conclude "$1" "$EXIT_REQUEUE" 'saved, but not requeued; the same command resumes it'
 }

@@ -23,4 +23,8 @@ NPROC_PER_NODE=1
 enter_project "$root"
 (($#)) || fail "no tool was named." "Usage: examples/tool.sh tools/NAME.py ARGUMENTS"
 [[ -f $1 ]] || fail "there is no tool $1." "Tools: $(printf '%s ' tools/*.py)"
-once "$PYTHON" "$@"
+name=${SLURM_JOB_NAME:-${1##*/}} code=0
+introduce "$name"
+once "$PYTHON" "$@" || code=$?
+if ((code)); then conclude "$name" "$code" 'failed; the reason stands above'; fi
+conclude "$name" 0 'done; the lines above say where the result is'

@@ -1,107 +1,12 @@
-"""The commands that the scripts give, under Slurm and without: srun, sbatch and the interpreter are stand-ins.
-
-Each stand-in writes its name, its arguments and the variables that matter to a log, and ends with the code that the
-test asks for.
-"""
+"""The commands that the scripts give, under Slurm and without: srun, sbatch and the interpreter are stand-ins."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[3]
-STAGES = ("upscale", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
-
-RECORD = """#!/usr/bin/env bash
-{ printf '%s' "$(basename "$0")"; printf '\\t%s' "$@"; printf '\\n'; } >>"$FAKE_LOG"
-"""
-PROGRAMS = ("basename", "bash", "date", "dirname", "env", "grep", "head", "sed", "sleep", "wc")
-"""Of this machine that the scripts and the stand-ins call. No other is in reach: a real Slurm is never asked."""
-STAND_INS = {
-    # The plan and the check of the interpreter succeed unless set otherwise; training ends with FAKE_CODE.
-    "fakepython": """case "$*" in
-        *--dry-run*) exit "${FAKE_PLAN_CODE:-0}" ;;
-        -c*) exit 0 ;;
-        *train*) exit "${FAKE_CODE:-0}" ;;
-    esac""",
-    "srun": '''printf 'env\\t%s\\t%s\\t%s\\t%s\\n' "${MASTER_ADDR:-}" "${MASTER_PORT:-}" "${RANK:-}${WORLD_SIZE:-}" \\
-        "${SLURM_JOB_END_TIME:-}" >>"$FAKE_LOG"
-        exit "${FAKE_CODE:-0}"''',
-    "squeue": 'echo "${FAKE_END:-N/A}"',
-    "scontrol": 'if [[ $1 == show ]]; then printf "node%s\\n" 1 2 3 4; fi',
-    "sbatch": 'echo "$((1000 + $(grep -c ^sbatch "$FAKE_LOG")));cluster"',
-    "apptainer": 'while [[ $1 != fakepython ]]; do shift; done; exec "$@"',
-    "nvidia-smi": 'for ((i = 0; i < ${FAKE_GPUS:-0}; i++)); do echo "GPU $i"; done',
-}
-
-
-@dataclass
-class Stage:
-    """A directory of stand-ins, all that is on PATH, and the log they write."""
-
-    directory: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def run(self, *command: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        known = {key: os.environ[key] for key in ("HOME", "LANG") if key in os.environ}
-        variables = {
-            "PATH": str(self.directory),
-            "FAKE_LOG": str(self.log),
-            "PYTHON": "fakepython",
-            **known,
-            **self.environment,
-        }
-        finished = subprocess.run(
-            [str(self.directory / "bash"), *map(str, command)],
-            cwd=ROOT,
-            env=variables | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert finished.returncode == code, finished.stdout + finished.stderr
-        return finished
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "log"
-
-    def calls(self, name: str) -> list[list[str]]:
-        """Arguments of each call of a stand-in, in order."""
-        lines = [line.split("\t") for line in self.log.read_text().splitlines()]
-        return [words[1:] for words in lines if words[0] == name]
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Stage:
-    for name, body in STAND_INS.items():
-        script = tmp_path / "bin" / name
-        script.parent.mkdir(exist_ok=True)
-        script.write_text(f"{RECORD}{body}\n")
-        script.chmod(0o755)
-    for name in PROGRAMS:
-        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
-    stage = Stage(tmp_path / "bin", {"RUN_ROOT": str(tmp_path / "runs")})
-    (tmp_path / "runs" / "upscaled").mkdir(parents=True)
-    stage.log.touch()
-    return stage
-
-
-@pytest.fixture
-def slurm(shell: Stage, tmp_path: Path) -> Stage:
-    """As inside a batch job of four nodes with eight tasks each; scripts are copied away, as Slurm does."""
-    shell.environment |= {
-        "SLURM_JOB_ID": "54242", "SLURM_JOB_NUM_NODES": "4", "SLURM_NTASKS_PER_NODE": "8", "SLURM_CPUS_ON_NODE": "104",
-        "SLURM_JOB_NODELIST": "node[1-4]", "SLURM_SUBMIT_DIR": str(ROOT),
-    }  # fmt: skip
-    (tmp_path / "spool").mkdir()
-    return shell
+from stand_ins import ROOT, STAGES, Stage
 
 
 def spooled(tmp_path: Path, name: str) -> Path:
@@ -152,15 +57,15 @@ def test_under_slurm(slurm: Stage, tmp_path: Path, name: str) -> None:
     assert {"--nodes=4", "--ntasks=32", "--ntasks-per-node=8", "--cpus-per-task=13"} <= set(options)
     assert {"--kill-on-bad-exit=0", "--export=ALL", "--wait=900"} <= set(options)
     assert not [word for word in options if word.startswith("--gpu")]  # ranks keep what Slurm gave them
-    assert slurm.calls("scontrol") == [["show", "hostnames", "node[1-4]"]]
     ((host, port, *_),) = slurm.calls("env")
-    assert host == "node1" and 20000 <= int(port) <= 32767
+    assert host == "" and 20000 <= int(port) <= 32760
+    assert not slurm.calls("scontrol")  # which sites take away from the nodes
     assert slurm.calls("fakepython")[1][-3:] == ["--world-size", "32", "--check-data"]
 
 
 def test_variables_of_another_run_do_no_harm(slurm: Stage, tmp_path: Path) -> None:
     slurm.run(spooled(tmp_path, "sft"), RANK="3", WORLD_SIZE="64", MASTER_ADDR="elsewhere", MASTER_PORT="23456")
-    assert slurm.calls("env") == [["node1", "23456", "", ""]]
+    assert slurm.calls("env") == [["", "23456", "", ""]]
     assert slurm.calls("fakepython")[1][-3:] == ["--world-size", "32", "--check-data"]
 
 
@@ -170,19 +75,10 @@ def test_every_restart_meets_at_another_port(slurm: Stage, tmp_path: Path) -> No
     assert len({port for _, port, *_ in slurm.calls("env")}) == 5
 
 
-def test_a_port_that_is_taken_is_not_chosen(slurm: Stage, tmp_path: Path) -> None:
-    script = slurm.directory / "ports"
-    script.write_text(f"source {ROOT}/examples/launch.sh\nfree_port\n")
-    taken = int(slurm.run(script).stdout)
-    # The same process id is not to be had again, so the choice is made to depend on nothing else.
-    script.write_text(
-        script.read_text().replace("free_port", "eval \"$(declare -f free_port | sed 's/[$][$]/0/')\"; free_port")
-    )
-    taken = int(slurm.run(script).stdout)
-    assert int(slurm.run(script).stdout) == taken
-    with socket.create_server(("127.0.0.1", taken)):
-        other = int(slurm.run(script).stdout)
-    assert other != taken
+def test_no_port_but_a_number_is_taken(slurm: Stage, tmp_path: Path) -> None:
+    script = spooled(tmp_path, "sft")
+    assert "MASTER_PORT=any is not a port." in slurm.run(script, code=2, MASTER_PORT="any").stderr
+    assert not slurm.calls("srun")
 
 
 def test_the_end_of_the_job_is_asked_for_where_slurm_does_not_say_it(slurm: Stage, tmp_path: Path) -> None:
@@ -193,12 +89,78 @@ def test_the_end_of_the_job_is_asked_for_where_slurm_does_not_say_it(slurm: Stag
     assert [end for *_, end in slurm.calls("env")] == ["1925089445", "", "1234"]
 
 
-def test_a_log_begins_with_job_nodes_restart_and_code(slurm: Stage, tmp_path: Path) -> None:
-    finished = slurm.run(
-        spooled(tmp_path, "sft"), SLURM_RESTART_COUNT="2", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1"
-    )
-    first = finished.stdout.splitlines()[0]
-    assert "job 54242 (7_1), restart 2, 4 x 8 ranks on node[1-4], code " in first
+def test_a_log_begins_with_what_runs_where_and_ends_with_the_product(slurm: Stage, tmp_path: Path) -> None:
+    job = {"SLURM_RESTART_COUNT": "2", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    finished = slurm.run(spooled(tmp_path, "sft"), FAKE_END="2031-01-02T03:04:05", TZ="UTC", **job)
+    blank, other, first, nodes, limit, versions, *_, last = finished.stdout.splitlines()
+    assert blank == other == ""  # parts of a job that was requeued are seen
+    assert first.startswith("---- ") and first.endswith("sft: job 54242 (7_1), restart 2")
+    assert nodes == "---- nodes: node[1-4]; 4 x 8 ranks"
+    assert limit == "---- time limit: 2-00:00:00, until 2031-01-02 03:04:05"
+    assert versions.startswith("---- versions: project ")
+    assert versions.endswith(", Python 3.12.9, torch 2.99.0, megatron-core 0.99.0, Slurm 99.05.1")
+    # srun trains in truth; here it leaves nothing.
+    assert last.endswith(" sft: complete; the product is where the lines above say (exit code 0)")
+    (tmp_path / "else" / "final").mkdir(parents=True)
+    finished = slurm.run(spooled(tmp_path, "sft"), f"output={tmp_path}/else")
+    assert finished.stdout.splitlines()[0].endswith("sft: job 54242, restart 0")
+    assert finished.stdout.endswith(f" sft: complete; the product is {tmp_path}/else/final (exit code 0)\n")
+
+
+def begun_log(slurm: Stage, tmp_path: Path, name: str, script: Path) -> Path:
+    """Run a script as Slurm does, its output going to the file that the script asks for."""
+    slurm.cwd = tmp_path / "submitted from here"
+    slurm.cwd.mkdir(exist_ok=True)
+    log = slurm.cwd / f"{name}-54242.log"
+    caller = tmp_path / "slurmd"
+    caller.write_text(f"exec >>'{log}' 2>&1\nbash '{script}'\necho 'written by Slurm'\n")
+    slurm.run(caller, SLURM_JOB_NAME=name, PROJECT_ROOT=str(ROOT))
+    return log
+
+
+def test_logs_go_to_one_directory_below_the_runs(slurm: Stage, tmp_path: Path) -> None:
+    slurm.environment["RUN_ROOT"] = str(tmp_path / "runs of mine")
+    for name in ("sft", "sft", "sft_long"):
+        begun = begun_log(slurm, tmp_path, name, spooled(tmp_path, name))
+        assert not begun.exists()
+    logs = tmp_path / "runs of mine" / "logs"
+    assert sorted(log.name for log in logs.iterdir()) == ["sft-54242.log", "sft_long-54242.log"]
+    lines = (logs / "sft-54242.log").read_text().splitlines()
+    # Both starts, and what Slurm itself writes after the script.
+    marks = [line.rpartition(": ")[2] for line in lines if line.startswith("written") or "restart" in line]
+    assert marks == ["job 54242, restart 0", "written by Slurm"] * 2
+
+
+def test_a_log_stays_where_sbatch_was_told_to_put_it(slurm: Stage, tmp_path: Path) -> None:
+    begun = begun_log(slurm, tmp_path, "mine", spooled(tmp_path, "sft"))
+    begun.unlink(missing_ok=True)
+    log = slurm.cwd / "of my choice"
+    (tmp_path / "slurmd").write_text(f"exec >>'{log}' 2>&1\nbash '{spooled(tmp_path, 'sft')}'\n")
+    slurm.run(tmp_path / "slurmd", SLURM_JOB_NAME="sft", PROJECT_ROOT=str(ROOT))
+    assert "sft: complete" in log.read_text()
+
+
+def test_a_log_that_cannot_be_moved_stays(slurm: Stage, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    slurm.environment["RUN_ROOT"] = str(tmp_path / "file")
+    begun = begun_log(slurm, tmp_path, "sft", spooled(tmp_path, "sft"))
+    assert "the log stays in " in begun.read_text() and "sft: complete" in begun.read_text()
+
+
+def test_the_command_that_makes_the_missing_beginning_is_named(slurm: Stage, tmp_path: Path) -> None:
+    script, runs = spooled(tmp_path, "cpt_stage2"), tmp_path / "runs"
+    finished = slurm.run(script, code=1, FAKE_PLAN_CODE="1")
+    assert f"{runs}/cpt_stage1/average, with which cpt_stage2 begins, is not there." in finished.stderr
+    command = f"sbatch examples/tool.sh tools/average_checkpoints.py {runs}/cpt_stage1/average --run {runs}/cpt_stage1"
+    assert f"{command} --equispaced 3" in finished.stderr
+    assert finished.stdout.endswith("cpt_stage2: not started; the reason stands above (exit code 1)\n")
+    finished = slurm.run(spooled(tmp_path, "sft_long"), code=1, FAKE_PLAN_CODE="1")
+    assert "sbatch examples/sft.sh" in finished.stderr
+    # Not where that is not what is missing.
+    (runs / "cpt_stage1" / "average").mkdir(parents=True)
+    assert "is not there" not in slurm.run(spooled(tmp_path, "cpt_stage2"), code=1, FAKE_PLAN_CODE="1").stderr
+    finished = slurm.run(spooled(tmp_path, "sft"), "init_from=elsewhere", code=1, FAKE_PLAN_CODE="1")
+    assert "is not there" not in finished.stderr
 
 
 @pytest.mark.parametrize(
@@ -317,118 +279,6 @@ def test_tools_run_once(slurm: Stage, tmp_path: Path) -> None:
     assert slurm.calls("fakepython")[-1] == ["tools/average_checkpoints.py", "out", "--run", "runs/x"]
     assert not slurm.calls("srun")
     assert "there is no tool tools/none.py." in slurm.run(script, "tools/none.py", code=2).stderr
-
-
-CHAIN = {
-    "surgery": (),
-    "upscale": ("surgery",),
-    "average_upscale": ("upscale",),
-    "realign": ("average_upscale",),
-    "cpt_stage1": ("realign",),
-    "average_cpt1": ("cpt_stage1",),
-    "cpt_stage2": ("average_cpt1",),
-    "sft": ("cpt_stage2",),
-    "sft_subset": ("sft",),
-    "sft_long": ("sft",),
-    "release": ("sft_subset", "sft_long"),
-}
-
-
-def submitted(shell: Stage) -> dict[str, list[str]]:
-    calls = shell.calls("sbatch")
-    names = [next(word for word in call if word.startswith("--job-name=")).split("=")[1] for call in calls]
-    return dict(zip(names, calls, strict=True))
-
-
-def test_submit_all(shell: Stage, tmp_path: Path) -> None:
-    (tmp_path / "runs" / "upscaled").rmdir()
-    runs = tmp_path / "runs"
-    finished = shell.run(
-        "examples/submit_all.sh", "--nodes", "80", SOURCE_MODEL=str(tmp_path), CPU_SBATCH_ARGS="--partition=cpu -v"
-    )
-    jobs = submitted(shell)
-    assert list(jobs) == list(CHAIN)
-    ids = {name: 1000 + number for number, name in enumerate(CHAIN, start=1)}
-    for name, before in CHAIN.items():
-        dependency = [word for word in jobs[name] if word.startswith("--dependency")]
-        expected = [f"--dependency=afterok:{':'.join(str(ids[step]) for step in before)}"] if before else []
-        assert dependency == expected
-        is_stage = name in STAGES
-        assert ("--nodes=80" in jobs[name]) == is_stage
-        assert ("--partition=cpu" in jobs[name]) != is_stage
-        assert jobs[name][-1] == f"examples/{name}.sh" if is_stage else "examples/tool.sh" in jobs[name]
-        assert f"{name:18} job {ids[name]}" in finished.stdout
-    tool = {name: words[words.index("examples/tool.sh") + 1 :] for name, words in jobs.items() if name not in STAGES}
-    assert tool == {
-        "surgery": ["tools/upscale_layers.py", f"{tmp_path}", f"{runs}/upscaled", "--num-layers", "48"],
-        "average_upscale": [
-            "tools/average_checkpoints.py", f"{runs}/upscale/average", "--run", f"{runs}/upscale", "--equispaced", "6",
-        ],
-        "average_cpt1": [
-            "tools/average_checkpoints.py", f"{runs}/cpt_stage1/average", "--run", f"{runs}/cpt_stage1",
-            "--equispaced", "3",
-        ],
-        "release": [
-            "tools/average_checkpoints.py", f"{runs}/release", "--checkpoints", f"{runs}/sft_subset/final",
-            f"{runs}/sft_long/final",
-        ],
-    }  # fmt: skip
-
-
-def test_submit_all_leaves_out_what_is_there(shell: Stage, tmp_path: Path) -> None:
-    for product in ("upscale/final", "upscale/average", "realign/final"):
-        (tmp_path / "runs" / product).mkdir(parents=True)
-    finished = shell.run("examples/submit_all.sh")
-    jobs = submitted(shell)
-    assert list(jobs) == list(CHAIN)[4:]
-    assert not [word for word in jobs["cpt_stage1"] if word.startswith("--dependency")]
-    assert f"{tmp_path}/runs/realign/final is there already" in finished.stdout
-
-
-def test_submit_all_dry_run(shell: Stage) -> None:
-    finished = shell.run("examples/submit_all.sh", "--nodes=2", "--dry-run")
-    assert not shell.log.read_text()
-    assert "--dependency=afterok:<id of sft_subset>:<id of sft_long>" in finished.stdout
-    assert len([line for line in finished.stdout.splitlines() if " sbatch --parsable " in line]) == len(CHAIN) - 1
-
-
-def test_submit_all_without_slurm(shell: Stage) -> None:
-    (shell.directory / "sbatch").unlink()
-    refused = shell.run("examples/submit_all.sh", code=2)
-    assert "sbatch is not found." in refused.stderr and "--local" in refused.stderr
-    shell.run("examples/submit_all.sh", "--local")
-    commands = [words for words in shell.calls("fakepython") if words[0] != "-c" and "--dry-run" not in words]
-    order = [Path(words[2]).stem if words[0] == "-m" else Path(words[1]).parent.name for words in commands]
-    assert order == [
-        "upscale", "upscale", "realign", "cpt_stage1", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long",
-        "runs",
-    ]  # fmt: skip
-
-
-def test_submit_all_local_stops_at_a_failure(shell: Stage) -> None:
-    shell.run("examples/submit_all.sh", "--local", code=1, FAKE_CODE="1")
-    stages = {words[2] for words in shell.calls("fakepython") if words[0] == "-m"}
-    assert stages == {"examples/upscale.yaml"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--nodes", "many"], "--nodes needs a number."),
-        (["--nodes"], "--nodes needs a number."),
-        (["--nodez=3"], "unknown argument --nodez=3."),
-        (["--local", "--nodes", "3"], "--nodes goes with Slurm, not with --local."),
-    ],
-)
-def test_submit_all_refuses(shell: Stage, arguments: list[str], message: str) -> None:
-    assert message in shell.run("examples/submit_all.sh", *arguments, code=2).stderr
-    assert not shell.calls("sbatch")
-
-
-def test_submit_all_needs_the_source_model(shell: Stage, tmp_path: Path) -> None:
-    (tmp_path / "runs" / "upscaled").rmdir()
-    finished = shell.run("examples/submit_all.sh", code=2, MODEL_ROOT="/nowhere")
-    assert "the model to begin with, /nowhere/pixtral-12b, does not exist." in finished.stderr
 
 
 def test_nothing_of_one_cluster_stands_in_the_scripts() -> None:
