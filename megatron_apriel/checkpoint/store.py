@@ -109,7 +109,7 @@ class CheckpointStore:
     """The checkpoints of one run, in one directory that nothing else writes to.
 
     Args:
-        directory: made by the first save.
+        directory: made by the first save, in one that is there.
         keep: which of them stay on disk.
         total_steps: length of the run, to which equal spacing refers.
     """
@@ -249,7 +249,8 @@ class CheckpointStore:
         if dist.get_rank() == 0:
             shutil.rmtree(partial_of(path), ignore_errors=True)
         # What torch says of a full disk does not say that it is one.
-        free = shutil.disk_usage(self.directory).free
+        there = next(path for path in (self.directory, *self.directory.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
         return CheckpointError(
             f"{path} could not be written: {first_failure(error)}.",
             UNCHANGED,
@@ -270,7 +271,7 @@ class CheckpointStore:
         self._remove_superseded()
 
     def _prepare(self, partial: Path) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(exist_ok=True)  # and nothing above it: a run's output that is gone stays so
         for stale in partials_in(self.directory):
             shutil.rmtree(stale)
         partial.mkdir()

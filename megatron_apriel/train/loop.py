@@ -34,6 +34,7 @@ from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.terminal import say
 from megatron_apriel.train.averages import SinceLastRecord
 from megatron_apriel.train.metrics import Metrics
+from megatron_apriel.train.output_place import OutputPlace
 from megatron_apriel.train.samples import Sampler
 from megatron_apriel.train.signals import StopRequest
 from megatron_apriel.train.step_result import Shared, StepResult
@@ -58,6 +59,8 @@ class Stage:
     metrics: Metrics
     sidecars: KeptSidecars
     sampler: Sampler | None = None
+    place: OutputPlace | None = None
+    """Of the output directory, on the rank that looks at it."""
     finished_steps: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -91,8 +94,8 @@ class _Work(Shared):
         waited: seconds for data.
     """
 
-    def __init__(self, store: CheckpointStore) -> None:
-        self._store = store
+    def __init__(self, store: CheckpointStore, place: OutputPlace | None) -> None:
+        self._store, self._place = store, place
         self.tokens, self.flops, self.image_flops = 0, 0.0, 0.0
         self.started, self.waited = time.perf_counter(), 0.0
 
@@ -100,15 +103,15 @@ class _Work(Shared):
         return [self.tokens, self.flops, self.image_flops]
 
     def maxima(self) -> list[int]:
-        """How far this rank is with writing a checkpoint."""
-        return [self._store.write_state()]
+        """How far this rank is with writing a checkpoint, and whether the output directory is lost."""
+        return [self._store.write_state(), self._place is not None and self._place.lost()]
 
 
 def train(stage: Stage, stop: StopRequest) -> ExitCode:
     """Run the stage from where it stands to its end, or to where it is asked to stop; returns the exit code.
 
     A request that comes during a step ends the run behind it, one that comes at any other time before the next step.
-    Raises DataError when too many steps in a row had to be skipped.
+    Raises DataError when too many steps in a row had to be skipped, and OutputError when the output directory is lost.
     """
     config, steps = stage.config, stage.config.steps
     saved = stage.finished_steps  # by whoever trained so far; of step 0 there is nothing to save
@@ -120,10 +123,12 @@ def train(stage: Stage, stop: StopRequest) -> ExitCode:
         if stop.agreed():
             return _stop(stage, stop, save=saved != stage.finished_steps)
         stop.when = "after this step"
-        work = _Work(stage.store)
+        work = _Work(stage.store, stage.place)
         result = _step(stage, work)
-        (write_state,) = result.maxima
+        write_state, lost = result.maxima
         stage.finished_steps += 1
+        if lost:
+            raise OutputPlace(config.output).error(stage.finished_steps)
         done = stage.finished_steps == steps
         stopping = stop.agreed() and not done
         _record(stage, result, work, last=done or stopping)

@@ -67,6 +67,7 @@ from megatron_apriel.train.changes import Resumption, check_data, resumption
 from megatron_apriel.train.ending import ending
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
+from megatron_apriel.train.output_place import OutputPlace
 from megatron_apriel.train.samples import Sampler
 from megatron_apriel.train.signals import StopRequest, check_time_left
 from megatron_apriel.train.trainer import Trainer
@@ -126,9 +127,10 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
             # First: a request that comes while weights are loaded is met before the first step, not by dying.
             StopRequest(config.faults.save_before_end_of_job_s, directory.checkpoints, dist.get_rank()) as stop,
             alike(lambda: _locked(config.output)),
+            alike(lambda: _place(config.output)) as place,
             groups.initialized(beginning.layout, config.seed) as device,
             contextlib.closing(alike(lambda: Metrics(config, dist.get_rank()))) as metrics,
-            assembled(config, beginning, device, store, metrics) as stage,
+            assembled(config, beginning, device, store, metrics, place) as stage,
             contextlib.closing(store),
         ):
             if final.exists() and dist.get_rank() == 0:
@@ -246,6 +248,11 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
     return lock
 
 
+def _place(output: Path) -> contextlib.AbstractContextManager[OutputPlace | None]:
+    """The output directory as it is now; rank 0 looks after it."""
+    return OutputPlace(output) if dist.get_rank() == 0 else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def _located(stage: Stage) -> Iterator[None]:
     """Let what the program did not foresee say where it happened and how to resume, below its traceback."""
@@ -306,7 +313,14 @@ def _export(stage: Stage, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: CheckpointStore, metrics: Metrics) -> Any:
+def assembled(
+    config: StageConfig,
+    beginning: _Beginning,
+    device: Any,
+    store: CheckpointStore,
+    metrics: Metrics,
+    place: OutputPlace | None = None,
+) -> Any:
     """This rank's :class:`Stage`, ready to train from where it stands; closes its loaders."""
     architecture, layout, newest = beginning.architecture, beginning.layout, beginning.newest
     state, resumed = beginning.state, beginning.resumed
@@ -343,6 +357,7 @@ def assembled(config: StageConfig, beginning: _Beginning, device: Any, store: Ch
             metrics=metrics,
             sidecars=sidecars,
             sampler=sampler,
+            place=place,
             finished_steps=beginning.finished_steps,
             skipped=state.skipped if state is not None else 0,
             skipped_in_a_row=state.skipped_in_a_row if state is not None else 0,

@@ -160,6 +160,7 @@ def _save_weights(rank: int, world_size: int, layout: Layout, source: Path, wher
 def test_average_of_steps_that_were_saved_on_different_layouts(tmp_path):
     """A run that changed its layout twice: the command line gives the mean of what each step was saved from."""
     sources = [write_hf_checkpoint(tmp_path / f"hf{seed}", ARCHITECTURE, seed=seed) for seed in (1, 2, 3)]
+    (tmp_path / "run").mkdir()
     for step, (name, source) in enumerate(
         zip(("TP2 SP", "PP2 VP2", "TP2 SP PP2 recompute"), sources, strict=True), start=1
     ):
