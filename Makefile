@@ -1,6 +1,6 @@
 # The two commands are `make quickstart` and `make test`; each does all set-up by itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test test-slurm lint format clean
 
 PY := .venv/bin/python
 export PYTHON
@@ -9,7 +9,7 @@ export PYTHON
 TEST_WORKERS ?= 2
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## create .venv (Python 3.12 or newer) and install the pinned set
 	@tools/setup_environment.sh
@@ -19,6 +19,9 @@ quickstart: setup  ## the whole recipe in miniature, on CPU, in under ten minute
 
 test: lint  ## ruff, mypy and every test that needs no GPU
 	@$(PY) -m pytest tests -n $(TEST_WORKERS) --dist loadfile
+
+test-slurm: setup  ## the launch scripts under a Slurm that the tests start on this machine; as root, half an hour
+	@$(PY) -m pytest tests/slurm -m slurm
 
 lint: setup
 	@$(PY) -m ruff check .

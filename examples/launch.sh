@@ -45,6 +45,8 @@ enter_project() { # ROOT: go there, move the log below the runs, and find all th
     enter_directory "$1"
     keep_log
     ATTEMPTS=${ATTEMPTS:-3} RETRY_AFTER=${RETRY_AFTER:-30}
+    [[ $ATTEMPTS =~ ^[1-9][0-9]{0,5}$ && $RETRY_AFTER =~ ^[0-9]{1,6}$ ]] ||
+        fail "ATTEMPTS=$ATTEMPTS and RETRY_AFTER=$RETRY_AFTER must be whole numbers."
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     # Tensor parallelism overlaps communication with computation only if kernels start in the order of their launch.
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}

@@ -179,6 +179,63 @@ def test_what_will_not_pass_is_not_tried_again(slurm: Stage, tmp_path: Path, cod
     assert len(slurm.calls("srun")) == 1
 
 
+def test_a_node_without_scontrol_or_squeue(slurm: Stage, tmp_path: Path) -> None:
+    for name in ("scontrol", "squeue"):
+        (slurm.directory / name).unlink()
+    finished = slurm.run(spooled(tmp_path, "sft"), code=75, FAKE_CODE="75")
+    assert "---- time limit: not known" in finished.stdout
+    assert "sft: saved, but not requeued; the same command resumes it (exit code 75)" in finished.stdout
+    assert "not requeued; start the same command again" in finished.stderr
+
+
+def test_a_controller_that_does_not_answer_or_requeue(slurm: Stage, tmp_path: Path) -> None:
+    finished = slurm.run(
+        spooled(tmp_path, "sft"),
+        code=75,
+        FAKE_CODE="75",
+        FAKE_SQUEUE_CODE="1",
+        FAKE_SQUEUE_SAYS="x",
+        FAKE_SCONTROL_CODE="1",
+    )
+    assert "---- time limit: not known" in finished.stdout and "saved, but not requeued" in finished.stdout
+
+
+def test_cores_of_a_rank(slurm: Stage, tmp_path: Path) -> None:
+    """As many as the smallest node gives, or as were asked for."""
+    script = spooled(tmp_path, "sft")
+    slurm.run(script, SLURM_JOB_CPUS_PER_NODE="104(x3),72")
+    slurm.run(script, SLURM_JOB_CPUS_PER_NODE="104(x4)", SLURM_CPUS_PER_TASK="6")
+    slurm.run(script, SLURM_CPUS_ON_NODE="4")  # fewer than ranks
+    given = [[word for word in call if word.startswith("--cpus-per-task")] for call in slurm.calls("srun")]
+    assert given == [["--cpus-per-task=9"], ["--cpus-per-task=6"], []]
+
+
+def test_ranks_of_a_node(slurm: Stage, tmp_path: Path) -> None:
+    del slurm.environment["SLURM_NTASKS_PER_NODE"]
+    script = spooled(tmp_path, "sft")
+    slurm.run(script, SLURM_GPUS_ON_NODE="4", SLURM_TASKS_PER_NODE="1(x4)")
+    slurm.run(script, SLURM_GPUS_ON_NODE="0", SLURM_TASKS_PER_NODE="2(x4)")  # a cluster without GPUs
+    slurm.run(script, SLURM_GPUS_ON_NODE="4", NPROC_PER_NODE="1")
+    given = [next(word for word in call if word.startswith("--ntasks=")) for call in slurm.calls("srun")]
+    assert given == ["--ntasks=16", "--ntasks=8", "--ntasks=4"]
+    assert "is not known" in slurm.run(script, code=2, SLURM_TASKS_PER_NODE="2(x3),1").stderr
+
+
+def test_several_nodes_need_srun(slurm: Stage, tmp_path: Path) -> None:
+    (slurm.directory / "srun").unlink()
+    refused = slurm.run(spooled(tmp_path, "sft"), code=2)
+    assert "srun is not found in job 54242, which has 4 nodes." in refused.stderr
+    slurm.run(spooled(tmp_path, "sft"), SLURM_JOB_NUM_NODES="1")
+    assert slurm.calls("fakepython")[-1] == training("sft")
+
+
+def test_numbers_of_attempts_are_numbers(slurm: Stage, tmp_path: Path) -> None:
+    refused = slurm.run(spooled(tmp_path, "sft"), code=2, ATTEMPTS="many")
+    assert "ATTEMPTS=many and RETRY_AFTER=30 must be whole numbers." in refused.stderr
+    slurm.run(spooled(tmp_path, "sft"), code=76, FAKE_CODE="76", ATTEMPTS="1")
+    assert len(slurm.calls("srun")) == 1
+
+
 def test_requeue_only_where_the_run_asks_for_it(slurm: Stage, tmp_path: Path) -> None:
     slurm.run(spooled(tmp_path, "sft"), code=75, FAKE_CODE="75")
     assert slurm.calls("scontrol")[-1] == ["requeue", "54242"]
