@@ -1,0 +1,37 @@
+"""The answer that stands in the last box of a text, ``\\boxed{...}``, its braces balanced by counting."""
+
+from __future__ import annotations
+
+import re
+
+_TOKEN = re.compile(r"\\\\?(?:boxed|fbox)\s*\{|\\[\s\S]|[{}]")
+"""A box that opens, also with the backslash written twice; whatever a backslash escapes; a brace."""
+_LABEL = re.compile(r"(?i)(?:final answer|answer)\**\s*(?:is|:)\**[ \t]*:?")
+
+
+def last_boxed(text: str) -> str | None:
+    """What is in the last box that is closed, without white space around it; of boxes in one another, the inner."""
+    open_boxes: list[int] = []
+    last = (-1, 0)
+    for token in _TOKEN.finditer(text):
+        if token[0] == "}":
+            begun = open_boxes.pop() if open_boxes else 0
+            if begun > last[0] and begun > 0:
+                last = (begun, token.start())
+        elif token[0] == "{":
+            open_boxes.append(0)
+        elif token[0].endswith("{") and len(token[0]) > 2:
+            open_boxes.append(token.end())
+    return text[slice(*last)].strip() if last[0] > 0 else None
+
+
+def final_answer(text: str) -> str | None:
+    """The last box, else the rest of the line behind the last ``answer is`` or ``answer:``."""
+    if (boxed := last_boxed(text)) is not None:
+        return boxed or None
+    label = None
+    for label in _LABEL.finditer(text):
+        pass
+    if label is None:
+        return None
+    return text[label.end() :].partition("\n")[0].strip().strip("*").strip().removesuffix(".").strip() or None

