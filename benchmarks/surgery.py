@@ -11,7 +11,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -34,7 +33,7 @@ from rich.table import Table
 from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import ROOT
 from benchmarks.report import Page, Record, markdown, write
-from benchmarks.versions import facts
+from benchmarks.versions import facts, processor
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.tensor_files import TensorSpec
@@ -239,14 +238,6 @@ def page(record: Record) -> Page:
     )
 
 
-def _processor() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "device": "CPU", "model": next(models, platform.processor()), "cores": len(os.sched_getaffinity(0)),
-    }  # fmt: skip
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each subject (%(default)s)")
@@ -306,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     environment = {"device": "CPU", "versions": {"numpy": np.__version__}}
     record = {
-        **facts("surgery", arguments.commit, environment, begun), "hardware": _processor(), "bytes": size,
+        **facts("surgery", arguments.commit, environment, begun), "hardware": processor(), "bytes": size,
         "rounds": arguments.rounds, "load": [round(one, 1) for one in (load, os.getloadavg()[0])],
         "measured": [
             {"work": one.work, "subject": one.name, "seconds": one.seconds, "cpu_seconds": one.cpu_seconds}

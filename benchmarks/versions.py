@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import os
+import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import ROOT
@@ -31,6 +33,15 @@ def driver() -> str:
 def device() -> str:
     """Name of the first GPU, as torch calls it; ``CPU`` where there is none."""
     return _of_gpu("name") or "CPU"
+
+
+def processor() -> dict[str, Any]:
+    """The hardware of a record that no GPU took part in."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {
+        "device": "CPU", "model": next(models, platform.processor()), "cores": len(os.sched_getaffinity(0)),
+    }  # fmt: skip
 
 
 def facts(

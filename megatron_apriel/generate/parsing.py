@@ -17,6 +17,7 @@ was given out is never taken back, and joined it is what the whole text gives at
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,6 +38,8 @@ _NEXT: dict[Part, dict[str, Part | None]] = {
     Part.CALLS: {CALLS_CLOSING: Part.CONTENT, RESPONSE_CLOSING: None},
 }
 """The marker that ends each part, and what comes behind it; None where the answer is over."""
+_MARKERS = {part: re.compile("|".join(map(re.escape, markers))) for part, markers in _NEXT.items()}
+_LONGEST_MARKER = max(len(marker) for markers in _NEXT.values() for marker in markers)
 _FIRST = {Part.REASONING: REASONING_OPENING, Part.CONTENT: RESPONSE_OPENING}
 """What a part may be opened with again, at its very beginning: some servers send the prompt's last words too."""
 
@@ -73,20 +76,19 @@ class AnswerParser:
 
     def _pieces(self, final: bool) -> list[Piece]:
         pieces: list[Piece] = []
-        while self.part is not None and self._held:
-            if not self._opened(final):
+        if self.part is not None and self._held and not self._opened(final):
+            return pieces
+        held, place = self._held, 0
+        while self.part is not None and place < len(held):
+            marker, end = self._marker(held, place)
+            if not marker and not final:
+                end -= self._uncertain(held[place:end][-_LONGEST_MARKER:])
+            pieces += self._said(held[place:end])
+            place = end + len(marker)
+            if not marker:
                 break
-            marker, place = self._marker()
-            if marker is None:
-                certain = len(self._held) if final else len(self._held) - self._uncertain()
-                pieces += self._said(self._held[:certain])
-                self._held = self._held[certain:]
-                break
-            pieces += self._said(self._held[:place])
-            self._held = self._held[place + len(marker) :]
             self._enter(_NEXT[self.part][marker])
-        if self.part is None:
-            self._held = ""
+        self._held = held[place:] if self.part is not None else ""
         return pieces
 
     def _opened(self, final: bool) -> bool:
@@ -100,30 +102,29 @@ class AnswerParser:
         self._begun = final or not (len(start) < len(opening) and opening.startswith(start))
         return self._begun
 
-    def _marker(self) -> tuple[str | None, int]:
-        """The first marker in what is held, and its place."""
+    def _marker(self, held: str, start: int) -> tuple[str, int]:
+        """The first marker from ``start`` on, and its place; no marker, and the end. One pass over what lies between.
+
+        Within a string of a call's arguments there is no marker.
+        """
         assert self.part is not None
-        found = [(place, marker) for marker in _NEXT[self.part] if (place := self._place(marker)) >= 0]
-        return (min(found)[1], min(found)[0]) if found else (None, -1)
-
-    def _place(self, marker: str) -> int:
-        """Where a marker stands; within a string of a call's arguments there is none."""
         if self.part is not Part.CALLS:
-            return self._held.find(marker)
+            found = _MARKERS[self.part].search(held, start)
+            return (found[0], found.start()) if found else ("", len(held))
         in_string, escaped = self._in_string, self._escaped
-        for place, letter in enumerate(self._held):
-            if not in_string and self._held.startswith(marker, place):
-                return place
-            in_string, escaped = _after(letter, in_string, escaped)
-        return -1
+        for place in range(start, len(held)):
+            if not in_string and (found := _MARKERS[self.part].match(held, place)):
+                return found[0], place
+            in_string, escaped = _after(held[place], in_string, escaped)
+        return "", len(held)
 
-    def _uncertain(self) -> int:
+    def _uncertain(self, held: str) -> int:
         """Length of the longest end of what is held that may begin a marker."""
         assert self.part is not None
         longest = 0
         for marker in _NEXT[self.part]:
-            for length in range(min(len(marker) - 1, len(self._held)), longest, -1):
-                if self._held.endswith(marker[:length]):
+            for length in range(min(len(marker) - 1, len(held)), longest, -1):
+                if held.endswith(marker[:length]):
                     longest = length
                     break
         return longest

@@ -25,13 +25,22 @@ def last_boxed(text: str) -> str | None:
     return text[slice(*last)].strip() if last[0] > 0 else None
 
 
+def is_balanced(text: str) -> bool:
+    """Whether every brace is closed."""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        depth += token[0].endswith("{") and token[0] != "\\{"
+        depth -= token[0] == "}"
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 def final_answer(text: str) -> str | None:
     """The last box, else the rest of the line behind the last ``answer is`` or ``answer:``."""
     if (boxed := last_boxed(text)) is not None:
         return boxed or None
-    label = None
-    for label in _LABEL.finditer(text):
-        pass
-    if label is None:
+    ends = [label.end() for label in _LABEL.finditer(text)]
+    if not ends:
         return None
-    return text[label.end() :].partition("\n")[0].strip().strip("*").strip().removesuffix(".").strip() or None
+    return text[ends[-1] :].partition("\n")[0].strip().strip("*").strip().removesuffix(".").strip() or None

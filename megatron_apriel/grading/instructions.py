@@ -64,10 +64,9 @@ class InstructionGrader:
             return Verdict(Mark.NONE, f"checking it: {error}", Cause.CHECK)
         strict = [check.get("strict") for check in checks]
         parts = {"strict": strict, "loose": [check.get("loose") for check in checks]}
-        failed = [name for name, followed in zip(instructions, strict, strict=True) if followed is False]
-        unknown = [
-            f"{name}: {check['problem']}" for name, check in zip(instructions, checks, strict=True) if "problem" in check
-        ]
+        named = list(zip(instructions, checks, strict=True))
+        failed = [name for name, check in named if check.get("strict") is False]
+        unknown = [f"{name}: {check['problem']}" for name, check in named if "problem" in check]
         if failed:
             return Verdict(Mark.WRONG, f"not followed: {', '.join(failed)}", parts=parts)
         if unknown:

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from threading import Lock, Timer
+from threading import Event, Lock, Timer
 from typing import Any
 
 from megatron_apriel.errors import brief
@@ -66,8 +66,13 @@ class LineProcess:
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             process, seconds = self._running()
-            ended: list[bool] = []
-            timer = Timer(seconds, lambda: (ended.append(True), _end(process)))
+            ended = Event()
+
+            def end() -> None:
+                ended.set()
+                _end(process)
+
+            timer = Timer(seconds, end)
             timer.start()
             try:
                 process.stdin.write(line)  # type: ignore[union-attr]
@@ -82,7 +87,7 @@ class LineProcess:
                 with suppress(ValueError):
                     return json.loads(said)
             self._stop()
-            if ended:
+            if ended.is_set():
                 raise OutOfTimeError(f"it took longer than {seconds:g} s")
             raise BrokenProcessError(self._last_words(said))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_apriel.grading import math_process
-from megatron_apriel.grading.boxed import final_answer
+from megatron_apriel.grading.boxed import final_answer, is_balanced
 from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
 from megatron_apriel.grading.numbers import whole_number
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item, compared, without_answer
@@ -56,7 +56,7 @@ class MathGrader:
         if found is None:
             return without_answer("there is no box that is closed, and no line that says the answer")
         if len(found) > MOST_LETTERS:
-            return without_answer(f"the answer has {len(found):,} letters, and no result has more than {MOST_LETTERS:,}")
+            return without_answer(f"the answer has {len(found):,} letters, more than {MOST_LETTERS:,}")
         if _same_text(found, gold):
             return compared(True, found, gold)
         ours, theirs = whole_number(found), whole_number(gold)
@@ -65,6 +65,8 @@ class MathGrader:
         return self._by_math_verify(found, gold)
 
     def _by_math_verify(self, found: str, gold: str) -> Verdict:
+        if not is_balanced(gold):
+            return bad_item(f"the braces of the gold answer {gold} are not closed")
         try:
             said = self._process.ask({"gold": gold, "answer": found})
         except OutOfTimeError as error:

@@ -47,7 +47,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps({"result": compare(request["gold"], request["answer"])}), flush=True)
+        sys.stdout.write(json.dumps({"result": compare(request["gold"], request["answer"])}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

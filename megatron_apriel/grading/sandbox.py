@@ -321,7 +321,7 @@ def find_sandbox(limits: Limits | None = None) -> Sandbox:
         ConfigError: there is none; programs are not run without one.
     """
     for level in Level:
-        if not (why := why_not(level)):
+        if not why_not(level):
             return Sandbox(level, limits or Limits())
     reasons = "; ".join(f"{level}: {why_not(level)}" for level in Level)
     raise ConfigError(

@@ -4,8 +4,8 @@ It runs with the sandbox's interpreter, alone and without this project::
 
     python -I -S sandbox_launcher.py '{"command": [...], "status": 5, ...}'
 
-and tells through the descriptor ``status``, which the program does not get, that everything is in place, or what is not.
-With ``"watches": true`` it stays behind as the parent of all that the program leaves behind, and ends it.
+and tells through the descriptor ``status``, which the program does not get, that everything is in place, or what is
+not. With ``"watches": true`` it stays behind as the parent of all that the program leaves behind, and ends it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The filter of system calls that a program in the sandbox runs under (seccomp), as bytes to install.
 
-What it refuses: sockets, other processes' memory, namespaces and mounts, memory that no limit counts, kernel modules and
-the like. A program that asks in another architecture's numbers is killed. All else is left to limits, namespaces and
-Landlock. The classic BPF machine and its offsets are described in the kernel's ``seccomp_filter.rst``.
+What it refuses: sockets, other processes' memory, namespaces and mounts, memory that no limit counts, kernel modules
+and the like. A program that asks in another architecture's numbers is killed. All else is left to limits, namespaces
+and Landlock. The classic BPF machine and its offsets are described in the kernel's ``seccomp_filter.rst``.
 """
 
 from __future__ import annotations

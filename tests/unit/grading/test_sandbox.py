@@ -176,8 +176,7 @@ def test_takes_memory_that_no_process_holds(shut_in: Sandbox) -> None:
     program = """
         import os
         try:
-            file = os.memfd_create("hidden")
-            for _ in range(32): os.write(file, b"x" * 2**20)
+            for _ in range(16): os.write(os.memfd_create("hidden"), b"x" * 2**20)
             print("hides it")
         except OSError as error:
             print(error.strerror)
@@ -310,9 +309,7 @@ def test_without_a_sandbox_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None
         find_sandbox()
 
 
-def test_a_sandbox_that_fails_runs_nothing(
-    shut_in: Sandbox, monkeypatch: pytest.MonkeyPatch, canary: Path
-) -> None:
+def test_a_sandbox_that_fails_runs_nothing(shut_in: Sandbox, monkeypatch: pytest.MonkeyPatch, canary: Path) -> None:
     monkeypatch.setattr(sandbox_file, "system_call_filter", lambda guards_marks: b"\xff" * 16)
     with pytest.raises(ConfigError, match="Nothing was run"):
         shut_in.run_python("print('ran')")

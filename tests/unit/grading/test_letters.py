@@ -1,0 +1,134 @@
+"""Letters: the steps in one pass find what the official patterns find, which take quadratic time."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from megatron_apriel.grading.letters import aa_letter, grade_letter, mmlu_pro_letter
+from megatron_apriel.grading.mmmu_pro import grade_mmmu_pro, mmmu_pro_letter
+from megatron_apriel.grading.verdict import Cause, Mark
+
+PIECES = (
+    "answer is ", "Answer:", "answer:", " ", "\n", "A", "B", "(C)", "D)", "\\boxed{", "}", "x", "*", "__", ".",
+    "is the correct answer", "answer is (d)", "I", "Z", "é", "  ", "answer", ":", "Because",
+)  # fmt: skip
+AA = (
+    r"(?i)[\*\_]{0,2}Answer[\*\_]{0,2}\s*:[\s\*\_]{0,2}\s*([A-Z])(?![a-zA-Z0-9])",
+    r"\\boxed\{[^}]*([A-Z])[^}]*\}",
+    r"answer is ([a-zA-Z])",
+    r"answer is \(([a-zA-Z])\)",
+    r"([A-Z])\)\s*[^A-Z]*",
+    r"([A-Z])\s+is\s+the\s+correct\s+answer",
+    r"([A-Z])\s*$",
+    r"([A-Z])\s*\.",
+    r"([A-Z])\s*[^\w]",
+)
+
+
+def official_mmlu_pro(text: str) -> str | None:
+    for pattern, flags in (
+        (r"answer is \(?([A-J])\)?", 0),
+        (r".*[aA]nswer:\s*([A-J])", 0),
+        (r"\b([A-J])\b(?!.*\b[A-J]\b)", re.DOTALL),
+    ):
+        if match := re.search(pattern, text, flags):
+            return match[1]
+    return None
+
+
+def official_aa(text: str) -> str | None:
+    for pattern in AA:
+        if matches := list(re.finditer(pattern, text, re.MULTILINE | re.DOTALL)):
+            return matches[-1][1].upper()
+    return None
+
+
+@pytest.mark.parametrize(("ours", "official"), [(mmlu_pro_letter, official_mmlu_pro), (aa_letter, official_aa)])
+def test_the_official_patterns_find_the_same(
+    ours: Callable[[str], str | None], official: Callable[[str], str | None]
+) -> None:
+    draw = random.Random(0)
+    for _ in range(20_000):
+        text = "".join(draw.choices(PIECES, k=draw.randint(1, 12)))
+        assert ours(text) == official(text), text
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is (C). No, the answer is (D).", "C"),
+        ("Answer: B\nanswer: C", "B"),
+        ("Because of that,\nAnswer: Because", "B"),
+        ("Neither A nor D", "D"),
+        ("nothing", None),
+    ],
+)
+def test_mmlu_pro(text: str, letter: str | None) -> None:
+    assert mmlu_pro_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("**Answer: B**", "B"),
+        ("Answer: Because it is so.\nAnswer: c", "C"),
+        ("answer: A, or rather \\boxed{\\text{B}}", "A"),
+        ("So \\boxed{A} or \\boxed{\\text{(D)}}", "D"),
+        ("nothing at all", None),
+    ],
+)
+def test_artificial_analysis(text: str, letter: str | None) -> None:
+    assert aa_letter(text) == letter
+
+
+def test_verdicts_on_letters() -> None:
+    assert grade_letter("The answer is (B).", "B", 4, "mmlu_pro").mark is Mark.RIGHT
+    assert grade_letter("The answer is (B).", "A", 4, "mmlu_pro").mark is Mark.WRONG
+    beyond = grade_letter("The answer is (J).", "A", 4, "mmlu_pro")
+    assert (beyond.mark, beyond.found) == (Mark.WRONG, "J")
+    assert grade_letter("nothing", "A", 4, "mmlu_pro").cause is Cause.NO_ANSWER
+    assert grade_letter("The answer is (J).", "J", 4, "mmlu_pro").cause is Cause.DATA
+
+
+OPTIONS = ("red cars", "two red cars", "Blue", "none of them")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("It is so.\nAnswer: C", "C"),
+        ("Answer: A. Answer: D", "D"),
+        ("Answer: Because", "B"),  # letters in words count behind the label
+        ("Answer: A or B", "B"),  # two letters there: the one furthest right of those before a blank
+        ("(A) is wrong, (D) is right, and not (A)", "A"),
+        ("I would choose B", "B"),
+        ("It must be C.", "C"),
+        ("so it is TWO red cars here, I say", "A"),  # `red cars` begins further right
+        ("blue it is then for all of us", "C"),
+        ("two red cars", None),  # too few words for the options' texts
+        ("no letter here that is any of those", None),
+        ("", None),
+    ],
+)
+def test_mmmu_pro(text: str, letter: str | None) -> None:
+    assert mmmu_pro_letter(text, OPTIONS) == letter
+
+
+def test_verdicts_on_mmmu_pro() -> None:
+    assert grade_mmmu_pro("Answer: C", "C", OPTIONS).is_right
+    assert grade_mmmu_pro("no", "C", OPTIONS).cause is Cause.NO_ANSWER
+    assert grade_mmmu_pro("Answer: C", "E", OPTIONS).cause is Cause.DATA
+
+
+LONG = ("A ", "{", "\\boxed{", "answer: ", "answer is (", "answer:" + " " * 50, "(A) ", "Answer", "B" * 20, "\n", "*_")
+
+
+@pytest.mark.parametrize("piece", LONG)
+@pytest.mark.parametrize("find", [mmlu_pro_letter, aa_letter, lambda text: mmmu_pro_letter(text, OPTIONS)])
+def test_time_is_linear(find: Callable[[str], object], piece: str, times_of: Callable[..., Sequence[float]]) -> None:
+    short, long = times_of(find, piece)
+    assert long <= 15 * short

@@ -1,0 +1,184 @@
+"""Boxes, whole numbers and math-verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from megatron_apriel.generate.answer import FinishReason
+from megatron_apriel.grading import math_answers
+from megatron_apriel.grading.boxed import final_answer, last_boxed
+from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
+from megatron_apriel.grading.math_answers import MathGrader
+from megatron_apriel.grading.numbers import whole_number
+from megatron_apriel.grading.responses import answer_of_text, final_response
+from megatron_apriel.grading.verdict import Cause, Mark, Verdict
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[MathGrader]:
+    with MathGrader() as grader:
+        yield grader
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("\\boxed{203}. Wait: \\boxed{204}", "204"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{7} and \\boxed{8", "7"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{\\left\\{ x}", "\\left\\{ x"),
+        ("\\boxed{\\boxed{5}}", "5"),
+        ("\\boxed {6}", "6"),
+        ("\\\\boxed{9}", "9"),
+        ("} \\boxed{1} }", "1"),
+        ("{\\boxed{2}", "2"),
+        ("\\fbox{3}", "3"),
+        ("\\boxed{", None),
+        ("\\unboxed{4}", None),
+        ("boxed{4}", None),
+    ],
+)
+def test_the_last_box_that_is_closed(text: str, found: str | None) -> None:
+    assert last_boxed(text) == found
+
+
+def test_without_a_box_the_line_that_says_the_answer() -> None:
+    assert final_answer("The answer is 3.\nNo: **Final answer:** 42.\nGoodbye") == "42"
+    assert final_answer("The answer is 3, so \\boxed{4}") == "4"
+    assert final_answer("It is 42") is None
+    assert final_answer("answer:") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("70", "70"), ("070", "70"), ("+70", "70"), ("-070", "-70"), ("70.00", "70"), ("$70$", "70"), ("x = 70", "70"),
+        ("1,234", "1234"), ("1{,}234", "1234"), ("1\\,234", "1234"), ("000", "0"), ("-0", "0"), ("\\text{70}", "70"),
+        ("70^\\circ", "70"), ("\u221270", "-70"), ("7" * 5000, "7" * 5000),
+        ("70.5", None), ("7 0 x", None), ("1,23", None), ("", None), ("\u0667\u0660", None), ("1/2", None),
+    ],
+)  # fmt: skip
+def test_whole_numbers(text: str, number: str | None) -> None:
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "mark"),
+    [
+        ("070", "70", Mark.RIGHT),
+        ("71", "70", Mark.WRONG),
+        ("\\frac{9}{7}", "\\dfrac{9}{7}", Mark.RIGHT),
+        ("0.5", "\\frac12", Mark.RIGHT),
+        ("(1, 2]", "1 < x \\le 2", Mark.RIGHT),
+        ("\\{2, 1\\}", "\\{1, 2\\}", Mark.RIGHT),
+        ("x^2 + 2x + 1", "(x+1)^2", Mark.RIGHT),
+        ("0.333", "\\frac13", Mark.WRONG),
+        ("\\sqrt{2}", "1.5", Mark.WRONG),
+    ],
+)
+def test_equal_answers(grader: MathGrader, answer: str, gold: str, mark: Mark) -> None:
+    assert grader.grade(f"So \\boxed{{{answer}}}.", gold).mark is mark
+
+
+def test_gold_that_cannot_be_read_is_an_error_of_the_data(grader: MathGrader) -> None:
+    assert grader.grade("\\boxed{3}", "\\frac{1}{").cause is Cause.DATA
+    assert grader.grade("\\boxed{3}", "").cause is Cause.DATA
+
+
+def test_what_takes_too_long_is_neither_right_nor_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    with MathGrader(seconds=0.0) as impatient:
+        monkeypatch.setattr(impatient._process, "_starting", 0.05)
+        verdict = impatient.grade("\\boxed{\\frac{1}{3}}", "\\frac{2}{6}")
+        assert (verdict.mark, verdict.cause) == (Mark.NONE, Cause.SLOW)
+
+
+def test_a_long_answer_is_none(grader: MathGrader) -> None:
+    assert grader.grade("\\boxed{" + "1+" * math_answers.MOST_LETTERS + "1}", "3").cause is Cause.NO_ANSWER
+
+
+TRAINED = "Here are my reasoning steps: maybe \\boxed{7}. [BEGIN FINAL RESPONSE] \\boxed{8} [END FINAL RESPONSE]<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "found"),
+    [
+        (TRAINED, FinishReason.STOP, "8"),
+        ("maybe \\boxed{7}.\n[BEGIN FINAL RESPONSE]\n\\boxed{8}", FinishReason.STOP, "8"),
+        ("so \\boxed{8}", FinishReason.STOP, "8"),
+        ("Here are my reasoning steps: \\boxed{8}", FinishReason.STOP, Cause.NO_ANSWER),
+        ("Here are my reasoning steps: \\boxed{8}", FinishReason.LENGTH, Cause.TRUNCATED),
+        ("x [BEGIN FINAL RESPONSE] \\boxed{8", FinishReason.LENGTH, Cause.TRUNCATED),
+        ("\\boxed{8}", FinishReason.LENGTH, Cause.TRUNCATED),
+        ("[BEGIN FINAL RESPONSE]  [END FINAL RESPONSE]", FinishReason.STOP, Cause.NO_ANSWER),
+        ("", FinishReason.STOP, Cause.NO_ANSWER),
+        ("\\boxed{8}", FinishReason.FILTERED, Cause.FAILED),
+    ],
+)
+def test_only_the_final_response_counts(text: str, finish: FinishReason, found: str | Cause) -> None:
+    response = final_response(answer_of_text(text, finish))
+    if isinstance(response, Verdict):
+        assert (response.cause, response.mark) == (found, Mark.NONE)
+    else:
+        assert last_boxed(response) == found
+
+
+LONG = (
+    "A ",
+    "{",
+    "}",
+    "\\boxed{",
+    "\\boxed",
+    "\\",
+    "answer: ",
+    "answer is (",
+    "answer" + " " * 50,
+    "**",
+    "0",
+    "\\text{",
+)
+
+
+@pytest.mark.parametrize("piece", LONG)
+@pytest.mark.parametrize("find", [last_boxed, final_answer, whole_number])
+def test_time_is_linear(find: Callable[[str], object], piece: str, times_of: Callable[..., Sequence[float]]) -> None:
+    short, long = times_of(lambda text: find(f"{text}x"), piece)
+    assert long <= 15 * short
+
+
+def test_a_process_that_ends_or_hangs_is_started_again(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    program = tmp_path / "echo.py"
+    program.write_text(
+        "import sys, json, time\n"
+        "for line in sys.stdin:\n"
+        "    said = json.loads(line)\n"
+        "    if said == 'hang': time.sleep(20)\n"
+        "    if said == 'end': sys.exit('it had enough')\n"
+        "    print(line.strip() if said != 'nonsense' else 'no json', flush=True)\n",
+        encoding="utf-8",
+    )
+    import sys
+
+    with LineProcess([sys.executable, str(program)], 0.5) as process:
+        assert process.ask({"a": [1, "é\n"]}) == {"a": [1, "é\n"]}
+        with pytest.raises(OutOfTimeError):
+            process.ask("hang")
+        process._starting = 10.0
+        assert process.ask("again") == "again"
+        with pytest.raises(BrokenProcessError, match="it had enough"):
+            process.ask("end")
+        with pytest.raises(BrokenProcessError, match="no json"):
+            process.ask("nonsense")
+        assert process.ask("again") == "again"
+    with LineProcess(["/nonexistent/program"], 1.0) as absent, pytest.raises(BrokenProcessError, match="No such file"):
+        absent.ask(1)
+
+
+@pytest.mark.parametrize(
+    "piece", ["<tool_calls>[]</tool_calls>", "[END ", '<tool_calls>["a"', "[BEGIN FINAL RESPONSE]"]
+)
+def test_the_final_response_is_found_in_linear_time(piece: str, times_of: Callable[..., Sequence[float]]) -> None:
+    short, long = times_of(lambda text: final_response(answer_of_text(f"x [BEGIN FINAL RESPONSE] {text}")), piece)
+    assert long <= 15 * short

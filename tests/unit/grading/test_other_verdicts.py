@@ -1,0 +1,145 @@
+"""MathVista's rule, judges, and graders whose environment is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_apriel.errors import ConfigError, ServerError
+from megatron_apriel.generate.answer import Answer, FinishReason
+from megatron_apriel.generate.conversation import Question
+from megatron_apriel.grading.ifbench_process import check, variants
+from megatron_apriel.grading.instructions import InstructionGrader
+from megatron_apriel.grading.judge import CLOSED_QUESTION, FIGURE, LONG_CONTEXT, Form, grade_by_judge
+from megatron_apriel.grading.mathvista import AnswerType, edit_distance, grade_mathvista
+from megatron_apriel.grading.scorer_environments import plain_environment, scorer_python
+from megatron_apriel.grading.verdict import Cause, Mark
+
+
+@pytest.mark.parametrize(
+    ("found", "gold", "kind", "choices", "precision", "is_right"),
+    [
+        ("B", "two", "text", ("one", "two"), None, True),
+        ("(b) surely", "two", "text", ("one", "two"), None, True),
+        ("b", "two", "text", ("one", "two"), None, False),  # a small letter alone is compared as a text
+        ("tow", "two", "text", ("one", "two"), None, True),
+        ("(d)", "one", "text", ("one", "two"), None, True),  # beyond the choices: nearest to the letter D
+        ("3.7", "3", "integer", (), None, True),
+        ("3.149", "3.15", "float", (), 2.0, True),
+        ("3.1", "3.10", "float", (), 2, False),  # compared as texts
+        ("[1, 2]", "[1, 2]", "list", (), None, True),
+    ],
+)
+def test_mathvista(
+    found: str, gold: str, kind: AnswerType, choices: tuple[str, ...], precision: float | None, is_right: bool
+) -> None:
+    assert grade_mathvista(found, gold, kind, choices, precision).is_right is is_right
+
+
+def test_mathvista_without_an_answer() -> None:
+    for kind, found in (("integer", "many"), ("float", "1e"), ("integer", "1e999"), ("integer", "nan"), ("text", None)):
+        assert grade_mathvista(found, "3", kind, (), 1).cause is Cause.NO_ANSWER  # type: ignore[arg-type]
+    assert grade_mathvista("x", "three", "text", ("one", "two")).cause is Cause.DATA
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("flaw", "lawn", 2), ("a", "a", 0)]
+)
+def test_edit_distance(first: str, second: str, distance: int) -> None:
+    assert edit_distance(first, second) == edit_distance(second, first) == distance
+
+
+@pytest.mark.parametrize(
+    ("form", "reply", "mark"),
+    [
+        (LONG_CONTEXT, "CORRECT", Mark.RIGHT),
+        (LONG_CONTEXT, " INCORRECT\n", Mark.WRONG),
+        (LONG_CONTEXT, "It is CORRECT", Mark.NONE),
+        (LONG_CONTEXT, "correct", Mark.NONE),
+        (CLOSED_QUESTION, "extracted_final_answer: 4\nreasoning: the same\ncorrect: yes\nconfidence: 90%", Mark.RIGHT),
+        (CLOSED_QUESTION, "**correct:** No.", Mark.WRONG),
+        (CLOSED_QUESTION, "correct: yes\ncorrect: no", Mark.NONE),
+        (CLOSED_QUESTION, "the answer is correct: yes indeed", Mark.NONE),
+        (FIGURE, '{"extracted_answer": "4", "score": 1}', Mark.RIGHT),
+        (FIGURE, '```json\n{"extracted_answer": "4", "score": 0}\n```', Mark.WRONG),
+        (FIGURE, '{"score": true}', Mark.NONE),
+        (FIGURE, '{"score": 2}', Mark.NONE),
+        (FIGURE, "score: 1", Mark.NONE),
+    ],
+)
+def test_replies_of_judges_are_read_strictly(form: Form, reply: str, mark: Mark) -> None:
+    asked: list[Question] = []
+
+    def ask(question: Question) -> Answer:
+        asked.append(question)
+        return Answer("CORRECT or not?", reply, finish=FinishReason.STOP)
+
+    verdict = grade_by_judge(form, ask, "How {many}?", "4", "It is {4}.")
+    assert verdict.mark is mark
+    assert (verdict.cause is Cause.CHECK) == (mark is Mark.NONE)
+    text = asked[0].turns[0].text
+    assert "How {many}?" in text and "It is {4}." in text
+    assert asked[0].sampling.greedy
+
+
+def test_a_judge_that_fails_gives_no_verdict() -> None:
+    def fail(question: Question) -> Answer:
+        raise ServerError("it is gone.")
+
+    assert grade_by_judge(FIGURE, fail, "q", "g", "r").cause is Cause.CHECK
+    cut = grade_by_judge(LONG_CONTEXT, lambda _: Answer("", "CORRECT", finish=FinishReason.LENGTH), "q", "g", "r")
+    assert cut.mark is Mark.NONE
+
+
+def test_environments_of_their_own_are_named_where_they_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("APRIEL_SCORERS", str(tmp_path))
+    with pytest.raises(ConfigError, match="make scorers"):
+        InstructionGrader()
+    (tmp_path / "ifbench" / "bin").mkdir(parents=True)
+    (tmp_path / "ifbench" / "bin" / "python").touch()
+    assert scorer_python("ifbench") == tmp_path / "ifbench" / "bin" / "python"
+
+
+def test_such_an_environment_gets_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("NLTK_DATA", "/data")
+    assert plain_environment("NLTK_DATA") == {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "NLTK_DATA": "/data"}
+
+
+class Checker:
+    """Wants a word; it is told the prompt too."""
+
+    def __init__(self, name: str) -> None:
+        self.given: dict[str, object] = {}
+
+    def build_description(self, **given: object) -> None:
+        self.given |= given
+
+    def get_instruction_args(self) -> dict[str, object]:
+        return {"prompt": None}
+
+    def check_following(self, text: str) -> bool:
+        assert self.given["prompt"] == "Say it."
+        if self.given["word"] == "":
+            raise LookupError("\n***\n  Resource tagger not found.\n***")
+        return text.startswith(str(self.given["word"]))
+
+
+def test_instructions_are_checked_strictly_and_loosely() -> None:
+    request = {
+        "prompt": "Say it.", "response": "*Sure*:\n**yes**\nBye", "instructions": ["a"] * 4,
+        "arguments": [{"word": "*Sure"}, {"word": "yes", "other": None}, {"word": "no"}, {"word": ""}],
+    }  # fmt: skip
+    assert check(request, {"a": Checker}) == [
+        {"strict": True, "loose": True},
+        {"strict": False, "loose": True},
+        {"strict": False, "loose": False},
+        {"problem": "Resource tagger not found."},
+    ]
+
+
+def test_the_eight_variants_of_the_loose_rule() -> None:
+    assert variants("*a*\nb\nc") == ["*a*\nb\nc", "b\nc", "*a*\nb", "b", "a\nb\nc", "b\nc", "a\nb", "b"]
