@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,18 +17,18 @@ from urllib.parse import urlsplit
 import httpx
 
 from megatron_apriel.errors import ConfigError, ServerError, listed
-from megatron_apriel.generate.answer import Answer, AnswerStream, FinishReason, Model, Part, Piece, finished
+from megatron_apriel.generate.answer import Answer, AnswerStream, Model, Part, Piece
 from megatron_apriel.generate.conversation import Question
 from megatron_apriel.generate.server_events import error_message, objects_of, whole_text
 from megatron_apriel.generate.server_messages import body_of
-from megatron_apriel.generate.server_reply import Reply
+from megatron_apriel.generate.server_reply import Reply, whole_answer
 from megatron_apriel.terminal import note
 
 _CONNECT_SECONDS = 10.0
 _LONGEST_WAIT = 60.0
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 """Statuses of a server that may answer if it is asked again."""
-_ENDPOINT = "/chat/completions"
+ENDPOINT = "/chat/completions"
 
 
 class ServerModel(Model):
@@ -60,12 +59,12 @@ class ServerModel(Model):
         trained: bool | None = None,
     ) -> None:
         self.address = _base(address)
-        self._attempts, self._trained, self._plain = attempts, trained, False
+        self.trained = trained
+        self.timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._attempts, self._plain = attempts, False
         self._without_parser = False
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(seconds, connect=_CONNECT_SECONDS),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-        )
+        self._client = httpx.Client(timeout=self.timeout, headers=self.headers)
         try:
             self.name = model or self._only_model()
         except BaseException:
@@ -76,13 +75,17 @@ class ServerModel(Model):
         """Close its connections."""
         self._client.close()
 
+    @property
+    def begins(self) -> Part:
+        """The part that a text begins in, as far as it is known before one came."""
+        return Part.CONTENT if self.trained is False else Part.REASONING
+
     def stream(self, question: Question) -> AnswerStream:
         """Begin an answer; the server is asked when its first piece is read."""
         return AnswerStream(self._read(question))
 
     def _read(self, question: Question) -> Generator[Piece, None, Answer]:
-        begins = Part.CONTENT if self._trained is False or self._plain else Part.REASONING
-        reply = Reply(begins)
+        reply = Reply(Part.CONTENT if self._plain else self.begins)
         with self._asked(body_of(question, self.name)) as response:
             try:
                 for event in objects_of(response):
@@ -100,20 +103,9 @@ class ServerModel(Model):
 
     def _formed(self, reply: Reply) -> Answer:
         """The answer, and whether the model writes in the trained format, where nobody said."""
-        answer = reply.answer()
-        if self._trained is None and not reply.has_reasoning_field:
-            if reply.is_marked:
-                self._plain = False
-                answer = reply.answer(Part.REASONING)
-            elif reply.finish is FinishReason.STOP and reply.characters:
-                self._plain = True
-                answer = reply.answer(Part.CONTENT)
-        assert reply.finish is not None
-        usage = reply.usage
-        return finished(
-            replace(answer, prompt_tokens=usage.get("prompt_tokens"), tokens=usage.get("completion_tokens")),
-            reply.finish,
-        )
+        if self.trained is None and reply.is_plain is not None:
+            self._plain = reply.is_plain
+        return whole_answer(reply, self.trained)
 
     @contextmanager
     def _asked(self, body: dict[str, Any]) -> Iterator[httpx.Response]:
@@ -122,7 +114,7 @@ class ServerModel(Model):
             body["tool_choice"] = "none"
         for attempt in itertools.count(1):
             try:
-                with self._client.stream("POST", self.address + _ENDPOINT, json=body) as response:
+                with self._client.stream("POST", self.address + ENDPOINT, json=body) as response:
                     if response.status_code == 200:
                         yield response
                         return
@@ -202,13 +194,13 @@ def _base(address: str) -> str:
         valid = False
     if not valid:
         raise ConfigError(f"{address} is no server's address.", fix="Give one as http://localhost:8000/v1.")
-    base = address.rstrip("/").removesuffix(_ENDPOINT)
+    base = address.rstrip("/").removesuffix(ENDPOINT)
     return base if urlsplit(base).path else f"{base}/v1"
 
 
 def _wait(response: httpx.Response | None, attempt: int) -> float | None:
     """Seconds until the next attempt; None where another would end alike."""
-    if response is not None and response.status_code not in _PASSING:
+    if response is not None and response.status_code not in PASSING_STATUSES:
         return None
     asked = response.headers.get("retry-after", "") if response is not None else ""
     return min(float(asked) if asked.isdecimal() else float(2 ** (attempt - 1)), _LONGEST_WAIT)

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_apriel.data.raw.chat_markers import RESPONSE_OPENING
 from megatron_apriel.errors import ServerError, brief
-from megatron_apriel.generate.answer import Answer, FinishReason, Part, Piece
+from megatron_apriel.generate.answer import Answer, FinishReason, Part, Piece, finished
 from megatron_apriel.generate.conversation import ToolCall
 from megatron_apriel.generate.parsing import AnswerParser, parse_answer
 
@@ -42,6 +42,15 @@ class Reply:
     def is_marked(self) -> bool:
         """Whether the text is in the trained format, by its marker."""
         return RESPONSE_OPENING in "".join(self._text)
+
+    @property
+    def is_plain(self) -> bool | None:
+        """Whether the text is in no trained format, now that it is whole; None where that cannot be told."""
+        if self.has_reasoning_field:
+            return None
+        if self.is_marked:
+            return False
+        return True if self.finish is FinishReason.STOP and self.characters else None
 
     def pieces(self, event: dict[str, Any]) -> Iterator[Piece]:
         """What an event adds. Raises ServerError if it is none of the protocol."""
@@ -111,6 +120,22 @@ class Reply:
             call["id"] = call["id"] or _text(one, "id")
             call["name"] += _text(function, "name")
             call["arguments"] += _text(function, "arguments")
+
+
+def whole_answer(reply: Reply, trained: bool | None = None) -> Answer:
+    """The answer of a reply that ended, with its counts.
+
+    Args:
+        reply: with the reason of its end.
+        trained: whether the model writes in the trained format. None: its text counts as reasoning until the final
+            response begins; where it ends without one, it was an answer in another format.
+    """
+    assert reply.finish is not None
+    plain = reply.is_plain if trained is None else None
+    answer = reply.answer(None if plain is None else Part.CONTENT if plain else Part.REASONING)
+    usage = reply.usage
+    counted = replace(answer, prompt_tokens=usage.get("prompt_tokens"), tokens=usage.get("completion_tokens"))
+    return finished(counted, reply.finish)
 
 
 def _text(fields: Any, name: str) -> str:

@@ -1,0 +1,165 @@
+"""Many questions at once: every one gets an outcome, whatever servers do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from megatron_apriel.errors import DataError, ServerError
+from megatron_apriel.generate import asking
+from megatron_apriel.generate.answer import Answer, AnswerStream, FinishReason, Model
+from megatron_apriel.generate.asking import Asked, ask_models
+from megatron_apriel.generate.conversation import Question, Turn
+from megatron_apriel.generate.server import ServerModel
+from megatron_apriel.testing.chat_servers import Reply, ScriptedServer, whole
+
+
+def said(text: str, finish: str = "stop", **message: object) -> Reply:
+    choice = {"index": 0, "message": {"content": text, **message}, "finish_reason": finish}
+    return whole({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}})
+
+
+def jobs(count: int) -> list[tuple[str, Callable[[], Question]]]:
+    return [(str(number), lambda number=number: Question((Turn("user", (f"question {number}",)),)))  # type: ignore[misc]
+            for number in range(count)]  # fmt: skip
+
+
+def outcomes(servers: list[ScriptedServer], count: int, **options: int | float) -> dict[str, Asked]:
+    models: list[Model] = [ServerModel(server.address) for server in servers]
+    done: list[Asked] = []
+    ask_models(models, jobs(count), done.append, **options)  # type: ignore[arg-type]
+    assert len({one.key for one in done}) == len(done) == count
+    return {one.key: one for one in done}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "_LONGEST_WAIT", 0.02)
+
+
+def test_every_question_is_answered_once() -> None:
+    with ScriptedServer(said("an answer")) as server:
+        found = outcomes([server], 50)
+    assert {one.answer.content for one in found.values() if one.answer} == {"an answer"}
+    assert sorted(body["messages"][0]["content"] for body in server.requests) == sorted(
+        f"question {number}" for number in range(50)
+    )
+    assert all(body["stream"] is False and "stream_options" not in body for body in server.requests)
+
+
+def test_servers_share_the_questions() -> None:
+    with ScriptedServer(said("first")) as first, ScriptedServer(said("second")) as second:
+        found = outcomes([first, second], 60, at_once=2)
+    told = [one.answer.content for one in found.values() if one.answer]
+    assert told.count("first") == len(first.requests) > 0 and told.count("second") == len(second.requests) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "expected"),
+    [
+        ("Maybe. [BEGIN FINAL RESPONSE] 4 [END FINAL RESPONSE]", "stop", ("Maybe.", "4", FinishReason.STOP)),
+        ("Four.", "stop", ("", "Four.", FinishReason.STOP)),
+        ("Let me", "length", ("Let me", "", FinishReason.LENGTH)),
+    ],
+)
+def test_answers_are_divided_as_in_a_chat(text: str, finish: str, expected: tuple[str, str, FinishReason]) -> None:
+    with ScriptedServer(said(text, finish)) as server:
+        answer = outcomes([server], 1)["0"].answer
+    assert answer is not None and (answer.reasoning, answer.content, answer.finish) == expected
+    assert (answer.prompt_tokens, answer.tokens) == (3, 5)
+
+
+def test_reasoning_in_a_field_of_its_own() -> None:
+    with ScriptedServer(said("4", reasoning_content="Two and two.")) as server:
+        answer = outcomes([server], 1)["0"].answer
+    assert answer is not None and (answer.reasoning, answer.content) == ("Two and two.", "4")
+
+
+def test_what_may_pass_is_tried_again() -> None:
+    busy = whole({"error": {"message": "busy"}}, 503)
+    with ScriptedServer(busy, busy, said("yes")) as server:
+        found = outcomes([server], 1)
+        assert len(server.requests) == 3
+    assert found["0"].answer is not None
+
+
+def test_what_does_not_pass_is_an_outcome_and_the_others_go_on() -> None:
+    with ScriptedServer(whole({"message": "too long"}, 400), said("yes")) as server:
+        found = outcomes([server], 5, at_once=1)
+    assert "too long" in found["0"].problem and found["0"].answer is None
+    assert all(found[str(number)].answer for number in range(1, 5))
+    with ScriptedServer(whole({"error": {"message": "busy"}}, 503)) as server:
+        found = outcomes([server], 2, attempts=3)
+        assert len(server.requests) == 6
+    assert "busy" in found["1"].problem
+
+
+@pytest.mark.parametrize("reply", [whole([1]), whole({"choices": "none"}), whole({"error": "broken"}), said("x", "")])
+def test_nonsense_is_an_outcome(reply: Reply) -> None:
+    with ScriptedServer(reply) as server:
+        found = outcomes([server], 2)
+    assert all(one.answer is None and one.problem for one in found.values())
+
+
+def test_a_question_that_cannot_be_made_is_an_outcome() -> None:
+    def fail() -> Question:
+        raise DataError("the picture is gone.")
+
+    done: list[Asked] = []
+    with ScriptedServer(said("yes")) as server:
+        ask_models([ServerModel(server.address)], [("bad", fail), *jobs(2)], done.append)
+    assert {one.key: one.problem for one in done} == {"bad": "the picture is gone.", "0": "", "1": ""}
+
+
+def test_a_server_that_goes_away_leaves_its_questions_to_the_others() -> None:
+    with ScriptedServer(said("yes")) as there, ScriptedServer(said("gone")) as gone:
+        models: list[Model] = [ServerModel(gone.address), ServerModel(there.address)]
+        gone.__exit__()
+        done: list[Asked] = []
+        ask_models(models, jobs(20), done.append, at_once=2, patience_s=0.1)
+        assert [one.answer.content for one in done if one.answer] == ["yes"] * 20
+
+
+def test_without_any_server_the_rest_stays_unasked() -> None:
+    with ScriptedServer(said("yes")) as server:
+        models: list[Model] = [ServerModel(server.address)]
+    done: list[Asked] = []
+    with pytest.raises(ServerError, match="no server can be reached any more"):
+        ask_models(models, jobs(20), done.append, patience_s=0.1)
+    assert not done
+
+
+def test_a_server_that_comes_back_in_time_is_used() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with ScriptedServer(said("yes")) as server:
+        model = ServerModel(server.address)
+        model.address = f"http://127.0.0.1:{port}/v1"
+        threading.Timer(0.3, lambda: setattr(model, "address", f"{server.address}/v1")).start()
+        done: list[Asked] = []
+        ask_models([model], jobs(5), done.append, patience_s=30.0)
+    assert len(done) == 5 and all(one.answer for one in done)
+
+
+def test_other_models_are_asked_one_by_one() -> None:
+    class Alone(Model):
+        name = "alone"
+
+        def stream(self, question: Question) -> AnswerStream:
+            raise NotImplementedError
+
+        def answer(self, question: Question) -> Answer:
+            if question.turns[0].text.endswith("1"):
+                raise DataError("it has a picture, and reads none.")
+            return Answer("", "yes", finish=FinishReason.STOP)
+
+        def close(self) -> None:
+            pass
+
+    done: list[Asked] = []
+    ask_models([Alone()], jobs(3), done.append)
+    assert [(one.key, one.problem) for one in done] == [("0", ""), ("1", "it has a picture, and reads none."), ("2", "")]

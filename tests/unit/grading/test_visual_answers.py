@@ -1,0 +1,49 @@
+"""Answers to the visual tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_apriel.grading.verdict import Cause, Mark
+from megatron_apriel.grading.visual_answers import grade_visual_answer
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "mark"),
+    [
+        ("C", "C", Mark.RIGHT),
+        ("The right patch is C.", "C", Mark.RIGHT),
+        ("(C)", "B", Mark.WRONG),
+        ("A or C", "C", Mark.NONE),
+        ("A or C? The answer is C.", "C", Mark.RIGHT),
+        ("A or C? \\boxed{C}", "C", Mark.RIGHT),
+        ("Cat", "C", Mark.NONE),
+        ("Yes", True, Mark.RIGHT),
+        ("No, there is none. No.", False, Mark.RIGHT),
+        ("yes and no", True, Mark.NONE),
+        ("Nothing", False, Mark.NONE),
+        ("6", 6, Mark.RIGHT),
+        ("There are 6 shapes.", 6, Mark.RIGHT),
+        ("There are 7 shapes.", 6, Mark.WRONG),
+        ("2 + 4, so the answer is 6", 6, Mark.RIGHT),
+        ("1.5", 1, Mark.NONE),
+        ("1" * 5000, 1, Mark.NONE),
+        ("Row 4, column 3", [4, 3], Mark.RIGHT),
+        ("in row 4 and column 3.", [4, 3], Mark.RIGHT),
+        ("row 3, column 4", [4, 3], Mark.WRONG),
+        ("4, 3", [4, 3], Mark.NONE),
+        ("3 1 2", [3, 1, 2], Mark.RIGHT),
+        ("The order is:\n3, 1, 2", [3, 1, 2], Mark.RIGHT),
+        ("3 1", [3, 1, 2], Mark.WRONG),
+        ("", [3, 1, 2], Mark.NONE),
+    ],
+)
+def test_answers(response: str, answer: Any, mark: Mark) -> None:
+    assert grade_visual_answer(response, answer).mark is mark
+
+
+@pytest.mark.parametrize("answer", [None, "CD", [1], 1.5, {"a": 1}])
+def test_what_is_no_answer_is_an_error_of_the_data(answer: Any) -> None:
+    assert grade_visual_answer("C", answer).cause is Cause.DATA
