@@ -68,7 +68,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",
     packages=find_packages(include=["megatron_apriel", "megatron_apriel.*"]),
-    package_data={"megatron_apriel": ["**/*.jinja", "**/*.yaml", "py.typed"]},
+    package_data={"megatron_apriel": ["**/*.jinja", "**/*.yaml", "**/*.html", "py.typed"]},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
 )

@@ -21,6 +21,7 @@ A room may import only rooms above it in this list, and no file imports in a cir
       model/             decoder, tower, projector, assembly, freezing, what can be done with the head
       generate/          answers from a model: a server that speaks OpenAI's protocol, or transformers
       grading/           from an answer to a verdict: right, wrong or none; the sandbox for programs
+      evaluate/          benchmarks, asking, scoring, the table and its page
       checkpoint/        loading into shards, export, conversion, resumable state
       planning/          memory, time, layouts, the dry run
       train/             trainer, step, loop, optimizer, metrics
@@ -28,9 +29,9 @@ A room may import only rooms above it in this list, and no file imports in a cir
       testing/           importable helpers of the tests
 
 The files at the top are the ground, which every room stands on. ``data/loading`` and ``model`` do not know each other.
-``config``, ``formats``, ``surgery``, ``planning``, ``grading``, ``generate`` without the file that runs transformers,
-and all of ``data`` but ``loading`` import no torch, so that command lines answer at once and run on a login node.
-``tools/`` and ``examples/`` stand above the package. ``tests/unit/test_house_rules.py`` holds all of this.
+``config``, ``formats``, ``surgery``, ``planning``, ``grading``, ``evaluate``, ``generate`` without the file that runs
+transformers, and all of ``data`` but ``loading`` import no torch, so that command lines answer at once and run on a
+login node. ``tools/`` and ``examples/`` stand above the package. ``tests/unit/test_house_rules.py`` holds all of this.
 """
 
 __version__ = "0.1.0"

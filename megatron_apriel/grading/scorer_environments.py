@@ -36,3 +36,9 @@ def plain_environment(*kept: str) -> dict[str, str]:
     """Variables for a process of such an environment: none that says where our packages are, nor any secret."""
     own = {name: os.environ[name] for name in kept if name in os.environ}
     return {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **own}
+
+
+def package_files(name: str, path: str) -> list[Path]:
+    """Files of a path in the packages of an environment; none where it is not there."""
+    folder = Path(os.environ.get(VARIABLE) or DEFAULT)
+    return sorted((folder / name / "lib").glob(f"python3*/site-packages/{path}"))

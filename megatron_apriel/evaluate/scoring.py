@@ -1,0 +1,124 @@
+"""Verdicts on the answers of a benchmark, by the scorers of ``grading``; what was scored before stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.evaluate.items import Item, digest
+from megatron_apriel.evaluate.records import Record, RecordFile, answer_of, read_records
+from megatron_apriel.generate.answer import Model
+from megatron_apriel.grading import judge
+from megatron_apriel.grading.instructions import InstructionGrader
+from megatron_apriel.grading.letters import grade_letter
+from megatron_apriel.grading.math_answers import MathGrader
+from megatron_apriel.grading.responses import final_response
+from megatron_apriel.grading.verdict import Cause, Mark, Verdict
+from megatron_apriel.grading.visual_answers import grade_visual_answer
+from megatron_apriel.progress import progress
+
+FORMS = {form.name: form for form in (judge.LONG_CONTEXT, judge.CLOSED_QUESTION, judge.FIGURE)}
+Grade = Callable[[str, Mapping[str, Any]], Verdict]
+
+
+class Scorers(AbstractContextManager["Scorers"]):
+    """The scorers by their names, each begun when it is first used; a context manager, because some keep processes.
+
+    Args:
+        judge: the model that judges, if there is one.
+    """
+
+    def __init__(self, judge: Model | None = None) -> None:
+        self._judge = judge
+        self._open = ExitStack()
+        self._begun: dict[str, tuple[str, Grade]] = {}
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def grade(self, item: Item, record: Record) -> Verdict:
+        """The verdict on an answer's line."""
+        answer = answer_of(record)
+        if answer is None:
+            return Verdict(Mark.NONE, record["failed"], Cause.FAILED)
+        response = final_response(answer)
+        if isinstance(response, Verdict):
+            return response
+        return self._scorer(item.scorer)[1](response, item.grading)
+
+    def version(self, item: Item) -> str:
+        """What the verdict depends on beside item and answer. Raises ConfigError if its scorer is not to be had."""
+        version = self._scorer(item.scorer)[0]
+        if item.scorer == "judge":
+            form = FORMS[item.grading["form"]]
+            return f"{version}, {form.name} {form.version}"
+        return version
+
+    def _scorer(self, name: str) -> tuple[str, Grade]:
+        if name not in self._begun:
+            self._begun[name] = self._begin(name)
+        return self._begun[name]
+
+    def _begin(self, name: str) -> tuple[str, Grade]:
+        match name:
+            case "letter":
+                return "letter 1", lambda text, how: grade_letter(text, how["gold"], how["options"], how["rule"])
+            case "visual_task":
+                return "visual task 1", lambda text, how: grade_visual_answer(text, how["answer"])
+            case "mathematics":
+                mathematics = self._open.enter_context(MathGrader())
+                return f"mathematics 1, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
+            case "instructions":
+                checker = self._open.enter_context(InstructionGrader())
+                return checker.version, lambda text, how: checker.grade(
+                    text, how["prompt"], how["instructions"], how["arguments"]
+                )
+            case "judge":
+                return self._begin_judge()
+        raise ConfigError(f"there is no scorer {name!r}.", fix="Load the items again with this version.")
+
+    def _begin_judge(self) -> tuple[str, Grade]:
+        model = self._judge
+        if model is None:
+            raise ConfigError(
+                "these answers are judged by a model, and none is given.", fix="Give its address with --judge."
+            )
+
+        def grade(text: str, how: Mapping[str, Any]) -> Verdict:
+            return judge.grade_by_judge(FORMS[how["form"]], model.answer, how["question"], how["gold"], text)
+
+        return f"judge {model.name}", grade
+
+
+def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers) -> int:
+    """Score what has no verdict yet, or one on another answer, by another scorer or for another item.
+
+    A verdict that gave none because a check was slow or not to be had is tried again.
+
+    Returns:
+        How many were scored.
+    """
+    records, known = read_records(answers), read_records(verdicts)
+    waiting: list[tuple[Item, Record, str]] = []
+    for item in items:
+        record = records.get(item.key)
+        if record is None or record["question"] != item.question_mark:
+            continue
+        mark = digest([record, item.grading_mark, scorers.version(item)])
+        earlier = known.get(item.key)
+        if earlier is None or earlier["mark_of"] != mark or earlier["cause"] in (Cause.SLOW, Cause.CHECK):
+            waiting.append((item, record, mark))
+    if not waiting:
+        return 0
+    with RecordFile(verdicts) as file, progress("scoring", len(waiting), "answers") as step:
+        for item, record, mark in waiting:
+            verdict = scorers.grade(item, record)
+            file.add({
+                "key": item.key, "mark": verdict.mark.value, "cause": verdict.cause.value, "reason": verdict.reason,
+                "found": verdict.found, "parts": dict(verdict.parts), "scorer": scorers.version(item), "mark_of": mark,
+            })  # fmt: skip
+            step()
+    return len(waiting)

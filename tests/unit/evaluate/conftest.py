@@ -1,0 +1,64 @@
+"""What the tests of evaluation share: a server that answers by the question, and small data of the published form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatron_apriel.testing.chat_servers import AnsweringServer
+
+Answering = Callable[[Callable[[dict[str, Any]], Any]], AnsweringServer]
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    """Starts servers that answer what a function makes of a request."""
+    servers: list[AnsweringServer] = []
+
+    def start(answer: Callable[[dict[str, Any]], Any]) -> AnsweringServer:
+        server = AnsweringServer(answer)
+        server.__enter__()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.__exit__()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Ten questions in MMLU-Pro's published form, the right letter A in six; three of AIME's."""
+    folder = tmp_path / "data"
+    (folder / "mmlu_pro").mkdir(parents=True)
+    rows = [
+        {"question_id": number, "question": f"What is {number}?", "options": ["so", "not so", "neither"],
+         "answer": "AB"[number >= 6], "answer_index": int(number >= 6), "category": ("law", "physics")[number % 2]}
+        for number in range(10)
+    ]  # fmt: skip
+    write_lines(folder / "mmlu_pro" / "test.jsonl", rows)
+    (folder / "aime25").mkdir()
+    write_lines(folder / "aime25" / "test.jsonl", [{"problem": f"p{number}", "answer": "070"} for number in range(3)])
+    return folder
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Six pictures with something to see."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        small = draw.integers(0, 256, size=(12, 16, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder

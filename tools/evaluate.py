@@ -1,0 +1,197 @@
+#!/usr/bin/env python
+"""Evaluate a model: load benchmarks, ask, score, and write a table beside the published row."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_apriel.command_line import CommandLine, above_zero, chosen, count_above_zero
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.locks import HeldError, lock_directory
+from megatron_apriel.terminal import note, say
+
+if TYPE_CHECKING:
+    from megatron_apriel.evaluate.benchmarks import Benchmark
+    from megatron_apriel.evaluate.running import Evaluation
+    from megatron_apriel.generate.answer import Model
+
+STEPS = ("load", "ask", "score", "report")
+EXAMPLES = """\
+examples:
+  # a model behind two servers (vLLM, SGLang, any that speaks OpenAI's protocol), on IFBench and MMLU-Pro
+  python tools/evaluate.py runs/evaluation --model http://node1:8000 http://node2:8000 \\
+      --benchmarks ifbench,mmlu_pro --data data/benchmarks
+
+  # a directory, by transformers; the visual tasks are made from pictures that training never saw
+  python tools/evaluate.py runs/evaluation --model runs/sft/final --benchmarks visual_tasks \\
+      --pictures photographs/held_out --samples 200 --max-tokens 512
+
+  # on a node with the data, on one with the model, and on any
+  python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --steps load
+  python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --steps ask
+  python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --steps score,report
+
+  # what became better
+  python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --baseline runs/before
+
+The same command goes on where it was stopped: answered items are not asked again, and scored ones are scored again only
+if their answer, their item or their scorer changed. The result is report.md, report.json and report.html, which opens
+from disk. Exit code: 0 if everything was asked and scored, 1 if not, 2 for a wrong command line.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES, allow_abbrev=False)
+    parser.add_argument(
+        "output", metavar="OUT", type=Path, help="directory of the evaluation; one that exists is resumed"
+    )
+    what = parser.add_argument_group("what is evaluated")
+    what.add_argument("--model", nargs="+", required=True, metavar="DIR|URL",
+                      help="Hugging Face directory, or addresses of servers that share the work")  # fmt: skip
+    what.add_argument("--benchmarks", required=True, metavar="LIST", help="names, as ifbench,mmlu_pro,visual_tasks")
+    what.add_argument("--data", type=Path, default=Path("data/benchmarks"), metavar="DIR",
+                      help="a folder for each benchmark in it (%(default)s)")  # fmt: skip
+    what.add_argument("--pictures", default="", metavar="DIR", help="raw pictures that the visual tasks are made from")
+    what.add_argument("--samples", type=count_above_zero, default=1000, metavar="N", help="visual tasks (%(default)s)")
+    what.add_argument("--limit", type=count_above_zero, metavar="N", help="items of each benchmark (default: all)")
+    what.add_argument("--baseline", nargs="+", type=Path, default=[], metavar="OTHER_OUT",
+                      help="earlier evaluations to compare with")  # fmt: skip
+    how = parser.add_argument_group("how it is asked")
+    how.add_argument("--runs", type=above_zero, metavar="K", help="of each benchmark (default: as published)")
+    how.add_argument("--temperature", type=float, default=0.6, metavar="X", help="0 for the likeliest (%(default)s)")
+    how.add_argument("--max-tokens", type=count_above_zero, metavar="N", help="(default: what the model allows)")
+    how.add_argument("--at-once", type=above_zero, default=32, metavar="N", help="for each server (%(default)s)")
+    how.add_argument("--seed", type=int, default=1, metavar="S", help="of the first run (%(default)s)")
+    how.add_argument("--only-failed", action="store_true", help="ask again what failed")
+    where = parser.add_argument_group("where models are")
+    where.add_argument("--name", default="", metavar="NAME",
+                       help="of the model in the table; with it, addresses may change from start to start")  # fmt: skip
+    where.add_argument("--judge", metavar="URL", help="model for what is judged")
+    where.add_argument("--served-name", default="", metavar="NAME", help="which model of a server that has several")
+    where.add_argument("--key-variable", default="", metavar="NAME", help="environment variable with the server's key")
+    where.add_argument("--judge-name", default="", metavar="NAME", help="as --served-name, of the judge")
+    where.add_argument("--judge-key-variable", default="", metavar="NAME", help="as --key-variable, of the judge")
+    where.add_argument("--device", default="", help="of a directory's model (default: a GPU if any)")
+    steps = parser.add_argument_group("what is done")
+    steps.add_argument("--steps", default=",".join(STEPS), metavar="LIST", help="some of %(default)s")
+    steps.add_argument("--dry-run", action="store_true", help="say what would be asked, and do nothing")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = _parser().parse_args(argv)
+    # Only now: the imports take a while, and --help should not.
+    from megatron_apriel.evaluate.benchmarks import chosen_benchmarks
+    from megatron_apriel.evaluate.running import Evaluation, Settings
+
+    steps = chosen(arguments.steps, STEPS, "--steps")
+    benchmarks = chosen_benchmarks(arguments.benchmarks)
+    settings = Settings(
+        arguments.name or ", ".join(arguments.model), arguments.temperature, arguments.max_tokens, arguments.limit,
+        arguments.seed, arguments.samples, arguments.pictures,
+    )  # fmt: skip
+    evaluation = Evaluation(arguments.output, settings, arguments.data, arguments.runs)
+    evaluation.begin()
+    try:
+        with lock_directory(arguments.output):
+            return _run(evaluation, benchmarks, steps, arguments)
+    except HeldError as error:
+        raise ConfigError(f"{arguments.output} is being filled by another process: {error}.") from None
+
+
+def _run(evaluation: Evaluation, benchmarks: list[Benchmark], steps: list[str], arguments: argparse.Namespace) -> int:
+    from megatron_apriel.evaluate.scoring import Scorers
+
+    if "load" in steps:
+        for benchmark in benchmarks:
+            evaluation.load(benchmark)
+    if arguments.dry_run:
+        return _say_plan(evaluation, benchmarks)
+    if "ask" in steps:
+        models = _opened(arguments)
+        try:
+            for benchmark in benchmarks:
+                evaluation.ask(benchmark, models, at_once=arguments.at_once, again=arguments.only_failed)
+        finally:
+            for model in models:
+                model.close()
+    if "score" in steps:
+        judge = _judge(arguments) if any(benchmark.judged for benchmark in benchmarks) else None
+        with Scorers(judge) as scorers:
+            for benchmark in benchmarks:
+                evaluation.score(benchmark, scorers)
+    return _report(evaluation, benchmarks, arguments.baseline) if "report" in steps else ExitCode.OK
+
+
+def _opened(arguments: argparse.Namespace) -> list[Model]:
+    from megatron_apriel.generate.opening import open_model
+
+    return [
+        open_model(place, served_name=arguments.served_name, key_variable=arguments.key_variable,
+                   device=arguments.device)
+        for place in arguments.model
+    ]  # fmt: skip
+
+
+def _judge(arguments: argparse.Namespace) -> Model | None:
+    from megatron_apriel.generate.opening import open_model
+
+    if not arguments.judge:
+        return None
+    return open_model(arguments.judge, served_name=arguments.judge_name, key_variable=arguments.judge_key_variable)
+
+
+def _say_plan(evaluation: Evaluation, benchmarks: list[Benchmark]) -> int:
+    """Say how much would be asked."""
+    letters_a_token = 4  # of English text
+    for benchmark in benchmarks:
+        items, source = evaluation.items(benchmark)
+        runs = evaluation.runs_of(benchmark)
+        letters = sum(len(item.text) for item in items)
+        pictures = sum(len(item.pictures) for item in items)
+        say(
+            f"{benchmark.title}: {len(items):,} of {source.items:,} items, {runs} times; about "
+            f"{letters * runs // letters_a_token:,} tokens of questions, {pictures * runs:,} pictures"
+        )
+    note("dry run: nothing was asked")
+    return ExitCode.OK
+
+
+def _report(evaluation: Evaluation, benchmarks: list[Benchmark], baselines: list[Path]) -> int:
+    """Write and show what there is."""
+    from megatron_apriel.evaluate.page import write_page
+    from megatron_apriel.evaluate.report import Report, compared, table, write_report
+    from megatron_apriel.evaluate.running import earlier_evaluation
+    from megatron_apriel.evaluate.statistics import paired
+    from megatron_apriel.tables import standard_output
+
+    rows = {benchmark.name: evaluation.row(benchmark) for benchmark in benchmarks}
+    others = {str(folder): earlier_evaluation(folder) for folder in baselines}
+    differences = {
+        name: compared(
+            list(rows.values()), [other.row(one) for one in benchmarks if (other.folder / one.name).is_dir()]
+        )
+        for name, other in others.items()
+    }
+    gains = {}
+    for benchmark in benchmarks:
+        if benchmark.blind in rows and (
+            gain := paired(rows[benchmark.name].shares, rows[benchmark.blind].shares, rows[benchmark.name].clusters)
+        ):
+            gains[benchmark.title] = gain
+    report = Report(vars(evaluation.settings), list(rows.values()), differences, gains)
+    write_report(evaluation.folder, report)
+    write_page(evaluation, benchmarks, report, others)
+    standard_output(200).print(table(report))
+    for remark in report.remarks():
+        say(remark)
+    say(f"written: {evaluation.folder}/report.md, report.json, report.html")
+    return ExitCode.FAILED if any(row.missing or row.failed for row in report.rows) else ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
