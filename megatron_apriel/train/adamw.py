@@ -6,7 +6,8 @@ for each of the two, reads and writes 16 bytes a parameter; the update itself mo
 update, where the gradient is read anyway. It is read from the parameters' device, so that whoever asks for the update
 need not wait for the gradients.
 
-On a GPU each parameter is one kernel (``adamw_kernel.py``); elsewhere the same is written in torch. State and groups
+On a GPU each parameter is one kernel (``adamw_kernel.py``); elsewhere the same is written in torch, equal to the bit
+and to what the formulas give in float32, one rounded operation after another. State and groups
 are laid out as Transformer Engine's ``FusedAdam`` has them, which Megatron's distributed optimizer can save and load:
 ``exp_avg`` and ``exp_avg_sq`` of a parameter in float32, and one ``step`` per group.
 """
@@ -94,6 +95,9 @@ def _update(
         update(parameter, gradient, factor, mean, square, how)
     elif not factor.isnan():
         scaled = gradient.float() * factor
-        mean.lerp_(scaled, how.mean_rate)
-        square.lerp_(scaled * scaled, how.square_rate)
-        parameter.mul_(how.keep).addcdiv_(mean, (square * how.square_scale).sqrt_().add_(how.eps), value=-how.rate)
+        # Operations that each round exactly, in the kernel's order; not torch's joined ones (lerp, addcdiv). Its square
+        # root of float32 is off by one here and there on a CPU, and that of float64, rounded, is not.
+        mean.add_((scaled - mean).mul_(how.mean_rate))
+        square.add_((scaled * scaled).sub_(square).mul_(how.square_rate))
+        size = (square * how.square_scale).double().sqrt_().float().add_(how.eps)
+        parameter.mul_(how.keep).sub_((mean * how.rate).div_(size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,30 @@ def test_is_torchs_adamw_of_scaled_gradients(weight_decay: float, factor: float,
         assert all(torch.equal(mine.grad, before) for mine, before in zip(ours, kept, strict=True))
     for mine, its in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_rounds_each_operation_exactly_wherever_a_number_stands(offset: int, device: str) -> None:
+    """Against the formulas in NumPy's float32: equal to the bit, from the tiniest numbers to large ones."""
+    draw = np.random.default_rng(0)
+    single = np.float32
+    size = 5001 + offset
+    initial = (draw.standard_normal(size) * 10.0 ** draw.integers(-9, 4, size)).astype(single)
+    parameter = torch.nn.Parameter(torch.from_numpy(initial.copy()).to(device)[offset:])
+    optimizer = AdamW([parameter], **SETTINGS, weight_decay=0.1)
+    optimizer.factor = torch.tensor(1 / 300, device=device)
+    value, mean, square = initial[offset:].copy(), np.zeros(5001, single), np.zeros(5001, single)
+    for step in range(1, 201):
+        gradient = (draw.standard_normal(5001) * 10.0 ** draw.integers(-25, 3, 5001)).astype(single)
+        parameter.grad = torch.from_numpy(gradient).to(device)
+        optimizer.step()
+        scaled = gradient * single(1 / 300)
+        mean = mean + (scaled - mean) * single(1 - 0.9)
+        square = square + (scaled * scaled - square) * single(1 - 0.95)
+        size_of_mean = np.sqrt(square * single(1 / (1 - 0.95**step))) + single(1e-8)
+        value = value * single(1 - 1e-2 * 0.1) - mean * single(1e-2 / (1 - 0.9**step)) / size_of_mean
+    assert np.array_equal(parameter.detach().cpu().numpy().view(np.int32), value.view(np.int32))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
