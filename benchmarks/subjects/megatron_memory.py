@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from benchmarks.subjects import bytes_of
+from megatron_apriel.train.adamw import AdamW
 
 
 def megatron_memory(wrapped: Iterable[Any], optimizer: Any) -> dict[str, int]:
-    """Bytes of weights, main gradients and optimizer state (master weights and moments).
+    """Bytes of weights, main gradients and optimizer state (moments, and masters or what weights lack of them).
 
     Args:
         wrapped: model chunks in Megatron's ``DistributedDataParallel``.
@@ -42,5 +43,7 @@ def _tensors(inner: Any) -> Iterable[torch.Tensor]:
         return
     for group in inner.param_groups:
         yield from group["params"]
+    if isinstance(inner, AdamW):
+        yield from inner.states.tensors()
     for state in inner.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))

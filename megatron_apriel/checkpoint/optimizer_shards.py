@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,13 +22,42 @@ from megatron_apriel.checkpoint.parameter_shards import Place
 from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.formats.megatron_parameters import Parameter, Split
 
+MOST_NUMBERS = 16 << 20
+"""Of a box: as much is in memory at a time, in float32, where the optimizer keeps its numbers in another form."""
+
+
+class Numbers(Protocol):
+    """Flat float32 numbers that may lie anywhere and in any form."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Numbers ``start`` to ``stop``, on any device."""
+
+    def write(self, start: int, numbers: Tensor) -> None:
+        """Put ``numbers`` in the place of those from ``start`` on."""
+
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of a tensor: where it begins, and its numbers (a view, not a copy)."""
+    """A rectangle of a tensor: where it begins, its sizes, and the first of its numbers."""
 
     offsets: tuple[int, ...]
-    numbers: Tensor
+    sizes: tuple[int, ...]
+    start: int
+    numbers: Numbers
+
+    def read(self) -> Tensor:
+        """Its numbers, in their shape."""
+        return self.numbers.read(self.start, self.start + prod(self.sizes)).view(self.sizes)
+
+    def write(self, numbers: Tensor) -> None:
+        """Replace its numbers."""
+        self.numbers.write(self.start, numbers.reshape(-1))
+
+    def chunk(self) -> ChunkStorageMetadata:
+        """As torch's checkpoints describe it."""
+        return ChunkStorageMetadata(torch.Size(self.offsets), torch.Size(self.sizes))
 
 
 @dataclass(frozen=True)
@@ -54,8 +84,8 @@ class Boxes:
                 index=MetadataIndex(key, torch.Size(box.offsets)),
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(torch.Size(box.offsets), box.numbers.size()),
-                    properties=TensorProperties.create_from_tensor(box.numbers),
+                    chunk=box.chunk(),
+                    properties=TensorProperties(dtype=torch.float32),
                     size=self.size(),
                 ),
             )
@@ -64,13 +94,13 @@ class Boxes:
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [ChunkStorageMetadata(torch.Size(box.offsets), box.numbers.size()) for box in self.boxes]
+        return [box.chunk() for box in self.boxes]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        return next(box.numbers for box in self.boxes if torch.Size(box.offsets) == index.offset)
+        return next(box for box in self.boxes if torch.Size(box.offsets) == index.offset).read()
 
 
-def boxes_of_slice(parameter: Parameter, place: Place, start: int, numbers: Tensor) -> Boxes:
+def boxes_of_slice(parameter: Parameter, place: Place, start: int, numbers: Numbers) -> Boxes:
     """Where a run of a parameter's flattened shard lies in the whole parameter.
 
     Args:
@@ -85,32 +115,34 @@ def boxes_of_slice(parameter: Parameter, place: Place, start: int, numbers: Tens
     boxes = tuple(
         Box(
             _placed(offsets, ranges, columns[0] if columns else 0),
-            numbers[begin - start : end - start].view(sizes),
+            sizes,
+            begin - start,
+            numbers,
         )
-        for offsets, sizes, begin, end in _cut(shard, start, start + numbers.numel(), ranges[0][1] - ranges[0][0])
+        for offsets, sizes, begin in _cut(shard, start, start + len(numbers), ranges[0][1] - ranges[0][0])
     )
     return Boxes(parameter.shape, boxes, parameter.split is not Split.REPLICATED or place.tensor == 0)
 
 
 def _cut(
     shape: tuple[int, ...], start: int, stop: int, seam: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int, int]]:
-    """Boxes of elements ``start`` to ``stop`` in row order: offsets, sizes, and the elements' numbers.
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    """Boxes of elements ``start`` to ``stop`` in row order: offsets, sizes, and the number of the first element.
 
     No box reaches over row ``seam``: the rows above and below are no neighbours in the whole.
     """
     if len(shape) == 1:
-        yield (start,), (stop - start,), start, stop
+        yield (start,), (stop - start,), start
         return
     _, width = shape
     while start < stop:
         row, column = divmod(start, width)
-        rows = (stop - start) // width if column == 0 else 0
+        rows = min((stop - start) // width, max(MOST_NUMBERS // width, 1)) if column == 0 else 0
         if row < seam:
             rows = min(rows, seam - row)
         # Whole rows as long as there are any; else what is left of this row.
         end = start + rows * width if rows else min(stop, (row + 1) * width)
-        yield (row, column), (rows or 1, width if rows else end - start), start, end
+        yield (row, column), (rows or 1, width if rows else end - start), start
         start = end
 
 
@@ -132,7 +164,9 @@ def read_boxes(reader: PieceReader, wanted: Mapping[str, Boxes]) -> None:
     """
     for key, boxes in wanted.items():
         for box in boxes.boxes:
-            read_whole(reader, box.numbers, key, box.offsets)
+            numbers = torch.empty(box.sizes)
+            read_whole(reader, numbers, key, box.offsets)
+            box.write(numbers)
 
 
 def read_whole(reader: PieceReader, target: Tensor, key: str, offsets: tuple[int, ...]) -> None:

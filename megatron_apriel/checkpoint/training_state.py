@@ -19,6 +19,7 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import param_group_identifier_keys
 from torch import Tensor, nn
 
 from megatron_apriel.checkpoint.accepted_entries import (
@@ -96,7 +97,6 @@ def divide_state(
     if optimizer is not None:
         groups = []
         for part in _distributed_parts(optimizer):
-            _ensure_moments(part)
             boxes |= _optimizer_boxes(part, owned)
             groups += [_plain_group(group) for group in part.state_dict()["optimizer"]["param_groups"]]
         groups = _first_not_empty(groups)
@@ -154,6 +154,8 @@ def load_state(
             _give_groups(part, groups)
             boxes |= _optimizer_boxes(part, owned)
         alike(lambda: read_boxes(reader, boxes))
+        for part in parts:
+            _share_weights(part)
     if same_layout:
         states = {name: state[0] for name, state in loaded["random"].items()}
         alike(lambda: restore_random_states(states))
@@ -191,14 +193,13 @@ def _distributed_parts(optimizer: MegatronOptimizer) -> list[DistributedOptimize
     return parts
 
 
-def _ensure_moments(part: DistributedOptimizer) -> None:
-    """Give an optimizer that has not made a step yet the moments that it would begin with: zeros."""
-    if len(part.optimizer.state) == 0:
-        part.load_state_dict(part.state_dict())
-        for moments in part.optimizer.state.values():
-            for value in moments.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+def _share_weights(part: DistributedOptimizer) -> None:
+    """Give every rank the weights that follow from the masters; collective over data-parallel ranks.
+
+    A checkpoint may hold weights that were rounded from its masters in another way.
+    """
+    for chunk in part.model_chunks:
+        chunk.start_param_sync(force_sync=True)
 
 
 def _plain_group(group: dict[str, Any]) -> dict[str, Any]:
@@ -217,29 +218,36 @@ def _first_not_empty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _optimizer_boxes(part: DistributedOptimizer, owned: Owned) -> dict[str, Boxes]:
-    """What this rank's optimizer holds, by key: main parameters and moments; views, not copies."""
+    """What this rank's optimizer holds, by key: masters and moments; nothing is copied before it is asked for."""
     place, entries = Place.current(), {id(tensor): parameter for parameter, tensor in owned}
     boxes = {}
     buckets = (bucket for ranges in part.gbuf_ranges for of_dtype in ranges.values() for bucket in of_dtype)
     for model_parameter, ranges in (item for bucket in buckets for item in bucket["param_map"].items()):
         parameter, start = entries[id(model_parameter)], ranges["param"].start
-        for name, numbers in part._get_main_param_and_optimizer_states(model_parameter).items():
-            key = f"{OPTIMIZER}{name}.{parameter.key}"
-            boxes[key] = boxes_of_slice(parameter, place, start, numbers.detach().view(-1))
+        group, number = part.model_param_group_index_map[model_parameter]
+        for name, numbers in part.optimizer.numbers(part.optimizer.param_groups[group]["params"][number]).items():
+            boxes[f"{OPTIMIZER}{name}.{parameter.key}"] = boxes_of_slice(parameter, place, start, numbers)
     return boxes
 
 
 def _give_groups(part: DistributedOptimizer, groups: list[dict[str, Any]]) -> None:
-    """Set the saved step count and rates, and make room for the moments."""
+    """Set the saved step count and rates. Megatron's own way would make a second set of states."""
     groups = [{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()} for group in groups]
-    try:
-        part.load_state_dict({"optimizer": {"param_groups": groups}})
-    except KeyError as error:
-        raise CheckpointError(
-            f"the checkpoint's optimizer has no parameter group like {error.args[0]}.",
-            "Groups are identified by peak learning rate and weight decay: the run's factors were changed.",
-            "Resume with the settings that the run was begun with, or give the checkpoint as init_from of a new stage.",
-        ) from None
+    saved = {_identity(group): group for group in groups}
+    for group in part.optimizer.param_groups:
+        found = saved.get(_identity(group))
+        if found is None:
+            raise CheckpointError(
+                f"the checkpoint's optimizer has no parameter group like {_identity(group)}.",
+                "Groups are identified by peak learning rate and weight decay: the run's factors were changed.",
+                "Resume with the settings that the run was begun with, or give the checkpoint as init_from of a new"
+                " stage.",
+            )
+        group |= found
+
+
+def _identity(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(group.get(key) for key in param_group_identifier_keys)
 
 
 def _saved_groups(

@@ -6,8 +6,8 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed) in layers that
   run in it;
 * gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in;
-* optimizer: fp32 master weights and two moments, 12 a trained parameter, divided by D (Megatron's distributed
-  optimizer; 8 in fp32, where the weights are their own master);
+* optimizer: two float32 moments, and the 16 bits that bf16 weights lack of their float32 masters, 10 a trained
+  parameter, divided by D (Megatron's distributed optimizer; 8 in fp32, where the weights are their own master);
 * activations of a decoder layer kept for the backward pass, after Korthikanti et al. 2022 ("Reducing Activation
   Recomputation", section 4) for this layer: no dropout, fused attention that keeps no scores, gated MLP, grouped
   queries. In elements a token, with hidden size h, query width q, key and value width k, feed-forward width f::
@@ -85,14 +85,14 @@ def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout,
     compute = 2 if bf16 else 4
     everything = held.decoder + held.tower + held.projector
     trained = sum(getattr(held, part) for part in config.trained_components)
-    moments_and_master = 12 if bf16 else 8
+    moments_and_remainder = 10 if bf16 else 8
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
     tokens = config.sequence_length / layout.context
     vocabulary, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
     return RankMemory(
         weights=compute * everything + 2 * held.matrices_in_8_bits,
         gradients=4 * trained,
-        optimizer=moments_and_master * trained / layout.optimizer_shards,
+        optimizer=moments_and_remainder * trained / layout.optimizer_shards,
         activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
         logits=compute * (min(tokens * vocabulary, LOGITS_PER_PART) + tokens * hidden) if is_last else 0,
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,

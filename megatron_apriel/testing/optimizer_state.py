@@ -10,7 +10,7 @@ from megatron_apriel.train.trainer import Trainer
 
 
 def optimizer_state(trainer: Trainer) -> dict[str, Tensor]:
-    """Copies of this rank's weights, of its part of the main parameters and moments, and of the updates' numbers."""
+    """Copies of this rank's weights, of its part of the masters and moments, and of the updates' numbers."""
     with trainer.gathered_parameters():
         found = {f"weight {name}": parameter.detach() for name, parameter in named_parameters(trainer.chunks).items()}
     for number, part in enumerate(getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])):
@@ -19,6 +19,6 @@ def optimizer_state(trainer: Trainer) -> dict[str, Tensor]:
         for of_group, group in enumerate(part.optimizer.param_groups):
             found[f"updates {number} {of_group}"] = torch.tensor(group.get("step", 0))
             for place, parameter in enumerate(group["params"]):
-                name, moments = f"{number} {of_group} {place}", part.optimizer.state.get(parameter, {})
-                found |= {f"main {name}": parameter.detach()} | {f"{key} {name}": moments[key] for key in moments}
+                for state, numbers in part.optimizer.numbers(parameter).items():
+                    found[f"{state} {number} {of_group} {place}"] = numbers.read(0, len(numbers))
     return {name: tensor.clone() for name, tensor in found.items()}

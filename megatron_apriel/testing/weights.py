@@ -138,8 +138,9 @@ def gather_moments(chunks: Iterable[AprielModel], optimizer: MegatronOptimizer) 
             continue
         buckets = (bucket for ranges in part.gbuf_ranges for of_dtype in ranges.values() for bucket in of_dtype)
         for parameter, ranges in (item for bucket in buckets for item in bucket["param_map"].items()):
-            moment = part._get_main_param_and_optimizer_states(parameter)["exp_avg"]
-            shards[id(parameter)][ranges["param"].start : ranges["param"].end] = moment.view(-1)
+            group, number = part.model_param_group_index_map[parameter]
+            moment = part.optimizer.numbers(part.optimizer.param_groups[group]["params"][number])["exp_avg"]
+            shards[id(parameter)][ranges["param"].start : ranges["param"].end] = moment.read(0, len(moment))
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     for shard in shards.values():  # each data-parallel rank holds a run of it
         dist.all_reduce(shard, group=group)

@@ -6,10 +6,9 @@ for each of the two, reads and writes 16 bytes a parameter; the update itself mo
 update, where the gradient is read anyway. It is read from the parameters' device, so that whoever asks for the update
 need not wait for the gradients.
 
-On a GPU each parameter is one kernel (``adamw_kernel.py``); elsewhere the same is written in torch, equal to the bit
-and to what the formulas give in float32, one rounded operation after another. State and groups
-are laid out as Transformer Engine's ``FusedAdam`` has them, which Megatron's distributed optimizer can save and load:
-``exp_avg`` and ``exp_avg_sq`` of a parameter in float32, and one ``step`` per group.
+Parameters in bf16 are updated in float32 all the same: see ``split_master.py``. States are kept by
+``optimizer_states.py``, and not in torch's ``state``: that would cast them to the parameters' type when groups are
+restored.
 """
 
 from __future__ import annotations
@@ -20,10 +19,15 @@ import torch
 from torch import Tensor
 
 from megatron_apriel.train.adamw_coefficients import Coefficients
+from megatron_apriel.train.adamw_update import update
+from megatron_apriel.train.optimizer_states import OptimizerStates, StateNumbers
 
 
 class AdamW(torch.optim.Optimizer):
     """Decoupled weight decay; takes the place of the Adam that Megatron would use (``train/optimizer.py``).
+
+    A parameter's gradient, float32, is its attribute ``decoupled_grad``, as Megatron calls a gradient whose type is not
+    the parameter's.
 
     Attributes:
         factor: every gradient is multiplied by it as it is read, and the gradients themselves stay; float32, without
@@ -47,8 +51,19 @@ class AdamW(torch.optim.Optimizer):
         if unsupported := sorted(name for name, value in options.items() if value):
             raise ValueError(f"AdamW knows no {', '.join(unsupported)}")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        parameters = (parameter for group in self.param_groups for parameter in group["params"])
-        self.factor = torch.ones((), device=next((parameter.device for parameter in parameters), None))
+        self.factor = torch.ones((), device=next((parameter.device for parameter in self._parameters()), None))
+        self._states: OptimizerStates | None = None
+
+    @property
+    def states(self) -> OptimizerStates:
+        """What is kept of every parameter; made when first asked for. Parameters must not be exchanged after that."""
+        if self._states is None:
+            self._states = OptimizerStates(self._parameters())
+        return self._states
+
+    def numbers(self, parameter: Tensor) -> dict[str, StateNumbers]:
+        """Master and moments of a parameter, by their names in a checkpoint."""
+        return self.states.numbers(parameter)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -57,14 +72,23 @@ class AdamW(torch.optim.Optimizer):
             group["step"] = group.get("step", 0) + 1
             coefficients = self._coefficients(group)
             for parameter in group["params"]:
-                if parameter.grad is not None and parameter.numel():
-                    mean, square = self._moments(parameter)
-                    _update(parameter, parameter.grad, self.factor, mean, square, coefficients)
+                if getattr(parameter, "decoupled_grad", None) is not None:
+                    self._update(parameter, parameter.decoupled_grad, coefficients)
 
     def take_back(self) -> None:
         """Do not count the last update, of which it is now known that its factor was not a number."""
         for group in self.param_groups:
             group["step"] -= 1
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _update(self, parameter: Tensor, gradient: Tensor, how: Coefficients) -> None:
+        numbers, gradients = parameter.view(-1), gradient.view(-1)
+        for part in self.states.parts(parameter):
+            inside = slice(part.start, part.stop)
+            if part.start < part.stop:
+                update(numbers[inside], part.remainder, gradients[inside], self.factor, part.mean, part.square, how)
 
     def _coefficients(self, group: dict[str, Any]) -> Coefficients:
         beta1, beta2 = group["betas"]
@@ -77,27 +101,3 @@ class AdamW(torch.optim.Optimizer):
             square_scale=1 / (1 - beta2**step),
             eps=group["eps"],
         )
-
-    def _moments(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(parameter, dtype=torch.float32)
-        return state["exp_avg"], state["exp_avg_sq"]
-
-
-def _update(
-    parameter: Tensor, gradient: Tensor, factor: Tensor, mean: Tensor, square: Tensor, how: Coefficients
-) -> None:
-    if parameter.is_cuda:
-        from megatron_apriel.train.adamw_kernel import update
-
-        update(parameter, gradient, factor, mean, square, how)
-    elif not factor.isnan():
-        scaled = gradient.float() * factor
-        # Operations that each round exactly, in the kernel's order; not torch's joined ones (lerp, addcdiv). Its square
-        # root of float32 is off by one here and there on a CPU, and that of float64, rounded, is not.
-        mean.add_((scaled - mean).mul_(how.mean_rate))
-        square.add_((scaled * scaled).sub_(square).mul_(how.square_rate))
-        size = (square * how.square_scale).double().sqrt_().float().add_(how.eps)
-        parameter.mul_(how.keep).sub_((mean * how.rate).div_(size))

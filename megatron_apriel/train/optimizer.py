@@ -93,6 +93,9 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: StageConfig) 
         use_distributed_optimizer=True,
         overlap_param_gather=config.parallel.overlap,
     )
+    # Megatron then gives the optimizer the ranks' own runs of the parameters themselves, with float32 gradients beside
+    # them, and leaves masters to it. The switch that sets this asks for Transformer Engine's Adam.
+    settings.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
     use_own_adamw()
     optimizer = get_megatron_optimizer(settings, chunks, config_overrides=_group_overrides(config))
     chunks[0].config.grad_scale_func = optimizer.scale_loss

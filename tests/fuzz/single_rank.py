@@ -68,8 +68,5 @@ def _state(run: Run) -> Iterator[Tensor]:
         yield from (parameter.data for parameter in chunk.parameters())
     for part in getattr(run.optimizer, "chained_optimizers", [run.optimizer]):
         for group in part.optimizer.param_groups:
-            for main in group["params"]:
-                yield main.data
-                yield from (
-                    value for _, value in sorted(part.optimizer.state[main].items()) if isinstance(value, Tensor)
-                )
+            for parameter in group["params"]:
+                yield from (numbers.read(0, len(numbers)) for numbers in part.optimizer.numbers(parameter).values())

@@ -20,13 +20,17 @@ from megatron_apriel.planning.memory import rank_memory
 from megatron_apriel.planning.step_time import Workload, step_time
 
 SLICES = [one for one in newest(RESULTS) if one.subject.startswith("ours-")]
-SPREADS = [
-    Found.from_json(row["found"])
+DATED_SPREADS = [
+    (record["date"], Found.from_json(row["found"]))
     for name in ("layouts", "scaling")
     for path in sorted(RESULTS.glob(f"{name}-*.json"))
-    for row in json.loads(path.read_text(encoding="utf-8"))["measurements"]
+    for record in [json.loads(path.read_text(encoding="utf-8"))]
+    for row in record["measurements"]
     if row["found"]["status"] == "measured"
 ]
+SPREADS = [found for _, found in DATED_SPREADS]
+SPLIT_SINCE = "2026-11-30 03:00"
+"""In measurements from before, masters lay as a whole beside the weights; since then the weights are a part of them."""
 H200 = KINDS["h200"]
 TOO_FAST = {
     ("PP2 VP6 DP2", "32768-cpt1", "delayed"): (0.06, 0.11),
@@ -74,15 +78,25 @@ def test_a_step_on_one_gpu(one: Measurement) -> None:
 @pytest.mark.parametrize("one", SLICES, ids=lambda one: f"{one.case}, {one.subject}, {one.layers} layers")
 def test_its_memory(one: Measurement) -> None:
     memory = rank_memory(as_spread(one).config(), architecture_of(one), Layout(), 0)
-    assert memory.total == pytest.approx(one.memory["peak"], rel=0.025)
+    # What shows that it is from before SPLIT_SINCE: 12 bytes a parameter beside the gradients' 4.
+    whole = memory.gradients / 2 if one.memory["optimizer state"] > 2.9 * one.memory["main gradients"] else 0.0
+    assert memory.total + whole == pytest.approx(one.memory["peak"], rel=0.025)
     assert memory.gradients == pytest.approx(one.memory["main gradients"], rel=0.01)
-    assert memory.optimizer == pytest.approx(one.memory["optimizer state"], rel=0.01)
+    assert memory.optimizer + whole == pytest.approx(one.memory["optimizer state"], rel=0.01)
 
 
-@pytest.mark.parametrize("found", SPREADS, ids=lambda found: found.spread.title)
-def test_a_step_on_several_gpus(found: Found) -> None:
-    said = predicted(found.spread, H200, work(found.spread.case, found.spread.sequences))
-    assert said.peak == pytest.approx(found.peak, rel=0.05)
+@pytest.mark.parametrize(
+    ("date", "found"), [pytest.param(date, found, id=found.spread.title) for date, found in DATED_SPREADS]
+)
+def test_a_step_on_several_gpus(date: str, found: Found) -> None:
+    spread = found.spread
+    said = predicted(spread, H200, work(spread.case, spread.sequences))
+    peaks = [
+        memory.total + (memory.optimizer / 5 if date < SPLIT_SINCE else 0)
+        for number in range(spread.layout().pipeline)
+        for memory in [rank_memory(spread.config(), spread.architecture(), spread.layout(), number)]
+    ]
+    assert max(peaks) == pytest.approx(found.peak, rel=0.05)
     # Context parallelism, and sequences of uneven work in a pipeline, cost more than the plan knows: docs/layouts.md.
     least, most = TOO_FAST.get((found.spread.label, found.spread.case, found.spread.precision), (-0.06, 0.06))
     assert least <= said.tokens_per_second / found.tokens_per_second - 1 <= most

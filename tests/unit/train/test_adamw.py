@@ -25,12 +25,12 @@ def test_is_torchs_adamw_of_scaled_gradients(weight_decay: float, factor: float,
     optimizer.factor = torch.tensor(factor, device=device)
     for _ in range(5):
         for mine, its in zip(ours, theirs, strict=True):
-            mine.grad = torch.randn(mine.shape, generator=generator).to(device)
-            its.grad = mine.grad.double() * factor
-        kept = [mine.grad.clone() for mine in ours]
+            mine.decoupled_grad = torch.randn(mine.shape, generator=generator).to(device)
+            its.grad = mine.decoupled_grad.double() * factor
+        kept = [mine.decoupled_grad.clone() for mine in ours]
         optimizer.step()
         reference.step()
-        assert all(torch.equal(mine.grad, before) for mine, before in zip(ours, kept, strict=True))
+        assert all(torch.equal(mine.decoupled_grad, before) for mine, before in zip(ours, kept, strict=True))
     for mine, its in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=1e-6)
 
@@ -49,7 +49,7 @@ def test_rounds_each_operation_exactly_wherever_a_number_stands(offset: int, dev
     value, mean, square = initial[offset:].copy(), np.zeros(5001, single), np.zeros(5001, single)
     for step in range(1, 201):
         gradient = (draw.standard_normal(5001) * 10.0 ** draw.integers(-25, 3, 5001)).astype(single)
-        parameter.grad = torch.from_numpy(gradient).to(device)
+        parameter.decoupled_grad = torch.from_numpy(gradient).to(device)
         optimizer.step()
         scaled = gradient * single(1 / 300)
         mean = mean + (scaled - mean) * single(1 - 0.9)
@@ -70,24 +70,26 @@ def test_without_a_factor_an_update_is_none(device: str) -> None:
         parameter = torch.nn.Parameter(torch.ones(5001, device=device))
         optimizer = AdamW([parameter], **SETTINGS, weight_decay=0.1)
         for gradient in given:
-            parameter.grad = gradient.clone()
+            parameter.decoupled_grad = gradient.clone()
             optimizer.factor = torch.tensor(float("nan") if gradient is nothing else 0.5, device=device)
             optimizer.step()
             if gradient is nothing:
                 optimizer.take_back()
-        results.append([parameter.detach(), *optimizer.state[parameter].values()])
+        results.append([parameter.detach(), *optimizer.states.tensors()])
         assert optimizer.param_groups[0]["step"] == 3
     assert all(torch.equal(found, expected) for found, expected in zip(*results, strict=True))
 
 
-def test_state_is_laid_out_as_megatron_saves_it() -> None:
+def test_updates_what_has_a_gradient_and_keeps_states_by_their_names_in_a_checkpoint() -> None:
     parameter, idle = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
     optimizer = AdamW([parameter, idle], **SETTINGS)
-    parameter.grad = torch.ones(3)
+    parameter.decoupled_grad = torch.ones(3)
     optimizer.step()
     assert optimizer.param_groups[0]["step"] == 1
-    assert set(optimizer.state[parameter]) == {"exp_avg", "exp_avg_sq"}
-    assert idle not in optimizer.state and torch.equal(idle, torch.ones(2))
+    numbers = optimizer.numbers(parameter)
+    assert set(numbers) == {"param", "exp_avg", "exp_avg_sq"}
+    assert torch.equal(numbers["param"].read(0, 3), parameter) and not torch.equal(parameter, torch.ones(3))
+    assert torch.equal(idle, torch.ones(2)) and not any(part.mean.any() for part in optimizer.states.parts(idle))
 
 
 def test_refuses_what_it_has_not() -> None:
