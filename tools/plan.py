@@ -89,7 +89,7 @@ def ranking(found: Sequence[Candidate], title: str) -> Table:
         table.add_row(
             *_layout_cells(candidate),
             str(time.micro_batches),
-            f"{size(candidate.memory.total)} of {size(candidate.available)}",
+            _memory(candidate),
             three_digits(time.total),
             three_digits(candidate.tokens_per_second),
             three_digits(candidate.teraflops),
@@ -98,6 +98,11 @@ def ranking(found: Sequence[Candidate], title: str) -> Table:
             _hours(candidate),
         )
     return table
+
+
+def _memory(candidate: Candidate) -> str:
+    on_host = f", {size(candidate.memory.host)} on the host" if candidate.memory.host else ""
+    return f"{size(candidate.memory.total)} of {size(candidate.available)}{on_host}"
 
 
 def _hours(candidate: Candidate) -> str:
@@ -109,8 +114,7 @@ def misses(found: Sequence[Candidate]) -> Table:
     title = "The nearest that do not fit"
     table = figures(*LAYOUT_COLUMNS, "memory", "over by", "stage", words=LAYOUT_WORDS, title=title)
     for candidate in found:
-        needed = f"{size(candidate.memory.total)} of {size(candidate.available)}"
-        table.add_row(*_layout_cells(candidate), needed, size(candidate.over), str(candidate.fullest_stage))
+        table.add_row(*_layout_cells(candidate), _memory(candidate), size(candidate.over), str(candidate.fullest_stage))
     return table
 
 
@@ -138,9 +142,14 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
             f"no layout of this stage can run on {gpus} GPUs, for {len(reasons)} reason(s).", listing + more
         )
     nearest = found.missing()[0]
-    shares = sorted(asdict(nearest.memory).items(), key=lambda item: -item[1])
+    shares = sorted(_on_the_gpu(nearest).items(), key=lambda item: -item[1])
     largest = ", ".join(f"{name} {size(number)}" for name, number in shares[:3])
     helps = ["more GPUs, over which more is split", "a GPU with more memory"]
+    host = nearest.memory.host
+    if not host and shares[0][0] == "optimizer":
+        helps.insert(0, "optimizer.host=auto, which puts as much of its states as need be into the host's memory")
+    if nearest.config.precision.fp8 != "none" and nearest.config.precision.fp8_weights == "kept":
+        helps.insert(0, "precision.fp8_weights=remade, which keeps 8-bit copies of one layer's weights at a time")
     if nearest.config.precision.fp8 != "none":
         helps.insert(0, "precision.fp8=none, which keeps no 8-bit copies of the weights")
     if shares[0][0] in ("activations", "images", "logits"):
@@ -149,9 +158,14 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
         f"no layout of this stage fits {gpus} {gpu.name}: the nearest, {nearest.label} with"
         f" recompute.mode={nearest.config.recompute.mode}, is over by {size(nearest.over)}"
         f" on pipeline stage {nearest.fullest_stage}.",
-        f"It needs {size(nearest.memory.total)} of {size(nearest.available)}: {largest}.",
+        f"It needs {size(nearest.memory.total)} of {size(nearest.available)}: {largest}"
+        + (f"; and {size(host)} of {size(nearest.host_available)} of the host." if host else "."),
         f"What helps: {'; '.join(helps)}.",
     )
+
+
+def _on_the_gpu(candidate: Candidate) -> dict[str, float]:
+    return {name: number for name, number in asdict(candidate.memory).items() if name != "host"}
 
 
 def record(candidate: Candidate) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from benchmarks.cases import Case
 from benchmarks.subjects.megatron_memory import megatron_memory
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.choices import Compute
+from megatron_apriel.config.choices import Compute, Fp8Weights
 from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.config.machine_sections import ParallelSection, PrecisionSection, RecomputeSection
 from megatron_apriel.config.schema import StageConfig
@@ -47,6 +47,8 @@ def stage_config(
     parallel: ParallelSection | None = None,
     recompute: RecomputeSection | None = None,
     compute: Compute | None = None,
+    fp8_weights: Fp8Weights = "kept",
+    host: float | Literal["auto"] = 0.0,
 ) -> StageConfig:
     """A stage that does nothing but what is measured, one step of the case's micro-batches over all ranks.
 
@@ -56,6 +58,8 @@ def stage_config(
         parallel: the layout; one rank where None.
         recompute: nothing is recomputed where None.
         compute: type of what is not in 8 bits; bf16 on a GPU and fp32 elsewhere where None.
+        fp8_weights: whether 8-bit copies of weights are kept over micro-batches.
+        host: part of the optimizer's states that lies in host memory.
     """
     nowhere = Path("unused")
     fp8: Any = "none" if precision == "bf16" else precision
@@ -69,8 +73,8 @@ def stage_config(
         batch_tokens=case.sequence_length * case.micro_batches,
         tokens=case.sequence_length * case.micro_batches,
         mixture=[SourceSection(corpus=nowhere)],
-        optimizer=OptimizerSection(peak=1e-5),
-        precision=PrecisionSection(compute=compute, fp8=fp8),
+        optimizer=OptimizerSection(peak=1e-5, host=host),
+        precision=PrecisionSection(compute=compute, fp8=fp8, fp8_weights=fp8_weights),
         parallel=parallel or ParallelSection(),
         recompute=recompute or RecomputeSection(),
     )

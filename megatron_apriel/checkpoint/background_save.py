@@ -4,43 +4,76 @@ A save has four parts, and only what follows the plan depends on whether the run
 
 * *plan*, collective: every rank says what it holds and learns what it is to write. Nothing is copied.
 * *copy*, only for writing in the background: what this rank is to write goes to host memory, so that training may
-  change the original. It is as much as torch's writer holds of a file anyway until the file is whole.
-* *write*: files of torch's format, flushed to disk. No communication: a collective of a second thread would cross those
-  of training.
+  change the original.
+* *write*: a file of torch's format, a piece of a tensor at a time, flushed to disk. No communication: a collective of a
+  second thread would cross those of training.
 * *finish*, collective: the first rank learns where everything lies and writes torch's ``.metadata``.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, Metadata, SavePlan
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper
 
 from megatron_apriel.checkpoint.optimizer_shards import Boxes
+from megatron_apriel.formats.run_record import SHARD_SUFFIX
 
 Data = Tensor | io.BytesIO
 
 
 class FileWriter(FileSystemWriter):
-    """torch's writer, which leaves the directory's path out of ``.metadata``: it may hold a secret, and changes."""
+    """torch's writer of a rank's file, with two differences.
+
+    It leaves the directory's path out of ``.metadata``: that may hold a secret, and changes. And it has in memory what
+    it is writing at the moment; torch's keeps all that it has written until the file is whole.
+    """
 
     def storage_meta(self) -> StorageMeta | None:
         meta = super().storage_meta()
         return meta and replace(meta, checkpoint_id=None)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        name, results = f"{plan.storage_data.prefix}0{SHARD_SUFFIX}", []
+        with (Path(self.path) / name).open("wb") as stream:
+            for item in plan.items:
+                start = stream.tell()
+                write_piece(stream, planner.resolve_data(item))
+                place = _StorageInfo(name, start, stream.tell() - start)
+                results.append(WriteResult(index=item.index, size_in_bytes=place.length, storage_data=place))
+            if self.sync_files:
+                stream.flush()
+                os.fsync(stream.fileno())
+        done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        done.set_result(results)
+        return done
+
+
+def write_piece(stream: BinaryIO, data: Data) -> None:
+    """Append a tensor as torch saves it, or bytes as they are."""
+    if not isinstance(data, io.BytesIO):
+        tensor, data = data.detach().cpu(), io.BytesIO()
+        # torch would also save the rest of a storage of which the tensor is a part.
+        alone = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+        # By way of memory: a disk that is full is an error of writing then, not of torch's format.
+        torch.save(tensor if alone else tensor.clone(memory_format=torch.contiguous_format), data)
+    stream.write(data.getvalue())
 
 
 class WriteState(IntEnum):
@@ -114,8 +147,6 @@ class ShardWriting:
         A failure is kept for :meth:`finish`, where all ranks learn of it: raised here it would end this rank alone.
         """
         self._written = Future()
-        # All is in host memory. Copying ahead would use the thread's own device, which is the host's first.
-        self._writer.per_thread_copy_ahead = 0
         try:
             self._planner.copy(self._plan, buffers)
             self._thread = threading.Thread(target=self._write_and_tell, args=(self._written,), name="checkpoint")

@@ -1,7 +1,7 @@
 """Writes weights as a distributed checkpoint without a process group or a model, a piece at a time.
 
-torch's writer asks for each tensor only when it is about to write it. So the whole plan can be made from shapes alone,
-and a piece is put together from the given rows when its turn comes: memory is bounded by the size of a piece.
+The writer asks for each tensor only when it is about to write it. So the whole plan can be made from shapes alone, and
+a piece is put together from the given rows when its turn comes: memory is bounded by the size of a piece.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, SavePlan
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import SavePlanner, TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from megatron_apriel.checkpoint.accepted_entries import COMMON_STATE, empty_common_state
 from megatron_apriel.checkpoint.background_save import FileWriter, first_failure
@@ -33,8 +30,6 @@ from megatron_apriel.progress import Step
 
 PIECE_BYTES = 64 << 20
 """Largest piece of a parameter that is kept by itself; a few times as much is in memory at once."""
-
-_FILE = "__0_0.distcp"
 
 
 def write_distributed(
@@ -53,37 +48,12 @@ def write_distributed(
         CheckpointError: weights that make up one parameter are stored in different dtypes and none is asked for.
     """
     planner = _FromWeights(weights, architecture, dtype, step)
-    writer = _StreamingWriter(directory)
+    writer = FileWriter(directory, sync_files=False)
     try:
         checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except CheckpointException as error:
         raise first_failure(error) from None
     save_config(CheckpointingConfig("torch_dist", 1), str(directory))
-
-
-class _StreamingWriter(FileWriter):
-    """torch's writer, which keeps all that it has written to a file in memory, without that."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        results = []
-        with (Path(self.path) / _FILE).open("wb") as stream:
-            for item in plan.items:
-                start, data = stream.tell(), planner.resolve_data(item)
-                # By way of memory: a disk that is full is an error of writing then, not of torch's format.
-                stream.write((data if isinstance(data, io.BytesIO) else _saved(data)).getvalue())
-                place = _StorageInfo(_FILE, start, stream.tell() - start)
-                results.append(WriteResult(index=item.index, size_in_bytes=place.length, storage_data=place))
-        done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
-        return done
-
-
-def _saved(tensor: Tensor) -> io.BytesIO:
-    # torch would also save the rest of a storage of which the tensor is a part.
-    alone = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
-    data = io.BytesIO()
-    torch.save(tensor if alone else tensor.clone(memory_format=torch.contiguous_format), data)
-    return data
 
 
 class _FromWeights(DefaultSavePlanner):

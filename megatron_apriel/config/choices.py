@@ -16,6 +16,8 @@ ImageDevice = Literal["auto", "cpu", "gpu"]
 """Where images are decoded."""
 Damaged = Literal["error", "skip"]
 """What happens at a damaged image."""
+Automatic = Literal["auto"]
+"""A share is chosen by the program, not given."""
 Balanced = Literal["balanced"]
 """Decoder layers of each pipeline stage are computed, not given."""
 ComputeType = Literal["bf16", "fp32"]
@@ -24,6 +26,8 @@ Compute = Literal["auto", ComputeType]
 """The same, or the one that suits the device."""
 Fp8Recipe = Literal["none", "delayed", "tensorwise", "blockwise"]
 """Scaling of the decoder's matrix products in 8 bits."""
+Fp8Weights = Literal["kept", "remade"]
+"""How long 8-bit copies of weights live."""
 Attention = Literal["auto", "flash", "cudnn"]
 """Attention's kernels on a GPU."""
 Recompute = Literal["none", "selective", "full"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from megatron_apriel.config.choices import Balanced, Compute, ComputeType, Fp8Recipe, Recompute
+from megatron_apriel.config.choices import Balanced, Compute, ComputeType, Fp8Recipe, Fp8Weights, Recompute
 from megatron_apriel.config.section import Section, Whole, raise_all
 from megatron_apriel.errors import shown
 
@@ -66,6 +66,9 @@ class PrecisionSection(Section):
     Main gradients and optimizer state are fp32 in any case."""
     fp8: Fp8Recipe = "none"
     """Scaling recipe for the decoder's matrix products in 8 bits (Transformer Engine; Hopper or newer)."""
+    fp8_weights: Fp8Weights = "kept"
+    """With fp8: 8-bit copies of the weights are `kept` over the micro-batches of a step, 2 bytes a weight; or `remade`
+    in each of them, which with recompute.mode=full keeps one layer's at a time and takes 3% longer at 8192 tokens."""
     bf16_layers_at_start: Annotated[Whole, Field(ge=0)] = 0
     """With fp8: so many first decoder layers stay in bf16."""
     bf16_layers_at_end: Annotated[Whole, Field(ge=0)] = 0
@@ -78,6 +81,8 @@ class PrecisionSection(Section):
             problems.append(
                 f"fp8={self.fp8} needs compute=bf16, not {self.compute}; what is not in 8 bits runs in bf16"
             )
+        if self.fp8 == "none" and self.fp8_weights == "remade":
+            problems.append("fp8_weights=remade has no meaning with fp8=none; set a recipe, or fp8_weights=kept")
         if self.fp8 == "delayed" and (self.bf16_layers_at_start or self.bf16_layers_at_end):
             problems.append(
                 f"fp8=delayed cannot keep layers in bf16 (bf16_layers_at_start={self.bf16_layers_at_start},"

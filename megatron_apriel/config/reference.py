@@ -20,7 +20,7 @@ from megatron_apriel.config.fields import all_settings, holds_list, section_of
 from megatron_apriel.config.output_sections import KeepPolicy
 from megatron_apriel.config.peers import WORDS
 from megatron_apriel.config.section import Section
-from megatron_apriel.config.training_sections import parse_factor
+from megatron_apriel.config.training_sections import parse_factor, parse_host_share
 from megatron_apriel.errors import ConfigError, run_command
 from megatron_apriel.quantities import parse_bytes, parse_count, parse_fraction, parse_path
 from megatron_apriel.terminal import say
@@ -31,6 +31,7 @@ _WRITTEN: dict[Any, str] = {
     parse_fraction: "fraction, as `10%`",
     parse_path: "path",
     parse_factor: "`frozen` or factor",
+    parse_host_share: "`auto` or fraction, as `10%`",
 }
 
 

@@ -138,6 +138,12 @@ class StageConfig(Section):
             problems.append(
                 f"attention=flash needs precision.compute=bf16, not {self.precision.compute}; set attention=auto"
             )
+        if self.optimizer.host != 0 and self.checkpoint.background:
+            problems.append(
+                f"checkpoint.background=true needs optimizer.host=0, not {self.optimizer.host}: there is no host memory"
+                " for a copy of what lies on the host already; set checkpoint.background=false, and states are written"
+                " piece by piece"
+            )
         if self.samples is not None and self.precision.fp8 == "delayed":
             problems.append(
                 "samples need another precision.fp8 than delayed: its scales follow all passes, and those of samples"

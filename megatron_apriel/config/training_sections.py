@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from megatron_apriel.config.choices import Decay
-from megatron_apriel.config.section import Fraction, Number, Section, not_a_flag
+from megatron_apriel.config.choices import Automatic, Decay
+from megatron_apriel.config.section import ByteCount, Fraction, Number, Section, not_a_flag
 from megatron_apriel.errors import shown
+from megatron_apriel.quantities import parse_fraction
 
 COMPONENTS = ("tower", "projector", "decoder")
 """The parts that are trained or frozen as a whole; the decoder includes the embedding, final norm and head."""
@@ -45,6 +46,25 @@ class TrainedParts(Section):
         return self
 
 
+def parse_host_share(value: Any) -> float | str:
+    """``auto``, or a fraction as :func:`~megatron_apriel.quantities.parse_fraction` reads it. Raises ValueError."""
+    if value == "auto":
+        return "auto"
+    try:
+        return parse_fraction(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or auto, for as much as does not fit on the GPU") from None
+
+
+# The tags are written in brackets so that findings are placed at the setting and not at a member of the union.
+HostShare = Annotated[
+    Annotated[Automatic, Tag("(word)")] | Annotated[float, Tag("(number)")],
+    Discriminator(lambda value: "(word)" if value == "auto" else "(number)"),
+    BeforeValidator(parse_host_share),
+]
+"""Part of the optimizer's states that lies in host memory, or the word that asks to choose it."""
+
+
 class OptimizerSection(Section):
     """AdamW and the learning-rate schedule."""
 
@@ -64,3 +84,8 @@ class OptimizerSection(Section):
     """Decoupled weight decay; none on norms and biases."""
     clip: Annotated[Number, Field(gt=0)] = 1.0  # assumption
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
+    host: HostShare = 0.0
+    """Part of the optimizer's states that lies in host memory, as 60%; `auto`: as much as does not fit on the GPU. An
+    update brings them to the GPU and back, 10 bytes a parameter each way, and its numbers are the same."""
+    host_memory: ByteCount | None = None
+    """Most host memory for them on each machine; `null`: what machine and control group have free, less a tenth."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_apriel.config.choices import Attention, Fp8Recipe, Recompute
+from megatron_apriel.config.choices import Attention, Fp8Recipe, Fp8Weights, Recompute
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import DecoderArchitecture, TowerArchitecture
@@ -38,6 +38,7 @@ class ModelOptions:
     Attributes:
         dtype: of parameters and activations, bfloat16 or float32.
         fp8: recipe of the decoder's matrix products; tower, projector, embedding and head stay in ``dtype``.
+        fp8_weights: 8-bit copies of weights are ``kept`` over the micro-batches of a step, or ``remade`` in each.
         bf16_layers_at_start, bf16_layers_at_end: decoder layers that ``fp8`` leaves in bfloat16.
         recompute: ``none``; ``selective`` keeps no activations of the MLPs, which are the widest; ``full`` keeps only
             what enters each layer.
@@ -49,6 +50,7 @@ class ModelOptions:
 
     dtype: torch.dtype = torch.float32
     fp8: Fp8Recipe = "none"
+    fp8_weights: Fp8Weights = "kept"
     bf16_layers_at_start: int = 0
     bf16_layers_at_end: int = 0
     recompute: Recompute = "none"
@@ -65,6 +67,7 @@ class ModelOptions:
         return cls(
             dtype=dtype,
             fp8=precision.fp8,
+            fp8_weights=precision.fp8_weights,
             bf16_layers_at_start=precision.bf16_layers_at_start,
             bf16_layers_at_end=precision.bf16_layers_at_end,
             recompute=recompute.mode,
@@ -154,6 +157,8 @@ def _fp8_fields(options: ModelOptions) -> dict[str, Any]:
     return {
         "fp8": FP8_FORMATS[options.fp8],
         "fp8_recipe": options.fp8,
+        # What Megatron calls the copies that its layers otherwise make in the first micro-batch of a step.
+        "disable_parameter_transpose_cache": options.fp8_weights == "remade",
         "first_last_layers_bf16": bool(options.bf16_layers_at_start or options.bf16_layers_at_end),
         "num_layers_at_start_in_bf16": options.bf16_layers_at_start,
         "num_layers_at_end_in_bf16": options.bf16_layers_at_end,

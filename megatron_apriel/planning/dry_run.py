@@ -26,6 +26,7 @@ from megatron_apriel.formats.kinds import architecture_of, sidecar_directory
 from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.memory import RankMemory, rank_memory
 from megatron_apriel.planning.mixture_table import mixture_table, unfinished_table
 from megatron_apriel.quantities import flop, size
@@ -195,14 +196,17 @@ def _length(config: StageConfig) -> dict[str, str]:
 
 def memory_table(config: StageConfig, architecture: Architecture, layout: Layout) -> Table:
     """Expected memory of a rank of each pipeline stage."""
-    table = figures(
-        "stage", "weights", "gradients", "optimizer", "activations", "logits", "images", "total",
-        title="Expected memory per rank (CUDA, NCCL and allocator add 3 to 6 GiB)",
-    )  # fmt: skip
+    names = ["stage", "weights", "gradients", "optimizer", "activations", "logits", "images", "total"]
+    on_host = config.optimizer.host != 0
+    title = "Expected memory per rank (CUDA, NCCL and allocator add 3 to 6 GiB)"
+    table = figures(*names, *["on the host"] * on_host, title=title)
+    gpu = Hardware()
     for stage in range(layout.pipeline):
-        memory = rank_memory(config, architecture, layout, stage)
-        table.add_row(str(stage), *map(size, _columns(memory)))
+        memory = rank_memory(config, architecture, layout, stage, gpu.available)
+        table.add_row(str(stage), *map(size, _columns(memory)), *[size(memory.host)] * on_host)
     table.caption = "images: for a sequence full of them; rules: megatron_apriel/planning/memory.py"
+    if config.optimizer.host == "auto":
+        table.caption += f"\noptimizer.host=auto: for a GPU of {gpu.memory:g} GiB, {gpu.reserve:g} of them left free"
     table.caption_justify = "left"
     return table
 

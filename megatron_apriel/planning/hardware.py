@@ -75,6 +75,10 @@ class Hardware(Section):
     """GiB of one GPU. Measured on one H200, 2026-11."""
     reserve: Annotated[Number, Field(ge=0)] = 6.0
     """GiB for CUDA, NCCL's buffers and the allocator's gaps. Assumption: commonly 3 to 6."""
+    host_memory: Annotated[Number, Field(ge=0)] = 104.0
+    """GiB of the host for each GPU that the optimizer's states may take. Pinned beside one H200, of 126, 2026-11."""
+    host_bandwidth: Positive = 51.0
+    """GB/s between GPU and host, both ways at once. Measured on one H200, 2026-11."""
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
     linear_bf16: Positive = _linear("bf16")
@@ -109,6 +113,8 @@ class Hardware(Section):
     of 51 ms for embedding, head and loss beside the head's products, for 8192 tokens on one H200, 2026-11."""
     optimizer_bytes: Annotated[Number, Field(ge=0)] = 39.0
     """Memory traffic of a step for each trained parameter. From about 32 ms for 3.52 B on one H200, 2026-11."""
+    remade_bytes: Annotated[Number, Field(ge=0)] = 6.0
+    """Memory traffic of making a weight's copies in 8 bits. Assumption: read twice, written twice."""
     intra_node: Positive = 240.0
     """GB/s of collectives inside a node. All-gathers and reduce-scatters of 256 MiB, 243 and 228, between two H200 with
     NVLink multicast off, 2026-11; of 64 MiB about 200, of 1 GiB 270."""
@@ -117,6 +123,11 @@ class Hardware(Section):
     latency: Annotated[Number, Field(ge=0)] = 40.0
     """Microseconds of one collective or message. Smallest collectives between two H200, 36 to 40; messages 100;
     2026-11."""
+
+    @property
+    def available(self) -> float:
+        """Bytes of a GPU that are left to the program."""
+        return (self.memory - self.reserve) * 2**30
 
     def linear(self, precision: str) -> float:
         """TFLOP/s of a decoder layer's products under ``precision.fp8``; ``none`` is bf16."""

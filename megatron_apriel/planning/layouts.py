@@ -40,10 +40,14 @@ class Candidate:
     time: StepTime
     available: float
     """Bytes of a GPU that are left to the program."""
+    host_available: float
+    """Bytes of the host beside it."""
 
     @property
     def over(self) -> float:
-        """Bytes by which it does not fit; negative where it does."""
+        """Bytes by which it does not fit, on the GPU or the host; negative where it does."""
+        if self.memory.host > self.host_available:
+            return max(self.memory.total - self.available, self.memory.host - self.host_available)
         return self.memory.total - self.available
 
     @property
@@ -154,8 +158,8 @@ def _candidate(
     config: StageConfig, architecture: Architecture, gpus: int, gpu: Hardware, workload: Workload
 ) -> Candidate:
     layout = Layout.from_config(config.parallel, gpus)
-    memories = [rank_memory(config, architecture, layout, rank) for rank in range(layout.pipeline)]
-    fullest = max(range(layout.pipeline), key=lambda rank: memories[rank].total)
+    memories = [rank_memory(config, architecture, layout, rank, gpu.available) for rank in range(layout.pipeline)]
+    fullest = max(range(layout.pipeline), key=lambda rank: memories[rank].total + memories[rank].host)
     return Candidate(
         config=config,
         layout=layout,
@@ -163,7 +167,8 @@ def _candidate(
         memory=memories[fullest],
         fullest_stage=fullest,
         time=step_time(config, architecture, layout, gpu, workload),
-        available=(gpu.memory - gpu.reserve) * GIB,
+        available=gpu.available,
+        host_available=gpu.host_memory * GIB,
     )
 
 

@@ -4,10 +4,11 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
 
 * weights: 2 in bf16, 4 in fp32, frozen ones too; decoder matrices, embedding and head are divided by T, norms, tower
   and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed) in layers that
-  run in it;
+  run in it; of one such layer where copies are remade in every micro-batch and whole layers are recomputed;
 * gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in;
 * optimizer: two float32 moments, and the 16 bits that bf16 weights lack of their float32 masters, 10 a trained
-  parameter, divided by D (Megatron's distributed optimizer; 8 in fp32, where the weights are their own master);
+  parameter, divided by D (Megatron's distributed optimizer; 8 in fp32, where the weights are their own master). Of
+  these, ``optimizer.host`` puts a part into host memory, and on the GPU are then the pieces on their way;
 * activations of a decoder layer kept for the backward pass, after Korthikanti et al. 2022 ("Reducing Activation
   Recomputation", section 4) for this layer: no dropout, fused attention that keeps no scores, gated MLP, grouped
   queries. In elements a token, with hidden size h, query width q, key and value width k, feed-forward width f::
@@ -37,17 +38,23 @@ compared with measured peaks of text on one GPU by ``tests/unit/planning/test_pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from math import inf
 
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture, TowerArchitecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.logit_parts import LOGITS_PER_PART
 
+PIECE_NUMBERS = 8 << 20
+"""Parameters whose states come from the host and go back together."""
+PIECES_ON_THE_WAY = 3
+"""One is brought, one updated, one taken back."""
+
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on one rank."""
+    """Bytes of one rank on its GPU, and beside it on the ``host``."""
 
     weights: float
     gradients: float
@@ -55,15 +62,17 @@ class RankMemory:
     activations: float
     logits: float
     images: float
+    host: float = 0.0
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(self))
+        """Of the GPU."""
+        return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
 
 
 @dataclass(frozen=True)
 class _Held:
-    """Parameters on one rank: of the decoder's matrices that run in 8 bits, and of all parts."""
+    """Parameters on one rank: of the decoder's matrices that have copies in 8 bits, and of all parts."""
 
     matrices_in_8_bits: float
     decoder: float
@@ -71,7 +80,9 @@ class _Held:
     projector: float
 
 
-def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> RankMemory:
+def rank_memory(
+    config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int, available: float = inf
+) -> RankMemory:
     """Expected bytes on each rank of a pipeline stage while it trains.
 
     Args:
@@ -79,20 +90,53 @@ def rank_memory(config: StageConfig, architecture: Architecture, layout: Layout,
         architecture: the model.
         layout: the layout; already checked against both.
         pipeline_rank: which pipeline stage.
+        available: bytes of a GPU that are left to the program; what is more goes to the host by optimizer.host=auto.
     """
+    whole = _on_the_gpu(config, architecture, layout, pipeline_rank)
+    return _with_states_on_host(whole, _share(config, whole, available), state_bytes(config))
+
+
+def host_share(
+    config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int, available: float
+) -> float:
+    """Part of the optimizer's states that lies on the host; arguments as of :func:`rank_memory`."""
+    return _share(config, _on_the_gpu(config, architecture, layout, pipeline_rank), available)
+
+
+def _share(config: StageConfig, whole: RankMemory, available: float) -> float:
+    if config.optimizer.host != "auto":
+        return config.optimizer.host
+    if whole.total <= available or not whole.optimizer:
+        return 0.0
+    on_the_way = PIECES_ON_THE_WAY * PIECE_NUMBERS * state_bytes(config)
+    return min((whole.total + on_the_way - available) / whole.optimizer, 1.0)
+
+
+def _with_states_on_host(whole: RankMemory, share: float, of_a_parameter: int) -> RankMemory:
+    moved = share * whole.optimizer
+    on_the_way = min(moved, PIECES_ON_THE_WAY * PIECE_NUMBERS * of_a_parameter)
+    return replace(whole, optimizer=whole.optimizer - moved + on_the_way, host=moved)
+
+
+def state_bytes(config: StageConfig) -> int:
+    """Of the optimizer's states of a parameter."""
+    return 10 if config.precision.compute_on(gpu=True) == "bf16" else 8
+
+
+def _on_the_gpu(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> RankMemory:
+    """All states there."""
     held = _held(config, architecture, layout, pipeline_rank)
     bf16 = config.precision.compute_on(gpu=True) == "bf16"
     compute = 2 if bf16 else 4
     everything = held.decoder + held.tower + held.projector
     trained = sum(getattr(held, part) for part in config.trained_components)
-    moments_and_remainder = 10 if bf16 else 8
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
     tokens = config.sequence_length / layout.context
     vocabulary, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
     return RankMemory(
         weights=compute * everything + 2 * held.matrices_in_8_bits,
         gradients=4 * trained,
-        optimizer=moments_and_remainder * trained / layout.optimizer_shards,
+        optimizer=state_bytes(config) * trained / layout.optimizer_shards,
         activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
         logits=compute * (min(tokens * vocabulary, LOGITS_PER_PART) + tokens * hidden) if is_last else 0,
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
@@ -111,6 +155,8 @@ def _held(config: StageConfig, architecture: Architecture, layout: Layout, pipel
     on_rank += (is_first + is_last) * decoder.embedding_parameters / tensor + is_last * decoder.hidden_size
     tower = architecture.tower.parameters if architecture.tower and is_first else 0
     projector = architecture.projector.parameters if architecture.projector and is_first else 0
+    if config.precision.fp8_weights == "remade" and config.recompute.mode == "full" and not config.recompute.layers:
+        in_8_bits = min(in_8_bits, 1)
     return _Held(in_8_bits * matrices, on_rank, tower, projector)
 
 

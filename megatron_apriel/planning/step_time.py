@@ -15,6 +15,7 @@ it pass by pass. A pass of a chunk is the work of its layers, of tower or head w
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
 * context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
 * pipeline: hidden states and their gradients come one message after their pass has ended;
+* the optimizer's update: traffic of the GPU's memory; of states on the host, between it and the GPU, both ways at once;
 * data parallelism, once a step: float32 gradients are scattered and weights gathered over the replicas. With
   ``parallel.overlap`` the first hides behind the last micro-batch's backward pass and the second behind the first
   one's forward pass; only what is left over counts.
@@ -36,6 +37,7 @@ from megatron_apriel.formats.flops import decoder_forward, model_flops, tower_fo
 from megatron_apriel.parallel.balance import image_share, largest_image, recomputed_flops
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware
+from megatron_apriel.planning.memory import rank_memory, state_bytes
 from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
 
 TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
@@ -135,10 +137,14 @@ def step_time(
         passes = [rank.whole_forward for rank in ranks], [rank.whole_backward for rank in ranks]
         scheduled = pipeline_seconds(*passes, number, _message(config, architecture, layout, gpu))
     trained = [_trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
+    on_host = [
+        rank_memory(config, architecture, layout, rank, gpu.available).host / state_bytes(config)
+        for rank in range(layout.pipeline)
+    ]
     exposed, update = max(
         (
-            (_data_parallel(config, layout, gpu, *rank), _optimizer(layout, gpu, rank[0]))
-            for rank in zip(trained, ranks, strict=True)
+            (_data_parallel(config, layout, gpu, *rank), _optimizer(layout, gpu, rank[0], on_host[place]))
+            for place, rank in enumerate(zip(trained, ranks, strict=True))
         ),
         key=sum,
     )
@@ -211,6 +217,10 @@ def _layer_seconds(
         backward = passes * products + 2 * attention / (backward_rate * TERA)
     mlp = 3 * decoder.hidden_size * decoder.ffn_hidden_size / (decoder.layer_parameters - 2 * decoder.hidden_size)
     again = {"none": 0.0, "selective": mlp * products, "full": forward}[config.recompute.mode]
+    if fp8 != "none" and config.precision.fp8_weights == "remade":
+        copies = gpu.remade_bytes * (decoder.layer_parameters - 2 * decoder.hidden_size) / (gpu.copy_bandwidth * GIGA)
+        forward += copies
+        again += {"none": 0.0, "selective": mlp * copies, "full": copies}[config.recompute.mode]
     return forward, backward, again
 
 
@@ -302,8 +312,15 @@ def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: 
     return max(0.0, gradients - sum(work.backward)) + max(0.0, weights - sum(work.forward))
 
 
-def _optimizer(layout: Layout, gpu: Hardware, trained: float) -> float:
-    """Seconds of the update: of this rank's share of the state, and of the gradients' buffer, set to zero whole."""
-    zeroed = 4.0
-    traffic = (gpu.optimizer_bytes - zeroed) * trained / layout.optimizer_shards + zeroed * trained
-    return traffic / (gpu.copy_bandwidth * GIGA)
+def _optimizer(layout: Layout, gpu: Hardware, trained: float, on_host: float) -> float:
+    """Seconds of the update: of this rank's share of the state, and of the gradients' buffer, set to zero whole.
+
+    Args:
+        layout: divides the state.
+        gpu: rates.
+        trained: parameters on this rank.
+        on_host: of its share of them, those whose states lie on the host.
+    """
+    zeroed, brought = 4.0, 10.0
+    traffic = (gpu.optimizer_bytes - zeroed) * (trained / layout.optimizer_shards - on_host) + zeroed * trained
+    return traffic / (gpu.copy_bandwidth * GIGA) + brought * on_host / (gpu.host_bandwidth * GIGA)

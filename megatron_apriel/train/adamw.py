@@ -8,11 +8,14 @@ need not wait for the gradients.
 
 Parameters in bf16 are updated in float32 all the same: see ``split_master.py``. States are kept by
 ``optimizer_states.py``, and not in torch's ``state``: that would cast them to the parameters' type when groups are
-restored.
+restored. Those that lie in host memory come and go by ``host_stream.py`` and meet the same kernel, so where a state
+lies changes no bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +23,8 @@ from torch import Tensor
 
 from megatron_apriel.train.adamw_coefficients import Coefficients
 from megatron_apriel.train.adamw_update import update
-from megatron_apriel.train.optimizer_states import OptimizerStates, StateNumbers
+from megatron_apriel.train.host_stream import HostStream, Job
+from megatron_apriel.train.optimizer_states import OptimizerStates, StateNumbers, StatePart
 
 
 class AdamW(torch.optim.Optimizer):
@@ -53,27 +57,47 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.factor = torch.ones((), device=next((parameter.device for parameter in self._parameters()), None))
         self._states: OptimizerStates | None = None
+        self._stream: HostStream | None = None
+
+    def make_states(self, host_share: float = 0.0, **how: Any) -> None:
+        """Make what is kept of every parameter. Parameters must not be exchanged after that.
+
+        Args:
+            host_share: part of all numbers whose states lie in host memory.
+            how: further arguments of :class:`~megatron_apriel.train.optimizer_states.OptimizerStates`.
+        """
+        self._states = OptimizerStates(self._parameters(), host_share, **how)
+        if self._states.piece_bytes:
+            self._stream = HostStream(self.factor.device, self._states.piece_bytes)
 
     @property
     def states(self) -> OptimizerStates:
-        """What is kept of every parameter; made when first asked for. Parameters must not be exchanged after that."""
+        """What is kept of every parameter; on the device where :meth:`make_states` was not called."""
         if self._states is None:
-            self._states = OptimizerStates(self._parameters())
+            self.make_states()
+        assert self._states is not None
+        if self._stream is not None:
+            self._stream.wait()
         return self._states
 
     def numbers(self, parameter: Tensor) -> dict[str, StateNumbers]:
-        """Master and moments of a parameter, by their names in a checkpoint."""
+        """Master and moments of a parameter, by their names in a checkpoint; until the next update."""
         return self.states.numbers(parameter)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient. Nothing is waited for."""
+        """One update of every parameter that has a gradient.
+
+        Nothing is waited for, but for the factor where states lie on the host: without one none of them moves.
+        """
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
-            coefficients = self._coefficients(group)
-            for parameter in group["params"]:
-                if getattr(parameter, "decoupled_grad", None) is not None:
-                    self._update(parameter, parameter.decoupled_grad, coefficients)
+        if self._states is None:
+            self.make_states()
+        if self._stream is None or not self.factor.isnan():
+            jobs = list(self._update_here())
+            if self._stream is not None:
+                self._stream.run(jobs)
 
     def take_back(self) -> None:
         """Do not count the last update, of which it is now known that its factor was not a number."""
@@ -83,12 +107,28 @@ class AdamW(torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    def _update(self, parameter: Tensor, gradient: Tensor, how: Coefficients) -> None:
-        numbers, gradients = parameter.view(-1), gradient.view(-1)
-        for part in self.states.parts(parameter):
-            inside = slice(part.start, part.stop)
-            if part.start < part.stop:
-                update(numbers[inside], part.remainder, gradients[inside], self.factor, part.mean, part.square, how)
+    def _update_here(self) -> Iterator[Job]:
+        """Update what has its states on the device; what is to happen to the others, once they are."""
+        assert self._states is not None
+        for group in self.param_groups:
+            how = self._coefficients(group)
+            for parameter in group["params"]:
+                if getattr(parameter, "decoupled_grad", None) is None:
+                    continue
+                for part in self._states.parts(parameter):
+                    if part.packed is None:
+                        self._update(parameter, part, how)
+                    else:
+                        yield part.packed, partial(self._update_brought, parameter, part, how)
+
+    def _update_brought(self, parameter: Tensor, part: StatePart, how: Coefficients, packed: Tensor) -> None:
+        self._update(parameter, part.brought(packed), how)
+
+    def _update(self, parameter: Any, part: StatePart, how: Coefficients) -> None:
+        inside = slice(part.start, part.stop)
+        numbers, gradients = parameter.view(-1)[inside], parameter.decoupled_grad.view(-1)[inside]
+        if part.start < part.stop:
+            update(numbers, part.remainder, gradients, self.factor, part.mean, part.square, how)
 
     def _coefficients(self, group: dict[str, Any]) -> Coefficients:
         beta1, beta2 = group["betas"]

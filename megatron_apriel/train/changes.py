@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.config.data_sections import SourceSection
+from megatron_apriel.config.machine_sections import PrecisionSection
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.loading.loader import TrainingLoader
@@ -37,6 +38,8 @@ SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture
 """Settings that say what is trained on what, in which order: a resumed run has the same, but for changes asked for."""
 CHANGEABLE = {"tokens", *(f"optimizer.{name}" for name in ("peak", "minimum", "warmup", "decay"))}
 """Of these, what may be changed within a run, besides the mixture's weights."""
+FREE = {f"optimizer.{name}" for name in ("host", "host_memory")}
+"""Of these, what says where something lies, and changes no number."""
 SAID_WHERE_CHANGED = ("precision",)
 """Settings that may always change, and whose change is said and recorded."""
 
@@ -112,7 +115,9 @@ def resumption(config: StageConfig, newest: Path, step: int, state: RunState, ch
             "A run cannot become shorter than it is.",
             f"Give at least tokens={step * config.batch_tokens}.",
         )
-    differences += _under(SAID_WHERE_CHANGED, then, now)
+    # Settings that the version of then did not have are as by default.
+    before = {"precision": PrecisionSection().model_dump(mode="json") | (then.get("precision") or {})}
+    differences += _under(SAID_WHERE_CHANGED, before, now)
     new = None
     if differences:
         settings = {difference.key: [difference.then, difference.now] for difference in differences}
@@ -131,7 +136,8 @@ def resumption(config: StageConfig, newest: Path, step: int, state: RunState, ch
 def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
     """Differences in what must stay the same, the mixture left out."""
     for difference in _under([name for name in SAME_ON_RESUME if name != "mixture"], then, now):
-        yield replace(difference, changeable=difference.key in CHANGEABLE)
+        if difference.key not in FREE:
+            yield replace(difference, changeable=difference.key in CHANGEABLE)
 
 
 def _under(names: Sequence[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:

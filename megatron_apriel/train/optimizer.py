@@ -158,18 +158,18 @@ def gradient_factor(
 
 def apply_gradients(optimizer: MegatronOptimizer, factor: torch.Tensor) -> None:
     """Update the parameters by the summed gradients times ``factor``; see :func:`gradient_factor`."""
-    for own in _own_optimizers(optimizer):
+    for own in own_optimizers(optimizer):
         own.factor = factor.float()
     optimizer.step_with_ready_grads()
 
 
 def take_back(optimizer: MegatronOptimizer) -> None:
     """Do not count the last update, of which it is now known that it changed nothing."""
-    for own in _own_optimizers(optimizer):
+    for own in own_optimizers(optimizer):
         own.take_back()
 
 
-def _own_optimizers(optimizer: MegatronOptimizer) -> list[AdamW]:
+def own_optimizers(optimizer: MegatronOptimizer) -> list[AdamW]:
     """This rank's; none where nothing of its part of the model trains."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part.optimizer for part in parts if not getattr(part, "is_stub_optimizer", False)]

@@ -23,6 +23,7 @@ from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.objectives.next_token import NextToken
 from megatron_apriel.train.objectives.objective import Objective
 from megatron_apriel.train.optimizer import build_optimizer, set_learning_rate, wrap_data_parallel
+from megatron_apriel.train.state_placement import place_states
 from megatron_apriel.train.step import evaluate, train_step
 from megatron_apriel.train.step_result import Shared, StepResult
 
@@ -66,6 +67,7 @@ class Trainer:
         apply_freezing(self.chunks, config.train)
         self.wrapped = wrap_data_parallel(self.chunks, config)
         self.optimizer = build_optimizer(self.wrapped, config)
+        place_states(self.optimizer, config, architecture, layout)
 
     @property
     def micro_batches(self) -> int:

@@ -7,33 +7,32 @@ import threading
 import time
 from typing import Any
 
-from torch.distributed.checkpoint import filesystem
-
+from megatron_apriel.checkpoint import background_save
 from megatron_apriel.checkpoint.background_save import HostBuffers
 
 
 def hold_writing(items: int = 3) -> threading.Event:
     """From here on this rank's writing stands still after so many tensors, until the event is set."""
-    released, written, write_item = threading.Event(), itertools.count(), filesystem._write_item
+    released, written, write_piece = threading.Event(), itertools.count(), background_save.write_piece
 
-    def held(*arguments: Any) -> Any:
+    def held(*arguments: Any) -> None:
         if next(written) >= items:
             assert released.wait(60)
-        return write_item(*arguments)
+        write_piece(*arguments)
 
-    filesystem._write_item = held
+    background_save.write_piece = held
     return released
 
 
 def slow_writing(seconds: float) -> None:
     """From here on this rank's writing takes so much longer for each tensor."""
-    write_item = filesystem._write_item
+    write_piece = background_save.write_piece
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any) -> None:
         time.sleep(seconds)
-        return write_item(*arguments)
+        write_piece(*arguments)
 
-    filesystem._write_item = slow
+    background_save.write_piece = slow
 
 
 def fail_writing(at: str = "writing") -> None:
@@ -45,4 +44,4 @@ def fail_writing(at: str = "writing") -> None:
     if at == "copying":
         HostBuffers.copies = full
     else:
-        filesystem._write_item = full
+        background_save.write_piece = full

@@ -20,7 +20,7 @@ from training_run import ALL, ARCHITECTURE, KEEP_ALL, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
 from megatron_apriel.checkpoint import store as store_module
-from megatron_apriel.checkpoint.background_save import ShardWriting
+from megatron_apriel.checkpoint.background_save import FileWriter, ShardWriting
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.store import CheckpointStore
@@ -269,7 +269,7 @@ def _disk_full(rank: int, world_size: int, source: Path, where: Path, at: str) -
     with groups.initialized(layout):
         run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
         if at == "shards" and rank == 1:
-            torch.distributed.checkpoint.FileSystemWriter.write_data = full
+            FileWriter.write_data = full
         if at == "sidecars" and rank == 0:
             store_module.write_sidecars = full
         with pytest.raises(CheckpointError) as caught:

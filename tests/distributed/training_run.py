@@ -38,14 +38,16 @@ SEQUENCE_LENGTH, SEQUENCES = 48, 4
 class Run:
     """The trainer, and what a checkpoint holds of it."""
 
-    def __init__(self, layout: Layout, train: TrainedParts = ALL, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, layout: Layout, train: TrainedParts = ALL, dtype: torch.dtype = torch.float32, host: float = 0.0
+    ) -> None:
         self.layout = layout
         config = small_stage(
             SEQUENCE_LENGTH,
             SEQUENCES,
             train=train.model_dump(),
             parallel={"overlap": False},  # the chunks hold the newest parameters at any time
-            optimizer={"peak": 1e-3},
+            optimizer={"peak": 1e-3, "host": host},
             precision={"compute": "bf16" if dtype == torch.bfloat16 else "fp32"},
         )
         self.trainer = Trainer(ARCHITECTURE, config, layout)

@@ -58,7 +58,7 @@ def run(case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor]
     return {"losses": [result.loss for result in results], "norms": [result.gradient_norm for result in results]}
 
 
-def _forget_scales() -> None:
+def forget_scales() -> None:
     """Transformer Engine keeps the largest values that it has seen in one place for all models of a process."""
     from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
@@ -75,7 +75,7 @@ def main(result: Path, precisions: list[str]) -> None:
                     cases = {}
                     for case in RUN:
                         if precision != "bf16":
-                            _forget_scales()
+                            forget_scales()
                         cases[case] = run(CASES[case], row, precision, weights)
                 found.setdefault(precision, {})[name] = cases
                 if dist.get_rank() == 0:

@@ -1,0 +1,159 @@
+"""Train the whole model on one GPU: all 48 layers, exact states, as much of them in host memory as the GPU lacks.
+
+Real steps first, whose losses are kept. Then what a micro-batch adds to a step and what a step takes once are timed
+apart, figures for large steps are composed of them, and one larger step is timed as a whole beside its composition.
+Slices of the model that fit on the GPU give the figure that the whole model is compared with, in the same call. See
+benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.cases import CASES
+from benchmarks.one_gpu_report import MEMORY_HEADINGS, SPEED_HEADINGS, OneGpu, memory_rows, page, remarks, speed_rows
+from benchmarks.options import add_output_options, require_gpu, wrong_usage
+from benchmarks.processes import Planned, Processes, measure_all
+from benchmarks.report import write
+from benchmarks.spread_cli import PRECISIONS, print_table
+from benchmarks.step_report import Measurement
+from benchmarks.versions import device, facts
+from megatron_apriel.command_line import CommandLine, above_zero, chosen
+from megatron_apriel.config.training_sections import parse_host_share
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+
+EXAMPLES = """\
+examples:
+  # FP8 tensorwise and delayed and bf16 at 8192 tokens, and their slices; about 20 minutes on one H200
+  python benchmarks/one_gpu.py
+
+  # one precision without slices, which takes about 4 minutes
+  python benchmarks/one_gpu.py --precision tensorwise --slices none
+
+  # a fixed part of the states on the host, and what would be measured
+  python benchmarks/one_gpu.py --precision bf16 --host 70% --dry-run
+
+Every measurement is a process of its own; one that fails is reported, and the others go on. Exit code: 0 if none
+failed, 1 if one did, 2 if the command cannot be run here.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--cases", default="8192", metavar="A,B", help="kinds of sequences (%(default)s)")
+    what.add_argument("--precision", default="tensorwise,delayed,bf16", metavar="A,B", help="default: %(default)s")
+    what.add_argument("--layers", type=above_zero, default=48, metavar="N", help="decoder layers (%(default)s)")
+    what.add_argument("--host", default="auto", metavar="SHARE", help="optimizer.host of the stage (%(default)s)")
+    what.add_argument("--slices", default="4,8", metavar="N,M", help="layers of the slices, or none (%(default)s)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=above_zero, default=5, metavar="N", help="real steps (%(default)s)")
+    how.add_argument("--few", type=above_zero, default=2, metavar="N", help="micro-batches of each (%(default)s)")
+    how.add_argument("--more", type=above_zero, default=8, metavar="N", help="timed beside one (%(default)s)")
+    how.add_argument("--whole", type=above_zero, default=16, metavar="N", help="of the whole step (%(default)s)")
+    how.add_argument("--budget", type=float, metavar="SECONDS", help="begin no measurement after so many seconds")
+    how.add_argument("--limit", type=float, default=500, metavar="SECONDS", help="of one measurement (%(default)g)")
+    how.add_argument("--dry-run", action="store_true", help="list the measurements and stop")
+    output = parser.add_argument_group("output")
+    add_output_options(output, "one_gpu")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
+    return parser
+
+
+def _plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Specifications of the measurements of the whole model. Raises ConfigError."""
+    try:
+        host = str(parse_host_share(arguments.host))
+    except ValueError as error:
+        raise ConfigError(f"--host {arguments.host}: {error}.") from None
+    if arguments.more < 2:
+        raise ConfigError(f"--more={arguments.more} is no more than one.", fix="Give 2 or more.")
+    common = {name: getattr(arguments, name) for name in ("layers", "steps", "few", "more", "whole", "tiny")}
+    return [
+        {"case": case, "precision": precision, "host": host, **common}
+        for case in chosen(arguments.cases, list(CASES), "--cases")
+        for precision in chosen(arguments.precision, PRECISIONS, "--precision")
+    ]
+
+
+def _slices(arguments: argparse.Namespace, plan: Sequence[dict[str, Any]]) -> list[Planned]:
+    if arguments.slices == "none":
+        return []
+    depths = sorted({int(text) for text in chosen(arguments.slices, [str(n) for n in range(1, 49)], "--slices")})
+    return [Planned(f"ours-{one['precision']}", one["case"], layers) for one in plan for layers in depths]
+
+
+def _measured(
+    plan: Sequence[dict[str, Any]], logs: Path, budget: float | None, limit: float
+) -> Iterator[dict[str, Any]]:
+    """Results in the plan's order, each with ``measurement`` and, if it ran, ``environment``."""
+    begun = time.monotonic()
+    for number, specification in enumerate(plan):
+        named = {key: specification[key] for key in ("case", "precision", "layers", "host")}
+        if budget is not None and time.monotonic() - begun > budget:
+            yield {"measurement": {**named, "status": "not run", "reason": f"the budget of {budget:.0f} s was spent"}}
+            continue
+        print(f"[{number + 1}/{len(plan)}] {' '.join(map(str, named.values()))}", file=sys.stderr, flush=True)
+        # Not begun while the one before runs: it would be one more process in the host's memory.
+        result = Processes("benchmarks.measure_one_gpu", f"one-gpu-{number}", specification, logs).run(limit)
+        if isinstance(result, str):
+            result = {"measurement": {**named, "status": "failed", "reason": result}}
+        one = OneGpu.from_json(result["measurement"])
+        said = f"{one.micro_batch_ms:.0f} ms a micro-batch, {one.per_step_ms:.0f} ms a step besides"
+        print(f"    {said if one.status == 'measured' else one.reason}", file=sys.stderr, flush=True)
+        yield result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if no measurement failed."""
+    arguments = _parser().parse_args(argv)
+    try:
+        plan = _plan(arguments)
+        slices = _slices(arguments, plan)
+        if not (arguments.tiny or arguments.dry_run):
+            require_gpu("The whole model is trained")
+    except ConfigError as error:
+        return wrong_usage(error)
+    if arguments.dry_run:
+        for specification in plan:
+            print(", ".join(f"{name} {value}" for name, value in specification.items() if name != "tiny"))
+        for planned in slices:
+            print(planned.title)
+        return ExitCode.OK
+    begun = datetime.datetime.now(datetime.UTC)
+    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    record: dict[str, Any] = {"measurements": [], "slices": []}
+    environment: dict[str, Any] = {"device": device()}
+    path = arguments.output
+    for kind, results in (
+        ("measurements", _measured(plan, logs, arguments.budget, arguments.limit)),
+        ("slices", measure_all(slices, {"steps": 3, "tiny": arguments.tiny}, logs, arguments.budget, arguments.limit)),
+    ):
+        for result in results:
+            record[kind].append(result["measurement"])
+            environment = result.get("environment") or environment
+            # Kept after every measurement: what is interrupted has cost device time all the same.
+            record = {**facts("one_gpu", arguments.commit, environment, begun), **record, "steps": arguments.steps}
+            path = write(arguments.output, record, page(record), begun)
+    measured = [OneGpu.from_json(values) for values in record["measurements"]]
+    of_slices = [Measurement.from_json(values) for values in record["slices"]]
+    print_table("speed", SPEED_HEADINGS, speed_rows(measured, of_slices))
+    print_table("memory", MEMORY_HEADINGS, memory_rows(measured))
+    for line in remarks(measured):
+        print(line)
+    print(f"{path}.json and .md; logs in {logs}")
+    failed = [one for one in measured if one.status == "failed"], [one for one in of_slices if one.status == "failed"]
+    return ExitCode.FAILED if any(failed) else ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

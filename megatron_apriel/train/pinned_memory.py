@@ -1,0 +1,108 @@
+"""Host memory that a GPU copies from and to by itself, of exactly the size that is asked for.
+
+The GPU must know where memory lies and that it stays there, so it is registered (pinned) with the driver. torch's own
+allocator of such memory rounds every block up to a power of two, which for most of a machine's memory is more than the
+machine has. Here it is mapped in slabs of whole pieces and registered as it is. Forked processes, which load data, do
+not get it: a page that both write would move away from where the GPU writes.
+
+Registering a hundred GiB takes a minute, since every page is made and found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.quantities import size as in_words
+
+SLAB_BYTES = 1 << 30
+"""Registered at a time; more where one piece is larger."""
+_ALIGNMENT = 256
+_THREADS = 8
+
+
+class HostMemory:
+    """Zeros in host memory, in pieces.
+
+    Args:
+        sizes: bytes of the pieces.
+        device: that copies from and to them. Memory beside a CPU is not registered.
+
+    Attributes:
+        pieces: uint8, in the order of ``sizes``. Not registered any more once this object is gone.
+
+    Raises:
+        ConfigError: the machine does not give so much memory, or does not register it.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+        slabs = _slabs(sizes)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            made = list(threads.map(lambda slab: _made(sum(map(_rounded, slab)), device), slabs))
+        self.pieces: list[Tensor] = []
+        for slab, memory in zip(slabs, made, strict=True):
+            start = 0
+            for size in slab:
+                self.pieces.append(memory[start : start + size])
+                start += _rounded(size)
+        if device.type == "cuda":
+            # A process that ends gives it back anyway, and sooner.
+            weakref.finalize(self, _release, [memory.data_ptr() for memory in made]).atexit = False
+
+
+def _slabs(sizes: Sequence[int]) -> list[list[int]]:
+    """The pieces' sizes by slabs."""
+    slabs: list[list[int]] = []
+    left = 0
+    for size in sizes:
+        if not slabs or _rounded(size) > left:
+            slabs.append([])
+            left = SLAB_BYTES
+        slabs[-1].append(size)
+        left -= _rounded(size)
+    return slabs
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _made(size: int, device: torch.device) -> Tensor:
+    """One slab of zeros."""
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise _refused(size, str(error.strerror)) from None
+    with contextlib.suppress(OSError):  # a kernel may be built without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    slab = torch.frombuffer(memory, dtype=torch.uint8)
+    if device.type == "cuda":
+        memory.madvise(mmap.MADV_DONTFORK)
+        torch.cuda.set_device(device)  # of this thread, which would otherwise wake the first one
+        runtime: Any = torch.cuda.cudart()
+        result = runtime.cudaHostRegister(slab.data_ptr(), size, 0)
+        if int(result) != 0:
+            raise _refused(size, f"CUDA error {int(result)} from cudaHostRegister")
+    return slab
+
+
+def _refused(size: int, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{in_words(size)} more of host memory for the optimizer's states were refused: {reason}.",
+        "It must be mapped and registered with the GPU's driver before the first step.",
+        "Lower optimizer.host, or give the job more host memory.",
+    )
+
+
+def _release(addresses: Sequence[int]) -> None:
+    runtime: Any = torch.cuda.cudart()
+    for address in addresses:
+        runtime.cudaHostUnregister(address)

@@ -1,0 +1,147 @@
+"""States in host memory: where they lie, in what pieces they come and go, and that this changes no bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.planning.host_memory import Room
+from megatron_apriel.testing.marks import needs_gpu
+from megatron_apriel.testing.stages import small_stage
+from megatron_apriel.train import pinned_memory, state_placement
+from megatron_apriel.train.adamw import AdamW
+from megatron_apriel.train.host_stream import HostStream
+from megatron_apriel.train.pinned_memory import HostMemory
+
+SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
+SIZES = (5, 40, 1, 33, 17)
+TOTAL = sum(SIZES)
+
+
+def trained(share: float, piece: int, device: str, dtype: torch.dtype, steps: int = 200) -> AdamW:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(size, generator=generator).to(dtype).to(device) for size in SIZES]
+    optimizer = AdamW([torch.nn.Parameter(numbers) for numbers in drawn], **SETTINGS)
+    optimizer.make_states(share, piece=piece)
+    for step in range(steps):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.decoupled_grad = torch.randn(len(parameter), generator=generator).to(device)
+        optimizer.factor = torch.tensor(math.nan if step == 3 else 1 / 30, device=device)
+        optimizer.step()
+        if step == 3:
+            optimizer.take_back()
+    return optimizer
+
+
+def everything(optimizer: AdamW) -> list[Tensor]:
+    parameters = optimizer.param_groups[0]["params"]
+    states = [each.read(0, len(each)).cpu() for one in parameters for each in optimizer.numbers(one).values()]
+    return [*(one.detach().cpu().float() for one in parameters), *states]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("share", "piece"), [(0.37, 7), (1.0, 1), (1.0, 7), (1.0, 1000), (0.01, 1000)])
+def test_where_states_lie_changes_no_bit(share: float, piece: int, dtype: torch.dtype, device: str) -> None:
+    found = everything(trained(share, piece, device, dtype))
+    expected = everything(trained(0.0, piece, device, dtype))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    sooner = everything(trained(0.0, piece, device, dtype, steps=199))
+    assert not any(torch.equal(one, other) for one, other in zip(expected[5:], sooner[5:], strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.37, 1.0])
+@pytest.mark.parametrize("piece", [7, 1000])
+def test_as_much_is_on_the_host_as_was_asked_for(share: float, piece: int) -> None:
+    """The largest first, so that only the last is divided; a piece holds all states of its numbers and no more."""
+    optimizer = trained(share, piece, "cpu", torch.bfloat16, steps=0)
+    asked = []
+    optimizer.make_states(share, piece=piece, permit=asked.append)
+    states, divided, away = optimizer.states, 0, {}
+    for parameter in optimizer.param_groups[0]["params"]:
+        parts = states.parts(parameter)
+        assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+        assert parts[-1].stop == len(parameter)
+        on_host = [part for part in parts if part.packed is not None]
+        assert all(len(part.packed) == 10 * (part.stop - part.start) for part in on_host)  # type: ignore[arg-type]
+        assert all(part.stop - part.start <= piece for part in on_host)
+        away[len(parameter)] = sum(part.stop - part.start for part in on_host)
+        divided += 0 < away[len(parameter)] < len(parameter)
+    assert sum(away.values()) == round(share * TOTAL) and divided <= 1
+    assert states.host_bytes == 10 * round(share * TOTAL) and asked == [states.host_bytes]
+    smallest_away = min((size for size, count in away.items() if count), default=math.inf)
+    assert all(count == size for size, count in away.items() if size > smallest_away)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_skipped_update_moves_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = trained(1.0, 7, device, torch.bfloat16, steps=2)
+    before = [tensor.clone() for tensor in everything(optimizer)]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("something moved")
+
+    monkeypatch.setattr(HostStream, "run", refuse)
+    optimizer.factor = torch.tensor(math.nan, device=device)
+    optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(before, everything(optimizer), strict=True))
+    optimizer.factor = torch.tensor(1.0, device=device)
+    with pytest.raises(AssertionError, match="something moved"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["param", "exp_avg", "exp_avg_sq"])
+def test_numbers_are_read_and_written_over_all_parts(name: str, device: str) -> None:
+    optimizer = trained(0.8, 7, device, torch.bfloat16, steps=0)
+    parameter = optimizer.param_groups[0]["params"][1]
+    assert len(optimizer.states.parts(parameter)) > 2
+    numbers, values = optimizer.numbers(parameter)[name], torch.rand(40)
+    for start, stop in ((0, 3), (3, 29), (29, 40)):
+        numbers.write(start, values[start:stop])
+    assert all(torch.equal(numbers.read(a, b).cpu(), values[a:b]) for a, b in ((0, 40), (6, 8), (13, 35), (5, 5)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("slab", [1, 1000, 1 << 20])
+def test_memory_is_taken_in_slabs_of_whole_pieces(slab: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned_memory, "SLAB_BYTES", slab)
+    sizes = [10, 700, 256, 1, 999, 5000]
+    memory = HostMemory(sizes, torch.device(device))
+    assert [len(piece) for piece in memory.pieces] == sizes and not any(piece.any() for piece in memory.pieces)
+    for number, piece in enumerate(memory.pieces):
+        piece.fill_(number + 1)
+        assert piece.data_ptr() % 256 == 0 and (device == "cpu" or piece.is_pinned())
+    assert all(bool((piece == number + 1).all()) for number, piece in enumerate(memory.pieces))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "most", "needed", "words"),
+    [
+        ("1", None, 900, None),
+        ("1", None, 901, "needs 901 bytes of host memory, and 900 bytes may be taken."),
+        ("4", None, 300, "needs 300 bytes of host memory, 1.17 KiB for 4 ranks, and 900 bytes may be taken."),
+        ("1", 500, 500, None),
+        ("1", 500, 501, "and 900 bytes may be taken and optimizer.host_memory allows 500 bytes."),
+        ("1", 5000, 901, "and 900 bytes may be taken."),
+    ],
+)
+def test_what_the_host_has_not_is_refused(
+    ranks: str, most: int | None, needed: int, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(state_placement, "free_host_memory", lambda: Room(1000, "control group /job"))
+    config = small_stage(optimizer={"peak": 1e-5, "host": "60%", "host_memory": most})
+    if words is None:
+        state_placement.check_host_memory(config, needed)
+        return
+    with pytest.raises(ConfigError) as caught:
+        state_placement.check_host_memory(config, needed)
+    said = str(caught.value)
+    assert words in said and said.startswith("optimizer.host=0.6 needs")
+    assert "control group /job has 1,000 bytes free" in said and "Lower optimizer.host" in said
