@@ -40,7 +40,8 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
     """Figures as fields of :class:`benchmarks.one_gpu_report.OneGpu`.
 
     Args:
-        specification: ``case``, ``precision``, ``layers``, ``host``, ``steps``, ``few``, ``more``, ``whole``, ``tiny``.
+        specification: ``case``, ``precision``, ``layers``, ``recomputed``, ``host``, ``steps``, ``few``, ``more``,
+            ``whole``, ``tiny``.
         wait: returns when the device is free.
     """
     precision, few, more = specification["precision"], specification["few"], specification["more"]
@@ -51,7 +52,7 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
     config = stage_config(
         case,
         precision,
-        recompute=RecomputeSection(mode="full"),
+        recompute=RecomputeSection(mode="full", layers=specification["recomputed"]),
         fp8_weights="kept" if precision == "bf16" else "remade",
         host=host,
     )
@@ -132,7 +133,7 @@ def _wait() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Measure what the first argument says, and write the result to the second."""
     specification, destination = json.loads(arguments[0]), Path(arguments[1])
-    result = {key: specification[key] for key in ("case", "precision", "layers", "host", "few", "whole")}
+    result = {key: specification[key] for key in ("case", "precision", "layers", "recomputed", "host", "few", "whole")}
     try:
         result |= {"status": "measured"} | measured(specification, sys.stdin.readline)
     except torch.OutOfMemoryError as error:

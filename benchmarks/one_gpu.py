@@ -39,6 +39,9 @@ examples:
   # one precision without slices, which takes about 4 minutes
   python benchmarks/one_gpu.py --precision tensorwise --slices none
 
+  # eight layers not recomputed, for which more of the states go to the host
+  python benchmarks/one_gpu.py --precision tensorwise --recomputed 40 --slices none
+
   # a fixed part of the states on the host, and what would be measured
   python benchmarks/one_gpu.py --precision bf16 --host 70% --dry-run
 
@@ -53,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--cases", default="8192", metavar="A,B", help="kinds of sequences (%(default)s)")
     what.add_argument("--precision", default="tensorwise,delayed,bf16", metavar="A,B", help="default: %(default)s")
     what.add_argument("--layers", type=above_zero, default=48, metavar="N", help="decoder layers (%(default)s)")
+    what.add_argument("--recomputed", type=above_zero, metavar="N", help="of them, are recomputed (all)")
     what.add_argument("--host", default="auto", metavar="SHARE", help="optimizer.host of the stage (%(default)s)")
     what.add_argument("--slices", default="4,8", metavar="N,M", help="layers of the slices, or none (%(default)s)")
     how = parser.add_argument_group("how")
@@ -77,7 +81,9 @@ def _plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise ConfigError(f"--host {arguments.host}: {error}.") from None
     if arguments.more < 2:
         raise ConfigError(f"--more={arguments.more} is no more than one.", fix="Give 2 or more.")
-    common = {name: getattr(arguments, name) for name in ("layers", "steps", "few", "more", "whole", "tiny")}
+    common = {
+        name: getattr(arguments, name) for name in ("layers", "recomputed", "steps", "few", "more", "whole", "tiny")
+    }
     return [
         {"case": case, "precision": precision, "host": host, **common}
         for case in chosen(arguments.cases, list(CASES), "--cases")
@@ -98,11 +104,12 @@ def _measured(
     """Results in the plan's order, each with ``measurement`` and, if it ran, ``environment``."""
     begun = time.monotonic()
     for number, specification in enumerate(plan):
-        named = {key: specification[key] for key in ("case", "precision", "layers", "host")}
+        named = {key: specification[key] for key in ("case", "precision", "layers", "recomputed", "host")}
         if budget is not None and time.monotonic() - begun > budget:
             yield {"measurement": {**named, "status": "not run", "reason": f"the budget of {budget:.0f} s was spent"}}
             continue
-        print(f"[{number + 1}/{len(plan)}] {' '.join(map(str, named.values()))}", file=sys.stderr, flush=True)
+        title = OneGpu(status="not run", **named).title
+        print(f"[{number + 1}/{len(plan)}] {title}", file=sys.stderr, flush=True)
         # Not begun while the one before runs: it would be one more process in the host's memory.
         result = Processes("benchmarks.measure_one_gpu", f"one-gpu-{number}", specification, logs).run(limit)
         if isinstance(result, str):

@@ -26,6 +26,7 @@ class OneGpu:
 
     Attributes:
         status, reason: why there are no figures.
+        recomputed: how many of the layers are; None for all.
         host: what ``optimizer.host`` said.
         parameters: trained ones.
         host_bytes, state_bytes: of the optimizer's states on the host, and of all.
@@ -49,6 +50,7 @@ class OneGpu:
     layers: int
     status: Literal["measured", "failed", "not run"]
     reason: str = ""
+    recomputed: int | None = None
     host: str = "auto"
     parameters: int = 0
     host_bytes: int = 0
@@ -77,7 +79,8 @@ class OneGpu:
 
     @property
     def title(self) -> str:
-        return f"{self.case}, {self.precision}, {self.layers} layers, host {self.host}"
+        layers = f"{self.layers} layers, {self.recomputed or 'all'} recomputed"
+        return f"{self.case}, {self.precision}, {layers}, host {self.host}"
 
     def step_ms(self, micro_batches: int) -> float:
         """Composed."""
@@ -108,7 +111,7 @@ class OneGpu:
 
 
 SPEED_HEADINGS = (
-    "case", "precision", "ms a micro-batch", "ms a step besides", "ms update alone", "GB/s each way",
+    "case", "precision", "recomputed", "ms a micro-batch", "ms a step besides", "ms update alone", "GB/s each way",
     *(f"tokens/s, {words} a step" for words in STEP_TOKENS), *(f"TFLOP/s, {words} a step" for words in STEP_TOKENS),
     "of the slices' figure", "whole step against composed",
 )  # fmt: skip
@@ -134,10 +137,10 @@ def speed_rows(measured: Sequence[OneGpu], slices: Sequence[Measurement]) -> lis
         of_slices = slice_tflops(slices, one)
         ratio = f"{one.tflops(STEP_TOKENS['0.5 M']) / of_slices:.2f} of {of_slices:.0f}" if of_slices else "-"
         rows.append([
-            one.case, one.precision, f"{one.micro_batch_ms:.0f}", f"{one.per_step_ms:.0f}", f"{one.update_ms:.0f}",
-            f"{one.link:.1f}", *(f"{one.tokens_per_second(count):,.0f}" for count in STEP_TOKENS.values()),
-            *(f"{one.tflops(count):.0f}" for count in STEP_TOKENS.values()), ratio,
-            f"{one.off:+.1%} at {one.whole}",
+            one.case, one.precision, f"{one.recomputed or one.layers} of {one.layers}", f"{one.micro_batch_ms:.0f}",
+            f"{one.per_step_ms:.0f}", f"{one.update_ms:.0f}", f"{one.link:.1f}",
+            *(f"{one.tokens_per_second(count):,.0f}" for count in STEP_TOKENS.values()),
+            *(f"{one.tflops(count):.0f}" for count in STEP_TOKENS.values()), ratio, f"{one.off:+.1%} at {one.whole}",
         ])  # fmt: skip
     return rows
 
@@ -175,8 +178,8 @@ def page(record: Record) -> Page:
     return Page(
         title="The whole model on one GPU",
         question="How fast does all of the model train on one GPU, with exact states, and what does it hold where?",
-        configuration=f"{', '.join(sorted({f'{one.layers} layers' for one in measured}))}, layers recomputed, 8-bit"
-        f" copies of weights remade in every micro-batch, {record['steps']} real steps first",
+        configuration=f"{', '.join(sorted({f'{one.layers} layers' for one in measured}))}, 8-bit copies of weights"
+        f" remade in every micro-batch, {record['steps']} real steps first",
         measured=[one.title for one in measured if one.status == "measured"],
         body="\n\n".join(tables) + "\n" + listed(remarks(measured)),
     )

@@ -12,7 +12,7 @@ from megatron_apriel.train.adamw import AdamW
 
 
 def megatron_memory(wrapped: Iterable[Any], optimizer: Any) -> dict[str, int]:
-    """Bytes of weights, main gradients and optimizer state (moments, and masters or what weights lack of them).
+    """Bytes on the device of weights, main gradients and optimizer state (moments, and masters or what weights lack).
 
     Args:
         wrapped: model chunks in Megatron's ``DistributedDataParallel``.
@@ -44,6 +44,6 @@ def _tensors(inner: Any) -> Iterable[torch.Tensor]:
     for group in inner.param_groups:
         yield from group["params"]
     if isinstance(inner, AdamW):
-        yield from inner.states.tensors()
+        yield from (tensor for tensor in inner.states.tensors() if tensor.device == inner.factor.device)
     for state in inner.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))

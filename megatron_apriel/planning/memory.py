@@ -4,7 +4,7 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
 
 * weights: 2 in bf16, 4 in fp32, frozen ones too; decoder matrices, embedding and head are divided by T, norms, tower
   and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed) in layers that
-  run in it; of one such layer where copies are remade in every micro-batch and whole layers are recomputed;
+  run in it; where they are remade in every micro-batch, of the layers that are not recomputed as a whole and one more;
 * gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in;
 * optimizer: two float32 moments, and the 16 bits that bf16 weights lack of their float32 masters, 10 a trained
   parameter, divided by D (Megatron's distributed optimizer; 8 in fp32, where the weights are their own master). Of
@@ -155,9 +155,17 @@ def _held(config: StageConfig, architecture: Architecture, layout: Layout, pipel
     on_rank += (is_first + is_last) * decoder.embedding_parameters / tensor + is_last * decoder.hidden_size
     tower = architecture.tower.parameters if architecture.tower and is_first else 0
     projector = architecture.projector.parameters if architecture.projector and is_first else 0
-    if config.precision.fp8_weights == "remade" and config.recompute.mode == "full" and not config.recompute.layers:
-        in_8_bits = min(in_8_bits, 1)
+    if config.precision.fp8_weights == "remade" and config.recompute.mode == "full":
+        in_8_bits = min(in_8_bits, len(layers) - _recomputed(config, layout, pipeline_rank, number) + 1)
     return _Held(in_8_bits * matrices, on_rank, tower, projector)
+
+
+def _recomputed(config: StageConfig, layout: Layout, pipeline_rank: int, num_layers: int) -> int:
+    """Decoder layers of a pipeline rank of which something is recomputed."""
+    if config.recompute.mode == "none":
+        return 0
+    counts = [len(layout.layers_of(num_layers, pipeline_rank, chunk)) for chunk in range(layout.virtual)]
+    return sum(min(count, config.recompute.layers or count) for count in counts)
 
 
 def micro_batches_in_flight(layout: Layout, pipeline_rank: int, micro_batches: int) -> float:
@@ -205,7 +213,7 @@ def _spared_by_8_bits(decoder: DecoderArchitecture, mode: str, layout: Layout) -
 
 def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout: Layout, pipeline_rank: int) -> float:
     chunks = [layout.layers_of(decoder.num_layers, pipeline_rank, chunk) for chunk in range(layout.virtual)]
-    layers, counts = [layer for chunk in chunks for layer in chunk], [len(chunk) for chunk in chunks]
+    layers = [layer for chunk in chunks for layer in chunk]
     trained, mode = config.train.decoder > 0, config.recompute.mode
     in_8_bits = sum(config.precision.in_8_bits(layer, decoder.num_layers) for layer in layers) / max(len(layers), 1)
 
@@ -213,8 +221,8 @@ def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout:
         elements = layer_elements(decoder, how, layout.tensor, layout.sequence, trained, layout.context)
         return elements - (in_8_bits * _spared_by_8_bits(decoder, how, layout) if trained else 0)
 
-    recomputed = sum(min(count, config.recompute.layers or count) for count in counts) if mode != "none" else 0
-    everything = recomputed * kept(mode) + (sum(counts) - recomputed) * kept("none")
+    recomputed = _recomputed(config, layout, pipeline_rank, decoder.num_layers)
+    everything = recomputed * kept(mode) + (len(layers) - recomputed) * kept("none")
     micro_batches = layout.micro_batches(config.sequences_per_step)
     in_flight = micro_batches_in_flight(layout, pipeline_rank, micro_batches)
     tokens = config.sequence_length / layout.context

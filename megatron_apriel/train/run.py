@@ -70,6 +70,7 @@ from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.output_place import OutputPlace
 from megatron_apriel.train.samples import Sampler
 from megatron_apriel.train.signals import StopRequest, check_time_left
+from megatron_apriel.train.state_placement import placement_in_words
 from megatron_apriel.train.trainer import Trainer
 
 WIDTH = 120
@@ -340,6 +341,9 @@ def assembled(
                 say(*str(report).split("\n"))
 
         trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
+        placement = placement_in_words(trainer.optimizer)
+        if placement is not None and dist.get_rank() == 0:
+            say(placement)
         if newest is not None:
             started = time.perf_counter()
             store.load(newest, trainer.chunks, trainer.optimizer, resumed.peaks if resumed is not None else None)
