@@ -109,7 +109,8 @@ def _share(config: StageConfig, whole: RankMemory, available: float) -> float:
     if whole.total <= available or not whole.optimizer:
         return 0.0
     on_the_way = PIECES_ON_THE_WAY * PIECE_NUMBERS * state_bytes(config)
-    return min((whole.total + on_the_way - available) / whole.optimizer, 1.0)
+    # And a byte more, so that rounding leaves none over.
+    return min((whole.total + on_the_way - available + 1) / whole.optimizer, 1.0)
 
 
 def _with_states_on_host(whole: RankMemory, share: float, of_a_parameter: int) -> RankMemory:

@@ -167,6 +167,17 @@ def test_precision_may_change_and_it_is_recorded(root: Path) -> None:
     assert resumed.new.settings == {"precision.compute": ["bf16", "fp32"]}
 
 
+def test_where_states_lie_is_no_change_and_settings_that_came_later_are_none(root: Path) -> None:
+    _, state = trained(stage(root))
+    saved = state.config.model_dump()
+    del saved["optimizer"]["host"], saved["optimizer"]["host_memory"], saved["precision"]["fp8_weights"]
+    earlier = state.model_copy(update={"config": type(state.config).model_validate(saved)})
+    for before in (state, earlier):
+        config = stage(root, optimizer={**stage(root).optimizer.model_dump(), "host": "auto", "host_memory": 10**9})
+        resumed = resumption(config, NEWEST, STEPS, before, change=False)
+        assert resumed.new is None and resumed.changes == []
+
+
 def test_no_document_is_seen_again_whatever_happens_to_its_sources_weight(root: Path) -> None:
     """Reweighted with a new source, one left out, and the one back: each goes through its epoch once."""
     config = stage(root, steps=40)

@@ -1,0 +1,128 @@
+"""Where a plan puts the optimizer's states, what that takes on GPU and host, and what it says where nothing fits."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning.dry_run import print_plan
+from megatron_apriel.planning.hardware import KINDS
+from megatron_apriel.planning.layouts import GIB, candidates
+from megatron_apriel.planning.memory import PIECE_NUMBERS, host_share, rank_memory
+from megatron_apriel.planning.step_time import Workload, step_time
+from megatron_apriel.testing.scripts import load_script
+from megatron_apriel.testing.stages import small_stage
+
+APRIEL = Architecture(Architecture.from_preset("apriel-15b").decoder)
+H200 = KINDS["h200"]
+ROOM = 3 * 10 * PIECE_NUMBERS
+"""For three pieces on their way."""
+PLAN = load_script("tools/plan.py")
+
+
+def stage(host: float | str = 0.0, **changes: Any) -> StageConfig:
+    defaults = {"recompute": {"mode": "full"}, "precision": {"fp8": "tensorwise", "fp8_weights": "remade"}}
+    return small_stage(8192, 64, **defaults | {"optimizer": {"peak": 1e-5, "host": host}} | changes)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_share_of_the_states_moves_to_the_host(share: float) -> None:
+    whole, moved = (rank_memory(stage(host), APRIEL, Layout(), 0) for host in (0.0, share))
+    assert whole.host == 0 and moved.host == pytest.approx(share * whole.optimizer)
+    assert moved.total + moved.host == pytest.approx(whole.total + ROOM)
+
+
+@pytest.mark.parametrize("gib", [130.0, 100.0])
+def test_auto_moves_what_does_not_fit(gib: float) -> None:
+    memory = rank_memory(stage("auto"), APRIEL, Layout(), 0, gib * GIB)
+    assert memory.total == pytest.approx(gib * GIB)
+    assert memory.host == pytest.approx(rank_memory(stage(), APRIEL, Layout(), 0).total + ROOM - gib * GIB)
+    assert host_share(stage("auto"), APRIEL, Layout(), 0, gib * GIB) == pytest.approx(
+        memory.host / rank_memory(stage(), APRIEL, Layout(), 0).optimizer
+    )
+
+
+def test_auto_moves_nothing_where_all_fits_and_no_more_than_all() -> None:
+    assert host_share(stage("auto"), APRIEL, Layout(), 0, 300 * GIB) == 0.0
+    assert host_share(stage("auto"), APRIEL, Layout(), 0, 50 * GIB) == 1.0
+    assert host_share(stage("auto", train={"projector": 1}), APRIEL, Layout(), 0, GIB) == 0.0
+
+
+def test_copies_in_8_bits_of_the_layers_that_are_not_recomputed() -> None:
+    """And of one more, which is at work."""
+    matrices = APRIEL.decoder.layer_parameters - 2 * APRIEL.decoder.hidden_size
+
+    def copies(recompute: dict[str, Any], fp8_weights: str = "remade") -> float:
+        config = stage(recompute=recompute, precision={"fp8": "tensorwise", "fp8_weights": fp8_weights})
+        bf16 = stage(recompute=recompute, precision={"fp8": "none"})
+        of = [rank_memory(each, APRIEL, Layout(), 0).weights for each in (config, bf16)]
+        return (of[0] - of[1]) / 2 / matrices
+
+    assert copies({"mode": "full"}) == pytest.approx(1)
+    assert copies({"mode": "full", "layers": 40}) == pytest.approx(9)
+    assert copies({"mode": "full"}, "kept") == copies({"mode": "none"}) == pytest.approx(48)
+
+
+def test_an_update_takes_as_long_as_the_link() -> None:
+    parameters = APRIEL.decoder.layer_parameters * 48 + 2 * APRIEL.decoder.embedding_parameters
+    here, away = (step_time(stage(host), APRIEL, Layout(), H200, Workload(8192, 0)) for host in (0.0, 1.0))
+    assert away.optimizer == pytest.approx(10 * parameters / 51e9 + 4 * parameters / 4260e9, rel=1e-3)
+    assert here.optimizer == pytest.approx(39 * parameters / 4260e9, rel=1e-3)
+    assert away.compute == here.compute
+
+
+def test_one_gpu_holds_the_whole_model() -> None:
+    found = candidates(stage("auto"), APRIEL, 1, H200, Workload(8192, 0))
+    (best,) = found.fitting()
+    assert best.config.recompute.mode == "full"
+    assert best.memory.total <= best.available + 1 and 85 < best.memory.host / GIB < 104
+    small_host = H200.model_copy(update={"host_memory": 60.0})
+    (nearest,) = candidates(stage("auto"), APRIEL, 1, small_host, Workload(8192, 0)).missing()
+    assert nearest.over == pytest.approx(best.memory.host - 60 * GIB)
+
+
+def test_what_would_help_is_said() -> None:
+    found = candidates(stage(), APRIEL, 1, H200, Workload(8192, 0))
+    assert "What helps: precision.fp8=none" in str(PLAN.nothing_fits(found, 1, H200))
+    assert "optimizer.host=auto" in str(PLAN.nothing_fits(found, 1, H200))
+    small_host = H200.model_copy(update={"host_memory": 60.0})
+    found = candidates(stage("auto"), APRIEL, 1, small_host, Workload(8192, 0))
+    said = str(PLAN.nothing_fits(found, 1, small_host))
+    assert "GiB of 60.0 GiB of the host" in said and "optimizer.host=auto" not in said
+
+
+def test_the_dry_run_shows_both_places() -> None:
+    output = io.StringIO()
+    config = stage("auto", train={"decoder": 1})
+    print_plan(config, 1, architecture="apriel-15b", console=Console(file=output, width=140))
+    text = output.getvalue()
+    assert "on the host" in text and "optimizer.host=auto: for a GPU of 139 GiB, 6 of them left free" in text
+    output = io.StringIO()
+    print_plan(stage(train={"decoder": 1}), 1, architecture="apriel-15b", console=Console(file=output, width=140))
+    assert "on the host" not in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": {"peak": 1e-5, "host": "most"}}, "is not a fraction.*or auto"),
+        ({"optimizer": {"peak": 1e-5, "host": 1.5}}, "not between 0% and 100%"),
+        ({"optimizer": {"peak": 1e-5, "host": True}}, "is not a fraction"),
+        ({"optimizer": {"peak": 1e-5, "host": "40%"}, "checkpoint": {"background": True}}, "needs optimizer.host=0"),
+        ({"optimizer": {"peak": 1e-5, "host": "auto"}, "checkpoint": {"background": True}}, "needs optimizer.host=0"),
+        ({"precision": {"fp8_weights": "remade"}}, "has no meaning with fp8=none"),
+    ],
+)
+def test_settings_that_make_no_sense(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        small_stage(8192, 64, **changes)
+
+
+def test_shares_are_written_as_people_write_them() -> None:
+    assert [stage(host).optimizer.host for host in ("auto", "60%", 0.6, 1, "0")] == ["auto", 0.6, 0.6, 1.0, 0.0]
