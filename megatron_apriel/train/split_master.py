@@ -1,6 +1,6 @@
 """Float32 master weights as the bf16 weights that the model computes with, and the 16 bits that these lack.
 
-Adam at a learning rate of 1e-5 moves a weight by far less than bf16 can tell apart, so a master of 32 bits is kept and
+Adam at a learning rate of 1e-5 moves a weight by far less than bf16 can show, so a master of 32 bits is kept and
 rounded for the model. But the upper half of such a master *is* a bf16 number. Kept as weight and remainder it costs 2
 bytes a parameter beside the weight, not 4, and an update writes the weight itself where it once wrote a copy.
 
