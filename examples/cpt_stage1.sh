@@ -7,8 +7,8 @@
 #   DRY_RUN=1 WORLD_SIZE=640 ARCHITECTURE=apriel-15b bash examples/cpt_stage1.sh     what would run
 #
 # Nodes come from sbatch's command line, partition, account and time limit also from SBATCH_PARTITION, SBATCH_ACCOUNT
-# and SBATCH_TIMELIMIT, paths and container from the variables that examples/launch.sh describes. The same command again
-# resumes from the newest checkpoint.
+# and SBATCH_TIMELIMIT, paths and container from the variables that examples/launch.sh describes. The log goes to
+# RUN_ROOT/logs. The same command again resumes from the newest checkpoint.
 #
 #SBATCH --job-name=cpt_stage1
 #SBATCH --ntasks-per-node=8

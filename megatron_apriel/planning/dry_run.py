@@ -95,7 +95,7 @@ def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Archi
         raise ConfigError(
             f"init_from={config.init_from} does not exist, so the model's shapes are not known.",
             "A dry run reads them from there; no weights are needed.",
-            "Name a preset to plan with, as in --architecture apriel-15b, or set init_from=DIRECTORY.",
+            "Make it first, or set init_from=DIRECTORY; to plan without it, name a preset: --architecture apriel-15b.",
         )
     return architecture_of(config.init_from), str(config.init_from)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from cluster import GRACE_S, NODES, Cluster
-from stage_jobs import SMALL, Jobs
+from stage_jobs import ROOT, SMALL, Jobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -127,11 +128,19 @@ def test_a_signal_at_every_second_of_the_start(cluster: Cluster, jobs: Jobs) -> 
         cluster.run("scancel", job)
 
 
-def test_nothing_of_the_environment(cluster: Cluster, jobs: Jobs) -> None:
-    """The ranks get what the script found, though the job got nothing; places are then settings."""
-    names = ",".join(jobs.environment)
-    job = jobs.submit(f"--export={names}", nodes=2)
+def test_nothing_of_the_environment(cluster: Cluster, jobs: Jobs, inputs: Path) -> None:
+    """The job finds everything where it was submitted, and the ranks get what the script found."""
+    project = jobs.here / "project"
+    project.mkdir()
+    for name in ("examples", "megatron_apriel", "tools"):
+        (project / name).symlink_to(ROOT / name)
+    for name, place in {".venv": Path(sys.prefix), "data": inputs, "runs": jobs.runs}.items():
+        (project / name).symlink_to(place)
+    size = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0")
+    words = ("sbatch", "--parsable", "--export=NONE", *size, "examples/cpt_stage2.sh", *SMALL, "tokens=3072")
+    job = cluster.run(*words, cwd=project).strip()
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", jobs.log(job)
+    assert len(jobs.losses()) == 6
 
 
 def test_variables_of_another_run(cluster: Cluster, jobs: Jobs) -> None:

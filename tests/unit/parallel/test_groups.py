@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import socket
 
 import pytest
@@ -59,3 +61,35 @@ def test_a_port_that_is_taken_may_be_free_later(monkeypatch: pytest.MonkeyPatch)
             raise TransientError("x")
 
         assert run_command(main) == ExitCode.TRY_AGAIN == 76
+
+
+def meets(rank: int, answers: multiprocessing.SimpleQueue[float]) -> None:
+    os.environ |= {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "3", "SLURM_LOCALID": str(rank)}
+    with groups.joined():
+        number = torch.tensor([2.0**rank])
+        torch.distributed.all_reduce(number)
+        answers.put(number.item())
+
+
+def test_ranks_of_a_slurm_step_meet_though_their_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(server.getsockname()[1]))
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        ranks = [context.Process(target=meets, args=(rank, answers)) for rank in range(3)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(120)
+        assert [process.exitcode for process in ranks] == [0] * 3
+        assert {answers.get() for _ in ranks} == {7.0}
+
+
+def test_one_task_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "MASTER_ADDR": "", "MASTER_PORT": ""}.items():
+        monkeypatch.setenv(name, value)
+    with groups.joined():
+        assert torch.distributed.get_world_size() == 1
