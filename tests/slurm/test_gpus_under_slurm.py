@@ -53,7 +53,8 @@ def test_two_jobs_on_one_node_see_their_own(cluster: Cluster, showing: Jobs) -> 
     half = ("-N1", "-w", "virtual1", "--oversubscribe", "--mem=4G", "--ntasks-per-node=2", "--gpus-per-node=2")
     first, second = (submit(showing, *half) for _ in range(2))
     for job in (first, second):
-        cluster.wait_for_state(job, "RUNNING")  # at once
+        cluster.wait_for_state(job, "RUNNING")  # both at once
+    for job in (first, second):
         cluster.wait_for_state(job, "COMPLETED")
     seen = []
     for job in (first, second):
