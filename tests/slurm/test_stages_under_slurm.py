@@ -35,14 +35,14 @@ def test_a_stage_on_nodes_and_tasks(cluster: Cluster, jobs: Jobs, nodes: int, ta
 
 
 def test_a_time_limit_requeues_with_the_same_losses(cluster: Cluster, jobs: Jobs) -> None:
-    steps = 2000
+    steps = 1000
     undisturbed = jobs.submit(nodes=2, steps=steps, settings=(f"output={jobs.runs}/undisturbed",))
     cluster.wait_for_state(undisturbed, "COMPLETED", within_s=600)
-    job = jobs.submit("--signal=USR1@40", nodes=2, steps=steps)
+    job = jobs.submit("--signal=USR1@90", nodes=2, steps=steps)
     jobs.wait_for_line(job, "step 20/")
-    # So little that Slurm warns when it next looks.
-    hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
-    cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 1}")
+    # So little that Slurm warns when it next looks, and enough for the save.
+    hours, minutes, seconds = map(int, cluster.job(job)["RunTime"].split(":"))
+    cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 1 + (seconds >= 30)}")
     cluster.wait_for_requeue(job)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     cluster.wait_for_state(job, "COMPLETED", within_s=600)
