@@ -215,6 +215,9 @@ class Cluster:
 
         self.wait_for(requeued, f"job {number} to be requeued", within_s)
         self.wait_for(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} to wait", within_s)
+        # What the nodes still report of the start that ended would be taken for the end of the next: the minutes are
+        # there for it.
+        time.sleep(8)
         words = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
         subprocess.run(words, env=self.environment, capture_output=True, check=False)  # it may have begun by itself
 
