@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from stand_ins import ROOT, STAGES, Stage
 
+from megatron_apriel.locks import take_lock
+
 CHAIN = {
     "surgery": (),
     "upscale": ("surgery",),
@@ -362,6 +364,22 @@ def test_a_record_that_is_damaged_is_named(shell: Stage) -> None:
     record = Path(shell.environment["RUN_ROOT"]) / "logs" / "submitted.jsonl"
     record.write_text(record.read_text() + "{}\n")
     assert f"line 11 of {record} is not of a job" in shell.run("examples/submit_all.sh", code=2).stderr
+
+
+def test_two_cannot_submit_at_once(shell: Stage) -> None:
+    make(shell, "logs")
+    with take_lock(Path(shell.environment["RUN_ROOT"]) / "logs" / ".submitting"):
+        refused = shell.run("examples/submit_all.sh", code=2)
+    assert "these runs are being submitted at this moment" in refused.stderr
+    assert not shell.calls("sbatch")
+    shell.run("examples/submit_all.sh")
+
+
+def test_runs_that_cannot_be_written_are_named(shell: Stage, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = shell.run("examples/submit_all.sh", code=1, RUN_ROOT=str(tmp_path / "file"), SOURCE_MODEL=str(tmp_path))
+    assert f"OutputError: {tmp_path}/file/logs cannot be written" in refused.stderr
+    assert not shell.calls("sbatch")
 
 
 def test_help_teaches(shell: Stage) -> None:
