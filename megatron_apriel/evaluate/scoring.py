@@ -12,9 +12,12 @@ from megatron_apriel.evaluate.items import Item, digest
 from megatron_apriel.evaluate.records import Record, RecordFile, answer_of, read_records
 from megatron_apriel.generate.answer import Model
 from megatron_apriel.grading import judge
+from megatron_apriel.grading.boxed import final_answer
 from megatron_apriel.grading.instructions import InstructionGrader
-from megatron_apriel.grading.letters import grade_letter
+from megatron_apriel.grading.letters import aa_letter, grade_letter, grade_letters
 from megatron_apriel.grading.math_answers import MathGrader
+from megatron_apriel.grading.mathvista import grade_mathvista
+from megatron_apriel.grading.mmmu_open import grade_mmmu_open
 from megatron_apriel.grading.responses import final_response
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 from megatron_apriel.grading.visual_answers import grade_visual_answer
@@ -66,6 +69,12 @@ class Scorers(AbstractContextManager["Scorers"]):
         match name:
             case "letter":
                 return "letter 1", lambda text, how: grade_letter(text, how["gold"], how["options"], how["rule"])
+            case "letters":
+                return "letters 1", lambda text, how: grade_letters(text, how["gold"])
+            case "mathvista":
+                return "mathvista 1", _grade_mathvista
+            case "mmmu_open":
+                return "mmmu open 1", lambda text, how: grade_mmmu_open(text, how["gold"])
             case "visual_task":
                 return "visual task 1", lambda text, how: grade_visual_answer(text, how["answer"])
             case "mathematics":
@@ -91,6 +100,13 @@ class Scorers(AbstractContextManager["Scorers"]):
             return judge.grade_by_judge(FORMS[how["form"]], model.answer, how["question"], how["gold"], text)
 
         return f"judge {model.name}", grade
+
+
+def _grade_mathvista(text: str, how: Mapping[str, Any]) -> Verdict:
+    """The answer is taken out without a judge: a letter where there are choices, else the box."""
+    letter = aa_letter(text) if how["choices"] else None
+    found = f"({letter})" if letter else final_answer(text)
+    return grade_mathvista(found, how["gold"], how["type"], how["choices"], how.get("precision"))
 
 
 def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers) -> int:

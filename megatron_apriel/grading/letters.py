@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from megatron_apriel.grading.boxed import last_boxed
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 MMLU_PRO_LETTERS = "ABCDEFGHIJ"
@@ -36,6 +37,8 @@ _AA_LATER = tuple(
         r"([A-Z])\s*[^\w]",
     )
 )
+_LABEL = re.compile(r"(?i)answer[*_]*\s*:")
+_JOINED = re.compile(r"(?<![A-Za-z])[A-Z]+(?![A-Za-z])")
 _BOX = "\\boxed{"
 
 
@@ -84,6 +87,22 @@ def _boxed_capitals(text: str) -> Iterator[list[str]]:
     while place >= 0 and (end := text.find("}", place)) >= 0:
         yield _CAPITAL.findall(text, place, end)
         place = text.find(_BOX, end)
+
+
+def letters_named(text: str) -> str | None:
+    """All letters behind the last ``Answer:``, or in the last box, in alphabetical order, as ``AC``."""
+    ends = [label.end() for label in _LABEL.finditer(text)]
+    named = text[ends[-1] :].partition("\n")[0] if ends else last_boxed(text) or ""
+    joined = _JOINED.findall(named)
+    return "".join(sorted({letter for word in joined for letter in word})) or None
+
+
+def grade_letters(response: str, gold: str) -> Verdict:
+    """Compare the letters in a response with the right ones, all of which must be named and no other."""
+    if not _JOINED.fullmatch(gold):
+        return bad_item(f"the right letters {gold!r} are none")
+    letters = letters_named(response)
+    return without_answer("no letter is found") if letters is None else compared(letters == gold, letters, gold)
 
 
 RULES: dict[str, Callable[[str], str | None]] = {"mmlu_pro": mmlu_pro_letter, "artificial_analysis": aa_letter}

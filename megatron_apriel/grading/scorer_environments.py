@@ -15,7 +15,7 @@ def scorer_python(name: str) -> Path:
     """The interpreter of one of the environments.
 
     Args:
-        name: ``ifbench`` or ``tau2``.
+        name: ``ifbench``, ``tau2`` or ``evalscope``.
 
     Raises:
         ConfigError: it is not there.
@@ -25,8 +25,7 @@ def scorer_python(name: str) -> Path:
     if not python.is_file():
         raise ConfigError(
             f"there is no {printable(python)}.",
-            f"The scoring of {name} runs in an environment of its own, with the package that its authors' verdicts "
-            "come from.",
+            f"{name} runs in an environment of its own, because its pins are not ours.",
             f"Make it with `make scorers`, or name the folder of such environments in {VARIABLE}.",
         )
     return python
