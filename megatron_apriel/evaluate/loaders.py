@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ def visual_tasks(given: Given) -> Loaded:
         )
     made = given.folder / "made"
     if not (made / MANIFEST).is_file():
-        generate(made, given.pictures, Options(samples=given.samples, seed=given.seed))
+        workers = len(os.sched_getaffinity(0))  # which the samples do not depend on
+        generate(made, given.pictures, Options(samples=given.samples, seed=given.seed, workers=workers))
     rows = rows_of([made / RECORDS], ("messages", "answer", "variant", "difficulty", "index"))
     items = [
         Item(

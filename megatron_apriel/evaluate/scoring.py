@@ -18,7 +18,10 @@ from megatron_apriel.grading.letters import aa_letter, grade_letter, grade_lette
 from megatron_apriel.grading.math_answers import MathGrader
 from megatron_apriel.grading.mathvista import grade_mathvista
 from megatron_apriel.grading.mmmu_open import grade_mmmu_open
+from megatron_apriel.grading.programs import grade_program
 from megatron_apriel.grading.responses import final_response
+from megatron_apriel.grading.sandbox import VERSION as SANDBOX_VERSION
+from megatron_apriel.grading.sandbox import find_sandbox
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 from megatron_apriel.grading.visual_answers import grade_visual_answer
 from megatron_apriel.progress import progress
@@ -84,6 +87,11 @@ class Scorers(AbstractContextManager["Scorers"]):
                 checker = self._open.enter_context(InstructionGrader())
                 return checker.version, lambda text, how: checker.grade(
                     text, how["prompt"], how["instructions"], how["arguments"]
+                )
+            case "program":
+                sandbox = find_sandbox()
+                return f"program 1, sandbox {SANDBOX_VERSION}", lambda text, how: grade_program(
+                    text, how["inputs"], how["outputs"], how["function"], sandbox
                 )
             case "judge":
                 return self._begin_judge()

@@ -197,7 +197,7 @@ def test_other_settings_are_refused(tmp_path: Path, data: Path, answering: Answe
     ("arguments", "error", "said"),
     [
         (["--benchmarks", "mmlu"], ConfigError, "there is no benchmark 'mmlu'"),
-        (["--benchmarks", "text10"], ConfigError, "live_code_bench cannot be evaluated"),
+        (["--benchmarks", "text10"], ConfigError, "scicode cannot be evaluated"),
         (["--benchmarks", "terminal_bench_hard"], ConfigError, "needs Docker"),
         (["--benchmarks", "gpqa_diamond"], DataError, "there are no data of gpqa_diamond"),
         (["--benchmarks", "visual_tasks"], DataError, "no folder of them is given"),

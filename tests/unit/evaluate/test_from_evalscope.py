@@ -79,6 +79,12 @@ def test_pictures_stand_where_they_stood(tmp_path: Path, monkeypatch: pytest.Mon
         ("math_vista", sample("1.2", answer_type="float", precision=1.0), "\\boxed{1.23}", "\\boxed{1.3}"),
         ("math_vista", sample("B", ["one", "two"], answer_type="text"), "ANSWER: B", "ANSWER: A"),
         ("mmmu", sample("['1/8', '0.125']"), "It is 0.125", "It is 0.5"),
+        (
+            "live_code_bench",
+            sample("", evaluation_sample=json.dumps({"inputs": ["1"], "outputs": ["1"], "fn_name": None})),
+            "```\nprint(input())\n```",
+            "```\nprint(2)\n```",
+        ),
         ("mmmu_pro", sample("J", list("abcdefghij")), "ANSWER: J", "ANSWER: I"),
     ],
 )
