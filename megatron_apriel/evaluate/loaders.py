@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_apriel.data.visual_tasks.difficulty import COUNT_OBJECTS
 from megatron_apriel.errors import DataError, brief
 from megatron_apriel.evaluate.data_files import data_files, rows_of
 from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
@@ -202,7 +203,7 @@ def _band(difficulty: float) -> str:
 
 
 def _choices(row: dict[str, Any]) -> int:
-    """How many answers a question could have; 0 where that depends on the picture, as in counting."""
+    """How many answers a question could have; 0 where that depends on the picture, as in counting what is on it."""
     answer, made = row["answer"], row["construction"]
     if isinstance(answer, bool):
         return 2
@@ -215,4 +216,5 @@ def _choices(row: dict[str, Any]) -> int:
         for number in range(2, len(answer) + 1):
             orders *= number
         return orders - 1  # the pieces never stand in their places
-    return 0
+    most = COUNT_OBJECTS.count(row["difficulty"])
+    return {"total": most, "kind": most + 1}.get(row["variant"], 0)

@@ -342,7 +342,7 @@ def why_not(level: Level) -> str:
         if version < needed:
             return f"the kernel has version {version} of it, and {needed} is needed"
     try:
-        run = Sandbox(level).run_python("print(6 * 7)")
+        run = Sandbox(level, Limits(seconds=60.0)).run_python("print(6 * 7)")
     except (ConfigError, NotImplementedError, OSError) as error:
         return str(error).splitlines()[0]
     return "" if run.succeeded and run.output == "42\n" else f"a program that prints 42 ended with {run}"
