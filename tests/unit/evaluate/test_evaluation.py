@@ -349,3 +349,12 @@ def test_a_server_that_is_gone_keeps_what_was_answered(tmp_path: Path, data: Pat
     with pytest.raises(ServerError):
         run(tmp_path / "out", data, "--model", server.address, "--at-once", "1")
     assert 0 < len(lines(tmp_path / "out" / "mmlu_pro" / "answers-1.jsonl")) < 10
+
+
+def test_a_directory_is_asked_by_transformers(tmp_path: Path, data: Path, rigged: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--model", str(rigged), "--limit", "2", "--max-tokens", "4", "--device", "cpu", "--temperature", "0")
+    assert run(out, data, *arguments) == 0
+    found = row(out)
+    assert (found["asked"], found["truncated"] + found["right"] + found["wrong"] + found["none"]) == (2, 2)
+    assert all(answer["tokens"] <= 4 for answer in lines(out / "mmlu_pro" / "answers-1.jsonl"))
