@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,36 +112,35 @@ class _Asking:
         """Servers that do not listen now, and since when."""
 
     async def run(self) -> None:
-        limits = httpx.Limits(max_connections=self._at_once, max_keepalive_connections=self._at_once)
-        clients = [
-            httpx.AsyncClient(headers=server.headers, timeout=server.timeout, limits=limits) for server in self._servers
-        ]
+        trusted = httpx.create_ssl_context()
         try:
             async with asyncio.TaskGroup() as group:
-                for number, client in enumerate(clients):
+                for number in range(len(self._servers)):
                     for _ in range(self._at_once):
-                        group.create_task(self._work(number, client))
+                        group.create_task(self._work(number, trusted))
         except* ServerError as errors:
             raise errors.exceptions[0] from None
-        finally:
-            for client in clients:
-                with suppress(RuntimeError):
-                    await client.aclose()
 
-    async def _work(self, number: int, client: httpx.AsyncClient) -> None:
-        """Take questions and ask them until there are none; of a server that is gone nothing more is asked."""
-        failures = 0
-        while not self._is_gone(number):
-            job = self._next()
-            if job is None:
-                if not self._open:
-                    return
-                await asyncio.sleep(0.05)
-                continue
-            failures = 0 if await self._try(number, client, job) else failures + 1
-            if failures:
-                # Longer each time, and not for all alike.
-                await asyncio.sleep(min(0.25 * 2**failures, _LONGEST_WAIT) * (0.5 + random.random() / 2))
+    async def _work(self, number: int, trusted: ssl.SSLContext) -> None:
+        """Take questions and ask them until there are none; of a server that is gone nothing more is asked.
+
+        Each task has a connection of its own: a pool looks through all of its connections for every request.
+        """
+        server, failures = self._servers[number], 0
+        async with httpx.AsyncClient(
+            headers=server.headers, timeout=server.timeout, limits=httpx.Limits(max_connections=1), verify=trusted
+        ) as client:
+            while not self._is_gone(number):
+                job = self._next()
+                if job is None:
+                    if not self._open:
+                        return
+                    await asyncio.sleep(0.05)
+                    continue
+                failures = 0 if await self._try(number, client, job) else failures + 1
+                if failures:
+                    # Longer each time, and not for all alike.
+                    await asyncio.sleep(min(0.25 * 2**failures, _LONGEST_WAIT) * (0.5 + random.random() / 2))
 
     def _is_gone(self, number: int) -> bool:
         """Whether a server did not listen for too long. Raises ServerError if none does, and questions are left."""
