@@ -182,29 +182,35 @@ class Sandbox:
         launcher = Path(sandbox_launcher.__file__)
         inside = _INSIDE / "launcher.py" if in_bubble else launcher
         launch = [sys.executable, "-I", "-S", "-B", str(inside), json.dumps(settings)]
-        if not in_bubble:
-            return launch
-        bound = [Path(path) for path in readable if Path(path).exists()]
-        # bubblewrap makes the folders above for its own user alone.
-        above = dict.fromkeys(str(one) for path in (*bound, place / "-") for one in reversed(path.parents[:-1]))
-        binds = [part for path in above for part in ("--perms", "0755", "--dir", path)]
-        binds += [part for path in bound for part in ("--ro-bind", str(path), str(path))]
-        as_root = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-        as_user = ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
-        size = str(limits.disk_bytes)
-        folders = [
+        given = {folder / "program.py": place / "program.py", launcher: inside}
+        return [*self._bubble(readable, given, work, is_root=user is not None), *launch] if in_bubble else launch
+
+    def _bubble(self, readable: Sequence[str], given: Mapping[Path, Path], work: Path, *, is_root: bool) -> list[str]:
+        """bubblewrap's command line before the command that it runs.
+
+        Args:
+            readable: paths that are seen as they are.
+            given: files, and where they are seen.
+            work: the folder that the command starts in, in memory, beside ``/tmp``.
+            is_root: root stays root until the launcher, because only root may enter some folders of interpreters.
+        """
+        kept = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        user = kept if is_root else ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+        in_memory = [
             part
-            for name in (str(work), "/tmp")
-            for part in ("--perms", "1777", "--size", size, "--tmpfs", name)
-        ]  # fmt: skip
+            for name in ("/dev/shm", "/tmp", str(work))
+            for part in ("--perms", "1777", "--size", str(self.limits.disk_bytes), "--tmpfs", name)
+        ]
+        bound = {Path(path): Path(path) for path in readable if Path(path).exists()} | dict(given)
+        # bubblewrap makes the folders above for its own user alone.
+        above = dict.fromkeys(str(one) for path in bound.values() for one in reversed(path.parents[:-1]))
+        folders = [part for path in above if path != "/tmp" for part in ("--perms", "0755", "--dir", path)]
+        binds = [part for path, seen in bound.items() for part in ("--ro-bind", str(path), str(seen))]
         return [
-            str(bubblewrap()), "--die-with-parent", "--new-session", "--clearenv",
+            str(bubblewrap()), "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", *user,
             "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
-            *(as_root if user is not None else as_user), *_links(), *binds,
-            "--ro-bind", str(folder / "program.py"), str(place / "program.py"),
-            "--ro-bind", str(launcher), str(inside), "--proc", "/proc", "--dev", "/dev",
-            "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm", *folders,
-            "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", str(work), "--", *launch,
+            *_links(), "--proc", "/proc", "--dev", "/dev", *in_memory, *folders, *binds,
+            "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", str(work), "--",
         ]  # fmt: skip
 
     def _watched(self, process: subprocess.Popen[bytes], work: Path | None) -> Run:
