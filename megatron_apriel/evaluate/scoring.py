@@ -11,6 +11,8 @@ from megatron_apriel.errors import ConfigError
 from megatron_apriel.evaluate.items import Item, digest
 from megatron_apriel.evaluate.records import Record, RecordFile, answer_of, read_records
 from megatron_apriel.generate.answer import Model
+from megatron_apriel.generate.asking import Asked, ask_models
+from megatron_apriel.generate.conversation import Question
 from megatron_apriel.grading import judge
 from megatron_apriel.grading.boxed import final_answer
 from megatron_apriel.grading.instructions import InstructionGrader
@@ -27,6 +29,8 @@ from megatron_apriel.grading.visual_answers import grade_visual_answer
 from megatron_apriel.progress import progress
 
 FORMS = {form.name: form for form in (judge.LONG_CONTEXT, judge.CLOSED_QUESTION, judge.FIGURE)}
+JUDGE = "judge"
+"""The scorer that is a model: what it is asked is asked of it for many answers at once."""
 Grade = Callable[[str, Mapping[str, Any]], Verdict]
 
 
@@ -45,23 +49,34 @@ class Scorers(AbstractContextManager["Scorers"]):
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    def grade(self, item: Item, record: Record) -> Verdict:
-        """The verdict on an answer's line."""
+    def version(self, item: Item) -> str:
+        """What the verdict depends on beside item and answer. Raises ConfigError if its scorer is not to be had."""
+        if item.scorer != JUDGE:
+            return self._scorer(item.scorer)[0]
+        form = FORMS[item.grading["form"]]
+        return f"judge {self.judge.name}, {form.name} {form.version}"
+
+    @property
+    def judge(self) -> Model:
+        """The model that judges. Raises ConfigError if there is none."""
+        if self._judge is None:
+            raise ConfigError(
+                "these answers are judged by a model, and none is given.", fix="Give its address with --judge."
+            )
+        return self._judge
+
+    def grade(self, item: Item, record: Record) -> Verdict | Question:
+        """The verdict on an answer's line, or what the judge is to be asked for it."""
         answer = answer_of(record)
         if answer is None:
             return Verdict(Mark.NONE, record["failed"], Cause.FAILED)
         response = final_response(answer)
         if isinstance(response, Verdict):
             return response
-        return self._scorer(item.scorer)[1](response, item.grading)
-
-    def version(self, item: Item) -> str:
-        """What the verdict depends on beside item and answer. Raises ConfigError if its scorer is not to be had."""
-        version = self._scorer(item.scorer)[0]
-        if item.scorer == "judge":
-            form = FORMS[item.grading["form"]]
-            return f"{version}, {form.name} {form.version}"
-        return version
+        how = item.grading
+        if item.scorer == JUDGE:
+            return FORMS[how["form"]].question(how["question"], how["gold"], response)
+        return self._scorer(item.scorer)[1](response, how)
 
     def _scorer(self, name: str) -> tuple[str, Grade]:
         if name not in self._begun:
@@ -93,21 +108,7 @@ class Scorers(AbstractContextManager["Scorers"]):
                 return f"program 1, sandbox {SANDBOX_VERSION}", lambda text, how: grade_program(
                     text, how["inputs"], how["outputs"], how["function"], sandbox
                 )
-            case "judge":
-                return self._begin_judge()
         raise ConfigError(f"there is no scorer {name!r}.", fix="Load the items again with this version.")
-
-    def _begin_judge(self) -> tuple[str, Grade]:
-        model = self._judge
-        if model is None:
-            raise ConfigError(
-                "these answers are judged by a model, and none is given.", fix="Give its address with --judge."
-            )
-
-        def grade(text: str, how: Mapping[str, Any]) -> Verdict:
-            return judge.grade_by_judge(FORMS[how["form"]], model.answer, how["question"], how["gold"], text)
-
-        return f"judge {model.name}", grade
 
 
 def _grade_mathvista(text: str, how: Mapping[str, Any]) -> Verdict:
@@ -138,11 +139,27 @@ def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers
     if not waiting:
         return 0
     with RecordFile(verdicts) as file, progress("scoring", len(waiting), "answers") as step:
-        for item, record, mark in waiting:
-            verdict = scorers.grade(item, record)
+
+        def keep(item: Item, mark: str, verdict: Verdict) -> None:
             file.add({
                 "key": item.key, "mark": verdict.mark.value, "cause": verdict.cause.value, "reason": verdict.reason,
                 "found": verdict.found, "parts": dict(verdict.parts), "scorer": scorers.version(item), "mark_of": mark,
             })  # fmt: skip
             step()
+
+        judged: dict[str, tuple[Item, str, Question]] = {}
+        for item, record, mark in waiting:
+            graded = scorers.grade(item, record)
+            if isinstance(graded, Verdict):
+                keep(item, mark, graded)
+            else:
+                judged[item.key] = item, mark, graded
+        if judged:
+
+            def done(asked: Asked) -> None:
+                item, mark, _ = judged[asked.key]
+                keep(item, mark, FORMS[item.grading["form"]].verdict_of(asked.answer, asked.problem))
+
+            jobs = ((key, lambda question=question: question) for key, (_, _, question) in judged.items())
+            ask_models([scorers.judge], jobs, done)  # type: ignore[arg-type]
     return len(waiting)

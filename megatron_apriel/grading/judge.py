@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_apriel.errors import ServerError, brief
+from megatron_apriel.errors import brief
 from megatron_apriel.generate.answer import Answer
 from megatron_apriel.generate.conversation import Question, Sampling, Turn
 from megatron_apriel.grading.responses import final_response
@@ -90,8 +90,10 @@ class Form:
         text = self.instructions.format(question=question, gold=gold, response=response)
         return Question((Turn("user", (text,)),), sampling=Sampling(greedy=True, max_tokens=_MOST_REPLY_TOKENS))
 
-    def verdict(self, reply: Answer) -> Verdict:
-        """What a reply says."""
+    def verdict_of(self, reply: Answer | None, problem: str = "") -> Verdict:
+        """What a reply says; none says why there is none."""
+        if reply is None:
+            return Verdict(Mark.NONE, f"the judge cannot be asked: {problem}", Cause.CHECK)
         text = final_response(reply)
         if isinstance(text, Verdict):
             return Verdict(Mark.NONE, f"the judge gave no reply: {text.reason}", Cause.CHECK)
@@ -99,20 +101,6 @@ class Form:
         if is_right is None:
             return Verdict(Mark.NONE, f"the judge's reply cannot be read: {brief(text, _SHOWN)}", Cause.CHECK)
         return Verdict(Mark.RIGHT if is_right else Mark.WRONG, f"the judge says: {brief(text, _SHOWN)}")
-
-
-def grade_by_judge(form: Form, ask: Callable[[Question], Answer], question: str, gold: str, response: str) -> Verdict:
-    """Ask a judge.
-
-    Args:
-        form: of question and reply.
-        ask: gives a model's answer, as :meth:`~megatron_apriel.generate.answer.Model.answer` does.
-        question, gold, response: texts; of the response only what is final.
-    """
-    try:
-        return form.verdict(ask(form.question(question, gold, response)))
-    except ServerError as error:
-        return Verdict(Mark.NONE, f"the judge cannot be asked: {error.what}", Cause.CHECK)
 
 
 def _one_word(reply: str) -> bool | None:

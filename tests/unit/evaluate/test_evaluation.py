@@ -247,6 +247,9 @@ def test_judged_answers(tmp_path: Path, data: Path, answering: Answering) -> Non
     assert "long\nwith lines\n\nEND INPUT DOCUMENTS" in server.requests[0]["messages"][0]["content"]
     items = lines(tmp_path / "out" / "aa_lcr" / "items.jsonl")
     assert items[0]["cluster"] == items[1]["cluster"] != items[2]["cluster"]
+    judging.requests.clear()
+    assert run(tmp_path / "out", data, *own, "--judge", judging.address, benchmarks="aa_lcr") == 0
+    assert len(judging.requests) == 1  # only the reply that could not be read is asked for again
     with pytest.raises(ConfigError, match="--judge"):
         run(tmp_path / "other", data, *own, benchmarks="aa_lcr")
 

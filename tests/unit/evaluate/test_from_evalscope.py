@@ -17,6 +17,7 @@ from megatron_apriel.evaluate.items import Item
 from megatron_apriel.evaluate.loaders import Given
 from megatron_apriel.evaluate.scoring import Scorers
 from megatron_apriel.generate.conversation import Sampling
+from megatron_apriel.grading.verdict import Verdict
 
 
 @pytest.fixture
@@ -54,7 +55,9 @@ def verdict(item: Item, content: str) -> str:
     with Scorers() as scorers:
         record = {"reasoning": "", "content": content, "calls": [], "finish": "stop", "prompt_tokens": 1, "tokens": 1,
                   "problem": ""}  # fmt: skip
-        return str(scorers.grade(item, record).mark)
+        graded = scorers.grade(item, record)
+        assert isinstance(graded, Verdict)
+        return str(graded.mark)
 
 
 def test_pictures_stand_where_they_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: str) -> None:

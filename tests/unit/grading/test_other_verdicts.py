@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel.errors import ConfigError, ServerError
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.generate.answer import Answer, FinishReason
-from megatron_apriel.generate.conversation import Question
 from megatron_apriel.grading.ifbench_process import check, variants
 from megatron_apriel.grading.instructions import InstructionGrader
-from megatron_apriel.grading.judge import CLOSED_QUESTION, FIGURE, LONG_CONTEXT, Form, grade_by_judge
+from megatron_apriel.grading.judge import CLOSED_QUESTION, FIGURE, LONG_CONTEXT, Form
 from megatron_apriel.grading.mathvista import AnswerType, edit_distance, grade_mathvista
 from megatron_apriel.grading.scorer_environments import plain_environment, scorer_python
 from megatron_apriel.grading.verdict import Cause, Mark
@@ -69,27 +68,17 @@ def test_edit_distance(first: str, second: str, distance: int) -> None:
     ],
 )
 def test_replies_of_judges_are_read_strictly(form: Form, reply: str, mark: Mark) -> None:
-    asked: list[Question] = []
-
-    def ask(question: Question) -> Answer:
-        asked.append(question)
-        return Answer("CORRECT or not?", reply, finish=FinishReason.STOP)
-
-    verdict = grade_by_judge(form, ask, "How {many}?", "4", "It is {4}.")
+    asked = form.question("How {many}?", "4", "It is {4}.")
+    assert "How {many}?" in asked.turns[0].text and "It is {4}." in asked.turns[0].text
+    assert asked.sampling.greedy
+    verdict = form.verdict_of(Answer("CORRECT or not?", reply, finish=FinishReason.STOP))
     assert verdict.mark is mark
     assert (verdict.cause is Cause.CHECK) == (mark is Mark.NONE)
-    text = asked[0].turns[0].text
-    assert "How {many}?" in text and "It is {4}." in text
-    assert asked[0].sampling.greedy
 
 
 def test_a_judge_that_fails_gives_no_verdict() -> None:
-    def fail(question: Question) -> Answer:
-        raise ServerError("it is gone.")
-
-    assert grade_by_judge(FIGURE, fail, "q", "g", "r").cause is Cause.CHECK
-    cut = grade_by_judge(LONG_CONTEXT, lambda _: Answer("", "CORRECT", finish=FinishReason.LENGTH), "q", "g", "r")
-    assert cut.mark is Mark.NONE
+    assert FIGURE.verdict_of(None, "it is gone.").cause is Cause.CHECK
+    assert LONG_CONTEXT.verdict_of(Answer("", "CORRECT", finish=FinishReason.LENGTH)).mark is Mark.NONE
 
 
 def test_environments_of_their_own_are_named_where_they_are_missing(
