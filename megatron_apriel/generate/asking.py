@@ -127,6 +127,7 @@ class _Asking:
         Each task has a connection of its own: a pool looks through all of its connections for every request.
         """
         server, failures = self._servers[number], 0
+        endpoint = httpx.URL(server.address + ENDPOINT)
         async with httpx.AsyncClient(
             headers=server.headers, timeout=server.timeout, limits=httpx.Limits(max_connections=1), verify=trusted
         ) as client:
@@ -137,7 +138,7 @@ class _Asking:
                         return
                     await asyncio.sleep(0.05)
                     continue
-                failures = 0 if await self._try(number, client, job) else failures + 1
+                failures = 0 if await self._try(number, client, endpoint, job) else failures + 1
                 if failures:
                     # Longer each time, and not for all alike.
                     await asyncio.sleep(min(0.25 * 2**failures, _LONGEST_WAIT) * (0.5 + random.random() / 2))
@@ -166,11 +167,11 @@ class _Asking:
         self._open += 1
         return job
 
-    async def _try(self, number: int, client: httpx.AsyncClient, job: _Job) -> bool:
+    async def _try(self, number: int, client: httpx.AsyncClient, endpoint: httpx.URL, job: _Job) -> bool:
         """Ask a question; False if it should be asked again after a while."""
         begun, outcome = time.monotonic(), None
         try:
-            answer = await _one_answer(client, self._servers[number], job.make())
+            answer = await _one_answer(client, endpoint, self._servers[number], job.make())
             outcome = Asked(job.key, answer, seconds=time.monotonic() - begun)
         except _UnreachableError:
             # The question is not to blame, so this is none of its attempts.
@@ -193,12 +194,14 @@ class _Asking:
         return True
 
 
-async def _one_answer(client: httpx.AsyncClient, server: ServerModel, question: Question) -> Answer:
+async def _one_answer(
+    client: httpx.AsyncClient, endpoint: httpx.URL, server: ServerModel, question: Question
+) -> Answer:
     """The answer to one request. Raises _PassingError, or ServerError where another attempt would end alike."""
     body: dict[str, Any] = {**body_of(question, server.name), "stream": False}
     del body["stream_options"]
     try:
-        response = await client.post(server.address + ENDPOINT, json=body)
+        response = await client.post(endpoint, json=body)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise _UnreachableError(f"{server.address} cannot be reached: {error or type(error).__name__}") from None
     except httpx.TransportError as error:

@@ -51,9 +51,10 @@ class ScriptedServer:
     Args:
         replies: to questions; the last one again and again.
         models: that it lists; a Reply is sent as it is.
+        port: that it listens on; 0 for any that is free.
     """
 
-    def __init__(self, *replies: Reply, models: Sequence[str] | Reply = ("scripted",)) -> None:
+    def __init__(self, *replies: Reply, models: Sequence[str] | Reply = ("scripted",), port: int = 0) -> None:
         self.requests: list[dict[str, Any]] = []
         """Bodies of the questions."""
         self.headers: list[dict[str, str]] = []
@@ -93,7 +94,7 @@ class ScriptedServer:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that goes away is no error."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
     def reply(self, body: dict[str, Any]) -> Reply:

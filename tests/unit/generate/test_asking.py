@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable
 
@@ -133,15 +132,20 @@ def test_without_any_server_the_rest_stays_unasked() -> None:
 
 
 def test_a_server_that_comes_back_in_time_is_used() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
     with ScriptedServer(said("yes")) as server:
         model = ServerModel(server.address)
-        model.address = f"http://127.0.0.1:{port}/v1"
-        threading.Timer(0.3, lambda: setattr(model, "address", f"{server.address}/v1")).start()
-        done: list[Asked] = []
-        ask_models([model], jobs(5), done.append, patience_s=30.0)
+    back = threading.Event()
+    done: list[Asked] = []
+
+    def come_back() -> None:
+        with ScriptedServer(said("yes"), port=int(server.address.rpartition(":")[2])):
+            back.wait(60)
+
+    thread = threading.Timer(0.3, come_back)
+    thread.start()
+    ask_models([model], jobs(5), done.append, patience_s=30.0)
+    back.set()
+    thread.join()
     assert len(done) == 5 and all(one.answer for one in done)
 
 
