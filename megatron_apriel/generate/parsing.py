@@ -30,6 +30,7 @@ from megatron_apriel.data.raw.chat_markers import (
 )
 from megatron_apriel.errors import brief
 from megatron_apriel.generate.answer import Answer, Part, Piece
+from megatron_apriel.generate.call_reader import CallReader, WrittenCall
 from megatron_apriel.generate.conversation import ToolCall
 
 _NEXT: dict[Part, dict[str, Part | None]] = {
@@ -38,7 +39,7 @@ _NEXT: dict[Part, dict[str, Part | None]] = {
     Part.CALLS: {CALLS_CLOSING: Part.CONTENT, RESPONSE_CLOSING: None},
 }
 """The marker that ends each part, and what comes behind it; None where the answer is over."""
-_MARKERS = {part: re.compile("|".join(map(re.escape, markers))) for part, markers in _NEXT.items()}
+_NEXT_WITHOUT_CALLS = _NEXT | {Part.CONTENT: {RESPONSE_CLOSING: None}}
 _LONGEST_MARKER = max(len(marker) for markers in _NEXT.values() for marker in markers)
 _FIRST = {Part.REASONING: REASONING_OPENING, Part.CONTENT: RESPONSE_OPENING}
 """What a part may be opened with again, at its very beginning: some servers send the prompt's last words too."""
@@ -50,17 +51,21 @@ class AnswerParser:
     Args:
         begins: the part that the text begins in: the reasoning, or the content where a server has taken the reasoning
             out or the format has none.
+        reads_calls: whether calls are looked for; if not, they stay in the content as they were written.
+        opened: whether the words that open the first part were read already; if not, the text may repeat them.
     """
 
-    def __init__(self, begins: Part = Part.REASONING) -> None:
+    def __init__(self, begins: Part = Part.REASONING, *, reads_calls: bool = True, opened: bool = False) -> None:
         self.begins = begins
+        self._next = _NEXT if reads_calls else _NEXT_WITHOUT_CALLS
+        self._markers = {part: re.compile("|".join(map(re.escape, markers))) for part, markers in self._next.items()}
         self.part: Part | None = begins
         """What the text is now in; None behind the end of the answer."""
         self.texts = dict.fromkeys(Part, "")
         self.answering = begins is not Part.REASONING
         """Whether the final response began."""
-        self._blocks: list[str] = []
-        self._begun = False
+        self._blocks: list[_Block] = []
+        self._begun = opened
         self._held = ""
         self._space = ""
         self._in_string = self._escaped = False
@@ -87,7 +92,7 @@ class AnswerParser:
             place = end + len(marker)
             if not marker:
                 break
-            self._enter(_NEXT[self.part][marker])
+            self._enter(self._next[self.part][marker])
         self._held = held[place:] if self.part is not None else ""
         return pieces
 
@@ -109,11 +114,11 @@ class AnswerParser:
         """
         assert self.part is not None
         if self.part is not Part.CALLS:
-            found = _MARKERS[self.part].search(held, start)
+            found = self._markers[self.part].search(held, start)
             return (found[0], found.start()) if found else ("", len(held))
         in_string, escaped = self._in_string, self._escaped
         for place in range(start, len(held)):
-            if not in_string and (found := _MARKERS[self.part].match(held, place)):
+            if not in_string and (found := self._markers[self.part].match(held, place)):
                 return found[0], place
             in_string, escaped = _after(held[place], in_string, escaped)
         return "", len(held)
@@ -122,7 +127,7 @@ class AnswerParser:
         """Length of the longest end of what is held that may begin a marker."""
         assert self.part is not None
         longest = 0
-        for marker in _NEXT[self.part]:
+        for marker in self._next[self.part]:
             for length in range(min(len(marker) - 1, len(held)), longest, -1):
                 if held.endswith(marker[:length]):
                     longest = length
@@ -134,7 +139,7 @@ class AnswerParser:
         if self.part is Part.CALLS:
             for letter in text:
                 self._in_string, self._escaped = _after(letter, self._in_string, self._escaped)
-            self._blocks[-1] += text
+            self._blocks[-1].feed(text)
         else:
             text = self._space + text
             if not self.texts[self.part]:
@@ -148,7 +153,7 @@ class AnswerParser:
         self._in_string = self._escaped = False
         self._space = ""
         if part is Part.CALLS:
-            self._blocks.append("")
+            self._blocks.append(_Block())
         self.answering = self.answering or part is not None
         self.part = part
 
@@ -159,18 +164,49 @@ class AnswerParser:
         """
         calls: list[ToolCall] = []
         content, problem = self.texts[Part.CONTENT], ""
-        for number, block in enumerate(self._blocks, 1):
-            is_open = self.part is Part.CALLS and number == len(self._blocks)
+        for block in self._blocks:
             try:
-                calls += calls_of(block)
+                calls += calls_of(block.text)
             except ValueError as error:
                 problem = f"the tool calls cannot be read: {error}"
-                content = "\n".join(filter(None, (content, CALLS_OPENING + block + CALLS_CLOSING * (not is_open))))
-            if is_open:
+                content = "\n".join(filter(None, (content, self._marked(block))))
+            if self._is_open(block):
                 problem = f"the tool calls have no {CALLS_CLOSING}"
         if not self.answering:
             problem = f"there is no {RESPONSE_OPENING}: the answer ends in its reasoning"
         return Answer(self.texts[Part.REASONING], content, tuple(calls), problem=problem)
+
+    @property
+    def written_calls(self) -> list[WrittenCall]:
+        """The calls so far. Each grows, and none is taken back, although :meth:`answer` may find it unreadable."""
+        return [call for block in self._blocks for call in block.reader.calls]
+
+    @property
+    def unread(self) -> list[str]:
+        """Calls of which nothing can be read, as they were written; for the end of the text."""
+        return [self._marked(block) for block in self._blocks if not (block.reader.is_whole or block.reader.calls)]
+
+    def _marked(self, block: _Block) -> str:
+        return CALLS_OPENING + block.text + CALLS_CLOSING * (not self._is_open(block))
+
+    def _is_open(self, block: _Block) -> bool:
+        return self.part is Part.CALLS and block is self._blocks[-1]
+
+
+class _Block:
+    """What stands between the markers around calls."""
+
+    def __init__(self) -> None:
+        self.reader = CallReader()
+        self._parts: list[str] = []
+
+    def feed(self, text: str) -> None:
+        self._parts.append(text)
+        self.reader.feed(text)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._parts)
 
 
 def _after(letter: str, in_string: bool, escaped: bool) -> tuple[bool, bool]:
@@ -183,23 +219,30 @@ def _after(letter: str, in_string: bool, escaped: bool) -> tuple[bool, bool]:
 
 
 def calls_of(text: str) -> list[ToolCall]:
-    """The calls of a JSON list of ``{"name": ..., "arguments": {...}}``. Raises ValueError with the reason."""
+    """The calls of a JSON list of ``{"name": ..., "arguments": {...}}``. Raises ValueError with the reason.
+
+    Arguments stay letter for letter as they were written.
+    """
     try:
         calls = json.loads(text)
     except RecursionError:
         raise ValueError("they are nested too deeply") from None
     if not isinstance(calls, list):
         raise ValueError(f"{brief(text)} is not a list")
-    return [_call(call) for call in calls]
+    for call in calls:
+        _check(call)
+    reader = CallReader()
+    reader.feed(text)
+    if not reader.is_whole:
+        raise ValueError(reader.problem)
+    return [ToolCall(call.name, call.arguments) for call in reader.calls]
 
 
-def _call(call: Any) -> ToolCall:
+def _check(call: Any) -> None:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         raise ValueError(f"{brief(json.dumps(call))} names no tool")
-    arguments = call.get("arguments", {})
-    if not isinstance(arguments, dict):
+    if not isinstance(call.get("arguments", {}), dict):
         raise ValueError(f"the arguments of {brief(call['name'])} are not an object")
-    return ToolCall(call["name"], json.dumps(arguments, ensure_ascii=False))
 
 
 def parse_answer(text: str, begins: Part = Part.REASONING) -> Answer:

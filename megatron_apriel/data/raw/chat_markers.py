@@ -3,6 +3,8 @@
 ``data/corpus/chat_template.jinja`` writes them. All are plain text of several tokens, not tokens of their own.
 """
 
+ASSISTANT = "<|assistant|>"
+"""Begins an assistant's turn."""
 REASONING_OPENING = "Here are my reasoning steps:"
 """Ends the prompt, so that an answer begins behind it."""
 RESPONSE_OPENING, RESPONSE_CLOSING = "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"

@@ -122,4 +122,4 @@ def test_what_the_template_renders_is_parsed(reasoning: str, calls: tuple[ToolCa
 
 def test_the_markers_are_the_templates() -> None:
     markers = [value for name, value in vars(chat_markers).items() if name.isupper()]
-    assert len(markers) == 6 and all(marker in exported_chat_template() for marker in markers)
+    assert len(markers) == 7 and all(marker in exported_chat_template() for marker in markers)

@@ -1,0 +1,52 @@
+"""The form of an answer that must call tools, for servers that let a model write only what fits a form.
+
+OpenAI's ``tool_choice`` may demand a call, of any tool or of one. Servers know a form of their own for that, bare JSON,
+which these models were not trained to write. The one given here is the trained one: the reasoning stays free, and the
+final response is ``<tool_calls>[{"name": "weather", "arguments": {...}}]</tool_calls>`` with arguments that fit the
+tool's schema. It is a structural tag as xgrammar reads it (https://xgrammar.mlc.ai/docs, "Structural Tag").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_apriel.data.raw.chat_markers import CALLS_CLOSING, CALLS_OPENING, RESPONSE_OPENING
+
+
+def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool) -> dict[str, Any]:
+    """The structural tag of calls.
+
+    Args:
+        schemas: JSON schemas of the arguments by the names of the tools that may be called.
+        single: whether exactly one call is wanted, and not one or more.
+        reasons: whether the form begins with the reasoning, and not behind it.
+    """
+    calls = {
+        "type": "tags_with_separator",
+        "tags": [_call(name, schema) for name, schema in schemas.items()],
+        "separator": ", ",
+        "at_least_one": True,
+        "stop_after_first": single,
+    }
+    elements: list[dict[str, Any]] = [
+        {"type": "regex", "pattern": r"\n?"},  # The token that ends the marker before may hold the line end.
+        {"type": "const_string", "value": f"{CALLS_OPENING}["},
+        calls,
+        {"type": "const_string", "value": f"]{CALLS_CLOSING}"},
+    ]
+    if reasons:
+        elements.insert(0, {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": RESPONSE_OPENING})
+    return {"type": "structural_tag", "format": {"type": "sequence", "elements": elements}}
+
+
+def _call(name: str, schema: Any) -> dict[str, Any]:
+    """A call of one tool; its schema stands alone, so that references inside of it hold."""
+    schema = schema if isinstance(schema, dict) else {}
+    return {
+        "type": "tag",
+        "begin": f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ',
+        "content": {"type": "json_schema", "json_schema": {"type": "object", **schema}, "max_whitespace_cnt": 1},
+        "end": "}",
+    }
