@@ -20,6 +20,7 @@ A room may import only rooms above it in this list, and no file imports in a cir
         loading/         packing, mixture, images, batches
       model/             decoder, tower, projector, assembly, freezing, what can be done with the head
       generate/          answers from a model: a server that speaks OpenAI's protocol, or transformers
+        engines/         servers of others, started and compared with transformers
       grading/           from an answer to a verdict: right, wrong or none; the sandbox for programs
       evaluate/          benchmarks, asking, scoring, the table and its page
       checkpoint/        loading into shards, export, conversion, resumable state
