@@ -1,6 +1,6 @@
 # The two commands are `make quickstart` and `make test`; each does all set-up by itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slurm lint format clean scorers
+.PHONY: help setup quickstart vllm test test-slurm lint format clean scorers
 
 PY := .venv/bin/python
 export PYTHON
@@ -19,6 +19,9 @@ scorers: setup  ## environments of their own for IFBench, tau2-bench and evalsco
 
 quickstart: setup  ## the whole recipe in miniature, on CPU, in under ten minutes: result in runs/quickstart
 	@$(PY) examples/quickstart/run.py
+
+vllm: setup  ## create .venv-vllm for tools/serve.py: vLLM for CUDA where there is a GPU, else for the CPU
+	@tools/setup_vllm.sh
 
 test: lint  ## ruff, mypy and every test that needs no GPU
 	@$(PY) -m pytest tests -n $(TEST_WORKERS) --dist loadfile

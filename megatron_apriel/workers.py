@@ -85,10 +85,15 @@ def _begin(shared: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A parent that is killed tells nobody; without this its workers would wait for work for ever.
-    with suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     # A tokenizer's own threads would not be more cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def end_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent dies; where it cannot, nothing happens."""
+    with suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, number)
 
 
 def _run[Work, Result](function: Callable[[Any, Work], Result], task: Work) -> Result:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -84,6 +84,11 @@ class TransformersModel(Model):
         Raises:
             DataError: there are pictures, and the model reads none; or the chat template refuses the conversation.
         """
+        return self._rendered(
+            question, tokenize=True, sanitize_control_tokens=True, return_dict=True, return_tensors="pt"
+        )
+
+    def _rendered(self, question: Question, **options: Any) -> Any:
         import jinja2
 
         if not self.has_tower and any(turn.pictures for turn in question.turns):
@@ -95,18 +100,44 @@ class TransformersModel(Model):
                 [_message(turn, in_parts=self.has_tower) for turn in question.turns],
                 tools=list(question.tools) or None,
                 add_generation_prompt=True,
-                sanitize_control_tokens=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
+                **options,
             )
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template of {self.name} refuses the conversation: {error}.") from None
 
-    def _read(self, question: Question) -> Generator[Piece, None, Answer]:
+    def _inputs(self, question: Question) -> Any:
+        """The prompt where the model is, pixels in its dtype."""
         inputs = self.prompt(question).to(self.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        return inputs
+
+    def greedy(self, question: Question) -> tuple[list[int], list[int], Any]:
+        """Continue a prompt greedily, for comparisons.
+
+        Returns:
+            Tokens of the prompt; tokens of the answer, the one that ended it included; and a float32 array of
+            log-probabilities [answer's tokens, vocabulary]. Raises DataError as :meth:`prompt` does.
+        """
+        inputs = self._inputs(question)
+        prompt = inputs["input_ids"].shape[1]
+        options = self._options(replace(question.sampling, greedy=True), self._room(prompt))
+        options |= {"output_logits": True, "return_dict_in_generate": True}
+        written = self._model.generate(**inputs, **options)
+        scores = torch.stack([step[0].float().log_softmax(-1) for step in written.logits])
+        ids = written.sequences[0].tolist()
+        return ids[:prompt], ids[prompt:], scores.cpu().numpy()
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Text of tokens, control tokens included."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def prompt_text(self, question: Question) -> str:
+        """The prompt as the chat template renders it, in which an image is one word."""
+        return self._rendered(question, tokenize=False)
+
+    def _read(self, question: Question) -> Generator[Piece, None, Answer]:
+        inputs = self._inputs(question)
         ids = inputs["input_ids"]
         room = self._room(ids.shape[1])
         options = self._options(question.sampling, room)

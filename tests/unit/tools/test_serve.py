@@ -1,0 +1,213 @@
+"""The command line that serves: what it starts, what it refuses, and its exit codes, with a stand-in for an engine."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Timer
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from megatron_apriel.checkpoint.convert import convert, plan_conversion
+from megatron_apriel.errors import CheckpointError, ConfigError, ExitCode, ServerError, TransientError, run_command
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.kinds import Kind
+from megatron_apriel.generate.conversation import Question, Turn
+from megatron_apriel.generate.engines.comparison import Case
+from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
+from megatron_apriel.generate.engines.running import free_port
+from megatron_apriel.generate.engines.table import ENGINES
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from tools import serve
+
+SERVER = (
+    "import sys, signal; from http.server import BaseHTTPRequestHandler, HTTPServer\n"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+    "class Handler(BaseHTTPRequestHandler):\n"
+    "    def do_GET(self):\n"
+    "        self.send_response(200); self.end_headers()\n"
+    "HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()\n"
+)
+
+
+class StandIn(Engine):
+    name: ClassVar[str] = "standin"
+    summary: ClassVar[str] = "for tests"
+    setup: ClassVar[str] = "make standin"
+    code = SERVER
+    reply = GreedyReply((1,), (4,))
+
+    def check(self, service: Service) -> None:
+        pass
+
+    def steps(self, service: Service) -> Sequence[Launch]:
+        return [Launch((sys.executable, "-c", "print('made')"))]
+
+    def launch(self, service: Service) -> Launch:
+        return Launch((sys.executable, "-c", self.code, str(service.port)), {"A": "b c"}, ("a remark",))
+
+    def greedy(self, service: Service, asked: Asked) -> GreedyReply:
+        return self.reply
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    made = StandIn()
+    monkeypatch.setitem(ENGINES, "standin", made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf_checkpoint(tmp_path_factory.mktemp("served") / "tiny", Architecture.from_preset("tiny"))
+
+
+def run(*arguments: object) -> int:
+    return serve.main([*map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+)
+def test_it_says_where_it_serves_until_a_signal(
+    number: signal.Signals,
+    code: int,
+    engine: StandIn,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    port, greeting = free_port("127.0.0.1"), serve.greeting
+
+    def signalled(service: Service) -> list[str]:
+        Timer(0.3, os.kill, (os.getpid(), number)).start()
+        return greeting(service)
+
+    monkeypatch.setattr(serve, "greeting", signalled)
+    assert run(model, "--engine", "standin", "--port", port) == code
+    said = capfd.readouterr()
+    assert f"tiny answers at http://127.0.0.1:{port}/v1" in said.out
+    assert f"python tools/chat.py http://127.0.0.1:{port}/v1" in said.out
+    assert "note: a remark" in said.err and "made" in said.err
+
+
+def test_an_engine_that_ends_by_itself_fails(engine: StandIn, model: Path) -> None:
+    engine.code = "raise SystemExit(3)"
+    with pytest.raises(ServerError, match=r"ended with exit code 3 before it answered(?s:.*)stands above"):
+        run(model, "--engine", "standin", "--port", free_port("127.0.0.1"))
+
+
+@pytest.mark.parametrize(("token", "code"), [(4, ExitCode.OK), (3, ExitCode.OK), (0, ExitCode.FAILED)])
+def test_the_check_compares(
+    token: int,
+    code: int,
+    engine: StandIn,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scores = np.array([[math.log(0.01), 0, 0, math.log(0.4999), math.log(0.5)]], np.float32)
+    scores[0, 1:3] = math.log(0.01)
+    case = Case(Asked("it", Question([Turn("user", ("Why?",))]), (1,), "Why?"), (4,), scores, "So.")
+    monkeypatch.setattr(serve, "_reference", lambda service: [case])
+    engine.reply = GreedyReply((1,), (token,))
+    assert run(model, "--engine", "standin", "--check") == code
+    said = capsys.readouterr().out
+    assert "greedy answers of standin and of transformers, float32" in said
+    assert ("1 of 1 answers differ" in said) == (code == ExitCode.FAILED)
+    assert ("rounding" in said) and ("0.0002" in said) == (token != 4)
+
+
+def test_a_dry_run_prints_commands_that_can_be_typed(
+    engine: StandIn, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.code = "pass"
+    assert run(model, "--engine", "standin", "--dry-run") == ExitCode.OK
+    first, second = capsys.readouterr().out.splitlines()
+    assert (first, second) == (
+        f"{sys.executable} -c 'print('\"'\"'made'\"'\"')'", f"A='b c' {sys.executable} -c pass 8000",
+    )  # fmt: skip
+    options = ("--served-name", "it", "--context", 2048, "--", "--quantization", "fp8")
+    assert run(model, "--dry-run", *options) == ExitCode.OK
+    (said,) = capsys.readouterr().out.splitlines()
+    for part in (
+        f".venv-vllm/bin/vllm serve {model}", "--served-model-name it", "--max-model-len 2048", "--dtype float32",
+        "--tokenizer-mode hf", "--config-format hf", "--reasoning-parser apriel", "--enable-auto-tool-choice",
+        "VLLM_CPU_KVCACHE_SPACE=1",
+    ):  # fmt: skip
+        assert part in said
+    assert said.endswith(" --quantization fp8")
+
+
+def test_gpus(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(serve, "gpu_memory", lambda: [80 << 30] * 4)
+    assert run(model, "--dry-run") == ExitCode.OK
+    said = capsys.readouterr().out
+    assert "--tensor-parallel-size 1" in said and "--dtype bfloat16" in said and "--max-model-len 4096" in said
+    assert "CPU" not in said and "--enforce-eager" not in said
+    assert run(model, "--dry-run", "--gpus", 0) == ExitCode.OK
+    assert "VLLM_CPU_KVCACHE_SPACE" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"--gpus 5: this machine has 4 GPUs"):
+        run(model, "--dry-run", "--gpus", 5)
+    monkeypatch.setattr(serve, "gpu_memory", lambda: [1 << 18] * 4)
+    with pytest.raises(ConfigError, match=r"the weights have .* in bfloat16, and 1 GPUs have room for"):
+        run(model, "--dry-run")
+
+
+def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run(tmp_path / "none")
+    with pytest.raises(ConfigError, match="--context 8000 is more than the 4096 tokens that the model reads"):
+        run(model, "--context", "8K")
+    places = "megatron_apriel.generate.engines.environments.PROJECT"
+    monkeypatch.setattr(places, tmp_path)
+    for engine in ("vllm", "transformers"):
+        with pytest.raises(ConfigError, match=r"\.venv-vllm has no .*: it was not made yet(?s:.*)make vllm"):
+            run(model, "--engine", engine)
+    for program in ("vllm", "transformers"):
+        (tmp_path / ".venv-vllm" / "bin").mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".venv-vllm" / "bin" / program).touch()
+    convert(plan_conversion(model, Kind.MISTRAL), tmp_path / "mistral")
+    for engine in ("vllm", "transformers"):
+        with pytest.raises(CheckpointError, match=r"in Mistral's form(?s:.*)convert_checkpoint.py .* --to hf"):
+            run(tmp_path / "mistral", "--engine", engine)
+    monkeypatch.setattr(serve, "gpu_memory", lambda: [80 << 30] * 4)
+    with pytest.raises(ConfigError, match=r"--gpus 3 does not divide the decoder's \d key-value groups"):
+        run(model, "--gpus", 3)
+    with pytest.raises(ConfigError, match="transformers serves on one GPU"):
+        run(model, "--gpus", 2, "--engine", "transformers")
+
+
+def test_a_port_that_is_taken(engine: StandIn, model: Path) -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(TransientError):
+            run(model, "--engine", "standin", "--port", other.getsockname()[1])
+        assert run_command(lambda: run(model, "--engine", "standin", "--port", other.getsockname()[1])) == 76
+
+
+def test_the_visible_gpus_are_those_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_apriel.generate.engines.gpus import gpu_memory
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 81559\necho 81559\necho 40960\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_memory() == [81559 << 20, 81559 << 20, 40960 << 20]
+    for value, number in (("0,1", 2), ("", 0), ("-1", 0), ("2", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert len(gpu_memory()) == number
+    program.write_text("#!/bin/sh\necho no driver\nexit 9\n")
+    assert gpu_memory() == []
+    program.unlink()
+    assert gpu_memory() == []

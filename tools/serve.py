@@ -1,0 +1,242 @@
+#!/usr/bin/env python
+"""Serve a model in OpenAI's protocol, by a program that others wrote, or check that it answers as transformers does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_apriel.command_line import CommandLine, above_zero, count_above_zero
+from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.kinds import architecture_of, recognise
+from megatron_apriel.generate.engines.comparison import (
+    ROUNDING,
+    Case,
+    compare,
+    reference_cases,
+    verdict_table,
+)
+from megatron_apriel.generate.engines.engine import Engine, Launch, Service
+from megatron_apriel.generate.engines.gpus import gpu_memory
+from megatron_apriel.generate.engines.running import Program, check_port, free_port, run_step
+from megatron_apriel.generate.engines.table import ENGINES
+from megatron_apriel.quantities import size
+from megatron_apriel.tables import lines_of
+from megatron_apriel.terminal import note, say
+
+EXAMPLES = """
+examples:
+  # The result of a run behind vLLM (make vllm installs it once), on the GPUs or the CPU of this machine:
+  python tools/serve.py runs/sft/final
+
+  # What would be started, without starting it:
+  python tools/serve.py runs/sft/final --dry-run
+
+  # Do vLLM's answers, to texts and images, equal those of transformers?
+  python tools/serve.py runs/quickstart/sft/final --check
+
+  # Two GPUs, all interfaces, and options of vLLM's own behind --:
+  python tools/serve.py runs/sft/final --gpus 2 --host 0.0.0.0 -- --quantization fp8 --api-key-file key.txt
+
+engines:
+{engines}
+
+It serves until Ctrl-C or a signal, which is passed on to the engine. Exit code 0: the engine was ended by SIGTERM or
+SIGHUP, or --check found no difference; 1: it failed, or --check found one beyond rounding; 130: Ctrl-C; 76: the port
+is taken.
+"""
+CPU_CONTEXT = 8192
+"""Tokens of a conversation on a CPU where none are said: what they need of memory is taken at once."""
+_WEIGHTS_SHARE = 0.85
+"""Of a GPU's memory, for weights; the rest holds at least one conversation. # assumption"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    engines = "\n".join(f"  {name:<14}{engine.summary}; {engine.setup}" for name, engine in ENGINES.items())
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES.format(engines=engines))
+    parser.add_argument("model", type=Path, help="directory of the model")
+    parser.add_argument("--engine", choices=list(ENGINES), default="vllm", help="what serves (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="compare greedy answers with transformers, and end")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started, and end")
+    where = parser.add_argument_group("where")
+    where.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
+    where.add_argument("--port", type=above_zero, help="default: 8000; with --check a free one")
+    where.add_argument("--served-name", metavar="NAME", help="of the model, for clients (default: the directory's)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--gpus", type=int, metavar="N", help="divide the model over N GPUs; 0: on the CPU (default: 1)")
+    how.add_argument(
+        "--dtype", choices=sorted(ROUNDING), help="to compute in (default: bfloat16 on GPUs, float32 on a CPU)"
+    )
+    how.add_argument("--context", type=count_above_zero, metavar="TOKENS", help="most of a conversation, as 32K")
+    how.add_argument(
+        "--ready-seconds", type=above_zero, default=1800, help="how long it may load (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounding", type=float, metavar="GAP", help="--check: difference of log-probabilities that is no difference"
+    )
+    return parser
+
+
+def service_of(arguments: argparse.Namespace, further: Sequence[str]) -> tuple[Service, list[str]]:
+    """What is to be served, and remarks on what was chosen for it.
+
+    Raises:
+        CheckpointError: there is no model.
+        ConfigError: it does not fit the GPUs or the context.
+    """
+    kind = recognise(arguments.model)
+    directory = arguments.model.resolve()
+    architecture = architecture_of(directory)
+    memory = gpu_memory()
+    gpus = arguments.gpus if arguments.gpus is not None else min(1, len(memory))
+    dtype = arguments.dtype or ("bfloat16" if gpus else "float32")
+    _check_gpus(gpus, memory, architecture, dtype)
+    context, remarks = _context(arguments.context, architecture.decoder.max_positions, gpus)
+    return (
+        Service(
+            directory=directory,
+            kind=kind,
+            architecture=architecture,
+            name=arguments.served_name or directory.name,
+            host=arguments.host,
+            port=arguments.port or 8000,
+            gpus=gpus,
+            dtype=dtype,
+            context=context,
+            further=tuple(further),
+        ),
+        remarks,
+    )
+
+
+def _check_gpus(gpus: int, memory: list[int], architecture: Architecture, dtype: str) -> None:
+    """Raise ConfigError if there are fewer, or they cannot hold the weights."""
+    if gpus < 0 or gpus > len(memory):
+        raise ConfigError(
+            f"--gpus {gpus}: this machine has {len(memory)} GPUs that can be used.",
+            fix="0 serves on the CPU; CUDA_VISIBLE_DEVICES says which are used.",
+        )
+    weights = architecture.parameters * (4 if dtype == "float32" else 2)
+    room = int(sum(memory[:gpus]) * _WEIGHTS_SHARE)
+    if gpus and weights > room:
+        raise ConfigError(
+            f"the weights have {size(weights)} in {dtype}, and {gpus} GPUs have room for {size(room)} of them.",
+            fix="Divide them over more with --gpus.",
+        )
+
+
+def _context(asked: int | None, most: int, gpus: int) -> tuple[int, list[str]]:
+    if asked is not None and asked > most:
+        raise ConfigError(f"--context {asked} is more than the {most} tokens that the model reads.")
+    if asked is not None or gpus or most <= CPU_CONTEXT:
+        return asked or most, []
+    return CPU_CONTEXT, [f"conversations have {CPU_CONTEXT} tokens at most; --context allows up to {most}"]
+
+
+def commands(engine: Engine, service: Service) -> list[Launch]:
+    """All programs, in their order; the last one serves."""
+    return [*engine.steps(service), engine.launch(service)]
+
+
+def spelled(launch: Launch) -> str:
+    """A program as a person would start it."""
+    variables = [f"{name}={shlex.quote(value)}" for name, value in launch.variables.items()]
+    return " ".join([*variables, shlex.join(launch.command)])
+
+
+def greeting(service: Service) -> list[str]:
+    """What to do now that it answers."""
+    body = f'{{"model": "{service.name}", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
+    return [
+        f"{service.name} answers at {service.address}. Try it:",
+        f"  python tools/chat.py {service.address}",
+        f"  curl {service.address}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        f'  openai.OpenAI(base_url="{service.address}", api_key="none")  with model="{service.name}"',
+        "Ctrl-C ends it.",
+    ]
+
+
+def started(engine: Engine, service: Service, log: Path | None = None) -> Program:
+    """The engine's program, once what it needs is made."""
+    for step in engine.steps(service):
+        note(f"running {spelled(step)}")
+        run_step(step)
+    return Program(engine.launch(service), log)
+
+
+def serve(engine: Engine, service: Service, seconds: float) -> int:
+    """Serve until a signal; the exit code."""
+    with started(engine, service) as program:
+        if program.wait_until_ready(_ready_address(engine, service), seconds):
+            say(*greeting(service))
+        program.wait()
+        return ExitCode.INTERRUPTED if program.signalled is signal.SIGINT else ExitCode.OK
+
+
+def check(engine: Engine, service: Service, rounding: float, seconds: float) -> int:
+    """Compare its answers with those of transformers; the exit code."""
+    note(f"asking transformers for the answers to compare with, in {service.dtype}")
+    cases = _reference(service)
+    note(f"starting {engine.name}")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "engine.log"
+        with started(engine, service, log) as program:
+            if not program.wait_until_ready(_ready_address(engine, service), seconds):
+                return ExitCode.INTERRUPTED
+            verdicts = [compare(case, engine.greedy(service, case.asked), rounding) for case in cases]
+    title = f"greedy answers of {engine.name} and of transformers, {service.dtype}"
+    say(*lines_of(verdict_table(verdicts, title), 110))
+    differ = sum(not one.alike for one in verdicts)
+    if differ:
+        say(f"{differ} of {len(verdicts)} answers differ by more than rounding ({rounding:g}).")
+        return ExitCode.FAILED
+    say(f"All {len(verdicts)} answers are the same, but for rounding (up to {rounding:g} in log-probability).")
+    return ExitCode.OK
+
+
+def _reference(service: Service) -> list[Case]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from megatron_apriel.generate.transformers_model import TransformersModel
+
+    device = "cuda" if service.gpus else "cpu"
+    model = TransformersModel(service.directory, device=device, dtype=service.dtype)
+    with model:
+        return reference_cases(model, service.architecture)
+
+
+def _ready_address(engine: Engine, service: Service) -> str:
+    return service.address.removesuffix("/v1") + engine.ready_path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve, check, or say what would be done."""
+    given = sys.argv[1:] if argv is None else argv
+    place = given.index("--") if "--" in given else len(given)
+    arguments = _parser().parse_args(given[:place])
+    engine = ENGINES[arguments.engine]
+    service, remarks = service_of(arguments, given[place + 1 :])
+    if arguments.dry_run:
+        say(*map(spelled, commands(engine, service)))
+        return ExitCode.OK
+    engine.check(service)
+    if arguments.check and arguments.port is None:
+        service = replace(service, port=free_port(service.host))
+    check_port(service.host, service.port)
+    for remark in (*remarks, *engine.launch(service).remarks):
+        note(f"note: {remark}")
+    if not arguments.check:
+        return serve(engine, service, arguments.ready_seconds)
+    rounding = ROUNDING[service.dtype] if arguments.rounding is None else arguments.rounding
+    return check(engine, service, rounding, arguments.ready_seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
