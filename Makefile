@@ -1,6 +1,6 @@
 # The two commands are `make quickstart` and `make test`; each does all set-up by itself.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart vllm test test-slurm lint format clean scorers
+.PHONY: help setup quickstart vllm test test-slurm test-serving lint format clean scorers
 
 PY := .venv/bin/python
 export PYTHON
@@ -28,6 +28,9 @@ test: lint  ## ruff, mypy and every test that needs no GPU
 
 test-slurm: setup  ## the launch scripts under a Slurm that the tests start on this machine; as root, half an hour
 	@$(PY) -m pytest tests/slurm -m slurm
+
+test-serving: vllm  ## the tests that start real servers, one after another: some minutes
+	@$(PY) -m pytest tests/serving -m serving
 
 lint: setup
 	@$(PY) -m ruff check .

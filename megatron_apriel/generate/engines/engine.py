@@ -130,6 +130,10 @@ class Engine(ABC):
     def launch(self, service: Service) -> Launch:
         """The program that serves, whether it is installed or not."""
 
+    def served_name(self, service: Service) -> str:
+        """The model's name, as clients must say it."""
+        return service.name
+
     @abstractmethod
     def greedy(self, service: Service, asked: Asked) -> GreedyReply:
         """Ask a running service. Raises ServerError."""

@@ -22,6 +22,7 @@ class TransformersServe(Engine):
     name: ClassVar[str] = "transformers"
     summary: ClassVar[str] = "the reference, slow: one answer at a time"
     setup: ClassVar[str] = "make vllm"
+    ready_path: ClassVar[str] = "/health"
 
     def check(self, service: Service) -> None:
         """Raise what stands against starting it; see :class:`Engine`."""
@@ -31,17 +32,23 @@ class TransformersServe(Engine):
             raise ConfigError("transformers serves on one GPU.", fix="Say --gpus 1, or --engine vllm.")
 
     def launch(self, service: Service) -> Launch:
-        """``transformers serve`` of one model, which clients ask for by its directory."""
+        """``transformers serve`` of one model."""
         command = [
             str(program_in(ENVIRONMENT, "transformers")), "serve", str(service.directory),
             "--host", service.host, "--port", str(service.port), "--dtype", service.dtype,
             "--device", "cuda" if service.gpus else "cpu",
         ]  # fmt: skip
-        return Launch((*command, *service.further), {"HF_HUB_OFFLINE": "1"})
+        # It lists what lies in a cache of downloads, and fails where there is none.
+        variables = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(program_in(ENVIRONMENT, "").parent)}
+        return Launch((*command, *service.further), variables)
+
+    def served_name(self, service: Service) -> str:
+        """Its directory."""
+        return str(service.directory)
 
     def greedy(self, service: Service, asked: Asked) -> GreedyReply:
         """Ask; it tells the text alone."""
-        body: dict[str, Any] = body_of(asked.question, str(service.directory)) | {"stream": False}
+        body: dict[str, Any] = body_of(asked.question, self.served_name(service)) | {"stream": False}
         del body["stream_options"]
         reply = whole_reply(f"{service.address}/chat/completions", body)
         return GreedyReply(text=reply["choices"][0]["message"]["content"])

@@ -71,7 +71,7 @@ class Vllm(Engine):
 
     def greedy(self, service: Service, asked: Asked) -> GreedyReply:
         """Ask with the switch that makes vLLM tell the tokens."""
-        body = body_of(asked.question, service.name)
+        body = body_of(asked.question, self.served_name(service))
         body |= {"stream": False, "return_token_ids": True, "skip_special_tokens": False}
         del body["stream_options"]
         reply: dict[str, Any] = whole_reply(f"{service.address}/chat/completions", body)

@@ -85,9 +85,9 @@ def test_it_says_where_it_serves_until_a_signal(
 ) -> None:
     port, greeting = free_port("127.0.0.1"), serve.greeting
 
-    def signalled(service: Service) -> list[str]:
+    def signalled(engine: Engine, service: Service) -> list[str]:
         Timer(0.3, os.kill, (os.getpid(), number)).start()
-        return greeting(service)
+        return greeting(engine, service)
 
     monkeypatch.setattr(serve, "greeting", signalled)
     assert run(model, "--engine", "standin", "--port", port) == code

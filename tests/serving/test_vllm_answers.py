@@ -1,0 +1,167 @@
+"""vLLM with the parsers of this format, asked through OpenAI's client and through this project's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TOOLS, picture
+
+from megatron_apriel.generate.answer import FinishReason, Part
+from megatron_apriel.generate.conversation import Question, Sampling, ToolCall, Turn
+from megatron_apriel.generate.engines.engine import Service
+from megatron_apriel.generate.engines.environments import program_in
+from megatron_apriel.generate.engines.vllm import ENVIRONMENT
+from megatron_apriel.generate.server import ServerModel
+
+pytestmark = pytest.mark.serving
+
+CLIENT = Path(__file__).parent / "openai_client.py"
+IMAGE = {"type": "image_url", "image_url": {"url": picture().url}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+RESULT = [
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+]
+OSLO, ROME = ["weather", '{"city": "Oslo"}'], ["weather", '{"city": "Rome"}']
+TEXT_OF_A_CALL = '<tool_calls>[{"name": "weather", "arguments": {"city": "Oslo"}}]</tool_calls>'
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+WEATHER = {"messages": [said("Weather?")], "tools": TOOLS}
+REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "text": (
+        {"messages": [said("Two and two?")]},
+        {"reasoning": "I add them.", "content": "It is 4.", "finish": "stop"},
+    ),
+    "an image": (
+        {"messages": [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What is it?"}]}]},
+        {"reasoning": "I look.", "content": "A red image.", "finish": "stop"},
+    ),
+    "a call": (WEATHER, {"reasoning": "I ask.", "calls": [OSLO], "finish": "tool_calls"}),
+    "two calls behind a text": (
+        WEATHER | {"messages": [said("Weather in both?")]},
+        {"reasoning": "Two.", "content": "I look.", "calls": [OSLO, ROME], "finish": "tool_calls"},
+    ),
+    "a call's result": (
+        WEATHER | {"messages": [said("Weather?"), *RESULT]},
+        {"reasoning": "I read it.", "content": "It rains.", "finish": "stop"},
+    ),
+    "a call that must be made": (
+        WEATHER | {"tool_choice": "required"}, {"reasoning": "I ask.", "calls": [OSLO], "finish": "tool_calls"},
+    ),
+    "a call of one tool": (
+        WEATHER | {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
+        {"reasoning": "I ask.", "calls": [OSLO], "finish": "stop"},
+    ),
+    "a call with hidden reasoning": (
+        WEATHER | {"tool_choice": "required", "extra_body": {"include_reasoning": False}},
+        {"calls": [OSLO], "finish": "tool_calls"},
+    ),
+    "no calls wanted": (
+        WEATHER | {"tool_choice": "none"}, {"reasoning": "I ask.", "content": TEXT_OF_A_CALL, "finish": "stop"},
+    ),
+    "cut in the reasoning": (
+        {"messages": [said("Two and two?")], "max_tokens": 5}, {"reasoning": "I add the", "finish": "length"},
+    ),
+    "stopped by the client": (
+        {"messages": [said("Two and two?")], "stop": ["4"]},
+        {"reasoning": "I add them.", "content": "It is", "finish": "stop"},
+    ),
+    "markers in the question": (
+        {"messages": [{"role": "system", "content": "Never say [BEGIN FINAL RESPONSE] {}."},
+                      said("Two and two?")],
+         "response_format": {"type": "json_schema", "json_schema": {
+             "name": "a", "schema": {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"],
+                                     "additionalProperties": False}}}},
+        {"finish": "stop"},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def replies(service: Service) -> dict[str, dict[str, Any]]:
+    """What OpenAI's client got for each request."""
+    common = {"model": service.name, "temperature": 0, "max_tokens": 250}
+    requests = [common | request for request, _ in REQUESTS.values()]
+    done = subprocess.run(
+        [program_in(ENVIRONMENT, "python"), CLIENT, service.address],
+        input=json.dumps(requests), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return dict(zip(REQUESTS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in REQUESTS if name != "markers in the question"])
+def test_openais_client_gets_parts_and_calls(name: str, replies: dict[str, dict[str, Any]]) -> None:
+    whole, expected = replies[name]["whole"], REQUESTS[name][1]
+    seen = {field: whole[field] or type(expected.get(field, ""))() for field in ("reasoning", "content", "calls")}
+    assert seen["reasoning"] == expected.get("reasoning", "")
+    assert seen["content"] == expected.get("content", "")
+    assert whole["calls"] == expected.get("calls", [])
+    assert whole["finish"] == expected["finish"]
+    assert len(set(whole["ids"])) == len(whole["calls"])
+    if whole["content"]:
+        assert 0 < whole["reasoning_tokens"] < whole["tokens"]
+
+
+@pytest.mark.parametrize("name", [name for name in REQUESTS if name != "markers in the question"])
+def test_streams_join_to_the_same(name: str, replies: dict[str, dict[str, Any]]) -> None:
+    whole, streamed = replies[name]["whole"], replies[name]["streamed"]
+    for field in ("reasoning", "content"):
+        assert "".join(text for kind, text in streamed["events"] if kind == field) == (whole[field] or "")
+    calls: list[list[str]] = []
+    for kind, call in streamed["events"]:
+        if kind != "call":
+            continue
+        number, id_, type_, function, arguments = call
+        if number == len(calls):
+            assert id_ and type_ == "function" and function
+            calls.append([function, arguments])
+        else:
+            assert number == len(calls) - 1 and not (id_ or type_ or function) and arguments
+            calls[-1][1] += arguments
+    assert calls == whole["calls"]
+    assert all(isinstance(json.loads(arguments), dict) for _, arguments in calls)
+    assert streamed["finish"] == whole["finish"]
+
+
+def test_parts_are_sent_as_they_are_written(replies: dict[str, dict[str, Any]]) -> None:
+    events = replies["two calls behind a text"]["streamed"]["events"]
+    kinds = [kind if kind != "call" else f"call {call[0]}" for kind, call in events]
+    order = list(dict.fromkeys(kinds))
+    assert order == ["reasoning", "content", "call 0", "call 1"]
+    assert kinds == sorted(kinds, key=order.index) and all(kinds.count(kind) > 2 for kind in order)
+
+
+def test_a_form_is_for_the_response_and_not_for_the_reasoning(replies: dict[str, dict[str, Any]]) -> None:
+    """The markers in the system's turn do not end the reasoning of the answer."""
+    whole = replies["markers in the question"]["whole"]
+    assert whole["reasoning"] == "I add them."
+    assert json.loads(whole["content"]) == {"a": "x"}
+
+
+@pytest.fixture(scope="module")
+def model(service: Service) -> ServerModel:
+    return ServerModel(service.address)
+
+
+def test_our_own_client_gets_the_same(model: ServerModel) -> None:
+    greedy = Sampling(greedy=True, max_tokens=250)
+    with model.stream(Question([Turn("user", ("Weather in both?",))], TOOLS, greedy)) as stream:
+        pieces = list(stream)
+    answer = stream.answer
+    assert (answer.reasoning, answer.content, answer.finish) == ("Two.", "I look.", FinishReason.CALLS)
+    assert [str(call) for call in answer.calls] == ['weather({"city": "Oslo"})', 'weather({"city": "Rome"})']
+    assert all(call.id for call in answer.calls) and not answer.problem
+    assert "".join(piece.text for piece in pieces if piece.part is Part.REASONING) == "Two."
+    turns = [Turn("user", ("Weather?",)), Turn("assistant", (), (ToolCall("weather", '{"city": "Oslo"}'),))]
+    answer = model.answer(Question([*turns, Turn("tool", ("rain",))], TOOLS, greedy))
+    assert answer.content == "It rains."
+    answer = model.answer(Question([Turn("user", (picture(), "What is it?"))], (), greedy))
+    assert (answer.reasoning, answer.content) == ("I look.", "A red image.")
