@@ -27,9 +27,9 @@ from megatron_apriel.generate.engines.comparison import (
 )
 from megatron_apriel.generate.engines.engine import Engine, Launch, Service
 from megatron_apriel.generate.engines.gpus import gpu_memory
+from megatron_apriel.generate.engines.memory import longest_context
 from megatron_apriel.generate.engines.running import Program, check_port, free_port, run_step
 from megatron_apriel.generate.engines.table import ENGINES
-from megatron_apriel.quantities import size
 from megatron_apriel.tables import lines_of
 from megatron_apriel.terminal import note, say
 
@@ -54,10 +54,6 @@ It serves until Ctrl-C or a signal, which is passed on to the engine. Exit code 
 SIGHUP, or --check found no difference; 1: it failed, or --check found one beyond rounding; 130: Ctrl-C; 76: the port
 is taken.
 """
-CPU_CONTEXT = 8192
-"""Tokens of a conversation on a CPU where none are said: what they need of memory is taken at once."""
-_WEIGHTS_SHARE = 0.85
-"""Of a GPU's memory, for weights; the rest holds at least one conversation. # assumption"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,8 +95,12 @@ def service_of(arguments: argparse.Namespace, further: Sequence[str]) -> tuple[S
     memory = gpu_memory()
     gpus = arguments.gpus if arguments.gpus is not None else min(1, len(memory))
     dtype = arguments.dtype or ("bfloat16" if gpus else "float32")
-    _check_gpus(gpus, memory, architecture, dtype)
-    context, remarks = _context(arguments.context, architecture.decoder.max_positions, gpus)
+    if gpus < 0 or gpus > len(memory):
+        raise ConfigError(
+            f"--gpus {gpus}: this machine has {len(memory)} GPUs that can be used.",
+            fix="0 serves on the CPU; CUDA_VISIBLE_DEVICES says which are used.",
+        )
+    context, remarks = _context(arguments.context, architecture, dtype, memory[:gpus])
     return (
         Service(
             directory=directory,
@@ -118,28 +118,13 @@ def service_of(arguments: argparse.Namespace, further: Sequence[str]) -> tuple[S
     )
 
 
-def _check_gpus(gpus: int, memory: list[int], architecture: Architecture, dtype: str) -> None:
-    """Raise ConfigError if there are fewer, or they cannot hold the weights."""
-    if gpus < 0 or gpus > len(memory):
-        raise ConfigError(
-            f"--gpus {gpus}: this machine has {len(memory)} GPUs that can be used.",
-            fix="0 serves on the CPU; CUDA_VISIBLE_DEVICES says which are used.",
-        )
-    weights = architecture.parameters * (4 if dtype == "float32" else 2)
-    room = int(sum(memory[:gpus]) * _WEIGHTS_SHARE)
-    if gpus and weights > room:
-        raise ConfigError(
-            f"the weights have {size(weights)} in {dtype}, and {gpus} GPUs have room for {size(room)} of them.",
-            fix="Divide them over more with --gpus.",
-        )
-
-
-def _context(asked: int | None, most: int, gpus: int) -> tuple[int, list[str]]:
+def _context(asked: int | None, architecture: Architecture, dtype: str, memory: list[int]) -> tuple[int, list[str]]:
+    """Most tokens of a conversation, and a remark where it is less than the model reads."""
+    most, longest = architecture.decoder.max_positions, longest_context(architecture, dtype, memory)
     if asked is not None and asked > most:
         raise ConfigError(f"--context {asked} is more than the {most} tokens that the model reads.")
-    if asked is not None or gpus or most <= CPU_CONTEXT:
-        return asked or most, []
-    return CPU_CONTEXT, [f"conversations have {CPU_CONTEXT} tokens at most; --context allows up to {most}"]
+    remark = f"conversations have {longest} tokens at most; the model reads {most} (--context says another limit)"
+    return asked or longest, [remark] if asked is None and longest < most else []
 
 
 def commands(engine: Engine, service: Service) -> list[Launch]:
@@ -225,15 +210,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(given[:place])
     engine = ENGINES[arguments.engine]
     service, remarks = service_of(arguments, given[place + 1 :])
+    launches = commands(engine, service)
+    for remark in (*remarks, *(remark for launch in launches for remark in launch.remarks)):
+        note(f"note: {remark}")
     if arguments.dry_run:
-        say(*map(spelled, commands(engine, service)))
+        say(*map(spelled, launches))
         return ExitCode.OK
     engine.check(service)
     if arguments.check and arguments.port is None:
         service = replace(service, port=free_port(service.host))
     check_port(service.host, service.port)
-    for remark in (*remarks, *engine.launch(service).remarks):
-        note(f"note: {remark}")
     if not arguments.check:
         return serve(engine, service, arguments.ready_seconds)
     rounding = ROUNDING[service.dtype] if arguments.rounding is None else arguments.rounding

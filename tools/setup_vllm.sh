@@ -2,7 +2,8 @@
 # Create .venv-vllm with vLLM and its pinned set: the CUDA build where there is a GPU, else the one for CPUs.
 # usage: tools/setup_vllm.sh                (VLLM_BUILD=cpu or cuda chooses the build; make vllm runs it)
 #
-# Beside it stands what `transformers serve` needs. Does nothing if that is already so; a half-made environment, or one of other pins, is made anew.
+# Beside it comes what `transformers serve` needs. Does nothing if all of it is there; a half-made environment, or one
+# of other pins, is made anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

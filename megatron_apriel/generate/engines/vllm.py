@@ -15,6 +15,7 @@ from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.environments import PROJECT, check_made, program_in
+from megatron_apriel.generate.engines.memory import cached_bytes
 from megatron_apriel.generate.engines.requests import whole_reply
 from megatron_apriel.generate.server_messages import body_of
 
@@ -91,5 +92,4 @@ def check_form(service: Service) -> None:
 
 def _cache_gib(service: Service) -> int:
     """Memory for keys and values of one conversation of full length, in whole GiB."""
-    decoder, width = service.architecture.decoder, 4 if service.dtype == "float32" else 2
-    return math.ceil(2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * width * service.context / 2**30)
+    return math.ceil(cached_bytes(service.architecture.decoder, service.dtype) * service.context / 2**30)

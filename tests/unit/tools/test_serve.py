@@ -21,6 +21,7 @@ from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.generate.conversation import Question, Turn
 from megatron_apriel.generate.engines.comparison import Case
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
+from megatron_apriel.generate.engines.memory import longest_context
 from megatron_apriel.generate.engines.running import free_port
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
@@ -156,8 +157,20 @@ def test_gpus(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     with pytest.raises(ConfigError, match=r"--gpus 5: this machine has 4 GPUs"):
         run(model, "--dry-run", "--gpus", 5)
     monkeypatch.setattr(serve, "gpu_memory", lambda: [1 << 18] * 4)
-    with pytest.raises(ConfigError, match=r"the weights have .* in bfloat16, and 1 GPUs have room for"):
+    with pytest.raises(ConfigError, match=r"(?s)the weights have .* in bfloat16, and 1 GPUs have .* --gpus"):
         run(model, "--dry-run")
+
+
+def test_the_context_is_what_has_room() -> None:
+    """15 billion parameters in 16 bits, and 192 KiB of keys and values for a token."""
+    large = Architecture.from_preset("apriel-15b")
+    room = int(0.85 * (80 << 30)) - 2 * large.parameters
+    fits = longest_context(large, "bfloat16", [80 << 30])
+    assert fits % 1024 == 0 and fits * 192 * 1024 <= room < (fits + 1024) * 192 * 1024
+    assert fits < longest_context(large, "bfloat16", [80 << 30] * 2) <= large.decoder.max_positions
+    assert longest_context(large, "float32", []) == 8192
+    with pytest.raises(ConfigError, match=r"(?s)1 GPUs have .*Divide the model over more with --gpus"):
+        longest_context(large, "bfloat16", [24 << 30])
 
 
 def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
