@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_apriel.data.raw.chat_markers import CALLS_CLOSING, CALLS_OPENING, RESPONSE_OPENING
+from megatron_apriel.data.raw.chat_markers import CALLS_CLOSING, CALLS_OPENING, RESPONSE_CLOSING, RESPONSE_OPENING
 
 
 def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool) -> 
         {"type": "const_string", "value": f"]{CALLS_CLOSING}"},
     ]
     if reasons:
-        elements.insert(0, {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": RESPONSE_OPENING})
+        reasoning = {"type": "any_text", "excludes": [RESPONSE_CLOSING]}
+        elements.insert(0, {"type": "tag", "begin": "", "content": reasoning, "end": RESPONSE_OPENING})
     return {"type": "structural_tag", "format": {"type": "sequence", "elements": elements}}
 
 

@@ -133,11 +133,14 @@ class AprielToolParser(ToolParser):
             wanted = _name(choice)
             schemas = {name: schema for name, schema in schemas.items() if name == wanted}
         single = choice != "required" or request.parallel_tool_calls is False
-        form = forced_calls(schemas, single=single, reasons=not request.include_reasoning)
+        is_chat = hasattr(request, "response_format")
+        form = forced_calls(schemas, single=single, reasons=is_chat)
         request.structured_outputs = StructuredOutputsParams(structural_tag=json.dumps(form))
-        if hasattr(request, "response_format"):
-            request.response_format = None
+        if is_chat:
+            # The form holds from the first token, so that an answer cannot end in its reasoning.
+            request._grammar_from_parser, request.response_format = True, None
         else:
+            # In the protocol of responses there is no such switch: vLLM begins with the form behind the reasoning.
             request.text = None
         return request
 

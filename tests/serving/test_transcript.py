@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 
 def transcript(model: ServerModel) -> str:
     """A question that needs a tool, the tool's result, and an image in the same conversation."""
-    lines = [f'tools      {json.dumps(TOOLS[0]["function"]["parameters"])} of weather, "of a city"']
+    lines = ["tools      weather(city)"]
     turns: list[Turn] = []
     results = {"weather": "rain"}
     for content in (("Weather?",), (picture(), "What is it?")):

@@ -74,6 +74,9 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"messages": [said("Two and two?")], "stop": ["4"]},
         {"reasoning": "I add them.", "content": "It is", "finish": "stop"},
     ),
+    "a call that nobody expects": (
+        WEATHER | {"messages": [said("Two and two?")], "tool_choice": "required", "max_tokens": 1500}, {},
+    ),
     "markers in the question": (
         {"messages": [{"role": "system", "content": "Never say [BEGIN FINAL RESPONSE] {}."},
                       said("Two and two?")],
@@ -83,6 +86,9 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"finish": "stop"},
     ),
 }  # fmt: skip
+
+
+DIVIDED = [name for name, (_, expected) in REQUESTS.items() if "reasoning" in expected or "calls" in expected]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,7 @@ def replies(service: Service) -> dict[str, dict[str, Any]]:
     return dict(zip(REQUESTS, json.loads(done.stdout), strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in REQUESTS if name != "markers in the question"])
+@pytest.mark.parametrize("name", DIVIDED)
 def test_openais_client_gets_parts_and_calls(name: str, replies: dict[str, dict[str, Any]]) -> None:
     whole, expected = replies[name]["whole"], REQUESTS[name][1]
     seen = {field: whole[field] or type(expected.get(field, ""))() for field in ("reasoning", "content", "calls")}
@@ -110,7 +116,7 @@ def test_openais_client_gets_parts_and_calls(name: str, replies: dict[str, dict[
         assert 0 < whole["reasoning_tokens"] < whole["tokens"]
 
 
-@pytest.mark.parametrize("name", [name for name in REQUESTS if name != "markers in the question"])
+@pytest.mark.parametrize("name", DIVIDED)
 def test_streams_join_to_the_same(name: str, replies: dict[str, dict[str, Any]]) -> None:
     whole, streamed = replies[name]["whole"], replies[name]["streamed"]
     for field in ("reasoning", "content"):
@@ -137,6 +143,13 @@ def test_parts_are_sent_as_they_are_written(replies: dict[str, dict[str, Any]]) 
     order = list(dict.fromkeys(kinds))
     assert order == ["reasoning", "content", "call 0", "call 1"]
     assert kinds == sorted(kinds, key=order.index) and all(kinds.count(kind) > 2 for kind in order)
+
+
+def test_a_call_that_must_be_made_is_made(replies: dict[str, dict[str, Any]]) -> None:
+    """By a model that would answer otherwise, too: its answer cannot end before."""
+    whole = replies["a call that nobody expects"]["whole"]
+    ((name, arguments),) = whole["calls"][:1]
+    assert name == "weather" and list(json.loads(arguments)) == ["city"] and not whole["content"]
 
 
 def test_a_form_is_for_the_response_and_not_for_the_reasoning(replies: dict[str, dict[str, Any]]) -> None:
