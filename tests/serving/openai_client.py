@@ -2,7 +2,8 @@
 
 usage: openai_client.py ADDRESS < requests.json > replies.json
 
-A request is the arguments of ``chat.completions.create``; each is sent twice, for a whole and for a streamed answer.
+A request is the arguments of ``chat.completions.create``, or of ``responses.create`` where it has an ``input``; each is
+sent twice, for a whole and for a streamed answer.
 """
 
 import json
@@ -42,8 +43,25 @@ def streamed(client: openai.OpenAI, request: dict[str, Any]) -> dict[str, Any]:
     return {"events": events, "finish": finish}
 
 
+def respond(client: openai.OpenAI, request: dict[str, Any]) -> dict[str, Any]:
+    """The answer's parts in the protocol of responses, whole and joined from its events."""
+    found, joined = [], {"reasoning_text": "", "output_text": "", "function_call_arguments": ""}
+    for item in client.responses.create(**request).output:
+        if item.type == "function_call":
+            found.append([item.type, item.name, item.arguments])
+        else:
+            found.append([item.type, *[part.text for part in item.content]])
+    for event in client.responses.create(**request, stream=True):
+        kind = event.type.removeprefix("response.").removesuffix(".delta")
+        if event.type.endswith(".delta") and kind in joined:
+            joined[kind] += event.delta
+    return {"whole": found, "streamed": joined}
+
+
 def asked(client: openai.OpenAI, request: dict[str, Any]) -> dict[str, Any]:
     try:
+        if "input" in request:
+            return respond(client, request)
         return {"whole": whole(client, request), "streamed": streamed(client, request)}
     except openai.APIStatusError as error:
         return {"error": error.message, "status": error.status_code}

@@ -95,12 +95,15 @@ DIVIDED = [name for name, (_, expected) in REQUESTS.items() if "reasoning" in ex
 def replies(service: Service) -> dict[str, dict[str, Any]]:
     """What OpenAI's client got for each request."""
     common = {"model": service.name, "temperature": 0, "max_tokens": 250}
-    requests = [common | request for request, _ in REQUESTS.values()]
+    return dict(zip(REQUESTS, asked(service, [common | request for request, _ in REQUESTS.values()]), strict=True))
+
+
+def asked(service: Service, requests: list[dict[str, Any]]) -> list[Any]:
     done = subprocess.run(
         [program_in(ENVIRONMENT, "python"), CLIENT, service.address],
         input=json.dumps(requests), capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return dict(zip(REQUESTS, json.loads(done.stdout), strict=True))
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("name", DIVIDED)
@@ -157,6 +160,26 @@ def test_a_form_is_for_the_response_and_not_for_the_reasoning(replies: dict[str,
     whole = replies["markers in the question"]["whole"]
     assert whole["reasoning"] == "I add them."
     assert json.loads(whole["content"]) == {"a": "x"}
+
+
+def test_the_protocol_of_responses(service: Service) -> None:
+    common = {"model": service.name, "temperature": 0, "max_output_tokens": 250}
+    tools = [{"type": "function", **TOOLS[0]["function"]}]
+    requests = [
+        common | {"input": "Two and two?"},
+        common | {"input": "Weather in both?", "tools": tools},
+        common | {"input": "Weather?", "tools": tools, "tool_choice": "required"},
+    ]
+    text, both, must = asked(service, requests)
+    assert text["whole"] == [["reasoning", "I add them."], ["message", "It is 4."]]
+    calls = [["function_call", *call] for call in (OSLO, ROME)]
+    assert both["whole"] == [["reasoning", "Two."], ["message", "I look."], *calls]
+    assert must["whole"] == [["reasoning", "I ask."], calls[0]]
+    for reply in (text, both, must):
+        whole, joined = reply["whole"], reply["streamed"]
+        assert joined["reasoning_text"] == whole[0][1]
+        assert joined["output_text"] == "".join(text for kind, text, *_ in whole if kind == "message")
+        assert joined["function_call_arguments"] == "".join(call[-1] for call in whole if call[0] == "function_call")
 
 
 @pytest.fixture(scope="module")
