@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TOOLS, picture
+from served_conversations import TOOLS, picture
 
 from megatron_apriel.errors import ExitCode
 from megatron_apriel.generate.conversation import Question, Sampling, Turn

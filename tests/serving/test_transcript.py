@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import TOOLS, picture
+from served_conversations import TOOLS, picture
 
 from megatron_apriel.generate.conversation import Question, Sampling, Turn
 from megatron_apriel.generate.engines.engine import Service

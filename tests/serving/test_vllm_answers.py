@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TOOLS, picture
+from served_conversations import TOOLS, picture
 
 from megatron_apriel.generate.answer import FinishReason, Part
 from megatron_apriel.generate.conversation import Question, Sampling, ToolCall, Turn

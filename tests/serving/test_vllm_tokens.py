@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import TOOLS, picture
+from served_conversations import TOOLS, picture
 
 from megatron_apriel.generate.conversation import Question, Sampling, ToolCall, Turn
 from megatron_apriel.generate.engines.comparison import compare, reference_cases
