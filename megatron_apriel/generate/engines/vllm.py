@@ -8,7 +8,6 @@ choice is said to it.
 from __future__ import annotations
 
 import math
-import os
 from typing import Any, ClassVar
 
 from megatron_apriel.errors import CheckpointError, ConfigError
@@ -59,10 +58,7 @@ class Vllm(Engine):
             "--reasoning-parser-plugin", PLUGIN, "--reasoning-parser", PARSER,
             "--tool-parser-plugin", PLUGIN, "--tool-call-parser", PARSER, "--enable-auto-tool-choice",
         ]  # fmt: skip
-        variables = {
-            **_QUIET,
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
-        }
+        variables = {**_QUIET, "PYTHONPATH": str(PROJECT)}  # for the parsers, which import this package
         if service.gpus:
             command += ["--tensor-parallel-size", str(service.gpus)]
         else:

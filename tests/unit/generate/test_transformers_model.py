@@ -95,6 +95,18 @@ def test_what_is_asked_is_what_was_trained(name: str, model: TransformersModel, 
     assert trained.responses[len(asked) :].all() and not trained.responses[len(asked) - 1]
 
 
+def test_greedy_tokens_are_the_likeliest(model: TransformersModel) -> None:
+    question = Question([Turn("user", (picture(), "What is it?"))], (), GREEDY)
+    prompt, ids, scores = model.greedy(question)
+    assert prompt == model.prompt(question)["input_ids"][0].tolist()
+    assert scores.argmax(-1).tolist() == ids and scores.shape[0] == len(ids)
+    assert torch.allclose(torch.tensor(scores).exp().sum(-1), torch.ones(len(ids)))
+    assert model.text_of(ids) == "I look.\n[BEGIN FINAL RESPONSE]\nA red image.\n[END FINAL RESPONSE]\n<|end|>\n</s>"
+    assert model.prompt_text(question) == (
+        "<s><|user|>\n[IMG]What is it?\n<|end|>\n<|assistant|>\nHere are my reasoning steps:\n"
+    )
+
+
 def test_the_most_tokens_end_an_answer(model: TransformersModel) -> None:
     answer = model.answer(Question([Turn("user", ("Two and two?",))], (), Sampling(greedy=True, max_tokens=3)))
     assert (answer.finish, answer.tokens, answer.content) == (FinishReason.LENGTH, 3, "")

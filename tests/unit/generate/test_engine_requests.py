@@ -1,0 +1,67 @@
+"""What engines are asked in a comparison, and what is made of their replies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from megatron_apriel.errors import ServerError
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.kinds import Kind
+from megatron_apriel.generate.conversation import Question, Sampling, Turn
+from megatron_apriel.generate.engines.engine import Asked, GreedyReply, Service
+from megatron_apriel.generate.engines.requests import whole_reply
+from megatron_apriel.generate.engines.running import free_port
+from megatron_apriel.generate.engines.table import ENGINES
+from megatron_apriel.testing.chat_servers import Reply, ScriptedServer, whole
+
+ASKED = Asked("it", Question([Turn("user", ("Why?",))], (), Sampling(greedy=True, max_tokens=7)), (1, 2), "Why?")
+
+
+def service_at(address: str) -> Service:
+    port = urlsplit(address).port
+    assert port
+    return Service(Path("/models/it"), Kind.HF, Architecture.from_preset("tiny"), "it", port=port)
+
+
+def test_vllm_tells_tokens() -> None:
+    reply = whole({"prompt_token_ids": [1, 2], "choices": [{"token_ids": [3, 4], "message": {"content": None}}]})
+    with ScriptedServer(reply) as server:
+        found = ENGINES["vllm"].greedy(service_at(server.address), ASKED)
+    assert found == GreedyReply((1, 2), (3, 4))
+    (body,) = server.requests
+    assert body["model"] == "it" and body["temperature"] == 0 and body["max_tokens"] == 7 and not body["stream"]
+    assert body["return_token_ids"] is True and body["skip_special_tokens"] is False and "stream_options" not in body
+
+
+def test_transformers_tells_text_of_the_model_in_a_directory() -> None:
+    with ScriptedServer(whole({"choices": [{"message": {"content": "So."}}]})) as server:
+        assert ENGINES["transformers"].greedy(service_at(server.address), ASKED) == GreedyReply(text="So.")
+    assert server.requests[0]["model"] == "/models/it"
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (whole({"error": {"message": "no such tool"}}, 400), "answered 400: no such tool"),
+        (Reply([b"<html>"], kind="text/html"), "answered 200 with <html>"),
+        (whole(["no", "object"]), "answered 200"),
+    ],
+)
+def test_other_replies_are_errors(reply: Reply, message: str) -> None:
+    with ScriptedServer(reply) as server, pytest.raises(ServerError, match=message):
+        whole_reply(f"{server.address}/v1/chat/completions", {})
+
+
+def test_a_server_that_is_gone() -> None:
+    with pytest.raises(ServerError, match="cannot be reached"):
+        whole_reply(f"http://127.0.0.1:{free_port('127.0.0.1')}/v1/chat/completions", {})
+
+
+def test_addresses() -> None:
+    service = Service(Path("/models/it"), Kind.HF, Architecture.from_preset("tiny"), "it", "0.0.0.0", 81)
+    assert service.address == "http://127.0.0.1:81/v1"
+    service = Service(Path("/models/it"), Kind.HF, Architecture.from_preset("tiny"), "it", "::1", 81)
+    assert service.address == "http://[::1]:81/v1"
