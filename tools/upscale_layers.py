@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from megatron_apriel.command_line import CommandLine, bytes_above_zero
-from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.errors import ExitCode, run_command
 from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
@@ -127,8 +127,6 @@ def _print_plan(plan: UpscalePlan, console: Console) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0 only when the result is whole."""
     arguments = _parser().parse_args(argv)
-    if not Path(arguments.model).is_dir():
-        raise ConfigError(f"the model {arguments.model} is not a directory.", fix="Give the directory of a model.")
     model = GivenModel.open(arguments.model)
     layers = layer_map(arguments.map, model.num_layers, arguments.num_layers.beside(model.num_layers))
     default_size = None if model.tensors.base == "consolidated" else 5 * 10**9

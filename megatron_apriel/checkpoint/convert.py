@@ -31,9 +31,10 @@ from megatron_apriel.formats.kinds import (
     sidecar_directory,
 )
 from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
+from megatron_apriel.formats.other_tools import copied
 from megatron_apriel.formats.run_directory import RUN_FILE, SIDECAR_DIRECTORY
 from megatron_apriel.formats.run_record import read_run_file, write_run_file
-from megatron_apriel.formats.sidecars import CONFIG, PARAMS, check_sidecars, write_sidecars
+from megatron_apriel.formats.sidecars import CONFIG, PARAMS, check_sidecars, missing_readers, write_sidecars
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
 from megatron_apriel.formats.tensor_names import Form, Weight, pairs_from_halves
 from megatron_apriel.formats.word_pattern import name_word_fault
@@ -144,6 +145,8 @@ def plan_conversion(
         )
     if to is not Kind.MISTRAL:
         _config(conversion)
+        if lacking := missing_readers(sidecars, architecture.tower is not None):
+            note(f"note: {sidecars} has no {lacking}, and the result will have none. {copied(sidecars)}")
         if (sidecars / PARAMS).is_file():
             break_and_end_ids(sidecars, architecture)
     conversion.weights.verify()

@@ -18,12 +18,13 @@ from torch import Tensor
 from megatron_apriel.checkpoint.distributed_weights import DistributedWeights
 from megatron_apriel.checkpoint.file_window import read_bytes
 from megatron_apriel.checkpoint.tensor_bytes import DTYPES
-from megatron_apriel.errors import CheckpointError, listed
+from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, recognise
 from megatron_apriel.formats.run_record import read_run_file
+from megatron_apriel.formats.tensor_accounts import check_complete, resolve
 from megatron_apriel.formats.tensor_files import TensorDirectory
-from megatron_apriel.formats.tensor_names import Form, Resolution, Weight, halves_from_pairs, resolve, weights
+from megatron_apriel.formats.tensor_names import Form, Weight, halves_from_pairs, weights
 
 
 class Weights(Protocol):
@@ -134,18 +135,3 @@ class SafetensorsWeights:
                 f"Give a checkpoint in one of {', '.join(DTYPES)}.",
             )
         return DTYPES[entry.dtype]
-
-
-def check_complete(resolution: Resolution, path: Path) -> None:
-    """Raise CheckpointError, by name, if a weight is missing or a tensor is left over."""
-    problems = []
-    if resolution.missing:
-        problems.append(f"{len(resolution.missing)} missing ({listed(resolution.missing)})")
-    if resolution.unexpected:
-        problems.append(f"{len(resolution.unexpected)} left over ({listed(resolution.unexpected)})")
-    if problems:
-        raise CheckpointError(
-            f"{path}: its tensors are not those of the architecture: {'; '.join(problems)}.",
-            f"The names are spelled as {resolution.form}; {len(resolution.stored)} agree.",
-            "Give the directory's own config.json and a whole set of files.",
-        )

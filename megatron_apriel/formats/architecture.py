@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import CheckpointError, printable, shown
-from megatron_apriel.formats.adapters import refuse_adapter
 from megatron_apriel.formats.hf_config import LlavaSettings, MistralSettings, PixtralSettings
 from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.other_tools import refuse_adapter, refuse_leftovers, refuse_quantised
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ class Architecture:
         """From ``config.json`` of a Hugging Face directory. Raises CheckpointError if absent, damaged, unsupported."""
         refuse_adapter(Path(path))
         file = Path(path) / "config.json"
+        if not file.exists():
+            refuse_leftovers(Path(path))
         config = read_json(
             file,
             "The model's shapes are read from a Hugging Face config.json.",
@@ -144,6 +146,7 @@ class Architecture:
             config: parsed ``config.json``, in the form of transformers 4 (``rope_theta``) or 5 (``rope_parameters``).
             origin: where it came from, for error messages.
         """
+        refuse_quantised(config, origin)
         model_type = config.get("model_type")
         if model_type == "mistral":
             return cls(decoder=_decoder_from_hf(MistralSettings.read(config, origin), origin))

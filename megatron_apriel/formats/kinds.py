@@ -15,11 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.errors import CheckpointError
-from megatron_apriel.formats.adapters import refuse_adapter
+from megatron_apriel.errors import CheckpointError, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.mistral_params import architecture_from_params
+from megatron_apriel.formats.other_tools import refuse_adapter, refuse_leftovers
 from megatron_apriel.formats.run_directory import SIDECAR_DIRECTORY, RunDirectory, checkpoints_in, is_checkpoint
 from megatron_apriel.formats.sidecars import CONFIG, PARAMS
 
@@ -37,6 +37,8 @@ class Kind(StrEnum):
 def recognise(path: str | Path) -> Kind:
     """The kind of checkpoint in directory ``path``. Raises CheckpointError if it is none, with what was looked for."""
     path = Path(path)
+    if path.is_file():
+        refuse_leftovers(path)
     if not path.is_dir():
         raise CheckpointError(
             f"{path} is not a directory." if path.exists() else f"{path} does not exist.",
@@ -51,7 +53,10 @@ def recognise(path: str | Path) -> Kind:
         return Kind.MISTRAL
     if (path / CONFIG).exists():
         return Kind.HF
-    raise CheckpointError(f"{path} holds no checkpoint.", _LOOKED_FOR, _hint(path))
+    hint = _hint(path)
+    if not hint:
+        refuse_leftovers(path)
+    raise CheckpointError(f"{path} holds no checkpoint.", _LOOKED_FOR, hint)
 
 
 _LOOKED_FOR = (
@@ -64,8 +69,11 @@ def _hint(path: Path) -> str:
     run = RunDirectory(path)
     if (run.final / CONFIG).exists():
         return f"Did you mean {run.final}?"
-    whole = checkpoints_in(run.checkpoints if run.checkpoints.is_dir() else path)
-    return f"Did you mean {list(whole.values())[-1]}?" if whole else ""
+    whole = list(checkpoints_in(run.checkpoints if run.checkpoints.is_dir() else path).values())
+    # Folders of transformers' Trainer, and of a download cache.
+    models = [file.parent for pattern in ("checkpoint-*", "snapshots/*") for file in path.glob(f"{pattern}/{CONFIG}")]
+    whole = whole or sorted(models, key=lambda model: (len(model.name), model.name))
+    return f"Did you mean {printable(whole[-1])}?" if whole else ""
 
 
 def sidecar_directory(path: str | Path) -> Path:

@@ -22,6 +22,7 @@ from megatron_apriel.formats.architecture import (
     checked_tower,
 )
 from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.other_tools import refuse_quantised
 from megatron_apriel.formats.settings import Count, LayerCount, Positive, Settings, Unset
 
 
@@ -99,7 +100,9 @@ def architecture_from_params(path: Path) -> Architecture:
 
 def read_params(path: Path) -> MistralParams:
     """The settings in ``params.json``. Raises CheckpointError as :func:`architecture_from_params`."""
-    return MistralParams.read(read_json(path, "The model's shapes are read from it."), printable(path))
+    params = read_json(path, "The model's shapes are read from it.")
+    refuse_quantised(params, printable(path))
+    return MistralParams.read(params, printable(path))
 
 
 def params_from_architecture(

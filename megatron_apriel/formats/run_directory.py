@@ -77,8 +77,8 @@ class RunDirectory:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is a distributed checkpoint, damaged or not."""
-    return (path / RUN_FILE).exists() or (path / METADATA_FILE).exists()
+    """Whether ``path`` is a run's distributed checkpoint, damaged or not; torch's own, of other trainers, is none."""
+    return (path / RUN_FILE).exists() or ((path / METADATA_FILE).exists() and (path / SIDECAR_DIRECTORY).is_dir())
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from megatron_apriel.errors import CheckpointError, shown
+from megatron_apriel.formats.other_tools import untied
 
 MOST_LAYERS = 10_000
 """What is refused beyond: tables of names are made for all layers before any tensor is looked at."""
@@ -101,13 +102,14 @@ def _explained(error: ValidationError, origin: str) -> CheckpointError:
 
 _REASON = "A setting may change what the model computes, and this one would be read past."
 _REASONS = {
-    "quantization_config": "Weights with scales beside them mean other numbers than they hold.",
     "auto_map": "The model is computed by code of its own, which is not run.",
     "lora": "The weights may be adapters, or lack what adapters add: merge them into the weights first.",
     "causal": "Every token of a document sees those before it here, and no others.",
     "per_layer_config": "All decoder layers are alike here.",
     "layer_types": "Attention sees the whole document in every layer here.",
+    "tie_word_embeddings": "Embedding and head are two matrices here, each with gradients of its own.",
 }
+_WAYS_OUT = {"tie_word_embeddings": f"Give the head a copy of its own: {untied('MODEL')}"}
 _SUPPORTED = "The implementation is of Pixtral-12B's and Mistral-Nemo's architecture."
 
 
@@ -126,7 +128,8 @@ def _mistake(mistake: ErrorDetails, origin: str) -> CheckpointError:
     if kind == "literal_error":
         supported = str(context["expected"]).replace(" or ", ", ").replace(", None", "")
         reason = next((_REASONS[part] for part in map(str, mistake["loc"]) if part in _REASONS), _SUPPORTED)
-        return CheckpointError(f"{origin}: {_named(mistake)} is not supported.", reason, f"Supported: {supported}.")
+        fix = _WAYS_OUT.get(str(mistake["loc"][-1]), f"Supported: {supported}.")
+        return CheckpointError(f"{origin}: {_named(mistake)} is not supported.", reason, fix)
     if kind == "less_than_equal":
         return CheckpointError(
             f"{origin}: {_named(mistake)} is too large: no model has such a size.",

@@ -86,6 +86,21 @@ def sidecar_files(directory: Path) -> list[Path]:
     return found
 
 
+def missing_readers(directory: Path, tower: bool) -> str:
+    """``tokenizer``, ``processor`` or both, where a model cannot be asked without them; else an empty text.
+
+    Args:
+        directory: of the model.
+        tower: whether it reads images. A ``tekken.json`` is a tokenizer and a processor.
+    """
+    if (directory / "tekken.json").exists():
+        return ""
+    tokenizer = (directory / "tokenizer.json").exists() or any(directory.glob("tokenizer.model*"))
+    processor = any((directory / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
+    lacking = {"tokenizer": not tokenizer, "processor": tower and not processor}
+    return " and ".join(name for name, missing in lacking.items() if missing)
+
+
 def chat_template(directory: Path) -> Any:
     """The chat template that transformers finds in a directory, without white space around it; None if there is none.
 

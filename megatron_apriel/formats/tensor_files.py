@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
 from megatron_apriel.errors import CheckpointError, brief, listed, printable, shown
-from megatron_apriel.formats.adapters import refuse_adapter
 from megatron_apriel.formats.json_files import MOST_BYTES, parse_json, read_json
+from megatron_apriel.formats.other_tensors import refuse_foreign
+from megatron_apriel.formats.other_tools import refuse_adapter, refuse_leftovers
 from megatron_apriel.inputs import open_input
 
 DTYPE_BYTES = {
@@ -229,9 +230,16 @@ class TensorDirectory:
             base: which of the two to read; by default the Hugging Face form where both are present.
 
         Raises:
-            CheckpointError: naming what is missing, left over or damaged.
+            CheckpointError: naming what is missing, left over or damaged, or the tool whose tensors are no plain model.
         """
-        directory = Path(path)
+        found = cls._find(Path(path), base)
+        refuse_foreign({name: entry.shape for name, entry in found.entries.items()}, found.path)
+        return found
+
+    @classmethod
+    def _find(cls, directory: Path, base: Base | None) -> TensorDirectory:
+        if directory.is_file():
+            refuse_leftovers(directory)
         if not directory.is_dir():
             raise CheckpointError(f"{directory} is not a directory.", fix="Give a directory with safetensors files.")
         refuse_adapter(directory)
@@ -256,11 +264,10 @@ class TensorDirectory:
                     f"{directory} has {listed(file.name for file in present)} and no {index.name}.",
                     "Without it, nothing says which files belong together.",
                 )
-        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern))
+        refuse_leftovers(directory)
         raise CheckpointError(
             f"{directory} has no {' or '.join(f'{name}.safetensors' for name in bases)}.",
-            f"It has {', '.join(pickles[:3])}; pickled weights are not read here." if pickles else "",
-            f"Give a directory in {' or '.join(_FORMS[name] for name in bases)}; "
+            fix=f"Give a directory in {' or '.join(_FORMS[name] for name in bases)}; "
             "tools/convert_checkpoint.py makes one from the other.",
         )
 

@@ -16,13 +16,11 @@ No torch, no numpy.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 from typing import TYPE_CHECKING, Any
-
-from megatron_apriel.errors import CheckpointError
 
 if TYPE_CHECKING:
     from megatron_apriel.formats.architecture import Architecture
@@ -52,19 +50,12 @@ _SPELLING: dict[Form, dict[str, str]] = {
     Form.TEXT_ONLY: {DECODER: "model.", HEAD: "lm_head.", TOWER: TOWER, PROJECTOR: PROJECTOR},
 }
 
-_TELLTALES: dict[Form, tuple[str, ...]] = {
-    Form.LEGACY: ("language_model.",),
-    Form.TRANSFORMERS_5: ("model.language_model.",),
-    Form.TEXT_ONLY: ("model.layers.", "model.embed_tokens."),
-    Form.MISTRAL: ("layers.", "tok_embeddings.", "output."),
-}
-"""Prefixes of decoder weights that only one form has."""
-
-_IMAGE_PREFIXES = (
+IMAGE_PREFIXES = (
     *(prefix for spelling in _SPELLING.values() for part, prefix in spelling.items() if part in (TOWER, PROJECTOR)),
     "vision_encoder.",
     "vision_language_adapter.",
 )
+"""How names of tower and projector begin in files of any form."""
 
 _BUFFERS = re.compile(r"(^|\.)(rotary_emb|patch_positional_embedding)\.inv_freq$")
 
@@ -299,61 +290,3 @@ def _layer(
     for tensor in LAYER:
         role = tensor.role
         yield Weight(names[role], shapes[role], mistral[role], head if tensor.in_pairs else 0)
-
-
-@dataclass(frozen=True)
-class Resolution:
-    """A file's tensor names compared with the table.
-
-    Attributes:
-        form: how the names are spelled.
-        stored: legacy name -> name in the file, of every weight that is there.
-        missing: names that a whole checkpoint of this shape would also have, spelled as the file would.
-        unexpected: names in the file that belong to nothing in a model of this shape.
-        skipped: names of tower and projector, where a text-only model is asked for.
-        buffers: names of tables that follow from the configuration and are not weights.
-    """
-
-    form: Form
-    stored: dict[str, str]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    skipped: tuple[str, ...]
-    buffers: tuple[str, ...]
-
-
-def recognise_form(names: Iterable[str]) -> Form | None:
-    """The form whose decoder names are most frequent among ``names``; None if there are none of any form."""
-    names = list(names)
-    counts = {form: sum(name.startswith(telltales) for name in names) for form, telltales in _TELLTALES.items()}
-    best = max(counts, key=lambda form: counts[form])
-    return best if counts[best] else None
-
-
-def resolve(names: Iterable[str], architecture: Architecture, origin: str) -> Resolution:
-    """Hold the tensor names found in ``origin`` against those of ``architecture``.
-
-    Raises:
-        CheckpointError: no name looks like a decoder's weight in any known form.
-    """
-    found = set(names)
-    form = recognise_form(found)
-    if form is None:
-        raise CheckpointError(
-            f"{origin}: none of its {len(found)} tensors is a decoder weight in a known form"
-            + (f" (first: {', '.join(sorted(found)[:3])})." if found else "."),
-            fix=f"Known forms: {'; '.join(Form)}.",
-        )
-    expected = {weight.stored_as(form): name for name, weight in weights(architecture).items()}
-    surplus = sorted(found - expected.keys())
-    text_only = architecture.tower is None
-    buffers = tuple(name for name in surplus if is_buffer(name))
-    skipped = tuple(name for name in surplus if text_only and name.startswith(_IMAGE_PREFIXES) and name not in buffers)
-    return Resolution(
-        form=form,
-        stored={name: stored for stored, name in expected.items() if stored in found},
-        missing=tuple(stored for stored in expected if stored not in found),
-        unexpected=tuple(name for name in surplus if name not in buffers and name not in skipped),
-        skipped=skipped,
-        buffers=buffers,
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -17,8 +17,11 @@ from typing import Any
 import torch
 
 from megatron_apriel.data.raw.chat_markers import REASONING_OPENING
-from megatron_apriel.errors import CheckpointError, DataError, printable
+from megatron_apriel.errors import CheckpointError, DataError, listed, printable
 from megatron_apriel.formats.kinds import Kind, recognise
+from megatron_apriel.formats.other_tools import copied, refuse_leftovers
+from megatron_apriel.formats.sidecars import missing_readers
+from megatron_apriel.formats.tensor_files import TensorDirectory
 from megatron_apriel.generate.answer import Answer, AnswerStream, FinishReason, Model, Part, Piece, finished
 from megatron_apriel.generate.conversation import Picture, Question, Sampling, Turn
 from megatron_apriel.generate.parsing import AnswerParser
@@ -51,16 +54,19 @@ class TransformersModel(Model):
         try:
             config = transformers.AutoConfig.from_pretrained(self.directory)
             self.has_tower = hasattr(config, "vision_config")
+            _check_readers(self.directory, self.has_tower)
             kind = transformers.AutoModelForImageTextToText if self.has_tower else transformers.AutoModelForCausalLM
             reader = transformers.AutoProcessor if self.has_tower else transformers.AutoTokenizer
             self._processor = reader.from_pretrained(self.directory)
-            self._model = kind.from_pretrained(
+            self._model, loaded = kind.from_pretrained(
                 self.directory,
                 dtype=getattr(torch, dtype) if dtype else ("auto" if self.device != "cpu" else torch.float32),
                 use_safetensors=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(f"{self.name} cannot be loaded by transformers: {error}.") from None
+        _check_whole(self.directory, loaded["missing_keys"])
         self._model = self._model.to(self.device).eval()
         self._tokenizer = self._processor.tokenizer if self.has_tower else self._processor
         if not (self._processor.chat_template or self._tokenizer.chat_template):
@@ -252,4 +258,23 @@ def _check_form(directory: Path) -> None:
         raise CheckpointError(
             f"{printable(directory)} is in {what}, which transformers does not read.",
             fix=f"Convert it: python tools/convert_checkpoint.py {printable(directory)} DIRECTORY --to hf",
+        )
+    if not any(directory.glob("*.safetensors")):
+        refuse_leftovers(directory)
+
+
+def _check_readers(directory: Path, tower: bool) -> None:
+    """Raise CheckpointError where tokenizer or processor are missing: save_pretrained of a model writes none."""
+    if lacking := missing_readers(directory, tower):
+        raise CheckpointError(f"{printable(directory)} has no {lacking}.", fix=copied(directory))
+
+
+def _check_whole(directory: Path, missing: Collection[str]) -> None:
+    """Raise CheckpointError if weights were not in the files: transformers makes up random ones and goes on."""
+    if missing:
+        TensorDirectory.open(directory, "model")  # which names the tool, where the tensors' names tell it
+        raise CheckpointError(
+            f"{printable(directory)} lacks {len(missing):,} weights ({listed(sorted(missing))}).",
+            "transformers would fill them with random numbers.",
+            "Give a whole set of files, with the names that transformers writes.",
         )

@@ -22,7 +22,11 @@ from megatron_apriel.data.loading.stage_data import StageData, open_held_out, op
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import model_flops
-from megatron_apriel.formats.kinds import architecture_of, sidecar_directory
+from megatron_apriel.formats.kinds import Kind, architecture_of, recognise, sidecar_directory
+from megatron_apriel.formats.other_tools import copied
+from megatron_apriel.formats.sidecars import missing_readers
+from megatron_apriel.formats.tensor_accounts import check_complete, resolve
+from megatron_apriel.formats.tensor_files import TensorDirectory
 from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
@@ -57,7 +61,10 @@ def print_plan(
     model, origin = planned_architecture(config, architecture)
     config = resolved_split(config, model)
     check_layout(config, model, world_size)
-    directory = sidecar_directory(config.init_from) if architecture is None else None
+    directory = None
+    if architecture is None:
+        directory = sidecar_directory(config.init_from)
+        _check_weights(config.init_from, model)
     data, opened, notes = _data(config, model, directory, check_data)
     if data is not None:
         config = data.config
@@ -81,6 +88,8 @@ def print_plan(
         console.print()
     if config.precision.compute == "auto":
         notes.append("precision.compute=auto is planned for GPUs, as bf16; on a CPU it is fp32.")
+    if directory is not None and (lacking := missing_readers(directory, model.tower is not None)):
+        notes.append(f"init_from {directory} has no {lacking}, and the result will have none. {copied(directory)}")
     if not Path(config.init_from).exists():
         notes.insert(0, f"init_from {config.init_from} does not exist yet.")
     for note in notes:
@@ -98,6 +107,15 @@ def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Archi
             "Make it first, or set init_from=DIRECTORY; to plan without it, name a preset: --architecture apriel-15b.",
         )
     return architecture_of(config.init_from), str(config.init_from)
+
+
+def _check_weights(directory: Path, model: Architecture) -> None:
+    """Raise CheckpointError if the weights in a directory, where it has any, are not those of the model.
+
+    A plan needs none. Those of a run's checkpoint are compared with their checksums when it is loaded.
+    """
+    if recognise(directory) is not Kind.MEGATRON and any(directory.glob("*.safetensors")):
+        check_complete(resolve(TensorDirectory.open(directory).entries, model, str(directory)), directory)
 
 
 def layout_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from megatron_apriel.errors import CheckpointError, listed, shown
+from megatron_apriel.errors import CheckpointError, listed, printable, shown
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.other_tools import refuse_quantised, refuse_without_config
 from megatron_apriel.formats.sidecar_contents import SidecarContents
 from megatron_apriel.formats.sidecars import CONFIG
 from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorSpec
@@ -91,7 +92,11 @@ class AverageInput:
     def from_directory(cls, path: str | Path) -> AverageInput:
         """A Hugging Face directory. Raises CheckpointError if it is damaged."""
         directory = Path(path)
-        return cls(str(path), DirectoryReader(directory), directory, read_json(directory / CONFIG))
+        reader = DirectoryReader(directory)
+        refuse_without_config(directory)
+        config = read_json(directory / CONFIG)
+        refuse_quantised(config, printable(directory / CONFIG))
+        return cls(str(path), reader, directory, config)
 
 
 def check_agreement(inputs: Sequence[AverageInput]) -> None:

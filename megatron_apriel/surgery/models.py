@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.errors import CheckpointError, shown
+from megatron_apriel.errors import CheckpointError, printable, shown
 from megatron_apriel.formats.json_files import read_json
+from megatron_apriel.formats.other_tools import refuse_quantised, refuse_without_config
 from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorEntry
 from megatron_apriel.formats.tensor_names import Form, LayerNames, decoder_layers, is_buffer, layer_shapes
 
@@ -66,7 +67,9 @@ class GivenModel:
         tensors = TensorDirectory.open(path)
         mistral = tensors.base == "consolidated"
         config_file = tensors.path / ("params.json" if mistral else "config.json")
+        refuse_without_config(tensors.path)
         config = read_json(config_file)
+        refuse_quantised(config, printable(config_file))
         candidates = [decoder_layers(form) for form in _forms(config, config_file)]
         found = [names for names in candidates if any(map(names.split, tensors.entries))]
         if len(found) != 1:
@@ -172,6 +175,10 @@ def _check_layers(model: GivenModel, sizes: Mapping[str, int]) -> None:
         raise CheckpointError(
             f"{model.config_file} says {stated} decoder layers, and the files of {path} hold {found}.",
             "One of the two is wrong." + absent,
+            "mergekit's passthrough leaves the number in text_config as it was: if the files are right, set it there to"
+            f" {len(layers)}."
+            if not missing
+            else "",
         )
     expected = _stated_shapes(model.names, sizes)
     for layer in range(stated):

@@ -137,7 +137,7 @@ def test_truncated_and_foreign_directories(checkpoint, stand_in, tmp_path):
         load_weights([stand_in(TINY)], tmp_path, TINY)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="pickled weights are not read"):
+    with pytest.raises(CheckpointError, match="Pickled weights are not read"):
         load_weights([stand_in(TINY)], tmp_path, TINY)
     save_file({"encoder.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"none of its 1 tensors is a decoder weight.*encoder.weight"):

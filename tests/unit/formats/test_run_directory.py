@@ -40,8 +40,12 @@ def test_whole_checkpoints_by_step(tmp_path: Path) -> None:
 
 
 def test_a_distributed_checkpoint_is_known_by_either_file(tmp_path: Path) -> None:
-    for name in ("run.json", ".metadata", "config.json"):
-        directory = tmp_path / f"with {name}"
-        directory.mkdir()
+    """Other trainers' have a .metadata too, and no folder of sidecars."""
+    names = {"run.json": True, "hf/config.json": False, ".metadata": False, "config.json": False}
+    for name, alone in names.items():
+        directory = tmp_path / f"with {name.replace('/', ' ')}"
+        (directory / name).parent.mkdir(parents=True)
         (directory / name).touch()
-        assert is_checkpoint(directory) == (name != "config.json")
+        assert is_checkpoint(directory) == alone
+    (tmp_path / "with hf config.json" / ".metadata").touch()
+    assert is_checkpoint(tmp_path / "with hf config.json")

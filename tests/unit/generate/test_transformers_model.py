@@ -192,7 +192,6 @@ def test_directories_that_transformers_does_not_read(rigged: Path, tmp_path: Pat
         TransformersModel(tmp_path / "none")
     damaged = tmp_path / "damaged"
     shutil.copytree(rigged, damaged)
-    (damaged / "tokenizer.json").unlink()
-    (damaged / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (damaged / "processor_config.json").write_text(json.dumps({"image_processor": {"image_processor_type": "Eye"}}))
     with pytest.raises(CheckpointError, match="cannot be loaded by transformers"):
         TransformersModel(damaged)
