@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -119,15 +118,18 @@ def test_configs_of_either_version_of_transformers(ours: Path, tmp_path: Path, s
     assert json.loads((back / "config.json").read_text())[setting] == "float32"
 
 
-def run_printed(error: CheckpointError, *arguments: object) -> None:
-    """Run the command that a refusal names, its words in capitals replaced."""
-    command = shlex.split(error.fix[error.fix.index("python -c") :])
-    words = iter(map(str, arguments))
-    command = [sys.executable, *(next(words) if word.isupper() else word for word in command[1:])]
-    subprocess.run(command, check=True, capture_output=True)
+def run_printed(error: CheckpointError, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run the command that a refusal names, its words in capitals replaced, in this process."""
+    _, option, code, *words = shlex.split(error.fix[error.fix.index("python -c") :])
+    assert option == "-c"
+    given = iter(map(str, arguments))
+    monkeypatch.setattr(sys, "argv", [option, *(next(given) if word.isupper() else word for word in words)])
+    exec(code, {})  # noqa: S102
 
 
-def test_pickled_weights_are_read_after_the_command_that_is_named(ours: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_read_after_the_command_that_is_named(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(ours, tmp_path / "bin")
     weights = load_file(ours / "model.safetensors")
     torch.save(weights, tmp_path / "bin" / "pytorch_model.bin")
@@ -136,12 +138,14 @@ def test_pickled_weights_are_read_after_the_command_that_is_named(ours: Path, tm
         plan_conversion(tmp_path / "bin", Kind.MEGATRON)
     with pytest.raises(CheckpointError, match="pickled by torch"):
         TransformersModel(tmp_path / "bin")
-    run_printed(caught.value, tmp_path / "out")
+    run_printed(caught.value, monkeypatch, tmp_path / "out")
     back = through_a_checkpoint(tmp_path / "out", tmp_path)
     assert_same(load_file(back / "model.safetensors"), weights)
 
 
-def test_a_tied_head_is_read_after_the_command_that_is_named(ours: Path, tmp_path: Path) -> None:
+def test_a_tied_head_is_read_after_the_command_that_is_named(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """transformers leaves a tied head out, and then writes the new one under its name in memory."""
     from transformers import AutoConfig
 
@@ -152,7 +156,7 @@ def test_a_tied_head_is_read_after_the_command_that_is_named(ours: Path, tmp_pat
     model.save_pretrained(tmp_path / "tied")
     with pytest.raises(CheckpointError, match="tie_word_embeddings=True is not supported") as caught:
         plan_conversion(tmp_path / "tied", Kind.MEGATRON)
-    run_printed(caught.value, tmp_path / "tied", tmp_path / "out")
+    run_printed(caught.value, monkeypatch, tmp_path / "tied", tmp_path / "out")
     assert_same(in_memory(through_a_checkpoint(tmp_path / "out", tmp_path)), dict(model.state_dict()))
 
 
