@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a checkpoint between Hugging Face's form, Mistral's own, and a run's distributed checkpoint.
+"""Convert a checkpoint between Hugging Face's form, Mistral's own, and a run's distributed checkpoint, or to GGUF.
 
 The form of SRC is recognised. DST appears when it is whole; if anything goes wrong it is left as it was.
 """
@@ -27,6 +27,9 @@ examples:
   # Back to Mistral's form, with every number read again and compared before the result is put in place:
   %(prog)s models/apriel models/apriel-mistral --to mistral --verify
 
+  # For llama.cpp, by the converter in its source; images work, since it reads the tower in Mistral's form:
+  %(prog)s models/apriel models/apriel-gguf --to gguf --llama-cpp ../llama.cpp
+
   # What would be done, without doing it:
   %(prog)s downloads/pixtral-12b models/pixtral-12b --to megatron --dry-run
 
@@ -34,6 +37,7 @@ forms:
   hf         config.json, model*.safetensors; tensor names as public Pixtral checkpoints have them
   mistral    params.json, consolidated.safetensors; q and k in Mistral's order of rows
   megatron   run.json, .metadata, *.distcp, hf/; readable on any parallel layout, and as init_from of a stage
+  gguf       text.gguf and, of a model with a tower, mmproj.gguf; to serve only
 """
 
 
@@ -42,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     result = CommandLine(description=__doc__, epilog=EXAMPLES)
     result.add_argument("checkpoint", metavar="SRC", type=Path, help="directory with a checkpoint of any form")
     result.add_argument("destination", metavar="DST", type=Path, help="directory to be made")
-    result.add_argument("--to", required=True, choices=("hf", "mistral", "megatron"), help="form of the result")
+    result.add_argument("--to", required=True, choices=("hf", "mistral", "megatron", "gguf"), help="form of the result")
     what = result.add_argument_group("what is written")
     what.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="cast to (default: as stored)")
     what.add_argument(
@@ -57,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         help="write tokenizer.json with Tekken's word pattern where it has the faulty one of older conversions",
     )
     how = result.add_argument_group("how")
+    how.add_argument("--llama-cpp", type=Path, metavar="FOLDER", help="llama.cpp's source, for --to gguf")
     how.add_argument("--dry-run", action="store_true", help="check SRC and say what would be written")
     how.add_argument("--verify", action="store_true", help="read the result again and compare every number")
     how.add_argument("--overwrite", action="store_true", help="replace an earlier result at DST")
@@ -75,6 +80,10 @@ def main(argv: list[str] | None = None) -> int:
     from megatron_apriel.formats.kinds import Kind
     from megatron_apriel.outputs import check_destination
 
+    if (arguments.to == "gguf") != (arguments.llama_cpp is not None):
+        raise ConfigError("--to gguf and --llama-cpp go together.", fix="Give --llama-cpp FOLDER with --to gguf only.")
+    if arguments.to == "gguf":
+        return _to_gguf(arguments)
     to = Kind(arguments.to)
     shard_size = _shard_size(arguments.max_shard_size, to)
     check_destination(arguments.destination, arguments.overwrite, MARKERS[to], [arguments.checkpoint])
@@ -96,6 +105,32 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     convert(conversion, arguments.destination, overwrite=arguments.overwrite, verify=arguments.verify)
     say(f"wrote {arguments.destination}" + (", verified number by number" if arguments.verify else ""))
+    return 0
+
+
+def _to_gguf(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from megatron_apriel.checkpoint.gguf import TEXT_FILE, plan_gguf, write_gguf
+    from megatron_apriel.outputs import check_destination
+
+    if arguments.verify or arguments.max_shard_size is not None:
+        raise ConfigError(
+            "--verify and --max-shard-size have no meaning with --to gguf.",
+            "llama.cpp's converter writes the files.",
+            "Compare the answers: python tools/serve.py MODEL --engine llama --check.",
+        )
+    check_destination(arguments.destination, arguments.overwrite, TEXT_FILE, [arguments.checkpoint])
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    plan = plan_gguf(
+        arguments.checkpoint, arguments.llama_cpp, dtype=dtype, correct_words=arguments.correct_word_pattern
+    )
+    say(f"{arguments.checkpoint}: {plan.text.weights.description}, {plan.text.architecture.parameters:,} parameters")
+    if arguments.dry_run:
+        say(f"{arguments.destination}: GGUF in {plan.precision}", "dry run: nothing was written")
+        return 0
+    files = write_gguf(plan, arguments.destination, overwrite=arguments.overwrite)
+    say(f"wrote {arguments.destination}: {', '.join(files)}, in {plan.precision}")
     return 0
 
 

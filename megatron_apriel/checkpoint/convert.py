@@ -36,7 +36,7 @@ from megatron_apriel.formats.run_directory import RUN_FILE, SIDECAR_DIRECTORY
 from megatron_apriel.formats.run_record import read_run_file, write_run_file
 from megatron_apriel.formats.sidecars import CONFIG, PARAMS, check_sidecars, missing_readers, write_sidecars
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
-from megatron_apriel.formats.tensor_names import Form, Weight, pairs_from_halves
+from megatron_apriel.formats.tensor_names import Component, Form, Weight, component_of, pairs_from_halves
 from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 from megatron_apriel.progress import progress
@@ -62,6 +62,7 @@ class Conversion:
         max_shard_size: bytes per safetensors file; None for one file.
         params: what goes into ``params.json``, where the result has one.
         correct_words: write a tokenizer with a faulty word pattern with the right one.
+        parts: of the model that are written to safetensors; None for all.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Conversion:
     max_shard_size: int | None
     params: dict[str, Any] | None = None
     correct_words: bool = False
+    parts: frozenset[Component] | None = None
 
     @property
     def size(self) -> int:
@@ -92,6 +94,7 @@ class Conversion:
         return {
             name: TensorSpec(weight.stored_as(self.form), SAFETENSORS_NAMES[self.dtype_of(name)], weight.shape)
             for name, weight in self.weights.table.items()
+            if self.parts is None or component_of(name) in self.parts
         }
 
     def dtype_of(self, name: str) -> torch.dtype:
@@ -120,6 +123,7 @@ def plan_conversion(
     dtype: torch.dtype | None = None,
     max_shard_size: int | None = None,
     correct_words: bool = False,
+    parts: frozenset[Component] | None = None,
 ) -> Conversion:
     """Recognise the checkpoint, account for all of its tensors and compare them with their checksums, where it has any.
 
@@ -136,8 +140,8 @@ def plan_conversion(
     else:
         name_word_fault(sidecars)
     params = _params(sidecars, architecture) if to is Kind.MISTRAL else None
-    conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params, correct_words)
-    if to is Kind.MISTRAL and not (sidecars / TEKKEN).is_file():
+    conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params, correct_words, parts)
+    if to is Kind.MISTRAL and parts is None and not (sidecars / TEKKEN).is_file():
         note(
             f"note: {sidecars} has no {TEKKEN}, so the result has no tokenizer that Mistral's tools and vLLM read."
             f" Copy the {TEKKEN} of the model that training began from into it; Pixtral's is in"
