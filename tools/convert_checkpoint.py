@@ -111,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
 def _to_gguf(arguments: argparse.Namespace) -> int:
     import torch
 
-    from megatron_apriel.checkpoint.gguf import TEXT_FILE, plan_gguf, write_gguf
+    from megatron_apriel.checkpoint.gguf import plan_gguf, write_gguf
+    from megatron_apriel.generate.engines.llama import TEXT_FILE
     from megatron_apriel.outputs import check_destination
 
     if arguments.verify or arguments.max_shard_size is not None:

@@ -31,14 +31,11 @@ from megatron_apriel.formats.kinds import Kind, sidecar_directory
 from megatron_apriel.formats.other_tools import copied
 from megatron_apriel.formats.sidecars import chat_template, missing_readers
 from megatron_apriel.formats.tensor_names import Component
+from megatron_apriel.generate.engines.llama import CONVERTER, IMAGE_FILE, TEXT_FILE
 from megatron_apriel.generate.engines.llama_images import size_rule
 from megatron_apriel.inputs import open_input
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.terminal import note
-
-TEXT_FILE, IMAGE_FILE = "text.gguf", "mmproj.gguf"
-"""The decoder, and what images go through; the first distinguishes an earlier result."""
-CONVERTER = "convert_hf_to_gguf.py"
 
 _TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _BREAK_ROW = b"v.token_embd.img_break"
