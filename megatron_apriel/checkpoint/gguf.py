@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_apriel.checkpoint import llama_converter
 from megatron_apriel.checkpoint.convert import Conversion, convert, plan_conversion
 from megatron_apriel.data.corpus.processor_files import longest_side
 from megatron_apriel.errors import CheckpointError, ConfigError, printable
@@ -31,6 +32,7 @@ from megatron_apriel.formats.kinds import Kind, sidecar_directory
 from megatron_apriel.formats.other_tools import copied
 from megatron_apriel.formats.sidecars import chat_template, missing_readers
 from megatron_apriel.formats.tensor_names import Component
+from megatron_apriel.formats.word_pattern import has_tekken_words
 from megatron_apriel.generate.engines.llama import CONVERTER, IMAGE_FILE, TEXT_FILE
 from megatron_apriel.generate.engines.llama_images import size_rule
 from megatron_apriel.inputs import open_input
@@ -177,8 +179,9 @@ def _check_images(images: Conversion) -> None:
 
 
 def _run(plan: GgufPlan, model: Path, file: Path, *options: str) -> None:
+    runner = [str(Path(llama_converter.__file__))] if has_tekken_words(model) else []
     command = [
-        *(sys.executable, str(plan.converter), str(model)),
+        *(sys.executable, *runner, str(plan.converter), str(model)),
         *("--outfile", str(file), "--outtype", plan.precision, *options),
     ]
     note(f"running {CONVERTER} for {file.name}")
@@ -190,7 +193,7 @@ def _run(plan: GgufPlan, model: Path, file: Path, *options: str) -> None:
         raise CheckpointError(
             f"llama.cpp's {CONVERTER} ended with exit code {done.returncode} and made no {file.name}.",
             "It printed last:" + "".join(f"\n    {printable(line)}" for line in lines),
-            "It knows tokenizers by a hash: one that was cut or retrained has to be added to its list.",
+            "A tokenizer that it does not recognise, and that splits text otherwise than Tekken, is not converted.",
         )
 
 

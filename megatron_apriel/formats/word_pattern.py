@@ -118,6 +118,15 @@ def word_fault(state: Mapping[str, Any]) -> WordFault | None:
     return WordFault(is_older, len(lost), len(texts), text, tuple(_words(own, text)) if text else ())
 
 
+def has_tekken_words(directory: Path) -> bool:
+    """Whether a model's ``tokenizer.json`` splits text by Tekken's pattern, whatever its vocabulary."""
+    try:
+        state = parse_json(read_input(directory / TOKENIZER_FILE))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and state.get("pre_tokenizer") == TEKKEN_WORDS and not state.get("normalizer")
+
+
 def corrected(state: Mapping[str, Any]) -> dict[str, Any]:
     """The same tokenizer with Tekken's words."""
     return {**state, "pre_tokenizer": TEKKEN_WORDS}

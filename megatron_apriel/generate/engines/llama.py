@@ -110,8 +110,10 @@ class Llama(Engine):
             data = [base64.b64encode(picture.data).decode("ascii") for picture in pictures]
             prompt = {"prompt_string": text, "multimodal_data": data}
         else:
-            tokenised = {"content": text, "add_special": False, "parse_special": True}
-            prompt = whole_reply(f"{address}/tokenize", tokenised)["tokens"]
+            # The template's <s> was taken out: the server begins every prompt with one.
+            prompt = whole_reply(f"{address}/tokenize", {"content": text, "add_special": True, "parse_special": True})[
+                "tokens"
+            ]
         reply = whole_reply(
             f"{address}/completion",
             {

@@ -18,6 +18,7 @@ from megatron_apriel.errors import CheckpointError, ConfigError, run_command
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.rigged_models import rigged_architecture
+from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
 from tools import convert_checkpoint
 
 CONVERTER = """
@@ -96,6 +97,36 @@ def test_other_forms_are_written_for_the_converter(ours: Path, llama_cpp: Path, 
 def test_text_alone(llama_cpp: Path, tmp_path: Path) -> None:
     given = write_hf_checkpoint(tmp_path / "given", rigged_architecture(tower=False), processor=True)
     assert write_gguf(plan_gguf(given, llama_cpp), tmp_path / "out") == ["text.gguf"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "cut"])
+@pytest.mark.parametrize("words", ["Tekken", "other"])
+def test_a_tokenizer_is_known_by_its_words(
+    ours: Path, llama_cpp: Path, tmp_path: Path, known: bool, words: str
+) -> None:
+    """The converter knows vocabularies by a hash; where it does not, Tekken's words are enough, and others are not."""
+    (llama_cpp / "conversion").mkdir()
+    way = "return 'by its hash'" if known else "raise NotImplementedError('pre-tokenizer was not recognized')"
+    (llama_cpp / "conversion" / "base.py").write_text(
+        f"class TextModel:\n    def get_vocab_base_pre(self, tokenizer):\n        {way}\n"
+    )
+    told = (
+        "\nsys.path.insert(0, str(pathlib.Path(__file__).parent))\nfrom conversion.base import TextModel\n"
+        "(kept / 'told').write_text(TextModel().get_vocab_base_pre(None))\n"
+    )
+    converter = llama_cpp / "convert_hf_to_gguf.py"
+    converter.write_text(converter.read_text() + told)
+    given = tmp_path / "given"
+    shutil.copytree(ours, given)
+    if words == "other":
+        set_words(given, sequence(split(LLAMA3), byte_level(False)))
+    plan = plan_gguf(given, llama_cpp)
+    if not known and words == "other":
+        with pytest.raises(CheckpointError, match="was not recognized"):
+            write_gguf(plan, tmp_path / "out")
+    else:
+        write_gguf(plan, tmp_path / "out")
+        assert (llama_cpp / "text" / "told").read_text() == ("by its hash" if known else "tekken")
 
 
 @pytest.mark.parametrize(
