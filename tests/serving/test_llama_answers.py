@@ -98,4 +98,4 @@ def test_a_prompt_is_rendered_as_by_transformers(llama: Service, rigged: Path) -
     expected = AutoTokenizer.from_pretrained(rigged).apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
-    assert rendered == expected.removeprefix("<s>") and rendered.count("[END FINAL RESPONSE]") == 1
+    assert rendered == expected.removeprefix("<s>") and rendered.count("[END FINAL RESPONSE]") <= 1
