@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.formats.kinds import Kind
@@ -127,6 +130,7 @@ def test_images_are_sent_resized_and_their_tokens_counted(
     question = dict(questions(service.architecture))["image of broken patches"]
     reply = ENGINE.greedy(service, Asked("image", question, (1, 10, 13, 5), ""))
     data = replies.asked["/completion"]["prompt"]["multimodal_data"]
+    assert Image.open(io.BytesIO(base64.b64decode(data[0]))).size == (144, 80)  # of 133 x 77
     assert len(data) == 1 and f"base64,{data[0]}" in json.dumps(replies.asked["/apply-template"]["messages"])
     expected = {4: None, 2: (1, 10), 6: (1, 10, 13, 5, -1, -1)}
     assert reply.prompt_ids == expected[evaluated]
