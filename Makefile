@@ -30,7 +30,7 @@ test-slurm: setup  ## the launch scripts under a Slurm that the tests start on t
 	@$(PY) -m pytest tests/slurm -m slurm
 
 test-serving: vllm  ## the tests that start real servers, one after another: some minutes
-	@$(PY) -m pytest tests/serving -m serving
+	@$(PY) -m pytest tests/serving -m serving --timeout 1800
 
 lint: setup
 	@$(PY) -m ruff check .
