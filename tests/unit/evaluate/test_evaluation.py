@@ -244,7 +244,8 @@ def test_judged_answers(tmp_path: Path, data: Path, answering: Answering) -> Non
     found = row(tmp_path / "out")
     assert (found["right"], found["wrong"], found["none"], found["uncheckable"]) == (1, 1, 1, 1)
     assert "judge answering, AA-LCR" in found["scorers"][0]
-    assert "long\nwith lines\n\nEND INPUT DOCUMENTS" in server.requests[0]["messages"][0]["content"]
+    prompts = [body["messages"][0]["content"] for body in server.requests]
+    assert sum("long\nwith lines\n\nEND INPUT DOCUMENTS" in prompt for prompt in prompts) == 2
     items = lines(tmp_path / "out" / "aa_lcr" / "items.jsonl")
     assert items[0]["cluster"] == items[1]["cluster"] != items[2]["cluster"]
     judging.requests.clear()
