@@ -61,7 +61,7 @@ class AnswerParser:
         self._markers = {part: re.compile("|".join(map(re.escape, markers))) for part, markers in self._next.items()}
         self.part: Part | None = begins
         """What the text is now in; None behind the end of the answer."""
-        self.texts = dict.fromkeys(Part, "")
+        self._texts: dict[Part, list[str]] = {part: [] for part in Part}
         self.answering = begins is not Part.REASONING
         """Whether the final response began."""
         self._blocks: list[_Block] = []
@@ -69,6 +69,11 @@ class AnswerParser:
         self._held = ""
         self._space = ""
         self._in_string = self._escaped = False
+
+    @property
+    def texts(self) -> dict[Part, str]:
+        """What belongs to each part so far."""
+        return {part: "".join(said) for part, said in self._texts.items()}
 
     def feed(self, text: str) -> list[Piece]:
         """Take more of the text, and give what is now certain."""
@@ -142,12 +147,14 @@ class AnswerParser:
             self._blocks[-1].feed(text)
         else:
             text = self._space + text
-            if not self.texts[self.part]:
+            if not self._texts[self.part]:
                 text = text.lstrip()
             self._space = text[len(text.rstrip()) :]
             text = text.rstrip()
-        self.texts[self.part] += text
-        return [Piece(self.part, text)] if text else []
+        if not text:
+            return []
+        self._texts[self.part].append(text)
+        return [Piece(self.part, text)]
 
     def _enter(self, part: Part | None) -> None:
         self._in_string = self._escaped = False
@@ -163,18 +170,19 @@ class AnswerParser:
         Calls that cannot be read stay in the content as they were written.
         """
         calls: list[ToolCall] = []
-        content, problem = self.texts[Part.CONTENT], ""
+        texts, problem = self.texts, ""
+        content = [texts[Part.CONTENT]] if texts[Part.CONTENT] else []
         for block in self._blocks:
             try:
                 calls += calls_of(block.text)
             except ValueError as error:
                 problem = f"the tool calls cannot be read: {error}"
-                content = "\n".join(filter(None, (content, self._marked(block))))
+                content.append(self._marked(block))
             if self._is_open(block):
                 problem = f"the tool calls have no {CALLS_CLOSING}"
         if not self.answering:
             problem = f"there is no {RESPONSE_OPENING}: the answer ends in its reasoning"
-        return Answer(self.texts[Part.REASONING], content, tuple(calls), problem=problem)
+        return Answer(texts[Part.REASONING], "\n".join(content), tuple(calls), problem=problem)
 
     @property
     def written_calls(self) -> list[WrittenCall]:
