@@ -34,7 +34,7 @@ class HostMemory:
 
     Args:
         sizes: bytes of the pieces.
-        device: that copies from and to them. Memory beside a CPU is not registered.
+        device: that copies from and to them, a GPU with its number. Memory beside a CPU is not registered.
 
     Attributes:
         pieces: uint8, in the order of ``sizes``. Not registered any more once this object is gone.

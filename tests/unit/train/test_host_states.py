@@ -112,7 +112,8 @@ def test_numbers_are_read_and_written_over_all_parts(name: str, device: str) -> 
 def test_memory_is_taken_in_slabs_of_whole_pieces(slab: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pinned_memory, "SLAB_BYTES", slab)
     sizes = [10, 700, 256, 1, 999, 5000]
-    memory = HostMemory(sizes, torch.device(device))
+    # As of a parameter: torch.device("cuda") would name no GPU.
+    memory = HostMemory(sizes, torch.empty(0, device=device).device)
     assert [len(piece) for piece in memory.pieces] == sizes and not any(piece.any() for piece in memory.pieces)
     for number, piece in enumerate(memory.pieces):
         piece.fill_(number + 1)
