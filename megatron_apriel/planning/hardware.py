@@ -53,12 +53,12 @@ class LayerTimes:
 
 # Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches, the mean of two runs, 1 to
 # 2% apart (benchmarks/results/step-h200-932e683-20261124-172527.md, step-h200-bfb25e9-20261125-205613.md), of blockwise
-# one run (step-h200-98c5569-20261129-055644.md); FlashAttention-4 alone by benchmarks/attention.py, 2026-11-24.
+# the later one (step-h200-a53ad97-20261130-021114.md); FlashAttention-4 alone by benchmarks/attention.py, 2026-11-24.
 _ATTENTION = {8192: (611.0, 426.0), 32768: (636.0, 470.0)}
-# What a step takes once (optimizer, gradient norm, copies): 32 ms for 8 layers, embedding and head, 3.52 B parameters,
-# the middle of the three precisions.
+# What those steps took once (optimizer, gradient norm, copies): 32 ms for 8 layers, embedding and head, 3.52 B
+# parameters, the middle of the three precisions. Masters lay whole beside their weights then.
 _OPTIMIZER_MS_PER_LAYER = 32 * 0.2726 / 3.523
-_LAYER_MS = {"bf16": 24.9, "delayed": 16.2, "tensorwise": 17.0, "blockwise": 18.8}
+_LAYER_MS = {"bf16": 24.9, "delayed": 16.2, "tensorwise": 17.0, "blockwise": 19.3}
 
 
 def _linear(precision: str) -> float:
@@ -77,8 +77,8 @@ class Hardware(Section):
     """GiB for CUDA, NCCL's buffers and the allocator's gaps. Assumption: commonly 3 to 6."""
     host_memory: Annotated[Number, Field(ge=0)] = 104.0
     """GiB of the host for each GPU that the optimizer's states may take. Pinned beside one H200, of 126, 2026-11."""
-    host_bandwidth: Positive = 51.0
-    """GB/s between GPU and host, both ways at once. Measured on one H200, 2026-11."""
+    host_bandwidth: Positive = 50.0
+    """GB/s between GPU and host, both ways at once. From updates of the whole model on one H200, 49 to 51, 2026-11."""
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
     linear_bf16: Positive = _linear("bf16")
@@ -88,7 +88,7 @@ class Hardware(Section):
     linear_tensorwise: Positive = _linear("tensorwise")
     """The same in FP8 tensorwise. From 17.0 ms a layer on one H200, 2026-11."""
     linear_blockwise: Positive = _linear("blockwise")
-    """The same in FP8 blockwise. From 18.8 ms a layer on one H200, one run, 2026-11."""
+    """The same in FP8 blockwise. From 19.3 ms a layer on one H200, one run, 2026-11."""
     beside_products: Annotated[Number, Field(ge=0, lt=1)] = 0.08
     """Share of those times that is not of products (norms, activation, rotary positions, quantisation): it does not
     fall where a frozen layer leaves out the gradients of its weights. Inventories of a step on one H200 give 0.06 in
@@ -111,10 +111,12 @@ class Hardware(Section):
     loss_bytes: Annotated[Number, Field(ge=0)] = 19.0
     """Memory traffic of the loss, and of the embedding with it, for each token and vocabulary entry. From what is left
     of 51 ms for embedding, head and loss beside the head's products, for 8192 tokens on one H200, 2026-11."""
-    optimizer_bytes: Annotated[Number, Field(ge=0)] = 39.0
-    """Memory traffic of a step for each trained parameter. From about 32 ms for 3.52 B on one H200, 2026-11."""
-    remade_bytes: Annotated[Number, Field(ge=0)] = 6.0
-    """Memory traffic of making a weight's copies in 8 bits. Assumption: read twice, written twice."""
+    optimizer_bytes: Annotated[Number, Field(ge=0)] = 37.0
+    """Memory traffic of a step for each trained parameter. 39 from about 32 ms for 3.52 B on one H200, 2026-11, with
+    masters whole beside their weights; 2 less, by calculation, since the weights are a part of them."""
+    remade_bytes: Annotated[Number, Field(ge=0)] = 3.0
+    """Memory traffic of making a weight's copies in 8 bits: read once, both written. Between the 0.4 and 4.4 that
+    micro-batches of the whole model gave in tensorwise and delayed on one H200, 2026-11."""
     intra_node: Positive = 240.0
     """GB/s of collectives inside a node. All-gathers and reduce-scatters of 256 MiB, 243 and 228, between two H200 with
     NVLink multicast off, 2026-11; of 64 MiB about 200, of 1 GiB 270."""

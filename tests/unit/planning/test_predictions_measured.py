@@ -9,10 +9,14 @@ from functools import cache
 import pytest
 
 from benchmarks.cases import CASES
+from benchmarks.one_gpu_report import STEP_TOKENS, OneGpu
 from benchmarks.report import RESULTS
 from benchmarks.spread import Found, Spread, predicted
 from benchmarks.spread_cli import workload_of
 from benchmarks.step_report import Measurement, newest
+from benchmarks.subjects.ours import stage_config
+from megatron_apriel.config.machine_sections import RecomputeSection
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import KINDS
@@ -29,6 +33,13 @@ DATED_SPREADS = [
     if row["found"]["status"] == "measured"
 ]
 SPREADS = [found for _, found in DATED_SPREADS]
+WHOLE_MODELS = [
+    one
+    for path in sorted(RESULTS.glob("one_gpu-*.json"))
+    for row in json.loads(path.read_text(encoding="utf-8"))["measurements"]
+    for one in [OneGpu.from_json(row)]
+    if one.status == "measured"
+]
 SPLIT_SINCE = "2026-11-30 03:00"
 """In measurements from before, masters lay as a whole beside the weights; since then the weights are a part of them."""
 H200 = KINDS["h200"]
@@ -83,6 +94,41 @@ def test_its_memory(one: Measurement) -> None:
     assert memory.total + whole == pytest.approx(one.memory["peak"], rel=0.025)
     assert memory.gradients == pytest.approx(one.memory["main gradients"], rel=0.01)
     assert memory.optimizer + whole == pytest.approx(one.memory["optimizer state"], rel=0.01)
+
+
+def whole_stage(one: OneGpu) -> StageConfig:
+    return stage_config(
+        CASES[one.case],
+        one.precision,
+        recompute=RecomputeSection(mode="full", layers=one.recomputed),
+        compute="bf16",
+        fp8_weights="kept" if one.precision == "bf16" else "remade",
+        host=one.host if one.host == "auto" else float(one.host),
+    )
+
+
+def test_the_whole_model_was_measured_on_one_gpu() -> None:
+    measured = {(one.precision, one.recomputed) for one in WHOLE_MODELS if (one.case, one.layers) == ("8192", 48)}
+    assert measured >= {("tensorwise", None), ("delayed", 40), ("bf16", None)}
+
+
+@pytest.mark.parametrize("one", WHOLE_MODELS, ids=lambda one: one.title)
+def test_the_whole_model_on_one_gpu(one: OneGpu) -> None:
+    """Memory within 3%, time within 5%, and of time its two parts."""
+    config = whole_stage(one)
+    model = Architecture(Architecture.from_preset("apriel-15b").with_layers(one.layers).decoder)
+    # That very GPU: what the program had of it is all that auto leaves there.
+    gpu = H200.model_copy(update={"memory": one.predicted_peak / 2**30 + H200.reserve})
+    memory = rank_memory(config, model, Layout(), 0, gpu.available)
+    assert memory.total == pytest.approx(one.peak, rel=0.03)
+    assert memory.host == pytest.approx(one.host_bytes, rel=0.03)
+    time = step_time(config, model, Layout(), gpu, Workload.of(config, images=0.0))
+    assert 1e3 * time.compute / time.micro_batches == pytest.approx(one.micro_batch_ms, rel=0.03)
+    assert 1e3 * time.optimizer == pytest.approx(one.per_step_ms, rel=0.05)
+    for tokens in STEP_TOKENS.values():
+        count = tokens // one.tokens
+        whole = count * time.compute / time.micro_batches + time.optimizer
+        assert 1e3 * whole == pytest.approx(one.step_ms(count), rel=0.05)
 
 
 @pytest.mark.parametrize(
