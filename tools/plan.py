@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
-from megatron_apriel.planning.layouts import Candidate, Candidates, candidates
+from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
 from megatron_apriel.planning.step_time import Workload
 from megatron_apriel.quantities import size, three_digits
 from megatron_apriel.tables import Table, figures, standard_output
@@ -31,6 +32,10 @@ examples:
   # the same stage in FP8, with documents of 4096 tokens and slower links between nodes
   python tools/plan.py --gpus 640 --gpu h200 --stage examples/cpt_stage1.yaml --architecture apriel-15b \\
       --document-tokens 4096 --set inter_node=25 precision.fp8=tensorwise
+
+  # a stage at full size on one GPU, with optimizer states in 128 GiB of the host's memory
+  python tools/plan.py --gpus 1 --set host_memory=128 --stage examples/sft.yaml --architecture apriel-15b \\
+      precision.fp8=tensorwise
 
   # all numbers that a prediction rests on, as a file to correct and give back with --hardware
   python tools/plan.py --gpu h200 --print-hardware
@@ -73,7 +78,12 @@ def _layout_cells(candidate: Candidate) -> list[str]:
     sizes = (layout.tensor, layout.context, layout.pipeline, layout.virtual, layout.data)
     runs = [(count, len(list(equal))) for count, equal in itertools.groupby(candidate.layers)]
     layers = ", ".join(f"{count} x{times}" if times > 1 else str(count) for count, times in runs)
-    return [*map(str, sizes), layers, candidate.config.recompute.mode]
+    return [*map(str, sizes), layers, _recomputed(candidate)]
+
+
+def _recomputed(candidate: Candidate) -> str:
+    recompute = candidate.config.recompute
+    return recompute.mode if recompute.layers is None else f"{recompute.mode}, {recompute.layers}"
 
 
 LAYOUT_COLUMNS = ("TP", "CP", "PP", "VP", "DP", "layers", "recompute")
@@ -129,7 +139,18 @@ def yaml_lines(best: Candidate) -> str:
     if not best.config.parallel.overlap:
         parts["overlap"] = False
     words = ", ".join(f"{name}: {str(value).lower()}" for name, value in parts.items())
-    return f"parallel: {{{words}}}\nrecompute: {{mode: {best.config.recompute.mode}}}"
+    recompute = ", ".join(f"{name}: {value}" for name, value in best.config.recompute if value is not None)
+    return f"parallel: {{{words}}}\nrecompute: {{{recompute}}}"
+
+
+def further_settings(best: Candidate, config: StageConfig) -> list[str]:
+    """What the plan chose for one GPU beside them, as words of the command line."""
+    words = []
+    if best.memory.host and config.optimizer.host != best.config.optimizer.host:
+        words.append(f"optimizer.host={best.config.optimizer.host}")
+    if config.precision.fp8_weights != best.config.precision.fp8_weights:
+        words.append(f"precision.fp8_weights={best.config.precision.fp8_weights}")
+    return words
 
 
 def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
@@ -146,6 +167,8 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
     largest = ", ".join(f"{name} {size(number)}" for name, number in shares[:3])
     helps = ["more GPUs, over which more is split", "a GPU with more memory"]
     host = nearest.memory.host
+    if nearest.memory.total <= nearest.available:
+        helps.insert(0, f"a host with {size(host)} for the states (--set host_memory={ceil(host / GIB)})")
     if not host and shares[0][0] == "optimizer":
         helps.insert(0, "optimizer.host=auto, which puts as much of its states as need be into the host's memory")
     if nearest.config.precision.fp8 != "none" and nearest.config.precision.fp8_weights == "kept":
@@ -173,6 +196,9 @@ def record(candidate: Candidate) -> dict[str, Any]:
     return {
         "parallel": candidate.config.parallel.model_dump(mode="json"),
         "recompute": candidate.config.recompute.mode,
+        "recomputed_layers": candidate.config.recompute.layers,
+        "optimizer_host": candidate.config.optimizer.host,
+        "fp8_weights": candidate.config.precision.fp8_weights,
         "data": candidate.layout.data,
         "layers": candidate.layers,
         "fits": candidate.over <= 0,
@@ -194,7 +220,8 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
     title = f"{config.stage} on {arguments.gpus} {gpu.name}, fp8={config.precision.fp8}, {documents}"
     if fitting:
         console.print(ranking(fitting[: arguments.top], title))
-        say("m.b.: micro-batches per step and rank, each one packed sequence. comm.: waited for, nothing hides it.", "")
+        say("m.b.: micro-batches per step and rank, each one packed sequence. comm.: waited for, nothing hides it.")
+        say("All of it is predicted, nothing measured; docs/layouts.md says how far predictions were off.", "")
     if missing:
         console.print(misses(missing[:5]))
     say(
@@ -213,6 +240,9 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
         cost = "" if config.tokens is None else f", {_hours(fitting[0])} GPU-hours for {config.steps:,} steps"
         say("", f"The fastest{cost}:", "")
         say(*yaml_lines(fitting[0]).split("\n"))
+        words = further_settings(fitting[0], config)
+        if words:
+            say("", f"and in the file's own sections, or on the command line: {' '.join(words)}")
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,11 @@
 
 Tensor parallelism stays inside a node. Where a pipeline can be split evenly and by load, the better of the two stands
 for both. What :func:`megatron_apriel.parallel.checks.check_layout` refuses is kept with its reason.
+
+One GPU cannot split anything. There the plan also chooses what is no matter of layout. Where the stage does not say so
+itself, optimizer states that do not fit go to the host, and 8-bit copies of weights may be remade. Of layers that are
+recomputed as a whole, as many are left out as fit and pay: each costs host memory and a longer update, and spares every
+micro-batch a forward pass.
 """
 
 from __future__ import annotations
@@ -74,7 +79,8 @@ class Candidate:
 
 @dataclass
 class Candidates:
-    """What was found: one entry of ``accepted`` for each layout and kind of recomputation."""
+    """What was found: one entry of ``accepted`` for each layout and kind of recomputation; on one GPU also for 8-bit
+    copies that are kept and remade."""
 
     accepted: list[Candidate] = field(default_factory=list)
     refused: list[tuple[str, ConfigError]] = field(default_factory=list)
@@ -121,15 +127,34 @@ def candidates(
         except ConfigError as error:
             found.refused.append((_label(parallel), error))
             continue
-        for mode in RECOMPUTE:
-            recompute = RecomputeSection.model_validate({"mode": mode})
-            one = stage.model_copy(update={"recompute": recompute})
-            splits = [_split(one, architecture, workload)]
-            if architecture.decoder.num_layers % (pipeline * virtual) == 0 and one != splits[0]:
-                splits.append(one)
-            both = [_candidate(split, architecture, gpus, gpu, workload) for split in splits]
-            found.accepted.append(min(both, key=lambda entry: (max(entry.over, 0), entry.time.total)))
+        for kind in _kinds(stage, architecture.decoder.num_layers, gpus):
+            tried = [
+                _candidate(split, architecture, gpus, gpu, workload)
+                for one in kind
+                for split in _splits(one, architecture, workload)
+            ]
+            found.accepted.append(min(tried, key=lambda entry: (max(entry.over, 0), entry.time.total)))
     return found
+
+
+def _kinds(stage: StageConfig, num_layers: int, gpus: int) -> Iterator[list[StageConfig]]:
+    """The stage with each kind of recomputation, of which the best is to be found among those of a list."""
+    for on_one in _on_one_gpu(stage) if gpus == 1 else [stage]:
+        for mode in RECOMPUTE:
+            counts = [None, *range(num_layers - 1, 0, -1)] if gpus == 1 and mode == "full" else [None]
+            sections = [RecomputeSection.model_validate({"mode": mode, "layers": count}) for count in counts]
+            yield [on_one.model_copy(update={"recompute": section}) for section in sections]
+
+
+def _on_one_gpu(stage: StageConfig) -> Iterator[StageConfig]:
+    """The stage as it is, but for what it does not say and one GPU may need."""
+    optimizer, precision = stage.optimizer, stage.precision
+    if "host" not in optimizer.model_fields_set and not stage.checkpoint.background:
+        optimizer = optimizer.model_copy(update={"host": "auto"})
+    stage = stage.model_copy(update={"optimizer": optimizer})
+    yield stage
+    if precision.fp8 != "none" and "fp8_weights" not in precision.model_fields_set:
+        yield stage.model_copy(update={"precision": precision.model_copy(update={"fp8_weights": "remade"})})
 
 
 def _shapes(architecture: Architecture, gpus: int, gpu: Hardware) -> Iterator[tuple[int, int, int, int]]:
@@ -142,6 +167,13 @@ def _shapes(architecture: Architecture, gpus: int, gpu: Hardware) -> Iterator[tu
                 for virtual in VIRTUAL if pipeline > 1 else (1,):
                     if pipeline * virtual <= architecture.decoder.num_layers:
                         yield tensor, context, pipeline, virtual
+
+
+def _splits(config: StageConfig, architecture: Architecture, workload: Workload) -> list[StageConfig]:
+    """The stage with its layers split by load, and evenly where that is another split."""
+    by_load, parallel = _split(config, architecture, workload), config.parallel
+    is_even = architecture.decoder.num_layers % (parallel.pipeline * parallel.virtual) == 0
+    return [by_load, config] if is_even and config != by_load else [by_load]
 
 
 def _split(config: StageConfig, architecture: Architecture, workload: Workload) -> StageConfig:

@@ -23,6 +23,7 @@ APRIEL = Architecture(Architecture.from_preset("apriel-15b").decoder)
 H200 = KINDS["h200"]
 ROOM = 3 * 10 * PIECE_NUMBERS
 """For three pieces on their way."""
+WORK = Workload(8192, 0)
 PLAN = load_script("tools/plan.py")
 
 
@@ -71,30 +72,70 @@ def test_copies_in_8_bits_of_the_layers_that_are_not_recomputed() -> None:
 
 def test_an_update_takes_as_long_as_the_link() -> None:
     parameters = APRIEL.decoder.layer_parameters * 48 + 2 * APRIEL.decoder.embedding_parameters
-    here, away = (step_time(stage(host), APRIEL, Layout(), H200, Workload(8192, 0)) for host in (0.0, 1.0))
+    here, away = (step_time(stage(host), APRIEL, Layout(), H200, WORK) for host in (0.0, 1.0))
     assert away.optimizer == pytest.approx(10 * parameters / 50e9 + 4 * parameters / 4260e9, rel=1e-3)
     assert here.optimizer == pytest.approx(37 * parameters / 4260e9, rel=1e-3)
     assert away.compute == here.compute
 
 
 def test_one_gpu_holds_the_whole_model() -> None:
-    found = candidates(stage("auto"), APRIEL, 1, H200, Workload(8192, 0))
+    found = candidates(stage("auto"), APRIEL, 1, H200, WORK)
     (best,) = found.fitting()
     assert best.config.recompute.mode == "full"
     assert best.memory.total <= best.available + 1 and 85 < best.memory.host / GIB < 104
     small_host = H200.model_copy(update={"host_memory": 60.0})
-    (nearest,) = candidates(stage("auto"), APRIEL, 1, small_host, Workload(8192, 0)).missing()
-    assert nearest.over == pytest.approx(best.memory.host - 60 * GIB)
+    (nearest,) = candidates(stage("auto"), APRIEL, 1, small_host, WORK).missing()
+    smallest = rank_memory(stage("auto"), APRIEL, Layout(), 0, H200.available)
+    assert nearest.config.recompute.layers is None and nearest.over == pytest.approx(smallest.host - 60 * GIB)
+
+
+@pytest.mark.parametrize("host_gib", [90.5, 104.0, 125.0])
+def test_as_many_layers_are_left_out_as_the_host_has_room_for(host_gib: float) -> None:
+    def fits(layers: int) -> bool:
+        memory = rank_memory(
+            stage("auto", recompute={"mode": "full", "layers": layers}), APRIEL, Layout(), 0, H200.available
+        )
+        return memory.host <= host_gib * GIB and memory.total <= H200.available
+
+    gpu = H200.model_copy(update={"host_memory": host_gib})
+    (best,) = candidates(stage("auto"), APRIEL, 1, gpu, WORK).fitting()
+    assert best.config.recompute.layers == next(filter(fits, range(1, 48)), None)
+    assert best.config.recompute.layers is None or 20 < best.config.recompute.layers < 48
+
+
+def test_no_layer_is_left_out_where_the_longer_update_costs_more() -> None:
+    """One micro-batch a step: 5 ms less of it, 25 ms more of an update."""
+    one = stage("auto", batch_tokens=8192)
+    (best,) = candidates(one, APRIEL, 1, H200, WORK).fitting()
+    assert best.time.micro_batches == 1 and best.config.recompute.layers is None
+
+
+def test_one_gpu_is_given_what_a_stage_does_not_say() -> None:
+    silent = small_stage(8192, 64, precision={"fp8": "tensorwise"}, train={"decoder": 1})
+    (best,) = candidates(silent, APRIEL, 1, H200, WORK).fitting()
+    assert best.memory.host > 0 and best.config.precision.fp8_weights == "remade"
+    assert PLAN.further_settings(best, silent) == ["optimizer.host=auto", "precision.fp8_weights=remade"]
+    assert not candidates(stage(0.0), APRIEL, 1, H200, WORK).fitting()
+    kept = stage("auto", precision={"fp8": "tensorwise", "fp8_weights": "kept"})
+    assert all(one.config.precision.fp8_weights == "kept" for one in candidates(kept, APRIEL, 1, H200, WORK).accepted)
+    background = small_stage(8192, 64, checkpoint={"background": True})
+    assert all(one.memory.host == 0 for one in candidates(background, APRIEL, 1, H200, WORK).accepted)
+    for one in candidates(silent, APRIEL, 2, H200, WORK).accepted:
+        assert (one.config.optimizer, one.config.precision) == (silent.optimizer, silent.precision)
+        assert one.config.recompute.layers is None
 
 
 def test_what_would_help_is_said() -> None:
-    found = candidates(stage(), APRIEL, 1, H200, Workload(8192, 0))
+    found = candidates(stage(), APRIEL, 1, H200, WORK)
     assert "What helps: precision.fp8=none" in str(PLAN.nothing_fits(found, 1, H200))
     assert "optimizer.host=auto" in str(PLAN.nothing_fits(found, 1, H200))
     small_host = H200.model_copy(update={"host_memory": 60.0})
-    found = candidates(stage("auto"), APRIEL, 1, small_host, Workload(8192, 0))
+    found = candidates(stage("auto"), APRIEL, 1, small_host, WORK)
     said = str(PLAN.nothing_fits(found, 1, small_host))
     assert "GiB of 60.0 GiB of the host" in said and "optimizer.host=auto" not in said
+    assert "(--set host_memory=89)" in said
+    enough = H200.model_copy(update={"host_memory": 89.0})
+    assert candidates(stage("auto"), APRIEL, 1, enough, WORK).fitting()
 
 
 def test_the_dry_run_shows_both_places() -> None:

@@ -124,10 +124,28 @@ def test_a_layout_that_does_not_fit_says_by_how_much(capsys: pytest.CaptureFixtu
     with pytest.raises(ConfigError) as caught:
         PLAN.main([*WORDS, "--gpus", "1", "--gpu", "h100"])
     nearest = found(1).missing()[0]
-    over = f"{nearest.memory.total / GIB - 73.6:.1f} GiB"
+    over = f"{nearest.memory.host / GIB - 104:.1f} GiB"
     assert f"fits 1 H100: the nearest, TP1 CP1 PP1 VP1 with recompute.mode=full, is over by {over}" in str(caught.value)
-    assert "optimizer 138.4 GiB" in str(caught.value) and "more GPUs" in str(caught.value)
+    assert "138.4 GiB of 104.0 GiB of the host" in str(caught.value) and "more GPUs" in str(caught.value)
+    assert "gradients 55.4 GiB" in str(caught.value) and "host_memory" not in str(caught.value)
     assert over in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["upscale", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long"])
+def test_every_stage_at_full_size_on_one_gpu(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, fp8 = ROOT / "examples" / f"{name}.yaml", "precision.fp8=tensorwise"
+    words = ["--stage", str(file), "--architecture", "apriel-15b", "--gpus", "1", "--set", "host_memory=128"]
+    assert PLAN.main([*words, fp8]) == 0
+    text = capsys.readouterr().out
+    assert "predicted, nothing measured" in text
+    printed, _, settings = text.partition("steps:\n\n")[2].partition("\n\n")
+    kept = [line for line in file.read_text().splitlines() if not line.startswith(("parallel:", "recompute:"))]
+    pasted = tmp_path / "stage.yaml"
+    pasted.write_text("\n".join([*kept, printed]))
+    config = load_stage(pasted, [fp8, *settings.partition(": ")[2].split()])
+    memory = rank_memory(config, APRIEL, check_layout(config, APRIEL, 1), 0, KINDS["h200"].available)
+    assert memory.total <= KINDS["h200"].available + 1 and memory.host <= 128 * GIB
+    assert (memory.host > 0) == (name != "realign")
 
 
 def test_gpus_that_do_not_divide_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
