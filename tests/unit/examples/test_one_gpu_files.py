@@ -1,0 +1,69 @@
+"""The stages for one GPU: the recipe's own but for the machine, and small enough for the machine that they name."""
+
+from __future__ import annotations
+
+import re
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.parallel.checks import check_layout
+from megatron_apriel.planning.hardware import KINDS
+from megatron_apriel.planning.memory import RankMemory, rank_memory
+
+ROOT = Path(__file__).parents[3]
+FILES = sorted((ROOT / "examples" / "one_gpu").glob("*.yaml"))
+APRIEL = Architecture.from_preset("apriel-15b")
+OF_THE_MACHINE = {"parallel", "precision", "recompute", "optimizer.host", "checkpoint.every"}
+GIB = 2**30
+
+
+def settings(config: StageConfig) -> dict[str, Any]:
+    """But those of the machine, by their places."""
+    sections = config.model_dump(mode="json")
+    for place in OF_THE_MACHINE:
+        section, _, name = place.partition(".")
+        if name:
+            del sections[section][name]
+        else:
+            del sections[section]
+    return sections
+
+
+def memory(config: StageConfig, kind: str) -> RankMemory:
+    return rank_memory(config, APRIEL, check_layout(config, APRIEL, 1), 0, KINDS[kind].available)
+
+
+def test_every_stage_has_one() -> None:
+    assert [path.name for path in FILES] == sorted(path.name for path in (ROOT / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_only_the_machine_is_another(path: Path) -> None:
+    ours, clusters = load_stage(path), load_stage(ROOT / "examples" / path.name)
+    assert settings(ours) == settings(clusters)
+    assert ours.parallel.tensor == ours.parallel.pipeline == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_fits_on_what_it_names(path: Path) -> None:
+    needed = memory(load_stage(path), "h200")
+    stated = re.search(r"Needs (\d+) GiB of host memory", path.read_text(encoding="utf-8"))
+    assert needed.total <= KINDS["h200"].available + 1
+    assert ceil(needed.host / GIB) == (int(stated[1]) if stated else 0)
+
+
+def test_what_fits_on_80_gb() -> None:
+    realign = ROOT / "examples" / "one_gpu" / "realign.yaml"
+    assert "On a GPU of 80 GB: precision.fp8=none" in realign.read_text(encoding="utf-8")
+    assert memory(load_stage(realign, ["precision.fp8=none"]), "h100").total < KINDS["h100"].available
+    assert memory(load_stage(realign), "h100").total > KINDS["h100"].available
+    for path in FILES:
+        if path != realign:
+            held = memory(load_stage(path, ["optimizer.host=1"]), "h100")
+            assert held.weights + held.gradients > KINDS["h100"].available
