@@ -58,6 +58,16 @@ def test_it_fits_on_what_it_names(path: Path) -> None:
     assert ceil(needed.host / GIB) == (int(stated[1]) if stated else 0)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_page_says_the_same(path: Path) -> None:
+    page = (ROOT / "docs" / "one_gpu.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("| `") and f"`{path.name}`" in line]
+    _, _, sequence, host, *_ = (cell.strip() for cell in row.split("|"))
+    config = load_stage(path)
+    needed = ceil(memory(config, "h200").host / GIB)
+    assert sequence == str(config.sequence_length) and host == (f"{needed} GiB" if needed else "none")
+
+
 def test_what_fits_on_80_gb() -> None:
     realign = ROOT / "examples" / "one_gpu" / "realign.yaml"
     assert "On a GPU of 80 GB: precision.fp8=none" in realign.read_text(encoding="utf-8")

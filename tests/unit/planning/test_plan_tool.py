@@ -241,7 +241,9 @@ def test_no_torch() -> None:
 def commands_of_the_guide() -> list[str]:
     text = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
     assert text.count("```bash") == text.count("<!-- run -->\n```bash"), "a block without its mark"
-    return [block.replace("\\\n", " ").strip() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+    text += (ROOT / "docs" / "one_gpu.md").read_text(encoding="utf-8")
+    found = re.findall(r"<!-- run -->\n```bash\n(.*?)```", text, re.DOTALL)
+    return [block.replace("\\\n", " ").strip() for block in found]
 
 
 @pytest.mark.parametrize("command", commands_of_the_guide())
