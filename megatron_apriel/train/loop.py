@@ -1,6 +1,6 @@
 """The training loop: steps, held-out loss, checkpoints, and what happens when something goes wrong or ends.
 
-The loop knows nothing of devices or layouts; :mod:`megatron_apriel.train.run` puts its parts together. Its whole
+The loop knows nothing of devices or layouts; :mod:`megatron_apriel.train.assembly` puts its parts together. Its whole
 position is the number of finished steps: data, schedule and checkpoints follow from it.
 """
 

@@ -13,6 +13,7 @@ from stage_runs import before_step, losses, records, run, stage_file, start, wai
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ExitCode
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
+from megatron_apriel.train import assembly
 from megatron_apriel.train import loop as loop_module
 from megatron_apriel.train import run as run_module
 from megatron_apriel.train.run import run_stage
@@ -37,7 +38,7 @@ def test_a_request_to_stop_before_the_first_step_is_met(
     """On one of two ranks only."""
     name = f"early_{len(asked)}"
     place = "load_weights" if "weights" in asked else "_keep_sidecars"
-    original, file = getattr(run_module, place), stage_file(root, name)
+    original, file = getattr(assembly, place), stage_file(root, name)
 
     def main(rank: int, size: int) -> int:
         def interrupted(*arguments: Any) -> Any:
@@ -46,7 +47,7 @@ def test_a_request_to_stop_before_the_first_step_is_met(
             return original(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_module, place, interrupted)
+            patch.setattr(assembly, place, interrupted)
             return int(run_stage(load_stage(file)))
 
     assert run_ranks(2, main) == [ExitCode.REQUEUE] * 2
