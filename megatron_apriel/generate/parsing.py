@@ -11,7 +11,8 @@ The prompt ends with the words that open the reasoning, so an answer reads::
 
 The markers are plain text of several tokens, and text arrives cut anywhere. What may be the beginning of a marker is
 held back until it is one or is not; so is white space, which belongs to a part only if more of the part follows. What
-was given out is never taken back, and joined it is what the whole text gives at once.
+was given out is never taken back, and joined it is what the whole text gives at once. Where an answer is cut off within
+a marker, as ``[END FINAL RE``, what is there of the marker is nobody's text and is left out.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ _NEXT: dict[Part, dict[str, Part | None]] = {
 """The marker that ends each part, and what comes behind it; None where the answer is over."""
 _NEXT_WITHOUT_CALLS = _NEXT | {Part.CONTENT: {RESPONSE_CLOSING: None}}
 _LONGEST_MARKER = max(len(marker) for markers in _NEXT.values() for marker in markers)
+_CUT_MARKER = len("[END")
+"""So much of a marker, at the end of all text, is a marker that was cut off; a bracket alone is text."""
 _FIRST = {Part.REASONING: REASONING_OPENING, Part.CONTENT: RESPONSE_OPENING}
 """What a part may be opened with again, at its very beginning: some servers send the prompt's last words too."""
 
@@ -91,9 +94,11 @@ class AnswerParser:
         held, place = self._held, 0
         while self.part is not None and place < len(held):
             marker, end = self._marker(held, place)
-            if not marker and not final:
-                end -= self._uncertain(held[place:end][-_LONGEST_MARKER:])
+            uncertain = 0 if marker else self._uncertain(held[place:end][-_LONGEST_MARKER:])
+            end -= uncertain
             pieces += self._said(held[place:end])
+            if final and uncertain and (uncertain < _CUT_MARKER or self._in_string):
+                pieces += self._said(held[end:])
             place = end + len(marker)
             if not marker:
                 break
@@ -161,6 +166,8 @@ class AnswerParser:
         self._space = ""
         if part is Part.CALLS:
             self._blocks.append(_Block())
+        elif self.part is Part.CALLS:
+            self._blocks[-1].closed = part is not None
         self.answering = self.answering or part is not None
         self.part = part
 
@@ -195,7 +202,7 @@ class AnswerParser:
         return [self._marked(block) for block in self._blocks if not (block.reader.is_whole or block.reader.calls)]
 
     def _marked(self, block: _Block) -> str:
-        return CALLS_OPENING + block.text + CALLS_CLOSING * (not self._is_open(block))
+        return (CALLS_OPENING + block.text + CALLS_CLOSING * block.closed).rstrip()
 
     def _is_open(self, block: _Block) -> bool:
         return self.part is Part.CALLS and block is self._blocks[-1]
@@ -206,6 +213,8 @@ class _Block:
 
     def __init__(self) -> None:
         self.reader = CallReader()
+        self.closed = False
+        """Whether the closing marker was written."""
         self._parts: list[str] = []
 
     def feed(self, text: str) -> None:
@@ -218,7 +227,12 @@ class _Block:
 
 
 def _after(letter: str, in_string: bool, escaped: bool) -> tuple[bool, bool]:
-    """Whether JSON is in a string, and behind a backslash there, after one more letter."""
+    """Whether JSON is in a string, and behind a backslash there, after one more letter.
+
+    No string of JSON goes on over a line's end: what does is no JSON, and must not hide the end of the answer.
+    """
+    if letter == "\n":
+        return False, False
     if escaped:
         return in_string, False
     if letter == "\\":

@@ -82,6 +82,8 @@ ANSWERS = {
     "reasoning alone": "Hm. [BEGIN FINAL",
     "ended in its reasoning": "Hm.\n[END FINAL RESPONSE]\n<|end|>",
     "cut in a marker": "Hm.[BEGIN FINAL RESPONSE]So [END FIN",
+    "cut in the opening of calls": "[BEGIN FINAL RESPONSE]So\n<tool_ca",
+    "cut in the closing of calls": f"[BEGIN FINAL RESPONSE]{block_of(CALLS)[:-3]}",
     "nothing": "",
 }
 
@@ -148,6 +150,10 @@ def test_a_call_is_sent_as_it_is_written() -> None:
         ('<tool_calls>[{"name": "f", "arguments": {}, "name": "g"}]</tool_calls>', "", [("f", "{}")]),
         ('<tool_calls>[{"name": "\\ud800", "arguments": {}}]</tool_calls>',
          '<tool_calls>[{"name": "\\ud800", "arguments": {}}]</tool_calls>', []),
+        # A string without an end does not hide the end of the answer.
+        ('<tool_calls>[{"name": "f\n[END FINAL RESPONSE]\n<|end|>', '<tool_calls>[{"name": "f', []),
+        ('<tool_calls>[{"name": "f", "arguments": "x"y"}]</tool_calls>\n[END FINAL RESPONSE]\n<|end|>',
+         '<tool_calls>[{"name": "f", "arguments": "x"y"}]</tool_calls>', []),
     ],
 )  # fmt: skip
 def test_calls_that_cannot_be_read(text: str, content: str, calls: list[tuple[str, str]]) -> None:

@@ -27,10 +27,22 @@ ANSWERS = {
         " Here are my reasoning steps:\nHm.\n[BEGIN FINAL RESPONSE]\nSo.", Answer("Hm.", "So."),
     ),
     "no end": ("Hm.\n[BEGIN FINAL RESPONSE]\nSo [END it", Answer("Hm.", "So [END it")),
-    "cut in a marker": ("Hm.\n[BEGIN FINAL RESPONSE]\nSo.\n[END FINAL", Answer("Hm.", "So.\n[END FINAL")),
+    "cut in a marker": ("Hm.\n[BEGIN FINAL RESPONSE]\nSo.\n[END FINAL", Answer("Hm.", "So.")),
+    "cut in the opening of calls": ("[BEGIN FINAL RESPONSE]\nSo.\n<tool_ca", Answer("", "So.")),
+    "cut in the closing of calls": (
+        f"[BEGIN FINAL RESPONSE]\n<tool_calls>{CALLS_TEXT}</tool_ca",
+        Answer("", "", CALLS, problem="the tool calls have no </tool_calls>"),
+    ),
+    "cut behind calls": (f"[BEGIN FINAL RESPONSE]\n<tool_calls>{CALLS_TEXT}</tool_calls>\n[END", Answer("", "", CALLS)),
+    "cut at a bracket": ("[BEGIN FINAL RESPONSE]\nIt is [", Answer("", "It is [")),
+    "cut in a text that looks like a marker": (
+        '[BEGIN FINAL RESPONSE]\n<tool_calls>[{"name": "f", "arguments": {"a": "</tool',
+        Answer("", '<tool_calls>[{"name": "f", "arguments": {"a": "</tool',
+               problem="the tool calls have no </tool_calls>"),
+    ),
     "cut in the reasoning": (
         "Hm [BEGIN FINAL",
-        Answer("Hm [BEGIN FINAL", problem="there is no [BEGIN FINAL RESPONSE]: the answer ends in its reasoning"),
+        Answer("Hm", problem="there is no [BEGIN FINAL RESPONSE]: the answer ends in its reasoning"),
     ),
     "nothing": ("", Answer(problem="there is no [BEGIN FINAL RESPONSE]: the answer ends in its reasoning")),
     "ended in the reasoning": (
@@ -60,6 +72,11 @@ ANSWERS = {
         '[BEGIN FINAL RESPONSE]\n<tool_calls>[{"arguments": {}}]</tool_calls>',
         Answer("", '<tool_calls>[{"arguments": {}}]</tool_calls>', problem='the tool calls cannot be read: '
                '{"arguments": {}} names no tool'),
+    ),
+    "calls with a string that has no end": (
+        '[BEGIN FINAL RESPONSE]\n<tool_calls>[{"name": "f\n[END FINAL RESPONSE]\n<|end|>',
+        Answer("", '<tool_calls>[{"name": "f', problem="the tool calls cannot be read: Invalid control character at: "
+               "line 1 column 13 (char 12)"),
     ),
     "calls that were cut off": (
         '[BEGIN FINAL RESPONSE]\n<tool_calls>[{"name": "f',
