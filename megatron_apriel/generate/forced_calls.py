@@ -1,9 +1,10 @@
-"""The form of an answer that must call tools, for servers that let a model write only what fits a form.
+"""The form of an answer that calls tools, for servers that let a model write only what fits a form.
 
 OpenAI's ``tool_choice`` may demand a call, of any tool or of one. Servers know a form of their own for that, bare JSON,
 which these models were not trained to write. The one given here is the trained one: the reasoning stays free, and the
 final response is ``<tool_calls>[{"name": "weather", "arguments": {...}}]</tool_calls>`` with arguments that fit the
-tool's schema. It is a structural tag as xgrammar reads it (https://xgrammar.mlc.ai/docs, "Structural Tag").
+tool's schema. Where tools may be called and the response has a form of its own, either of them can be written. It is a
+structural tag as xgrammar reads it (https://xgrammar.mlc.ai/docs, "Structural Tag").
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 from megatron_apriel.data.raw.chat_markers import CALLS_CLOSING, CALLS_OPENING, RESPONSE_CLOSING, RESPONSE_OPENING
 
 
-def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool) -> dict[str, Any]:
+def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool, response: Any = None) -> dict[str, Any]:
     """The structural tag of calls.
 
     Args:
         schemas: JSON schemas of the arguments by the names of the tools that may be called.
         single: whether exactly one call is wanted, and not one or more.
         reasons: whether the form begins with the reasoning, and not behind it.
+        response: JSON schema of a response that may be written instead of calls; None if there must be calls.
     """
     calls = {
         "type": "tags_with_separator",
@@ -30,11 +32,16 @@ def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool) -> 
         "at_least_one": True,
         "stop_after_first": single,
     }
-    elements: list[dict[str, Any]] = [
-        {"type": "regex", "pattern": r"\n?"},  # The token that ends the marker before may hold the line end.
+    written: list[dict[str, Any]] = [
         {"type": "const_string", "value": f"{CALLS_OPENING}["},
         calls,
         {"type": "const_string", "value": f"]{CALLS_CLOSING}"},
+    ]
+    if response is not None:
+        written = [{"type": "or", "elements": [{"type": "sequence", "elements": written}, _json(response)]}]
+    elements: list[dict[str, Any]] = [
+        {"type": "regex", "pattern": r"\n?"},  # The token that ends the marker before may hold the line end.
+        *written,
     ]
     if reasons:
         reasoning = {"type": "any_text", "excludes": [RESPONSE_CLOSING]}
@@ -48,6 +55,11 @@ def _call(name: str, schema: Any) -> dict[str, Any]:
     return {
         "type": "tag",
         "begin": f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ',
-        "content": {"type": "json_schema", "json_schema": {"type": "object", **schema}, "max_whitespace_cnt": 1},
+        "content": _json({"type": "object", **schema}),
         "end": "}",
     }
+
+
+def _json(schema: Any) -> dict[str, Any]:
+    """Text of a JSON schema; a model that is left to write white space may never end."""
+    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}

@@ -51,7 +51,9 @@ class AprielReasoningParser(ReasoningParser):
         self._stream = ReasoningStream()
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """Reasoning and final response of a whole answer."""
+        """Reasoning and final response of a whole answer; one that goes on with a response has no reasoning."""
+        if getattr(request, "continue_final_message", False):
+            return None, model_output or None
         stream = ReasoningStream()
         reasoning = stream.feed(model_output) + stream.finish()
         return reasoning or None, stream.rest() or None
@@ -124,17 +126,22 @@ class AprielToolParser(ToolParser):
         self._stream: ResponseStream | None = None
 
     def adjust_request(self, request: Any) -> Any:
-        """Let only calls be written, where calls are demanded."""
-        choice = request.tool_choice
-        if not request.tools or choice in (None, "auto", "none"):
+        """Let only calls be written where calls are demanded, and calls too where the response has a form.
+
+        vLLM's own form for a response leaves no room for calls, so that an agent with tools could never use them.
+        """
+        choice, response = request.tool_choice, None
+        if not request.tools or choice in (None, "none"):
+            return request
+        if choice == "auto" and (response := _response_schema(request)) is None:
             return request
         schemas = dict(_schema(tool) for tool in request.tools)
-        if choice != "required":
+        if choice not in ("required", "auto"):
             wanted = _name(choice)
             schemas = {name: schema for name, schema in schemas.items() if name == wanted}
-        single = choice != "required" or request.parallel_tool_calls is False
+        single = choice not in ("required", "auto") or request.parallel_tool_calls is False
         is_chat = hasattr(request, "response_format")
-        form = forced_calls(schemas, single=single, reasons=is_chat)
+        form = forced_calls(schemas, single=single, reasons=is_chat, response=response)
         request.structured_outputs = StructuredOutputsParams(structural_tag=json.dumps(form))
         if is_chat:
             # The form holds from the first token, so that an answer cannot end in its reasoning.
@@ -181,6 +188,17 @@ def _schema(tool: Any) -> tuple[str, Any]:
     """Name and schema of a tool; in the protocol of responses they stand in the tool itself."""
     function = getattr(tool, "function", tool)
     return function.name, function.parameters
+
+
+def _response_schema(request: Any) -> Any:
+    """JSON schema that is asked of the response; None if it is free, or in a form that is no JSON schema."""
+    wanted = request.response_format if hasattr(request, "response_format") else getattr(request.text, "format", None)
+    kind = getattr(wanted, "type", "text")
+    if kind == "json_object":
+        return {"type": "object"}
+    # In the protocol of responses the schema stands in the format itself.
+    schema = getattr(wanted, "json_schema", None) or getattr(wanted, "schema_", None)
+    return getattr(schema, "json_schema", schema) if kind == "json_schema" else None
 
 
 def _name(choice: Any) -> str:

@@ -29,6 +29,16 @@ RESULT = [
 OSLO, ROME = ["weather", '{"city": "Oslo"}'], ["weather", '{"city": "Rome"}']
 TEXT_OF_A_CALL = '<tool_calls>[{"name": "weather", "arguments": {"city": "Oslo"}}]</tool_calls>'
 
+FORM = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "a",
+        "schema": {
+            "type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"], "additionalProperties": False,
+        },
+    },
+}  # fmt: skip
+
 
 def said(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
@@ -70,6 +80,21 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cut in the reasoning": (
         {"messages": [said("Two and two?")], "max_tokens": 5}, {"reasoning": "I add the", "finish": "length"},
     ),
+    "cut in the marker behind the reasoning": (
+        {"messages": [said("Two and two?")], "max_tokens": 18}, {"reasoning": "I add them.", "finish": "length"},
+    ),
+    "cut in the marker behind the response": (
+        {"messages": [said("Two and two?")], "max_tokens": 46},
+        {"reasoning": "I add them.", "content": "It is 4.", "finish": "length"},
+    ),
+    "a call where the response has a form": (
+        WEATHER | {"response_format": FORM}, {"reasoning": "I ask.", "calls": [OSLO], "finish": "tool_calls"},
+    ),
+    "a response that goes on": (
+        {"messages": [said("Two and two?"), {"role": "assistant", "content": "It is"}], "max_tokens": 20,
+         "extra_body": {"continue_final_message": True, "add_generation_prompt": False}},
+        {},
+    ),
     "stopped by the client": (
         {"messages": [said("Two and two?")], "stop": ["4"]},
         {"reasoning": "I add them.", "content": "It is", "finish": "stop"},
@@ -80,9 +105,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "markers in the question": (
         {"messages": [{"role": "system", "content": "Never say [BEGIN FINAL RESPONSE] {}."},
                       said("Two and two?")],
-         "response_format": {"type": "json_schema", "json_schema": {
-             "name": "a", "schema": {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"],
-                                     "additionalProperties": False}}}},
+         "response_format": FORM},
         {"finish": "stop"},
     ),
 }  # fmt: skip
@@ -162,6 +185,15 @@ def test_a_form_is_for_the_response_and_not_for_the_reasoning(replies: dict[str,
     assert json.loads(whole["content"]) == {"a": "x"}
 
 
+def test_a_response_that_goes_on_has_no_reasoning(replies: dict[str, dict[str, Any]]) -> None:
+    whole, events = (
+        replies["a response that goes on"]["whole"],
+        replies["a response that goes on"]["streamed"]["events"],
+    )
+    assert whole["content"] and not whole["reasoning"]
+    assert "".join(text for kind, text in events if kind == "content") == whole["content"]
+
+
 def test_the_protocol_of_responses(service: Service) -> None:
     common = {"model": service.name, "temperature": 0, "max_output_tokens": 250}
     tools = [{"type": "function", **TOOLS[0]["function"]}]
@@ -169,13 +201,15 @@ def test_the_protocol_of_responses(service: Service) -> None:
         common | {"input": "Two and two?"},
         common | {"input": "Weather in both?", "tools": tools},
         common | {"input": "Weather?", "tools": tools, "tool_choice": "required"},
+        common
+        | {"input": "Weather?", "tools": tools, "text": {"format": {"type": "json_schema", **FORM["json_schema"]}}},
     ]
-    text, both, must = asked(service, requests)
+    text, both, must, formed = asked(service, requests)
     assert text["whole"] == [["reasoning", "I add them."], ["message", "It is 4."]]
     calls = [["function_call", *call] for call in (OSLO, ROME)]
     assert both["whole"] == [["reasoning", "Two."], ["message", "I look."], *calls]
-    assert must["whole"] == [["reasoning", "I ask."], calls[0]]
-    for reply in (text, both, must):
+    assert must["whole"] == formed["whole"] == [["reasoning", "I ask."], calls[0]]
+    for reply in (text, both, must, formed):
         whole, joined = reply["whole"], reply["streamed"]
         assert joined["reasoning_text"] == whole[0][1]
         assert joined["output_text"] == "".join(text for kind, text, *_ in whole if kind == "message")

@@ -16,13 +16,15 @@ SCHEMAS = {
 """A schema whose references are relative to its own root, and a tool without one."""
 
 
-def least(form: dict[str, Any], value: str) -> str:
-    """A text that fits a structural tag, with ``value`` wherever a schema stands."""
+def least(form: dict[str, Any], value: str, chosen: int = 0) -> str:
+    """A text that fits a structural tag, with ``value`` wherever a schema stands, and the choice of that number."""
     match form["type"]:
         case "structural_tag":
-            return least(form["format"], value)
+            return least(form["format"], value, chosen)
         case "sequence":
-            return "".join(least(element, value) for element in form["elements"])
+            return "".join(least(element, value, chosen) for element in form["elements"])
+        case "or":
+            return least(form["elements"][chosen], value)
         case "const_string":
             return form["value"]
         case "regex":
@@ -46,6 +48,13 @@ def test_what_fits_is_calls() -> None:
     assert (answer.reasoning, answer.content, answer.calls, answer.problem) == ("Hm.", "", calls, "")
     text = RESPONSE_OPENING + least(forced_calls(SCHEMAS, single=True, reasons=False), '{"a": 1}')
     assert parse_answer(text).calls == calls[:1]
+
+
+def test_a_response_of_its_own_form_may_stand_instead_of_calls() -> None:
+    form = forced_calls(SCHEMAS, single=True, reasons=True, response={"type": "object"})
+    called, said = (parse_answer(least(form, '{"a": 1}', chosen)) for chosen in (0, 1))
+    assert (called.content, called.calls) == ("", (ToolCall("weather", '{"a": 1}'),))
+    assert (said.content, said.calls) == ('{"a": 1}', ())
 
 
 def test_schemas_stand_alone_and_are_of_objects() -> None:
