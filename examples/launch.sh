@@ -55,6 +55,11 @@ enter_project() { # ROOT: go there, move the log below the runs, and find all th
     find_python
 }
 
+own_job() { # prints this job as Slurm's programs take it: one task of an array has the number of the whole array
+    printf '%s' "$SLURM_JOB_ID"
+    if [[ ${SLURM_ARRAY_JOB_ID:-} == "$SLURM_JOB_ID" ]]; then printf '_%s' "${SLURM_ARRAY_TASK_ID:-0}"; fi
+}
+
 keep_log() { # move the log of a job to RUN_ROOT/logs, if sbatch was not told of another place
     # The scripts cannot name that directory to Slurm, which replaces no variables in names. Slurm itself writes on into
     # the file that is moved, so it stays the same one; the parts of an earlier start go before it.
@@ -199,7 +204,7 @@ look_up_times() { # sets TIME_LIMIT, in words; exports SLURM_JOB_END_TIME where 
     local answer end
     TIME_LIMIT='not known'
     answer=$(unset "${!SQUEUE_@}" && SLURM_TIME_FORMAT=standard timeout 60 \
-        squeue --noheader --jobs="$SLURM_JOB_ID" --format='%l|%e' 2>/dev/null) || return 0
+        squeue --noheader --jobs="$(own_job)" --format='%l|%e' 2>/dev/null) || return 0
     [[ $answer =~ ^([^|]+)\|([^$'\n']+) ]] || return 0
     TIME_LIMIT=${BASH_REMATCH[1]} end=${BASH_REMATCH[2]}
     end=$(date --date="$end" +%s 2>/dev/null) || return 0 # "NONE" or "N/A" for a job without a limit
@@ -345,7 +350,7 @@ request_requeue() { # NAME: end a run that was saved, and let Slurm start the jo
     # start yet.
     if [[ $SCHEDULER != slurm ]]; then conclude "$1" "$EXIT_REQUEUE" 'saved; the same command resumes it'; fi
     printf 'saved before the end of the job; asking Slurm to start job %s again\n' "$SLURM_JOB_ID"
-    if scontrol requeue "$SLURM_JOB_ID"; then conclude "$1" "$EXIT_REQUEUE" 'saved, and requeued'; fi
+    if scontrol requeue "$(own_job)"; then conclude "$1" "$EXIT_REQUEUE" 'saved, and requeued'; fi
     printf 'error: not requeued; start the same command again to resume\n' >&2
     conclude "$1" "$EXIT_REQUEUE" 'saved, but not requeued; the same command resumes it'
 }

@@ -244,6 +244,16 @@ def test_requeue_only_where_the_run_asks_for_it(slurm: Stage, tmp_path: Path) ->
     assert ["requeue", "54242"] not in slurm.calls("scontrol")
 
 
+def test_a_task_of_an_array_speaks_for_itself_only(slurm: Stage, tmp_path: Path) -> None:
+    """One of them has the number of the whole array; a variable of another array may be left in the environment."""
+    script = spooled(tmp_path, "sft")
+    for array in ("54242", "54240"):
+        slurm.run(script, code=75, FAKE_CODE="75", SLURM_ARRAY_JOB_ID=array, SLURM_ARRAY_TASK_ID="3")
+    assert slurm.calls("scontrol") == [["requeue", "54242_3"], ["requeue", "54242"]]
+    asked = [word for call in slurm.calls("squeue") for word in call if word.startswith("--jobs=")]
+    assert asked == ["--jobs=54242_3", "--jobs=54242"]
+
+
 def test_a_stage_that_cannot_run_starts_nothing(slurm: Stage, tmp_path: Path) -> None:
     slurm.run(spooled(tmp_path, "sft"), code=1, FAKE_PLAN_CODE="1")
     assert not slurm.calls("srun")
