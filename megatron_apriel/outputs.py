@@ -37,6 +37,8 @@ from megatron_apriel.errors import OutputError
 from megatron_apriel.locks import HeldError, lock_directory
 from megatron_apriel.terminal import note
 
+RUNS_OWN = ("checkpoints", "metrics.jsonl")
+"""What a training run leaves in its output directory, and nothing else does."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -53,7 +55,7 @@ def check_destination(
 
     Args:
         destination: directory to be made. A link is followed: the directory that it points to is meant.
-        overwrite: an existing directory is replaced if it contains ``marker``, or nothing at all.
+        overwrite: an existing directory is replaced if it contains ``marker`` and no training run, or nothing at all.
         marker: file that distinguishes an earlier result of ours from a directory of somebody's, or all of several.
         inputs: the destination may neither lie in one of them nor contain one.
 
@@ -98,6 +100,12 @@ def check_destination(
             f"the destination {destination} exists and has no {missing[0]}.",
             f"Only a directory with {missing[0]} in it is taken for an earlier result; this one may be something else.",
             "Remove it yourself if it is not needed, or give another destination.",
+        )
+    if held := [name for name in RUNS_OWN if (target / name).exists()]:
+        raise OutputError(
+            f"the destination {destination} holds {held[0]} of a training run.",
+            "It would be lost with what is replaced.",
+            "Move the run away, or give another destination.",
         )
     return target
 

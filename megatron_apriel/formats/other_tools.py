@@ -128,6 +128,12 @@ _BIN = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.inde
 
 _LEFTOVERS = (
     _Leftover(
+        ("corpus.json",),
+        "a prepared corpus",
+        "It holds tokens to be learned and no weights.",
+        "Give the directory of a model; a corpus is named in the mixture of a stage.",
+    ),
+    _Leftover(
         ("*.gguf",),
         "weights for llama.cpp (GGUF)",
         "Nothing is trained in that form, and most such files are quantised.",

@@ -25,6 +25,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_apriel.errors import OutputError, printable
+
 RUN_FILE = "run.json"
 """Written last into a distributed checkpoint: step, layout, sizes of all files, the run's own state."""
 METADATA_FILE = ".metadata"
@@ -32,6 +34,8 @@ METADATA_FILE = ".metadata"
 SIDECAR_DIRECTORY = "hf"
 """Inside a distributed checkpoint, or a run's output: config, tokenizer, template and processor files."""
 
+_OTHERS = {"corpus.json": "a corpus", "config.json": "a model", "params.json": "a model", "*.safetensors": "a model"}
+"""Files that a run's output does not hold itself, and whose they are."""
 _NAME = re.compile(r"step_([0-9]{8,})")
 _PARTIAL = ".partial"
 
@@ -74,6 +78,19 @@ class RunDirectory:
     @property
     def lock(self) -> Path:
         return self.path / ".lock"
+
+    def check_own(self) -> None:
+        """Raise OutputError if the directory is a model's or a corpus's.
+
+        Who replaces such a directory later, as ``--overwrite`` does, would take the run with it.
+        """
+        for pattern, what in _OTHERS.items():
+            if found := sorted(self.path.glob(pattern)):
+                raise OutputError(
+                    f"the output {self.path} is the directory of {what}: it holds {printable(found[0].name)}.",
+                    "A run there would be lost with it.",
+                    "Give another output, a directory of the run's own.",
+                )
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -16,6 +16,7 @@ from megatron_apriel.config.explain import refused_options
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import run_command
+from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.terminal import say, time_stamps
 from megatron_apriel.train import early_requests
 
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         raise refused_options(unknown)
     config = load_stage(arguments.stage, arguments.overrides)
+    RunDirectory(config.output).check_own()
     if arguments.dry_run and arguments.change:
         parser.error("--change goes with a run, not with --dry-run")
     if arguments.dry_run:

@@ -270,3 +270,13 @@ def test_room_is_reserved_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         outputs.reserve(stream.fileno(), 5000)
     monkeypatch.setattr(outputs.ctypes, "CDLL", lambda name, use_errno: object())
     outputs.reserve(-1, 5000)  # a system without the call
+
+
+@pytest.mark.parametrize("held", ["checkpoints", "metrics.jsonl"])
+def test_a_training_run_is_never_replaced(held: str, tmp_path: Path) -> None:
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "config.json").write_text("{}")
+    check_destination(tmp_path / "result", overwrite=True)
+    (tmp_path / "result" / held).mkdir()
+    with pytest.raises(OutputError, match=f"holds {held} of a training run"):
+        check_destination(tmp_path / "result", overwrite=True)

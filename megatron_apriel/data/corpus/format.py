@@ -135,6 +135,10 @@ class CorpusManifest(_Record):
         try:
             text = read_input(file).decode("utf-8")
         except (FileNotFoundError, NotADirectoryError):
+            if not directory.exists():
+                raise DataError(
+                    f"the corpus {directory} does not exist.", fix="tools/prepare_data.py makes one of raw files."
+                ) from None
             raise DataError(
                 f"{directory} is not a prepared corpus: it has no {MANIFEST_FILE}.",
                 "The manifest is written last, so the directory is something else, or its preparation did not finish.",

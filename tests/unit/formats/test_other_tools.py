@@ -31,6 +31,7 @@ FILES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "Mistral's first form": (("params.json", "consolidated.00.pth"), "Mistral that were pickled", "weights_only=True"),
     "a state dict": (("config.json", "state.pt"), "pickled by torch", "save_pretrained"),
     "Lightning": (("last.ckpt",), "pickled by torch", "save_pretrained"),
+    "a corpus": (("corpus.json", "images.bin", "tokens.bin"), "a prepared corpus", "named in the mixture of a stage"),
     "GGUF": (("model-q4_k_m.gguf",), "llama.cpp (GGUF)", "Hugging Face directory that it was made from"),
     "DeepSpeed": (
         ("latest", "zero_to_fp32.py", "global_step500/mp_rank_00_model_states.pt", "config.json"),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from megatron_apriel.errors import OutputError
 from megatron_apriel.formats.run_directory import (
+    RunDirectory,
     checkpoint_path,
     checkpoints_in,
     former_of,
@@ -49,3 +53,15 @@ def test_a_distributed_checkpoint_is_known_by_either_file(tmp_path: Path) -> Non
         assert is_checkpoint(directory) == alone
     (tmp_path / "with hf config.json" / ".metadata").touch()
     assert is_checkpoint(tmp_path / "with hf config.json")
+
+
+@pytest.mark.parametrize("name", ["corpus.json", "config.json", "params.json", "model-00001-of-00002.safetensors"])
+def test_a_run_does_not_begin_in_the_directory_of_something_else(name: str, tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "new").check_own()
+    (tmp_path / "final").mkdir()
+    for own in ("config.resolved.yaml", "metrics.jsonl", "final/config.json", "notes.txt"):
+        (tmp_path / own).write_text("{}")
+    RunDirectory(tmp_path).check_own()
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(OutputError, match=f"is the directory of a (model|corpus): it holds {name}"):
+        RunDirectory(tmp_path).check_own()
