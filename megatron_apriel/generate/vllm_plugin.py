@@ -51,7 +51,7 @@ class AprielReasoningParser(ReasoningParser):
         self._stream = ReasoningStream()
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """Reasoning and final response of a whole answer; one that goes on with a response has no reasoning."""
+        """Reasoning and final response of a whole answer; one that continues a response has no reasoning."""
         if getattr(request, "continue_final_message", False):
             return None, model_output or None
         stream = ReasoningStream()

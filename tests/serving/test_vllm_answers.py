@@ -90,7 +90,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a call where the response has a form": (
         WEATHER | {"response_format": FORM}, {"reasoning": "I ask.", "calls": [OSLO], "finish": "tool_calls"},
     ),
-    "a response that goes on": (
+    "a response that is continued": (
         {"messages": [said("Two and two?"), {"role": "assistant", "content": "It is"}], "max_tokens": 20,
          "extra_body": {"continue_final_message": True, "add_generation_prompt": False}},
         {},
@@ -185,10 +185,10 @@ def test_a_form_is_for_the_response_and_not_for_the_reasoning(replies: dict[str,
     assert json.loads(whole["content"]) == {"a": "x"}
 
 
-def test_a_response_that_goes_on_has_no_reasoning(replies: dict[str, dict[str, Any]]) -> None:
+def test_a_response_that_is_continued_has_no_reasoning(replies: dict[str, dict[str, Any]]) -> None:
     whole, events = (
-        replies["a response that goes on"]["whole"],
-        replies["a response that goes on"]["streamed"]["events"],
+        replies["a response that is continued"]["whole"],
+        replies["a response that is continued"]["streamed"]["events"],
     )
     assert whole["content"] and not whole["reasoning"]
     assert "".join(text for kind, text in events if kind == "content") == whole["content"]
