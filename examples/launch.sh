@@ -44,6 +44,7 @@ enter_directory() { # ROOT: go there and settle where things lie
 enter_project() { # ROOT: go there, move the log below the runs, and find all that a stage or a tool needs
     enter_directory "$1"
     keep_log
+    settle_job
     ATTEMPTS=${ATTEMPTS:-3} RETRY_AFTER=${RETRY_AFTER:-30}
     [[ $ATTEMPTS =~ ^[1-9][0-9]{0,5}$ && $RETRY_AFTER =~ ^[0-9]{1,6}$ ]] ||
         fail "ATTEMPTS=$ATTEMPTS and RETRY_AFTER=$RETRY_AFTER must be whole numbers."
@@ -67,11 +68,36 @@ keep_log() { # move the log of a job to RUN_ROOT/logs, if sbatch was not told of
     [[ -n ${SLURM_JOB_ID:-} ]] || return 0
     begun=$BEGUN_IN/${SLURM_JOB_NAME:-}-$SLURM_JOB_ID.log log=$RUN_ROOT/logs/${SLURM_JOB_NAME:-}-$SLURM_JOB_ID.log
     [[ /proc/self/fd/1 -ef $begun && ! $begun -ef $log ]] || return 0
-    if mkdir -p -- "$RUN_ROOT/logs" && { [[ ! -e $log ]] || cat -- "$log" >>"$begun"; } && mv -f -- "$begun" "$log"; then
-        exec >>"$log" 2>&1
-    else
+    if ! mkdir -p -- "$RUN_ROOT/logs" || ! move_log "$begun" "$log"; then
         printf 'the log stays in %s: it could not be moved to %s\n' "$begun" "$log"
     fi
+}
+
+move_log() { # FROM TO: let this script, and its errors unless they go elsewhere, write to TO what it wrote to FROM
+    local errors=1
+    [[ /proc/self/fd/2 -ef $1 ]] || errors=''
+    if [[ $(stat -c %d -- "$1") == "$(stat -c %d -- "${2%/*}")" ]]; then
+        if [[ -e $2 ]]; then cat -- "$2" >>"$1" || return; fi
+        mv -f -- "$1" "$2" || return
+    else
+        # On another file system it cannot stay the same file. What Slurm itself writes follows at a restart.
+        cat -- "$1" >>"$2" || return
+        printf 'the log is %s; below stands what Slurm itself says of the job\n' "$2" >"$1"
+    fi
+    exec >>"$2"
+    if [[ -n $errors ]]; then exec 2>&1; fi
+}
+
+settle_job() { # let nothing that the submitting shell left, and no signal of Slurm's to this shell, end the job
+    [[ -n ${SLURM_JOB_ID:-} ]] || return 0
+    # Slurm's warning is the ranks'. This shell, which --signal=B: means, would die of it; the run has its own clock.
+    trap '' USR1
+    # srun refuses two of these, and takes the job's memory without any.
+    local memory=(${SLURM_MEM_PER_CPU:+x} ${SLURM_MEM_PER_GPU:+x} ${SLURM_MEM_PER_NODE:+x})
+    if ((${#memory[@]} > 1)); then unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE; fi
+    # Only a step has the kind of its binding: the step in which sbatch was called, whose cores are not this job's.
+    if [[ -n ${SLURM_CPU_BIND_TYPE:-} ]]; then unset "${!SLURM_CPU_BIND@}"; fi
+    if [[ -n ${SLURM_MEM_BIND_TYPE:-} ]]; then unset "${!SLURM_MEM_BIND@}"; fi
 }
 
 find_scheduler() { # sets SCHEDULER (slurm or local), NNODES, NPROC_PER_NODE, RANKS
@@ -200,16 +226,18 @@ cores_of_a_rank() { # prints how many cores each rank can have on every node; no
     if [[ -n $least ]] && ((least >= NPROC_PER_NODE)); then printf '%s' $((least / NPROC_PER_NODE)); fi
 }
 
-look_up_times() { # sets TIME_LIMIT, in words; exports SLURM_JOB_END_TIME where Slurm does not say it (before 23.02)
+look_up_times() { # sets TIME_LIMIT, in words; exports SLURM_JOB_END_TIME, which Slurm does not say before 23.02
     local answer end
     TIME_LIMIT='not known'
     answer=$(unset "${!SQUEUE_@}" && SLURM_TIME_FORMAT=standard timeout 60 \
         squeue --noheader --jobs="$(own_job)" --format='%l|%e' 2>/dev/null) || return 0
     [[ $answer =~ ^([^|]+)\|([^$'\n']+) ]] || return 0
     TIME_LIMIT=${BASH_REMATCH[1]} end=${BASH_REMATCH[2]}
+    # The variable may be of another job, or older than a change of the limit.
+    unset SLURM_JOB_END_TIME
     end=$(date --date="$end" +%s 2>/dev/null) || return 0 # "NONE" or "N/A" for a job without a limit
     TIME_LIMIT+=$(printf ', until %(%Y-%m-%d %H:%M:%S)T' "$end")
-    export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$end}
+    export SLURM_JOB_END_TIME=$end
 }
 
 versions() { # prints those of what runs
@@ -235,7 +263,7 @@ introduce() { # NAME: what a person who reads the log later needs to know first,
         if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then job+=" (${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-})"; fi
         job+=", restart ${SLURM_RESTART_COUNT:-0}"
     fi
-    if ((${SLURM_RESTART_COUNT:-0} > 0)); then printf '\n\n'; fi
+    if [[ ${SLURM_RESTART_COUNT:-0} != 0 ]]; then printf '\n\n'; fi
     printf -- '---- %(%Y-%m-%d %H:%M:%S)T %s: %s\n' -1 "$1" "$job"
     printf -- '---- nodes: %s; %s x %s ranks\n' "${SLURM_JOB_NODELIST:-$HOSTNAME}" "$NNODES" "$NPROC_PER_NODE"
     if [[ $SCHEDULER == slurm ]]; then
@@ -261,6 +289,8 @@ train_under_slurm() { # STAGE.yaml [key=value ...]
     # Words of SRUN_ARGS are meant to be split.
     # shellcheck disable=SC2206
     further=(${cores:+--cpus-per-task="$cores"} ${SRUN_ARGS:-})
+    # In a shell that is a step itself (srun --pty bash), which would keep its cores from the ranks.
+    if [[ -n ${SLURM_STEP_ID:-} && ${ENVIRONMENT:-} != BATCH ]]; then further=(--overlap "${further[@]}"); fi
     # --export: srun would otherwise pass nothing on in a job that was submitted with --export=NONE. MASTER_ADDR: empty
     # means the step's first host, which the ranks know best. The shell between has signals ignored until the run listens
     # to them: Slurm's warning may come while Python starts, and would kill it.
@@ -340,7 +370,7 @@ run_stage() { # NAME [key=value ...]: plan, train, and requeue if the run asks f
     case $code in
         0) conclude "$name" 0 "complete; the product is $product" ;;
         "$EXIT_REQUEUE") request_requeue "$name" ;;
-        130) conclude "$name" 130 'stopped for good, and saved; the same command resumes it' ;;
+        130) conclude "$name" 130 'stopped for good; the same command resumes it from what was saved' ;;
         *) conclude "$name" "$code" 'failed; the reason stands above' ;;
     esac
 }

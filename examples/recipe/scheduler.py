@@ -18,6 +18,8 @@ _FINISHED = {
     "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
     "REVOKED",
 }  # fmt: skip
+_OF_ALL_JOBS = ("SBATCH_ARRAY_INX", "SBATCH_ERROR", "SBATCH_JOB_NAME", "SBATCH_OUTPUT", "SBATCH_WAIT")
+"""Variables of sbatch that say what the chain itself says for each job, or that it cannot work with."""
 _FIELDS = "%A|%T|%S|%r|%j"
 
 
@@ -100,9 +102,11 @@ def look_up(numbers: Iterable[str]) -> dict[str, Job]:
 def _ask(command: Sequence[str]) -> str:
     """Standard output of one of Slurm's programs.
 
-    Variables with which a user changes what squeue shows are not passed on.
+    Variables with which a user changes what squeue shows, or what the jobs are, are not passed on.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_") and name not in _OF_ALL_JOBS
+    }
     environment["SLURM_TIME_FORMAT"] = "standard"
     try:
         done = subprocess.run(
@@ -113,7 +117,9 @@ def _ask(command: Sequence[str]) -> str:
         raise ConfigError(f"{command[0]} is not found.", fix="Use a machine from which jobs are submitted.") from None
     except subprocess.TimeoutExpired:
         raise ServerError(
-            f"{command[0]} did not answer within {PATIENCE_S} s.", fix="Try again when Slurm answers (sinfo)."
+            f"{command[0]} did not answer within {PATIENCE_S} s.",
+            "A job that was to be submitted may be in the queue, or not." if command[0] == "sbatch" else "",
+            "Try again when Slurm answers (sinfo); look with squeue --me first.",
         ) from None
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or "nothing"

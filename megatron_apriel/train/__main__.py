@@ -113,4 +113,6 @@ def _quiet_imports() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    code = run_command(main)
+    early_requests.ignore()
+    sys.exit(code)

@@ -18,6 +18,7 @@ from megatron_apriel.terminal import say
 
 NOTED = (signal.SIGTERM, signal.SIGUSR1)
 _requests: list[int] = []
+_when = ["stopping before the first step"]
 
 
 def listen() -> None:
@@ -26,8 +27,18 @@ def listen() -> None:
         signal.signal(number, _note)
 
 
+def ignore() -> None:
+    """Ignore these signals from now on: the run is over, and nothing may replace its exit code.
+
+    Python takes seconds to end, and in that time gives signals that it handles back to the system, which kills.
+    """
+    for number in NOTED:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def noted() -> list[int]:
-    """Numbers of the signals that have come, in order; they are given once."""
+    """Numbers of the signals that have come, in order, for the run that begins; they are given once."""
+    _when[:] = ["the run is at its end"]
     numbers = _requests.copy()
     _requests.clear()
     return numbers
@@ -37,6 +48,6 @@ def _note(number: int, frame: FrameType | None) -> None:
     again, name = number in _requests, signal.Signals(number).name
     _requests.append(number)
     with contextlib.suppress(RuntimeError, OSError, ValueError):  # it came while a line was printed, or nobody reads
-        say(f"{name} again: stopping now" if again else f"{name}: stopping before the first step; again to stop now")
+        say(f"{name} again: stopping now" if again else f"{name}: {_when[0]}; again to stop now")
     if again:
         os._exit(128 + number)

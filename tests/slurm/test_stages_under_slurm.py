@@ -101,7 +101,7 @@ def test_stopping_for_good_with_a_save(cluster: Cluster, jobs: Jobs) -> None:
     jobs.wait_for_line(job, "step 20/")
     cluster.run("scancel", "--signal=INT", job)
     assert cluster.wait_for_state(job, "FAILED")["ExitCode"] == "130:0"
-    assert "stopped for good, and saved; the same command resumes it (exit code 130)" in jobs.log(job)
+    assert "stopped for good; the same command resumes it from what was saved (exit code 130)" in jobs.log(job)
     assert list((jobs.runs / "cpt_stage2" / "checkpoints").iterdir())
     assert cluster.job(job)["Restarts"] == "0"
 

@@ -22,7 +22,8 @@ if [[ $* == *--version* || $* == *importlib.metadata* ]]; then :; else
 fi
 """
 PROGRAMS = (
-    "basename", "bash", "cat", "date", "dirname", "env", "grep", "head", "mkdir", "mv", "sed", "sleep", "timeout", "wc",
+    "basename", "bash", "cat", "date", "dirname", "env", "grep", "head", "mkdir", "mv", "sed", "sleep", "sort", "stat",
+    "timeout", "wc",
 )  # fmt: skip
 """Of this machine that the scripts and the stand-ins call. No other is in reach: a real Slurm is never asked."""
 STAND_INS = {
@@ -44,6 +45,8 @@ STAND_INS = {
     "srun": r"""if [[ $1 == --version ]]; then echo "slurm 99.05.1"; exit; fi
         printf 'env\t%s\t%s\t%s\t%s\n' "${MASTER_ADDR-none}" "${MASTER_PORT:-}" "${RANK:-}${WORLD_SIZE:-}" \
             "${SLURM_JOB_END_TIME:-}" >>"$FAKE_LOG"
+        left=$(env | grep -E '^SLURM_(CPU_BIND|MEM_)' | sort)
+        printf 'left%s\n' "${left:+$'\t'${left//$'\n'/$'\t'}}" >>"$FAKE_LOG"
         exit "${FAKE_CODE:-0}" """,
     "squeue": r"""if [[ -n ${FAKE_SQUEUE_CODE:-} ]]; then echo "$FAKE_SQUEUE_SAYS" >&2; exit "$FAKE_SQUEUE_CODE"; fi
         if [[ $* == *%e* ]]; then echo "2-00:00:00|${FAKE_END:-N/A}"; else cat "${FAKE_QUEUE:-/dev/null}"; fi""",

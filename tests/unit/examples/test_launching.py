@@ -69,6 +69,32 @@ def test_variables_of_another_run_do_no_harm(slurm: Stage, tmp_path: Path) -> No
     assert slurm.calls("fakepython")[1][-3:] == ["--world-size", "32", "--check-data"]
 
 
+def test_what_the_submitting_shell_left_of_a_step_does_no_harm(slurm: Stage, tmp_path: Path) -> None:
+    """As where sbatch is called inside of a step or an allocation."""
+    script = spooled(tmp_path, "sft")
+    slurm.run(script, SLURM_MEM_PER_CPU="100", SLURM_MEM_PER_NODE="4096", SLURM_RESTART_COUNT="abc")
+    slurm.run(script, SLURM_MEM_PER_NODE="4096", SLURM_CPU_BIND="none")
+    slurm.run(script, SLURM_CPU_BIND="mask_cpu:0x1", SLURM_CPU_BIND_TYPE="mask_cpu:", SLURM_CPU_BIND_LIST="0x1")
+    assert slurm.calls("left") == [[], ["SLURM_CPU_BIND=none", "SLURM_MEM_PER_NODE=4096"], []]
+
+
+def test_ranks_share_the_cores_of_the_step_that_starts_them(slurm: Stage, tmp_path: Path) -> None:
+    script = spooled(tmp_path, "sft")
+    slurm.run(script, SLURM_STEP_ID="0")
+    slurm.run(script, SLURM_STEP_ID="0", ENVIRONMENT="BATCH")  # left of another job
+    slurm.run(script)
+    assert ["--overlap" in call for call in slurm.calls("srun")] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["sft", "tool"])
+def test_the_warning_does_not_end_the_script(slurm: Stage, tmp_path: Path, name: str) -> None:
+    """It reaches the script, and not only the ranks, with ``--signal=B:USR1@300``."""
+    plan = slurm.directory / "fakepython"
+    plan.write_text("#!/usr/bin/env bash\n[[ $* == *find_spec* ]] || kill -USR1 $PPID $$\n")
+    slurm.run(spooled(tmp_path, name), "tools/average_checkpoints.py")
+    assert name == "tool" or len(slurm.calls("srun")) == 1
+
+
 def test_every_restart_meets_at_another_port(slurm: Stage, tmp_path: Path) -> None:
     for restart in range(5):
         slurm.run(spooled(tmp_path, "sft"), SLURM_RESTART_COUNT=str(restart))
@@ -85,8 +111,10 @@ def test_the_end_of_the_job_is_asked_for_where_slurm_does_not_say_it(slurm: Stag
     script = spooled(tmp_path, "sft")
     slurm.run(script, FAKE_END="2031-01-02T03:04:05", TZ="UTC")
     slurm.run(script)
-    slurm.run(script, SLURM_JOB_END_TIME="1234")
-    assert [end for *_, end in slurm.calls("env")] == ["1925089445", "", "1234"]
+    slurm.run(script, SLURM_JOB_END_TIME="1234")  # of another job
+    slurm.run(script, SLURM_JOB_END_TIME="1234", FAKE_END="2031-01-02T03:04:05", TZ="UTC")
+    slurm.run(script, SLURM_JOB_END_TIME="1234", FAKE_SQUEUE_CODE="1", FAKE_SQUEUE_SAYS="x")
+    assert [end for *_, end in slurm.calls("env")] == ["1925089445", "", "", "1925089445", "1234"]
 
 
 def test_a_log_begins_with_what_runs_where_and_ends_with_the_product(slurm: Stage, tmp_path: Path) -> None:
@@ -129,6 +157,31 @@ def test_logs_go_to_one_directory_below_the_runs(slurm: Stage, tmp_path: Path) -
     # Both starts, and what Slurm itself writes after the script.
     marks = [line.rpartition(": ")[2] for line in lines if line.startswith("written") or "restart" in line]
     assert marks == ["job 54242, restart 0", "written by Slurm"] * 2
+
+
+def test_a_log_on_another_file_system_keeps_what_slurm_says(slurm: Stage, tmp_path: Path) -> None:
+    number = slurm.directory / "stat"
+    number.unlink()
+    number.write_text("#!/usr/bin/env bash\n[[ $3 == -- && $4 == *.log ]] && echo 1 || echo 2\n")
+    number.chmod(0o755)
+    for _ in range(2):
+        begun = begun_log(slurm, tmp_path, "sft", spooled(tmp_path, "sft"))
+        log = tmp_path / "runs" / "logs" / "sft-54242.log"
+        assert begun.read_text() == (
+            f"the log is {log}; below stands what Slurm itself says of the job\nwritten by Slurm\n"
+        )
+    lines = log.read_text().splitlines()
+    marks = [line.rpartition(": ")[2] for line in lines if line.startswith("written") or "restart" in line]
+    assert marks == ["job 54242, restart 0", "written by Slurm", "job 54242, restart 0"]
+
+
+def test_errors_stay_where_sbatch_was_told_to_put_them(slurm: Stage, tmp_path: Path) -> None:
+    begun_log(slurm, tmp_path, "sft", spooled(tmp_path, "sft"))
+    log, errors = slurm.cwd / "sft-54242.log", slurm.cwd / "errors"
+    (tmp_path / "slurmd").write_text(f"exec >>'{log}' 2>>'{errors}'\nbash '{spooled(tmp_path, 'sft')}'\n")
+    job = {"SLURM_JOB_NAME": "sft", "PROJECT_ROOT": str(ROOT)}
+    slurm.run(tmp_path / "slurmd", code=76, FAKE_CODE="76", ATTEMPTS="1", **job)
+    assert "1 time(s) in a row" in errors.read_text() and not log.exists()
 
 
 def test_a_log_stays_where_sbatch_was_told_to_put_it(slurm: Stage, tmp_path: Path) -> None:

@@ -146,6 +146,22 @@ def test_a_signal_during_imports_stops_the_run_before_its_first_step(number: int
     assert output == f"True {name} 75\nFalse\n"
 
 
+ENDING = """
+import runpy, signal, sys
+sys.argv[1:] = ["no such stage.yaml"]
+try:
+    runpy.run_module("megatron_apriel.train", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print(end.code, *(signal.getsignal(number).name for number in (signal.SIGTERM, signal.SIGUSR1)))
+"""
+"""A run that is over, while Python has not ended."""
+
+
+def test_a_signal_after_the_end_does_not_replace_the_exit_code() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING], stdout=subprocess.PIPE, text=True, check=True)
+    assert ended.stdout == "1 SIG_IGN SIG_IGN\n"
+
+
 def test_a_second_signal_during_imports_ends_the_process() -> None:
     command = [sys.executable, "-c", STARTING, "wait"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
