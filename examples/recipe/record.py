@@ -6,7 +6,9 @@ Slurm knows jobs by number only. The record says which of them are this chain's,
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,9 +69,23 @@ class Record:
                 self.latest[job.step] = job
 
     def add(self, job: Submitted) -> None:
-        """Write a job down, at once: what follows may fail."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(job)) + "\n")
+        """Write a job down, at once: what follows may fail.
+
+        Raises:
+            OutputError: it cannot be written; nothing of it is left, so that the record can still be read.
+        """
+        with self.path.open("ab", buffering=0) as file:
+            begun, line = file.seek(0, os.SEEK_END), (json.dumps(asdict(job)) + "\n").encode()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                file.truncate(begun)
+                raise OutputError(
+                    f"{job.step} was submitted as job {job.job}, but {self.path} cannot be written: {error.strerror}.",
+                    "Nobody would know that this job is in the queue, and a second one would be submitted.",
+                    f"Cancel it (scancel {job.job.partition(';')[0]}), make room, and call this again.",
+                ) from None
         self.latest[job.step] = job
 
 

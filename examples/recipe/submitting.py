@@ -97,10 +97,11 @@ def submit(standing: Standing, request: Request) -> None:
         try:
             number = scheduler.submit(arguments)
         except ServerError as error:
+            outcome = "may not have been submitted" if error.why else "was not submitted"
             raise ServerError(
-                f"{step.name} was not submitted: {error.what}",
-                f"Submitted for these runs were {_numbers(standing)}.",
-                "Call this again to submit the rest, or cancel those with scancel.",
+                f"{step.name} {outcome}: {error.what}",
+                f"{error.why} Submitted for these runs were {_numbers(standing)}.".lstrip(),
+                error.fix or "Call this again to submit the rest, or cancel those with scancel.",
             ) from None
         standing.record.add(Submitted(step.name, number, tuple(after), settings))
         say(f"{step.name:18} job {number.partition(';')[0]}")

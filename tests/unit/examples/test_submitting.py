@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
 import shlex
 from pathlib import Path
 
 import pytest
 from stand_ins import ROOT, STAGES, Stage
 
+from examples.recipe.record import Record, Submitted
+from megatron_apriel.errors import OutputError
 from megatron_apriel.locks import take_lock
 
 CHAIN = {
@@ -229,6 +232,7 @@ def test_answers_of_sbatch(shell: Stage, says: str) -> None:
 def test_an_answer_without_a_number_is_an_error(shell: Stage) -> None:
     refused = shell.run("examples/submit_all.sh", code=1, FAKE_SBATCH_SAYS="your budget is 12 hours")
     assert "'your budget is 12 hours' instead of a job's number" in refused.stderr
+    assert "upscale may not have been submitted" in refused.stderr and "squeue --me" in refused.stderr
     assert len(shell.calls("sbatch")) == 1
 
 
@@ -364,6 +368,29 @@ def test_a_record_that_is_damaged_is_named(shell: Stage) -> None:
     record = Path(shell.environment["RUN_ROOT"]) / "logs" / "submitted.jsonl"
     record.write_text(record.read_text() + "{}\n")
     assert f"line 11 of {record} is not of a job" in shell.run("examples/submit_all.sh", code=2).stderr
+
+
+def test_a_job_that_cannot_be_written_down_is_named(tmp_path: Path) -> None:
+    """As on a full disk; what was written before can still be read."""
+    (tmp_path / "logs").mkdir()
+    record = Record(tmp_path)
+    record.add(Submitted("surgery", "17"))
+    before = record.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"upscale was submitted as job 18;green, but (?s:.*)\(scancel 18\)"):
+            record.add(Submitted("upscale", "18;green"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert record.path.read_bytes() == before and list(Record(tmp_path).latest) == ["surgery"]
+
+
+def test_variables_of_sbatch_do_not_change_what_the_chains_jobs_are(shell: Stage) -> None:
+    sbatch = shell.directory / "sbatch"
+    sbatch.write_text(f"{sbatch.read_text()}\nenv | grep -q -e ^SBATCH_ARRAY_INX -e ^SBATCH_WAIT= && exit 1; exit 0\n")
+    shell.run("examples/submit_all.sh", SBATCH_ARRAY_INX="1-2", SBATCH_WAIT="1", SBATCH_PARTITION="gpu")
+    assert len(shell.calls("sbatch")) == len(CHAIN) - 1
 
 
 def test_two_cannot_submit_at_once(shell: Stage) -> None:
