@@ -175,7 +175,7 @@ def whole_directory(
     made = _make_parents(target.parent)
     partial: Path | None = None
     try:
-        with _terminating_signals_raise(), ExitStack() as lock:
+        with terminating_signals_raise(), ExitStack() as lock:
             _remove_stale(target)
             partial = target.parent / f".{target.name}.partial-{_writer()}-{secrets.token_hex(3)}"
             partial.mkdir()
@@ -348,7 +348,7 @@ def _remove_stale(target: Path) -> None:
 
 
 @contextmanager
-def _terminating_signals_raise() -> Iterator[None]:
+def terminating_signals_raise() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit(128 + signal) inside the block, where they have their default effect."""
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -10,14 +10,11 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_apriel.command_line import CommandLine, above_zero, count_above_zero
-from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.kinds import architecture_of, recognise
+from megatron_apriel.errors import ExitCode, run_command
 from megatron_apriel.generate.engines.comparison import (
     ROUNDING,
     Case,
@@ -26,9 +23,8 @@ from megatron_apriel.generate.engines.comparison import (
     verdict_table,
 )
 from megatron_apriel.generate.engines.engine import Engine, Launch, Service
-from megatron_apriel.generate.engines.gpus import gpu_memory
-from megatron_apriel.generate.engines.memory import longest_context
-from megatron_apriel.generate.engines.running import Program, check_port, free_port, run_step
+from megatron_apriel.generate.engines.running import check_port, free_port
+from megatron_apriel.generate.engines.serving import READY_SECONDS, ready_address, service_of, spelled, started
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.tables import lines_of
 from megatron_apriel.terminal import note, say
@@ -74,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--context", type=count_above_zero, metavar="TOKENS", help="most of a conversation, as 32K")
     how.add_argument(
-        "--ready-seconds", type=above_zero, default=1800, help="how long it may load (default: %(default)s)"
+        "--ready-seconds", type=above_zero, default=READY_SECONDS, help="how long it may load (default: %(default)s)"
     )
     parser.add_argument(
         "--rounding", type=float, metavar="GAP", help="--check: difference of log-probabilities that is no difference"
@@ -82,60 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def service_of(arguments: argparse.Namespace, further: Sequence[str]) -> tuple[Service, list[str]]:
-    """What is to be served, and remarks on what was chosen for it.
-
-    Raises:
-        CheckpointError: there is no model.
-        ConfigError: it does not fit the GPUs or the context.
-    """
-    kind = recognise(arguments.model)
-    directory = arguments.model.resolve()
-    architecture = architecture_of(directory)
-    memory = gpu_memory()
-    gpus = arguments.gpus if arguments.gpus is not None else min(1, len(memory))
-    dtype = arguments.dtype or ("bfloat16" if gpus else "float32")
-    if gpus < 0 or gpus > len(memory):
-        raise ConfigError(
-            f"--gpus {gpus}: this machine has {len(memory)} GPUs that can be used.",
-            fix="0 serves on the CPU; CUDA_VISIBLE_DEVICES says which are used.",
-        )
-    context, remarks = _context(arguments.context, architecture, dtype, memory[:gpus])
-    return (
-        Service(
-            directory=directory,
-            kind=kind,
-            architecture=architecture,
-            name=arguments.served_name or directory.name,
-            host=arguments.host,
-            port=arguments.port or 8000,
-            gpus=gpus,
-            dtype=dtype,
-            context=context,
-            further=tuple(further),
-        ),
-        remarks,
-    )
-
-
-def _context(asked: int | None, architecture: Architecture, dtype: str, memory: list[int]) -> tuple[int, list[str]]:
-    """Most tokens of a conversation, and a remark where it is less than the model reads."""
-    most, longest = architecture.decoder.max_positions, longest_context(architecture, dtype, memory)
-    if asked is not None and asked > most:
-        raise ConfigError(f"--context {asked} is more than the {most} tokens that the model reads.")
-    remark = f"conversations have {longest} tokens at most; the model reads {most} (--context says another limit)"
-    return asked or longest, [remark] if asked is None and longest < most else []
-
-
 def commands(engine: Engine, service: Service) -> list[Launch]:
     """All programs, in their order; the last one serves."""
     return [*engine.steps(service), engine.launch(service)]
-
-
-def spelled(launch: Launch) -> str:
-    """A program as a person would start it."""
-    variables = [f"{name}={shlex.quote(value)}" for name, value in launch.variables.items()]
-    return " ".join([*variables, shlex.join(launch.command)])
 
 
 def greeting(engine: Engine, service: Service) -> list[str]:
@@ -151,18 +96,10 @@ def greeting(engine: Engine, service: Service) -> list[str]:
     ]
 
 
-def started(engine: Engine, service: Service, log: Path | None = None) -> Program:
-    """The engine's program, once what it needs is made."""
-    for step in engine.steps(service):
-        note(f"running {spelled(step)}")
-        run_step(step)
-    return Program(engine.launch(service), log)
-
-
 def serve(engine: Engine, service: Service, seconds: float) -> int:
     """Serve until a signal; the exit code."""
     with started(engine, service) as program:
-        if program.wait_until_ready(_ready_address(engine, service), seconds):
+        if program.wait_until_ready(ready_address(engine, service), seconds):
             say(*greeting(engine, service))
         program.wait()
         return ExitCode.INTERRUPTED if program.signalled is signal.SIGINT else ExitCode.OK
@@ -176,7 +113,7 @@ def check(engine: Engine, service: Service, rounding: float, seconds: float) -> 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "engine.log"
         with started(engine, service, log) as program:
-            if not program.wait_until_ready(_ready_address(engine, service), seconds):
+            if not program.wait_until_ready(ready_address(engine, service), seconds):
                 return ExitCode.INTERRUPTED
             verdicts = [compare(case, engine.greedy(service, case.asked), rounding) for case in cases]
     title = f"greedy answers of {engine.name} and of transformers, {service.dtype}"
@@ -199,17 +136,17 @@ def _reference(service: Service) -> list[Case]:
         return reference_cases(model, service.architecture)
 
 
-def _ready_address(engine: Engine, service: Service) -> str:
-    return service.address.removesuffix("/v1") + engine.ready_path
-
-
 def main(argv: list[str] | None = None) -> int:
     """Serve, check, or say what would be done."""
     given = sys.argv[1:] if argv is None else argv
     place = given.index("--") if "--" in given else len(given)
     arguments = _parser().parse_args(given[:place])
     engine = ENGINES[arguments.engine]
-    service, remarks = service_of(arguments, given[place + 1 :])
+    service, remarks = service_of(
+        arguments.model, gpus=arguments.gpus, dtype=arguments.dtype, context=arguments.context,
+        name=arguments.served_name or "", host=arguments.host, port=arguments.port or 8000,
+        further=given[place + 1 :],
+    )  # fmt: skip
     launches = commands(engine, service)
     for remark in (*remarks, *(remark for launch in launches for remark in launch.remarks)):
         note(f"note: {remark}")

@@ -1,7 +1,8 @@
 """An engine's program while it runs: started, waited for until it answers, and ended with all that it started.
 
 It leads a session of its own, so that a key pressed in the terminal reaches this process alone, which passes every
-signal on. Where this process is killed, the kernel ends the program.
+signal on, or ends the program when a signal ends its own work. Where this process is killed, the kernel ends the
+program.
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ class Program:
     Args:
         launch: what is started.
         log: file for what it prints; by default that goes where this process's remarks go.
+        passes_signals: whether signals are the program's; else they have their effect in this process, as where it
+            asks the program something.
 
     Raises:
         ConfigError: it cannot be started.
     """
 
-    def __init__(self, launch: Launch, log: Path | None = None) -> None:
+    def __init__(self, launch: Launch, log: Path | None = None, *, passes_signals: bool = True) -> None:
         self.name = Path(launch.command[0]).name
         self.log = log
+        self._passed_on = _PASSED_ON if passes_signals else ()
         self.signalled: signal.Signals | None = None
         """The signal that ended it, where a person or a scheduler sent one."""
         output: Any = log.open("wb") if log else 2
@@ -62,7 +66,7 @@ class Program:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Program:
-        for number in _PASSED_ON:
+        for number in self._passed_on:
             self._handlers[number] = signal.signal(number, self._pass_on)
         return self
 
@@ -81,9 +85,7 @@ class Program:
         """
         end = time.monotonic() + seconds
         while self.signalled is None:
-            code = self._process.poll()
-            if code is not None:
-                raise ServerError(f"{self.name} ended with {_spelled(code)} before it answered.", *self._last_lines())
+            self.check_running(" before it answered")
             if time.monotonic() > end:
                 raise ServerError(f"{self.name} did not answer at {address} within {seconds:g} s.", *self._last_lines())
             try:
@@ -93,6 +95,12 @@ class Program:
                 pass
             time.sleep(0.2)
         return False
+
+    def check_running(self, when: str = "") -> None:
+        """Raise ServerError if it ended."""
+        code = self._process.poll()
+        if code is not None:
+            raise ServerError(f"{self.name} ended with {_spelled(code)}{when}.", *self._last_lines())
 
     def wait(self) -> None:
         """Wait until it ends. Raises ServerError if nobody asked it to."""
@@ -110,13 +118,15 @@ class Program:
             self._process.send_signal(number)
 
     def _end(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_ENDING_SECONDS)
-        # Also what it started and left behind.
-        self._signal_all(signal.SIGKILL)
-        self._process.wait()
+        try:
+            if self._process.poll() is None:
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_ENDING_SECONDS)
+        finally:  # A signal may end the wait.
+            # Also what it started and left behind.
+            self._signal_all(signal.SIGKILL)
+            self._process.wait()
 
     def _signal_all(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):

@@ -19,6 +19,7 @@ from megatron_apriel.errors import CheckpointError, ConfigError, ExitCode, Serve
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.generate.conversation import Question, Turn
+from megatron_apriel.generate.engines import serving
 from megatron_apriel.generate.engines.comparison import Case
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.memory import longest_context
@@ -147,7 +148,7 @@ def test_a_dry_run_prints_commands_that_can_be_typed(
 
 
 def test_gpus(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(serve, "gpu_memory", lambda: [80 << 30] * 4)
+    monkeypatch.setattr(serving, "gpu_memory", lambda: [80 << 30] * 4)
     assert run(model, "--dry-run") == ExitCode.OK
     said = capsys.readouterr().out
     assert "--tensor-parallel-size 1" in said and "--dtype bfloat16" in said and "--max-model-len 4096" in said
@@ -156,7 +157,7 @@ def test_gpus(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "VLLM_CPU_KVCACHE_SPACE" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"--gpus 5: this machine has 4 GPUs"):
         run(model, "--dry-run", "--gpus", 5)
-    monkeypatch.setattr(serve, "gpu_memory", lambda: [1 << 18] * 4)
+    monkeypatch.setattr(serving, "gpu_memory", lambda: [1 << 18] * 4)
     with pytest.raises(ConfigError, match=r"(?s)the weights have .* in bfloat16, and 1 GPUs have .* --gpus"):
         run(model, "--dry-run")
 
@@ -190,7 +191,7 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for engine in ("vllm", "transformers"):
         with pytest.raises(CheckpointError, match=r"in Mistral's form(?s:.*)convert_checkpoint.py .* --to hf"):
             run(tmp_path / "mistral", "--engine", engine)
-    monkeypatch.setattr(serve, "gpu_memory", lambda: [80 << 30] * 4)
+    monkeypatch.setattr(serving, "gpu_memory", lambda: [80 << 30] * 4)
     with pytest.raises(ConfigError, match=r"--gpus 3 does not divide the decoder's \d key-value groups"):
         run(model, "--gpus", 3)
     with pytest.raises(ConfigError, match="transformers serves on one GPU"):
