@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from megatron_apriel.command_line import CommandLine, above_zero, chosen, count_above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.locks import HeldError, lock_directory
 from megatron_apriel.terminal import note, say
 
 if TYPE_CHECKING:
     from megatron_apriel.evaluate.benchmarks import Benchmark
+    from megatron_apriel.evaluate.models import Places
     from megatron_apriel.evaluate.running import Evaluation
     from megatron_apriel.generate.answer import Model
 
@@ -25,9 +27,16 @@ examples:
   python tools/evaluate.py runs/evaluation --model http://node1:8000 http://node2:8000 \\
       --benchmarks ifbench,mmlu_pro --data data/benchmarks
 
-  # a directory, by transformers; the visual tasks are made from pictures that training never saw
+  # a directory; the visual tasks are made from pictures that training never saw
   python tools/evaluate.py runs/evaluation --model runs/sft/final --benchmarks visual_tasks \\
       --pictures photographs/held_out --samples 200 --max-tokens 512
+
+  # what that takes, at 500 tokens a second
+  python tools/evaluate.py runs/evaluation --model runs/sft/final --benchmarks visual_tasks \\
+      --pictures photographs/held_out --samples 200 --max-tokens 512 --dry-run --tokens-per-second 500
+
+  # a directory, served by vLLM while it is asked
+  python tools/evaluate.py runs/evaluation --model runs/sft/final --benchmarks mmlu_pro --engine vllm --gpus 2
 
   # on a node with the data, on one with the model, and on any
   python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --steps load
@@ -79,10 +88,21 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--key-variable", default="", metavar="NAME", help="environment variable with the server's key")
     where.add_argument("--judge-name", default="", metavar="NAME", help="as --served-name, of the judge")
     where.add_argument("--judge-key-variable", default="", metavar="NAME", help="as --key-variable, of the judge")
-    where.add_argument("--device", default="", help="of a directory's model (default: a GPU if any)")
+    serving = parser.add_argument_group("a directory's model")
+    serving.add_argument(
+        "--engine",
+        choices=list(ENGINES),
+        default="",
+        help="what serves it (default: vllm where there is a GPU and .venv-vllm; else transformers, in this process)",
+    )
+    serving.add_argument("--gpus", type=int, metavar="N", help="divide it over N GPUs; 0: on the CPU (default: 1)")
+    serving.add_argument("--context", type=count_above_zero, metavar="TOKENS", help="most of a conversation, as 32K")
+    serving.add_argument("--device", default="", help="for transformers (default: a GPU if any)")
     steps = parser.add_argument_group("what is done")
     steps.add_argument("--steps", default=",".join(STEPS), metavar="LIST", help="some of %(default)s")
-    steps.add_argument("--dry-run", action="store_true", help="say what would be asked, and do nothing")
+    steps.add_argument("--dry-run", action="store_true", help="say what would be asked, and write nothing")
+    steps.add_argument("--tokens-per-second", type=count_above_zero, metavar="N",
+                       help="--dry-run: of the answers, of all servers (default: 2000, for one H200)")  # fmt: skip
     return parser
 
 
@@ -91,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Only now: the imports take a while, and --help should not.
     from megatron_apriel.evaluate.benchmarks import chosen_benchmarks
+    from megatron_apriel.evaluate.models import Places
     from megatron_apriel.evaluate.running import Evaluation, Settings
 
     steps = chosen(arguments.steps, STEPS, "--steps")
@@ -100,46 +121,44 @@ def main(argv: list[str] | None = None) -> int:
         arguments.seed, arguments.samples, arguments.pictures,
     )  # fmt: skip
     evaluation = Evaluation(arguments.output, settings, arguments.data, arguments.runs)
+    places = Places(
+        arguments.model, arguments.engine, arguments.gpus, arguments.context, arguments.device, arguments.served_name,
+        arguments.key_variable,
+    )  # fmt: skip
+    places.check()
+    if arguments.dry_run:
+        evaluation.check()
+        return _say_plan(evaluation, benchmarks, arguments)
     evaluation.begin()
     try:
         with lock_directory(arguments.output):
-            return _run(evaluation, benchmarks, steps, arguments)
+            return _run(evaluation, benchmarks, places, steps, arguments)
     except HeldError as error:
         raise ConfigError(f"{arguments.output} is being filled by another process: {error}.") from None
 
 
-def _run(evaluation: Evaluation, benchmarks: list[Benchmark], steps: list[str], arguments: argparse.Namespace) -> int:
+def _run(
+    evaluation: Evaluation, benchmarks: list[Benchmark], places: Places, steps: list[str], arguments: argparse.Namespace
+) -> int:
+    from megatron_apriel.evaluate.models import opened
     from megatron_apriel.evaluate.scoring import Scorers
 
     if "load" in steps:
         for benchmark in benchmarks:
             evaluation.load(benchmark)
-    if arguments.dry_run:
-        return _say_plan(evaluation, benchmarks)
     if "ask" in steps:
-        models = _opened(arguments)
-        try:
-            for benchmark in benchmarks:
-                evaluation.ask(benchmark, models, at_once=arguments.at_once, again=arguments.only_failed)
-        finally:
-            for model in models:
-                model.close()
+        again = arguments.only_failed
+        waiting = [benchmark for benchmark in benchmarks if not evaluation.is_answered(benchmark, again)]
+        if waiting:
+            with opened(places, evaluation.folder) as models:
+                for benchmark in waiting:
+                    evaluation.ask(benchmark, models, at_once=arguments.at_once, again=again)
     if "score" in steps:
         judge = _judge(arguments) if any(benchmark.judged for benchmark in benchmarks) else None
         with Scorers(judge) as scorers:
             for benchmark in benchmarks:
                 evaluation.score(benchmark, scorers)
     return _report(evaluation, benchmarks, arguments.baseline) if "report" in steps else ExitCode.OK
-
-
-def _opened(arguments: argparse.Namespace) -> list[Model]:
-    from megatron_apriel.generate.opening import open_model
-
-    return [
-        open_model(place, served_name=arguments.served_name, key_variable=arguments.key_variable,
-                   device=arguments.device)
-        for place in arguments.model
-    ]  # fmt: skip
 
 
 def _judge(arguments: argparse.Namespace) -> Model | None:
@@ -150,19 +169,18 @@ def _judge(arguments: argparse.Namespace) -> Model | None:
     return open_model(arguments.judge, served_name=arguments.judge_name, key_variable=arguments.judge_key_variable)
 
 
-def _say_plan(evaluation: Evaluation, benchmarks: list[Benchmark]) -> int:
-    """Say how much would be asked."""
-    letters_a_token = 4  # of English text
-    for benchmark in benchmarks:
-        items, source = evaluation.items(benchmark)
-        runs = evaluation.runs_of(benchmark)
-        letters = sum(len(item.text) for item in items)
-        pictures = sum(len(item.pictures) for item in items)
-        say(
-            f"{benchmark.title}: {len(items):,} of {source.items:,} items, {runs} times; about "
-            f"{letters * runs // letters_a_token:,} tokens of questions, {pictures * runs:,} pictures"
-        )
-    note("dry run: nothing was asked")
+def _say_plan(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argparse.Namespace) -> int:
+    """Say how much would be asked, and how long it would take."""
+    from megatron_apriel.evaluate.plan import ANSWER_TOKENS, TOKENS_PER_SECOND, in_sum, plan
+
+    speed = arguments.tokens_per_second or TOKENS_PER_SECOND
+    planned = plan(evaluation, benchmarks, arguments.only_failed)
+    say(*(one.spelled(speed) for one in (*planned, in_sum(planned))))
+    tokens = evaluation.settings.max_tokens
+    say(f"answers of {tokens or ANSWER_TOKENS:,} tokens, {'the most allowed' if tokens else 'assumed with reasoning'}")
+    reason = "assumed: what the memory of one H200 allows 15 billion parameters in 16 bits, 32 answers at a time"
+    say(f"{speed:,} tokens a second, {'as said' if arguments.tokens_per_second else reason}; answers only, no judge")
+    note("dry run: nothing was asked or written")
     return ExitCode.OK
 
 

@@ -12,7 +12,7 @@ from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.evaluate.benchmarks import TEMPERATURE, Benchmark
 from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, replace_file, write_items
 from megatron_apriel.evaluate.loaders import Given
-from megatron_apriel.evaluate.records import RecordFile, read_records, record_of
+from megatron_apriel.evaluate.records import Record, RecordFile, read_records, record_of
 from megatron_apriel.evaluate.results import Row, Scored, row_of, run_files, scored_items
 from megatron_apriel.evaluate.scoring import Scorers, score
 from megatron_apriel.generate.answer import Model
@@ -71,11 +71,10 @@ class Evaluation:
     data: Path | None
     runs: int | None = None
 
-    def begin(self) -> None:
-        """Keep the settings. Raises ConfigError if the directory was begun with others, or is somebody else's."""
-        path = self.folder / SETTINGS
+    def check(self) -> None:
+        """Raise ConfigError if the directory was begun with other settings, or is somebody else's."""
         own = vars(self.settings)
-        if path.exists():
+        if (self.folder / SETTINGS).exists():
             if earlier := {name: value for name, value in read_settings(self.folder).items() if own.get(name) != value}:
                 differs = "; ".join(f"{name} was {value!r} and is {own.get(name)!r}" for name, value in earlier.items())
                 raise ConfigError(
@@ -83,13 +82,18 @@ class Evaluation:
                     "Answers made in two ways would stand in one table.",
                     "Give the same settings, or another directory.",
                 )
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(self.folder.iterdir()):
             raise ConfigError(
                 f"{printable(self.folder)} holds something else than an evaluation.", fix="Give another directory."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(own, indent=1) + "\n")
+
+    def begin(self) -> None:
+        """Keep the settings. Raises ConfigError as :meth:`check` does."""
+        self.check()
+        path = self.folder / SETTINGS
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps(vars(self.settings), indent=1) + "\n")
 
     def runs_of(self, benchmark: Benchmark) -> int:
         """How often each item of a benchmark is asked."""
@@ -100,10 +104,14 @@ class Evaluation:
         items, source = read_items(self.folder / benchmark.name)
         return chosen_items(items, self.settings.limit), source
 
+    def is_loaded(self, benchmark: Benchmark) -> bool:
+        """Whether its items are there."""
+        return (self.folder / benchmark.name / SOURCE).exists()
+
     def load(self, benchmark: Benchmark) -> None:
         """Load items that are not there yet. Raises DataError if their data are not to be had."""
         folder = self.folder / benchmark.name
-        if (folder / SOURCE).exists():
+        if self.is_loaded(benchmark):
             return
         if self.data is None:
             raise DataError(f"{printable(self.folder)} has no items of {benchmark.title}.")
@@ -112,6 +120,17 @@ class Evaluation:
         if not items:
             raise DataError(f"{benchmark.title} has no items.")
         write_items(folder, items, source)
+
+    def unanswered(self, benchmark: Benchmark, run: int, items: Sequence[Item], again: bool = False) -> list[Item]:
+        """Those of ``items`` that a run has no answer to; with ``again`` also those that failed."""
+        known = read_records(run_files(self.folder / benchmark.name, run)[0])
+        return [item for item in items if _is_open(item, known.get(item.key), again)]
+
+    def is_answered(self, benchmark: Benchmark, again: bool = False) -> bool:
+        """Whether nothing is left to ask."""
+        items, _ = self.items(benchmark)
+        runs = range(1, self.runs_of(benchmark) + 1)
+        return not any(self.unanswered(benchmark, run, items, again) for run in runs)
 
     def ask(self, benchmark: Benchmark, models: list[Model], *, at_once: int, again: bool = False) -> None:
         """Ask what is not answered yet.
@@ -124,8 +143,7 @@ class Evaluation:
         """
         items, _ = self.items(benchmark)
         for run in range(1, self.runs_of(benchmark) + 1):
-            path, _ = run_files(self.folder / benchmark.name, run)
-            waiting = list(_unanswered(items, path, again))
+            waiting = self.unanswered(benchmark, run, items, again)
             if waiting:
                 failures = self._ask_run(benchmark, run, waiting, models, at_once)
                 for asked in failures[:_SHOWN]:
@@ -197,12 +215,8 @@ def earlier_evaluation(folder: Path) -> Evaluation:
     return Evaluation(folder, replace(Settings(""), **known), None)
 
 
-def _unanswered(items: Sequence[Item], path: Path, again: bool) -> Iterator[Item]:
-    known = read_records(path)
-    for item in items:
-        record = known.get(item.key)
-        if record is None or record["question"] != item.question_mark or (again and "failed" in record):
-            yield item
+def _is_open(item: Item, record: Record | None, again: bool) -> bool:
+    return record is None or record["question"] != item.question_mark or (again and "failed" in record)
 
 
 def _jobs(items: Sequence[Item], folder: Path, sampling: Sampling) -> Iterator[tuple[str, Callable[[], Question]]]:

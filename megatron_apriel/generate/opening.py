@@ -14,6 +14,11 @@ from megatron_apriel.generate.server import ServerModel
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(?:/.*)?")
 
 
+def is_address(place: str) -> bool:
+    """Whether a server's address was written, and not a directory."""
+    return "://" in place or (_HOST_AND_PORT.fullmatch(place) is not None and not Path(place).exists())
+
+
 def open_model(place: str, *, served_name: str = "", key_variable: str = "", device: str = "") -> Model:
     """Open the model at ``place``.
 
@@ -27,8 +32,7 @@ def open_model(place: str, *, served_name: str = "", key_variable: str = "", dev
         ConfigError: an option that has no meaning for it, a key that is not set, or an address that is none.
         CheckpointError, ServerError: it cannot be opened.
     """
-    is_address = "://" in place or (_HOST_AND_PORT.fullmatch(place) is not None and not Path(place).exists())
-    if is_address:
+    if is_address(place):
         if device:
             raise ConfigError(f"a device has no meaning for the server at {place}.", fix="Leave it out.")
         return ServerModel(place, served_name, key=_key(key_variable) if key_variable else "")

@@ -213,12 +213,40 @@ def test_what_cannot_be_done_is_said(
         evaluate.main([str(tmp_path / "out"), "--model", server.address, "--data", str(data), *arguments])
 
 
-def test_a_dry_run_asks_nothing(tmp_path: Path, data: Path, answering: Answering,
-                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_dry_run_writes_nothing(tmp_path: Path, data: Path, answering: Answering,
+                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     server = answering(lambda body: "Answer: A")
-    assert run(tmp_path / "out", data, "--model", server.address, "--runs", "3", "--dry-run") == 0
-    assert "10 of 10 items, 3 times" in capsys.readouterr().out
-    assert not server.requests
+    out, own = tmp_path / "out", ("--model", server.address, "--runs", "3")
+    dry = ("--dry-run", "--max-tokens", "600", "--tokens-per-second", "5")
+    assert run(out, data, *own, *dry, benchmarks="mmlu_pro,aime25") == 0
+    assert not server.requests and not out.exists()
+    first, second, total, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("MMLU-Pro: 10 of 10 items, 3 times; 30 questions, about ")
+    assert first.endswith(" and 0 pictures; 18,000 tokens of answers, 1.00 hours")
+    assert second.endswith("5,400 tokens of answers, 0.30 hours")
+    assert total.startswith("in all: 13 of 13 items; 39 questions")
+    assert total.endswith("23,400 tokens of answers, 1.30 hours")
+    # So other settings may follow; and what is answered is not counted again.
+    assert run(out, data, *own, "--limit", "2") == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+    assert run(out, data, "--model", server.address, "--limit", "2", "--runs", "4", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "2 of 10 items, 4 times; 2 questions (6 are answered)" in said
+    assert "answers of 8,192 tokens, assumed" in said and "2,000 tokens a second, assumed: what" in said
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(ConfigError, match="limit was 2 and is None"):
+        run(out, data, *own, "--dry-run")
+
+
+def test_a_dry_run_counts_the_visual_tasks(tmp_path: Path, photographs: Path, answering: Answering,
+                                           capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    server, out = answering(lambda body: "A"), tmp_path / "out"
+    own = ("--model", server.address, "--pictures", str(photographs), "--samples")
+    assert run(out, tmp_path, *own, "4", "--dry-run", benchmarks="visual_tasks") == 0
+    assert "in all: 8 of 8 items; 8 questions" in capsys.readouterr().out
+    assert run(out, tmp_path, *own, "2", benchmarks="visual_tasks") == 0
+    assert len(server.requests) == 4
 
 
 def test_whole_numbers_in_boxes(tmp_path: Path, data: Path, answering: Answering) -> None:
