@@ -26,7 +26,6 @@ from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, 
 from megatron_apriel.generate.engines.environments import PROJECT
 from megatron_apriel.generate.engines.llama_images import as_trained, most_patches, size_rule
 from megatron_apriel.generate.engines.requests import whole_reply
-from megatron_apriel.generate.engines.vllm import check_form
 from megatron_apriel.generate.server_messages import body_of
 
 FOLDER = "LLAMA_CPP"
@@ -51,7 +50,6 @@ class Llama(Engine):
 
     def check(self, service: Service) -> None:
         """Raise what stands against starting it; see :class:`Engine`."""
-        check_form(service)
         folder = _folder()
         if folder is None or not (folder / CONVERTER).is_file():
             said = f"{FOLDER}={folder} has no {CONVERTER}" if folder else f"{FOLDER} is not set"

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import CheckpointError, ConfigError, printable
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.kinds import architecture_of, recognise
+from megatron_apriel.formats.kinds import Kind, architecture_of, recognise
 from megatron_apriel.generate.engines.engine import Engine, Launch, Service
 from megatron_apriel.generate.engines.gpus import gpu_memory
 from megatron_apriel.generate.engines.memory import longest_context
@@ -35,11 +35,12 @@ def service_of(
         further: options for the program, as they are.
 
     Raises:
-        CheckpointError: there is no model.
+        CheckpointError: there is no model, or it is not in Hugging Face's form.
         ConfigError: it does not fit the GPUs or the context.
     """
     kind = recognise(model)
     directory = model.resolve()
+    _check_form(directory, kind)
     architecture = architecture_of(directory)
     memory = gpu_memory()
     gpus = gpus if gpus is not None else min(1, len(memory))
@@ -55,6 +56,17 @@ def service_of(
         gpus=gpus, dtype=dtype, context=most, further=tuple(further),
     )  # fmt: skip
     return service, remarks
+
+
+def _check_form(directory: Path, kind: Kind) -> None:
+    """Raise CheckpointError for models that are not in Hugging Face's form: prompts are made by the chat template."""
+    if kind is not Kind.HF:
+        what = "Mistral's form" if kind is Kind.MISTRAL else "the form of a run's checkpoints"
+        raise CheckpointError(
+            f"{printable(directory)} is in {what}.",
+            "Its prompts would not be in the trained format, which is in the chat template of Hugging Face's form.",
+            f"Convert it: python tools/convert_checkpoint.py {shlex.quote(str(directory))} DIRECTORY --to hf",
+        )
 
 
 def _context(asked: int | None, architecture: Architecture, dtype: str, memory: list[int]) -> tuple[int, list[str]]:

@@ -12,7 +12,7 @@ from megatron_apriel.errors import ConfigError
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.environments import check_made, program_in
 from megatron_apriel.generate.engines.requests import whole_reply
-from megatron_apriel.generate.engines.vllm import ENVIRONMENT, check_form
+from megatron_apriel.generate.engines.vllm import ENVIRONMENT
 from megatron_apriel.generate.server_messages import body_of
 
 
@@ -27,7 +27,6 @@ class TransformersServe(Engine):
     def check(self, service: Service) -> None:
         """Raise what stands against starting it; see :class:`Engine`."""
         check_made(ENVIRONMENT, "transformers", self.setup)
-        check_form(service)
         if service.gpus > 1:
             raise ConfigError("transformers serves on one GPU.", fix="Say --gpus 1, or --engine vllm.")
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from megatron_apriel.errors import CheckpointError, ConfigError
-from megatron_apriel.formats.kinds import Kind
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.environments import PROJECT, check_made, program_in
 from megatron_apriel.generate.engines.memory import cached_bytes
@@ -37,7 +36,6 @@ class Vllm(Engine):
     def check(self, service: Service) -> None:
         """Raise what stands against starting it; see :class:`Engine`."""
         check_made(ENVIRONMENT, "vllm", self.setup)
-        check_form(service)
         groups = service.architecture.decoder.num_kv_heads
         if service.gpus and groups % service.gpus:
             valid = [number for number in range(1, groups + 1) if groups % number == 0]
@@ -73,17 +71,6 @@ class Vllm(Engine):
         del body["stream_options"]
         reply: dict[str, Any] = whole_reply(f"{service.address}/chat/completions", body)
         return GreedyReply(tuple(reply["prompt_token_ids"]), tuple(reply["choices"][0]["token_ids"]))
-
-
-def check_form(service: Service) -> None:
-    """Raise CheckpointError for models that are not in Hugging Face's form: prompts are made by the chat template."""
-    if service.kind is not Kind.HF:
-        what = "Mistral's form" if service.kind is Kind.MISTRAL else "the form of a run's checkpoints"
-        raise CheckpointError(
-            f"{service.directory} is in {what}.",
-            "Its prompts would not be in the trained format, which is in the chat template of Hugging Face's form.",
-            f"Convert it: python tools/convert_checkpoint.py {service.directory} DIRECTORY --to hf",
-        )
 
 
 def _cache_gib(service: Service) -> int:
