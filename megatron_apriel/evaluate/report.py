@@ -39,6 +39,9 @@ class Report:
         """What a reader must know beside the numbers."""
         said = []
         for row in self.rows:
+            if row.asked and not row.right + row.wrong:
+                said.append(f"{row.title}: no answer could be scored, and the score says nothing: {row.truncated:,} were "
+                            f"cut off (--max-tokens), {row.none:,} hold none, {row.failed:,} failed.")  # fmt: skip
             if row.missing:
                 said.append(f"{row.title}: {row.missing:,} of {row.items * row.runs:,} are not asked and scored yet; "
                             "they count as wrong.")  # fmt: skip
@@ -49,7 +52,10 @@ class Report:
                 said.append(f"{row.title}: by the loose rule {row.loose}.")
             if row.items < row.source.items:
                 said.append(f"{row.title}: {row.items:,} of {row.source.items:,} items were chosen; the paper has all.")
+        scored = {row.title for row in self.rows if row.right + row.wrong}
         for name, gain in self.blind.items():
+            if name not in scored:
+                continue
             what = f"{gain} points"
             said.append(f"{name}: pictures add {what}." if gain.low > 0 else
                         f"{name}: the model gains nothing from the pictures ({what}).")  # fmt: skip

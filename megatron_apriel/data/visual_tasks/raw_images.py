@@ -151,7 +151,7 @@ def image_files(root: Path) -> tuple[list[str], int]:
     Raises DataError if the folder does not exist or holds no image file.
     """
     if not root.is_dir():
-        raise DataError(f"the folder of images {root} is not there, or is no folder.", fix="Give it with --images DIR.")
+        raise DataError(f"the folder of images {root} is not there, or is no folder.", fix="Give a folder of pictures.")
     names, others, seen = [], 0, set()
     for folder, folders, files in os.walk(root, followlinks=True):
         place = Path(folder).resolve()
@@ -170,7 +170,7 @@ def image_files(root: Path) -> tuple[list[str], int]:
     if not names:
         raise DataError(
             f"{root} holds no image: {others} files, none ending in {', '.join(SUFFIXES)}.",
-            fix="Give a folder of images with --images DIR; folders below it are searched too.",
+            fix="Give a folder of pictures; folders below it are searched too.",
         )
     return sorted(names), others
 

@@ -283,6 +283,17 @@ def test_judged_answers(tmp_path: Path, data: Path, answering: Answering) -> Non
         run(tmp_path / "other", data, *own, benchmarks="aa_lcr")
 
 
+def test_nothing_is_said_of_pictures_where_no_answer_was_scored(
+    tmp_path: Path, photographs: Path, answering: Answering
+) -> None:
+    server = answering(lambda body: "")
+    arguments = ["--model", server.address, "--pictures", str(photographs), "--samples", "4", "--temperature", "0"]
+    assert run(tmp_path / "out", tmp_path, *arguments, benchmarks="visual_tasks") == 0
+    remarks = json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]
+    assert any("visual tasks: no answer could be scored" in remark for remark in remarks)
+    assert not any("pictures" in remark for remark in remarks)
+
+
 def test_visual_tasks_with_and_without_pictures(tmp_path: Path, photographs: Path, answering: Answering) -> None:
     sent: Counter[str] = Counter()
 
