@@ -126,6 +126,13 @@ def _stage_names(steps: Mapping[str, Step]) -> str:
     return ", ".join(step.name for step in steps.values() if step.stage)
 
 
+def _means_one_of(name: str, options: set[str]) -> bool:
+    """Whether sbatch would take ``name`` for one of them: the beginning of a long one's name is enough for it."""
+    if name.startswith("--"):
+        return any(option.startswith(name) for option in options)
+    return name[:2] in options
+
+
 def scheduler_options(given: Sequence[str], steps: Mapping[str, Step]) -> Choice:
     """Read ``--sbatch``: further options of sbatch, one word each.
 
@@ -140,7 +147,7 @@ def scheduler_options(given: Sequence[str], steps: Mapping[str, Step]) -> Choice
                 f"--sbatch {shown(word)} is not an option of sbatch.",
                 fix="Give one word, as in --sbatch=--reservation=NAME or --sbatch=sft:--mail-type=END.",
             )
-        if name in OF_THE_CHAIN or (not name.startswith("--") and name[:2] in OF_THE_CHAIN):
+        if _means_one_of(name, OF_THE_CHAIN):
             raise ConfigError(
                 f"--sbatch {shown(word)} cannot be given: the chain's jobs are named, logged and ordered by itself.",
                 fix="Leave it out, or submit that stage by itself, as in sbatch OPTIONS examples/sft.sh",

@@ -349,6 +349,7 @@ def test_a_failure_here_ends_the_chain(shell: Stage) -> None:
         (["--sbatch", "reservation=x"], "is not an option of sbatch"),
         (["--sbatch=--dependency=singleton"], "named, logged and ordered"),
         (["--sbatch=sft:-Jother"], "named, logged and ordered"),
+        (["--sbatch=--arr=1-2"], "named, logged and ordered"),
         (["--partition", "sft:"], "has no value"),
     ],
 )
