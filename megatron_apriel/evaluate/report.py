@@ -40,8 +40,8 @@ class Report:
         said = []
         for row in self.rows:
             if row.asked and not row.right + row.wrong:
-                said.append(f"{row.title}: no answer could be scored, and the score says nothing: {row.truncated:,} were "
-                            f"cut off (--max-tokens), {row.none:,} hold none, {row.failed:,} failed.")  # fmt: skip
+                said.append(f"{row.title}: no answer could be scored, so the score says nothing: {row.truncated:,} "
+                            f"were cut off (--max-tokens), {row.none:,} hold none, {row.failed:,} failed.")  # fmt: skip
             if row.missing:
                 said.append(f"{row.title}: {row.missing:,} of {row.items * row.runs:,} are not asked and scored yet; "
                             "they count as wrong.")  # fmt: skip
