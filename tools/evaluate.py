@@ -129,6 +129,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         evaluation.check()
         return _say_plan(evaluation, benchmarks, arguments)
+    if "score" in steps and not arguments.judge and (judged := [one.name for one in benchmarks if one.judged]):
+        raise ConfigError(
+            f"answers to {', '.join(judged)} are judged by a model, and none is given.",
+            fix="Give its address with --judge, or score later: --steps load,ask.",
+        )
     evaluation.begin()
     try:
         with lock_directory(arguments.output):

@@ -6,6 +6,7 @@ many runs, sampling at 0.6, and as many tokens as the model allows, which is the
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,8 +105,18 @@ def chosen_benchmarks(names: str) -> list[Benchmark]:
                 fix=f"Name those that can: {', '.join(one for one in given if one in BENCHMARKS) or 'see --help'}.",
             )
         if name not in BENCHMARKS:
-            raise ConfigError(f"there is no benchmark {name!r}.", fix=f"There are {', '.join((*GROUPS, *BENCHMARKS))}.")
+            near = _near(name.lower().replace("-", "_"))
+            raise ConfigError(
+                f"there is no benchmark {name!r}{f'; did you mean {near}?' if near else '.'}",
+                fix=f"There are {', '.join((*GROUPS, *BENCHMARKS))}.",
+            )
         found += [BENCHMARKS[name], *([BENCHMARKS[blind]] if (blind := BENCHMARKS[name].blind) else [])]
     if not found:
         raise ConfigError("no benchmark is named.", fix=f"There are {', '.join(BENCHMARKS)}.")
     return list(dict.fromkeys(found))
+
+
+def _near(name: str) -> str:
+    """What a wrong name begins or resembles; empty if nothing."""
+    valid = [*GROUPS, *BENCHMARKS]
+    return next(iter([one for one in valid if one.startswith(name)] or difflib.get_close_matches(name, valid)), "")

@@ -196,7 +196,10 @@ def test_other_settings_are_refused(tmp_path: Path, data: Path, answering: Answe
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (["--benchmarks", "mmlu"], ConfigError, "there is no benchmark 'mmlu'"),
+        (["--benchmarks", "mmlu"], ConfigError, "there is no benchmark 'mmlu'; did you mean mmlu_pro"),
+        (["--benchmarks", "MMLU-Pro"], ConfigError, "there is no benchmark 'MMLU-Pro'; did you mean mmlu_pro"),
+        (["--benchmarks", "vision_13"], ConfigError, "there is no benchmark 'vision_13'; did you mean vision13"),
+        (["--benchmarks", "qqq"], ConfigError, r"there is no benchmark 'qqq'\."),
         (["--benchmarks", "text10"], ConfigError, "scicode cannot be evaluated"),
         (["--benchmarks", "terminal_bench_hard"], ConfigError, "needs Docker"),
         (["--benchmarks", "gpqa_diamond"], DataError, "there are no data of gpqa_diamond"),
@@ -279,8 +282,11 @@ def test_judged_answers(tmp_path: Path, data: Path, answering: Answering) -> Non
     judging.requests.clear()
     assert run(tmp_path / "out", data, *own, "--judge", judging.address, benchmarks="aa_lcr") == 0
     assert len(judging.requests) == 1  # only the reply that could not be read is asked for again
-    with pytest.raises(ConfigError, match="--judge"):
-        run(tmp_path / "other", data, *own, benchmarks="aa_lcr")
+    server.requests.clear()
+    with pytest.raises(ConfigError, match=r"answers to aa_lcr are judged by a model(?s:.*)--judge"):
+        run(tmp_path / "other", data, *own, benchmarks="mmlu_pro,aa_lcr")
+    assert not server.requests and not (tmp_path / "other").exists()
+    assert run(tmp_path / "other", data, *own, "--steps", "load,ask", benchmarks="aa_lcr") == 0
 
 
 def test_nothing_is_said_of_pictures_where_no_answer_was_scored(
