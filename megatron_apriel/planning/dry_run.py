@@ -65,7 +65,9 @@ def print_plan(
     if architecture is None:
         directory = sidecar_directory(config.init_from)
         _check_weights(config.init_from, model)
+    absent = _absent_pictures(config, check_data)
     data, opened, notes = _data(config, model, directory, check_data)
+    notes += absent
     if data is not None:
         config = data.config
     # Once more: how long epochs are is known only now.
@@ -116,6 +118,18 @@ def _check_weights(directory: Path, model: Architecture) -> None:
     """
     if recognise(directory) is not Kind.MEGATRON and any(directory.glob("*.safetensors")):
         check_complete(resolve(TensorDirectory.open(directory).entries, model, str(directory)), directory)
+
+
+def _absent_pictures(config: StageConfig, refuse: bool) -> list[str]:
+    """Remarks on images of ``samples`` that are not there. Raises ConfigError for the first of them if asked to."""
+    absent = [
+        f"samples.prompts.{number}.image {prompt.image} does not exist."
+        for number, prompt in enumerate(config.samples.prompts if config.samples else ())
+        if prompt.image is not None and not prompt.image.is_file()
+    ]
+    if absent and refuse:
+        raise ConfigError(absent[0], "The run would refuse it.", "Give a file, or leave the image out.")
+    return absent
 
 
 def layout_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:

@@ -131,6 +131,13 @@ def test_missing_corpora_are_errors_where_asked_for() -> None:
         plan(stage(validation=validation), 8, architecture="apriel-15b", check_data=True)
 
 
+def test_missing_pictures_of_samples_are_errors_where_asked_for(tmp_path: Path) -> None:
+    config = stage(samples={"prompts": ["What?", {"text": "What is it?", "image": str(tmp_path / "none.png")}]})
+    assert f"samples.prompts.1.image {tmp_path}/none.png does not exist" in plan(config, 8, architecture="apriel-15b")
+    with pytest.raises(ConfigError, match=r"samples\.prompts\.1\.image .* does not exist"):
+        plan(config, 8, architecture="apriel-15b", check_data=True)
+
+
 def test_corpora_of_no_use_are_errors(tmp_path: Path) -> None:
     write_corpus(tmp_path / "text", [8], images=None)
     mixture = [{"corpus": tmp_path / "text", "loss": "responses"}]
