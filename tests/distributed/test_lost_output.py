@@ -27,10 +27,11 @@ def replaced(output: Path) -> None:
 
 def ending(root: Path, name: str, ranks: int, *overrides: str) -> list[str]:
     """What each rank's OutputError says."""
+    file = stage_file(root, name)
 
     def main(rank: int, size: int) -> str:
         with pytest.raises(OutputError) as caught:
-            run_stage(load_stage(stage_file(root, name), overrides))
+            run_stage(load_stage(file, overrides))
         return str(caught.value)
 
     return run_ranks(ranks, main)

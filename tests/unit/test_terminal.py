@@ -57,7 +57,7 @@ def test_bars_show_labels_letter_by_letter(monkeypatch: pytest.MonkeyPatch, caps
         step()
     assert capsys.readouterr().err.startswith(f"{PRINTED}: 1 items of 2 items")
     written = io.StringIO()
-    monkeypatch.setattr(bars, "Console", lambda **_: Console(file=written, force_terminal=True, width=200))
+    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=written, force_terminal=True, width=200))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with bars.progress("[red]a\x1b[2J[/b]", 1) as step:
         step()
