@@ -69,12 +69,18 @@ def facts(
     return {
         "benchmark": benchmark,
         "date": f"{begun:%Y-%m-%d %H:%M}",
-        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *map(_without_place, sys.argv[1:])]),
         "commit": given_commit or commit(),
         "dirty": not given_commit and is_dirty(),
         "hardware": hardware,
         "versions": {"Python": environment.get("python", sys.version.split()[0]), **versions},
     }
+
+
+def _without_place(word: str) -> str:
+    """A word of the command line; of an absolute path its last name, since the rest describes one machine."""
+    option, equals, value = word.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if value.startswith("/") else word
 
 
 def _of_gpu(field: str) -> str:

@@ -24,7 +24,7 @@ def know_tekken(models: Any) -> None:
     def by_hash_or_words(self: Any, tokenizer: Any) -> str:
         try:
             return str(known(self, tokenizer))
-        except NotImplementedError:
+        except NotImplementedError:  # what llama.cpp raises for a hash that it does not list
             return TEKKEN
 
     models.get_vocab_base_pre = by_hash_or_words

@@ -1,6 +1,6 @@
 """Reasoning and tool calls of the trained format for vLLM's server, in its own environment (written for vLLM 0.32).
 
-vLLM takes parsers from a module that it is told of; both of these are named ``apriel`` and belong together::
+vLLM imports parsers from a module named on its command line; both of these are named ``apriel`` and belong together::
 
     PYTHONPATH=. vllm serve DIRECTORY --enable-auto-tool-choice \\
         --reasoning-parser-plugin megatron_apriel.generate.vllm_plugin --reasoning-parser apriel \\

@@ -11,6 +11,8 @@ import errno
 import platform
 import struct
 
+from megatron_apriel.errors import ConfigError
+
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
@@ -59,11 +61,13 @@ def system_call_filter(*, guards_marks: bool) -> bytes:
         guards_marks: modes, owners and times of files are refused too.
 
     Raises:
-        NotImplementedError: for another architecture.
+        ConfigError: there is none for this architecture.
     """
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
-        raise NotImplementedError(f"there is no filter of system calls for {machine}")
+        raise ConfigError(
+            f"there is no filter of system calls for {machine}.", fix=f"Known: {', '.join(_ARCHITECTURES)}."
+        )
     refused = sorted({*_REFUSED[machine], *(number for group in _COMMON for number in group)})
     if guards_marks:
         refused = sorted({*refused, *_CHANGES_OF_MARKS[machine]})

@@ -1,4 +1,4 @@
-"""What is said of an answer."""
+"""The verdict on an answer: right, wrong or none, with a reason."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PLUGIN = "megatron_apriel.generate.vllm_plugin"
 PARSER = "apriel"
 
 _QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-"""Weights are never downloaded, and nobody is told what is served."""
+"""Weights are never downloaded, and no usage statistics are sent."""
 
 
 class Vllm(Engine):

@@ -1,4 +1,4 @@
-"""benchmarks/golden_scores.py: figures of a golden directory, and what is said of one that is wrong or absent."""
+"""benchmarks/golden_scores.py: figures of a golden directory, and the message for one that is wrong or absent."""
 
 from __future__ import annotations
 

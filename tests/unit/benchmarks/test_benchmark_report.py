@@ -6,6 +6,7 @@ import datetime
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,9 @@ def test_the_documents_that_quote_are_read() -> None:
         texts
     )
     assert not any(name.startswith(("benchmarks/results", ".venv")) for name in texts)
+
+
+def test_a_recorded_command_does_not_say_where_things_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", "--golden", "/data/team/golden", "--output=/data/out", "--only", "a/b"])
+    found = facts("x", "0123456", {"device": "CPU"}, datetime.datetime.now(datetime.UTC))
+    assert found["command"] == "python benchmarks/x.py --golden golden --output=out --only a/b"

@@ -72,7 +72,7 @@ class StandIn(Engine):
         return Launch(code, remarks=("a remark",))
 
     def greedy(self, service: Service, asked: Asked) -> GreedyReply:
-        raise NotImplementedError
+        raise AssertionError("an evaluation compares no tokens")
 
     @property
     def started(self) -> list[int]:

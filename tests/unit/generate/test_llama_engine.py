@@ -1,4 +1,4 @@
-"""What llama.cpp's server is told, when its files are made, and how it is asked."""
+"""The options of llama.cpp's server, when its files are made, and the requests to it."""
 
 from __future__ import annotations
 
