@@ -43,7 +43,7 @@ from megatron_apriel.formats.run_directory import (
     partial_of,
     partials_in,
 )
-from megatron_apriel.formats.run_record import read_run_file, write_run_file
+from megatron_apriel.formats.run_record import newest_checkpoint, read_run_file, write_run_file
 from megatron_apriel.formats.sidecars import write_sidecars
 from megatron_apriel.outputs import flush, flush_directory
 from megatron_apriel.parallel.agreement import UNCHANGED, alike, on_first_rank
@@ -83,26 +83,6 @@ class _Save:
     started: float
     blocked_seconds: float | None = None
     """Until training continued; None where it does not before the end."""
-
-
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint in a run's folder of them, its files verified by size; None if there is none.
-
-    Raises:
-        CheckpointError: it is damaged; the message names the file and the newest whole one before it.
-    """
-    paths = list(checkpoints_in(directory).values())
-    if not paths:
-        return None
-    try:
-        read_run_file(paths[-1])
-    except CheckpointError as error:
-        whole = next((path for path in reversed(paths[:-1]) if _is_whole(path)), None)
-        instead = f"to resume from {whole.name}" if whole else "to begin the run again"
-        raise CheckpointError(
-            error.what, "It was complete when it was written.", f"Remove or rename {paths[-1]} {instead}."
-        ) from None
-    return paths[-1]
 
 
 class CheckpointStore:
@@ -303,11 +283,3 @@ def _put_in_place(partial: Path, path: Path) -> None:
     else:
         partial.rename(path)
     flush(path.parent)
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        read_run_file(path)
-    except CheckpointError:
-        return False
-    return True

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field,
 
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.json_files import write_json
-from megatron_apriel.formats.run_directory import RUN_FILE
+from megatron_apriel.formats.run_directory import RUN_FILE, checkpoints_in
 from megatron_apriel.formats.sidecars import sha256_of
 from megatron_apriel.inputs import read_input
 
@@ -221,6 +221,34 @@ def read_run_file(path: Path) -> RunRecord:
         if sha256_of(path / name) != digest:
             raise CheckpointError(f"{path / name} was changed after it was written.", "Its SHA-256 is another.")
     return record
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in a run's folder of them, its files verified by size; None if there is none.
+
+    Raises:
+        CheckpointError: it is damaged; the message names the file and the newest whole one before it.
+    """
+    paths = list(checkpoints_in(directory).values())
+    if not paths:
+        return None
+    try:
+        read_run_file(paths[-1])
+    except CheckpointError as error:
+        whole = next((path for path in reversed(paths[:-1]) if _is_whole(path)), None)
+        instead = f"to resume from {whole.name}" if whole else "to begin the run again"
+        raise CheckpointError(
+            error.what, "It was complete when it was written.", f"Remove or rename {paths[-1]} {instead}."
+        ) from None
+    return paths[-1]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_run_file(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _record(path: Path) -> RunRecord:

@@ -17,6 +17,7 @@ from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schedule import warmup_steps
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.config.training_sections import COMPONENTS
+from megatron_apriel.data.loading.mixture import RUN_BEGINS
 from megatron_apriel.data.loading.sources import Source, check_tokenizer
 from megatron_apriel.data.loading.stage_data import StageData, open_held_out, open_sources
 from megatron_apriel.errors import ConfigError
@@ -24,12 +25,14 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import model_flops
 from megatron_apriel.formats.kinds import Kind, architecture_of, recognise, sidecar_directory
 from megatron_apriel.formats.other_tools import copied
+from megatron_apriel.formats.run_directory import RunDirectory
+from megatron_apriel.formats.run_record import change_in_words, newest_checkpoint
 from megatron_apriel.formats.sidecars import missing_readers
-from megatron_apriel.formats.tensor_accounts import check_complete, resolve
-from megatron_apriel.formats.tensor_files import TensorDirectory
 from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning.beginning import Standing, check_weights, standing_of, with_tokens
+from megatron_apriel.planning.changes import check_same_data
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.memory import RankMemory, rank_memory
 from megatron_apriel.planning.mixture_table import mixture_table, unfinished_table
@@ -44,6 +47,7 @@ def print_plan(
     world_size: int,
     architecture: str | None = None,
     check_data: bool = False,
+    change: bool = False,
     console: Console | None = None,
 ) -> None:
     """Check a stage and print what it would do.
@@ -54,19 +58,25 @@ def print_plan(
         architecture: a preset, used instead of what ``init_from`` holds.
         check_data: whether missing corpora are errors. Those that are there are opened, and the data counted and
             refused as by the run.
+        change: whether what may change within a run may differ from its newest checkpoint, if there is one.
         console: where to print; standard output by default. Under torchrun only rank 0 prints.
 
     Raises ConfigError, CheckpointError or DataError with everything that does not fit.
     """
-    model, origin = planned_architecture(config, architecture)
+    standing = Standing()
+    if architecture is None and newest_checkpoint(RunDirectory(config.output).checkpoints) is not None:
+        config = with_tokens(config)
+        standing = standing_of(config, change)
+    model, origin = planned_architecture(config, architecture, standing.newest)
     config = resolved_split(config, model)
     check_layout(config, model, world_size)
     directory = None
     if architecture is None:
-        directory = sidecar_directory(config.init_from)
-        _check_weights(config.init_from, model)
+        directory = sidecar_directory(standing.newest or config.init_from)
+        if standing.newest is None:
+            _check_weights(config.init_from, model)
     absent = _absent_pictures(config, check_data)
-    data, opened, notes = _data(config, model, directory, check_data)
+    data, opened, notes = _data(config, model, directory, check_data, standing)
     notes += absent
     if data is not None:
         config = data.config
@@ -94,14 +104,26 @@ def print_plan(
         notes.append(f"init_from {directory} has no {lacking}, and the result will have none. {copied(directory)}")
     if not Path(config.init_from).exists():
         notes.insert(0, f"init_from {config.init_from} does not exist yet.")
+    for line in _standing_in_words(standing, config):
+        console.print(plain(line), soft_wrap=True)
     for note in notes:
         console.print(plain(f"note: {note}"), soft_wrap=True)
 
 
-def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Architecture, str]:
-    """The model that would be trained, and where its shapes come from. Raises ConfigError, CheckpointError."""
+def planned_architecture(
+    config: StageConfig, preset: str | None, newest: Path | None = None
+) -> tuple[Architecture, str]:
+    """The model that would be trained, and where its shapes come from. Raises ConfigError, CheckpointError.
+
+    Args:
+        config: the stage.
+        preset: used instead of what a directory holds.
+        newest: the checkpoint that the stage resumes from, if there is any.
+    """
     if preset is not None:
         return Architecture.from_preset(preset), f"preset {preset}"
+    if newest is not None:
+        return architecture_of(newest), str(newest)
     if not config.init_from.exists():
         raise ConfigError(
             f"init_from={config.init_from} does not exist, so the model's shapes are not known.",
@@ -114,10 +136,24 @@ def planned_architecture(config: StageConfig, preset: str | None) -> tuple[Archi
 def _check_weights(directory: Path, model: Architecture) -> None:
     """Raise CheckpointError if the weights in a directory, where it has any, are not those of the model.
 
-    A plan needs none. Those of a run's checkpoint are compared with their checksums when it is loaded.
+    A plan needs none.
     """
-    if recognise(directory) is not Kind.MEGATRON and any(directory.glob("*.safetensors")):
-        check_complete(resolve(TensorDirectory.open(directory).entries, model, str(directory)), directory)
+    if recognise(directory) is Kind.MEGATRON or any(directory.glob("*.safetensors")):
+        check_weights(directory, model)
+
+
+def _standing_in_words(standing: Standing, config: StageConfig) -> Iterator[str]:
+    """How far the run in the output directory is, and what would change in it; nothing where none was begun."""
+    if standing.newest is None or standing.resumed is None:
+        return
+    of_all = f"step {standing.finished_steps} of {config.steps}"
+    if standing.ended(config):
+        yield f"The run is complete: {standing.newest} is of {of_all}."
+        return
+    yield f"The run would resume from {standing.newest}, {of_all}."
+    if standing.resumed.new is not None:
+        for name, (then, now) in standing.resumed.new.settings.items():
+            yield f"  changed: {change_in_words(name, then, now)}"
 
 
 def _absent_pictures(config: StageConfig, refuse: bool) -> list[str]:
@@ -249,19 +285,22 @@ def _columns(memory: RankMemory) -> Iterator[float]:
 
 
 def _data(
-    config: StageConfig, architecture: Architecture, directory: Path | None, all_of_it: bool
+    config: StageConfig, architecture: Architecture, directory: Path | None, refuse_absent: bool, standing: Standing
 ) -> tuple[StageData | None, list[Source], list[str]]:
     """The stage's data if all corpora of the mixture are there, those of its sources that are, and remarks on them.
 
-    What is there is opened and counted as a run does. What is not is refused where ``all_of_it`` must be.
+    What is there is opened and counted as a run does. What is not is refused where ``refuse_absent`` says so.
     """
     held_out = config.validation.corpora if config.validation is not None else []
-    absent = [] if all_of_it else [source for source in [*config.mixture, *held_out] if not source.corpus.exists()]
+    absent = [] if refuse_absent else [source for source in [*config.mixture, *held_out] if not source.corpus.exists()]
     notes = [f"{_role(source, config)} {source.label}: {_absence(source)}" for source in absent]
     here = [source for source in config.mixture if source not in absent]
     data = None
     if here == config.mixture:
-        data = StageData.open(config, architecture, directory)
+        resumed = standing.resumed
+        data = StageData.open(config, architecture, directory, resumed.mixture if resumed else RUN_BEGINS)
+        if resumed is not None and standing.newest is not None and standing.state is not None:
+            check_same_data(resumed, standing.state.sequences, data, standing.newest)
         opened = list(data.sources)
     else:
         opened = open_sources(here, architecture, config, config.seed, directory)

@@ -69,15 +69,19 @@ def main(argv: list[str] | None = None) -> int:
         raise refused_options(unknown)
     config = load_stage(arguments.stage, arguments.overrides)
     RunDirectory(config.output).check_own()
-    if arguments.dry_run and arguments.change:
-        parser.error("--change goes with a run, not with --dry-run")
     if arguments.dry_run:
         from megatron_apriel.parallel.layout import started_ranks
         from megatron_apriel.planning.dry_run import print_plan
 
         given = arguments.world_size
         world_size = started_ranks(os.environ, "WORLD_SIZE") if given is None else given
-        print_plan(config, world_size, architecture=arguments.architecture, check_data=arguments.check_data)
+        print_plan(
+            config,
+            world_size,
+            architecture=arguments.architecture,
+            check_data=arguments.check_data,
+            change=arguments.change,
+        )
         return 0
     if arguments.world_size is not None or arguments.architecture or arguments.check_data:
         parser.error("--world-size, --architecture and --check-data go with --dry-run")
@@ -85,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     with time_stamps():
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             say(f"{length_in_words(config)}, to {config.output}; loading torch and Megatron Core")
+        from megatron_apriel.planning.beginning import check_early
+
+        check_early(config, os.environ, arguments.change)
         _quiet_imports()
         from megatron_apriel.train.run import run_stage
 

@@ -34,11 +34,11 @@ from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.data_place import DataPlace
+from megatron_apriel.planning.beginning import Beginning
+from megatron_apriel.planning.changes import check_same_data
 from megatron_apriel.planning.mixture_table import mixture_table
 from megatron_apriel.tables import lines_of
 from megatron_apriel.terminal import say
-from megatron_apriel.train.beginning import Beginning
-from megatron_apriel.train.changes import check_data
 from megatron_apriel.train.loop import Stage
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.output_place import OutputPlace
@@ -140,7 +140,7 @@ def _loaders(
         )
     )
     if resumed is not None and newest is not None:
-        check_data(resumed, first, loader, newest)
+        check_same_data(resumed, first, loader.data, newest)
     validation = None
     if config.validation is not None:
         multiple = layout.pipeline if layout.virtual > 1 else 1

@@ -1,13 +1,14 @@
 """Runs a stage on this rank: finds out where it stands, puts its parts together, trains, and exports the result.
 
-Order matters and is the same everywhere: meet the other ranks, check the configuration (``beginning.py``), lock the
-output, assemble (``assembly.py``), train (``loop.py``), export. What a rank does for itself there ends on all ranks
-alike, so that none waits for one that has failed.
+Order matters and is the same everywhere: meet the other ranks, check the configuration (``planning/beginning.py``),
+lock the output, assemble (``assembly.py``), train (``loop.py``), export. What a rank does for itself there ends on all
+ranks alike, so that none waits for one that has failed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,17 +19,27 @@ import torch.distributed as dist
 
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.store import CheckpointStore
+from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.machine_sections import PrecisionSection
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.chat import exported_chat_template
-from megatron_apriel.errors import AprielError, ConfigError, ExitCode, OutputError, TransientError, brief
+from megatron_apriel.errors import (
+    AprielError,
+    CheckpointError,
+    ConfigError,
+    ExitCode,
+    OutputError,
+    TransientError,
+    brief,
+)
 from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.locks import HeldError, take_lock
+from megatron_apriel.model.options import ModelOptions, check_options
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.agreement import alike
+from megatron_apriel.planning.beginning import Beginning, beginning_of, ranks_of, with_tokens
 from megatron_apriel.terminal import say
 from megatron_apriel.train.assembly import assembled
-from megatron_apriel.train.beginning import beginning_of, check_same_everywhere, with_tokens
 from megatron_apriel.train.ending import ending
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
@@ -51,8 +62,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
     with groups.joined():
         config = alike(partial(with_tokens, config))
         store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
-        beginning = alike(lambda: beginning_of(config, store, change))
-        check_same_everywhere(beginning.newest)
+        beginning = alike(lambda: _checked_beginning(config, change))
+        _check_same_everywhere(beginning.newest)
         exported = final.exists() and not outdated.exists()
         if beginning.ended(config) and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:
@@ -87,6 +98,28 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
         if code == ExitCode.OK and dist.get_rank() == 0:
             say(*ending(config, final if config.checkpoint.export else None, store.latest()))
     return code
+
+
+def _checked_beginning(config: StageConfig, change: bool) -> Beginning:
+    """Where the run stands, with what only torch can check: its options, and weights that can be read."""
+    check_options(ModelOptions.from_stage(config))
+    beginning = beginning_of(config, ranks_of(os.environ), change)
+    if beginning.newest is None:
+        open_weights(config.init_from, beginning.architecture)
+    return beginning
+
+
+def _check_same_everywhere(newest: Path | None) -> None:
+    """Refuse to start where hosts see different checkpoints; collective."""
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, newest.name if newest is not None else "none")
+    other = next((rank for rank, name in enumerate(everywhere) if name != everywhere[0]), None)
+    if other is not None:
+        raise CheckpointError(
+            f"the newest checkpoint is {everywhere[0]} for rank 0 and {everywhere[other]} for rank {other}.",
+            "Ranks that resume from different steps would train different models.",
+            "The output directory must lie on a file system that all hosts share.",
+        )
 
 
 def precision_in_words(precision: PrecisionSection, on_gpu: bool) -> str:

@@ -98,15 +98,8 @@ def open_sources(
     than the first of them, has nothing to learn, has documents without targets or too long ones and nothing says that
     these may go, or has an image that is too large.
     """
-    corpora: list[Corpus] = []
+    corpora = open_corpora(sections, architecture, config, directory)
     sources: list[Source] = []
-    with _together(config, len(sections)) as problems:
-        for section in sections:
-            with _collected(problems):
-                corpus = Corpus.open(section.corpus)
-                check_fits(section, corpus.manifest, architecture, directory)
-                check_same_tokenizer(corpora[0] if corpora else corpus, corpus)
-                corpora.append(corpus)
     with _together(config, len(sections)) as problems:
         for section, corpus in zip(sections, corpora, strict=True):
             with _collected(problems):
@@ -114,6 +107,25 @@ def open_sources(
                 check_largest_image(source, config.images)
                 sources.append(source)
     return sources
+
+
+def open_corpora(
+    sections: Sequence[SourceSection], architecture: Architecture, config: StageConfig, directory: Path | None = None
+) -> list[Corpus]:
+    """Open all corpora and check that they are the model's, without looking at their documents.
+
+    Raises DataError, with all that is wrong, if a corpus is damaged, was made for another model, or by another
+    tokenizer than the first of them.
+    """
+    corpora: list[Corpus] = []
+    with _together(config, len(sections)) as problems:
+        for section in sections:
+            with _collected(problems):
+                corpus = Corpus.open(section.corpus)
+                check_fits(section, corpus.manifest, architecture, directory)
+                check_same_tokenizer(corpora[0] if corpora else corpus, corpus)
+                corpora.append(corpus)
+    return corpora
 
 
 @contextlib.contextmanager

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.loader import TrainingLoader
-from megatron_apriel.errors import CheckpointError, ConfigError, DataError, ExitCode
+from megatron_apriel.errors import CheckpointError, ConfigError, DataError
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.formats.run_record import RunState
+from megatron_apriel.planning.changes import Resumption, check_same_data, resumption
 from megatron_apriel.testing.corpora import VOCAB, write_corpus
 from megatron_apriel.testing.stages import small_stage
-from megatron_apriel.train.__main__ import main
-from megatron_apriel.train.changes import Resumption, check_data, resumption
 
 NEWEST = Path("runs/trial/checkpoints/step_00000005")
 MODEL = Architecture(DecoderArchitecture(32, 2, 2, 1, 16, 64, VOCAB))
@@ -69,14 +67,6 @@ def trained(config: StageConfig, first: int = 0, steps: int = STEPS, resumed: Re
 
 def of(seen: Seen, corpus: str) -> list[int]:
     return [document for name, document in seen if name == corpus]
-
-
-def test_a_dry_run_changes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "stage.yaml").write_text(to_yaml(small_stage()), encoding="utf-8")
-    with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path / "stage.yaml"), "--dry-run", "--change"])
-    assert caught.value.code == ExitCode.USAGE
-    assert "--change goes with a run, not with --dry-run" in capsys.readouterr().err
 
 
 def test_only_what_differs_is_printed_with_the_way_out(root: Path) -> None:
@@ -226,10 +216,10 @@ def test_the_next_resumption_goes_on_in_the_changed_mixture(root: Path) -> None:
     assert again.new is None
     assert part + trained(config, STEPS + 2, 3, again)[0] == whole
     with TrainingLoader(config, MODEL, first_sequence=state.sequences, beginning=again.mixture) as loader:
-        check_data(again, state.sequences, loader, NEWEST)
+        check_same_data(again, state.sequences, loader.data, NEWEST)
         swapped = replace(again, packs=again.packs[::-1])
         with pytest.raises(CheckpointError, match=r"its sources gave \[\d+, \d+\] of 28 sequences, where they give"):
-            check_data(swapped, state.sequences, loader, NEWEST)
+            check_same_data(swapped, state.sequences, loader.data, NEWEST)
 
 
 def test_a_source_is_known_by_its_documents(root: Path, tmp_path: Path) -> None:

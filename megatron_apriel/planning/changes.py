@@ -23,8 +23,8 @@ from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.config.machine_sections import PrecisionSection
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.on_disk import Corpus
-from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS, Beginning
+from megatron_apriel.data.loading.stage_data import StageData
 from megatron_apriel.errors import CheckpointError, ConfigError, printable
 from megatron_apriel.formats.run_record import (
     ChangeRecord,
@@ -260,15 +260,15 @@ def _other_documents(corpus: Path, label: str) -> ConfigError:
     )
 
 
-def check_data(resumed: Resumption, sequences: int, loader: TrainingLoader, newest: Path) -> None:
+def check_same_data(resumed: Resumption, sequences: int, data: StageData, newest: Path) -> None:
     """The corpora are those of the run, and its sources have given what its checkpoint says.
 
     Raises ConfigError for other corpora, CheckpointError for another position in them.
     """
-    for source, fingerprint in zip(loader.sources, resumed.corpora, strict=False):
+    for source, fingerprint in zip(data.sources, resumed.corpora, strict=False):
         if source.corpus.fingerprint != fingerprint:
             raise _other_documents(source.corpus.path, source.label)
-    given = loader.mixture.packs_before(sequences)
+    given = data.mixture.packs_before(sequences)
     if resumed.packs and given != resumed.packs:
         raise _not_its_data(
             newest, f"its sources gave {list(resumed.packs)} of {sequences} sequences, where they give {list(given)}"
