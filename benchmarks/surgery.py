@@ -38,7 +38,7 @@ from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.tensor_files import TensorSpec
 from megatron_apriel.surgery.layer_maps import layer_map
-from megatron_apriel.surgery.shards import plan_shards, write_tensors
+from megatron_apriel.surgery.shards import Room, plan_shards, write_tensors
 
 EXAMPLES = """\
 examples:
@@ -139,7 +139,7 @@ def make_checkpoint(directory: Path, seed: int, tiny: bool) -> int:
     table = shapes(tiny)
     shared, own = np.random.default_rng(0), np.random.default_rng(1 + seed)
 
-    def contents(spec: TensorSpec) -> list[memoryview]:
+    def contents(spec: TensorSpec, room: Room) -> list[memoryview]:
         numbers = shared.standard_normal(spec.elements, dtype=np.float32)
         numbers += 0.1 * own.standard_normal(spec.elements, dtype=np.float32)
         return [memoryview(((0.02 * numbers).view(np.uint32) >> 16).astype(np.uint16))]

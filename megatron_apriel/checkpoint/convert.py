@@ -40,7 +40,7 @@ from megatron_apriel.formats.tensor_names import Component, Form, Weight, compon
 from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.outputs import check_destination, check_space, whole_directory
 from megatron_apriel.progress import progress
-from megatron_apriel.surgery.shards import plan_shards, write_tensors
+from megatron_apriel.surgery.shards import Room, plan_shards, write_tensors
 from megatron_apriel.terminal import note
 
 MARKERS = {Kind.HF: CONFIG, Kind.MISTRAL: PARAMS, Kind.MEGATRON: RUN_FILE}
@@ -190,7 +190,7 @@ def _write_safetensors(conversion: Conversion, directory: Path, step: Any) -> No
     specs = conversion.specs
     names = {spec.name: name for name, spec in specs.items()}
 
-    def contents(spec: TensorSpec) -> Iterator[memoryview]:
+    def contents(spec: TensorSpec, room: Room) -> Iterator[memoryview]:
         for _, rows in conversion.rows(names[spec.name]):
             yield as_bytes(rows)
 

@@ -29,7 +29,7 @@ from megatron_apriel.formats.tensor_names import Form, weights
 from megatron_apriel.outputs import check_destination, whole_directory
 from megatron_apriel.parallel.agreement import agree, on_first_rank
 from megatron_apriel.progress import progress
-from megatron_apriel.surgery.shards import plan_shards, write_tensors
+from megatron_apriel.surgery.shards import Room, plan_shards, write_tensors
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def _write_weights(
     specs = [TensorSpec(stored[name], SAFETENSORS_NAMES[dtype], table[name].shape) for name in stored]
     with progress("exporting", total=sum(spec.size for spec in specs), unit="bytes") as step:
 
-        def contents(spec: TensorSpec) -> Iterator[memoryview]:
+        def contents(spec: TensorSpec, room: Room) -> Iterator[memoryview]:
             name, tensor = next(gathered)
             if stored[name] != spec.name:
                 raise RuntimeError(f"{name} was gathered where {spec.name} is to be written")

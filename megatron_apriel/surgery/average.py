@@ -35,7 +35,7 @@ from megatron_apriel.surgery.average_inputs import AverageInput, DirectoryReader
 from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
 from megatron_apriel.surgery.mean import BLOCK, STORAGE, BlockMean, Raw, to_float64
 from megatron_apriel.surgery.reused_memory import ReusedMemory
-from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
+from megatron_apriel.surgery.shards import Room, Shard, plan_shards, write_tensors
 
 _LARGEST_PIECE = 1 << 19
 """Elements read at once at most; more is no faster."""
@@ -304,7 +304,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
             closing(_computed(plan, pool, arithmetic)) as pieces,
         ):
 
-            def contents(spec: TensorSpec) -> Iterator[memoryview]:
+            def contents(spec: TensorSpec, room: Room) -> Iterator[memoryview]:
                 for _ in _row_ranges(spec, plan.piece_bytes):
                     piece = next(pieces)
                     distances.add(component_of(spec.name), piece.squares, piece.norm)

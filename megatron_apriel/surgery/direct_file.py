@@ -3,7 +3,8 @@
 What is written as usual is copied into the system's page cache first, and sent to disk from there by another thread of
 the system: on a machine with few cores that takes as long as hashing half of it. A result has to be on disk before it
 gets its name, and is larger than what the cache can keep for whoever reads it next. So its bytes are gathered in
-blocks, and each block goes to disk from where it lies (``O_DIRECT``), while the next one is being filled.
+blocks, and each block goes to disk from where it lies (``O_DIRECT``), while the next one is being filled. Whoever reads
+them from a file can read them into the block at once, and they are copied no more.
 
 The disk takes whole blocks only. The rest at the end goes through the cache, and so does everything where the file
 system knows no other way. Either way the file is on disk for sure only when it is flushed (``outputs.py``).
@@ -14,31 +15,67 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
-import itertools
-import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_apriel.outputs import reserve
-from megatron_apriel.surgery.lanes import ROOM_BYTES, Lane
+from megatron_apriel.surgery.lanes import Lane
+from megatron_apriel.surgery.reused_memory import ReusedMemory
 
 BLOCK_BYTES = 4 << 20
 """Written at once. A multiple of every disk's own block, and large enough to keep a fast disk busy."""
 
 
+class DirectFile:
+    """A new file that is written from its beginning to its end. Made by :func:`direct_file`."""
+
+    def __init__(self, stream: io.FileIO, writing: Lane) -> None:
+        self._stream, self._writing = stream, writing
+        # A block is free again when nobody looks at any part of it: the lane that writes it, and others that hash it.
+        self._memory = ReusedMemory()
+        self._block, self._filled = self._memory(BLOCK_BYTES), 0
+
+    def room(self, size: int) -> memoryview:
+        """Where the next bytes will lie, for whoever can put them there at once; up to ``size``, often fewer."""
+        return self._block[self._filled : self._filled + size]
+
+    def write(self, piece: memoryview) -> memoryview:
+        """Take the next bytes. What goes wrong with the disk is raised by one of the later calls.
+
+        Args:
+            piece: the beginning of what :meth:`room` gave last, or bytes that lie anywhere else.
+
+        Returns:
+            As many of them as found room, where they lie now: they stay as long as anybody looks at them.
+        """
+        view = self._block[self._filled : self._filled + len(piece)]
+        if piece.obj is not view.obj:
+            view[:] = piece[: len(view)]
+        self._filled += len(view)
+        if self._filled == BLOCK_BYTES:
+            self._writing.put(lambda whole: _write(self._stream, whole), self._block)
+            self._block, self._filled = self._memory(BLOCK_BYTES), 0
+        return view
+
+    def _end(self) -> None:
+        self._writing.drain()
+        _set_direct(self._stream, False)
+        _write(self._stream, self._block[: self._filled])
+
+
 @contextmanager
-def direct_file(file: Path, size: int) -> Iterator[Callable[[memoryview], None]]:
-    """Write a new file from its beginning to its end.
+def direct_file(file: Path, size: int) -> Iterator[DirectFile]:
+    """Write a new file.
 
     Args:
         file: must not exist.
         size: bytes that will be written; room for them is reserved.
 
     Yields:
-        A function that takes the next bytes, which may change afterwards. What goes wrong with the disk is raised by
-        one of its later calls, or at the end of the block.
+        What takes the bytes. What goes wrong with the disk is raised by one of its later calls, or at the end of the
+        block.
 
     Raises:
         OSError: the file exists, or the disk is full.
@@ -47,24 +84,9 @@ def direct_file(file: Path, size: int) -> Iterator[Callable[[memoryview], None]]
     with file.open("xb", buffering=0) as stream, Lane("writing") as writing:
         reserve(stream.fileno(), size)
         _set_direct(stream, True)
-        # A lane never holds more than its room, so that the block after those was written.
-        blocks = itertools.cycle([memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(ROOM_BYTES // BLOCK_BYTES + 1)])
-        block, filled = next(blocks), 0
-
-        def write(piece: memoryview) -> None:
-            nonlocal block, filled
-            while len(piece):
-                part = piece[: BLOCK_BYTES - filled]
-                block[filled : filled + len(part)] = part
-                piece, filled = piece[len(part) :], filled + len(part)
-                if filled == BLOCK_BYTES:
-                    writing.put(lambda whole: _write(stream, whole), block)
-                    block, filled = next(blocks), 0
-
-        yield write
-        writing.drain()
-        _set_direct(stream, False)
-        _write(stream, block[:filled])
+        result = DirectFile(stream, writing)
+        yield result
+        result._end()
 
 
 def _write(stream: io.FileIO, piece: memoryview) -> None:

@@ -2,9 +2,13 @@
 
 A piece that several threads work on (``lanes.py``) is free when the last of them is done with it. Given back to the
 system and asked for anew, its pages would be taken away, found and cleared each time: a tenth of the work of a copy.
+
+Each piece begins on a page, as a disk wants what is written to it past the page cache.
 """
 
 from __future__ import annotations
+
+import mmap
 
 
 class ReusedMemory:
@@ -29,7 +33,7 @@ class _Memory:
 
     def __init__(self, size: int, free: list[_Memory]) -> None:
         self.size = size
-        self._bytes = bytearray(size)
+        self._bytes = mmap.mmap(-1, max(size, 1))
         self._free = free
 
     def __buffer__(self, flags: int) -> memoryview:

@@ -63,8 +63,13 @@ def plan_shards(tensors: Iterable[TensorSpec], max_shard_size: int | None, base:
     ]
 
 
-Contents = Callable[[TensorSpec], Iterable[bytes | bytearray | memoryview]]
-"""Gives a tensor's bytes, row-major and little-endian, in pieces of any size, which must not change afterwards."""
+Room = Callable[[int], memoryview]
+"""Memory for the next piece, where it will be written from: up to so many bytes, often fewer."""
+Contents = Callable[[TensorSpec, Room], Iterable[bytes | bytearray | memoryview]]
+"""Gives a tensor's bytes, row-major and little-endian, in pieces of any size.
+
+A piece that was put into the room is given before room is asked for again. One that lies elsewhere is copied.
+"""
 
 
 def write_tensors(
@@ -116,21 +121,24 @@ def _header(tensors: Sequence[TensorSpec]) -> bytes:
 
 def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[int], None] | None) -> str:
     digest, header = hashlib.sha256(), _header(shard.tensors)
-    with direct_file(file, len(header) + shard.size) as write, Lane("hashing") as hashing:
+    with direct_file(file, len(header) + shard.size) as result, Lane("hashing") as hashing:
 
         def put(piece: bytes | bytearray | memoryview) -> int:
             view = memoryview(piece)
             if not view.nbytes:
                 return 0  # a view with a zero in its shape cannot be cast
             view = view.cast("B")
-            hashing.put(digest.update, view)
-            write(view)
-            return len(view)
+            count = len(view)
+            while len(view):
+                taken = result.write(view)
+                hashing.put(digest.update, taken)
+                view = view[len(taken) :]
+            return count
 
         put(header)
         for tensor in shard.tensors:
             given = 0
-            for piece in contents(tensor):
+            for piece in contents(tensor, result.room):
                 count = put(piece)
                 given += count
                 if step is not None:

@@ -32,8 +32,7 @@ from megatron_apriel.surgery.lanes import Lane
 from megatron_apriel.surgery.layer_maps import LayerMap
 from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
 from megatron_apriel.surgery.models import GivenModel
-from megatron_apriel.surgery.reused_memory import ReusedMemory
-from megatron_apriel.surgery.shards import Shard, plan_shards, write_tensors
+from megatron_apriel.surgery.shards import Room, Shard, plan_shards, write_tensors
 
 Initialisation = Literal["copy", "identity"]
 
@@ -160,7 +159,6 @@ class _ReadBytes:
     def __init__(self, plan: UpscalePlan, hashing: Lane) -> None:
         self._origins = plan.origins
         self._hashing = hashing
-        self._memory = ReusedMemory()
         self._digests = {file: hashlib.sha256() for file in plan.model.tensors.files}
         headers: dict[Path, int] = {}
         for entry in plan.model.tensors.entries.values():
@@ -169,12 +167,12 @@ class _ReadBytes:
             with file.open("rb") as stream:
                 self._digests[file].update(stream.read(length))
 
-    def __call__(self, tensor: TensorSpec) -> Iterator[memoryview]:
+    def __call__(self, tensor: TensorSpec, room: Room) -> Iterator[memoryview]:
         origin = self._origins[tensor.name]
         if origin.zero:
             yield from _zeros(tensor.size)
             return
-        for piece in origin.entry.pieces(memory=self._memory):
+        for piece in origin.entry.pieces(memory=room):
             if origin.first:
                 self._hashing.put(self._digests[origin.entry.file].update, piece)
             yield piece

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megatron_apriel.surgery import direct_file as module
@@ -23,19 +24,17 @@ BLOCK = 8192
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
-    monkeypatch.setattr(module, "ROOM_BYTES", 3 * BLOCK)
     monkeypatch.setattr("megatron_apriel.surgery.lanes.ROOM_BYTES", 3 * BLOCK)
 
 
 def write(file: Path, data: bytes, largest: int) -> None:
     """Give the bytes in pieces of many sizes, all in the same memory."""
     sizes, memory, position = random.Random(largest), bytearray(largest), 0
-    with direct_file(file, len(data)) as put:
+    with direct_file(file, len(data)) as result:
         while position < len(data):
             part = data[position : position + sizes.randint(1, largest)]
             memory[: len(part)] = part
-            put(memoryview(memory)[: len(part)])
-            position += len(part)
+            position += len(result.write(memoryview(memory)[: len(part)]))
 
 
 @pytest.mark.parametrize("size", [1, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 20 * BLOCK, 20 * BLOCK + 4097])
@@ -57,6 +56,26 @@ def test_no_block_is_filled_again_before_it_was_written(tmp_path: Path, monkeypa
     data = random.Random(0).randbytes(30 * BLOCK)
     write(tmp_path / "file", data, BLOCK)
     assert (tmp_path / "file").read_bytes() == data
+
+
+def test_what_is_put_into_the_room_is_not_copied(tmp_path: Path) -> None:
+    data, position, sizes = random.Random(0).randbytes(9 * BLOCK + 100), 0, random.Random(1)
+    with direct_file(tmp_path / "file", len(data)) as result:
+        while position < len(data):
+            room = result.room(min(sizes.randint(1, 2 * BLOCK), len(data) - position))
+            assert 0 < len(room) <= BLOCK
+            room[:] = data[position : position + len(room)]
+            taken = result.write(room)
+            assert len(taken) == len(room) and np.shares_memory(np.frombuffer(room, "u1"), np.frombuffer(taken, "u1"))
+            position += len(room)
+    assert (tmp_path / "file").read_bytes() == data
+
+
+def test_what_was_taken_stays_as_long_as_it_is_looked_at(tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(30 * BLOCK)
+    with direct_file(tmp_path / "file", len(data)) as result:
+        kept = [result.write(memoryview(data)[place : place + BLOCK]) for place in range(0, len(data), BLOCK)]
+        assert b"".join(kept) == data
 
 
 def test_whole_blocks_pass_by_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

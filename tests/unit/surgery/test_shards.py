@@ -41,7 +41,7 @@ def test_what_is_written_is_read_by_the_reference(tmp_path: Path, limit: int | N
     tensors = {**PAIR, "empty": ("F16", np.zeros((0, 2), "<f2")), "ä": ("F64", np.float64([1.5]))}
     specs = [TensorSpec(name, dtype, numbers.shape) for name, (dtype, numbers) in tensors.items()]
     shards = plan_shards(specs, limit)
-    hashes = write_tensors(tmp_path, shards, lambda spec: [memoryview(tensors[spec.name][1])])
+    hashes = write_tensors(tmp_path, shards, lambda spec, _: [memoryview(tensors[spec.name][1])])
     assert hashes.keys() == {path.name for path in tmp_path.iterdir()}
     for shard in shards:
         with safe_open(tmp_path / shard.file_name, framework="numpy") as reference:
@@ -54,7 +54,7 @@ def test_what_is_written_is_read_by_the_reference(tmp_path: Path, limit: int | N
 def test_wrong_number_of_bytes(tmp_path: Path) -> None:
     shards = plan_shards([TensorSpec("a", "F32", (2,))], None)
     with pytest.raises(CheckpointError, match=r"a: 4 bytes were given for F32 \[2\], which takes 8"):
-        write_tensors(tmp_path, shards, lambda spec: [b"1234"])
+        write_tensors(tmp_path, shards, lambda spec, _: [b"1234"])
 
 
 def pieces(size: int, count: int) -> Iterator[bytes]:
@@ -63,7 +63,7 @@ def pieces(size: int, count: int) -> Iterator[bytes]:
 
 def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     specs = [TensorSpec(name, "U8", (70_000 * 40,)) for name in "abcdef"]
-    hashes = write_tensors(tmp_path, plan_shards(specs, 6_000_000), lambda spec: pieces(70_000, 40))
+    hashes = write_tensors(tmp_path, plan_shards(specs, 6_000_000), lambda spec, _: pieces(70_000, 40))
     assert len(hashes) == 4
     for name, value in hashes.items():
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == value
@@ -88,7 +88,7 @@ def test_a_disk_that_fails_in_the_writing_thread(place: int, tmp_path: Path, mon
         pytest.raises(OutputError, match="result could not be written: Input/output error"),
         whole_directory(tmp_path / "result") as partial,
     ):
-        write_tensors(partial, plan, lambda spec: pieces(2**20, 100))
+        write_tensors(partial, plan, lambda spec, _: pieces(2**20, 100))
     assert threading.current_thread() not in calls
     assert len(calls) == place + 1, "it was written to after it had failed"
     assert threading.enumerate() == before
