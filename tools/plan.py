@@ -83,7 +83,8 @@ def _layout_cells(candidate: Candidate) -> list[str]:
 
 def _recomputed(candidate: Candidate) -> str:
     recompute = candidate.config.recompute
-    return recompute.mode if recompute.layers is None else f"{recompute.mode}, {recompute.layers}"
+    words = [recompute.mode, *[str(recompute.layers)] * (recompute.layers is not None)]
+    return ", ".join([*words, *["host"] * (recompute.inputs == "host")])
 
 
 LAYOUT_COLUMNS = ("TP", "CP", "PP", "VP", "DP", "layers", "recompute")
@@ -111,7 +112,7 @@ def ranking(found: Sequence[Candidate], title: str) -> Table:
 
 
 def _memory(candidate: Candidate) -> str:
-    on_host = f", {size(candidate.memory.host)} on the host" if candidate.memory.host else ""
+    on_host = f", {size(candidate.memory.on_host)} on the host" if candidate.memory.on_host else ""
     return f"{size(candidate.memory.total)} of {size(candidate.available)}{on_host}"
 
 
@@ -139,7 +140,8 @@ def yaml_lines(best: Candidate) -> str:
     if not best.config.parallel.overlap:
         parts["overlap"] = False
     words = ", ".join(f"{name}: {str(value).lower()}" for name, value in parts.items())
-    recompute = ", ".join(f"{name}: {value}" for name, value in best.config.recompute if value is not None)
+    section = best.config.recompute.model_dump(exclude_defaults=True) or {"mode": best.config.recompute.mode}
+    recompute = ", ".join(f"{name}: {value}" for name, value in section.items())
     return f"parallel: {{{words}}}\nrecompute: {{{recompute}}}"
 
 
@@ -166,10 +168,10 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
     shares = sorted(_on_the_gpu(nearest).items(), key=lambda item: -item[1])
     largest = ", ".join(f"{name} {size(number)}" for name, number in shares[:3])
     helps = ["more GPUs, over which more is split", "a GPU with more memory"]
-    host = nearest.memory.host
+    host = nearest.memory.on_host
     if nearest.memory.total <= nearest.available:
-        helps.insert(0, f"a host with {size(host)} for the states (--set host_memory={ceil(host / GIB)})")
-    if not host and shares[0][0] == "optimizer":
+        helps.insert(0, f"a host with {size(host)} for that (--set host_memory={ceil(host / GIB)})")
+    if not nearest.memory.host and shares[0][0] == "optimizer":
         helps.insert(0, "optimizer.host=auto, which puts as much of its states as need be into the host's memory")
     if nearest.config.precision.fp8 != "none" and nearest.config.precision.fp8_weights == "kept":
         helps.insert(0, "precision.fp8_weights=remade, which keeps 8-bit copies of one layer's weights at a time")
@@ -188,7 +190,7 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
 
 
 def _on_the_gpu(candidate: Candidate) -> dict[str, float]:
-    return {name: number for name, number in asdict(candidate.memory).items() if name != "host"}
+    return {name: number for name, number in asdict(candidate.memory).items() if not name.startswith("host")}
 
 
 def record(candidate: Candidate) -> dict[str, Any]:
@@ -197,6 +199,7 @@ def record(candidate: Candidate) -> dict[str, Any]:
         "parallel": candidate.config.parallel.model_dump(mode="json"),
         "recompute": candidate.config.recompute.mode,
         "recomputed_layers": candidate.config.recompute.layers,
+        "inputs": candidate.config.recompute.inputs,
         "optimizer_host": candidate.config.optimizer.host,
         "fp8_weights": candidate.config.precision.fp8_weights,
         "data": candidate.layout.data,

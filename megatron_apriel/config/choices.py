@@ -32,11 +32,15 @@ Attention = Literal["auto", "flash", "cudnn"]
 """Attention's kernels on a GPU."""
 Recompute = Literal["none", "selective", "full"]
 """Which activations are computed again in the backward pass."""
+Inputs = Literal["gpu", "host"]
+"""Where what enters recomputed layers waits for the backward pass."""
 Kept = Literal["all", "last", "equispaced"]
 """Which checkpoints stay on disk."""
 Wandb = Literal["off", "offline", "online"]
 """Whether Weights & Biases gets the figures."""
 
+INPUTS: tuple[Inputs, ...] = get_args(Inputs)
+"""From the one that costs nothing to the one that takes less of a GPU's memory."""
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 """From the fastest to the one that takes the least memory."""
 FP8_RECIPES: tuple[Fp8Recipe, ...] = tuple(recipe for recipe in get_args(Fp8Recipe) if recipe != "none")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from megatron_apriel.config.choices import Balanced, Compute, ComputeType, Fp8Recipe, Fp8Weights, Recompute
+from megatron_apriel.config.choices import Balanced, Compute, ComputeType, Fp8Recipe, Fp8Weights, Inputs, Recompute
 from megatron_apriel.config.section import Section, Whole, raise_all
 from megatron_apriel.errors import shown
 
@@ -111,11 +111,19 @@ class RecomputeSection(Section):
     """`selective`: the MLPs, whose activations are the widest; `full`: whole layers, tower included."""
     layers: Annotated[Whole, Field(ge=1)] | None = None
     """With `full`: how many layers of each pipeline chunk; `null`: all."""
+    inputs: Inputs = "gpu"
+    """With `full`: where what enters the decoder's layers waits for the backward pass, 2 bytes for each of a token's
+    hidden numbers; `host`: in host memory, for long sequences, with copies beside the layers' work."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RecomputeSection:
+        problems = []
         if self.layers is not None and self.mode != "full":
-            raise ValueError(
-                f"layers={self.layers} has no meaning with mode={self.mode}; set mode=full, or layers=null"
+            problems.append(f"layers={self.layers} has no meaning with mode={self.mode}; set mode=full, or layers=null")
+        if self.inputs != "gpu" and self.mode != "full":
+            problems.append(
+                f"inputs={self.inputs} has no meaning with mode={self.mode}: only of layers that are recomputed as a"
+                " whole it is their inputs that are kept; set mode=full, or inputs=gpu"
             )
+        raise_all(problems)
         return self

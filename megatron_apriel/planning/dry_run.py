@@ -265,13 +265,13 @@ def _length(config: StageConfig) -> dict[str, str]:
 def memory_table(config: StageConfig, architecture: Architecture, layout: Layout) -> Table:
     """Expected memory of a rank of each pipeline stage."""
     names = ["stage", "weights", "gradients", "optimizer", "activations", "logits", "images", "total"]
-    on_host = config.optimizer.host != 0
+    on_host = config.optimizer.host != 0 or config.recompute.inputs == "host"
     title = "Expected memory per rank (CUDA, NCCL and allocator add 3 to 6 GiB)"
     table = figures(*names, *["on the host"] * on_host, title=title)
     gpu = Hardware()
     for stage in range(layout.pipeline):
         memory = rank_memory(config, architecture, layout, stage, gpu.available)
-        table.add_row(str(stage), *map(size, _columns(memory)), *[size(memory.host)] * on_host)
+        table.add_row(str(stage), *map(size, _columns(memory)), *[size(memory.on_host)] * on_host)
     table.caption = "images: for a sequence full of them; rules: megatron_apriel/planning/memory.py"
     if config.optimizer.host == "auto":
         table.caption += f"\noptimizer.host=auto: for a GPU of {gpu.memory:g} GiB, {gpu.reserve:g} of them left free"

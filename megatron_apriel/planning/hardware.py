@@ -76,9 +76,13 @@ class Hardware(Section):
     reserve: Annotated[Number, Field(ge=0)] = 6.0
     """GiB for CUDA, NCCL's buffers and the allocator's gaps. Assumption: commonly 3 to 6."""
     host_memory: Annotated[Number, Field(ge=0)] = 104.0
-    """GiB of the host for each GPU that the optimizer's states may take. Pinned beside one H200, of 126, 2026-11."""
+    """GiB of the host for each GPU that optimizer states and layers' inputs may take. Pinned beside one H200, of 126,
+    2026-11."""
     host_bandwidth: Positive = 50.0
     """GB/s between GPU and host, both ways at once. From updates of the whole model on one H200, 49 to 51, 2026-11."""
+    beside_copies: Annotated[Number, Field(ge=0, lt=1)] = 0.08
+    """Share by which a GPU's work is slower while it copies from or to the host. Matrix products, with both at once,
+    on one H200, 2026-11."""
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
     linear_bf16: Positive = _linear("bf16")

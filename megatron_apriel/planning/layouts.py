@@ -6,7 +6,7 @@ for both. What :func:`megatron_apriel.parallel.checks.check_layout` refuses is k
 One GPU cannot split anything. There the plan also chooses what is no matter of layout. Where the stage does not say so
 itself, optimizer states that do not fit go to the host, and 8-bit copies of weights may be remade. Of layers that are
 recomputed as a whole, as many are left out as fit and pay: each costs host memory and a longer update, and spares every
-micro-batch a forward pass.
+micro-batch a forward pass. Their inputs wait on the host where that is what makes a layout fit, or fit better.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from megatron_apriel.config.choices import RECOMPUTE
+from megatron_apriel.config.choices import INPUTS, RECOMPUTE
 from megatron_apriel.config.machine_sections import ParallelSection, RecomputeSection
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
@@ -51,8 +51,8 @@ class Candidate:
     @property
     def over(self) -> float:
         """Bytes by which it does not fit, on the GPU or the host; negative where it does."""
-        if self.memory.host > self.host_available:
-            return max(self.memory.total - self.available, self.memory.host - self.host_available)
+        if self.memory.on_host > self.host_available:
+            return max(self.memory.total - self.available, self.memory.on_host - self.host_available)
         return self.memory.total - self.available
 
     @property
@@ -142,8 +142,9 @@ def _kinds(stage: StageConfig, num_layers: int, gpus: int) -> Iterator[list[Stag
     for on_one in _on_one_gpu(stage) if gpus == 1 else [stage]:
         for mode in RECOMPUTE:
             counts = [None, *range(num_layers - 1, 0, -1)] if gpus == 1 and mode == "full" else [None]
-            sections = [RecomputeSection.model_validate({"mode": mode, "layers": count}) for count in counts]
-            yield [on_one.model_copy(update={"recompute": section}) for section in sections]
+            for inputs in INPUTS if mode == "full" else INPUTS[:1]:
+                sections = [RecomputeSection(mode=mode, layers=count, inputs=inputs) for count in counts]
+                yield [on_one.model_copy(update={"recompute": section}) for section in sections]
 
 
 def _on_one_gpu(stage: StageConfig) -> Iterator[StageConfig]:
@@ -191,7 +192,7 @@ def _candidate(
 ) -> Candidate:
     layout = Layout.from_config(config.parallel, gpus)
     memories = [rank_memory(config, architecture, layout, rank, gpu.available) for rank in range(layout.pipeline)]
-    fullest = max(range(layout.pipeline), key=lambda rank: memories[rank].total + memories[rank].host)
+    fullest = max(range(layout.pipeline), key=lambda rank: memories[rank].total + memories[rank].on_host)
     return Candidate(
         config=config,
         layout=layout,

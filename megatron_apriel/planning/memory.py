@@ -21,7 +21,9 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   h is divided by T under sequence parallelism. Under context parallelism a rank has its share of the tokens, and of
   each layer the keys and values of all tokens: k counts once for every context-parallel rank. A decoder that is frozen
   keeps no inputs of its matrices: 2h less and f/T less. In a layer that runs in FP8 those inputs take one byte for two,
-  and attention's output is kept in both forms. Recomputation needs one layer's ``none`` at a time on top.
+  and attention's output is kept in both forms. Recomputation needs one layer's ``none`` at a time on top. With
+  ``recompute.inputs=host`` the h of ``full`` lies in host memory but for the inputs on their way, and but for those
+  that a pipeline's later ranks received: Megatron's schedule holds these.
   Pipeline rank p of P keeps P - p micro-batches (one forward, one backward; more with interleaving, as in Megatron's
   schedule);
 * logits, on the last stage: 2 a token and vocabulary entry of this rank, of one part of the tokens at a time, since
@@ -39,7 +41,7 @@ compared with measured peaks of text on one GPU by ``tests/unit/planning/test_pr
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from math import inf
+from math import inf, prod
 
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture, TowerArchitecture
@@ -50,11 +52,14 @@ PIECE_NUMBERS = 8 << 20
 """Parameters whose states come from the host and go back together."""
 PIECES_ON_THE_WAY = 3
 """One is brought, one updated, one taken back."""
+INPUTS_ON_THE_WAY = 2
+"""Of recomputed layers whose inputs lie on the host: forward, two that still leave; backward, one that comes and one
+in use."""
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank on its GPU, and beside it on the ``host``."""
+    """Bytes of one rank on its GPU, and beside it on the host: of optimizer states, and of layers' inputs."""
 
     weights: float
     gradients: float
@@ -63,11 +68,17 @@ class RankMemory:
     logits: float
     images: float
     host: float = 0.0
+    host_inputs: float = 0.0
 
     @property
     def total(self) -> float:
         """Of the GPU."""
-        return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
+        return sum(getattr(self, field.name) for field in fields(self) if not field.name.startswith("host"))
+
+    @property
+    def on_host(self) -> float:
+        """Of the host, in all."""
+        return self.host + self.host_inputs
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,7 @@ def _on_the_gpu(config: StageConfig, architecture: Architecture, layout: Layout,
         activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
         logits=compute * (min(tokens * vocabulary, LOGITS_PER_PART) + tokens * hidden) if is_last else 0,
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
+        host_inputs=prod(inputs_on_host(config, architecture.decoder, layout, pipeline_rank)),
     )
 
 
@@ -223,11 +235,32 @@ def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout:
         return elements - (in_8_bits * _spared_by_8_bits(decoder, how, layout) if trained else 0)
 
     recomputed = _recomputed(config, layout, pipeline_rank, decoder.num_layers)
-    everything = recomputed * kept(mode) + (len(layers) - recomputed) * kept("none")
     micro_batches = layout.micro_batches(config.sequences_per_step)
     in_flight = micro_batches_in_flight(layout, pipeline_rank, micro_batches)
-    tokens = config.sequence_length / layout.context
-    return tokens * (everything * in_flight + (kept("none") if recomputed else 0))
+    inputs = recomputed * in_flight
+    if config.recompute.inputs == "host":
+        received = in_flight * (layout.virtual - (pipeline_rank == 0))
+        inputs = min(inputs, INPUTS_ON_THE_WAY + received)
+    whole = (len(layers) - recomputed) * in_flight + (recomputed > 0)
+    return config.sequence_length / layout.context * (inputs * kept(mode) + whole * kept("none"))
+
+
+def inputs_on_host(
+    config: StageConfig, decoder: DecoderArchitecture, layout: Layout, pipeline_rank: int
+) -> tuple[int, int]:
+    """How many inputs of recomputed layers a rank keeps in host memory at the fullest moment, and bytes of one.
+
+    The type is that of ``precision.compute``, on a GPU where it is ``auto``.
+    """
+    if config.recompute.inputs == "gpu":
+        return 0, 0
+    chunks = [layout.layers_of(decoder.num_layers, pipeline_rank, chunk) for chunk in range(layout.virtual)]
+    of_a_chunk = max(min(len(layers), config.recompute.layers or len(layers)) for layers in chunks)
+    micro_batches = layout.micro_batches(config.sequences_per_step)
+    passes = round(micro_batches_in_flight(layout, pipeline_rank, micro_batches) * layout.virtual)
+    tokens = config.sequence_length // layout.context // (layout.tensor if layout.sequence else 1)
+    number = 2 if config.precision.compute_on(gpu=True) == "bf16" else 4
+    return of_a_chunk * passes, number * tokens * decoder.hidden_size
 
 
 def _image_elements(config: StageConfig, architecture: Architecture, layout: Layout) -> float:

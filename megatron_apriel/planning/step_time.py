@@ -15,6 +15,8 @@ it pass by pass. A pass of a chunk is the work of its layers, of tower or head w
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
 * context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
 * pipeline: hidden states and their gradients come one message after their pass has ended;
+* layers' inputs on the host: a copy of each forward and one backward, which slow what runs beside them, and are
+  waited for where they take longer than the layer;
 * the optimizer's update: traffic of the GPU's memory; of states on the host, between it and the GPU, both ways at once;
 * data parallelism, once a step: float32 gradients are scattered and weights gathered over the replicas. With
   ``parallel.overlap`` the first hides behind the last micro-batch's backward pass and the second behind the first
@@ -37,7 +39,7 @@ from megatron_apriel.formats.flops import decoder_forward, model_flops, tower_fo
 from megatron_apriel.parallel.balance import image_share, largest_image, recomputed_flops
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware
-from megatron_apriel.planning.memory import rank_memory, state_bytes
+from megatron_apriel.planning.memory import inputs_on_host, rank_memory, state_bytes
 from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
 
 TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
@@ -178,6 +180,7 @@ def _rank(
     num_layers, share = architecture.decoder.num_layers, layout.tensor * layout.context
     seconds = {fp8: _layer_seconds(config, architecture, gpu, workload, fp8) for fp8 in ("none", config.precision.fp8)}
     forward, backward = [0.0] * layout.virtual, [0.0] * layout.virtual
+    moved = inputs_on_host(config, architecture.decoder, layout, rank)[1] / (gpu.host_bandwidth * GIGA)
     waits: list[tuple[float, float]] = []
     for chunk in range(layout.virtual):
         layers, recomputed = layout.layers_of(num_layers, rank, chunk), 0
@@ -185,8 +188,8 @@ def _rank(
             in_8_bits = config.precision.in_8_bits(layer, num_layers)
             once, back, again = seconds[config.precision.fp8 if in_8_bits else "none"]
             is_repeated = place < (config.recompute.layers or len(layers))
-            forward[chunk] += once / share
-            backward[chunk] += (back + is_repeated * again) / share
+            forward[chunk] += _beside_copy(once / share, is_repeated * moved, gpu)
+            backward[chunk] += _beside_copy((back + is_repeated * again) / share, is_repeated * moved, gpu)
             recomputed += is_repeated
         waits.append(_waiting(config, architecture, layout, gpu, len(layers), recomputed))
     if rank == layout.pipeline - 1:
@@ -222,6 +225,11 @@ def _layer_seconds(
         forward += copies
         again += {"none": 0.0, "selective": mlp * copies, "full": copies}[config.recompute.mode]
     return forward, backward, again
+
+
+def _beside_copy(seconds: float, copied: float, gpu: Hardware) -> float:
+    """A layer's seconds with a copy to or from the host beside it that takes so long."""
+    return max(seconds, copied) + gpu.beside_copies * min(seconds, copied)
 
 
 def _head_seconds(config: StageConfig, architecture: Architecture, gpu: Hardware) -> float:

@@ -78,9 +78,9 @@ def assembled(
                 say(*str(report).split("\n"))
 
         trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
-        placement = placement_in_words(trainer.optimizer)
-        if placement is not None and dist.get_rank() == 0:
-            say(placement)
+        placement = placement_in_words(trainer.optimizer, trainer.inputs)
+        if placement and dist.get_rank() == 0:
+            say(*placement)
         if newest is not None:
             started = time.perf_counter()
             store.load(newest, trainer.chunks, trainer.optimizer, resumed.peaks if resumed is not None else None)

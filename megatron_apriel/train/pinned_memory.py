@@ -29,12 +29,21 @@ _ALIGNMENT = 256
 _THREADS = 8
 
 
+class _RefusedError(Exception):
+    """The system does not give so many bytes more, or the driver does not register them."""
+
+    def __init__(self, size: int, reason: str) -> None:
+        super().__init__(size, reason)
+        self.size, self.reason = size, reason
+
+
 class HostMemory:
     """Zeros in host memory, in pieces.
 
     Args:
         sizes: bytes of the pieces.
         device: that copies from and to them, a GPU with its number. Memory beside a CPU is not registered.
+        purpose, instead: what it is for, and what to do where there is not as much.
 
     Attributes:
         pieces: uint8, in the order of ``sizes``. Not registered any more once this object is gone.
@@ -43,10 +52,23 @@ class HostMemory:
         ConfigError: the machine does not give so much memory, or does not register it.
     """
 
-    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        device: torch.device,
+        purpose: str = "the optimizer's states",
+        instead: str = "Lower optimizer.host",
+    ) -> None:
         slabs = _slabs(sizes)
-        with ThreadPoolExecutor(_THREADS) as threads:
-            made = list(threads.map(lambda slab: _made(sum(map(_rounded, slab)), device), slabs))
+        try:
+            with ThreadPoolExecutor(_THREADS) as threads:
+                made = list(threads.map(lambda slab: _made(sum(map(_rounded, slab)), device), slabs))
+        except _RefusedError as error:
+            raise ConfigError(
+                f"{in_words(error.size)} more of host memory for {purpose} were refused: {error.reason}.",
+                "It must be mapped and registered with the GPU's driver before the first step.",
+                f"{instead}, or give the job more host memory.",
+            ) from None
         self.pieces: list[Tensor] = []
         for slab, memory in zip(slabs, made, strict=True):
             start = 0
@@ -80,7 +102,7 @@ def _made(size: int, device: torch.device) -> Tensor:
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise _refused(size, str(error.strerror)) from None
+        raise _RefusedError(size, str(error.strerror)) from None
     with contextlib.suppress(OSError):  # a kernel may be built without large pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     slab = torch.frombuffer(memory, dtype=torch.uint8)
@@ -90,16 +112,8 @@ def _made(size: int, device: torch.device) -> Tensor:
         runtime: Any = torch.cuda.cudart()
         result = runtime.cudaHostRegister(slab.data_ptr(), size, 0)
         if int(result) != 0:
-            raise _refused(size, f"CUDA error {int(result)} from cudaHostRegister")
+            raise _RefusedError(size, f"CUDA error {int(result)} from cudaHostRegister")
     return slab
-
-
-def _refused(size: int, reason: str) -> ConfigError:
-    return ConfigError(
-        f"{in_words(size)} more of host memory for the optimizer's states were refused: {reason}.",
-        "It must be mapped and registered with the GPU's driver before the first step.",
-        "Lower optimizer.host, or give the job more host memory.",
-    )
 
 
 def _release(addresses: Sequence[int]) -> None:

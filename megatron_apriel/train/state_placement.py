@@ -1,4 +1,4 @@
-"""Where a rank's optimizer states go: onto its device, or as much as the configuration says into host memory.
+"""What a rank has in host memory, where the configuration asks for it: optimizer states, and inputs of its layers.
 
 Whether the host has the room is asked before any of it is taken. What a process takes beyond its control group's limit
 is not refused by the system: it ends the process.
@@ -7,6 +7,7 @@ is not refused by the system: it ends the process.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from megatron.core import parallel_state
@@ -15,27 +16,61 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.groups import current_device
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.host_memory import SPARE, free_host_memory, ranks_of_this_host
-from megatron_apriel.planning.memory import host_share
+from megatron_apriel.planning.memory import host_share, inputs_on_host
 from megatron_apriel.quantities import size
+from megatron_apriel.train.layer_inputs import LayerInputs
 from megatron_apriel.train.optimizer import own_optimizers
 
 
-def place_states(optimizer: MegatronOptimizer, config: StageConfig, architecture: Architecture, layout: Layout) -> None:
+def place_inputs(
+    chunks: Sequence[AprielModel], config: StageConfig, architecture: Architecture, layout: Layout
+) -> LayerInputs | None:
+    """Have what enters recomputed layers wait where ``recompute.inputs`` says; collective. None: on the device.
+
+    Raises:
+        ConfigError: host memory does not hold it.
+    """
+    if config.recompute.inputs == "gpu":
+        return None
+    rank = parallel_state.get_pipeline_model_parallel_rank()
+    config = config.with_compute_on(torch.cuda.is_available())
+    count, bytes_of_one = inputs_on_host(config, architecture.decoder, layout, rank)
+
+    def make() -> LayerInputs:
+        check_host_memory(config, "recompute.inputs=host", "Set recompute.inputs=gpu", count * bytes_of_one)
+        inputs = LayerInputs(count, bytes_of_one, current_device())
+        for chunk in chunks:
+            inputs.follow(chunk.decoder)
+        return inputs
+
+    return alike(make)
+
+
+def place_states(
+    optimizer: MegatronOptimizer, config: StageConfig, architecture: Architecture, layout: Layout, beside: int = 0
+) -> None:
     """Make the optimizer's states where ``optimizer.host`` says; collective.
+
+    Args:
+        optimizer: theirs.
+        config, architecture, layout: of the run.
+        beside: bytes of host memory that this rank has taken already, which count as its states do.
 
     Raises:
         ConfigError: host memory does not hold them.
     """
     share = share_on_host(config, architecture, layout)
+    setting, instead = f"optimizer.host={config.optimizer.host}", "Lower optimizer.host"
 
     def make() -> None:
         for own in own_optimizers(optimizer):
-            own.make_states(share, permit=lambda needed: check_host_memory(config, needed))
+            own.make_states(share, permit=lambda needed: check_host_memory(config, setting, instead, needed, beside))
 
     alike(make)
 
@@ -58,28 +93,41 @@ def memory_for_program(device: torch.device) -> float:
     return torch.cuda.get_device_properties(device).total_memory - Hardware().reserve * 2**30
 
 
-def check_host_memory(config: StageConfig, needed: int) -> None:
-    """Refuse to take more than there is: ``needed`` bytes for each rank of this machine. Raises ConfigError."""
+def check_host_memory(config: StageConfig, setting: str, instead: str, needed: int, beside: int = 0) -> None:
+    """Refuse to take more than there is. Raises ConfigError.
+
+    Args:
+        config: ``optimizer.host_memory`` bounds everything that a run takes of a machine.
+        setting, instead: what asks for it, and what to do where there is not as much.
+        needed: bytes for each rank of this machine.
+        beside: bytes that each has taken already.
+    """
     if not needed:
         return
     ranks, room, most = ranks_of_this_host(), free_host_memory(), config.optimizer.host_memory
     usable = int(room.free * (1 - SPARE))
-    if needed * ranks > (usable if most is None else min(most, usable)):
+    allowed = usable if most is None else max(most - beside * ranks, 0)
+    if needed * ranks > min(allowed, usable):
         for_ranks = f"{size(needed * ranks)} for {ranks} ranks, " if ranks > 1 else ""
-        bound = "" if most is None or most > usable else f" and optimizer.host_memory allows {size(most)}"
+        bound = ""
+        if most is not None and allowed <= usable:
+            bound = f" and optimizer.host_memory allows {size(most)}"
+            bound += f", of which {size(beside * ranks)} are taken" if beside else ""
         raise ConfigError(
-            f"optimizer.host={config.optimizer.host} needs {size(needed)} of host memory, {for_ranks}and"
-            f" {size(usable)} may be taken{bound}.",
+            f"{setting} needs {size(needed)} of host memory, {for_ranks}and {size(usable)} may be taken{bound}.",
             f"{room.of} has {size(room.free)} free, of which a tenth is left to data and program.",
-            "Lower optimizer.host, give the job more memory, or divide the model over more GPUs (tools/plan.py).",
+            f"{instead}, give the job more memory, or divide the model over more GPUs (tools/plan.py).",
         )
 
 
-def placement_in_words(optimizer: MegatronOptimizer) -> str | None:
-    """The line that says how much of this rank's states lies where; None if all is on the device."""
+def placement_in_words(optimizer: MegatronOptimizer, inputs: LayerInputs | None) -> list[str]:
+    """What lies in this rank's host memory, a line each; nothing if all is on the device."""
     states = [own.states for own in own_optimizers(optimizer)]
     on_host = sum(each.host_bytes for each in states)
-    if not on_host:
-        return None
-    everything = sum(tensor.nbytes for each in states for tensor in each.tensors())
-    return f"optimizer states: {size(everything - on_host)} on the device, {size(on_host)} in host memory"
+    lines = []
+    if on_host:
+        everything = sum(tensor.nbytes for each in states for tensor in each.tensors())
+        lines.append(f"optimizer states: {size(everything - on_host)} on the device, {size(on_host)} in host memory")
+    if inputs is not None:
+        lines.append(f"inputs of recomputed layers: up to {size(inputs.host_bytes)} in host memory")
+    return lines

@@ -23,7 +23,7 @@ from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.train.objectives.next_token import NextToken
 from megatron_apriel.train.objectives.objective import Objective
 from megatron_apriel.train.optimizer import build_optimizer, set_learning_rate, wrap_data_parallel
-from megatron_apriel.train.state_placement import place_states
+from megatron_apriel.train.state_placement import place_inputs, place_states
 from megatron_apriel.train.step import evaluate, train_step
 from megatron_apriel.train.step_result import Shared, StepResult
 
@@ -43,6 +43,7 @@ class Trainer:
         chunks: this rank's bare model chunks.
         wrapped: the same, with float32 gradients that are shared over data-parallel ranks.
         optimizer: Megatron's distributed optimizer.
+        inputs: what enters recomputed layers, where it waits on the host.
         shared: the caller's numbers that travel with a step's; may be replaced between steps.
     """
 
@@ -67,7 +68,9 @@ class Trainer:
         apply_freezing(self.chunks, config.train)
         self.wrapped = wrap_data_parallel(self.chunks, config)
         self.optimizer = build_optimizer(self.wrapped, config)
-        place_states(self.optimizer, config, architecture, layout)
+        self.inputs = place_inputs(self.chunks, config, architecture, layout)
+        beside = self.inputs.host_bytes if self.inputs is not None else 0
+        place_states(self.optimizer, config, architecture, layout, beside)
 
     @property
     def micro_batches(self) -> int:

@@ -45,10 +45,10 @@ def rows(ranks: int) -> dict[str, Setup]:
     return {name: row for name, row in (LAYOUTS | GPU_LAYOUTS).items() if row.layout.world_size == ranks}
 
 
-def run_of(case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor]) -> LayoutRun:
-    """The trainer on a row of the table, in ``bf16`` or with a recipe of FP8."""
+def run_of(case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor], **changes: Any) -> LayoutRun:
+    """The trainer on a row of the table, in ``bf16`` or with a recipe of FP8; ``changes`` are further settings."""
     fp8 = "none" if precision == "bf16" else precision
-    return LayoutRun(ARCHITECTURE, case, row, weights, SEQUENCE_LENGTH, TEXT, precision={"fp8": fp8})
+    return LayoutRun(ARCHITECTURE, case, row, weights, SEQUENCE_LENGTH, TEXT, precision={"fp8": fp8}, **changes)
 
 
 def run(case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor]) -> dict[str, list[float]]:

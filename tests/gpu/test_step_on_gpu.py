@@ -59,6 +59,19 @@ def test_a_step_waits_for_nothing(case: str, precision: str, weights: dict[str, 
     assert results[-1].loss < before
 
 
+@pytest.mark.parametrize("precision", ["bf16", "delayed", "tensorwise"])
+def test_neither_does_one_whose_layers_inputs_wait_on_the_host(
+    precision: str, weights: dict[str, torch.Tensor], alone: None
+) -> None:
+    recompute = {"mode": "full", "inputs": "host"}
+    run = run_of(CASES["all, mixed"], Setup(Layout()), precision, weights, recompute=recompute)
+    before = run.step(0).loss
+    with waiting_is_an_error():
+        results = [run.step(0) for _ in range(3)]
+    assert results[-1].loss < before
+    assert run.trainer.inputs is not None and run.trainer.inputs.waiting == 0
+
+
 class NotFinite(NextToken):
     """Gives a sum that is not a number."""
 

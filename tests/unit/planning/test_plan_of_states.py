@@ -158,6 +158,9 @@ def test_the_dry_run_shows_both_places() -> None:
         ({"optimizer": {"peak": 1e-5, "host": "40%"}, "checkpoint": {"background": True}}, "needs optimizer.host=0"),
         ({"optimizer": {"peak": 1e-5, "host": "auto"}, "checkpoint": {"background": True}}, "needs optimizer.host=0"),
         ({"precision": {"fp8_weights": "remade"}}, "has no meaning with fp8=none"),
+        ({"recompute": {"inputs": "host"}}, "inputs=host has no meaning with mode=none.*set mode=full, or inputs=gpu"),
+        ({"recompute": {"mode": "selective", "inputs": "host", "layers": 2}}, "layers=2 has no.*inputs=host has no"),
+        ({"recompute": {"mode": "full", "inputs": "disk"}}, "gpu.*host"),
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, Any], words: str) -> None:

@@ -122,27 +122,35 @@ def test_memory_is_taken_in_slabs_of_whole_pieces(slab: int, device: str, monkey
 
 
 @pytest.mark.parametrize(
-    ("ranks", "most", "needed", "words"),
+    ("ranks", "most", "needed", "beside", "words"),
     [
-        ("1", None, 900, None),
-        ("1", None, 901, "needs 901 bytes of host memory, and 900 bytes may be taken."),
-        ("4", None, 300, "needs 300 bytes of host memory, 1.17 KiB for 4 ranks, and 900 bytes may be taken."),
-        ("1", 500, 500, None),
-        ("1", 500, 501, "and 900 bytes may be taken and optimizer.host_memory allows 500 bytes."),
-        ("1", 5000, 901, "and 900 bytes may be taken."),
+        ("1", None, 900, 0, None),
+        ("1", None, 901, 0, "needs 901 bytes of host memory, and 900 bytes may be taken."),
+        ("4", None, 300, 0, "needs 300 bytes of host memory, 1.17 KiB for 4 ranks, and 900 bytes may be taken."),
+        ("1", 500, 500, 0, None),
+        ("1", 500, 501, 0, "and 900 bytes may be taken and optimizer.host_memory allows 500 bytes."),
+        ("1", 5000, 901, 0, "and 900 bytes may be taken."),
+        ("1", None, 900, 5000, None),  # what is taken is no longer free
+        ("2", 500, 150, 100, None),
+        ("2", 500, 151, 100, "optimizer.host_memory allows 500 bytes, of which 200 bytes are taken."),
+        ("1", 500, 1, 700, "optimizer.host_memory allows 500 bytes, of which 700 bytes are taken."),
     ],
 )
 def test_what_the_host_has_not_is_refused(
-    ranks: str, most: int | None, needed: int, words: str | None, monkeypatch: pytest.MonkeyPatch
+    ranks: str, most: int | None, needed: int, beside: int, words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
     monkeypatch.setattr(state_placement, "free_host_memory", lambda: Room(1000, "control group /job"))
     config = small_stage(optimizer={"peak": 1e-5, "host": "60%", "host_memory": most})
+
+    def check() -> None:
+        state_placement.check_host_memory(config, "optimizer.host=0.6", "Lower optimizer.host", needed, beside)
+
     if words is None:
-        state_placement.check_host_memory(config, needed)
+        check()
         return
     with pytest.raises(ConfigError) as caught:
-        state_placement.check_host_memory(config, needed)
+        check()
     said = str(caught.value)
     assert words in said and said.startswith("optimizer.host=0.6 needs")
     assert "control group /job has 1,000 bytes free" in said and "Lower optimizer.host" in said
