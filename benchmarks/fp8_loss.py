@@ -149,7 +149,8 @@ def _words(count: int) -> torch.Tensor:
 
 def train(arguments: argparse.Namespace) -> list[float]:
     """The losses of one run in this process."""
-    from benchmarks.subjects.ours import Ours, stage_config
+    from benchmarks.stages import stage_config
+    from benchmarks.subjects.ours import Ours
     from megatron_apriel.parallel import groups
     from megatron_apriel.parallel.layout import Layout
     from megatron_apriel.testing.batches import make_batch

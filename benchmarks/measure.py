@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.cases import CASES, Case, batches, small
 from benchmarks.step_report import FULL_DEPTH, Measurement
-from benchmarks.subjects import NotPossible, Subject, family
+from benchmarks.subjects import NotPossible, Subject, Updated, family
 from megatron_apriel.batch import Batch, PackedImages
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import step_flops
@@ -107,11 +107,13 @@ def measured(specification: dict[str, Any], wait: Any = lambda: None) -> dict[st
     """Figures of one subject, case and depth, as the fields of :class:`benchmarks.step_report.Measurement`.
 
     Args:
-        specification: ``subject``, ``case``, ``layers``, ``steps`` and ``tiny``.
+        specification: ``subject``, ``case``, ``layers``, ``steps`` and ``tiny``; fewer ``probes`` than usual, and
+            another number of ``micro_batches`` than the case's.
         wait: returns when the device is free.
     """
     name, tiny = specification["subject"], specification["tiny"]
     case = CASES[specification["case"]]
+    case = replace(case, micro_batches=specification.get("micro_batches", case.micro_batches))
     case = small(case) if tiny else case
     architecture, host = prepared(case, name, specification["layers"], tiny)
     deep = architecture.with_layers(FULL_DEPTH)
@@ -123,7 +125,9 @@ def measured(specification: dict[str, Any], wait: Any = lambda: None) -> dict[st
     device = "cuda" if torch.cuda.is_available() else "cpu"
     given = [batch.to(device) for batch in host]
     with opened(architecture, case, name.partition("-")[2]) as subject:
-        figures = _timed(subject, given, case.probe, specification["steps"])
+        figures = _timed(subject, given, case.probe, specification["steps"], specification.get("probes", PROBES))
+        if isinstance(subject, Updated) and not case.has_images:  # all that the slice has is trained
+            figures["update_ms"] = 1e3 * subject.update_seconds(with_norm=True)
         del subject
     gc.collect()
     count = len(given)
@@ -136,7 +140,7 @@ def measured(specification: dict[str, Any], wait: Any = lambda: None) -> dict[st
     }
 
 
-def _timed(subject: Subject, given: Sequence[Batch], probe: tuple[int, int], steps: int) -> dict[str, Any]:
+def _timed(subject: Subject, given: Sequence[Batch], probe: tuple[int, int], steps: int, probes: int) -> dict[str, Any]:
     """Times of whole steps, the cost of a step apart from its micro-batches, and memory."""
     on_gpu = torch.cuda.is_available()
     seconds_of_step(subject, given, WARM_UP_STEPS)
@@ -144,7 +148,7 @@ def _timed(subject: Subject, given: Sequence[Batch], probe: tuple[int, int], ste
         torch.cuda.reset_peak_memory_stats()
     whole, loss = seconds_of_step(subject, given, steps)
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-    per_step = cost_of_a_step(subject, given[0], *probe)
+    per_step = cost_of_a_step(subject, given[0], *probe, probes=probes)
     memory = subject.memory()
     if not math.isfinite(loss):
         raise ArithmeticError(f"the loss of the last timed step is {loss}")

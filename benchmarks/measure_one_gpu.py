@@ -21,41 +21,33 @@ import torch
 
 from benchmarks.cases import CASES, small
 from benchmarks.measure import environment, prepared, seconds_of_step
-from benchmarks.subjects.ours import Ours, stage_config
+from benchmarks.one_gpu_report import SPECIFIED
+from benchmarks.stages import stage_of
+from benchmarks.subjects.ours import Ours
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.machine_sections import RecomputeSection
 from megatron_apriel.formats.flops import step_flops
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import KINDS
 from megatron_apriel.planning.memory import rank_memory
 from megatron_apriel.planning.step_time import Workload, step_time
-from megatron_apriel.train.optimizer import apply_gradients, own_optimizers
+from megatron_apriel.train.optimizer import own_optimizers
 from megatron_apriel.train.state_placement import memory_for_program
-
-UPDATES = 3
 
 
 def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: None) -> dict[str, Any]:
     """Figures as fields of :class:`benchmarks.one_gpu_report.OneGpu`.
 
     Args:
-        specification: ``case``, ``precision``, ``layers``, ``recomputed``, ``host``, ``steps``, ``few``, ``more``,
-            ``whole``, ``tiny``.
+        specification: ``case``, ``precision``, ``layers``, ``recomputed``, ``host``, ``settings``, ``steps``, ``few``,
+            ``more``, ``whole``, ``tiny``.
         wait: returns when the device is free.
     """
-    precision, few, more = specification["precision"], specification["few"], specification["more"]
+    few, more = specification["few"], specification["more"]
+    config = stage_of(specification)
     case = replace(CASES[specification["case"]], micro_batches=more)
     case = small(case) if specification["tiny"] else case
     architecture, made = prepared(case, "ours", specification["layers"], specification["tiny"])
-    host = specification["host"] if specification["host"] == "auto" else float(specification["host"])
-    config = stage_config(
-        case,
-        precision,
-        recompute=RecomputeSection(mode="full", layers=specification["recomputed"]),
-        fp8_weights="kept" if precision == "bf16" else "remade",
-        host=host,
-    )
     flops = sum(step_flops(architecture, case.train, batch) for batch in made) / len(made)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -66,74 +58,81 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
         subject = Ours(architecture, config, Layout())
         begin_s = time.perf_counter() - begun
         given = [batch.to(device) for batch in made]
-        results = []
+        results, durations = [], []
         for number in range(specification["steps"]):
             if number == 1 and on_gpu:
                 torch.cuda.reset_peak_memory_stats()
             batches = [given[(number * few + place) % more] for place in range(few)]
+            begun = time.perf_counter()
             results.append(subject.trainer.step(iter(batches), config.optimizer.peak, few))
+            durations.append(time.perf_counter() - begun)
             assert results[-1].applied, f"step {number} was skipped"
+        micro_batch, per_step = _parts(subject, given)
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-        one, all_of_them = _alternated(subject, given, (1, more))
-        micro_batch = (all_of_them - one) / (more - 1)
-        update = _update_alone(subject)
+        update = subject.update_seconds()
         many = [given[place % more] for place in range(specification["whole"])]
-        whole, _ = seconds_of_step(subject, many, 1)
+        whole = seconds_of_step(subject, many, 1)[0] if many else 0.0
         memory = rank_memory(config, architecture, Layout(), 0, memory_for_program(device))
-        plan = step_time(config, architecture, Layout(), KINDS["h200"], Workload.of(config, images=0.0))
+        document_tokens, image_tokens = _contents(made)
+        plan = step_time(config, architecture, Layout(), KINDS["h200"], Workload(document_tokens, image_tokens))
         states = [own.states for own in own_optimizers(subject.trainer.optimizer)]
         held = subject.memory()
+        inputs = subject.trainer.inputs
         return {
             "parameters": sum(each.numel() for own in own_optimizers(subject.trainer.optimizer)
                               for group in own.param_groups for each in group["params"]),
             "host_bytes": sum(each.host_bytes for each in states),
+            "input_bytes": inputs.host_bytes if inputs is not None else 0,
             "state_bytes": sum(tensor.nbytes for each in states for tensor in each.tensors()),
             "weight_bytes": held["weights"],
             "gradient_bytes": held["main gradients"],
             "begin_s": begin_s,
             "losses": [result.loss for result in results],
             "norms": [result.gradient_norm for result in results],
+            "real_ms": [1e3 * seconds for seconds in durations],
             "tokens": case.sequence_length,
+            "document_tokens": document_tokens,
+            "image_tokens": image_tokens,
             "flops": flops,
             "micro_batch_ms": 1e3 * micro_batch,
-            "per_step_ms": 1e3 * (one - micro_batch),
+            "per_step_ms": 1e3 * per_step,
             "update_ms": 1e3 * update,
             "whole_ms": 1e3 * whole,
             "peak": peak,
             "predicted_peak": memory.total,
             "predicted_micro_batch_ms": 1e3 * plan.compute / plan.micro_batches,
+            "predicted_per_step_ms": 1e3 * plan.optimizer,
         }  # fmt: skip
 
 
-def _alternated(subject: Ours, given: Sequence[Batch], counts: tuple[int, int]) -> list[float]:
-    """Seconds of steps of so many micro-batches, taken by turns; the median of each."""
+def _parts(subject: Ours, given: Sequence[Batch]) -> tuple[float, float]:
+    """Seconds that a micro-batch adds to a step, and of the step besides.
+
+    Steps of one and of all micro-batches are taken by turns. With images a micro-batch differs much from the next, and
+    the first says nothing of the others: what a step does once is then timed alone.
+    """
+    alike = not any(batch.images.num_patches for batch in given)
+    counts = (1, len(given)) if alike else (len(given),)
     turns = [[seconds_of_step(subject, given[:count], 1)[0] for count in counts] for _ in range(2)]
-    return [statistics.median(seconds) for seconds in zip(*turns, strict=True)]
+    *one, all_of_them = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
+    if alike:
+        micro_batch = (all_of_them - one[0]) / (len(given) - 1)
+        return micro_batch, one[0] - micro_batch
+    per_step = subject.update_seconds(with_norm=True)
+    return (all_of_them - per_step) / len(given), per_step
 
 
-def _update_alone(subject: Ours) -> float:
-    """Seconds of an update from the gradients of the last step, scaled so that it changes next to nothing."""
-    optimizer, durations = subject.trainer.optimizer, []
-    factor = torch.full((), 1e-9, dtype=torch.float64, device=groups.current_device())
-    optimizer.prepare_grads()
-    for _ in range(UPDATES):
-        _wait()
-        begun = time.perf_counter()
-        apply_gradients(optimizer, factor)
-        _wait()
-        durations.append(time.perf_counter() - begun)
-    return statistics.median(durations)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _contents(made: Sequence[Batch]) -> tuple[int, int]:
+    """What the plan should take a sequence to hold: equal documents with the same sum of squares, image tokens."""
+    lengths = [length for batch in made for length in batch.cu_seqlens.diff().tolist()]
+    images = sum(batch.images.num_patches for batch in made) / len(made)
+    return round(sum(length**2 for length in lengths) / sum(lengths)), round(images)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure what the first argument says, and write the result to the second."""
     specification, destination = json.loads(arguments[0]), Path(arguments[1])
-    result = {key: specification[key] for key in ("case", "precision", "layers", "recomputed", "host", "few", "whole")}
+    result = {key: specification[key] for key in SPECIFIED}
     try:
         result |= {"status": "measured"} | measured(specification, sys.stdin.readline)
     except torch.OutOfMemoryError as error:

@@ -1,15 +1,17 @@
-"""Train the whole model on one GPU: all 48 layers, exact states, as much of them in host memory as the GPU lacks.
+"""Train the whole model on one GPU: all 48 layers, and as much of the states in host memory as the GPU lacks.
 
 Real steps first, whose losses are kept. Then what a micro-batch adds to a step and what a step takes once are timed
 apart, figures for large steps are composed of them, and one larger step is timed as a whole beside its composition.
-Slices of the model that fit on the GPU give the figure that the whole model is compared with, in the same call. See
-benchmarks/README.md.
+All of it stands beside what the plan says. Slices of the model that fit on the GPU give the figure that the whole model
+is compared with, and of the peers, from the fastest on, the first that holds the whole model is measured, in the same
+call. See benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import sys
 import tempfile
 import time
@@ -20,12 +22,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import CASES
-from benchmarks.one_gpu_report import MEMORY_HEADINGS, SPEED_HEADINGS, OneGpu, memory_rows, page, remarks, speed_rows
+from benchmarks.one_gpu_report import SPECIFIED, OneGpu, page, remarks, tables_of, update_traffic
 from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.processes import Planned, Processes, measure_all
 from benchmarks.report import write
 from benchmarks.spread_cli import PRECISIONS, print_table
+from benchmarks.stages import stage_of
 from benchmarks.step_report import Measurement
+from benchmarks.subjects import SUBJECTS
 from benchmarks.versions import device, facts
 from megatron_apriel.command_line import CommandLine, above_zero, chosen
 from megatron_apriel.config.training_sections import parse_host_share
@@ -35,6 +39,13 @@ EXAMPLES = """\
 examples:
   # FP8 tensorwise and delayed and bf16 at 8192 tokens, and their slices; about 20 minutes on one H200
   python benchmarks/one_gpu.py
+
+  # a long stage, with settings of its own; little else than its real steps
+  python benchmarks/one_gpu.py --cases 32768-sft --precision tensorwise --few 1 --more 3 --whole 0 --slices 2,4 \\
+      recompute.inputs=host
+
+  # beside the fastest peer that holds the whole model
+  python benchmarks/one_gpu.py --precision delayed --recomputed 40 --peers liger-float8+8bit,liger-float8+8bit+full
 
   # one precision without slices, which takes about 4 minutes
   python benchmarks/one_gpu.py --precision tensorwise --slices none
@@ -50,6 +61,10 @@ failed, 1 if one did, 2 if the command cannot be run here.
 """
 
 
+BRIEF_MICRO_BATCHES = 4
+"""Of a peer's step, where little time is to be spent."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     what = parser.add_argument_group("what is measured")
@@ -59,11 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--recomputed", type=above_zero, metavar="N", help="of them, are recomputed (all)")
     what.add_argument("--host", default="auto", metavar="SHARE", help="optimizer.host of the stage (%(default)s)")
     what.add_argument("--slices", default="4,8", metavar="N,M", help="layers of the slices, or none (%(default)s)")
+    what.add_argument("--peers", default="none", metavar="A,B", help="in this order until one starts (%(default)s)")
+    what.add_argument("settings", nargs="*", metavar="key=value", help="further settings of the stage")
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=above_zero, default=5, metavar="N", help="real steps (%(default)s)")
     how.add_argument("--few", type=above_zero, default=2, metavar="N", help="micro-batches of each (%(default)s)")
     how.add_argument("--more", type=above_zero, default=8, metavar="N", help="timed beside one (%(default)s)")
-    how.add_argument("--whole", type=above_zero, default=16, metavar="N", help="of the whole step (%(default)s)")
+    how.add_argument("--whole", type=int, default=16, metavar="N", help="of the whole step; 0: none (%(default)s)")
+    how.add_argument("--brief", action="store_true", help="slices and peers by fewer steps")
     how.add_argument("--budget", type=float, metavar="SECONDS", help="begin no measurement after so many seconds")
     how.add_argument("--limit", type=float, default=500, metavar="SECONDS", help="of one measurement (%(default)g)")
     how.add_argument("--dry-run", action="store_true", help="list the measurements and stop")
@@ -81,14 +99,18 @@ def _plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise ConfigError(f"--host {arguments.host}: {error}.") from None
     if arguments.more < 2:
         raise ConfigError(f"--more={arguments.more} is no more than one.", fix="Give 2 or more.")
-    common = {
-        name: getattr(arguments, name) for name in ("layers", "recomputed", "steps", "few", "more", "whole", "tiny")
-    }
-    return [
+    if arguments.whole < 0:
+        raise ConfigError(f"--whole={arguments.whole} is no number of micro-batches.", fix="Give 0 or more.")
+    names = ("layers", "recomputed", "settings", "steps", "few", "more", "whole", "tiny")
+    common = {name: getattr(arguments, name) for name in names}
+    plan = [
         {"case": case, "precision": precision, "host": host, **common}
         for case in chosen(arguments.cases, list(CASES), "--cases")
         for precision in chosen(arguments.precision, PRECISIONS, "--precision")
     ]
+    for specification in plan:
+        stage_of(specification, compute=None if arguments.tiny else "bf16")
+    return plan
 
 
 def _slices(arguments: argparse.Namespace, plan: Sequence[dict[str, Any]]) -> list[Planned]:
@@ -98,13 +120,34 @@ def _slices(arguments: argparse.Namespace, plan: Sequence[dict[str, Any]]) -> li
     return [Planned(f"ours-{one['precision']}", one["case"], layers) for one in plan for layers in depths]
 
 
+def _peers(arguments: argparse.Namespace, plan: Sequence[dict[str, Any]]) -> list[list[Planned]]:
+    """For each kind of sequences those that may hold the whole model, the fastest first."""
+    if arguments.peers == "none":
+        return []
+    names = chosen(arguments.peers, [name for name in SUBJECTS if not name.startswith("ours-")], "--peers")
+    cases = dict.fromkeys(specification["case"] for specification in plan)
+    return [[Planned(name, case, arguments.layers) for name in names] for case in cases]
+
+
+def _first_that_starts(
+    peers: Sequence[Sequence[Planned]], options: dict[str, Any], logs: Path, budget: float | None, limit: float
+) -> Iterator[dict[str, Any]]:
+    """Results of :func:`measure_all` on each list, up to the first that is measured."""
+    for planned in itertools.chain(peers):
+        for one in planned:
+            (result,) = measure_all([one], options, logs, budget, limit)
+            yield result
+            if result["measurement"]["status"] == "measured":
+                break
+
+
 def _measured(
     plan: Sequence[dict[str, Any]], logs: Path, budget: float | None, limit: float
 ) -> Iterator[dict[str, Any]]:
     """Results in the plan's order, each with ``measurement`` and, if it ran, ``environment``."""
     begun = time.monotonic()
     for number, specification in enumerate(plan):
-        named = {key: specification[key] for key in ("case", "precision", "layers", "recomputed", "host")}
+        named = {key: specification[key] for key in SPECIFIED}
         if budget is not None and time.monotonic() - begun > budget:
             yield {"measurement": {**named, "status": "not run", "reason": f"the budget of {budget:.0f} s was spent"}}
             continue
@@ -122,10 +165,10 @@ def _measured(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if no measurement failed."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     try:
         plan = _plan(arguments)
-        slices = _slices(arguments, plan)
+        slices, peers = _slices(arguments, plan), _peers(arguments, plan)
         if not (arguments.tiny or arguments.dry_run):
             require_gpu("The whole model is trained")
     except ConfigError as error:
@@ -133,33 +176,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         for specification in plan:
             print(", ".join(f"{name} {value}" for name, value in specification.items() if name != "tiny"))
-        for planned in slices:
+        for planned in [*slices, *itertools.chain(*peers)]:
             print(planned.title)
         return ExitCode.OK
-    begun = datetime.datetime.now(datetime.UTC)
+    begun, started = datetime.datetime.now(datetime.UTC), time.monotonic()
     logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
-    record: dict[str, Any] = {"measurements": [], "slices": []}
+    record: dict[str, Any] = {"measurements": [], "slices": [], "peers": []}
     environment: dict[str, Any] = {"device": device()}
     path = arguments.output
-    for kind, results in (
-        ("measurements", _measured(plan, logs, arguments.budget, arguments.limit)),
-        ("slices", measure_all(slices, {"steps": 3, "tiny": arguments.tiny}, logs, arguments.budget, arguments.limit)),
+    how = {"steps": 2, "probes": 1} if arguments.brief else {"steps": 3}
+    how["tiny"] = arguments.tiny
+    of_peers = how | ({"micro_batches": BRIEF_MICRO_BATCHES} if arguments.brief else {})
+
+    def left() -> float | None:
+        return None if arguments.budget is None else arguments.budget - (time.monotonic() - started)
+
+    for kind, begin in (
+        ("measurements", lambda: _measured(plan, logs, left(), arguments.limit)),
+        ("slices", lambda: measure_all(slices, how, logs, left(), arguments.limit)),
+        ("peers", lambda: _first_that_starts(peers, of_peers, logs, left(), arguments.limit)),
     ):
-        for result in results:
+        for result in begin():
             record[kind].append(result["measurement"])
             environment = result.get("environment") or environment
             # Kept after every measurement: what is interrupted has cost device time all the same.
             record = {**facts("one_gpu", arguments.commit, environment, begun), **record, "steps": arguments.steps}
             path = write(arguments.output, record, page(record), begun)
     measured = [OneGpu.from_json(values) for values in record["measurements"]]
-    of_slices = [Measurement.from_json(values) for values in record["slices"]]
-    print_table("speed", SPEED_HEADINGS, speed_rows(measured, of_slices))
-    print_table("memory", MEMORY_HEADINGS, memory_rows(measured))
-    for line in remarks(measured):
+    of_slices, of_peers_found = (
+        [Measurement.from_json(values) for values in record[kind]] for kind in ("slices", "peers")
+    )
+    for title, headings, rows in tables_of(measured, of_slices, of_peers_found):
+        if rows:
+            print_table(title, headings, rows)
+    for line in [*update_traffic(of_slices), *remarks(measured, [*of_slices, *of_peers_found])]:
         print(line)
     print(f"{path}.json and .md; logs in {logs}")
-    failed = [one for one in measured if one.status == "failed"], [one for one in of_slices if one.status == "failed"]
-    return ExitCode.FAILED if any(failed) else ExitCode.OK
+    states = [one.status for one in measured] + [one.status for one in of_slices]
+    return ExitCode.FAILED if "failed" in states else ExitCode.OK
 
 
 if __name__ == "__main__":

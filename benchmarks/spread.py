@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from benchmarks.cases import CASES, Case, small
 from benchmarks.processes import Processes
-from benchmarks.subjects.ours import stage_config
+from benchmarks.stages import stage_config
 from megatron_apriel.config.choices import Compute
 from megatron_apriel.config.machine_sections import ParallelSection, RecomputeSection
 from megatron_apriel.config.schema import StageConfig

@@ -43,6 +43,8 @@ class Measurement:
         step_ms: of an optimizer step with its micro-batches, median.
         per_step_ms: of that, what does not depend on the number of micro-batches.
         loss: of the last timed step.
+        update_ms: of the update alone, gradients set to zero and their norm included; 0 where it was not timed or
+            some of the slice is frozen.
         memory: bytes by part, see :data:`MEMORY_PARTS`.
     """
 
@@ -59,6 +61,7 @@ class Measurement:
     step_ms: float = 0.0
     per_step_ms: float = 0.0
     loss: float = 0.0
+    update_ms: float = 0.0
     memory: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod

@@ -1,8 +1,8 @@
 """Who is measured: this project's step and its peers, each behind the same two functions.
 
 A subject's name is ``FAMILY-PRECISION``, as in ``ours-delayed``, or ``FAMILY-PRECISION+RECOMPUTATION``, as in
-``ours-bf16+full``. A family is a module here that offers ``opened``; it is imported in the process that measures it,
-and in no other.
+``ours-bf16+full``; ``+8bit`` before that is an optimizer in 8 bits. A family is a module here that offers ``opened``;
+it is imported in the process that measures it, and in no other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from benchmarks.cases import Case
 from megatron_apriel.batch import Batch
@@ -30,6 +30,8 @@ SUBJECTS = {
     "megatron-tensorwise": "megatron-core GPTModel + Transformer Engine, FP8 tensorwise",
     "liger-bf16": "transformers + Liger, bf16",
     "liger-float8": "transformers + Liger + torchao float8 + compile",
+    "liger-float8+8bit": "the same with torchao's AdamW in 8 bits",
+    "liger-float8+8bit+full": "the same with AdamW in 8 bits, layers recomputed",
 }
 """Name on the command line -> name in a table."""
 
@@ -49,6 +51,14 @@ class Subject(Protocol):
 
     def memory(self) -> dict[str, int]:
         """Bytes of ``weights``, ``main gradients`` and ``optimizer state``; to be asked after a step."""
+
+
+@runtime_checkable
+class Updated(Protocol):
+    """A subject whose update can be timed alone."""
+
+    def update_seconds(self, with_norm: bool = False) -> float:
+        """Duration of an update; with gradients set to zero and their norm where asked for."""
 
 
 class Family(Protocol):

@@ -5,13 +5,15 @@ decoder's layers, which torchao means to be compiled, so that casts join the ope
 fuses norms, rotary positions and SwiGLU, and Liger gives the fused linear cross entropy. Attention is FlashAttention
 where it is installed and nothing is compiled, torch's own otherwise. Weights, gradients and moments
 are bf16, which is what transformers' users train in; Megatron's are float32 beside bf16 weights, and cost more time and
-memory. A model of text: image tokens are tokens to it.
+memory. With ``8bit`` the moments are torchao's in blocks of 8 bits, which lets the whole model fit on one GPU; with
+``full`` its layers are computed again. A model of text: image tokens are tokens to it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from liger_kernel.transformers import apply_liger_kernel_to_mistral
@@ -29,6 +31,7 @@ class Liger:
     """The patched model and its optimizer."""
 
     def __init__(self, architecture: Architecture, precision: str) -> None:
+        precision, *changes = precision.split("+")
         compiled = precision == "float8"
         apply_liger_kernel_to_mistral(
             rope=not compiled, rms_norm=not compiled, swiglu=not compiled, fused_linear_cross_entropy=True
@@ -41,9 +44,9 @@ class Liger:
         if compiled:
             _compile_in_float8(self.model.model.layers)
         self.model.train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
+        if "full" in changes:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.optimizer = _optimizer(self.model, "8bit" in changes)
 
     def step(self, batches: Sequence[Batch]) -> float:
         """Gradients of all batches, clipping, update; the loss is a mean over the step's tokens, as everywhere here."""
@@ -69,16 +72,34 @@ class Liger:
         """Gradients are as large as the weights, and gone between steps."""
         parameters = list(self.model.parameters())
         state = [
-            value
+            part
             for held in self.optimizer.state.values()
             for value in held.values()
             if isinstance(value, torch.Tensor) and value.is_cuda
+            for part in _parts(value)
         ]
         return {
             "weights": bytes_of(parameters),
             "main gradients": sum(parameter.nbytes for parameter in parameters),
             "optimizer state": bytes_of(state),
         }
+
+
+def _optimizer(model: torch.nn.Module, in_8_bits: bool) -> torch.optim.Optimizer:
+    how: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    if in_8_bits:
+        from torchao.optim import AdamW8bit
+
+        optimizer: torch.optim.Optimizer = AdamW8bit(model.parameters(), **how)
+        return optimizer
+    return torch.optim.AdamW(model.parameters(), **how, fused=True)
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors that one in 8 bits is made of; any other itself."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [tensor]
 
 
 def _attention(compiled: bool) -> str:
@@ -110,6 +131,6 @@ def opened(architecture: Architecture, case: Case, precision: str) -> Iterator[L
     """transformers' training of ``architecture``'s decoder on this process's device."""
     if not torch.cuda.is_available():
         raise NotPossible("Liger's kernels need a CUDA device")
-    if case.documents != "one" and _attention(precision == "float8") == "sdpa":
+    if case.documents != "one" and _attention(precision.startswith("float8")) == "sdpa":
         raise NotPossible("transformers attends within packed documents through flash-attn, which is not used here")
     yield Liger(architecture, precision)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
+import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
 from benchmarks.cases import Case
+from benchmarks.stages import stage_config
 from benchmarks.subjects.megatron_memory import megatron_memory
 from megatron_apriel.batch import Batch
-from megatron_apriel.config.choices import Compute, Fp8Weights
-from megatron_apriel.config.data_sections import SourceSection
-from megatron_apriel.config.machine_sections import ParallelSection, PrecisionSection, RecomputeSection
+from megatron_apriel.config.machine_sections import RecomputeSection
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.config.training_sections import OptimizerSection
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.train.optimizer import apply_gradients, gradient_norm
 from megatron_apriel.train.trainer import Trainer
+
+UPDATES = 3
+"""Of which the median counts."""
 
 
 class Ours:
@@ -40,44 +42,31 @@ class Ours:
     def memory(self) -> dict[str, int]:
         return megatron_memory(self.trainer.wrapped, self.trainer.optimizer)
 
+    def update_seconds(self, with_norm: bool = False) -> float:
+        """Duration of an update from the last step's gradients, scaled so that it changes next to nothing.
 
-def stage_config(
-    case: Case,
-    precision: str,
-    parallel: ParallelSection | None = None,
-    recompute: RecomputeSection | None = None,
-    compute: Compute | None = None,
-    fp8_weights: Fp8Weights = "kept",
-    host: float | Literal["auto"] = 0.0,
-) -> StageConfig:
-    """A stage that does nothing but what is measured, one step of the case's micro-batches over all ranks.
+        Args:
+            with_norm: with what else a step does once for every parameter: gradients set to zero, and their norm.
+        """
+        optimizer, durations = self.trainer.optimizer, []
+        factor = torch.full((), 1e-9, dtype=torch.float64, device=groups.current_device())
+        optimizer.prepare_grads()
+        for _ in range(UPDATES):
+            _wait()
+            begun = time.perf_counter()
+            if with_norm:
+                for chunk in self.trainer.wrapped:
+                    chunk.zero_grad_buffer()
+                gradient_norm(optimizer)
+            apply_gradients(optimizer, factor)
+            _wait()
+            durations.append(time.perf_counter() - begun)
+        return statistics.median(durations)
 
-    Args:
-        case: gives lengths, trained parts and the number of sequences of a step.
-        precision: ``bf16`` or a recipe of FP8.
-        parallel: the layout; one rank where None.
-        recompute: nothing is recomputed where None.
-        compute: type of what is not in 8 bits; bf16 on a GPU and fp32 elsewhere where None.
-        fp8_weights: whether 8-bit copies of weights are kept over micro-batches.
-        host: part of the optimizer's states that lies in host memory.
-    """
-    nowhere = Path("unused")
-    fp8: Any = "none" if precision == "bf16" else precision
-    compute = compute or ("bf16" if torch.cuda.is_available() else "fp32")
-    return StageConfig(
-        stage="benchmark",
-        init_from=nowhere,
-        output=nowhere,
-        train=case.train,
-        sequence_length=case.sequence_length,
-        batch_tokens=case.sequence_length * case.micro_batches,
-        tokens=case.sequence_length * case.micro_batches,
-        mixture=[SourceSection(corpus=nowhere)],
-        optimizer=OptimizerSection(peak=1e-5, host=host),
-        precision=PrecisionSection(compute=compute, fp8=fp8, fp8_weights=fp8_weights),
-        parallel=parallel or ParallelSection(),
-        recompute=recompute or RecomputeSection(),
-    )
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @contextlib.contextmanager

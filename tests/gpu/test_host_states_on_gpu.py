@@ -16,7 +16,7 @@ from layout_runs import forget_scales
 
 from benchmarks.cases import CASES, Case, small
 from benchmarks.measure import prepared
-from benchmarks.subjects.ours import stage_config
+from benchmarks.stages import stage_config
 from megatron_apriel.batch import Batch
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.config.choices import Inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 import pytest
@@ -13,10 +13,8 @@ from benchmarks.one_gpu_report import STEP_TOKENS, OneGpu
 from benchmarks.report import RESULTS
 from benchmarks.spread import Found, Spread, predicted
 from benchmarks.spread_cli import workload_of
+from benchmarks.stages import stage_of
 from benchmarks.step_report import Measurement, newest
-from benchmarks.subjects.ours import stage_config
-from megatron_apriel.config.machine_sections import RecomputeSection
-from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import KINDS
@@ -96,17 +94,6 @@ def test_its_memory(one: Measurement) -> None:
     assert memory.optimizer + whole == pytest.approx(one.memory["optimizer state"], rel=0.01)
 
 
-def whole_stage(one: OneGpu) -> StageConfig:
-    return stage_config(
-        CASES[one.case],
-        one.precision,
-        recompute=RecomputeSection(mode="full", layers=one.recomputed),
-        compute="bf16",
-        fp8_weights="kept" if one.precision == "bf16" else "remade",
-        host=one.host if one.host == "auto" else float(one.host),
-    )
-
-
 def test_the_whole_model_was_measured_on_one_gpu() -> None:
     measured = {(one.precision, one.recomputed) for one in WHOLE_MODELS if (one.case, one.layers) == ("8192", 48)}
     assert measured >= {("tensorwise", None), ("delayed", 40), ("bf16", None)}
@@ -115,15 +102,17 @@ def test_the_whole_model_was_measured_on_one_gpu() -> None:
 @pytest.mark.parametrize("one", WHOLE_MODELS, ids=lambda one: one.title)
 def test_the_whole_model_on_one_gpu(one: OneGpu) -> None:
     """Memory within 3%, time within 5%, and of time its two parts."""
-    config = whole_stage(one)
-    model = Architecture(Architecture.from_preset("apriel-15b").with_layers(one.layers).decoder)
+    config = stage_of({**asdict(one), "more": 8, "tiny": False}, compute="bf16")
+    whole = Architecture.from_preset("apriel-15b").with_layers(one.layers)
+    model = whole if CASES[one.case].has_images else Architecture(whole.decoder)
     # That very GPU: what the program had of it is all that auto leaves there.
     gpu = H200.model_copy(update={"memory": one.predicted_peak / 2**30 + H200.reserve})
     memory = rank_memory(config, model, Layout(), 0, gpu.available)
     assert memory.total == pytest.approx(one.peak, rel=0.03)
     assert memory.host == pytest.approx(one.host_bytes, rel=0.03)
-    time = step_time(config, model, Layout(), gpu, Workload.of(config, images=0.0))
-    assert 1e3 * time.compute / time.micro_batches == pytest.approx(one.micro_batch_ms, rel=0.03)
+    work = Workload(one.document_tokens or config.sequence_length, one.image_tokens)
+    time = step_time(config, model, Layout(), gpu, work)
+    assert 1e3 * time.compute / time.micro_batches == pytest.approx(one.micro_batch_ms, rel=0.05)
     assert 1e3 * time.optimizer == pytest.approx(one.per_step_ms, rel=0.05)
     for tokens in STEP_TOKENS.values():
         count = tokens // one.tokens
