@@ -16,6 +16,7 @@ from megatron_apriel.command_line import CommandLine, above_zero, fraction
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
@@ -29,6 +30,9 @@ examples:
   # the ten fastest layouts of a stage on 640 H100, before its model exists
   python tools/plan.py --gpus 640 --gpu h100 --stage examples/cpt_stage1.yaml --architecture apriel-15b
 
+  # the whole recipe on one GPU: the fastest way for every stage in examples/one_gpu
+  python tools/plan.py --gpus 1
+
   # the same stage in FP8, with documents of 4096 tokens and slower links between nodes
   python tools/plan.py --gpus 640 --gpu h200 --stage examples/cpt_stage1.yaml --architecture apriel-15b \\
       --document-tokens 4096 --set inter_node=25 precision.fp8=tensorwise
@@ -41,15 +45,18 @@ examples:
   python tools/plan.py --gpu h200 --print-hardware
 
 A micro-batch is always one packed sequence. Exit code 0: the fastest layout is printed; 1: none fits, with
-what is missing.
+what is missing; without --stage 1 also where one of the stages does not fit.
 """
 WIDTH = 150
+EXAMPLES_FOLDER = Path(__file__).resolve().parents[1] / "examples"
+RECIPE = "apriel-15b"
+"""The model of these examples."""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the stage")
-    parser.add_argument("--stage", type=Path, help="the stage's YAML file")
+    parser.add_argument("--stage", type=Path, help="the stage's YAML file (default: each stage in examples)")
     parser.add_argument("--architecture", help="a preset such as apriel-15b, where init_from does not exist yet")
     machine = parser.add_argument_group("hardware")
     machine.add_argument("--gpus", type=above_zero, help="GPUs of the run")
@@ -248,6 +255,47 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
             say("", f"and in the file's own sections, or on the command line: {' '.join(words)}")
 
 
+def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, bool]:
+    """The fastest layout of every stage of the recipe, and whether each has one."""
+    folder = EXAMPLES_FOLDER / "one_gpu" if arguments.gpus == 1 else EXAMPLES_FOLDER
+    architecture = Architecture.from_preset(arguments.architecture or RECIPE)
+    title = f"The stages in {folder.relative_to(EXAMPLES_FOLDER.parent)} on {arguments.gpus} {gpu.name}"
+    names = ("stage", "sequence", "fp8", *LAYOUT_COLUMNS[:5], "recompute", "memory", "tokens/s/GPU", "TFLOP/s/GPU")
+    table, all_fit = figures(*names, "GPU-hours", words=(0, 2, 8, 9), title=title), True
+    for file in sorted(folder.glob("*.yaml")):
+        config = load_stage(file, arguments.overrides)
+        _check_compute(config)
+        work = Workload.of(config, arguments.document_tokens, arguments.images_share)
+        found = candidates(config, architecture, arguments.gpus, gpu, work)
+        fitting = found.fitting()
+        all_fit = all_fit and bool(fitting)
+        named = (file.stem, f"{config.sequence_length:,}", config.precision.fp8)
+        if not found.accepted:
+            table.add_row(*named, *["-"] * 7, "no layout can run", "", "")
+            continue
+        best = (fitting or found.missing())[0]
+        layout = best.layout
+        sizes = (layout.tensor, layout.context, layout.pipeline, layout.virtual, layout.data)
+        speed = [three_digits(best.tokens_per_second), three_digits(best.teraflops), _hours(best)]
+        table.add_row(
+            *named,
+            *map(str, sizes),
+            _recomputed(best),
+            _memory(best),
+            *(speed if fitting else [f"over by {size(best.over)}", "", ""]),
+        )
+    return table, all_fit
+
+
+def _check_compute(config: StageConfig) -> None:
+    if config.precision.compute_on(gpu=True) != "bf16":
+        raise ConfigError(
+            f"precision.compute={config.precision.compute} is not predicted.",
+            "The rates of --print-hardware are those of bf16, and of 8 bits with bf16 around them.",
+            "Plan with precision.compute=bf16.",
+        )
+
+
 def _check_arguments(arguments: argparse.Namespace) -> None:
     """Refuse what would be found out, or passed over, only after all layouts are predicted."""
     for word in arguments.overrides:
@@ -258,12 +306,24 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
                 "Layout and recomputation are what a plan chooses; of them only parallel.overlap is taken as given.",
                 "Leave it out; python -m megatron_apriel.train STAGE.yaml --dry-run shows one layout's memory.",
             )
+    if arguments.stage is None and (arguments.json is not None or arguments.show_refused):
+        option = "--json" if arguments.json is not None else "--show-refused"
+        raise ConfigError(f"{option} is for one stage.", "All stages in examples are planned.", "Give --stage FILE.")
     if arguments.json is not None and arguments.json.exists():
         raise ConfigError(f"--json {arguments.json} exists.", "Nothing is overwritten.", "Name a new file.")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise ConfigError(
             f"--json {arguments.json}: there is no directory {arguments.json.parent}.", fix="Make it first."
         )
+
+
+def _show_recipe(arguments: argparse.Namespace, gpu: Hardware) -> int:
+    table, all_fit = recipe_table(arguments, gpu)
+    standard_output(WIDTH).print(table)
+    say("All of it is predicted, nothing measured; docs/layouts.md says how far predictions were off.")
+    hint = f"--stage FILE --architecture {arguments.architecture or RECIPE}"
+    say(f"What each takes, and its other layouts: the same command with {hint}.")
+    return ExitCode.OK if all_fit else ExitCode.FAILED
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -274,16 +334,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.print_hardware:
         say(*hardware_yaml(gpu).split("\n"))
         return ExitCode.OK
-    if arguments.stage is None or arguments.gpus is None:
-        parser.error("--stage and --gpus are needed")
-    _check_arguments(arguments)
-    config = load_stage(arguments.stage, arguments.overrides)
-    if config.precision.compute_on(gpu=True) != "bf16":
-        raise ConfigError(
-            f"precision.compute={config.precision.compute} is not predicted.",
-            "The rates of --print-hardware are those of bf16, and of 8 bits with bf16 around them.",
-            "Plan with precision.compute=bf16.",
+    if arguments.gpus is None:
+        parser.error(
+            "--gpus is needed, as in: python tools/plan.py --gpus 8 --stage examples/sft.yaml --architecture apriel-15b"
         )
+    _check_arguments(arguments)
+    if arguments.stage is None:
+        return _show_recipe(arguments, gpu)
+    config = load_stage(arguments.stage, arguments.overrides)
+    _check_compute(config)
     architecture, origin = planned_architecture(config, arguments.architecture)
     if arguments.images_share and architecture.tower is None:
         raise ConfigError(

@@ -148,6 +148,46 @@ def test_every_stage_at_full_size_on_one_gpu(name: str, tmp_path: Path, capsys: 
     assert (memory.host > 0) == (name != "realign")
 
 
+def test_without_a_stage_the_whole_recipe_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the files for one GPU where it is one; each row is what the stage's own plan says is fastest."""
+    assert PLAN.main(["--gpus", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "over by" in said and "The stages in examples/one_gpu on 1 H200" in said
+    assert PLAN.main(["--gpus", "1", "--set", "host_memory=128"]) == 0
+    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")}
+    files = sorted((ROOT / "examples" / "one_gpu").glob("*.yaml"))
+    assert {path.stem for path in files} <= rows.keys()
+    for path in files[:3]:
+        config = load_stage(path)
+        gpu = KINDS["h200"].model_copy(update={"host_memory": 128.0})
+        best = candidates(config, APRIEL, 1, gpu, Workload.of(config)).fitting()[0]
+        assert f" {three_digits(best.tokens_per_second)} " in rows[path.stem]
+        assert f" {config.sequence_length:,} " in rows[path.stem] and config.precision.fp8 in rows[path.stem]
+
+
+def test_settings_and_gpus_count_for_every_stage_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seventeen GPUs divide neither any stage's sequences nor its layers."""
+    assert PLAN.main(["--gpus", "17", "precision.fp8=delayed", "parallel.overlap=false"]) == 1
+    said = capsys.readouterr().out
+    assert "The stages in examples on 17 H200" in said and said.count("delayed") == 7
+    assert said.count("no layout can run") == 7
+
+
+@pytest.mark.parametrize("option", [["--json", "plans.json"], ["--show-refused"]])
+def test_what_is_for_one_stage(option: list[str], tmp_path: Path) -> None:
+    words = [str(tmp_path / word) if word.endswith(".json") else word for word in option]
+    with pytest.raises(ConfigError, match=f"{option[0]} is for one stage"):
+        PLAN.main(["--gpus", "1", *words])
+
+
+def test_gpus_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        PLAN.main(["--stage", str(STAGE)])
+    assert (
+        "python tools/plan.py --gpus 8 --stage examples/sft.yaml --architecture apriel-15b" in capsys.readouterr().err
+    )
+
+
 def test_gpus_that_do_not_divide_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         PLAN.main([*WORDS, "--gpus", "17", "--show-refused"])
