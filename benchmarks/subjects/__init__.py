@@ -31,6 +31,7 @@ SUBJECTS = {
     "liger-bf16": "transformers + Liger, bf16",
     "liger-float8": "transformers + Liger + torchao float8 + compile",
     "liger-float8+8bit": "the same with torchao's AdamW in 8 bits",
+    "liger-float8+8bit+16": "the same with AdamW in 8 bits, 16 layers recomputed",
     "liger-float8+8bit+full": "the same with AdamW in 8 bits, layers recomputed",
 }
 """Name on the command line -> name in a table."""

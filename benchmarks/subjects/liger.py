@@ -6,7 +6,7 @@ fuses norms, rotary positions and SwiGLU, and Liger gives the fused linear cross
 where it is installed and nothing is compiled, torch's own otherwise. Weights, gradients and moments
 are bf16, which is what transformers' users train in; Megatron's are float32 beside bf16 weights, and cost more time and
 memory. With ``8bit`` the moments are torchao's in blocks of 8 bits, which lets the whole model fit on one GPU; with
-``full`` its layers are computed again. A model of text: image tokens are tokens to it.
+``full``, or a number, all or so many of its layers are computed again. A model of text: image tokens are tokens to it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Liger:
         if compiled:
             _compile_in_float8(self.model.model.layers)
         self.model.train()
-        if "full" in changes:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if recomputed := [change for change in changes if change != "8bit"]:
+            _recompute(self.model, recomputed[0])
         self.optimizer = _optimizer(self.model, "8bit" in changes)
 
     def step(self, batches: Sequence[Batch]) -> float:
@@ -83,6 +83,13 @@ class Liger:
             "main gradients": sum(parameter.nbytes for parameter in parameters),
             "optimizer state": bytes_of(state),
         }
+
+
+def _recompute(model: Any, number: str) -> None:
+    """Compute so many layers again in the backward pass, or ``full``: all."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in model.model.layers[len(model.model.layers) if number == "full" else int(number) :]:
+        layer.gradient_checkpointing = False
 
 
 def _optimizer(model: torch.nn.Module, in_8_bits: bool) -> torch.optim.Optimizer:
