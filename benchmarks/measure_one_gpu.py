@@ -40,7 +40,7 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
 
     Args:
         specification: ``case``, ``precision``, ``layers``, ``recomputed``, ``host``, ``settings``, ``steps``, ``few``,
-            ``more``, ``whole``, ``tiny``.
+            ``more``, ``whole``, ``brief``, ``tiny``.
         wait: returns when the device is free.
     """
     few, more = specification["few"], specification["more"]
@@ -67,7 +67,7 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
             results.append(subject.trainer.step(iter(batches), config.optimizer.peak, few))
             durations.append(time.perf_counter() - begun)
             assert results[-1].applied, f"step {number} was skipped"
-        micro_batch, per_step = _parts(subject, given)
+        micro_batch, per_step = _parts(subject, given, 1 if specification["brief"] else 2)
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
         update = subject.update_seconds()
         many = [given[place % more] for place in range(specification["whole"])]
@@ -105,7 +105,7 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
         }  # fmt: skip
 
 
-def _parts(subject: Ours, given: Sequence[Batch]) -> tuple[float, float]:
+def _parts(subject: Ours, given: Sequence[Batch], repetitions: int) -> tuple[float, float]:
     """Seconds that a micro-batch adds to a step, and of the step besides.
 
     Steps of one and of all micro-batches are taken by turns. With images a micro-batch differs much from the next, and
@@ -113,7 +113,7 @@ def _parts(subject: Ours, given: Sequence[Batch]) -> tuple[float, float]:
     """
     alike = not any(batch.images.num_patches for batch in given)
     counts = (1, len(given)) if alike else (len(given),)
-    turns = [[seconds_of_step(subject, given[:count], 1)[0] for count in counts] for _ in range(2)]
+    turns = [[seconds_of_step(subject, given[:count], 1)[0] for count in counts] for _ in range(repetitions)]
     *one, all_of_them = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
     if alike:
         micro_batch = (all_of_them - one[0]) / (len(given) - 1)

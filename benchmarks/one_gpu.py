@@ -61,10 +61,6 @@ failed, 1 if one did, 2 if the command cannot be run here.
 """
 
 
-BRIEF_MICRO_BATCHES = 4
-"""Of a peer's step, where little time is to be spent."""
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     what = parser.add_argument_group("what is measured")
@@ -81,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--few", type=above_zero, default=2, metavar="N", help="micro-batches of each (%(default)s)")
     how.add_argument("--more", type=above_zero, default=8, metavar="N", help="timed beside one (%(default)s)")
     how.add_argument("--whole", type=int, default=16, metavar="N", help="of the whole step; 0: none (%(default)s)")
-    how.add_argument("--brief", action="store_true", help="slices and peers by fewer steps")
+    how.add_argument("--brief", action="store_true", help="fewer repetitions, and slices and peers by --more batches")
     how.add_argument("--budget", type=float, metavar="SECONDS", help="begin no measurement after so many seconds")
     how.add_argument("--limit", type=float, default=500, metavar="SECONDS", help="of one measurement (%(default)g)")
     how.add_argument("--dry-run", action="store_true", help="list the measurements and stop")
@@ -101,7 +97,7 @@ def _plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise ConfigError(f"--more={arguments.more} is no more than one.", fix="Give 2 or more.")
     if arguments.whole < 0:
         raise ConfigError(f"--whole={arguments.whole} is no number of micro-batches.", fix="Give 0 or more.")
-    names = ("layers", "recomputed", "settings", "steps", "few", "more", "whole", "tiny")
+    names = ("layers", "recomputed", "settings", "steps", "few", "more", "whole", "brief", "tiny")
     common = {name: getattr(arguments, name) for name in names}
     plan = [
         {"case": case, "precision": precision, "host": host, **common}
@@ -175,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return wrong_usage(error)
     if arguments.dry_run:
         for specification in plan:
-            print(", ".join(f"{name} {value}" for name, value in specification.items() if name != "tiny"))
+            print(
+                ", ".join(f"{name} {value}" for name, value in specification.items() if name not in ("tiny", "brief"))
+            )
         for planned in [*slices, *itertools.chain(*peers)]:
             print(planned.title)
         return ExitCode.OK
@@ -184,9 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     record: dict[str, Any] = {"measurements": [], "slices": [], "peers": []}
     environment: dict[str, Any] = {"device": device()}
     path = arguments.output
-    how = {"steps": 2, "probes": 1} if arguments.brief else {"steps": 3}
+    how = {"steps": 2, "probes": 1, "micro_batches": arguments.more} if arguments.brief else {"steps": 3}
     how["tiny"] = arguments.tiny
-    of_peers = how | ({"micro_batches": BRIEF_MICRO_BATCHES} if arguments.brief else {})
 
     def left() -> float | None:
         return None if arguments.budget is None else arguments.budget - (time.monotonic() - started)
@@ -194,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind, begin in (
         ("measurements", lambda: _measured(plan, logs, left(), arguments.limit)),
         ("slices", lambda: measure_all(slices, how, logs, left(), arguments.limit)),
-        ("peers", lambda: _first_that_starts(peers, of_peers, logs, left(), arguments.limit)),
+        ("peers", lambda: _first_that_starts(peers, how, logs, left(), arguments.limit)),
     ):
         for result in begin():
             record[kind].append(result["measurement"])
