@@ -1,4 +1,4 @@
-"""Train the recipe's stages on several GPUs of one host, each on the layouts that the plan thinks best.
+"""Train the recipe's stages on several GPUs of one host, on the layouts that the plan thinks best, or on given ones.
 
 Every stage runs on the full-width model at its true sequence length, with random weights and sequences like the
 stage's, by the trainer's own step. The plan's prediction for the very same step stands beside what was measured.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,9 +30,14 @@ from benchmarks.spread_cli import (
 )
 from benchmarks.spread_report import LAYOUT_HEADINGS, layout_rows, page_of
 from megatron_apriel.command_line import CommandLine, chosen
+from megatron_apriel.config.choices import Fp8Weights
+from megatron_apriel.config.training_sections import parse_host_share
+from megatron_apriel.config.yaml_text import parse_yaml
 from megatron_apriel.errors import ConfigError, run_command
+from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.layouts import Candidate, candidates
+from megatron_apriel.planning.step_time import Workload
 
 EXAMPLES = """\
 examples:
@@ -42,6 +49,13 @@ examples:
 
   # half the depth, where the whole model does not fit; every layout of two GPUs
   python benchmarks/layouts.py --stages cpt_stage2 --layers 24 --best 8
+
+  # what a tensor-parallel step waits for, with gathers and scatters behind products and beside them
+  python benchmarks/layouts.py --gpus 2 --stages cpt_stage2 --layers 8 --precision bf16,delayed \\
+      --parallel '{tensor: 2, sequence: true}' --parallel '{tensor: 2, sequence: true, tensor_overlap: true}'
+
+  # the whole model without splitting it: optimizer states that do not fit lie on the host
+  python benchmarks/layouts.py --gpus 2 --stages cpt_stage2 --parallel '{}' --recompute full --host auto
 """
 
 
@@ -51,43 +65,67 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--stages", default="cpt_stage1,cpt_stage2,sft", metavar="A,B",
                       help=f"of {', '.join(STAGES)} (default: %(default)s)")  # fmt: skip
     what.add_argument("--best", type=int, default=3, metavar="N", help="layouts of each stage (%(default)s)")
+    what.add_argument("--parallel", action="append", metavar="YAML",
+                      help="run this parallel section instead of the plan's best layouts; repeatable")  # fmt: skip
+    what.add_argument("--recompute", default="none", metavar="MODE[:LAYERS]",
+                      help="with --parallel: what is recomputed (%(default)s)")  # fmt: skip
+    what.add_argument("--host", type=parse_host_share, default=0.0, metavar="SHARE",
+                      help="part of the optimizer's states in host memory, or auto (%(default)g)")  # fmt: skip
+    what.add_argument("--fp8-weights", choices=get_args(Fp8Weights), default="kept", help="8-bit copies (%(default)s)")
     what.add_argument("--layers", type=int, default=48, metavar="N", help="decoder layers (%(default)s)")
     what.add_argument("--sequences", type=int, default=8, metavar="N", help="of a step, over all GPUs (%(default)s)")
     add_common_options("layouts", parser, what)
     return parser
 
 
-def spread_of(candidate: Candidate, case: str, arguments: argparse.Namespace, precision: str) -> Spread:
+def spread_of(candidate: Candidate, bare: Spread) -> Spread:
     """The measurement of a layout that the plan proposes."""
-    return Spread(
-        case=case,
-        precision=precision,
-        layers=arguments.layers,
-        gpus=candidate.layout.world_size,
-        sequences=arguments.sequences,
-        parallel=candidate.config.parallel.model_dump(mode="json"),
-        recompute=candidate.config.recompute.mode,
-        tiny=arguments.tiny,
-    )
+    config = candidate.config
+    return replace(bare, parallel=config.parallel.model_dump(mode="json"), recompute=config.recompute.mode)
+
+
+def _given(bare: Spread, arguments: argparse.Namespace) -> list[Spread]:
+    """The measurements of the layouts that were named. Raises ConfigError for one that cannot be."""
+    mode, _, layers = arguments.recompute.partition(":")
+    spreads = []
+    for text in arguments.parallel:
+        try:
+            recomputed = int(layers) if layers else None
+            spread = replace(
+                bare, parallel=parse_yaml(text, "--parallel")[0], recompute=mode, recompute_layers=recomputed
+            )
+            check_layout(spread.config(), spread.architecture(), spread.gpus)
+        except (TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
+            raise ConfigError(f"--parallel={text} --recompute={arguments.recompute} is no layout: {error}") from None
+        spreads.append(spread)
+    return spreads
+
+
+def _proposed(bare: Spread, arguments: argparse.Namespace, gpu: Hardware, work: Workload) -> list[Spread]:
+    """The measurements of the plan's best layouts. Raises ConfigError where none fits."""
+    found = candidates(bare.config(), bare.architecture(), bare.gpus, gpu, work).fitting()
+    if not found:
+        raise ConfigError(
+            f"no layout of {bare.case} with {bare.layers} layers in {bare.precision} fits {bare.gpus} {gpu.name}.",
+            f"The plan leaves {gpu.reserve:g} GiB of each GPU to CUDA, NCCL and the allocator's gaps.",
+            "Give fewer --layers, more --gpus, other --stages, --host=auto, or a smaller --set reserve=GIB.",
+        )
+    return [spread_of(candidate, bare) for candidate in found[: arguments.best]]
 
 
 def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple[Spread, Prediction]]:
-    """The best layouts of each stage and precision, with their predictions. Raises ConfigError where none fits."""
+    """What is measured of each stage and precision, with predictions. Raises ConfigError where nothing can be."""
     plan: list[tuple[Spread, Prediction]] = []
     for stage in chosen(arguments.stages, list(STAGES), "--stages"):
         for precision in chosen(arguments.precision, PRECISIONS, "--precision"):
-            bare = Spread(STAGES[stage], precision, arguments.layers, gpus, arguments.sequences, tiny=arguments.tiny)
+            weights = "kept" if precision == "bf16" else arguments.fp8_weights
+            bare = Spread(
+                STAGES[stage], precision, arguments.layers, gpus, arguments.sequences,
+                host=arguments.host, fp8_weights=weights, tiny=arguments.tiny,
+            )  # fmt: skip
             work = workload_of(bare)
-            found = candidates(bare.config(), bare.architecture(), gpus, gpu, work).fitting()
-            if not found:
-                raise ConfigError(
-                    f"no layout of {stage} with {arguments.layers} layers in {precision} fits {gpus} {gpu.name}.",
-                    f"The plan leaves {gpu.reserve:g} GiB of each GPU to CUDA, NCCL and the allocator's gaps.",
-                    "Give fewer --layers, more --gpus, other --stages, or a smaller --set reserve=GIB.",
-                )
-            for candidate in found[: arguments.best]:
-                spread = spread_of(candidate, STAGES[stage], arguments, precision)
-                plan.append((spread, predicted(spread, gpu, work)))
+            spreads = _given(bare, arguments) if arguments.parallel else _proposed(bare, arguments, gpu, work)
+            plan += [(spread, predicted(spread, gpu, work)) for spread in spreads]
     return plan
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from benchmarks.cases import CASES, Case, small
 from benchmarks.processes import Processes
 from benchmarks.stages import stage_config
-from megatron_apriel.config.choices import Compute
+from megatron_apriel.config.choices import Compute, Fp8Weights
 from megatron_apriel.config.machine_sections import ParallelSection, RecomputeSection
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
@@ -38,6 +38,9 @@ class Spread:
         sequences: of an optimizer step, over all ranks.
         parallel: the layout, as ``parallel`` of a stage's file.
         recompute: mode of recomputation.
+        recompute_layers: with ``full``, of how many layers of each chunk; None for all.
+        host: part of the optimizer's states in host memory, or ``auto``.
+        fp8_weights: whether 8-bit copies of weights are kept over micro-batches.
         tiny: tiny shapes, to try it on a CPU.
     """
 
@@ -48,6 +51,9 @@ class Spread:
     sequences: int
     parallel: Mapping[str, Any] = field(default_factory=dict)
     recompute: str = "none"
+    recompute_layers: int | None = None
+    host: float | Literal["auto"] = 0.0
+    fp8_weights: Fp8Weights = "kept"
     tiny: bool = False
 
     def sized_case(self) -> Case:
@@ -58,10 +64,11 @@ class Spread:
     def config(self) -> StageConfig:
         """The stage that runs it."""
         parallel = ParallelSection.model_validate(dict(self.parallel))
-        recompute = RecomputeSection.model_validate({"mode": self.recompute})
+        recompute = RecomputeSection.model_validate({"mode": self.recompute, "layers": self.recompute_layers})
         # Planned on a machine without GPUs too, for machines that have them.
         compute: Compute | None = None if self.tiny else "bf16"
-        return stage_config(self.sized_case(), self.precision, parallel, recompute, compute)
+        case = self.sized_case()
+        return stage_config(case, self.precision, parallel, recompute, compute, self.fp8_weights, self.host)
 
     def architecture(self) -> Architecture:
         """The whole model, tower included, at this depth."""
@@ -72,18 +79,26 @@ class Spread:
 
     @property
     def label(self) -> str:
-        """The layout in the field's short form, as ``TP2 SP DP4``."""
-        layout = self.layout()
+        """The layout in the field's short form, as ``TP2 SP DP4``, and what else is unusual about it."""
+        layout, parallel = self.layout(), self.config().parallel
         sizes = {"TP": layout.tensor, "CP": layout.context, "PP": layout.pipeline, "VP": layout.virtual}
         sizes["DP"] = layout.data
         parts = [f"{name}{size}" for name, size in sizes.items() if size > 1]
         if layout.sequence:
-            parts.insert(1, "SP")
-        return " ".join(parts) or "DP1"
+            parts.insert(1, "SP overlapped" if parallel.tensor_overlap else "SP")
+        extras = [f"states on the host: {self.host}"] if self.host else []
+        extras += [f"8-bit weights {self.fp8_weights}"] if self.fp8_weights != "kept" else []
+        return ", ".join([" ".join(parts) or "DP1", *extras])
+
+    @property
+    def recomputation(self) -> str:
+        """What is recomputed."""
+        return self.recompute if self.recompute_layers is None else f"{self.recompute}, {self.recompute_layers}"
 
     @property
     def title(self) -> str:
-        return f"{self.case}, {self.precision}, {self.layers} layers, {self.gpus} GPUs, {self.label}, {self.recompute}"
+        model = f"{self.case}, {self.precision}, {self.layers} layers"
+        return f"{model}, {self.gpus} GPUs, {self.label}, {self.recomputation}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,7 @@ def predicted(spread: Spread, gpu: Hardware, work: Workload) -> Prediction:
     """The plan's prediction, from the sequences that are measured (``work``)."""
     config, architecture, layout = spread.config(), spread.architecture(), spread.layout()
     step = step_time(config, architecture, layout, gpu, work)
-    memories = [rank_memory(config, architecture, layout, rank).total for rank in range(layout.pipeline)]
+    memories = [rank_memory(config, architecture, layout, rank, gpu.available).total for rank in range(layout.pipeline)]
     return Prediction(
         tokens_per_second=config.batch_tokens / step.total / spread.gpus,
         tflops=step.flops / step.total / spread.gpus / 1e12,

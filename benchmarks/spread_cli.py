@@ -93,7 +93,7 @@ def show_plan(plan: Sequence[tuple[Spread, Prediction]]) -> int:
     headings = ("case", "GPUs", "layout", "recompute", "precision", "layers", "tokens/s/GPU", "TFLOP/s/GPU", "GiB")
     rows = [
         [
-            spread.case, str(spread.gpus), spread.label, spread.recompute, spread.precision, str(spread.layers),
+            spread.case, str(spread.gpus), spread.label, spread.recomputation, spread.precision, str(spread.layers),
             f"{said.tokens_per_second:,.0f}", f"{said.tflops:.0f}", f"{said.peak / GIB:.1f}",
         ]
         for spread, said in plan

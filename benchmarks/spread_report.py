@@ -27,7 +27,7 @@ def layout_rows(rows: Sequence[Row]) -> list[list[str]]:
         [
             found.spread.case,
             found.spread.label,
-            found.spread.recompute,
+            found.spread.recomputation,
             found.spread.precision,
             str(found.spread.layers),
             f"{found.step_ms / 1e3:.2f}",

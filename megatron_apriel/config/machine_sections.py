@@ -44,6 +44,9 @@ class ParallelSection(Section):
     """Ranks over which the tokens of a sequence are divided."""
     overlap: bool = True
     """Overlap gradient reduction and parameter gathering with computation."""
+    tensor_overlap: bool = False
+    """Overlap the gathers and scatters of tensor parallelism with the products that they stand beside (Transformer
+    Engine's user buffers; the tensor-parallel GPUs of one host). For the buffers see `parallel/user_buffers.py`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ParallelSection:
@@ -54,6 +57,11 @@ class ParallelSection(Section):
             )
         if self.sequence and self.tensor == 1:
             problems.append("sequence=true needs tensor above 1; set sequence=false, or split the layers over ranks")
+        if self.tensor_overlap and not self.sequence:
+            problems.append(
+                "tensor_overlap=true needs sequence=true: without it there are sums over ranks, and no gathers and"
+                " scatters that could be divided; set both, or tensor_overlap=false"
+            )
         raise_all(problems)
         return self
 

@@ -11,6 +11,7 @@ in ``docs/configuration.md``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -149,6 +150,7 @@ class StageConfig(Section):
                 "samples need another precision.fp8 than delayed: its scales follow all passes, and those of samples"
                 " would change what is trained; set samples=null, or fp8=tensorwise or blockwise"
             )
+        problems += self._against_user_buffers()
         if self.batch_tokens % self.sequence_length:
             below = self.batch_tokens // self.sequence_length * self.sequence_length
             choices = [size for size in (below, below + self.sequence_length) if size]
@@ -158,6 +160,27 @@ class StageConfig(Section):
             )
         raise_all(problems)
         return self
+
+    def _against_user_buffers(self) -> Iterator[str]:
+        """What does not go with ``parallel.tensor_overlap``, whose buffers are of one size and of one kind."""
+        if not self.parallel.tensor_overlap:
+            return
+        precision = self.precision
+        if precision.fp8 == "blockwise":
+            yield (
+                "parallel.tensor_overlap=true cannot gather numbers of fp8=blockwise, which have a scale for each"
+                " block; set it to false, or fp8=tensorwise or delayed"
+            )
+        if precision.bf16_layers_at_start or precision.bf16_layers_at_end:
+            yield (
+                "parallel.tensor_overlap=true gathers all layers' numbers in 8 bits or none; set it to false, or"
+                " bf16_layers_at_start and bf16_layers_at_end to 0"
+            )
+        if self.samples is not None:
+            yield (
+                "parallel.tensor_overlap=true has buffers for whole sequences, and samples are shorter; set it to"
+                " false, or samples=null"
+            )
 
     @property
     def sequences_per_step(self) -> int:

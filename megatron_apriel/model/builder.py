@@ -8,6 +8,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.options import ModelOptions, decoder_config, tower_config
+from megatron_apriel.parallel import user_buffers
 from megatron_apriel.parallel.layout import Layout
 
 
@@ -26,6 +27,9 @@ def build_model(architecture: Architecture, how: StageConfig | ModelOptions, lay
     """
     options = how if isinstance(how, ModelOptions) else ModelOptions.from_stage(how)
     config = decoder_config(architecture.decoder, options, layout)
+    if options.overlapped_tokens is not None:
+        shape = (options.overlapped_tokens, architecture.decoder.hidden_size)
+        user_buffers.make(shape, layout.tensor, options.dtype, in_8_bits=options.fp8 != "none")
     vision_config = tower_config(architecture.tower, options) if architecture.tower else None
     stage = parallel_state.get_pipeline_model_parallel_rank()
     return [

@@ -45,6 +45,8 @@ class ModelOptions:
         recompute_layers: with ``full``, the number of decoder layers per pipeline chunk; None for all.
         fuse_weight_gradients: Transformer Engine's layers add weight gradients to Megatron's float32 buffer
             themselves; needs the model to be wrapped for data parallelism.
+        overlapped_tokens: of a micro-batch on the ranks of one tensor-parallel group, where their gathers and scatters
+            overlap with products; None where they do not.
         layers, attention: see :func:`megatron_apriel.model.specs.choose_layers`.
     """
 
@@ -56,13 +58,14 @@ class ModelOptions:
     recompute: Recompute = "none"
     recompute_layers: int | None = None
     fuse_weight_gradients: bool = False
+    overlapped_tokens: int | None = None
     layers: LayerKind = "auto"
     attention: Attention = "auto"
 
     @classmethod
     def from_stage(cls, config: StageConfig) -> Self:
         """What a stage's configuration asks for."""
-        precision, recompute = config.precision, config.recompute
+        precision, recompute, parallel = config.precision, config.recompute, config.parallel
         dtype = torch.bfloat16 if precision.compute_on(torch.cuda.is_available()) == "bf16" else torch.float32
         return cls(
             dtype=dtype,
@@ -73,6 +76,7 @@ class ModelOptions:
             recompute=recompute.mode,
             recompute_layers=recompute.layers,
             fuse_weight_gradients=choose_layers("auto", config.attention, dtype).fused,
+            overlapped_tokens=config.sequence_length // parallel.context if parallel.tensor_overlap else None,
             attention=config.attention,
         )
 
@@ -111,6 +115,7 @@ def decoder_config(decoder: DecoderArchitecture, options: ModelOptions, layout: 
         deallocate_pipeline_outputs=dist.get_backend() == "nccl",
         calculate_per_token_loss=True,
         gradient_accumulation_fusion=options.fuse_weight_gradients,
+        tp_comm_overlap=options.overlapped_tokens is not None,
         **_fp8_fields(options),
         **_recompute_fields(options, all_layers=False),
         **_shared_fields(decoder.activation, options, layers),
@@ -145,6 +150,11 @@ def check_options(options: ModelOptions) -> Layers:
         raise ConfigError(
             f"precision.fp8={options.fp8} needs Transformer Engine on a CUDA device; the layers here are local ones.",
             fix="Set precision.fp8=none on this machine.",
+        )
+    if options.overlapped_tokens is not None and not layers.fused:
+        raise ConfigError(
+            "parallel.tensor_overlap=true needs Transformer Engine on a CUDA device; the layers here are local ones.",
+            fix="Set parallel.tensor_overlap=false on this machine.",
         )
     if options.fuse_weight_gradients and not layers.fused:
         raise ConfigError("fused weight gradients need Transformer Engine's layers.")

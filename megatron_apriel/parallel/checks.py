@@ -22,6 +22,9 @@ FP8_TOKEN_MULTIPLE = {"delayed": 16, "tensorwise": 16, "blockwise": 128}
 FP8_WEIGHT_MULTIPLE = 16
 """Both sides of an 8-bit weight matrix must be a multiple of this on every rank (Transformer Engine, cuBLASLt)."""
 
+MOST_IN_USER_BUFFERS = 8
+"""Ranks whose memory CUDA shares between processes for Transformer Engine's user buffers."""
+
 
 def check_layout(config: StageConfig, architecture: Architecture, world_size: int) -> Layout:
     """The parallel layout of a stage, after every check that needs the model's shapes or the number of ranks.
@@ -114,6 +117,13 @@ def _tensor(config: StageConfig, architecture: Architecture) -> Iterator[ConfigE
             f"Every tensor-parallel rank must own whole ones, equally many."
             f" Possible here: {_listed(divisors(math.gcd(*sizes.values())))}.",
             "Set it in the stage's file, or parallel.tensor=... on the command line.",
+        )
+    if config.parallel.tensor_overlap and tensor > MOST_IN_USER_BUFFERS:
+        yield ConfigError(
+            f"parallel.tensor_overlap=true with parallel.tensor={tensor}: at most {MOST_IN_USER_BUFFERS} ranks can"
+            " write into each other's memory.",
+            "They are GPUs of one host.",
+            f"Set parallel.tensor to {MOST_IN_USER_BUFFERS} or less, or parallel.tensor_overlap=false.",
         )
 
 

@@ -19,7 +19,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_apriel.errors import ConfigError, TransientError
-from megatron_apriel.parallel import cpu
+from megatron_apriel.parallel import cpu, user_buffers
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.meeting import met
 
@@ -80,6 +80,8 @@ def initialized(layout: Layout, seed: int = 1234, timeout: datetime.timedelta = 
             )
             seed_all(seed)
             yield device
+            # Not after a failure: another rank may be gone, and the device would wait for it.
+            user_buffers.release()
         finally:
             parallel_state.destroy_model_parallel()
 

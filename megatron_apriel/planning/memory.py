@@ -25,7 +25,7 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   ``recompute.inputs=host`` the h of ``full`` lies in host memory but for the inputs on their way, and but for those
   that a pipeline's later ranks received: Megatron's schedule holds these.
   Pipeline rank p of P keeps P - p micro-batches (one forward, one backward; more with interleaving, as in Megatron's
-  schedule);
+  schedule). With ``parallel.tensor_overlap`` the buffers of ``parallel/user_buffers.py``, once for all layers;
 * logits, on the last stage: 2 a token and vocabulary entry of this rank, of one part of the tokens at a time, since
   the loss computes logits and their gradient in parts of at most ``LOGITS_PER_PART`` elements; and 2h a token for the
   gradient of the hidden states;
@@ -45,6 +45,7 @@ from math import inf, prod
 
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture, TowerArchitecture
+from megatron_apriel.parallel import user_buffers
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.logit_parts import LOGITS_PER_PART
 
@@ -149,11 +150,18 @@ def _on_the_gpu(config: StageConfig, architecture: Architecture, layout: Layout,
         weights=compute * everything + 2 * held.matrices_in_8_bits,
         gradients=4 * trained,
         optimizer=state_bytes(config) * trained / layout.optimizer_shards,
-        activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank),
+        activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank)
+        + _buffers(config, layout, tokens * hidden),
         logits=compute * (min(tokens * vocabulary, LOGITS_PER_PART) + tokens * hidden) if is_last else 0,
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
         host_inputs=prod(inputs_on_host(config, architecture.decoder, layout, pipeline_rank)),
     )
+
+
+def _buffers(config: StageConfig, layout: Layout, elements: float) -> float:
+    if not config.parallel.tensor_overlap:
+        return 0.0
+    return user_buffers.bytes_of(elements, layout.tensor, in_8_bits=config.precision.fp8 != "none")
 
 
 def _held(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> _Held:

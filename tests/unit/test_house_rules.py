@@ -41,6 +41,7 @@ NO_TORCH = (
     *GROUND, "config", "formats", "surgery", "data.raw", "data.visual_tasks", "data.corpus", "generate", "grading",
     "evaluate", "curate", "planning", "parallel.layout", "parallel.checks", "parallel.balance",
     "parallel.context_parts", "parallel.data_place", "parallel.image_shares", "parallel.logit_parts",
+    "parallel.user_buffers",
     "data.loading.packing", "data.loading.order", "data.loading.cutting", "data.loading.plan_cache",
     "data.loading.plan_checks", "data.loading.mixture", "data.loading.sources",
     "data.loading.stage_data",
