@@ -21,7 +21,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron_apriel.errors import ConfigError, TransientError
 from megatron_apriel.parallel import cpu, user_buffers
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.parallel.meeting import met
+from megatron_apriel.parallel.meeting import first_host, met
+from megatron_apriel.parallel.watch import other_ranks
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective may wait for the slowest rank before the run is given up."""
@@ -32,7 +33,8 @@ def joined(timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
     """Within it, this rank has its device and can talk to all others; yields the device.
 
     Takes rank and world size from the environment that torchrun and Slurm's ``srun`` set, and a single process without
-    one as a world of one. A default process group that exists already is used and left in place.
+    one as a world of one. A default process group that exists already is used and left in place. If another rank dies,
+    this one is ended (``watch.py``).
 
     Args:
         timeout: see :data:`TIMEOUT`.
@@ -46,7 +48,8 @@ def joined(timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
     if mine:
         _join(timeout)
     try:
-        yield device
+        with _others_watched() if mine else contextlib.nullcontext():
+            yield device
     finally:
         if mine:
             dist.destroy_process_group()
@@ -148,6 +151,15 @@ def _join_in_step(backend: str, rank: int, world_size: int, timeout: datetime.ti
         if rank == 0:  # it answers latecomers until all are here
             store.wait([f"here/{other}" for other in range(world_size)], timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def _others_watched() -> contextlib.AbstractContextManager[None]:
+    """This rank ends if another one that it met is gone; see ``watch.py``."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if ranks == 1:
+        return contextlib.nullcontext()
+    host = os.environ.get("MASTER_ADDR") or first_host(os.environ.get("SLURM_STEP_NODELIST", ""))
+    return other_ranks(dist.distributed_c10d._get_default_store(), host, rank, ranks)
 
 
 def image_shares_group() -> dist.ProcessGroup:

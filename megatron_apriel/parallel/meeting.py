@@ -88,7 +88,7 @@ def _listening(ports: range) -> Iterator[socket.socket]:
     while True:
         for port in ports:
             try:
-                listener = _listener(port)
+                listener = listening_socket(port)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     continue
@@ -112,7 +112,8 @@ def _listening(ports: range) -> Iterator[socket.socket]:
         time.sleep(_AGAIN_AFTER_S)
 
 
-def _listener(port: int) -> socket.socket:
+def listening_socket(port: int) -> socket.socket:
+    """One that hears all addresses of this host, on a port; 0 is one that the system deals out."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True)
     return socket.create_server(("", port), backlog=4096)

@@ -41,7 +41,7 @@ def free_ports() -> int:
     for first in range(20300, 32000, 50):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + meeting.PORTS):
-                stack.enter_context(meeting._listener(port))
+                stack.enter_context(meeting.listening_socket(port))
             return first
     raise AssertionError("no ports are free")
 
@@ -77,7 +77,7 @@ def listeners(ports: range, says: bytes = b"") -> Iterator[None]:
     """Something of somebody else's on each port, which says a line, or nothing, to who connects."""
     with contextlib.ExitStack() as stack:
         for port in ports:
-            listener = stack.enter_context(meeting._listener(port))
+            listener = stack.enter_context(meeting.listening_socket(port))
             if says:
                 threading.Thread(target=meeting._answer_all, args=(listener, says), daemon=True).start()
                 stack.callback(listener.shutdown, socket.SHUT_RDWR)
