@@ -2,7 +2,8 @@
 
 The trainer's command line trains a slice of the model with random weights. Once its first checkpoint is there, the last
 rank is killed with SIGKILL in the middle of a step: under ``torchrun``, which watches its ranks, and started bare, as
-``srun`` starts them. The same command is then started again and must resume from that checkpoint.
+``srun`` starts them. The last command is then started again and must resume from that checkpoint. How long the end
+takes does not depend on the model, and a small one is saved and loaded sooner.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +33,7 @@ from benchmarks.report import Page, Record, markdown, write
 from benchmarks.spread_cli import print_table
 from benchmarks.versions import facts
 from benchmarks.whole_run import STAGE, Sizes, make, paths
-from megatron_apriel.command_line import CommandLine
+from megatron_apriel.command_line import CommandLine, chosen
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
 EXAMPLES = """\
@@ -42,25 +44,31 @@ examples:
   # tensor-parallel, where every product waits for the dead rank
   python benchmarks/killed_rank.py --parallel '{tensor: 2, sequence: true}'
 """
-STEPS, EVERY = 400, 4
-"""Of the run, which never reaches its end, and between two of its checkpoints."""
+STEPS = 400
+"""Of the run, which never reaches its end."""
 PATIENCE = 300
 """Seconds to wait for what a run writes."""
 LAUNCHERS = ("torchrun", "bare")
-HEADINGS = ("started by", "killed at step", "ended after, s", "exit codes", "first word of the rest",
-            "resumed at step", "steps lost")  # fmt: skip
+SIZES = {
+    "apriel-15b": Sizes("apriel-15b", 16384, (1024, 768), 60, 3000),
+    "tiny": Sizes("tiny", 256, (96, 64), 60, 60),
+}
+HEADINGS = ("started by", "killed at step", "ended after, s", "exit codes", "what the rest said",
+            "checkpoint at step", "resumed at step", "steps lost")  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
+    parser.add_argument("--launchers", default=",".join(LAUNCHERS), metavar="A,B", help="default: %(default)s")
+    parser.add_argument("--model", choices=SIZES, default="apriel-15b", help="width of the model (%(default)s)")
     parser.add_argument("--layers", type=int, default=2, metavar="N", help="decoder layers (%(default)s)")
     parser.add_argument("--parallel", default="{}", metavar="YAML", help="parallel section (%(default)s)")
-    parser.add_argument("--limit", type=float, default=120, metavar="SECONDS",
+    parser.add_argument("--limit", type=float, default=60, metavar="SECONDS",
                         help="to wait for the end after the kill (%(default)g)")  # fmt: skip
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for model, data and checkpoints; removed after")
     add_output_options(parser, "killed_rank")
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU too
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # a small model, on the CPU too
     return parser
 
 
@@ -120,12 +128,15 @@ class Run:
         return ", ".join("runs on" if code is None else str(code) for code in (p.poll() for p in self._processes))
 
     def said_after(self, sizes: Sequence[int]) -> str:
-        """The first line that any process wrote behind the given sizes of the logs."""
-        for log, size in zip(self._logs, sizes, strict=True):
-            lines = log.read_bytes()[size:].decode("utf-8", errors="replace").strip().splitlines()
-            if lines:
-                return lines[0][:160]
-        return "nothing"
+        """What the processes wrote behind the given sizes of the logs: who is gone, or else the first error."""
+        lines = [
+            line.partition("]: ")[2] if line.startswith("[rank") else line
+            for log, size in zip(self._logs, sizes, strict=True)
+            for line in log.read_bytes()[size:].decode("utf-8", errors="replace").splitlines()
+        ]
+        gone = [line for line in lines if " is gone; " in line]
+        errors = [line for line in lines if re.match(r"[\w.]+Error: ", line)]
+        return (gone + errors + ["nothing"])[0][:160]
 
     def sizes(self) -> list[int]:
         return [log.stat().st_size for log in self._logs]
@@ -156,15 +167,14 @@ def _wait_for(run: Run, output: Path, kind: str, step: int = 0, known: int = 0) 
     return int(records[-1]["step"])
 
 
-def lose_a_rank(root: Path, overrides: Sequence[str], ranks: int, launcher: str, limit: float) -> dict[str, Any]:
-    """Start the run, kill its last rank behind the first checkpoint, wait for the end, and start it again.
+def lose_a_rank(
+    stage: Path, output: Path, overrides: Sequence[str], ranks: int, launcher: str, limit: float, logs: Path
+) -> dict[str, Any]:
+    """Start the run, kill its last rank behind the first checkpoint, and wait for the end.
 
-    Raises ConfigError with the end of its output if one of the two did not train.
+    Raises ConfigError with the end of its output if it did not train.
     """
-    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
-    output = root / launcher
-    settings = [f"output={output}", *overrides]
-    run = Run(root / "stage.yaml", settings, ranks, launcher, logs / launcher)
+    run = Run(stage, [f"output={output}", *overrides], ranks, launcher, logs / launcher)
     try:
         # The first checkpoint is written beside later steps, and only a whole one can be resumed.
         _wait_for(run, output, "checkpoint")
@@ -177,29 +187,36 @@ def lose_a_rank(root: Path, overrides: Sequence[str], ranks: int, launcher: str,
         seconds, codes, said = time.monotonic() - began, run.exit_codes, run.said_after(sizes)
     finally:
         run.stop()
-    steps = _records(output, "step")
-    reached = steps[-1]["step"]
-    again = Run(root / "stage.yaml", settings, ranks, "torchrun", logs / "again")
-    try:
-        resumed = _wait_for(again, output, "resumed")
-        _wait_for(again, output, "step", known=len(steps))
-    finally:
-        again.stop()
+    reached, saved = (_records(output, kind)[-1]["step"] for kind in ("step", "checkpoint"))
     return {"launcher": launcher, "killed": reached, "seconds": seconds, "codes": codes, "said": said,
-            "resumed": resumed, "lost": reached - resumed}  # fmt: skip
+            "saved": saved, "resumed": None, "lost": reached - saved}  # fmt: skip
+
+
+def resumed(stage: Path, output: Path, overrides: Sequence[str], ranks: int, logs: Path) -> int:
+    """Start a run again that had lost a rank; the step from which it resumed and went on."""
+    steps, before = len(_records(output, "step")), len(_records(output, "resumed"))
+    run = Run(stage, [f"output={output}", *overrides], ranks, "torchrun", logs / "again")
+    try:
+        step = _wait_for(run, output, "resumed", known=before)
+        _wait_for(run, output, "step", known=steps)
+    finally:
+        run.stop()
+    return step
 
 
 def row(found: dict[str, Any], limit: float) -> list[str]:
     """What was seen of a kill, in the columns of :data:`HEADINGS`."""
     ended = f"{found['seconds']:.1f}" if found["seconds"] < limit else f"not within {limit:g}"
-    values = [found[name] for name in ("codes", "said", "resumed", "lost")]
+    again = "-" if found["resumed"] is None else found["resumed"]
+    values = [found["codes"], found["said"], found["saved"], again, found["lost"]]
     return [found["launcher"], str(found["killed"]), ended, *map(str, values)]
 
 
 def page(record: Record) -> Page:
     """What this benchmark says of a record."""
     rows = [row(one, record["limit"]) for one in record["found"]]
-    model = f"{record['layers']} decoder layers at full width, random weights; parallel={record['parallel']}"
+    width = "at full width" if record["model"] == "apriel-15b" else "of a small model"
+    model = f"{record['layers']} decoder layers {width}, random weights; parallel={record['parallel']}"
     return Page(
         title="A killed rank",
         question="How long does a run on several GPUs live on when a rank dies, and what does the next start lose?",
@@ -218,28 +235,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"--gpus={gpus}, and this host shows {present} CUDA device(s).", "At least two ranks, each on one."
         )
-    sizes = (
-        Sizes("tiny", 256, (96, 64), 60, 60) if arguments.tiny else Sizes("apriel-15b", 16384, (1024, 768), 60, 3000)
-    )
+    launchers = chosen(arguments.launchers, LAUNCHERS, "--launchers")
+    model = "tiny" if arguments.tiny else arguments.model
+    sizes = SIZES[model]
     begun = datetime.datetime.now(datetime.UTC)
-    with tempfile.TemporaryDirectory(prefix="killed_rank-", dir=arguments.directory) as scratch:
-        root = Path(scratch)
-        make(root, sizes, arguments.layers)
-        batch = gpus * sizes.length
-        text = STAGE.format(root=root, length=sizes.length, batch=batch, tokens=batch * STEPS)
-        (root / "stage.yaml").write_text(text, encoding="utf-8")
-        compute = "bf16" if torch.cuda.is_available() else "fp32"
-        overrides = [f"parallel={arguments.parallel}", f"precision={{compute: {compute}}}"]
-        found = []
-        for launcher in LAUNCHERS:
-            found.append(lose_a_rank(root, overrides, gpus, launcher, arguments.limit))
-            print(found[-1], file=sys.stderr, flush=True)
     record = {
         **facts("killed_rank", arguments.commit, environment(), begun, gpus), "layers": arguments.layers,
-        "parallel": arguments.parallel, "limit": arguments.limit, "found": found,
+        "model": model, "parallel": arguments.parallel, "limit": arguments.limit,
     }  # fmt: skip
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="killed_rank-", dir=arguments.directory) as scratch:
+        root, logs = Path(scratch), Path(tempfile.mkdtemp(prefix="benchmark-"))
+        make(root, sizes, arguments.layers)
+        stage, batch = root / "stage.yaml", gpus * sizes.length
+        stage.write_text(STAGE.format(root=root, length=sizes.length, batch=batch, tokens=batch * STEPS), "utf-8")
+        compute = "bf16" if torch.cuda.is_available() else "fp32"
+        overrides = [f"parallel={arguments.parallel}", f"precision={{compute: {compute}}}"]
+        for launcher in launchers:
+            one = lose_a_rank(stage, root / launcher, overrides, gpus, launcher, arguments.limit, logs)
+            print(one, file=sys.stderr, flush=True)
+            found.append(one)
+            # Kept after each: what is interrupted has cost device time all the same.
+            path = write(arguments.output, record | {"found": found}, page(record | {"found": found}), begun)
+        found[-1]["resumed"] = resumed(stage, root / launchers[-1], overrides, gpus, logs)
+    path = write(arguments.output, record | {"found": found}, page(record | {"found": found}), begun)
     print_table("a killed rank", HEADINGS, [row(one, arguments.limit) for one in found])
-    print(f"{write(arguments.output, record, page(record), begun)}.json and .md")
+    print(f"{path}.json and .md; logs in {logs}")
     return ExitCode.OK
 
 

@@ -101,16 +101,16 @@ def _given(bare: Spread, arguments: argparse.Namespace) -> list[Spread]:
     return spreads
 
 
-def _proposed(bare: Spread, arguments: argparse.Namespace, gpu: Hardware, work: Workload) -> list[Spread]:
-    """The measurements of the plan's best layouts. Raises ConfigError where none fits."""
+def _proposed(stage: str, bare: Spread, best: int, gpu: Hardware, work: Workload) -> list[Spread]:
+    """The measurements of the plan's best layouts for a stage. Raises ConfigError where none fits."""
     found = candidates(bare.config(), bare.architecture(), bare.gpus, gpu, work).fitting()
     if not found:
         raise ConfigError(
-            f"no layout of {bare.case} with {bare.layers} layers in {bare.precision} fits {bare.gpus} {gpu.name}.",
+            f"no layout of {stage} with {bare.layers} layers in {bare.precision} fits {bare.gpus} {gpu.name}.",
             f"The plan leaves {gpu.reserve:g} GiB of each GPU to CUDA, NCCL and the allocator's gaps.",
             "Give fewer --layers, more --gpus, other --stages, --host=auto, or a smaller --set reserve=GIB.",
         )
-    return [spread_of(candidate, bare) for candidate in found[: arguments.best]]
+    return [spread_of(candidate, bare) for candidate in found[:best]]
 
 
 def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple[Spread, Prediction]]:
@@ -124,7 +124,9 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
                 host=arguments.host, fp8_weights=weights, tiny=arguments.tiny,
             )  # fmt: skip
             work = workload_of(bare)
-            spreads = _given(bare, arguments) if arguments.parallel else _proposed(bare, arguments, gpu, work)
+            spreads = (
+                _given(bare, arguments) if arguments.parallel else _proposed(stage, bare, arguments.best, gpu, work)
+            )
             plan += [(spread, predicted(spread, gpu, work)) for spread in spreads]
     return plan
 

@@ -154,6 +154,22 @@ def test_the_plan_for_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 4
 
 
+def test_a_plan_of_given_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is named is planned, and not the plan's own best; titles say what is unusual."""
+    tensor = "{tensor: 2, sequence: true}"
+    options = [f"--parallel={tensor}", f"--parallel={tensor[:-1]}, tensor_overlap: true}}", "--recompute=full:40"]
+    options += ["--host=auto", "--fp8-weights=remade", "--precision=bf16,delayed", "--stages=sft", "--layers=48"]
+    assert layouts.main(["--gpus=2", "--gpu=h200", "--dry-run", *options]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ 32768-sft")]
+    shown = [[cell.strip() for cell in row.split("│")[3:6]] for row in rows]
+    host = ", states on the host: auto"
+    assert shown == [
+        [f"TP2 SP{overlapped}{host}{weights}", "full, 40", precision]
+        for precision, weights in (("bf16", ""), ("delayed", ", 8-bit weights remade"))
+        for overlapped in ("", " overlapped")
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -163,6 +179,9 @@ def test_the_plan_for_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["--stages=stf", "--gpus=8", "--gpu=h200", "--dry-run"], "there is no 'stf'"),
         (["--gpus=8"], "this host shows"),
+        (["--gpus=2", "--gpu=h200", "--dry-run", "--parallel={tensor: 3}"], "parallel.tensor=3 does not divide"),
+        (["--gpus=2", "--gpu=h200", "--dry-run", "--parallel=tensor"], "--parallel=tensor"),
+        (["--gpus=2", "--gpu=h200", "--dry-run", "--parallel={}", "--recompute=most"], "--recompute=most"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
