@@ -7,15 +7,24 @@ uniform ids have not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from megatron_apriel.batch import Batch
+from megatron_apriel.config.choices import Dealing
 from megatron_apriel.config.training_sections import TrainedParts
+from megatron_apriel.data.loading.dealing import even_shares
+from megatron_apriel.data.loading.order import shuffled
+from megatron_apriel.data.loading.packing import best_fit_decreasing
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.flops import model_flops
 from megatron_apriel.parallel.data_place import WHOLE, DataPlace
 from megatron_apriel.parallel.image_shares import share_images
 from megatron_apriel.testing.batches import Document, make_batch, random_image
@@ -40,8 +49,9 @@ class Case:
         sequence_length: tokens of a micro-batch.
         micro_batches: of an optimizer step; as many different batches are trained on in turn.
         probe: two smaller numbers of micro-batches, from which the cost of a step that is not of micro-batches follows.
-        documents: ``one`` document a sequence; ``packed`` from documents of about ``document_length``; ``images``,
-            documents with images; ``mix``, where only the sequences named by ``rich`` hold such documents.
+        documents: ``one`` document a sequence; ``packed`` from documents of about ``document_length``; ``real``, packed
+            from documents of :func:`real_lengths`; ``images``, documents with images; ``mix``, where only the sequences
+            named by ``rich`` hold such documents.
         document_length: mean length of packed documents of text.
         rich: in a mix, which of ten sequences in a row are full of images.
         grid_divisor: images' grids are smaller by this.
@@ -52,7 +62,7 @@ class Case:
     sequence_length: int
     micro_batches: int
     probe: tuple[int, int]
-    documents: Literal["one", "packed", "images", "mix"]
+    documents: Literal["one", "packed", "real", "images", "mix"]
     document_length: int = 3000
     rich: tuple[bool, ...] = IMAGE_RICH
     grid_divisor: int = 1
@@ -77,6 +87,7 @@ CASES = {
         Case("8192-realign", 8192, 8, (1, 3), "images", train=TrainedParts(projector=1)),
         Case("32768-cpt1", 32768, 4, (1, 2), "mix", rich=SOME_IMAGES, train=EVERYTHING),
         Case("32768-sft", 32768, 4, (1, 2), "packed", document_length=6000),
+        Case("32768-real", 32768, 4, (1, 2), "real"),
     )
 }
 STAGES = {"realign": "8192-realign", "cpt_stage1": "32768-cpt1", "cpt_stage2": "16384-mix", "sft": "32768-sft"}
@@ -93,7 +104,34 @@ def small(case: Case) -> Case:
     )
 
 
-def batches(case: Case, architecture: Architecture, place: DataPlace = WHOLE, seed: int = 1234) -> list[Batch]:
+@cache
+def real_lengths() -> tuple[int, ...]:
+    """Tokens of each source file of Python 3.12's standard library and of PyTorch 2.13, by Mistral's Tekken."""
+    lengths: list[int] = json.loads((Path(__file__).parent / "document_lengths.json").read_text(encoding="utf-8"))
+    return tuple(lengths)
+
+
+@cache
+def real_packs(sequence_length: int) -> tuple[tuple[int, ...], ...]:
+    """Documents' lengths in each pack of the real ones, longer ones split, packed and shuffled as in a stage."""
+    pieces = [
+        min(length - start, sequence_length) for length in real_lengths() for start in range(0, length, sequence_length)
+    ]
+    bins, number = best_fit_decreasing(np.array(pieces), sequence_length)
+    packs: list[list[int]] = [[] for _ in range(number)]
+    for piece, pack in zip(pieces, bins.tolist(), strict=True):
+        packs[pack].append(piece)
+    return tuple(tuple(packs[pack]) for pack in shuffled(number, 0).tolist())
+
+
+def batches(
+    case: Case,
+    architecture: Architecture,
+    place: DataPlace = WHOLE,
+    seed: int = 1234,
+    dealing: Dealing = "in_order",
+    first: int = 0,
+) -> list[Batch]:
     """The case's micro-batches, or a rank's part of them, on the host.
 
     Args:
@@ -101,22 +139,43 @@ def batches(case: Case, architecture: Architecture, place: DataPlace = WHOLE, se
         architecture: gives vocabulary and patch size; with a tower where the case has images.
         place: the rank's part of the data. Pixels are there even if it decodes none.
         seed: of everything drawn; the same on every rank.
+        dealing: which of them a data-parallel rank gets.
+        first: number of the first one, where they are not those of the first step.
     """
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for number in range(case.micro_batches):
+    generator = torch.Generator().manual_seed(seed + first)
+    documents = []
+    for number in range(first, first + case.micro_batches):
         ids = _zipf(architecture.decoder.vocab_size, case.sequence_length, generator)
-        documents = list(_documents(case, architecture, case.is_rich(number), ids, generator))
-        if number in place.sequences(0, case.micro_batches):
-            made.append(_batch(architecture, documents, number, place))
-    return made
+        documents.append(list(_documents(case, architecture, number, ids, generator)))
+    own: Sequence[int] = place.sequences(0, case.micro_batches)
+    if dealing == "evenly":
+        work = [_work(case, architecture, sequence) for sequence in documents]
+        own = even_shares(work, place.data_size)[place.data_rank]
+    return [_batch(architecture, documents[number], first + number, place) for number in own]
+
+
+def _grids(architecture: Architecture, document: Document) -> list[tuple[int, int]]:
+    """Rows and columns of a document's images."""
+    size = architecture.tower.patch_size if architecture.tower else 1
+    images = [item for item in document if isinstance(item, torch.Tensor)]
+    return [(image.shape[1] // size, image.shape[2] // size) for image in images]
+
+
+def _work(case: Case, architecture: Architecture, documents: list[Document]) -> int:
+    """Operations of a sequence's forward and backward pass, by the FLOPs rule."""
+    grids = [_grids(architecture, document) for document in documents]
+    lengths = [
+        len(document) + sum(rows * (columns + 1) - 1 for rows, columns in images)
+        for document, images in zip(documents, grids, strict=True)
+    ]
+    patches = [rows * columns for images in grids for rows, columns in images]
+    squares = sum(length**2 for length in lengths)
+    return model_flops(architecture, case.sequence_length, squares, patches, case.train)
 
 
 def _batch(architecture: Architecture, documents: list[Document], number: int, place: DataPlace) -> Batch:
     """One sequence, its images shared out as the trainer does it."""
-    tower = architecture.tower
-    images = [item for document in documents for item in document if isinstance(item, torch.Tensor)]
-    patches = [image.shape[1] * image.shape[2] // tower.patch_size**2 for image in images] if tower else []
+    patches = [rows * columns for document in documents for rows, columns in _grids(architecture, document)]
     return make_batch(
         architecture,
         documents,
@@ -135,12 +194,17 @@ def _zipf(vocabulary: int, count: int, generator: torch.Generator) -> list[int]:
 
 
 def _documents(
-    case: Case, architecture: Architecture, with_images: bool, ids: list[int], generator: torch.Generator
+    case: Case, architecture: Architecture, number: int, ids: list[int], generator: torch.Generator
 ) -> Iterator[Document]:
-    """Documents that fill a sequence exactly; the last is cut to what is left."""
-    left = case.sequence_length
+    """Documents that fill sequence ``number`` exactly; the last is cut to what is left."""
+    left, with_images = case.sequence_length, case.is_rich(number)
+    if case.documents == "real":
+        packs = real_packs(case.sequence_length)
+        for length in packs[number % len(packs)]:
+            yield ids[left - length : left]
+            left -= length
     while left:
-        if case.documents == "one":
+        if case.documents in ("one", "real"):  # what real documents leave is a document of padding
             length = left
         elif with_images:
             document, length = _visual_document(case, architecture, left, ids, generator)

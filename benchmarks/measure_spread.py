@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import os
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,28 +33,36 @@ from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.data_place import DataPlace
 
 
-def own_batches(spread: Spread, rank: int) -> list[Batch]:
-    """What the rank sees of a step, on the host."""
-    return batches(spread.sized_case(), spread.architecture(), DataPlace.of(spread.layout(), rank))
+def own_batches(spread: Spread, rank: int) -> list[list[Batch]]:
+    """What the rank sees of each of the different steps, on the host."""
+    case, place = spread.sized_case(), DataPlace.of(spread.layout(), rank)
+    dealing = spread.config().parallel.dealing
+    return [
+        batches(case, spread.architecture(), place, dealing=dealing, first=step * case.micro_batches)
+        for step in range(spread.different_steps)
+    ]
 
 
-def measured(spread: Spread, steps: int, given: Sequence[Batch]) -> Found:
+def measured(spread: Spread, steps: int, given: Sequence[Sequence[Batch]]) -> Found:
     """Time of a step, and what every rank's device does in one; all ranks call this within their process groups."""
     on_gpu = torch.cuda.is_available()
-    work = float(sum(step_flops(spread.architecture(), spread.config().train, batch) for batch in given))
+    architecture, train = spread.architecture(), spread.config().train
+    work = [float(sum(step_flops(architecture, train, batch) for batch in step)) for step in given]
     device = groups.current_device()
-    given = [batch.to(device) for batch in given]
-    subject = Ours(spread.architecture(), spread.config(), spread.layout())
-    seconds_of_step(subject, given, WARM_UP_STEPS)
+    given = [[batch.to(device) for batch in step] for step in given]
+    subject = Ours(architecture, spread.config(), spread.layout())
+    seconds_of_step(subject, given[0], WARM_UP_STEPS)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds, loss = seconds_of_step(subject, given, steps)
+    timed = [seconds_of_step(subject, step, steps) for step in given]
+    seconds, loss = statistics.fmean(seconds for seconds, _ in timed), timed[-1][1]
     if not math.isfinite(loss):
         raise ArithmeticError(f"the loss of the last timed step is {loss}")
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-    mine = {"peak": peak, **_profiled(subject, given), "flops": work}
-    ranks: list[dict[str, float]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(ranks, mine)
+    mine = {"peak": peak, **_profiled(subject, given)}
+    everywhere: list[tuple[dict[str, float], list[float]]] = [({}, [])] * dist.get_world_size()
+    dist.all_gather_object(everywhere, (mine, work))
+    ranks, flops_of_ranks = zip(*everywhere, strict=True)
     layout = spread.layout()
     return Found(
         spread=spread,
@@ -61,18 +70,20 @@ def measured(spread: Spread, steps: int, given: Sequence[Batch]) -> Found:
         step_ms=1e3 * seconds,
         tokens=spread.sequences * spread.sized_case().sequence_length,
         # Each rank counts its whole sequences, which the ranks of a replica share.
-        flops=sum(rank["flops"] for rank in ranks) / layout.model_ranks,
+        flops=sum(map(sum, flops_of_ranks)) / len(given) / layout.model_ranks,
         loss=loss,
         ranks=ranks,
+        flops_of_ranks=flops_of_ranks,
     )
 
 
-def _profiled(subject: Ours, given: Sequence[Batch]) -> dict[str, float]:
-    """What this rank's device does in a step; see :class:`benchmarks.kernel_groups.Occupancy`."""
+def _profiled(subject: Ours, given: Sequence[Sequence[Batch]]) -> dict[str, float]:
+    """What this rank's device does in the steps; see :class:`benchmarks.kernel_groups.Occupancy`."""
     on_gpu = torch.cuda.is_available()
     activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profiler:
-        seconds_of_step(subject, given, 1)
+        for step in given:
+            seconds_of_step(subject, step, 1)
     with tempfile.TemporaryDirectory() as scratch:
         trace = Path(scratch) / "trace.json"
         profiler.export_chrome_trace(str(trace))

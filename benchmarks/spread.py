@@ -41,6 +41,7 @@ class Spread:
         recompute_layers: with ``full``, of how many layers of each chunk; None for all.
         host: part of the optimizer's states in host memory, or ``auto``.
         fp8_weights: whether 8-bit copies of weights are kept over micro-batches.
+        different_steps: steps that are measured, each of other sequences; figures are their means.
         tiny: tiny shapes, to try it on a CPU.
     """
 
@@ -54,6 +55,7 @@ class Spread:
     recompute_layers: int | None = None
     host: float | Literal["auto"] = 0.0
     fp8_weights: Fp8Weights = "kept"
+    different_steps: int = 1
     tiny: bool = False
 
     def sized_case(self) -> Case:
@@ -87,6 +89,7 @@ class Spread:
         if layout.sequence:
             parts.insert(1, "SP overlapped" if parallel.tensor_overlap else "SP")
         extras = [f"states on the host: {self.host}"] if self.host else []
+        extras += ["dealt evenly"] if parallel.dealing == "evenly" else []
         extras += [f"8-bit weights {self.fp8_weights}"] if self.fp8_weights != "kept" else []
         return ", ".join([" ".join(parts) or "DP1", *extras])
 
@@ -110,6 +113,7 @@ class Found:
         tokens, flops: of a step, over all ranks; FLOPs by the rule of ``megatron_apriel/formats/flops.py``.
         loss: of the last timed step.
         ranks: of each rank the bytes at its peak (``peak``) and a profiled step's :class:`Occupancy` fields.
+        flops_of_ranks: of each rank the FLOPs of its sequences in each of the different steps.
     """
 
     spread: Spread
@@ -120,6 +124,7 @@ class Found:
     flops: float = 0.0
     loss: float = 0.0
     ranks: Sequence[Mapping[str, float]] = ()
+    flops_of_ranks: Sequence[Sequence[float]] = ()
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -150,6 +155,12 @@ class Found:
         computing = [rank["computing_ms"] for rank in self.ranks]
         mean = sum(computing) / len(computing)
         return max(computing) / mean - 1 if mean else 0.0
+
+    @property
+    def excess_flops(self) -> float:
+        """By how much the FLOPs of the rank with the most exceed the mean of all ranks, mean over the steps."""
+        by_step = list(zip(*self.flops_of_ranks, strict=True))
+        return sum(max(ranks) * len(ranks) / sum(ranks) - 1 for ranks in by_step) / len(by_step)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ SCALING_HEADINGS = (
     "precision", "GPUs", "layout", "ms a step", "tokens/s/GPU", "of one GPU's", "TFLOP/s/GPU", "GiB",
     "waits for ranks", "idle", "imbalance",
 )  # fmt: skip
+DEALING_HEADINGS = (
+    "precision", "GPUs", "layout", "different steps", "ms a step", "tokens/s/GPU", "of dealt in order", "TFLOP/s/GPU",
+    "busiest rank's FLOPs", "imbalance", "waits for ranks", "idle", "loss",
+)  # fmt: skip
 
 
 def layout_rows(rows: Sequence[Row]) -> list[list[str]]:
@@ -64,6 +68,34 @@ def scaling_rows(rows: Sequence[Row]) -> list[list[str]]:
             f"{found.share('communicating_ms'):.1%}",
             f"{found.share('idle_ms'):.1%}",
             f"{found.imbalance:.1%}",
+        ]
+        for found in measured
+    ]
+
+
+def dealing_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """One row a way of dealing that was measured, in the columns of :data:`DEALING_HEADINGS`."""
+    measured = [found for found, _ in rows if found.status == "measured"]
+    in_order = {
+        found.spread.precision: found.tokens_per_second
+        for found in measured
+        if found.spread.config().parallel.dealing == "in_order"
+    }
+    return [
+        [
+            found.spread.precision,
+            str(found.spread.gpus),
+            found.spread.label,
+            str(found.spread.different_steps),
+            f"{found.step_ms:.0f}",
+            f"{found.tokens_per_second:,.0f}",
+            _ratio(found.tokens_per_second, in_order.get(found.spread.precision)),
+            f"{found.tflops:.0f}",
+            f"{found.excess_flops:+.1%}",
+            f"{found.imbalance:.1%}",
+            f"{found.share('communicating_ms'):.1%}",
+            f"{found.share('idle_ms'):.1%}",
+            f"{found.loss:.4f}",
         ]
         for found in measured
     ]

@@ -28,6 +28,8 @@ Fp8Recipe = Literal["none", "delayed", "tensorwise", "blockwise"]
 """Scaling of the decoder's matrix products in 8 bits."""
 Fp8Weights = Literal["kept", "remade"]
 """How long 8-bit copies of weights live."""
+Dealing = Literal["in_order", "evenly"]
+"""Which of a step's sequences each data-parallel rank gets."""
 Attention = Literal["auto", "flash", "cudnn"]
 """Attention's kernels on a GPU."""
 Recompute = Literal["none", "selective", "full"]
@@ -41,6 +43,8 @@ Wandb = Literal["off", "offline", "online"]
 
 INPUTS: tuple[Inputs, ...] = get_args(Inputs)
 """From the one that costs nothing to the one that takes less of a GPU's memory."""
+DEALINGS: tuple[Dealing, ...] = get_args(Dealing)
+"""The plain one first."""
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 """From the fastest to the one that takes the least memory."""
 FP8_RECIPES: tuple[Fp8Recipe, ...] = tuple(recipe for recipe in get_args(Fp8Recipe) if recipe != "none")

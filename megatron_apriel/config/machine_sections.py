@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from megatron_apriel.config.choices import Balanced, Compute, ComputeType, Fp8Recipe, Fp8Weights, Inputs, Recompute
+from megatron_apriel.config.choices import (
+    Balanced,
+    Compute,
+    ComputeType,
+    Dealing,
+    Fp8Recipe,
+    Fp8Weights,
+    Inputs,
+    Recompute,
+)
 from megatron_apriel.config.section import Section, Whole, raise_all
 from megatron_apriel.errors import shown
 
@@ -42,6 +51,9 @@ class ParallelSection(Section):
     with fewer layers beside the tower and the head. A dry run prints the numbers."""
     context: Annotated[Whole, Field(ge=1)] = 1
     """Ranks over which the tokens of a sequence are divided."""
+    dealing: Dealing = "in_order"
+    """Which of a step's sequences each data-parallel rank trains on: `in_order`, every d-th of d ranks; `evenly`, such
+    that all have about as much to compute. The global batch is the same."""
     overlap: bool = True
     """Overlap gradient reduction and parameter gathering with computation."""
     tensor_overlap: bool = False

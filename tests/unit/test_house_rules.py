@@ -44,7 +44,7 @@ NO_TORCH = (
     "parallel.user_buffers",
     "data.loading.packing", "data.loading.order", "data.loading.cutting", "data.loading.plan_cache",
     "data.loading.plan_checks", "data.loading.mixture", "data.loading.sources",
-    "data.loading.stage_data",
+    "data.loading.stage_data", "data.loading.dealing",
 )  # fmt: skip
 """Rooms and files that can be imported without torch and Megatron Core."""
 

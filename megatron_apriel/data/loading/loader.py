@@ -1,8 +1,9 @@
 """The batches of a run, for one rank: training sequences by number, and held-out sequences.
 
 Step k takes the sequences k*B to (k+1)*B - 1 of the run, B being sequences per step. Micro-batch m of data rank r of d
-is sequence k*B + m*d + r. So the ranks of a step together read the same sequences whatever the layout, and the loader's
-whole state is the number of sequences that the run has consumed.
+is sequence k*B + m*d + r, or where they are dealt evenly another one of the step's (``dealing.py``). So the ranks of a
+step together read the same sequences whatever the layout, and the loader's whole state is the number of sequences that
+the run has consumed.
 
 Ranks that share a sequence (tensor, context, pipeline) each read its tokens for themselves, which is cheap and needs no
 communication; context-parallel ranks keep their own part of them. Of its images, each decodes its own share only, and
@@ -12,13 +13,14 @@ later pipeline stages none.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from megatron_apriel.batch import Batch
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.data.loading.dealing import EvenDealing
 from megatron_apriel.data.loading.mixture import RUN_BEGINS, Beginning, Mixture
 from megatron_apriel.data.loading.prefetch import Prefetcher
 from megatron_apriel.data.loading.sequences import SequenceReader, open_reader
@@ -107,7 +109,11 @@ class TrainingLoader(_Loader):
             )
         self.data = StageData.open(config, architecture, directory, beginning)
         super().__init__(open_reader(self.data.sources, architecture, config, place))
-        self._batches = Prefetcher(self._batch, place.sequences(first_sequence, self._number), PREFETCHED)
+        numbers: Iterable[int] = place.sequences(first_sequence, self._number)
+        if config.parallel.dealing == "evenly" and data_size > 1:
+            dealing = EvenDealing(config, architecture, self.sources, self.mixture, place)
+            numbers = dealing.sequences(first_sequence, self._number)
+        self._batches = Prefetcher(self._batch, numbers, PREFETCHED)
 
     @property
     def mixture(self) -> Mixture:

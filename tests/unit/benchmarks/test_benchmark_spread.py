@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,12 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import layouts, scaling
-from benchmarks.cases import CASES, STAGES, batches, small
+from benchmarks import dealing, layouts, scaling
+from benchmarks.cases import CASES, STAGES, batches, real_lengths, real_packs, small
 from benchmarks.kernel_groups import occupancy
 from benchmarks.processes import ROOT, Processes
 from benchmarks.spread import Found, Prediction, Spread
-from benchmarks.spread_report import LAYOUT_HEADINGS, SCALING_HEADINGS, layout_rows, remarks, scaling_rows
+from benchmarks.spread_report import (
+    DEALING_HEADINGS,
+    LAYOUT_HEADINGS,
+    SCALING_HEADINGS,
+    dealing_rows,
+    layout_rows,
+    remarks,
+    scaling_rows,
+)
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.data_place import DataPlace
@@ -80,6 +89,43 @@ def test_tables() -> None:
     rows = [dict(zip(SCALING_HEADINGS, row, strict=True)) for row in scaling_rows([(alone, said), (two, said)])]
     assert [row["of one GPU's"] for row in rows] == ["100.0%", "95.0%"]
     assert [row["layout"] for row in rows] == ["DP1", "DP2"]
+
+
+def test_the_table_of_dealing_by_hand() -> None:
+    """Of two steps the busiest rank has 3 of 4, then 5 of 8: 50% and 25% more than the mean."""
+    said = Prediction(1, 1, 1, 0)
+    in_order = replace(found(replace(MIX, parallel={"dealing": "in_order"})), flops_of_ranks=[[3, 3], [1, 5]])
+    evenly = replace(
+        found(replace(MIX, parallel={"dealing": "evenly"}), step_ms=1600.0), flops_of_ranks=[[2, 4], [2, 4]]
+    )
+    rows = [dict(zip(DEALING_HEADINGS, row, strict=True)) for row in dealing_rows([(in_order, said), (evenly, said)])]
+    assert [row["busiest rank's FLOPs"] for row in rows] == ["+37.5%", "+0.0%"]
+    assert [row["of dealt in order"] for row in rows] == ["100.0%", "125.0%"]
+    assert [row["layout"] for row in rows] == ["DP2", "DP2, dealt evenly"]
+
+
+def test_real_documents_are_packed_and_dealt() -> None:
+    """Nothing of a document is lost, no pack is too full, and both ways deal the same sequences."""
+    assert sum(map(sum, real_packs(32768))) == sum(real_lengths()) and max(map(sum, real_packs(32768))) <= 32768
+    architecture, case = Architecture.from_preset("tiny"), replace(CASES["32768-real"], micro_batches=8)
+    dealt = {
+        dealing: [
+            batches(case, architecture, DataPlace(data_rank=rank, data_size=2), dealing=dealing, first=8)
+            for rank in range(2)
+        ]
+        for dealing in ("in_order", "evenly")
+    }
+    numbers = {way: [[batch.sequence for batch in rank] for rank in ranks] for way, ranks in dealt.items()}
+    assert numbers["in_order"] == [[8, 10, 12, 14], [9, 11, 13, 15]]
+    assert (
+        sorted(itertools.chain(*numbers["evenly"])) == list(range(8, 16)) and numbers["evenly"] != numbers["in_order"]
+    )
+    for batch in itertools.chain(*dealt["evenly"]):
+        other = dealt["in_order"][batch.sequence % 2][(batch.sequence - 8) // 2]
+        assert torch.equal(batch.tokens_S, other.tokens_S) and torch.equal(batch.cu_seqlens, other.cu_seqlens)
+        assert batch.cu_seqlens.diff().tolist()[: len(real_packs(32768)[batch.sequence])] == list(
+            real_packs(32768)[batch.sequence]
+        )
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -187,6 +233,18 @@ def test_a_plan_of_given_layouts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_cannot_be_measured_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert layouts.main(options) == 2
     assert said in capsys.readouterr().err
+
+
+def test_dealing_in_miniature(tmp_path: Path) -> None:
+    options = ["--tiny", "--gpus=2", "--layers=2", "--different-steps=2", "--steps=1", f"--output={tmp_path}"]
+    done = subprocess.run([sys.executable, dealing.__file__, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (written,) = tmp_path.glob("dealing-*.json")
+    in_order, evenly = (Found.from_json(row["found"]) for row in json.loads(written.read_text())["measurements"])
+    assert evenly.flops == in_order.flops and evenly.tokens == in_order.tokens
+    assert evenly.excess_flops <= in_order.excess_flops
+    assert evenly.loss == pytest.approx(in_order.loss, rel=1e-5)
+    assert "3,222 documents of 18.4 M tokens" in written.with_suffix(".md").read_text()
 
 
 def test_scaling_in_miniature(tmp_path: Path) -> None:

@@ -218,6 +218,11 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
             "parallel.layers_per_stage.0=0 is not possible.\n  It must be at least 1.",
         ),
         ("parallel.sequence=true", "parallel: sequence=true needs tensor above 1; set sequence=false"),
+        (
+            "parallel={tensor: 2, tensor_overlap: true}",
+            "parallel: tensor_overlap=true needs sequence=true: without it there are sums over ranks",
+        ),
+        ("parallel.dealing=random", "parallel.dealing='random' is not possible.\n  It must be one of in_order, evenly."),
         ("precision={fp8: tensorwise, compute: fp32}", "precision: fp8=tensorwise needs compute=bf16, not fp32"),
         ("precision={fp8: delayed, bf16_layers_at_end: 1}", "precision: fp8=delayed cannot keep layers in bf16"),
         ("recompute.layers=3", "recompute: layers=3 has no meaning with mode=none; set mode=full, or layers=null."),
@@ -385,3 +390,27 @@ def test_samples_are_texts_or_sections(stage: Path) -> None:
     assert "another precision.fp8 than delayed" in refusal(
         stage, "samples={prompts: [Hi]}", "precision={compute: bf16, fp8: delayed}"
     )
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (
+            ["precision.fp8=blockwise"],
+            "cannot gather numbers of fp8=blockwise, which have a scale for each block; set it",
+        ),
+        (
+            ["precision={fp8: tensorwise, bf16_layers_at_start: 1}"],
+            "gathers all layers' numbers in 8 bits or none; set it",
+        ),
+        (["samples={prompts: [a]}"], "has buffers for whole sequences, and samples are shorter; set it to false"),
+    ],
+)
+def test_what_user_buffers_cannot_do(further: list[str], message: str) -> None:
+    path = Path(__file__).parents[3] / "examples" / "cpt_stage2.yaml"
+    overlapped = "parallel={tensor: 2, sequence: true, tensor_overlap: %s}"
+    with pytest.raises(ConfigError) as caught:
+        load_stage(path, [overlapped % "true", *further])
+    assert f"parallel.tensor_overlap=true {message}" in str(caught.value)
+    load_stage(path, [overlapped % "false", *further])
+    load_stage(path, [overlapped % "true", "precision.fp8=tensorwise"])

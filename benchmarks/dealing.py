@@ -1,0 +1,96 @@
+"""How uneven the work of data-parallel ranks is on documents of real lengths, dealt in order and dealt evenly.
+
+Slices of the full-width model train on sequences that are packed, as a stage packs them, from documents as long as the
+source files of Python's standard library and of PyTorch: from a hundred tokens to several sequences. Both ways of
+dealing train on the same global batches, several different steps each, by the trainer's own step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.cases import CASES, real_lengths
+from benchmarks.options import wrong_usage
+from benchmarks.report import Page, Record
+from benchmarks.spread import Prediction, Spread, predicted
+from benchmarks.spread_cli import (
+    PRECISIONS,
+    add_common_options,
+    finish,
+    hardware_of,
+    show_plan,
+    usable_gpus,
+    workload_of,
+)
+from benchmarks.spread_report import DEALING_HEADINGS, dealing_rows, page_of
+from megatron_apriel.command_line import CommandLine, chosen
+from megatron_apriel.config.choices import DEALINGS
+from megatron_apriel.errors import ConfigError, run_command
+from megatron_apriel.planning.hardware import Hardware
+
+EXAMPLES = """\
+examples:
+  # data-parallel over all GPUs of this host, in bf16 and FP8
+  python benchmarks/dealing.py --precision bf16,delayed
+
+  # two micro-batches a GPU, where chance evens out less
+  python benchmarks/dealing.py --micro-batches 2 --different-steps 8
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--case", choices=CASES, default="32768-real", help="kind of sequences (%(default)s)")
+    what.add_argument("--layers", type=int, default=4, metavar="N", help="decoder layers of the slice (%(default)s)")
+    what.add_argument("--micro-batches", type=int, default=4, metavar="N", help="of each GPU in a step (%(default)s)")
+    what.add_argument("--different-steps", type=int, default=6, metavar="N", help="of other sequences (%(default)s)")
+    add_common_options("dealing", parser, what)
+    return parser
+
+
+def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple[Spread, Prediction]]:
+    plan = []
+    for precision in chosen(arguments.precision, PRECISIONS, "--precision"):
+        for dealing in DEALINGS:
+            spread = Spread(
+                arguments.case, precision, arguments.layers, gpus, gpus * arguments.micro_batches,
+                {"dealing": dealing}, different_steps=arguments.different_steps, tiny=arguments.tiny,
+            )  # fmt: skip
+            plan.append((spread, predicted(spread, gpu, workload_of(spread))))
+    return plan
+
+
+def page(record: Record) -> Page:
+    """What this benchmark says of a record."""
+    lengths = sorted(real_lengths())
+    documents = (
+        f"{len(lengths):,} documents of {sum(lengths) / 1e6:.1f} M tokens: half have less than"
+        f" {lengths[len(lengths) // 2]:,}, one in ten more than {lengths[len(lengths) * 9 // 10]:,}, and the longest"
+        f" {lengths[-1]:,}, which is split."
+    )
+    question = "How much faster is a step whose sequences are dealt evenly to data-parallel ranks?"
+    made = page_of("Dealing sequences to ranks", question, record, DEALING_HEADINGS, dealing_rows)
+    return Page(made.title, made.question, made.configuration, made.measured, f"{made.body}\n\n{documents}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if no measurement failed."""
+    arguments = _parser().parse_args(argv)
+    try:
+        gpus, gpu = usable_gpus(arguments), hardware_of(arguments)
+        plan = _plan(arguments, gpus, gpu)
+    except ConfigError as error:
+        return wrong_usage(error)
+    if arguments.dry_run:
+        return show_plan(plan)
+    return finish("dealing", arguments, plan, page, DEALING_HEADINGS, dealing_rows)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
