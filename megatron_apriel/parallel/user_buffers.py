@@ -30,8 +30,14 @@ SCATTERS = ("proj_fprop", "fc2_fprop")
 """Products of the forward pass with a scatter behind them, as Transformer Engine names them."""
 
 
+class _Made:
+    """What the buffers of this process were made for: Transformer Engine has one set for all models."""
+
+    as_asked: tuple[Any, ...] = ()
+
+
 def make(shape: tuple[int, int], tensor: int, dtype: torch.dtype, in_8_bits: bool) -> None:
-    """Make the buffers of this process; collective. Those that there were are given back first.
+    """Make the buffers of this process; collective. Those of the same kind are used on, others are given back first.
 
     Args:
         shape: tokens of a micro-batch, over all ranks of a tensor-parallel group, and hidden size.
@@ -41,6 +47,9 @@ def make(shape: tuple[int, int], tensor: int, dtype: torch.dtype, in_8_bits: boo
     """
     from transformer_engine.pytorch.module import base
 
+    wanted = (shape, tensor, dtype, in_8_bits)
+    if base.is_ub_initialized() and _Made.as_asked == wanted:
+        return
     release()
     os.environ["UB_SKIPMC"] = "1"
     modes = base.UserBufferQuantizationMode
@@ -53,6 +62,7 @@ def make(shape: tuple[int, int], tensor: int, dtype: torch.dtype, in_8_bits: boo
         ub_cfgs={name: {**ring, "num_splits": tensor} for name in SCATTERS},
         bootstrap_backend="gloo",
     )
+    _Made.as_asked = wanted
 
 
 def release() -> None:

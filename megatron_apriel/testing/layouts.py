@@ -34,6 +34,8 @@ class Setup(NamedTuple):
     layout: Layout
     overlap: bool = False
     recompute: str = "none"
+    tensor_overlap: bool = False
+    """On GPUs only, and not with every recipe of FP8."""
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -42,7 +44,7 @@ class Setup(NamedTuple):
         parallel = {
             "tensor": layout.tensor, "sequence": layout.sequence, "pipeline": layout.pipeline,
             "virtual": layout.virtual, "context": layout.context, "layers_per_stage": layout.layers_per_stage,
-            "overlap": self.overlap,
+            "overlap": self.overlap, "tensor_overlap": self.tensor_overlap,
         }  # fmt: skip
         return {"parallel": parallel, "recompute": {"mode": self.recompute}}
 
@@ -83,8 +85,14 @@ GPU_LAYOUTS = {
     "TP4 SP DP2 overlap": Setup(Layout(8, tensor=4, sequence=True), overlap=True),
     "PP2 VP2 CP2 DP2 overlap": Setup(Layout(8, pipeline=2, virtual=2, context=2), overlap=True),
     "DP8 overlap": Setup(Layout(8), overlap=True),
+    "TP2 SP overlapped": Setup(Layout(2, tensor=2, sequence=True), tensor_overlap=True),
+    "TP2 SP overlapped recompute": Setup(Layout(2, tensor=2, sequence=True), recompute="full", tensor_overlap=True),
+    "TP2 SP overlapped DP2": Setup(Layout(4, tensor=2, sequence=True), overlap=True, tensor_overlap=True),
+    "TP4 SP overlapped": Setup(Layout(4, tensor=4, sequence=True), tensor_overlap=True),
+    "TP2 SP overlapped PP2 VP2": Setup(Layout(4, 2, 2, 2, sequence=True), tensor_overlap=True),
+    "TP2 SP overlapped CP2": Setup(Layout(4, tensor=2, sequence=True, context=2), tensor_overlap=True),
 }
-"""Layouts of eight ranks, too many processes for the tests on CPUs."""
+"""Layouts of eight ranks, too many processes for the tests on CPUs, and those that no CPU can run."""
 
 
 def layout_of(name: str) -> Layout:

@@ -38,11 +38,17 @@ ARCHITECTURE = Architecture(
 )
 
 
-def rows(ranks: int) -> dict[str, Setup]:
-    """The layouts for so many ranks."""
+def rows(ranks: int, precision: str) -> dict[str, Setup]:
+    """The layouts for so many ranks that can run in ``precision``."""
     if ranks == 1:
         return {ALONE: Setup(Layout())}
-    return {name: row for name, row in (LAYOUTS | GPU_LAYOUTS).items() if row.layout.world_size == ranks}
+    possible = {name: row for name, row in (LAYOUTS | GPU_LAYOUTS).items() if can_run(row, precision)}
+    return {name: row for name, row in possible.items() if row.layout.world_size == ranks}
+
+
+def can_run(row: Setup, precision: str) -> bool:
+    """Whether a stage may say both."""
+    return not (row.tensor_overlap and precision == "blockwise")
 
 
 def run_of(case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor], **changes: Any) -> LayoutRun:
@@ -70,7 +76,7 @@ def main(result: Path, precisions: list[str]) -> None:
     found: dict[str, Any] = {}
     with groups.joined():
         for precision in precisions:
-            for name, row in rows(dist.get_world_size()).items():
+            for name, row in rows(dist.get_world_size(), precision).items():
                 with groups.initialized(row.layout):
                     cases = {}
                     for case in RUN:

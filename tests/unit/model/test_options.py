@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -13,6 +14,7 @@ from megatron_apriel.model import flash_attention, options, specs
 from megatron_apriel.model.flash_attention import FlashCoreAttention
 from megatron_apriel.model.options import ModelOptions, decoder_config, tower_config
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.stages import small_stage
 
 ARCHITECTURE = Architecture.from_preset("tiny")
 
@@ -78,11 +80,31 @@ def test_exact_gelu_is_never_fused(monkeypatch: pytest.MonkeyPatch, fused: None)
     assert fields["gelu"]["activation_func"] is torch.nn.functional.gelu
 
 
+def test_user_buffers_hold_the_tokens_of_a_tensor_parallel_group(fused: None) -> None:
+    parallel = {"tensor": 2, "sequence": True, "context": 2}
+    for overlapped, tokens in ((True, 64), (False, None)):
+        stage = small_stage(128, 1, parallel=parallel | {"tensor_overlap": overlapped})
+        how = replace(ModelOptions(), overlapped_tokens=ModelOptions.from_stage(stage).overlapped_tokens)
+        assert how.overlapped_tokens == tokens
+        config = decoder_config(ARCHITECTURE.decoder, how, Layout(4, tensor=2, sequence=True, context=2))
+        assert (config.tp_comm_overlap, config.tp_comm_overlap_ag, config.tp_comm_overlap_rs) == (
+            overlapped,
+            True,
+            True,
+        )
+        assert not tower_config(ARCHITECTURE.tower, how).tp_comm_overlap
+
+
 @pytest.mark.parametrize(
     ("how", "layout", "message"),
     [
         (ModelOptions(fp8="delayed"), Layout(), "precision.fp8=delayed needs Transformer Engine on a CUDA device"),
         (ModelOptions(fuse_weight_gradients=True), Layout(), "fused weight gradients need Transformer Engine"),
+        (
+            ModelOptions(overlapped_tokens=64),
+            Layout(2, tensor=2, sequence=True),
+            "parallel.tensor_overlap=true needs Transformer Engine on a CUDA device",
+        ),
         (ModelOptions(layers="transformer_engine"), Layout(), "cannot be used: no CUDA device"),
         (
             ModelOptions(attention="flash"),

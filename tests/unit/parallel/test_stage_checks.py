@@ -53,6 +53,14 @@ def test_tensor_must_divide_everything() -> None:
     assert "the decoder's 8 key-value groups." in refusal(stage(parallel={"tensor": 16}))
 
 
+def test_user_buffers_are_for_the_gpus_of_one_host() -> None:
+    decoder = replace(APRIEL.decoder, num_kv_heads=32)
+    parallel = {"tensor": 16, "sequence": True, "tensor_overlap": True}
+    said = refusal(stage(parallel=parallel), replace(APRIEL, decoder=decoder))
+    assert said.startswith("parallel.tensor_overlap=true with parallel.tensor=16: at most 8 ranks can")
+    check_layout(stage(parallel=parallel | {"tensor": 8}), replace(APRIEL, decoder=decoder), 64)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "found"),
     [
