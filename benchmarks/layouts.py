@@ -118,7 +118,7 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
     plan: list[tuple[Spread, Prediction]] = []
     for stage in chosen(arguments.stages, list(STAGES), "--stages"):
         for precision in chosen(arguments.precision, PRECISIONS, "--precision"):
-            weights = "kept" if precision == "bf16" else arguments.fp8_weights
+            weights: Fp8Weights = "kept" if precision == "bf16" else arguments.fp8_weights
             bare = Spread(
                 STAGES[stage], precision, arguments.layers, gpus, arguments.sequences,
                 host=arguments.host, fp8_weights=weights, tiny=arguments.tiny,
