@@ -51,7 +51,7 @@ PATIENCE = 300
 LAUNCHERS = ("torchrun", "bare")
 SIZES = {
     "apriel-15b": Sizes("apriel-15b", 16384, (1024, 768), 60, 3000),
-    "tiny": Sizes("tiny", 256, (96, 64), 60, 60),
+    "small": Sizes("small", 1024, (96, 64), 60, 200),
 }
 HEADINGS = ("started by", "killed at step", "ended after, s", "exit codes", "what the rest said",
             "checkpoint at step", "resumed at step", "steps lost")  # fmt: skip
@@ -61,14 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use (default: all of this host)")
     parser.add_argument("--launchers", default=",".join(LAUNCHERS), metavar="A,B", help="default: %(default)s")
-    parser.add_argument("--model", choices=SIZES, default="apriel-15b", help="width of the model (%(default)s)")
+    parser.add_argument("--model", choices=SIZES, default="small", help="of full width, or small (%(default)s)")
     parser.add_argument("--layers", type=int, default=2, metavar="N", help="decoder layers (%(default)s)")
     parser.add_argument("--parallel", default="{}", metavar="YAML", help="parallel section (%(default)s)")
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS",
                         help="to wait for the end after the kill (%(default)g)")  # fmt: skip
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for model, data and checkpoints; removed after")
     add_output_options(parser, "killed_rank")
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # a small model, on the CPU too
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # on the CPU too
     return parser
 
 
@@ -236,12 +236,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--gpus={gpus}, and this host shows {present} CUDA device(s).", "At least two ranks, each on one."
         )
     launchers = chosen(arguments.launchers, LAUNCHERS, "--launchers")
-    model = "tiny" if arguments.tiny else arguments.model
-    sizes = SIZES[model]
+    sizes = SIZES[arguments.model]
     begun = datetime.datetime.now(datetime.UTC)
     record = {
         **facts("killed_rank", arguments.commit, environment(), begun, gpus), "layers": arguments.layers,
-        "model": model, "parallel": arguments.parallel, "limit": arguments.limit,
+        "model": arguments.model, "parallel": arguments.parallel, "limit": arguments.limit,
     }  # fmt: skip
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="killed_rank-", dir=arguments.directory) as scratch:

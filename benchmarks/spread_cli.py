@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.cases import batches
 from benchmarks.measure import WARM_UP_STEPS
@@ -108,7 +109,7 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < 4 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # nothing of a cell is markup
     Console(width=None if sys.stdout.isatty() else 220).print(table)
 
 

@@ -32,13 +32,13 @@ from PIL import Image
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT
+from benchmarks.random_model import architecture_of
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.spread_cli import print_table
 from benchmarks.versions import facts
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.data.corpus.format import ImageRecord, TokenizerRecord
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.corpora import encode, write_corpus
 
 EXAMPLES = """\
@@ -74,7 +74,7 @@ HEADINGS = ("run", "layout", "tokens/s/GPU", "TFLOP/s/GPU", "data wait, mean", "
 class Sizes:
     """Of the data: full, or for a try on a CPU."""
 
-    preset: str
+    model: str
     length: int
     image: tuple[int, int]
     documents: int
@@ -82,7 +82,7 @@ class Sizes:
 
     @property
     def images(self) -> ImageRecord:
-        tower = Architecture.from_preset(self.preset).tower
+        tower = architecture_of(self.model).tower
         assert tower is not None
         return ImageRecord(
             image_token_id=10,
@@ -94,7 +94,7 @@ class Sizes:
 
     @property
     def tokenizer(self) -> TokenizerRecord:
-        vocabulary = Architecture.from_preset(self.preset).decoder.vocab_size
+        vocabulary = architecture_of(self.model).decoder.vocab_size
         return TokenizerRecord(sha256="0" * 64, vocab_size=vocabulary, bos_id=1, eos_id=2, pad_id=11)
 
 
@@ -123,8 +123,8 @@ def photograph(generator: np.random.Generator, width: int, height: int) -> bytes
 
 def make(root: Path, sizes: Sizes, layers: int) -> None:
     """The model and the two corpora."""
-    command = [sys.executable, "-m", "benchmarks.random_model", str(root / "model"), str(layers)]
-    with subprocess.Popen([*command, *(["tiny"] if sizes.preset == "tiny" else [])], cwd=ROOT, env=paths()) as model:
+    command = [sys.executable, "-m", "benchmarks.random_model", str(root / "model"), str(layers), sizes.model]
+    with subprocess.Popen(command, cwd=ROOT, env=paths()) as model:
         generator = np.random.default_rng(0)
         width, height = sizes.image
         pictures = [photograph(generator, width, height) for _ in range(24)]
