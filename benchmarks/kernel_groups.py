@@ -29,9 +29,12 @@ PATTERNS = (
     ("copies and other", r"at::native"),
     ("quantisation", r"quantize|cast_transpose|transpose|amax|fp8|cast|scaling|swizzle"),
     ("copies and other", r"memcpy|memset|copy|elementwise|reduce|cat|fill|index|embedding|scatter|gather|sort|scan"
-     r"|distribution|nccl|triton_"),
+     r"|distribution|nccl|userbuffers|triton_"),
 )  # fmt: skip
 """Group -> names (any case) that belong to it, in order."""
+
+COMMUNICATION = re.compile(r"nccl|userbuffers|memcpy ptop")
+"""Names (any case) of what moves numbers between GPUs, or waits for another one."""
 
 FP8_PRODUCTS, BF16_PRODUCTS = 1351e12, 707e12
 ATTENTION_FORWARD, ATTENTION_BACKWARD = 636e12, 587e12
@@ -98,7 +101,7 @@ class Occupancy:
 
     Attributes:
         computing_ms: at least one kernel that computes ran.
-        communicating_ms: only NCCL's kernels ran: communication, and waiting for other ranks, that nothing hides.
+        communicating_ms: only communication ran: it, and waiting for other ranks, that nothing hides.
         idle_ms: no kernel ran.
     """
 
@@ -113,7 +116,7 @@ def occupancy(events: Iterable[Mapping[str, Any]]) -> Occupancy:
     ran = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     everything = [(event["ts"], event["ts"] + event["dur"]) for event in ran]
     computing = [
-        span for span, event in zip(everything, ran, strict=True) if "nccl" not in event["name"].lower()
+        span for span, event in zip(everything, ran, strict=True) if not COMMUNICATION.search(event["name"].lower())
     ]  # fmt: skip
     span = (max(end for _, end in everything) - min(start for start, _ in everything)) / 1e3 if ran else 0.0
     busy, computed = _covered_ms(everything), _covered_ms(computing)

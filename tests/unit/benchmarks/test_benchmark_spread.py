@@ -53,11 +53,12 @@ def found(spread: Spread = MIX, computing: Sequence[float] = (80.0, 60.0), step_
     return Found(spread, "measured", "", step_ms, tokens=8 * 16384, flops=4e15, loss=3.0, ranks=ranks)
 
 
-def test_occupancy_counts_what_nothing_hides() -> None:
+@pytest.mark.parametrize("name", ["ncclDevKernel_AllGather", "kuserbuffers_pushrecv", "Memcpy PtoP (Device -> Device)"])
+def test_occupancy_counts_what_nothing_hides(name: str) -> None:
     """Microseconds: compute 0-4000, communication 3000-6000 (1000 hidden), nothing until 7000, compute to 9000."""
     trace = [
         kernel("gemm", 0, 4000),
-        kernel("ncclDevKernel_AllGather", 3000, 3000),
+        kernel(name, 3000, 3000),
         kernel("gemm", 7000, 1500),
         kernel("norm", 7500, 1500),
         {"cat": "cpu_op", "name": "gemm", "ts": 0, "dur": 99999},

@@ -222,7 +222,10 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
             "parallel={tensor: 2, tensor_overlap: true}",
             "parallel: tensor_overlap=true needs sequence=true: without it there are sums over ranks",
         ),
-        ("parallel.dealing=random", "parallel.dealing='random' is not possible.\n  It must be one of in_order, evenly."),
+        (
+            "parallel.dealing=random",
+            "parallel.dealing='random' is not possible.\n  It must be one of in_order, evenly.",
+        ),
         ("precision={fp8: tensorwise, compute: fp32}", "precision: fp8=tensorwise needs compute=bf16, not fp32"),
         ("precision={fp8: delayed, bf16_layers_at_end: 1}", "precision: fp8=delayed cannot keep layers in bf16"),
         ("recompute.layers=3", "recompute: layers=3 has no meaning with mode=none; set mode=full, or layers=null."),
