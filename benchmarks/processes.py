@@ -102,7 +102,8 @@ def places(ranks: int) -> list[dict[str, str]]:
     """The variables by which ranks of one host find each other; none for a rank that is alone."""
     if ranks == 1:
         return [{}]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
