@@ -94,6 +94,14 @@ def test_every_layout_gives_the_losses_of_one_process(root: Path, reference: lis
     assert any(record["image_share"] > 0 for record in one)
 
 
+@pytest.mark.parametrize("layout", ["DP2 overlap", "CP2 DP2 overlap"])
+def test_sequences_dealt_evenly_give_the_losses_of_one_process(root: Path, reference: list[float], layout: str) -> None:
+    setup, name = LAYOUTS[layout], f"evenly_{layout.replace(' ', '_')}"
+    ranks, evenly = setup.layout.world_size, "parallel.dealing=evenly"
+    assert run(root, name, *setup.overrides, evenly, ranks=ranks) == [ExitCode.OK] * ranks
+    assert losses(root, name) == pytest.approx(reference, rel=2e-5)
+
+
 @pytest.mark.parametrize(("first", "second"), [("data", "tensor"), ("context", "pipeline"), ("tensor", "context")])
 def test_resumes_on_another_layout(root: Path, reference: list[float], first: str, second: str) -> None:
     def parallel(kind: str) -> list[str]:
