@@ -133,8 +133,8 @@ def page_of(
         body="\n".join([
             markdown(headings, rows_of(rows)),
             "",
-            "Of one profiled step, mean over the GPUs: *waits for ranks*, only NCCL's kernels ran (communication that",
-            "nothing hides, a pipeline's bubble, other ranks' delays); *idle*, no kernel ran. *imbalance*: how much",
+            "Of one profiled step, mean over the GPUs: *waits for ranks*, only communication ran (which nothing",
+            "hides, with a pipeline's bubble and other ranks' delays); *idle*, no kernel ran. *imbalance*: how much",
             "longer than the mean the busiest GPU computed. *predicted*: by `tools/plan.py`; its communication counts",
             "the bubble.",
             listed(remarks(rows)),
