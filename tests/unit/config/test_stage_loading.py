@@ -112,7 +112,7 @@ def test_unknown_key_names_the_nearest(stage: Path) -> None:
     )
     assert "Did you mean parallel.tensor?" in refusal(stage, "tensor=4")
     assert "Did you mean sequence_length?" in refusal(stage, "sequence_lenght=4")
-    assert "Settings of recompute: mode, layers." in refusal(stage, "recompute.granularity=4")
+    assert "Settings of recompute: mode, layers, inputs." in refusal(stage, "recompute.granularity=4")
 
 
 def test_a_stage_is_as_long_as_its_tokens_or_its_epochs(stage: Path, tmp_path: Path) -> None:
