@@ -20,6 +20,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
+from megatron_apriel.planning.state_forms import FORMS
 from megatron_apriel.planning.step_time import Workload
 from megatron_apriel.quantities import size, three_digits
 from megatron_apriel.tables import Table, figures, standard_output
@@ -155,6 +156,8 @@ def yaml_lines(best: Candidate) -> str:
 def further_settings(best: Candidate, config: StageConfig) -> list[str]:
     """What the plan chose for one GPU beside them, as words of the command line."""
     words = []
+    if config.optimizer.moments == "auto":
+        words.append(f"optimizer.moments={best.config.optimizer.moments}")
     if best.memory.host and config.optimizer.host != best.config.optimizer.host:
         words.append(f"optimizer.host={best.config.optimizer.host}")
     if config.precision.fp8_weights != best.config.precision.fp8_weights:
@@ -208,6 +211,7 @@ def record(candidate: Candidate) -> dict[str, Any]:
         "recomputed_layers": candidate.config.recompute.layers,
         "inputs": candidate.config.recompute.inputs,
         "optimizer_host": candidate.config.optimizer.host,
+        "optimizer_forms": {name: getattr(candidate.config.optimizer, name) for name in FORMS},
         "fp8_weights": candidate.config.precision.fp8_weights,
         "data": candidate.layout.data,
         "layers": candidate.layers,

@@ -23,11 +23,17 @@ from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.formats.megatron_parameters import Parameter, Split
 
 MOST_NUMBERS = 16 << 20
-"""Of a box: as much is in memory at a time, in float32, where the optimizer keeps its numbers in another form."""
+"""Of a box: as much is in memory at a time, where the optimizer keeps its numbers in another form."""
 
 
 class Numbers(Protocol):
-    """Flat float32 numbers that may lie anywhere and in any form."""
+    """Flat numbers that may lie anywhere and in any form.
+
+    Attributes:
+        dtype: in which they are read, float32 or bfloat16, and lie in a checkpoint.
+    """
+
+    dtype: torch.dtype
 
     def __len__(self) -> int: ...
 
@@ -85,7 +91,7 @@ class Boxes:
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
                     chunk=box.chunk(),
-                    properties=TensorProperties(dtype=torch.float32),
+                    properties=TensorProperties(dtype=box.numbers.dtype),
                     size=self.size(),
                 ),
             )

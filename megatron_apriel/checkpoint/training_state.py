@@ -96,7 +96,7 @@ def divide_state(
     groups: list[dict[str, Any]] | None = None
     if optimizer is not None:
         groups = []
-        for part in _distributed_parts(optimizer):
+        for part in distributed_parts(optimizer):
             boxes |= _optimizer_boxes(part, owned)
             groups += [_plain_group(group) for group in part.state_dict()["optimizer"]["param_groups"]]
         groups = _first_not_empty(groups)
@@ -137,7 +137,7 @@ def load_state(
         same_layout = False
         if optimizer is not None:
             groups = _saved_groups(directory, contents, owned, record, peaks or {})
-            parts = _distributed_parts(optimizer)
+            parts = distributed_parts(optimizer)
             random = _sharded_random_states()
             same_layout = record.layout is not None and record.layout.model_dump() == current_layout()
             same_layout = same_layout and all(shard.key in contents.tensors for shard in random.values())
@@ -184,12 +184,12 @@ def _sharded_random_states() -> dict[str, ShardedTensor]:
     }
 
 
-def _distributed_parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+def distributed_parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
     """The distributed optimizers with something to do on this rank: none where everything here is frozen."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     parts = [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
     if others := {type(part).__name__ for part in parts if not isinstance(part, DistributedOptimizer)}:
-        raise TypeError(f"checkpoints are of Megatron's DistributedOptimizer, not of {', '.join(others)}")
+        raise TypeError(f"states are of Megatron's DistributedOptimizer, not of {', '.join(others)}")
     return parts
 
 

@@ -20,6 +20,10 @@ Automatic = Literal["auto"]
 """A share is chosen by the program, not given."""
 Balanced = Literal["balanced"]
 """Decoder layers of each pipeline stage are computed, not given."""
+Moments = Literal["float32", "bfloat16", "int8"]
+"""Form in which the optimizer keeps its two moments."""
+Wide = Literal["float32", "24bit"]
+"""Form of masters, and of sums of gradients."""
 ComputeType = Literal["bf16", "fp32"]
 """Type of weights and activations."""
 Compute = Literal["auto", ComputeType]
@@ -45,6 +49,8 @@ INPUTS: tuple[Inputs, ...] = get_args(Inputs)
 """From the one that costs nothing to the one that takes less of a GPU's memory."""
 DEALINGS: tuple[Dealing, ...] = get_args(Dealing)
 """The plain one first."""
+MOMENTS: tuple[Moments, ...] = get_args(Moments)
+"""From the exact one to the smallest."""
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 """From the fastest to the one that takes the least memory."""
 FP8_RECIPES: tuple[Fp8Recipe, ...] = tuple(recipe for recipe in get_args(Fp8Recipe) if recipe != "none")

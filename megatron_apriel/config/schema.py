@@ -145,6 +145,12 @@ class StageConfig(Section):
                 " for a copy of what lies on the host already; set checkpoint.background=false, and states are written"
                 " piece by piece"
             )
+        for name in ("master", "gradients"):
+            if getattr(self.optimizer, name) == "24bit" and self.precision.compute == "fp32":
+                problems.append(
+                    f"optimizer.{name}=24bit needs precision.compute=bf16, not fp32: 24 bits are a bf16 number and"
+                    f" eight bits more; set optimizer.{name}=float32"
+                )
         if self.samples is not None and self.precision.fp8 == "delayed":
             problems.append(
                 "samples need another precision.fp8 than delayed: its scales follow all passes, and those of samples"

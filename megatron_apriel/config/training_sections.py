@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from megatron_apriel.config.choices import Automatic, Decay
+from megatron_apriel.config.choices import Automatic, Decay, Moments, Wide
 from megatron_apriel.config.section import ByteCount, Fraction, Number, Section, not_a_flag
 from megatron_apriel.errors import shown
 from megatron_apriel.quantities import parse_fraction
@@ -65,6 +65,14 @@ HostShare = Annotated[
 """Part of the optimizer's states that lies in host memory, or the word that asks to choose it."""
 
 
+LARGEST_BETA = 0.99
+"""Of narrow moments: bfloat16 shows changes of 0.2 to 0.4% and more."""
+
+
+SMALLEST_EPS = 1e-12
+"""Of moments in 8 bits."""
+
+
 class OptimizerSection(Section):
     """AdamW and the learning-rate schedule."""
 
@@ -84,9 +92,30 @@ class OptimizerSection(Section):
     """Decoupled weight decay; none on norms and biases."""
     clip: Annotated[Number, Field(gt=0)] = 1.0  # assumption
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
+    moments: Moments | Automatic = "float32"
+    """Form of both moments: `bfloat16` takes 2 bytes less a moment and `int8` 3; docs/one_gpu.md says at what cost.
+    `auto`: the first of the three with which the run fits, chosen once, when it begins."""
+    master: Wide = "float32"
+    """Masters of bf16 weights: whole, or in `24bit`, which is one byte less, rounded by chance; vectors stay whole."""
+    gradients: Wide = "float32"
+    """Sums of a step's gradients; in `24bit`, matrices of decoder layers have them in 3 bytes instead of 4."""
     host: HostShare = 0.0
     """Part of the optimizer's states that lies in host memory, as 60%; `auto`: as much as does not fit on the GPU. An
-    update brings them to the GPU and back, 10 bytes a parameter each way, and its numbers are the same."""
+    update brings them to the GPU and back, up to 10 bytes a parameter each way, and its numbers are the same."""
     host_memory: ByteCount | None = None
     """Most host memory for them on each machine, and for inputs of layers that wait there (`recompute.inputs`); `null`:
     what machine and control group have free, less a tenth."""
+
+    @model_validator(mode="after")
+    def _moments_move(self) -> OptimizerSection:
+        if self.moments != "float32" and max(self.betas) > LARGEST_BETA:
+            raise ValueError(
+                f"moments={self.moments} needs betas of at most {LARGEST_BETA}, not {list(self.betas)}: a moment that"
+                " changes by less than half of a narrow number's last place does not change; set moments=float32"
+            )
+        if self.moments in ("int8", "auto") and self.eps < SMALLEST_EPS:
+            raise ValueError(
+                f"moments={self.moments} needs eps of at least {SMALLEST_EPS}, not {self.eps}: in 8 bits, second"
+                " moments whose roots are far below that are 0; set moments=float32 or bfloat16"
+            )
+        return self

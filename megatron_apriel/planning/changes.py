@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_apriel.config.choices import MOMENTS
 from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.config.machine_sections import PrecisionSection
 from megatron_apriel.config.schema import StageConfig
@@ -33,10 +34,11 @@ from megatron_apriel.formats.run_record import (
     SavedSource,
     change_in_words,
 )
+from megatron_apriel.planning.state_forms import FORMS
 
 SAME_ON_RESUME = ("stage", "sequence_length", "batch_tokens", "tokens", "mixture", "train", "optimizer", "seed")
 """Settings that say what is trained on what, in which order: a resumed run has the same, but for changes asked for."""
-CHANGEABLE = {"tokens", *(f"optimizer.{name}" for name in ("peak", "minimum", "warmup", "decay"))}
+CHANGEABLE = {"tokens", *(f"optimizer.{name}" for name in ("peak", "minimum", "warmup", "decay", *FORMS))}
 """Of these, what may be changed within a run, besides the mixture's weights."""
 FREE = {f"optimizer.{name}" for name in ("host", "host_memory")}
 """Of these, what says where something lies, and changes no number."""
@@ -102,6 +104,10 @@ def resumption(config: StageConfig, newest: Path, step: int, state: RunState, ch
     """
     _check_positions(newest, step, state)
     then, now = state.config.model_dump(), config.model_dump(mode="json")
+    then["optimizer"] = saved_forms(then) | _optimizer(then)
+    if config.optimizer.moments == "auto" and then["optimizer"]["moments"] in MOMENTS:
+        # Chosen when the run began.
+        now["optimizer"]["moments"] = then["optimizer"]["moments"]
     differences = list(_settings(then, now))
     given = None
     # Names are free; so where they differ, the documents say which source is which.
@@ -131,6 +137,16 @@ def resumption(config: StageConfig, newest: Path, step: int, state: RunState, ch
         corpora = [source.corpus for source in sources]
         packs = mixture.packs if begun is new else packs
     return Resumption(changes, new, mixture, corpora, packs, _peaks(then, config))
+
+
+def saved_forms(then: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run kept its optimizer's numbers, by its saved settings; a version that did not say it had them exact."""
+    return {form: _optimizer(then).get(form, "float32") for form in FORMS}
+
+
+def _optimizer(then: Mapping[str, Any]) -> dict[str, Any]:
+    section = then.get("optimizer")
+    return dict(section) if isinstance(section, Mapping) else {}
 
 
 def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
@@ -283,6 +299,17 @@ def _not_its_data(newest: Path, found: str) -> CheckpointError:
     )
 
 
+def what_is_lost(key: str, now: Any) -> str | None:
+    """What a change of the form of the optimizer's numbers costs; None for other settings."""
+    if key == "optimizer.gradients":
+        return "nothing that was saved changes; from now on a step's sums are rounded to another form"
+    if key not in {f"optimizer.{form}" for form in FORMS}:
+        return None
+    if now == "float32":
+        return "nothing is lost, and what was rounded before stays so"
+    return f"what was saved is rounded to {now} once, as it is read; what that takes away does not come back"
+
+
 def _refuse(differences: list[Difference], config: StageConfig, newest: Path, change: bool) -> None:
     fixed = [difference.key for difference in differences if not difference.changeable]
     if not differences or (change and not fixed):
@@ -292,8 +319,9 @@ def _refuse(differences: list[Difference], config: StageConfig, newest: Path, ch
     if fixed:
         why = f"{', '.join(fixed)} cannot change within a run." + (f" {', '.join(may)} can." if may else "")
         way = "Take back what cannot change" + (", and add --change for the rest" if may else "")
+    lost = [f"{each.key}: {lost}" for each in differences if (lost := what_is_lost(each.key, each.now)) is not None]
     raise ConfigError(
-        "\n  ".join([f"{newest} was made with other settings:", *map(str, differences)]),
+        "\n  ".join([f"{newest} was made with other settings:", *map(str, differences), *lost]),
         why,
         f"{way}; or begin a new stage: init_from={newest} and another output than {config.output}.\n"
         "  A new stage takes the weights only: optimizer state and the position in the data are lost.",
@@ -312,8 +340,7 @@ def _check_positions(newest: Path, step: int, state: RunState) -> None:
 
 
 def _peaks(then: Mapping[str, Any], config: StageConfig) -> dict[float, float]:
-    optimizer = then.get("optimizer")
-    before = optimizer.get("peak") if isinstance(optimizer, Mapping) else None
+    before = _optimizer(then).get("peak")
     if not isinstance(before, int | float):
         return {}
     factors = [getattr(config.train, component) for component in config.trained_components]

@@ -33,6 +33,7 @@ from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.beginning import Standing, check_weights, standing_of, with_tokens
 from megatron_apriel.planning.changes import check_same_data
+from megatron_apriel.planning.choosing_moments import chosen_moments
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.memory import RankMemory, rank_memory
 from megatron_apriel.planning.mixture_table import mixture_table, unfinished_table
@@ -68,6 +69,7 @@ def print_plan(
         config = with_tokens(config)
         standing = standing_of(config, change)
     model, origin = planned_architecture(config, architecture, standing.newest)
+    gpu = Hardware()
     config = resolved_split(config, model)
     check_layout(config, model, world_size)
     directory = None
@@ -84,6 +86,11 @@ def print_plan(
     layout = check_layout(config, model, world_size)
     if os.environ.get("RANK", "0") != "0":
         return
+    if config.optimizer.moments == "auto":
+        config = chosen_moments(config, model, layout, gpu.available, gpu.host_memory * 2**30, standing.state)
+        why = f"the first form that fits a GPU of {gpu.memory:g} GiB and {gpu.host_memory:g} GiB of the host"
+        why = why if standing.state is None else "as it was when the run began"
+        notes.append(f"optimizer.moments=auto is {config.optimizer.moments} here, {why}.")
     console = console or standard_output(WIDTH)
     console.print(plain([f"Dry run of stage {config.stage} on {world_size} ranks: nothing is started.", ""]))
     console.print("Resolved configuration", style="bold")

@@ -22,6 +22,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.balance import balanced_layers, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, divisors
+from megatron_apriel.planning.choosing_moments import allowed
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.memory import RankMemory, rank_memory
 from megatron_apriel.planning.step_time import StepTime, Workload, step_time
@@ -102,6 +103,8 @@ def candidates(
 ) -> Candidates:
     """Every layout on so many GPUs, predicted.
 
+    With ``optimizer.moments=auto``, those with moments of the first form with which any layout fits.
+
     Args:
         config: the stage; its own layout and recomputation are replaced.
         architecture: the model.
@@ -109,6 +112,16 @@ def candidates(
         gpu: rates, links and memory.
         workload: what the sequences hold.
     """
+    for stage in allowed(config):
+        found = _candidates(stage, architecture, gpus, gpu, workload)
+        if found.fitting():
+            break
+    return found
+
+
+def _candidates(
+    config: StageConfig, architecture: Architecture, gpus: int, gpu: Hardware, workload: Workload
+) -> Candidates:
     found = Candidates()
     for tensor, context, pipeline, virtual in _shapes(architecture, gpus, gpu):
         parallel = config.parallel.model_copy(

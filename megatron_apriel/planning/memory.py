@@ -5,10 +5,12 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
 * weights: 2 in bf16, 4 in fp32, frozen ones too; decoder matrices, embedding and head are divided by T, norms, tower
   and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed) in layers that
   run in it; where they are remade in every micro-batch, of the layers that are not recomputed as a whole and one more;
-* gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in;
+* gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in; with
+  ``optimizer.gradients=24bit`` 3 for matrices of decoder layers, and room for those of one layer in float32;
 * optimizer: two float32 moments, and the 16 bits that bf16 weights lack of their float32 masters, 10 a trained
-  parameter, divided by D (Megatron's distributed optimizer; 8 in fp32, where the weights are their own master). Of
-  these, ``optimizer.host`` puts a part into host memory, and on the GPU are then the pieces on their way;
+  parameter, divided by D (Megatron's distributed optimizer; 8 in fp32, where the weights are their own master). Smaller
+  forms are those of ``state_forms.py``. Of the states, ``optimizer.host`` puts a part into host memory, and on the GPU
+  are then the pieces on their way;
 * activations of a decoder layer kept for the backward pass, after Korthikanti et al. 2022 ("Reducing Activation
   Recomputation", section 4) for this layer: no dropout, fused attention that keeps no scores, gated MLP, grouped
   queries. In elements a token, with hidden size h, query width q, key and value width k, feed-forward width f::
@@ -48,6 +50,7 @@ from megatron_apriel.formats.architecture import Architecture, DecoderArchitectu
 from megatron_apriel.parallel import user_buffers
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.logit_parts import LOGITS_PER_PART
+from megatron_apriel.planning.state_forms import form_of
 
 PIECE_NUMBERS = 8 << 20
 """Parameters whose states come from the host and go back together."""
@@ -84,9 +87,14 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class _Held:
-    """Parameters on one rank: of the decoder's matrices that have copies in 8 bits, and of all parts."""
+    """Parameters on one rank."""
 
     matrices_in_8_bits: float
+    layer_matrices: float
+    """Of one decoder layer."""
+    layers: int
+    vocabulary: float
+    """Of the decoder's, those of embedding and head."""
     decoder: float
     tower: float
     projector: float
@@ -104,58 +112,67 @@ def rank_memory(
         pipeline_rank: which pipeline stage.
         available: bytes of a GPU that are left to the program; what is more goes to the host by optimizer.host=auto.
     """
-    whole = _on_the_gpu(config, architecture, layout, pipeline_rank)
-    return _with_states_on_host(whole, _share(config, whole, available), state_bytes(config))
+    whole, of_piece = _whole(config, architecture, layout, pipeline_rank)
+    moved = _share(config, whole, of_piece, available) * whole.optimizer
+    on_the_way = min(moved, _on_the_way(of_piece))
+    return replace(whole, optimizer=whole.optimizer - moved + on_the_way, host=moved)
 
 
 def host_share(
     config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int, available: float
 ) -> float:
     """Part of the optimizer's states that lies on the host; arguments as of :func:`rank_memory`."""
-    return _share(config, _on_the_gpu(config, architecture, layout, pipeline_rank), available)
+    return _share(config, *_whole(config, architecture, layout, pipeline_rank), available)
 
 
-def _share(config: StageConfig, whole: RankMemory, available: float) -> float:
+def state_bytes(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> float:
+    """Bytes of the optimizer's states of a parameter, in the mean over those of a rank; 0 where none is trained."""
+    held = _held(config, architecture, layout, pipeline_rank)
+    trained = sum(getattr(held, part) for part in config.trained_components) / layout.optimizer_shards
+    return _whole(config, architecture, layout, pipeline_rank)[0].optimizer / trained if trained else 0.0
+
+
+def _share(config: StageConfig, whole: RankMemory, of_piece: float, available: float) -> float:
     if config.optimizer.host != "auto":
         return config.optimizer.host
     if whole.total <= available or not whole.optimizer:
         return 0.0
-    on_the_way = PIECES_ON_THE_WAY * PIECE_NUMBERS * state_bytes(config)
     # And a byte more, so that rounding leaves none over.
-    return min((whole.total + on_the_way - available + 1) / whole.optimizer, 1.0)
+    return min((whole.total + _on_the_way(of_piece) - available + 1) / whole.optimizer, 1.0)
 
 
-def _with_states_on_host(whole: RankMemory, share: float, of_a_parameter: int) -> RankMemory:
-    moved = share * whole.optimizer
-    on_the_way = min(moved, PIECES_ON_THE_WAY * PIECE_NUMBERS * of_a_parameter)
-    return replace(whole, optimizer=whole.optimizer - moved + on_the_way, host=moved)
+def _on_the_way(of_piece: float) -> float:
+    return PIECES_ON_THE_WAY * PIECE_NUMBERS * of_piece
 
 
-def state_bytes(config: StageConfig) -> int:
-    """Of the optimizer's states of a parameter."""
-    return 10 if config.precision.compute_on(gpu=True) == "bf16" else 8
-
-
-def _on_the_gpu(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> RankMemory:
-    """All states there."""
+def _whole(
+    config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int
+) -> tuple[RankMemory, float]:
+    """With all states on the GPU; and the bytes of a number in the pieces that would go to the host."""
     held = _held(config, architecture, layout, pipeline_rank)
     bf16 = config.precision.compute_on(gpu=True) == "bf16"
     compute = 2 if bf16 else 4
     everything = held.decoder + held.tower + held.projector
     trained = sum(getattr(held, part) for part in config.trained_components)
+    vocabulary, layers = (held.vocabulary, held.layers) if config.train.decoder else (0.0, 0)
+    of_matrix, of_vocabulary = (form_of(config.optimizer, bf16, kind).bytes for kind in ("matrix", "vocabulary"))
+    spared, scratch = 0.0, 0.0
+    if config.optimizer.gradients == "24bit":
+        spared, scratch = layers * held.layer_matrices, 4 * held.layer_matrices * bool(layers)
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
     tokens = config.sequence_length / layout.context
-    vocabulary, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
-    return RankMemory(
+    logits, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
+    memory = RankMemory(
         weights=compute * everything + 2 * held.matrices_in_8_bits,
-        gradients=4 * trained,
-        optimizer=state_bytes(config) * trained / layout.optimizer_shards,
+        gradients=4 * trained - spared + scratch,
+        optimizer=(of_matrix * (trained - vocabulary) + of_vocabulary * vocabulary) / layout.optimizer_shards,
         activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank)
         + _buffers(config, layout, tokens * hidden),
-        logits=compute * (min(tokens * vocabulary, LOGITS_PER_PART) + tokens * hidden) if is_last else 0,
+        logits=compute * (min(tokens * logits, LOGITS_PER_PART) + tokens * hidden) if is_last else 0,
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
         host_inputs=prod(inputs_on_host(config, architecture.decoder, layout, pipeline_rank)),
     )
+    return memory, of_vocabulary if vocabulary else of_matrix
 
 
 def _buffers(config: StageConfig, layout: Layout, elements: float) -> float:
@@ -173,12 +190,13 @@ def _held(config: StageConfig, architecture: Architecture, layout: Layout, pipel
     in_8_bits = sum(config.precision.in_8_bits(layer, number) for layer in layers)
     on_rank = len(layers) * (matrices + norms)
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
-    on_rank += (is_first + is_last) * decoder.embedding_parameters / tensor + is_last * decoder.hidden_size
+    vocabulary = (is_first + is_last) * decoder.embedding_parameters / tensor
+    on_rank += vocabulary + is_last * decoder.hidden_size
     tower = architecture.tower.parameters if architecture.tower and is_first else 0
     projector = architecture.projector.parameters if architecture.projector and is_first else 0
     if config.precision.fp8_weights == "remade" and config.recompute.mode == "full":
         in_8_bits = min(in_8_bits, len(layers) - _recomputed(config, layout, pipeline_rank, number) + 1)
-    return _Held(in_8_bits * matrices, on_rank, tower, projector)
+    return _Held(in_8_bits * matrices, matrices, len(layers), vocabulary, on_rank, tower, projector)
 
 
 def _recomputed(config: StageConfig, layout: Layout, pipeline_rank: int, num_layers: int) -> int:

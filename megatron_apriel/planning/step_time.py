@@ -139,13 +139,16 @@ def step_time(
         passes = [rank.whole_forward for rank in ranks], [rank.whole_backward for rank in ranks]
         scheduled = pipeline_seconds(*passes, number, _message(config, architecture, layout, gpu))
     trained = [_trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
-    on_host = [
-        rank_memory(config, architecture, layout, rank, gpu.available).host / state_bytes(config)
+    states = [
+        (
+            state_bytes(config, architecture, layout, rank),
+            rank_memory(config, architecture, layout, rank, gpu.available).host,
+        )
         for rank in range(layout.pipeline)
     ]
     exposed, update = max(
         (
-            (_data_parallel(config, layout, gpu, *rank), _optimizer(layout, gpu, rank[0], on_host[place]))
+            (_data_parallel(config, layout, gpu, *rank), _optimizer(layout, gpu, rank[0], *states[place]))
             for place, rank in enumerate(zip(trained, ranks, strict=True))
         ),
         key=sum,
@@ -320,15 +323,19 @@ def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: 
     return max(0.0, gradients - sum(work.backward)) + max(0.0, weights - sum(work.forward))
 
 
-def _optimizer(layout: Layout, gpu: Hardware, trained: float, on_host: float) -> float:
+def _optimizer(layout: Layout, gpu: Hardware, trained: float, of_states: float, on_host: float) -> float:
     """Seconds of the update: of this rank's share of the state, and of the gradients' buffer, set to zero whole.
 
     Args:
         layout: divides the state.
         gpu: rates.
         trained: parameters on this rank.
-        on_host: of its share of them, those whose states lie on the host.
+        of_states: bytes of the states of one of them, which are read and written.
+        on_host: bytes of this rank's states on the host.
     """
-    zeroed, brought = 4.0, 10.0
-    traffic = (gpu.optimizer_bytes - zeroed) * (trained / layout.optimizer_shards - on_host) + zeroed * trained
-    return traffic / (gpu.copy_bandwidth * GIGA) + brought * on_host / (gpu.host_bandwidth * GIGA)
+    if not trained or not of_states:
+        return 0.0
+    zeroed, exact = 4.0, 10.0
+    here = trained / layout.optimizer_shards - on_host / of_states
+    traffic = (gpu.optimizer_bytes - zeroed - 2 * (exact - of_states)) * here + zeroed * trained
+    return traffic / (gpu.copy_bandwidth * GIGA) + on_host / (gpu.host_bandwidth * GIGA)

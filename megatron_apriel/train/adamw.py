@@ -7,9 +7,9 @@ update, where the gradient is read anyway. It is read from the parameters' devic
 need not wait for the gradients.
 
 Parameters in bf16 are updated in float32 all the same: see ``split_master.py``. States are kept by
-``optimizer_states.py``, and not in torch's ``state``: that would cast them to the parameters' type when groups are
-restored. Those that lie in host memory come and go by ``host_stream.py`` and meet the same kernel, so where a state
-lies changes no bit.
+``optimizer_states.py``, in the form that was chosen for each kind of parameter, and not in torch's ``state``: that
+would cast them to the parameters' type when groups are restored. Those that lie in host memory come and go by
+``host_stream.py`` and meet the same kernel, so where a state lies changes no bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AdamW(torch.optim.Optimizer):
     """Decoupled weight decay; takes the place of the Adam that Megatron would use (``train/optimizer.py``).
 
     A parameter's gradient, float32, is its attribute ``decoupled_grad``, as Megatron calls a gradient whose type is not
-    the parameter's.
+    the parameter's; where it has ``gradient_sums``, in 24 bits, it is that.
 
     Attributes:
         factor: every gradient is multiplied by it as it is read, and the gradients themselves stay; float32, without
@@ -63,7 +63,7 @@ class AdamW(torch.optim.Optimizer):
         """Make what is kept of every parameter. Parameters must not be exchanged after that.
 
         Args:
-            host_share: part of all numbers whose states lie in host memory.
+            host_share: part of all states, by bytes, that lies in host memory.
             how: further arguments of :class:`~megatron_apriel.train.optimizer_states.OptimizerStates`.
         """
         self._states = OptimizerStates(self._parameters(), host_share, **how)
@@ -126,9 +126,10 @@ class AdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: Any, part: StatePart, how: Coefficients) -> None:
         inside = slice(part.start, part.stop)
-        numbers, gradients = parameter.view(-1)[inside], parameter.decoupled_grad.view(-1)[inside]
+        numbers, sums = parameter.view(-1)[inside], getattr(parameter, "gradient_sums", None)
+        gradients = sums.part(part.start, part.stop) if sums is not None else parameter.decoupled_grad.view(-1)[inside]
         if part.start < part.stop:
-            update(numbers, part.remainder, gradients, self.factor, part.mean, part.square, how)
+            update(numbers, part.states, gradients, self.factor, how)
 
     def _coefficients(self, group: dict[str, Any]) -> Coefficients:
         beta1, beta2 = group["betas"]
@@ -140,4 +141,5 @@ class AdamW(torch.optim.Optimizer):
             rate=lr / (1 - beta1**step),
             square_scale=1 / (1 - beta2**step),
             eps=group["eps"],
+            step=step,
         )

@@ -22,3 +22,5 @@ class Coefficients:
     rate: float
     square_scale: float
     eps: float
+    step: int
+    """Count of updates of the group, this one among them; what rounding by chance draws is another at each."""

@@ -35,7 +35,7 @@ from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.planning.beginning import Beginning
-from megatron_apriel.planning.changes import check_same_data
+from megatron_apriel.planning.changes import check_same_data, what_is_lost
 from megatron_apriel.planning.mixture_table import mixture_table
 from megatron_apriel.tables import lines_of
 from megatron_apriel.terminal import say
@@ -78,7 +78,7 @@ def assembled(
                 say(*str(report).split("\n"))
 
         trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
-        placement = placement_in_words(trainer.optimizer, trainer.inputs)
+        placement = placement_in_words(trainer.optimizer, config, trainer.inputs)
         if placement and dist.get_rank() == 0:
             say(*placement)
         if newest is not None:
@@ -109,6 +109,9 @@ def assembled(
 
 
 def _record_change(config: StageConfig, metrics: Metrics, change: ChangeRecord) -> None:
+    for key, (_, now) in change.settings.items():
+        if (lost := what_is_lost(key, now)) is not None and dist.get_rank() == 0:
+            say(f"{key}: {lost}")
     sources = (change.given or [])[: len(config.mixture)]
     metrics.write(
         "changed",

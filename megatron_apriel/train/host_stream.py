@@ -2,8 +2,8 @@
 
 The device has room for three pieces: while one is updated, the next one comes and the one before goes back. On a GPU
 three streams do that, one for each way and the one that computes, and events keep their order; nothing is computed on
-the host. What limits an update is the link: 10 bytes of each parameter in each direction. Beside a CPU the pieces take
-the same ways, one after another.
+the host. What limits an update is the link: up to 10 bytes of each parameter in each direction. Beside a CPU the pieces
+take the same ways, one after another.
 """
 
 from __future__ import annotations

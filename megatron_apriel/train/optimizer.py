@@ -20,11 +20,13 @@ from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.config.training_sections import OptimizerSection
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.tensor_names import component_of
 from megatron_apriel.model.apriel import AprielModel
 from megatron_apriel.model.main_grad import share_placeholders
 from megatron_apriel.parallel.groups import current_device
 from megatron_apriel.train.adamw import AdamW
+from megatron_apriel.train.gradient_sums import give_sums, keep_sums, mark
 
 _CLIP_EPSILON = 1e-6
 """Added to the norm before the division, as Megatron and torch have it."""
@@ -32,6 +34,8 @@ _CLIP_EPSILON = 1e-6
 
 def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[DistributedDataParallel]:
     """Wrap each model chunk so that gradients accumulate in float32 buffers, sharded over the data-parallel ranks.
+
+    With ``optimizer.gradients=24bit``, those of layers' matrices do so in 24 bits (``gradient_sums.py``).
 
     Also hands the schedule's callbacks to the model's TransformerConfig. Call after freezing: parameters that do not
     require a gradient get no buffer.
@@ -45,11 +49,16 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
         # A non-finite gradient is found once, in the global norm, and the step is skipped there.
         check_for_nan_in_grad=False,
     )
-    model_config = chunks[0].config
+    model_config, narrow = chunks[0].config, config.optimizer.gradients == "24bit"
+    _check_forms(config)
+    if narrow:
+        mark(chunks)
     wrapped = [
         DistributedDataParallel(model_config, settings, chunk, disable_bucketing=number > 0)
         for number, chunk in enumerate(chunks)
     ]
+    if narrow:
+        keep_sums(wrapped)
     if model_config.transformer_impl == "transformer_engine":
         share_placeholders(parameter for chunk in chunks for parameter in chunk.parameters())
     model_config.finalize_model_grads_func = _finalize_without_division
@@ -59,6 +68,18 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
         starts = [chunk.start_param_sync for chunk in wrapped]
         model_config.param_sync_func = starts[0] if single else starts
     return wrapped
+
+
+def _check_forms(config: StageConfig) -> None:
+    section, compute = config.optimizer, config.precision.compute_on(torch.cuda.is_available())
+    given = {name: getattr(section, name) for name in ("master", "gradients") if getattr(section, name) == "24bit"}
+    if given and compute != "bf16":
+        words = " and ".join(f"optimizer.{name}={value}" for name, value in given.items())
+        raise ConfigError(
+            f"{words} needs weights in bf16, not in {compute}.",
+            "24 bits are a bf16 number and eight bits more.",
+            "Set precision.compute=bf16, or leave the setting out.",
+        )
 
 
 def _finalize_without_division(chunks: list[torch.nn.Module], num_tokens: torch.Tensor | None, **how: Any) -> None:
@@ -130,6 +151,7 @@ def gradient_norm(optimizer: MegatronOptimizer) -> torch.Tensor:
     Float64 without dimensions, on this rank's device, which is not waited for.
     """
     optimizer.prepare_grads()
+    give_sums(optimizer)
     norm = optimizer.get_grad_norm()
     if not isinstance(norm, torch.Tensor):
         norm = torch.tensor(norm, dtype=torch.float64, device=current_device())

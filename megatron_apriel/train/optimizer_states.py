@@ -1,27 +1,32 @@
 """What an optimizer keeps of each parameter between updates: two moments, and what a bf16 weight lacks of its master.
 
 A parameter here is a data-parallel rank's run of a model's parameter, flat. In float32 it is its own master; in bf16 it
-is a master's upper half, and the lower one is kept here (``split_master.py``).
+is a master's upper half, and the lower one is kept here (``split_master.py``). Moments are kept in the form that was
+chosen for the parameter (``planning/state_forms.py``); groups of 8-bit numbers are counted from the beginning of the
+run, and no piece or part ends within one.
 
 A given share of all states lies in host memory, in pieces that each hold everything of some thousands or millions of
 numbers, so that one copy brings all of it (``host_stream.py``). The largest parameters go there first: they make the
 fewest pieces. Only the last of them may be divided.
 
-Checkpoints hold masters and moments in float32, whatever the form in memory and wherever it lies:
-:class:`StateNumbers` reads and writes them so, a few at a time.
+Checkpoints hold masters and moments in float32, whatever the form in memory and wherever it lies, but for moments that
+are bfloat16 anyway: :class:`StateNumbers` reads and writes them so, a few at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megatron_apriel.planning.memory import PIECE_NUMBERS
+from megatron_apriel.planning.state_forms import StateForm
+from megatron_apriel.train.adamw_update import read_moments, write_moments
 from megatron_apriel.train.pinned_memory import HostMemory
 from megatron_apriel.train.split_master import join, split
+from megatron_apriel.train.state_tensors import StateTensors, new_states, state_size, states_in
 
 MASTER, MEAN, SQUARE = "param", "exp_avg", "exp_avg_sq"
 """Names of the states in a checkpoint."""
@@ -32,42 +37,31 @@ class StatePart:
     """States of the numbers ``start`` to ``stop`` of a parameter, which lie in one place.
 
     Attributes:
-        mean, square: the moments, float32.
-        remainder: int16; None where the parameter is its own master.
+        form: how they are kept.
+        states: themselves.
         packed: on the host, the bytes that hold them all; None on the parameter's device.
     """
 
     start: int
     stop: int
-    mean: Tensor
-    square: Tensor
-    remainder: Tensor | None
+    form: StateForm
+    states: StateTensors
     packed: Tensor | None = None
-
-    def tensors(self) -> Iterator[Tensor]:
-        """All of them."""
-        yield from (self.mean, self.square)
-        if self.remainder is not None:
-            yield self.remainder
 
     def brought(self, packed: Tensor) -> StatePart:
         """The same with its bytes where ``packed`` has them."""
-        return _packed_part(self.start, self.stop, packed, self.remainder is not None)
+        return _packed_part(self.start, self.stop, packed, self.form)
 
 
-def bytes_of_states(parameter: Tensor) -> int:
-    """Of one number. Raises ValueError for a type that has none."""
+def exact_form(parameter: Tensor) -> StateForm:
+    """The form that loses nothing. Raises ValueError for a type of parameters that has none."""
     if parameter.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"parameters are in float32 or bfloat16, not in {parameter.dtype}")
-    return 10 if parameter.dtype == torch.bfloat16 else 8
+    return StateForm("float32", 16 if parameter.dtype == torch.bfloat16 else 0)
 
 
-def _packed_part(start: int, stop: int, packed: Tensor, is_split: bool) -> StatePart:
-    """One whose states lie in these bytes: first moments, second moments, remainders."""
-    count = stop - start
-    mean, square = (packed[4 * count * half : 4 * count * (half + 1)].view(torch.float32) for half in (0, 1))
-    remainder = packed[8 * count :].view(torch.int16) if is_split else None
-    return StatePart(start, stop, mean, square, remainder, packed)
+def _packed_part(start: int, stop: int, packed: Tensor, form: StateForm) -> StatePart:
+    return StatePart(start, stop, form, states_in(packed, form, stop - start), packed)
 
 
 class OptimizerStates:
@@ -75,9 +69,10 @@ class OptimizerStates:
 
     Args:
         parameters: in the optimizer's order, of one device.
-        host_share: part of all their numbers whose states lie on the host.
-        piece: numbers of one piece there, at most; ``PIECE_NUMBERS`` where None.
+        host_share: part of all their states, by bytes, that lies on the host.
+        piece: numbers of one piece there, at most, but for one group of them; ``PIECE_NUMBERS`` where None.
         permit: called with the number of bytes before they are taken from the host; refuses by raising.
+        forms: of the parameters' states, those that lose nothing where it says none.
     """
 
     def __init__(
@@ -86,24 +81,26 @@ class OptimizerStates:
         host_share: float = 0.0,
         piece: int | None = None,
         permit: Callable[[int], None] = lambda size: None,
+        forms: Mapping[Tensor, StateForm] | None = None,
     ) -> None:
-        piece = piece or PIECE_NUMBERS
-        first_on_host = _divided(parameters, host_share)
+        forms = {parameter: (forms or {}).get(parameter) or exact_form(parameter) for parameter in parameters}
+        first_on_host = _divided(parameters, host_share, forms)
         pieces = [
-            (parameter, start, min(start + piece, parameter.numel()))
+            (parameter, start, min(start + size, parameter.numel()))
             for parameter, first in zip(parameters, first_on_host, strict=True)
-            for start in range(first, parameter.numel(), piece)
+            for size in [_up(piece or PIECE_NUMBERS, forms[parameter].group)]
+            for start in range(first, parameter.numel(), size)
         ]
-        sizes = [(stop - start) * bytes_of_states(parameter) for parameter, start, stop in pieces]
+        sizes = [state_size(forms[parameter], stop - start) for parameter, start, stop in pieces]
         self.piece_bytes, self.host_bytes = max(sizes, default=0), sum(sizes)
         permit(self.host_bytes)
         self._memory = HostMemory(sizes, parameters[0].device if parameters else torch.device("cpu"))
         self._parts = {
-            parameter: [_on_device(parameter, first)] if first or not parameter.numel() else []
+            parameter: [_on_device(parameter, first, forms[parameter])] if first or not parameter.numel() else []
             for parameter, first in zip(parameters, first_on_host, strict=True)
         }
         for (parameter, start, stop), packed in zip(pieces, self._memory.pieces, strict=True):
-            self._parts[parameter].append(_packed_part(start, stop, packed, parameter.dtype == torch.bfloat16))
+            self._parts[parameter].append(_packed_part(start, stop, packed, forms[parameter]))
 
     def parts(self, parameter: Tensor) -> Sequence[StatePart]:
         """In order; together all of the parameter."""
@@ -118,41 +115,52 @@ class OptimizerStates:
         """All that is kept here."""
         for parts in self._parts.values():
             for part in parts:
-                yield from part.tensors()
+                yield from part.states.all()
 
 
-def _divided(parameters: Sequence[Tensor], host_share: float) -> list[int]:
+def _divided(parameters: Sequence[Tensor], host_share: float, forms: Mapping[Tensor, StateForm]) -> list[int]:
     """The first number of each parameter whose states lie on the host."""
-    left = round(host_share * sum(parameter.numel() for parameter in parameters))
+    sizes = [forms[parameter].bytes for parameter in parameters]
     first = [parameter.numel() for parameter in parameters]
+    left = host_share * sum(size * count for size, count in zip(sizes, first, strict=True))
     for place in sorted(range(len(parameters)), key=lambda place: -first[place]):
-        taken = min(left, first[place])
-        left -= taken
-        first[place] -= taken
+        taken = min(max(round(left / sizes[place]), 0), first[place])
+        left -= taken * sizes[place]
+        first[place] = min(_up(first[place] - taken, forms[parameters[place]].group), first[place])
     return first
 
 
-def _on_device(parameter: Tensor, count: int) -> StatePart:
-    mean, square = (torch.zeros(count, dtype=torch.float32, device=parameter.device) for _ in range(2))
-    remainder = None
-    if bytes_of_states(parameter) == 10:
-        remainder = torch.zeros(count, dtype=torch.int16, device=parameter.device)
-    return StatePart(0, count, mean, square, remainder)
+def _up(number: int, group: int) -> int:
+    """The least multiple of ``group`` that is not below it."""
+    return -(-number // group) * group
+
+
+def _on_device(parameter: Tensor, count: int, form: StateForm) -> StatePart:
+    return StatePart(0, count, form, new_states(form, count, parameter.device))
 
 
 class StateNumbers:
-    """One state of a parameter as flat float32 numbers, read and written by runs of them."""
+    """One state of a parameter as flat numbers, read and written by runs of them.
+
+    Those that share a scale are rounded together, when the last of them is written.
+
+    Attributes:
+        dtype: of the numbers that are read: float32, but for moments in bfloat16.
+    """
 
     def __init__(self, name: str, parameter: Tensor, parts: Sequence[StatePart]) -> None:
         self._name, self._parameter, self._parts = name, parameter, parts
+        self._unfinished: dict[tuple[int, int], _Unfinished] = {}
+        in_bfloat16 = name != MASTER and any(part.form.moments == "bfloat16" for part in parts)
+        self.dtype = torch.bfloat16 if in_bfloat16 else torch.float32
 
     def __len__(self) -> int:
         return self._parameter.numel()
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Numbers ``start`` to ``stop``; a view where they lie together in float32."""
+        """Numbers ``start`` to ``stop``; a view where they lie together in the form in which they are read."""
         found = [self._read(part, begin, end) for part, begin, end in self._within(start, stop)]
-        return found[0] if len(found) == 1 else torch.cat([torch.empty(0), *(each.cpu() for each in found)])
+        return found[0] if len(found) == 1 else torch.cat([torch.empty(0, dtype=self.dtype), *(x.cpu() for x in found)])
 
     def write(self, start: int, numbers: Tensor) -> None:
         """Put ``numbers`` in the place of those from ``start`` on."""
@@ -166,24 +174,78 @@ class StateNumbers:
                 yield part, begin, end
 
     def _read(self, part: StatePart, begin: int, end: int) -> Tensor:
-        inside = slice(begin - part.start, end - part.start)
-        if self._name != MASTER:
-            return self._moment(part)[inside]
-        if part.remainder is None:
-            return self._parameter[begin:end]
-        remainder = part.remainder[inside]
-        return join(self._parameter[begin:end].to(remainder.device), remainder)
+        if self._name == MASTER:
+            inside = slice(begin - part.start, end - part.start)
+            if part.states.remainder is None:
+                return self._parameter[begin:end]
+            remainder = part.states.remainder[inside]
+            return join(self._parameter[begin:end].to(remainder.device), remainder)
+        if part.form.group == 1:
+            return self._moment(part.states)[begin - part.start : end - part.start]
+        first, states = _groups(part, begin, end)
+        return read_moments(states)[self._name == SQUARE][begin - first : end - first]
 
     def _write(self, part: StatePart, begin: int, end: int, numbers: Tensor) -> None:
         inside = slice(begin - part.start, end - part.start)
-        if self._name != MASTER:
-            self._moment(part)[inside] = numbers
-        elif part.remainder is None:
-            self._parameter[begin:end] = numbers
+        if self._name == MASTER:
+            remainder = part.states.remainder
+            if remainder is None:
+                self._parameter[begin:end] = numbers
+            else:
+                weight, rest = split(numbers, 8 * remainder.dtype.itemsize)
+                self._parameter[begin:end] = weight
+                remainder[inside] = rest
+        elif part.form.group == 1:
+            self._moment(part.states)[inside] = numbers
         else:
-            weight, remainder = split(numbers)
-            self._parameter[begin:end] = weight
-            part.remainder[inside] = remainder
+            self._write_groups(part, begin, end, numbers)
 
-    def _moment(self, part: StatePart) -> Tensor:
-        return part.mean if self._name == MEAN else part.square
+    def _write_groups(self, part: StatePart, begin: int, end: int, numbers: Tensor) -> None:
+        """Round whole groups at once, and keep what belongs to others until they are whole."""
+        group = part.form.group
+        first_whole = part.start + _up(begin - part.start, group)
+        whole = first_whole, end if end == part.stop else end - (end - part.start) % group
+        if whole[0] < whole[1]:
+            self._round(part, *whole, numbers[whole[0] - begin : whole[1] - begin])
+        for first, last in ((begin, min(whole[0], end)), (max(whole[1], whole[0]), end)):
+            if first >= last:
+                continue
+            start = first - (first - part.start) % group
+            waiting = self._unfinished.setdefault((part.start, start), _Unfinished.of(min(group, part.stop - start)))
+            waiting.numbers[first - start : last - start] = numbers[first - begin : last - begin]
+            waiting.there[first - start : last - start] = True
+            if waiting.there.all():
+                self._round(part, start, start + len(waiting.numbers), waiting.numbers)
+                del self._unfinished[part.start, start]
+
+    def _round(self, part: StatePart, begin: int, end: int, numbers: Tensor) -> None:
+        """Whole groups."""
+        _, states = _groups(part, begin, end)
+        mean, square = read_moments(states)
+        numbers = numbers.float().to(mean.device)
+        write_moments(states, *((numbers, square) if self._name == MEAN else (mean, numbers)))
+
+    def _moment(self, states: StateTensors) -> Tensor:
+        return states.mean if self._name == MEAN else states.square
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """Numbers of a group of which not all were written yet."""
+
+    numbers: Tensor
+    there: Tensor
+
+    @classmethod
+    def of(cls, count: int) -> _Unfinished:
+        return cls(torch.zeros(count), torch.zeros(count, dtype=torch.bool))
+
+
+def _groups(part: StatePart, begin: int, end: int) -> tuple[int, StateTensors]:
+    """The moments of the groups that hold numbers ``begin`` to ``end``, and the first of their numbers."""
+    group, states = part.form.group, part.states
+    first, last = (begin - part.start) // group, -(-(end - part.start) // group)
+    assert states.mean_scales is not None and states.square_scales is not None
+    moments = [tensor[first * group : last * group] for tensor in (states.mean, states.square)]
+    scales = [tensor[first:last] for tensor in (states.mean_scales, states.square_scales)]
+    return part.start + first * group, StateTensors(*moments, *scales)

@@ -45,6 +45,7 @@ from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.output_place import OutputPlace
 from megatron_apriel.train.signals import StopRequest, check_time_left
+from megatron_apriel.train.state_placement import with_settled_moments
 
 
 def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
@@ -64,6 +65,7 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
         store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
         beginning = alike(lambda: _checked_beginning(config, change))
         _check_same_everywhere(beginning.newest)
+        config = with_settled_moments(config, beginning)
         exported = final.exists() and not outdated.exists()
         if beginning.ended(config) and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""What a rank has in host memory, where the configuration asks for it: optimizer states, and inputs of its layers.
+"""What a rank keeps in which form and where: its optimizer's states, and in host memory also inputs of its layers.
 
 Whether the host has the room is asked before any of it is taken. What a process takes beyond its control group's limit
 is not refused by the system: it ends the process.
@@ -12,17 +12,24 @@ from collections.abc import Sequence
 import torch
 from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
 
+from megatron_apriel.checkpoint.training_state import distributed_parts
+from megatron_apriel.config.choices import MOMENTS
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.tensor_names import Component, component_of
 from megatron_apriel.model.apriel import AprielModel
-from megatron_apriel.parallel.agreement import alike
+from megatron_apriel.parallel.agreement import alike, greatest
 from megatron_apriel.parallel.groups import current_device
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning.beginning import Beginning
+from megatron_apriel.planning.choosing_moments import chosen_moments, with_moments
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.host_memory import SPARE, free_host_memory, ranks_of_this_host
 from megatron_apriel.planning.memory import host_share, inputs_on_host
+from megatron_apriel.planning.state_forms import Kind, StateForm, form_of
 from megatron_apriel.quantities import size
 from megatron_apriel.train.layer_inputs import LayerInputs
 from megatron_apriel.train.optimizer import own_optimizers
@@ -55,7 +62,7 @@ def place_inputs(
 def place_states(
     optimizer: MegatronOptimizer, config: StageConfig, architecture: Architecture, layout: Layout, beside: int = 0
 ) -> None:
-    """Make the optimizer's states where ``optimizer.host`` says; collective.
+    """Make the optimizer's states, in their forms, where ``optimizer.host`` says; collective.
 
     Args:
         optimizer: theirs.
@@ -65,14 +72,45 @@ def place_states(
     Raises:
         ConfigError: host memory does not hold them.
     """
-    share = share_on_host(config, architecture, layout)
+    share, forms = share_on_host(config, architecture, layout), state_forms(optimizer, config)
     setting, instead = f"optimizer.host={config.optimizer.host}", "Lower optimizer.host"
+
+    def permit(needed: int) -> None:
+        check_host_memory(config, setting, instead, needed, beside)
 
     def make() -> None:
         for own in own_optimizers(optimizer):
-            own.make_states(share, permit=lambda needed: check_host_memory(config, setting, instead, needed, beside))
+            own.make_states(share, permit=permit, forms=forms)
 
     alike(make)
+
+
+def state_forms(optimizer: MegatronOptimizer, config: StageConfig) -> dict[Tensor, StateForm]:
+    """The form of each parameter of this rank's optimizers, by the model's parameter of which it is a run."""
+    forms = {}
+    for part in distributed_parts(optimizer):
+        names = {parameter: name for chunk in part.model_chunks for name, parameter in chunk.named_parameters()}
+        for of_model, (group, number) in part.model_param_group_index_map.items():
+            vocabulary = component_of(names[of_model]) in (Component.EMBEDDING, Component.HEAD)
+            kind: Kind = "vector" if of_model.dim() < 2 else "vocabulary" if vocabulary else "matrix"
+            own = part.optimizer.param_groups[group]["params"][number]
+            forms[own] = form_of(config.optimizer, own.dtype == torch.bfloat16, kind)
+    return forms
+
+
+def with_settled_moments(config: StageConfig, beginning: Beginning) -> StageConfig:
+    """The stage with ``optimizer.moments=auto`` decided, for all ranks alike; collective."""
+    if config.optimizer.moments != "auto":
+        return config
+
+    def chosen() -> int:
+        usable, most = free_host_memory().free * (1 - SPARE), config.optimizer.host_memory
+        host = (usable if most is None else min(most, usable)) / ranks_of_this_host()
+        gpu = memory_for_program(current_device())
+        stage = chosen_moments(config, beginning.architecture, beginning.layout, gpu, host, beginning.state)
+        return MOMENTS.index(stage.optimizer.moments)
+
+    return with_moments(config, MOMENTS[greatest(alike(chosen))])
 
 
 def share_on_host(config: StageConfig, architecture: Architecture, layout: Layout) -> float:
@@ -120,14 +158,23 @@ def check_host_memory(config: StageConfig, setting: str, instead: str, needed: i
         )
 
 
-def placement_in_words(optimizer: MegatronOptimizer, inputs: LayerInputs | None) -> list[str]:
-    """What lies in this rank's host memory, a line each; nothing if all is on the device."""
-    states = [own.states for own in own_optimizers(optimizer)]
+def placement_in_words(optimizer: MegatronOptimizer, config: StageConfig, inputs: LayerInputs | None) -> list[str]:
+    """In what form this rank's states are, and what lies in host memory, a line each.
+
+    Nothing if they are exact and all is on the device.
+    """
+    states, section = [own.states for own in own_optimizers(optimizer)], config.optimizer
     on_host = sum(each.host_bytes for each in states)
+    forms = [
+        f"{what} in {form}"
+        for what, form in (("moments", section.moments), ("masters", section.master), ("gradients", section.gradients))
+        if form != "float32"
+    ]
     lines = []
-    if on_host:
+    if on_host or forms:
         everything = sum(tensor.nbytes for each in states for tensor in each.tensors())
-        lines.append(f"optimizer states: {size(everything - on_host)} on the device, {size(on_host)} in host memory")
+        where = f"{size(everything - on_host)} on the device, {size(on_host)} in host memory"
+        lines.append(f"optimizer states: {', '.join([where, *forms])}")
     if inputs is not None:
         lines.append(f"inputs of recomputed layers: up to {size(inputs.host_bytes)} in host memory")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,7 +40,12 @@ class Run:
     """The trainer, and what a checkpoint holds of it."""
 
     def __init__(
-        self, layout: Layout, train: TrainedParts = ALL, dtype: torch.dtype = torch.float32, host: float = 0.0
+        self,
+        layout: Layout,
+        train: TrainedParts = ALL,
+        dtype: torch.dtype = torch.float32,
+        host: float = 0.0,
+        **forms: Any,
     ) -> None:
         self.layout = layout
         config = small_stage(
@@ -47,7 +53,7 @@ class Run:
             SEQUENCES,
             train=train.model_dump(),
             parallel={"overlap": False},  # the chunks hold the newest parameters at any time
-            optimizer={"peak": 1e-3, "host": host},
+            optimizer={"peak": 1e-3, "host": host, **forms},
             precision={"compute": "bf16" if dtype == torch.bfloat16 else "fp32"},
         )
         self.trainer = Trainer(ARCHITECTURE, config, layout)

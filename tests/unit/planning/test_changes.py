@@ -100,6 +100,14 @@ def test_what_may_change_still_has_to_be_asked_for(root: Path) -> None:
             {"optimizer": {"peak": 1e-5, "decay": "linear", "minimum": 0, "warmup": 0.2}},
             {"optimizer.minimum": [0.1, 0.0], "optimizer.warmup": [0.1, 0.2], "optimizer.decay": ["cosine", "linear"]},
         ),
+        (
+            {"optimizer": {"peak": 1e-5, "moments": "int8", "master": "24bit", "gradients": "24bit"}},
+            {
+                "optimizer.moments": ["float32", "int8"],
+                "optimizer.master": ["float32", "24bit"],
+                "optimizer.gradients": ["float32", "24bit"],
+            },
+        ),
         ({"steps": 12}, {"tokens": [2560, 3072]}),
         ({"steps": 5}, {"tokens": [2560, 1280]}),
     ],
@@ -244,6 +252,25 @@ def test_the_bound_on_epochs_counts_what_was_given_before(root: Path) -> None:
         trained(config, STEPS, 5, resumed)
     more = stage(root, source(root, "text", 0.1), source(root, "code", 0.9, max_epochs=2))
     trained(more, STEPS, 5, resumption(more, NEWEST, STEPS, state, change=True))
+
+
+def test_another_form_of_states_is_changed_on_request_and_its_cost_is_said(root: Path) -> None:
+    _, exact = trained(stage(root))
+    narrow = stage(root, optimizer={"peak": 1e-5, "moments": "bfloat16"})
+    with pytest.raises(ConfigError) as caught:
+        resumption(narrow, NEWEST, STEPS, exact, change=False)
+    said = str(caught.value)
+    assert "optimizer.moments: float32 -> bfloat16" in said and "Add --change" in said
+    assert "optimizer.moments: what was saved is rounded to bfloat16 once" in said
+    _, kept = trained(narrow)
+    with pytest.raises(ConfigError, match=r"optimizer\.moments: nothing is lost"):
+        resumption(stage(root), NEWEST, STEPS, kept, change=False)
+    plain = exact.model_dump(mode="json")
+    for form in ("moments", "master", "gradients"):
+        del plain["config"]["optimizer"][form]
+    early = RunState.model_validate(plain, strict=True)
+    assert resumption(stage(root), NEWEST, STEPS, early, change=False).new is None
+    assert resumption(narrow, NEWEST, STEPS, early, change=True).new is not None
 
 
 def test_a_bound_that_was_saved_by_its_former_name_is_the_same(root: Path) -> None:

@@ -89,7 +89,7 @@ def test_updates_what_has_a_gradient_and_keeps_states_by_their_names_in_a_checkp
     numbers = optimizer.numbers(parameter)
     assert set(numbers) == {"param", "exp_avg", "exp_avg_sq"}
     assert torch.equal(numbers["param"].read(0, 3), parameter) and not torch.equal(parameter, torch.ones(3))
-    assert torch.equal(idle, torch.ones(2)) and not any(part.mean.any() for part in optimizer.states.parts(idle))
+    assert torch.equal(idle, torch.ones(2)) and not any(part.states.mean.any() for part in optimizer.states.parts(idle))
 
 
 def test_refuses_what_it_has_not() -> None:
