@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megatron_apriel.train.split_master import CUT, HALF, HALF_OF_CUT, NAN_BITS
+from megatron_apriel.train.split_master import BELOW_HALF, CUT, HALF, NAN_BITS
 
 BLOCK = 4096
 WARPS = 8
@@ -21,7 +21,7 @@ def add(high: Tensor, low: Tensor, gradient: Tensor) -> None:
     _add_kernel[(triton.cdiv(count, BLOCK),)](high.view(torch.int16), low, gradient, count, BLOCK, num_warps=WARPS)
 
 
-_NAN, _HALF, _CUT, _HALF_OF_CUT = (tl.constexpr(number) for number in (NAN_BITS, HALF, CUT, HALF_OF_CUT))
+_NAN, _HALF, _CUT, _BELOW_HALF = (tl.constexpr(number) for number in (NAN_BITS, HALF, CUT, BELOW_HALF))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -34,7 +34,7 @@ def _add_kernel(highs: tl.tensor, lows: tl.tensor, gradients: tl.tensor, count: 
     gradient = tl.load(gradients + place, mask=inside, other=0.0)
     total = ((high << 16) + (low << 8)).to(tl.float32, bitcast=True) + gradient
     bits = tl.where(total == total, total.to(tl.int32, bitcast=True), _NAN)
-    bits = (bits + _HALF_OF_CUT) & ~_CUT
+    bits = (bits + _BELOW_HALF + ((bits >> 8) & 1)) & ~_CUT
     tl.store(highs + place, ((bits + _HALF) >> 16).to(tl.int16), mask=inside)
     tl.store(lows + place, (bits >> 8).to(tl.int8), mask=inside)
     tl.store(gradients + place, tl.zeros_like(gradient), mask=inside)
