@@ -128,7 +128,7 @@ def token_stream(count: int) -> tuple[torch.Tensor, str]:
         import mistral_common
         from mistral_common.tokens.tokenizers.tekken import Tekkenizer
     except ImportError:
-        return _words(count), "words"
+        return words_of_text(count), "words"
     table = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
     tokenizer, tokens = Tekkenizer.from_file(table), []
     for text in real_text():
@@ -138,12 +138,13 @@ def token_stream(count: int) -> tuple[torch.Tensor, str]:
     raise DataError(f"only {len(tokens):,} tokens of text are installed here, {count:,} are needed.")
 
 
-def _words(count: int) -> torch.Tensor:
+def words_of_text(count: int, vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """``count`` words and signs of real text, numbered by how often they occur; 0 is all that is rarer."""
     pieces = (piece for text in real_text() for piece in re.findall(r" ?\w+|\s+|[^\w\s]", text))
     words = list(islice(pieces, count))
     if len(words) < count:
         raise DataError(f"only {len(words):,} words of text are installed here, {count:,} are needed.")
-    ids = {word: number for number, (word, _) in enumerate(Counter(words).most_common(VOCABULARY - 1), start=1)}
+    ids = {word: number for number, (word, _) in enumerate(Counter(words).most_common(vocabulary - 1), start=1)}
     return torch.tensor([ids.get(word, 0) for word in words])
 
 

@@ -17,6 +17,7 @@ it pass by pass. A pass of a chunk is the work of its layers, of tower or head w
 * pipeline: hidden states and their gradients come one message after their pass has ended;
 * layers' inputs on the host: a copy of each forward and one backward, which slow what runs beside them, and are
   waited for where they take longer than the layer;
+* sums of gradients in 24 bits: traffic of the GPU's memory in each micro-batch, and reductions that nothing hides;
 * the optimizer's update: traffic of the GPU's memory; of states on the host, between it and the GPU, both ways at once;
 * data parallelism, once a step: float32 gradients are scattered and weights gathered over the replicas. With
   ``parallel.overlap`` the first hides behind the last micro-batch's backward pass and the second behind the first
@@ -43,6 +44,8 @@ from megatron_apriel.planning.memory import inputs_on_host, rank_memory, state_b
 from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
 
 TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
+SUMS_BYTES = 14
+"""A gradient in float32 is read and set to zero, its sum in three bytes read and written."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ def _rank(
     """One micro-batch, which is one sequence, on a pipeline rank."""
     num_layers, share = architecture.decoder.num_layers, layout.tensor * layout.context
     seconds = {fp8: _layer_seconds(config, architecture, gpu, workload, fp8) for fp8 in ("none", config.precision.fp8)}
+    sums = _sums_seconds(config, architecture, gpu)
     forward, backward = [0.0] * layout.virtual, [0.0] * layout.virtual
     moved = inputs_on_host(config, architecture.decoder, layout, rank)[1] / (gpu.host_bandwidth * GIGA)
     waits: list[tuple[float, float]] = []
@@ -191,8 +195,9 @@ def _rank(
             in_8_bits = config.precision.in_8_bits(layer, num_layers)
             once, back, again = seconds[config.precision.fp8 if in_8_bits else "none"]
             is_repeated = place < (config.recompute.layers or len(layers))
+            worked = (back + is_repeated * again) / share + sums / layout.tensor
             forward[chunk] += _beside_copy(once / share, is_repeated * moved, gpu)
-            backward[chunk] += _beside_copy((back + is_repeated * again) / share, is_repeated * moved, gpu)
+            backward[chunk] += _beside_copy(worked, is_repeated * moved, gpu)
             recomputed += is_repeated
         waits.append(_waiting(config, architecture, layout, gpu, len(layers), recomputed))
     if rank == layout.pipeline - 1:
@@ -233,6 +238,14 @@ def _layer_seconds(
 def _beside_copy(seconds: float, copied: float, gpu: Hardware) -> float:
     """A layer's seconds with a copy to or from the host beside it that takes so long."""
     return max(seconds, copied) + gpu.beside_copies * min(seconds, copied)
+
+
+def _sums_seconds(config: StageConfig, architecture: Architecture, gpu: Hardware) -> float:
+    """Adding the gradients of a whole layer's matrices to their sums in 24 bits, on one GPU."""
+    if config.optimizer.gradients == "float32" or not config.train.decoder:
+        return 0.0
+    decoder = architecture.decoder
+    return SUMS_BYTES * (decoder.layer_parameters - 2 * decoder.hidden_size) / (gpu.copy_bandwidth * GIGA)
 
 
 def _head_seconds(config: StageConfig, architecture: Architecture, gpu: Hardware) -> float:
@@ -320,6 +333,8 @@ def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: 
     weights = collective(link, weight * trained, replicas, gpu.latency)
     if not config.parallel.overlap:
         return gradients + weights
+    if config.optimizer.gradients != "float32":
+        return gradients + max(0.0, weights - sum(work.forward))
     return max(0.0, gradients - sum(work.backward)) + max(0.0, weights - sum(work.forward))
 
 

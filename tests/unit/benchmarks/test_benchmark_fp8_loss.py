@@ -61,7 +61,7 @@ def test_a_failed_run_fails(tmp_path: Path) -> None:
 
 
 def test_words_are_numbered_by_frequency() -> None:
-    tokens = fp8_loss._words(5000)
+    tokens = fp8_loss.words_of_text(5000)
     assert tokens.shape == (5000,)
     counts = tokens.bincount()
     assert counts[1] == counts.max()
