@@ -17,6 +17,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.planning.choosing_moments import with_smaller_states
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
@@ -40,6 +41,10 @@ examples:
 
   # a stage at full size on one GPU, with optimizer states in 128 GiB of the host's memory
   python tools/plan.py --gpus 1 --set host_memory=128 --stage examples/sft.yaml --architecture apriel-15b \\
+      precision.fp8=tensorwise
+
+  # what smaller optimizer states would give eight GPUs
+  python tools/plan.py --gpus 8 --gpu h100 --compare-states --stage examples/upscale.yaml --architecture apriel-15b \\
       precision.fp8=tensorwise
 
   # all numbers that a prediction rests on, as a file to correct and give back with --hardware
@@ -76,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shown = parser.add_argument_group("output")
     shown.add_argument("--top", type=above_zero, default=10, help="how many layouts are listed (default: %(default)s)")
+    shown.add_argument("--compare-states", action="store_true", help="predict also what smaller optimizer states give")
     shown.add_argument("--show-refused", action="store_true", help="list the layouts that cannot run, with the reason")
     shown.add_argument("--json", type=Path, metavar="FILE", help="write every layout that was predicted to a new file")
     return parser
@@ -116,6 +122,24 @@ def ranking(found: Sequence[Candidate], title: str) -> Table:
             f"{time.communication / time.total:.1%}",
             _hours(candidate),
         )
+    return table
+
+
+def states_table(best: dict[str, Candidate | None]) -> Table:
+    """The fastest layout with each form of the optimizer's numbers; the first is the stage's own."""
+    title = "What smaller optimizer states would give (docs/one_gpu.md says what they lose)"
+    columns = ("states", *LAYOUT_COLUMNS[:4], "recompute", "memory", "tokens/s/GPU", "gain")
+    table = figures(*columns, words=(0, 5), title=title)
+    own = next(iter(best.values()))
+    for name, candidate in best.items():
+        if candidate is None:
+            table.add_row(name, *["-"] * 5, "does not fit", "-", "-")
+            continue
+        faster = candidate.tokens_per_second / own.tokens_per_second - 1 if own not in (None, candidate) else None
+        gain = "-" if faster is None else f"{faster:+.1%}"
+        cells = _layout_cells(candidate)
+        speed = three_digits(candidate.tokens_per_second)
+        table.add_row(name, *cells[:4], cells[-1], _memory(candidate), speed, gain)
     return table
 
 
@@ -355,6 +379,12 @@ def main(argv: list[str] | None = None) -> int:
     work = Workload.of(config, arguments.document_tokens, arguments.images_share)
     found = candidates(config, architecture, arguments.gpus, gpu, work)
     _show(found, config, arguments, gpu, work)
+    if arguments.compare_states:
+        best = {"as the stage says": next(iter(found.fitting()), None)}
+        for name, stage in with_smaller_states(config):
+            best[name] = next(iter(candidates(stage, architecture, arguments.gpus, gpu, work).fitting()), None)
+        say("")
+        standard_output(WIDTH).print(states_table(best))
     if arguments.json is not None:
         ordered = sorted(found.accepted, key=lambda candidate: candidate.time.total)
         arguments.json.write_text(json.dumps([record(candidate) for candidate in ordered], indent=1) + "\n")

@@ -1,7 +1,7 @@
 """Which moments ``optimizer.moments=auto`` means: of the three forms the one that loses least and fits. No torch.
 
 Exact ones come first, also where much of them lies on the host and an update is longer for it. Nothing narrower is
-taken for speed: who wants that says so.
+taken for speed: who wants that says so, and a plan can show what it would give.
 """
 
 from __future__ import annotations
@@ -26,6 +26,20 @@ def allowed(config: StageConfig) -> Iterator[StageConfig]:
     """The stage with each form that its ``moments`` allow, from the exact one to the smallest."""
     for moments in MOMENTS if config.optimizer.moments == "auto" else [config.optimizer.moments]:
         yield with_moments(config, moments)
+
+
+SMALLER: dict[str, dict[str, str]] = {
+    "16-bit moments": {"moments": "bfloat16"},
+    "8-bit moments, 24-bit masters": {"moments": "int8", "master": "24bit"},
+    "the same, 24-bit gradients": {"moments": "int8", "master": "24bit", "gradients": "24bit"},
+}
+"""Settings of the optimizer that make its numbers smaller, from those that lose least, as a plan compares them."""
+
+
+def with_smaller_states(config: StageConfig) -> Iterator[tuple[str, StageConfig]]:
+    """The stage with each of :data:`SMALLER`, by name."""
+    for name, forms in SMALLER.items():
+        yield name, config.model_copy(update={"optimizer": config.optimizer.model_copy(update=forms)})
 
 
 def chosen_moments(

@@ -111,3 +111,21 @@ def test_a_change_of_precision_is_said(root: Path, then: str, now: str) -> None:
     assert process.returncode == ExitCode.OK, output
     assert f"step 2/4 | CHANGED: tokens: 1024 -> 2048; precision.compute: {then} -> {now}" in output
     assert len(losses(root, name)) == 4
+
+
+def test_moments_of_fewer_bits_are_a_change_that_says_what_it_costs(root: Path) -> None:
+    """And ``auto`` is what the run began with."""
+    bf16, auto, narrow = "precision.compute=bf16", "{peak: 1.0e-3, moments: auto}", "{peak: 1.0e-3, moments: bfloat16}"
+    assert run(root, "narrow", bf16, "tokens=512", f"optimizer={auto}") == [ExitCode.OK]
+    assert run_file(root, "narrow", 1)["extra"]["config"]["optimizer"]["moments"] == "float32"
+    with pytest.raises(RankFailure, match=r"optimizer.moments: float32 -> bfloat16(?s:.)*is rounded to bfloat16 once"):
+        run(root, "narrow", bf16, "tokens=512", f"optimizer={narrow}")
+    process = start(root, "narrow", bf16, "tokens=1024", f"optimizer={narrow}", "--change")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.OK, output
+    assert "optimizer.moments: float32 -> bfloat16" in output and "what was saved is rounded to bfloat16 once" in output
+    assert "moments in bfloat16" in output
+    assert run(root, "narrow", bf16, "tokens=1536", f"optimizer={auto}", change=True) == [ExitCode.OK]
+    saved = run_file(root, "narrow", 3)["extra"]
+    assert saved["config"]["optimizer"]["moments"] == "bfloat16"
+    assert saved["changes"][-1]["settings"] == {"tokens": [1024, 1536]}
