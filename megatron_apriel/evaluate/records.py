@@ -79,9 +79,9 @@ def _cut_torn_line(path: Path) -> None:
             file.truncate(place)
 
 
-def record_of(asked: Asked, question_mark: str) -> dict[str, Any]:
-    """The line of an outcome."""
-    record: dict[str, Any] = {"key": asked.key, "question": question_mark, "seconds": round(asked.seconds, 3)}
+def record_of(asked: Asked) -> dict[str, Any]:
+    """What the line of an outcome holds beside the item's key and the mark of its question."""
+    record: dict[str, Any] = {"seconds": round(asked.seconds, 3)}
     if asked.answer is None:
         return record | {"failed": asked.problem}
     answer = asked.answer

