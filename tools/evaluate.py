@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,14 +164,17 @@ def _run(
         again = arguments.only_failed
         waiting = [benchmark for benchmark in benchmarks if not evaluation.is_answered(benchmark, again)]
         if waiting:
-            user = _user_model(arguments) if any(benchmark.conversed for benchmark in waiting) else None
-            with opened(places, evaluation.folder) as models:
+            conversed = any(benchmark.conversed for benchmark in waiting)
+            with (
+                _user_model(arguments) if conversed else nullcontext() as user,
+                opened(places, evaluation.folder) as models,
+            ):
                 for benchmark in waiting:
                     speaker = user if benchmark.conversed else None
                     evaluation.ask(benchmark, models, at_once=arguments.at_once, again=again, user=speaker)
     if "score" in steps:
         judge = _judge(arguments) if any(benchmark.judged for benchmark in benchmarks) else None
-        with Scorers(judge) as scorers:
+        with Scorers(judge, arguments.data) as scorers:
             for benchmark in benchmarks:
                 evaluation.score(benchmark, scorers)
     return _report(evaluation, benchmarks, arguments.baseline) if "report" in steps else ExitCode.OK

@@ -14,6 +14,7 @@ from megatron_apriel.errors import ConfigError
 from megatron_apriel.evaluate import loaders
 from megatron_apriel.evaluate.from_evalscope import ADAPTERS
 from megatron_apriel.evaluate.loaders import Given, Loaded
+from megatron_apriel.evaluate.scicode_items import scicode
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ BENCHMARKS = {
         Benchmark("ifbench", "IFBench", loaders.ifbench, 61.7, runs=5),
         Benchmark("aa_lcr", "AA-LCR", loaders.aa_lcr, 20.0, runs=3, judged=True),
         Benchmark("live_code_bench", "LiveCodeBench", ADAPTERS["live_code_bench"].load, 72.8, runs=3),
+        Benchmark("scicode", "SciCode", scicode, 34.8, runs=3),
         Benchmark("tau2_telecom", "tau2-bench, telecom", loaders.tau2_telecom, 68.4, runs=3, conversed=True),
         Benchmark("hle", "HLE, text only", ADAPTERS["hle"].load, 12.0, judged=True),
         Benchmark("mmmu", "MMMU", ADAPTERS["mmmu"].load, 70.22),
@@ -86,7 +88,6 @@ GROUPS = {
 }  # fmt: skip
 """The columns of the paper, by the names of its tables."""
 ABSENT = {
-    "scicode": "its numerical targets (test_data.h5) are in no package, and its steps are not run here yet",
     "terminal_bench_hard": "every task runs in a container of its own, which needs Docker",
 }
 """Why a column of the paper is not there."""

@@ -18,7 +18,8 @@ from megatron_apriel.inputs import open_input, read_input
 
 ITEMS, SOURCE = "items.jsonl", "items.json"
 Part = str | Mapping[str, str]
-"""Text, or ``{"picture": PATH}`` with a path below the folder of the items."""
+"""Text, ``{"picture": PATH}`` with a path below the folder of the items, or ``{"code": KEY}``: the code of an answer to
+another item, which :mod:`~megatron_apriel.evaluate.chains` puts in its place."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Item:
         cluster: items that share a document or picture have the same; empty for an item alone.
         groups: what the score is divided by: category, variant, difficulty.
         system: the system's turn, if any.
+        after: keys of the items whose answers this one builds on, in their order.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Item:
     cluster: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
     system: str = ""
+    after: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -51,7 +54,12 @@ class Item:
     @property
     def pictures(self) -> list[str]:
         """Paths of its pictures, below the folder of the items."""
-        return [part["picture"] for part in self.parts if not isinstance(part, str)]
+        return [part["picture"] for part in self.parts if not isinstance(part, str) and "picture" in part]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be asked: what it builds on is there."""
+        return all(isinstance(part, str) or "code" not in part for part in self.parts)
 
     @property
     def question_mark(self) -> str:
@@ -114,7 +122,7 @@ def write_items(folder: Path, items: Sequence[Item], source: Source) -> None:
     lines = [
         {
             "key": item.key, "parts": list(item.parts), "scorer": item.scorer, "grading": dict(item.grading),
-            "cluster": item.cluster, "groups": dict(item.groups), "system": item.system,
+            "cluster": item.cluster, "groups": dict(item.groups), "system": item.system, "after": item.after,
         }
         for item in items
     ]  # fmt: skip
@@ -139,15 +147,19 @@ def read_items(folder: Path) -> tuple[list[Item], Source]:
 def _item(line: Mapping[str, Any]) -> Item:
     return Item(
         line["key"], tuple(line["parts"]), line["scorer"], line["grading"], line["cluster"], line["groups"],
-        line["system"],
+        line["system"], tuple(line.get("after", ())),
     )  # fmt: skip
 
 
 def chosen_items(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most so many, by a hash of their names: spread over the data, and more of them hold fewer."""
+    """At most so many, by a hash of their names: spread over the data, and more of them hold fewer.
+
+    An item that builds on others follows them.
+    """
     if limit is None or limit >= len(items):
         return list(items)
-    kept = {item.key for item in sorted(items, key=lambda item: digest(item.key))[:limit]}
+    by_hash = sorted(items, key=lambda item: (digest([*item.after, item.key][0]), len(item.after)))
+    kept = {item.key for item in by_hash[:limit]}
     return [item for item in items if item.key in kept]
 
 

@@ -64,7 +64,9 @@ def _shown(evaluation: Evaluation, benchmark: Benchmark, others: Mapping[str, Ev
 
 
 def _part(part: Part, folder: str) -> Part:
-    return part[:_MOST_LETTERS] if isinstance(part, str) else {"picture": f"{folder}/{part['picture']}"}
+    if isinstance(part, str):
+        return part[:_MOST_LETTERS]
+    return {"picture": f"{folder}/{part['picture']}"} if "picture" in part else f"(code of {part['code']})"
 
 
 def _answer(one: Scored | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.items import Item, Source
 from megatron_apriel.evaluate.records import Record, read_records
 from megatron_apriel.evaluate.statistics import Interval, bootstrap
@@ -42,7 +43,7 @@ def scored_items(folder: Path, items: Sequence[Item], runs: int) -> list[Scored]
     found = []
     for run in range(1, runs + 1):
         answers, verdicts = (read_records(path) for path in run_files(folder, run))
-        for item in items:
+        for item in filled(items, answers):
             answer = answers.get(item.key)
             current = answer if answer is not None and answer["question"] == item.question_mark else None
             found.append(Scored(item, run, current, verdicts.get(item.key) if current is not None else None))

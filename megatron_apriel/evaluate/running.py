@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.evaluate.benchmarks import TEMPERATURE, Benchmark
+from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.conversing import hold_conversations
 from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, replace_file, write_items
 from megatron_apriel.evaluate.loaders import Given
@@ -125,13 +126,13 @@ class Evaluation:
     def unanswered(self, benchmark: Benchmark, run: int, items: Sequence[Item], again: bool = False) -> list[Item]:
         """Those of ``items`` that a run has no answer to; with ``again`` also those that failed."""
         known = read_records(run_files(self.folder / benchmark.name, run)[0])
-        return [item for item in items if _is_open(item, known.get(item.key), again)]
+        return [item for item in filled(items, known) if _is_open(item, known.get(item.key), again)]
 
     def is_answered(self, benchmark: Benchmark, again: bool = False) -> bool:
-        """Whether nothing is left to ask."""
+        """Whether nothing is left that can be asked."""
         items, _ = self.items(benchmark)
         runs = range(1, self.runs_of(benchmark) + 1)
-        return not any(self.unanswered(benchmark, run, items, again) for run in runs)
+        return not any(item.is_ready for run in runs for item in self.unanswered(benchmark, run, items, again))
 
     def ask(
         self, benchmark: Benchmark, models: list[Model], *, at_once: int, again: bool = False, user: Model | None = None
@@ -150,16 +151,19 @@ class Evaluation:
         """
         items, _ = self.items(benchmark)
         for run in range(1, self.runs_of(benchmark) + 1):
-            waiting = self.unanswered(benchmark, run, items, again)
-            if waiting:
-                failures = self._ask_run(benchmark, run, waiting, models, user, at_once)
-                for key, problem in failures[:_SHOWN]:
-                    note(f"{benchmark.title}, item {key}, failed: {problem}")
-                if failures:
-                    note(
-                        f"{benchmark.title}: {len(failures):,} of {len(waiting):,} failed; "
-                        "--only-failed asks them again"
-                    )
+            failures: list[tuple[str, str]] = []
+            asked: set[str] = set()
+            while waiting := [
+                item
+                for item in self.unanswered(benchmark, run, items, again)
+                if item.is_ready and item.key not in asked
+            ]:  # what builds on these answers is ready behind them
+                failures += self._ask_run(benchmark, run, waiting, models, user, at_once)
+                asked |= {item.key for item in waiting}
+            for key, problem in failures[:_SHOWN]:
+                note(f"{benchmark.title}, item {key}, failed: {problem}")
+            if failures:
+                note(f"{benchmark.title}: {len(failures):,} of {len(asked):,} failed; --only-failed asks them again")
 
     def _ask_run(
         self, benchmark: Benchmark, run: int, waiting: Sequence[Item], models: list[Model], user: Model | None,

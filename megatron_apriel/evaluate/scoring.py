@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.evaluate.items import Item, digest
+from megatron_apriel.evaluate.chains import filled
+from megatron_apriel.evaluate.items import Item, digest, file_digest
 from megatron_apriel.evaluate.records import Record, RecordFile, answer_of, read_records
+from megatron_apriel.evaluate.scicode_items import scicode_targets
 from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question
@@ -25,6 +27,7 @@ from megatron_apriel.grading.programs import grade_program
 from megatron_apriel.grading.responses import final_response
 from megatron_apriel.grading.sandbox import VERSION as SANDBOX_VERSION
 from megatron_apriel.grading.sandbox import find_sandbox
+from megatron_apriel.grading.scicode import TARGETS, StepGrader
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, without_answer
 from megatron_apriel.grading.visual_answers import grade_visual_answer
 from megatron_apriel.progress import progress
@@ -41,10 +44,11 @@ class Scorers(AbstractContextManager["Scorers"]):
 
     Args:
         judge: the model that judges, if there is one.
+        data: folder with a folder for each benchmark, for what is not in the items.
     """
 
-    def __init__(self, judge: Model | None = None) -> None:
-        self._judge = judge
+    def __init__(self, judge: Model | None = None, data: Path | None = None) -> None:
+        self._judge, self._data = judge, data
         self._open = ExitStack()
         self._begun: dict[str, tuple[str, Grade]] = {}
 
@@ -116,7 +120,24 @@ class Scorers(AbstractContextManager["Scorers"]):
                 return f"program 1, sandbox {SANDBOX_VERSION}", lambda text, how: grade_program(
                     text, how["inputs"], how["outputs"], how["function"], sandbox
                 )
+            case "scicode":
+                return self._scicode()
         raise ConfigError(f"there is no scorer {name!r}.", fix="Load the items again with this version.")
+
+    def _scicode(self) -> tuple[str, Grade]:
+        targets = scicode_targets(self._data) if self._data is not None else None
+        if targets is None:
+            reason = f"there is no {TARGETS} in the folder scicode of the data"
+            return f"scicode 1 without {TARGETS}", lambda text, how: Verdict(Mark.NONE, reason, Cause.CHECK)
+        steps = StepGrader(targets, find_sandbox())
+        name = f"scicode 1, {steps.version}, sandbox {SANDBOX_VERSION}, {TARGETS} {file_digest([targets])[:16]}"
+        return name, lambda text, how: steps.grade(text, how["step"], how["dependencies"], _earlier(how), how["tests"])
+
+
+def _earlier(how: Mapping[str, Any]) -> list[str]:
+    """The code of the steps before one, those that the data give among them."""
+    codes = {**how["given"], **how.get("earlier", {})}
+    return [codes[step] for step in how["before"]]
 
 
 def _grade_mathvista(text: str, how: Mapping[str, Any]) -> Verdict:
@@ -136,7 +157,7 @@ def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers
     """
     records, known = read_records(answers), read_records(verdicts)
     waiting: list[tuple[Item, Record, str]] = []
-    for item in items:
+    for item in filled(items, records):
         record = records.get(item.key)
         if record is None or record["question"] != item.question_mark:
             continue

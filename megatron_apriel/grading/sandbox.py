@@ -111,11 +111,13 @@ class Sandbox:
         level: how they are shut in; see :func:`find_sandbox`.
         limits: of each.
         readable: more paths that they may read.
+        interpreter: Python that runs them; by default this one.
     """
 
     level: Level
     limits: Limits = Limits()
     readable: tuple[Path, ...] = ()
+    interpreter: Path = Path(sys.executable)
     _environment: Mapping[str, str] = field(
         default_factory=lambda: {
             "PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
@@ -125,7 +127,7 @@ class Sandbox:
     )  # fmt: skip
 
     def run_python(self, program: str, standard_input: str = "", arguments: Sequence[str] = ()) -> Run:
-        """Run a program in Python with this project's interpreter and packages, in an empty folder of its own.
+        """Run a program in Python with the interpreter's packages, in an empty folder of its own.
 
         Raises:
             ConfigError: the sandbox cannot be set up after all; nothing was run.
@@ -136,7 +138,7 @@ class Sandbox:
             given.seek(0)
             work = _INSIDE / "work" if self.level is Level.BUBBLEWRAP else folder / "work"
             place = _INSIDE if self.level is Level.BUBBLEWRAP else folder
-            command = [sys.executable, "-s", str(place / "program.py"), *arguments]
+            command = [str(self.interpreter), "-s", str(place / "program.py"), *arguments]
             read_end, write_end = os.pipe()
             try:
                 launched = self._launched(command, folder, place, work, user, write_end)
