@@ -14,7 +14,7 @@ help:  ## this list
 setup:  ## create .venv (Python 3.12 or newer) and install the pinned set
 	@tools/setup_environment.sh
 
-scorers: setup  ## environments of their own for IFBench, tau2-bench and evalscope: 2.5 GB in .scorers
+scorers: setup  ## environments of their own for IFBench, tau2-bench, SciCode and evalscope: 3 GB in .scorers
 	@tools/setup_scorers.sh
 
 quickstart: setup  ## the whole recipe in miniature, on CPU, in under ten minutes: result in runs/quickstart

@@ -115,11 +115,14 @@ def _make_model(directory: Path, layers: int) -> None:
         make_model.main([str(directory)])
         return
     from benchmarks import random_model
+    from megatron_apriel.data.corpus.chat import exported_chat_template
     from megatron_apriel.formats.architecture import Architecture
+    from megatron_apriel.formats.hf_directory import set_chat_template
     from megatron_apriel.testing.tokenizers import write_processor
 
     random_model.main([str(directory), str(layers)])
     write_processor(directory, Architecture.from_directory(directory))
+    set_chat_template(directory, exported_chat_template())
 
 
 def score(folder: Path, limit: int, tokens: int) -> list[dict[str, Any]]:
@@ -183,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=above_zero, default=8, metavar="N", help="items of each (%(default)s)")
     parser.add_argument("--tokens", type=above_zero, default=16, metavar="N", help="of an answer (%(default)s)")
     parser.add_argument("--device", default="cuda", help="ask: (%(default)s)")
-    parser.add_argument("--layers", type=int, default=8, metavar="N",
+    parser.add_argument("--layers", type=int, default=4, metavar="N",
                         help="ask: of the full-width model; 0 for the quickstart's (%(default)s)")  # fmt: skip
     add_output_options(parser, "evaluation")
     arguments: argparse.Namespace = parser.parse_args(argv)

