@@ -114,12 +114,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     arguments = _parser().parse_args(argv)
     # Only now: the imports take a while, and --help should not.
-    from megatron_apriel.evaluate.benchmarks import chosen_benchmarks
+    from megatron_apriel.evaluate.benchmarks import chosen_benchmarks, left_out
     from megatron_apriel.evaluate.models import Places
     from megatron_apriel.evaluate.running import Evaluation, Settings
 
     steps = chosen(arguments.steps, STEPS, "--steps")
     benchmarks = chosen_benchmarks(arguments.benchmarks)
+    for missing in left_out(arguments.benchmarks):
+        note(missing)
     settings = Settings(
         arguments.name or ", ".join(arguments.model), arguments.temperature, arguments.max_tokens, arguments.limit,
         arguments.seed, arguments.samples, arguments.pictures,
@@ -177,7 +179,7 @@ def _run(
         with Scorers(judge, arguments.data) as scorers:
             for benchmark in benchmarks:
                 evaluation.score(benchmark, scorers)
-    return _report(evaluation, benchmarks, arguments.baseline) if "report" in steps else ExitCode.OK
+    return _report(evaluation, benchmarks, arguments) if "report" in steps else ExitCode.OK
 
 
 def _judge(arguments: argparse.Namespace) -> Model | None:
@@ -210,8 +212,9 @@ def _say_plan(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: ar
     return ExitCode.OK
 
 
-def _report(evaluation: Evaluation, benchmarks: list[Benchmark], baselines: list[Path]) -> int:
+def _report(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argparse.Namespace) -> int:
     """Write and show what there is."""
+    from megatron_apriel.evaluate.benchmarks import left_out
     from megatron_apriel.evaluate.page import write_page
     from megatron_apriel.evaluate.report import Report, compared, table, write_report
     from megatron_apriel.evaluate.running import earlier_evaluation
@@ -219,7 +222,7 @@ def _report(evaluation: Evaluation, benchmarks: list[Benchmark], baselines: list
     from megatron_apriel.tables import standard_output
 
     rows = {benchmark.name: evaluation.row(benchmark) for benchmark in benchmarks}
-    others = {str(folder): earlier_evaluation(folder) for folder in baselines}
+    others = {str(folder): earlier_evaluation(folder) for folder in arguments.baseline}
     differences = {
         name: compared(
             list(rows.values()), [other.row(one) for one in benchmarks if (other.folder / one.name).is_dir()]
@@ -232,7 +235,8 @@ def _report(evaluation: Evaluation, benchmarks: list[Benchmark], baselines: list
             gain := paired(rows[benchmark.name].shares, rows[benchmark.blind].shares, rows[benchmark.name].clusters)
         ):
             gains[benchmark.title] = gain
-    report = Report(vars(evaluation.settings), list(rows.values()), differences, gains)
+    missing = left_out(arguments.benchmarks)
+    report = Report(vars(evaluation.settings), list(rows.values()), differences, gains, missing)
     write_report(evaluation.folder, report)
     write_page(evaluation, benchmarks, report, others)
     standard_output(200).print(table(report))

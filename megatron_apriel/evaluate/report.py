@@ -28,16 +28,18 @@ class Report:
         rows: one a benchmark.
         baselines: by the name of an earlier evaluation, the difference on the items that both have, by benchmark.
         blind: of a benchmark with pictures, what they add to its score.
+        left_out: columns that are not evaluated, and why.
     """
 
     settings: Mapping[str, Any]
     rows: Sequence[Row]
     baselines: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     blind: Mapping[str, Interval] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
     def remarks(self) -> list[str]:
         """What a reader must know beside the numbers."""
-        said = []
+        said = list(self.left_out)
         for row in self.rows:
             if row.asked and not row.right + row.wrong:
                 said.append(f"{row.title}: no answer could be scored, so the score says nothing: {row.truncated:,} "

@@ -17,6 +17,7 @@ import pytest
 
 from megatron_apriel.errors import ConfigError, DataError, ServerError
 from megatron_apriel.evaluate import scoring
+from megatron_apriel.evaluate.benchmarks import GROUPS
 from megatron_apriel.testing.chat_servers import Reply, whole
 from tests.unit.evaluate.conftest import Answering, write_lines
 from tools import evaluate
@@ -200,8 +201,7 @@ def test_other_settings_are_refused(tmp_path: Path, data: Path, answering: Answe
         (["--benchmarks", "MMLU-Pro"], ConfigError, "there is no benchmark 'MMLU-Pro'; did you mean mmlu_pro"),
         (["--benchmarks", "vision_13"], ConfigError, "there is no benchmark 'vision_13'; did you mean vision13"),
         (["--benchmarks", "qqq"], ConfigError, r"there is no benchmark 'qqq'\."),
-        (["--benchmarks", "text10"], ConfigError, "scicode cannot be evaluated"),
-        (["--benchmarks", "terminal_bench_hard"], ConfigError, "needs Docker"),
+        (["--benchmarks", "terminal_bench_hard"], ConfigError, "needs Docker, harbor, and the 44 tasks"),
         (["--benchmarks", "gpqa_diamond"], DataError, "there are no data of gpqa_diamond"),
         (["--benchmarks", "visual_tasks"], DataError, "no folder of them is given"),
         (["--benchmarks", "mmlu_pro", "--steps", "all"], ConfigError, "there is no 'all'"),
@@ -214,6 +214,21 @@ def test_what_cannot_be_done_is_said(
     server = answering(lambda body: "Answer: A")
     with pytest.raises(error, match=said):
         evaluate.main([str(tmp_path / "out"), "--model", server.address, "--data", str(data), *arguments])
+
+
+def test_a_group_leaves_out_what_cannot_be_evaluated_and_says_so(
+    tmp_path: Path,
+    data: Path,
+    answering: Answering,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(GROUPS, "text10", ("mmlu_pro", "terminal_bench_hard"))
+    server = answering(lambda body: "Answer: A")
+    assert run(tmp_path / "out", data, "--model", server.address, benchmarks="text10") == 0
+    said = "text10 without terminal_bench_hard, which is not evaluated here: each of its tasks is a container"
+    assert said in capsys.readouterr().err and said in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["rows"]) == 1
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, data: Path, answering: Answering,
