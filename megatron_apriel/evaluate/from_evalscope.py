@@ -26,7 +26,7 @@ from megatron_apriel.grading.scorer_environments import plain_environment, score
 VERSION = "evalscope 1.14.1"
 Sample = Mapping[str, Any]
 Grading = tuple[str, dict[str, Any]]
-_RULE = "artificial_analysis"
+_RULE = "labelled"
 
 
 def _letter(sample: Sample) -> Grading:

@@ -92,18 +92,18 @@ class Scorers(AbstractContextManager["Scorers"]):
     def _begin(self, name: str) -> tuple[str, Grade]:
         match name:
             case "letter":
-                return "letter 1", lambda text, how: grade_letter(text, how["gold"], how["options"], how["rule"])
+                return "letter 2", lambda text, how: grade_letter(text, how["gold"], how["options"], how["rule"])
             case "letters":
-                return "letters 1", lambda text, how: grade_letters(text, how["gold"])
+                return "letters 2", lambda text, how: grade_letters(text, how["gold"])
             case "mathvista":
-                return "mathvista 1", _grade_mathvista
+                return "mathvista 2", _grade_mathvista
             case "mmmu_open":
                 return "mmmu open 1", lambda text, how: grade_mmmu_open(text, how["gold"])
             case "visual_task":
-                return "visual task 1", lambda text, how: grade_visual_answer(text, how["answer"])
+                return "visual task 2", lambda text, how: grade_visual_answer(text, how["answer"])
             case "mathematics":
                 mathematics = self._open.enter_context(MathGrader())
-                return f"mathematics 1, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
+                return f"mathematics 2, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
             case "instructions":
                 checker = self._open.enter_context(InstructionGrader())
                 return checker.version, lambda text, how: checker.grade(

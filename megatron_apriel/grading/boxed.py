@@ -6,7 +6,9 @@ import re
 
 _TOKEN = re.compile(r"\\\\?(?:boxed|fbox)\s*\{|\\[\s\S]|[{}]")
 """A box that opens, also with the backslash written twice; whatever a backslash escapes; a brace."""
-_LABEL = re.compile(r"(?i)(?:final answer|answer)\**\s*(?:is|:)\**[ \t]*:?")
+_LABEL = re.compile(r"(?im)answer\**\s*(?:is|:)\**[ \t]*:?|^[ \t#*]*(?:final[ \t]+)?answer[ \t*]*$")
+"""Words before an answer, or a heading above it."""
+_AROUND = " \t\r*`"
 
 
 def last_boxed(text: str) -> str | None:
@@ -37,10 +39,20 @@ def is_balanced(text: str) -> bool:
 
 
 def final_answer(text: str) -> str | None:
-    """The last box, else the rest of the line behind the last ``answer is`` or ``answer:``."""
+    """The last box, else what follows the last ``answer is`` or ``answer:`` on its line, or on the next with a word.
+
+    Of a line with one formula between dollars and no number beside it, the formula.
+    """
     if (boxed := last_boxed(text)) is not None:
         return boxed or None
     ends = [label.end() for label in _LABEL.finditer(text)]
     if not ends:
         return None
-    return text[ends[-1] :].partition("\n")[0].strip().strip("*").strip().removesuffix(".").strip() or None
+    said, _, behind = text[ends[-1] :].partition("\n")
+    if not said.strip(_AROUND):
+        said = behind.lstrip(_AROUND + "\n").partition("\n")[0]
+    before, _, inside = said.partition("$")
+    formula, closing, after = inside.partition("$")
+    if closing and formula.strip() and not any(letter.isdigit() or letter == "$" for letter in before + after):
+        return formula.strip()
+    return said.strip(_AROUND).removesuffix(".").strip(_AROUND) or None

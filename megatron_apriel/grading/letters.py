@@ -7,6 +7,9 @@ one pass each (TIGER-AI-Lab/MMLU-Pro, ``compute_accuracy.py``).
 Artificial Analysis goes through nine patterns in order and takes the last match of the first that matches. The later
 ones match nearly anything: any capital before a mark. The patterns are those of ``mmlu_pro_aa_v3`` and
 ``gpqa_diamond_aa_v3`` in nvidia-simple-evals 26.3; two are written out as code, because they take quadratic time.
+
+evalscope's prompts ask for a last line ``ANSWER: X``. Where the letter stands there in bold, brackets or LaTeX, the
+nine patterns look past it at any capital behind; so for these prompts that line comes first.
 """
 
 from __future__ import annotations
@@ -37,8 +40,15 @@ _AA_LATER = tuple(
         r"([A-Z])\s*[^\w]",
     )
 )
-_LABEL = re.compile(r"(?i)answer[*_]*\s*:")
-_JOINED = re.compile(r"(?<![A-Za-z])[A-Z]+(?![A-Za-z])")
+_LABELS = (re.compile(r"(?i)answers?[*_`]*\s*[:\uff1a]"), re.compile(r"(?i)answers?\s+(?:is|are)(?![a-z])"))
+_JOINED = re.compile(r"(?<![A-Za-z])(?!I\s+[a-z])[A-I]+(?![A-Za-z'])")
+"""Labels of options, one behind the other; not the word I. LogicVista's go to I, so AND, OR and NONE are none."""
+_MARKED = re.compile(
+    r"(?i:answer)[*_`]*\s*[:\uff1a]\s*[*_`$(\[{\\]*(?:(?i:boxed|text|textbf|mathrm|mathbf)\{[*_($\\]*)*"
+    r"(?:([A-Z])(?![A-Za-z0-9'])|([a-z])[*_`$)\]}\\.]*[ \t]*$)",
+    re.MULTILINE,
+)
+"""``Answer: X`` with marks of Markdown or LaTeX around it; a small letter only where the line ends behind it."""
 _BOX = "\\boxed{"
 
 
@@ -89,23 +99,44 @@ def _boxed_capitals(text: str) -> Iterator[list[str]]:
         place = text.find(_BOX, end)
 
 
+def labelled_letter(text: str) -> str | None:
+    """The letter behind the last ``Answer:``, marks around it allowed; without any by Artificial Analysis' rule."""
+    found = None
+    for match in _MARKED.finditer(text):
+        found = match
+    return (found[1] or found[2]).upper() if found is not None else aa_letter(text)
+
+
 def letters_named(text: str) -> str | None:
-    """All letters behind the last ``Answer:``, or in the last box, in alphabetical order, as ``AC``."""
-    ends = [label.end() for label in _LABEL.finditer(text)]
-    named = text[ends[-1] :].partition("\n")[0] if ends else last_boxed(text) or ""
-    joined = _JOINED.findall(named)
-    return "".join(sorted({letter for word in joined for letter in word})) or None
+    """All letters behind the last ``Answer:``, in the last box, or behind the last ``answer is``, as ``AC``.
+
+    They stand on the line of those words, or on the next one with a word.
+    """
+    for said in (_behind_last(_LABELS[0], text), last_boxed(text), _behind_last(_LABELS[1], text)):
+        if said is not None:
+            return "".join(sorted({letter for word in _JOINED.findall(said) for letter in word})) or None
+    return None
+
+
+def _behind_last(label: re.Pattern[str], text: str) -> str | None:
+    ends = [match.end() for match in label.finditer(text)]
+    if not ends:
+        return None
+    said, _, behind = text[ends[-1] :].partition("\n")
+    return said if said.strip(" \t\r*_`") else behind.lstrip().partition("\n")[0]
 
 
 def grade_letters(response: str, gold: str) -> Verdict:
     """Compare the letters in a response with the right ones, all of which must be named and no other."""
-    if not _JOINED.fullmatch(gold):
+    if not gold or not all("A" <= letter <= "I" for letter in gold):
         return bad_item(f"the right letters {gold!r} are none")
     letters = letters_named(response)
     return without_answer("no letter is found") if letters is None else compared(letters == gold, letters, gold)
 
 
-RULES: dict[str, Callable[[str], str | None]] = {"mmlu_pro": mmlu_pro_letter, "artificial_analysis": aa_letter}
+RULES: dict[str, Callable[[str], str | None]] = {
+    "mmlu_pro": mmlu_pro_letter, "artificial_analysis": aa_letter, "labelled": labelled_letter,
+}  # fmt: skip
 """By the name that an item gives."""
 
 

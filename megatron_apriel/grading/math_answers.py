@@ -16,6 +16,7 @@ from megatron_apriel.grading import math_process
 from megatron_apriel.grading.boxed import final_answer, is_balanced
 from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
 from megatron_apriel.grading.numbers import whole_number
+from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item, compared, without_answer
 
 SECONDS = 15.0
@@ -59,7 +60,7 @@ class MathGrader:
             return without_answer(f"the answer has {len(found):,} letters, more than {MOST_LETTERS:,}")
         if _same_text(found, gold):
             return compared(True, found, gold)
-        ours, theirs = whole_number(found), whole_number(gold)
+        ours, theirs = whole_number(plain_spelling(found)), whole_number(plain_spelling(gold))
         if ours is not None and theirs is not None:
             return compared(ours == theirs, found, gold)
         return self._by_math_verify(found, gold)
@@ -68,7 +69,7 @@ class MathGrader:
         if not is_balanced(gold):
             return bad_item(f"the braces of the gold answer {gold} are not closed")
         try:
-            said = self._process.ask({"gold": gold, "answer": found})
+            said = self._process.ask({"gold": plain_spelling(gold), "answer": plain_spelling(found)})
         except OutOfTimeError as error:
             return Verdict(Mark.NONE, f"comparing {found} with {gold}: {error}", Cause.SLOW, found)
         except BrokenProcessError as error:

@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from megatron_apriel.grading.letters import aa_letter, grade_letter, mmlu_pro_letter
+from megatron_apriel.grading.letters import (
+    aa_letter,
+    grade_letter,
+    grade_letters,
+    labelled_letter,
+    letters_named,
+    mmlu_pro_letter,
+)
 from megatron_apriel.grading.mmmu_pro import grade_mmmu_pro, mmmu_pro_letter
 from megatron_apriel.grading.verdict import Cause, Mark
 
@@ -85,6 +92,40 @@ def test_artificial_analysis(text: str, letter: str | None) -> None:
     assert aa_letter(text) == letter
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("ANSWER: B", "B"), ("**ANSWER: B**", "B"), ("ANSWER: **B**\n\nThis is in the USA.", "B"),
+        ("ANSWER: (B)", "B"), ("ANSWER: $\\boxed{B}$", "B"), ("ANSWER: \\boxed{\\text{B}}", "B"),
+        ("ANSWER: \\(B\\)", "B"), ("Answer: `d`", "D"), ("ANSWER: B) red, not A.", "B"), ("ANSWER:\n\n**B**", "B"),
+        ("Answer: Because\nANSWER: C", "C"), ("ANSWER: A\nWait.\nANSWER: D", "D"),
+        ("ANSWER: Option B", "B"), ("The answer is (C).", "C"), ("\\boxed{C}", "C"), ("nothing", None),
+    ],
+)  # fmt: skip
+def test_the_line_that_prompts_ask_for(text: str, letter: str | None) -> None:
+    assert labelled_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("ANSWER: A, C", "AC"), ("ANSWER: C and A", "AC"), ("ANSWER: A AND C", "AC"), ("ANSWER: AC.", "AC"),
+        ("**ANSWER:** (A), (C)", "AC"), ("ANSWER:\nA/C", "AC"), ("\\boxed{A, C}", "AC"), ("The answers are A, C", "AC"),
+        ("ANSWER: B.\nThis answer is right.", "B"), ("ANSWER: I think A", "A"), ("ANSWER: I", "I"),
+        ("ANSWER: NONE", None), ("ANSWER: none of these", None), ("Maybe A", None), ("ANSWER: A\nANSWER: C", "C"),
+    ],
+)  # fmt: skip
+def test_several_letters(text: str, letters: str | None) -> None:
+    assert letters_named(text) == letters
+
+
+def test_all_letters_and_no_other_are_right() -> None:
+    assert grade_letters("ANSWER: C, A", "AC").mark is Mark.RIGHT
+    assert grade_letters("ANSWER: A", "AC").mark is grade_letters("ANSWER: A, B, C", "AC").mark is Mark.WRONG
+    assert grade_letters("No.", "AC").cause is Cause.NO_ANSWER
+    assert grade_letters("ANSWER: A", "1").cause is grade_letters("ANSWER: A", "").cause is Cause.DATA
+
+
 def test_verdicts_on_letters() -> None:
     assert grade_letter("The answer is (B).", "B", 4, "mmlu_pro").mark is Mark.RIGHT
     assert grade_letter("The answer is (B).", "A", 4, "mmlu_pro").mark is Mark.WRONG
@@ -124,11 +165,15 @@ def test_verdicts_on_mmmu_pro() -> None:
     assert grade_mmmu_pro("Answer: C", "E", OPTIONS).cause is Cause.DATA
 
 
-LONG = ("A ", "{", "\\boxed{", "answer: ", "answer is (", "answer:" + " " * 50, "(A) ", "Answer", "B" * 20, "\n", "*_")
+LONG = ("A ", "{", "\\boxed{", "answer: ", "answer is (", "answer:" + " " * 50, "(A) ", "Answer", "B" * 20, "\n", "*_",
+        "answer:\\", "answer: \\boxed{", "answer: \\text{\\text{", "answers are ")  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", LONG)
-@pytest.mark.parametrize("find", [mmlu_pro_letter, aa_letter, lambda text: mmmu_pro_letter(text, OPTIONS)])
+@pytest.mark.parametrize(
+    "find",
+    [mmlu_pro_letter, aa_letter, labelled_letter, letters_named, lambda text: mmmu_pro_letter(text, OPTIONS)],
+)
 def test_time_is_linear(find: Callable[[str], object], piece: str, times_of: Callable[..., Sequence[float]]) -> None:
     short, long = times_of(find, piece)
     assert long <= 15 * short

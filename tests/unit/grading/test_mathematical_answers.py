@@ -48,6 +48,12 @@ def test_the_last_box_that_is_closed(text: str, found: str | None) -> None:
 def test_without_a_box_the_line_that_says_the_answer() -> None:
     assert final_answer("The answer is 3.\nNo: **Final answer:** 42.\nGoodbye") == "42"
     assert final_answer("The answer is 3, so \\boxed{4}") == "4"
+    assert final_answer("The answer is **42**.") == "42"
+    assert final_answer("**Answer:**\n\n42 cm") == "42 cm"
+    assert final_answer("So.\n### Final answer\n42\nGoodbye") == "42"
+    assert final_answer("The answer is $42$ dollars.") == "42"
+    assert final_answer("The answer is $x$ or $y$") == "$x$ or $y$"
+    assert final_answer("The answer is $2$ of 3") == "$2$ of 3"
     assert final_answer("It is 42") is None
     assert final_answer("answer:") is None
 
@@ -77,6 +83,25 @@ def test_whole_numbers(text: str, number: str | None) -> None:
         ("x^2 + 2x + 1", "(x+1)^2", Mark.RIGHT),
         ("0.333", "\\frac13", Mark.WRONG),
         ("\\sqrt{2}", "1.5", Mark.WRONG),
+        ("70~\\mathrm{cm}^2", "70", Mark.RIGHT),
+        ("70\xb0", "70", Mark.RIGHT),
+        ("70\\;,", "70", Mark.RIGHT),
+        ("\uff17\uff10", "70", Mark.RIGHT),
+        ("\\textcolor{red}{70}", "70", Mark.RIGHT),
+        ("\\text{70 cm}", "70", Mark.RIGHT),
+        ("1e3", "1000", Mark.RIGHT),
+        ("3 \\times 10^5", "3e5", Mark.RIGHT),
+        ("1 1/2", "1.5", Mark.RIGHT),
+        ("2\u221a3", "2\\sqrt{3}", Mark.RIGHT),
+        ("2 \xd7 35", "70", Mark.RIGHT),
+        ("x \u2264 3", "x \\le 3", Mark.RIGHT),
+        ("50\\%", "50", Mark.RIGHT),
+        ("1,234.50", "1234.5", Mark.RIGHT),
+        ("(1, 2)", "(2, 1)", Mark.WRONG),
+        ("[1, 2]", "(1, 2)", Mark.WRONG),
+        ("12,34", "1234", Mark.WRONG),
+        ("70 or 71", "70", Mark.WRONG),
+        ("\\infty", "-\\infty", Mark.WRONG),
     ],
 )
 def test_equal_answers(grader: MathGrader, answer: str, gold: str, mark: Mark) -> None:
@@ -136,6 +161,9 @@ LONG = (
     "answer is (",
     "answer" + " " * 50,
     "**",
+    "# answer\n",
+    "answer is $",
+    "\n",
     "0",
     "\\text{",
 )
