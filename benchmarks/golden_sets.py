@@ -17,7 +17,7 @@ from megatron_apriel.generate.answer import FinishReason
 from megatron_apriel.grading.boxed import final_answer
 from megatron_apriel.grading.conversations import ConversationGrader
 from megatron_apriel.grading.instructions import InstructionGrader
-from megatron_apriel.grading.letters import aa_letter, grade_letter, mmlu_pro_letter
+from megatron_apriel.grading.letters import aa_letter, grade_letter, labelled_letter, letters_named, mmlu_pro_letter
 from megatron_apriel.grading.math_answers import MathGrader
 from megatron_apriel.grading.mmmu_pro import mmmu_pro_letter
 from megatron_apriel.grading.numbers import whole_number
@@ -69,6 +69,9 @@ def mmlu_pro(golden: Path) -> Iterator[Proof]:
         stored = [row["pred"] == row["answer"] for row in rows]
         right = [verdict.is_right for verdict in verdicts]
         parsed = [(verdict, row) for verdict, row in zip(verdicts, rows, strict=True) if verdict.found]
+        # Earlier versions of the official script had no third step, and stored nothing where the first two found none.
+        earlier = [row for _, row in parsed if row["pred"] is None]
+        parsed = [(verdict, row) for verdict, row in parsed if row["pred"] is not None]
         other = [f"question {row['question_id']}: {one.found}, stored {row['pred']}" for one, row in parsed
                  if one.found != row["pred"]]  # fmt: skip
         name = file.name.partition(".")[0]
@@ -77,6 +80,10 @@ def mmlu_pro(golden: Path) -> Iterator[Proof]:
         without = sum(verdict.cause is Cause.NO_ANSWER for verdict in verdicts)
         yield Proof(f"{name}: without an answer", str(without), str(known.get("none", "")),
                     without == known.get("none", without))  # fmt: skip
+        if earlier:
+            yield Proof(
+                f"{name}: with a letter by the third step where an earlier script stored none", str(len(earlier))
+            )
         yield equal(f"{name}: same letter as stored, of those with an answer", len(parsed) - len(other), len(parsed),
                     other)  # fmt: skip
 
@@ -149,9 +156,19 @@ def answer_forms(golden: Path) -> Iterator[Proof]:
         for what, texts in (("plain", plain), ("boxes in the reasoning", boxed_reasoning), ("two boxes", two_boxes)):
             yield equal(f"right: {what}", _right([graded(text, str(value)) for value, text in enumerate(texts)]),
                         len(texts))  # fmt: skip
-        pairs = (("070", "70"), ("70.0", "70"), ("x = 70", "70"), ("\\dfrac{9}{7}", "\\frac97"), ("1{,}000", "1000"))
+        pairs = (
+            ("070", "70"), ("70.0", "70"), ("x = 70", "70"), ("\\dfrac{9}{7}", "\\frac97"), ("1{,}000", "1000"),
+            ("1,000", "1000"), ("70\\text{ cm}", "70"), ("70~\\mathrm{cm}^2", "70"), ("70^{\\circ}", "70"),
+            ("50\\%", "50"),
+            ("\\$50", "50"), ("3 \\times 10^5", "300000"), ("\\left(1, 2\\right)", "(1,2)"), ("[1, 2)", "[1,2)"),
+            ("\\{2, 1\\}", "\\{1,2\\}"), ("2\\sqrt3", "\\sqrt{12}"), ("(x+1)^2", "x^2+2x+1"), ("\\textbf{(B)}", "B"),
+        )  # fmt: skip
         yield equal("right: the same value in another spelling",
                     _right([graded(f"\\boxed{{{said}}}", gold) for said, gold in pairs]), len(pairs))  # fmt: skip
+        wrongs = (("(2, 1)", "(1, 2)"), ("(1, 2)", "[1, 2]"), ("12,34", "1234"), ("70 or 71", "70"), ("-70", "70"),
+                  ("0.333", "\\frac13"))  # fmt: skip
+        wrong = [graded(f"\\boxed{{{said}}}", gold).mark is Mark.WRONG for said, gold in wrongs]
+        yield equal("wrong: another value in a similar spelling", sum(wrong), len(wrongs))
         cut = ["Here are my reasoning steps: \\boxed{7}", _trained("", "\\boxed{7}").partition(" [END")[0], "\\boxed{7"]
         yield equal("neither right nor wrong: cut off, whatever box it has",
                     sum(graded(text, "7", FinishReason.LENGTH).cause is Cause.TRUNCATED for text in cut),
@@ -160,6 +177,11 @@ def answer_forms(golden: Path) -> Iterator[Proof]:
         yield equal("an error of the data: gold that cannot be read", bad.cause.value, Cause.DATA.value)
     words = (("Answer: Because it is.\nAnswer: C", "C"), ("**Answer:** d", "D"), ("Answers vary.\nAnswer: (B)", "B"))
     yield equal("letters beside letters in words", [aa_letter(text) for text, _ in words], [one for _, one in words])
+    marked = (("ANSWER: **B**\nAs in the USA.", "B"), ("ANSWER: $\\boxed{\\text{C}}$", "C"), ("**ANSWER: (D)**", "D"))
+    yield equal("letters with marks around them", [labelled_letter(text) for text, _ in marked],
+                [one for _, one in marked])  # fmt: skip
+    several = (("ANSWER: A, C", "AC"), ("ANSWER: C AND A", "AC"), ("**ANSWER:**\nAC.", "AC"), ("\\boxed{A, C}", "AC"))
+    yield equal("several letters", [letters_named(text) for text, _ in several], [one for _, one in several])
 
 
 _PIECES = (
@@ -172,6 +194,7 @@ def linear_time(golden: Path) -> Iterator[Proof]:
     """Every extraction on texts that are made to be slow, and on ones ten times as long."""
     functions: dict[str, Callable[[str], object]] = {
         "MMLU-Pro's letters": mmlu_pro_letter, "Artificial Analysis' letters": aa_letter,
+        "letters with marks": labelled_letter, "several letters": letters_named,
         "MMMU-Pro's letters": lambda text: mmmu_pro_letter(text, ("red cars", "two red cars", "blue")),
         "boxes": final_answer, "whole numbers": whole_number,
         "final response": lambda text: final_response(answer_of_text(_trained("", text))),
