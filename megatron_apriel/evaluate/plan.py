@@ -15,6 +15,8 @@ TOKENS_PER_SECOND = 2000
 time of some 4,000 tokens each, 25 GB of keys and values for every step, which allows about 2,800 at most."""
 ANSWER_TOKENS = 8192
 """Of an answer with its reasoning, where no limit is set. # assumption"""
+REPLIES = 20
+"""Of the model in a conversation with a simulated user. # assumption"""
 _LETTERS_A_TOKEN = 4  # of English text
 
 
@@ -79,5 +81,5 @@ def _planned(evaluation: Evaluation, elsewhere: Evaluation, benchmark: Benchmark
     return Planned(
         benchmark.title, len(items), source.items, runs, len(items) * runs - len(left), len(left),
         sum(len(item.text) for item in left) // _LETTERS_A_TOKEN, sum(len(item.pictures) for item in left),
-        len(left) * (evaluation.settings.max_tokens or ANSWER_TOKENS),
+        len(left) * (evaluation.settings.max_tokens or ANSWER_TOKENS) * (REPLIES if benchmark.conversed else 1),
     )  # fmt: skip

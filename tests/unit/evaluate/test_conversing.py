@@ -142,6 +142,13 @@ def test_a_user_is_needed_and_stays_the_same(tmp_path: Path, answering: Answerin
         run(out, *own, "--user-model", user.address, "--user-model-name", "other", "--only-failed")
 
 
+def test_a_dry_run_counts_replies(tmp_path: Path, tau2: Callable[..., None],
+                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    tau2("one", "two")
+    assert run(tmp_path / "out", "--model", "http://localhost:1", "--dry-run", "--max-tokens", "500") == 0
+    assert "2 of 2 items; 2 questions" in (said := capsys.readouterr().out) and "20,000 tokens of answers" in said
+
+
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_conversations_go_on(tmp_path: Path, answering: Answering, tau2: Callable[..., None],
                                     ending: signal.Signals) -> None:  # fmt: skip
