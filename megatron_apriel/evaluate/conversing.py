@@ -39,7 +39,7 @@ _BROKEN = {FinishReason.FILTERED: "the server withheld its reply", FinishReason.
 
 
 class _FaultError(Exception):
-    """A side said something that the conversation cannot go on with."""
+    """A side said something that cannot be part of the conversation."""
 
 
 @dataclass
@@ -128,7 +128,7 @@ class _Holding:
             self._go_on(held, {"begin": held.item.key, "steps": MOST_STEPS, **held.item.grading})
 
     def _answered(self, asked: Asked) -> None:
-        """Go on with what a side said."""
+        """Continue with what a side said."""
         with self._changed:
             if self._error is not None:
                 return

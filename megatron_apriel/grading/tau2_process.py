@@ -66,7 +66,7 @@ class Conversation:
         return self._wanted.get()
 
     def say(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Go on with what was said; what is asked next, or how it ended."""
+        """Continue with what was said; what is asked next, or how it ended."""
         self._said.put(message)
         return self._wanted.get()
 
@@ -133,7 +133,7 @@ def _generate(model: str, messages: Sequence[Any], tools: Sequence[Any] | None =
 
 
 def converse(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Begin a conversation, go on with one, or drop it."""
+    """Begin a conversation, continue or drop one."""
     if "begin" in request:
         name = request["begin"]
         CONVERSATIONS[name] = Conversation(name, request)
