@@ -147,6 +147,13 @@ def _grade_mathvista(text: str, how: Mapping[str, Any]) -> Verdict:
     return grade_mathvista(found, how["gold"], how["type"], how["choices"], how.get("precision"))
 
 
+def _shortened(record: Record) -> list[str]:
+    """The final response, where that is not the whole content of the answer."""
+    answer = answer_of(record)
+    response = None if answer is None else final_response(answer)
+    return [response] if isinstance(response, str) and response != record["content"] else []
+
+
 def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers) -> int:
     """Score what has no verdict yet, or one on another answer, by another scorer or for another item.
 
@@ -161,7 +168,7 @@ def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers
         record = records.get(item.key)
         if record is None or record["question"] != item.question_mark:
             continue
-        mark = digest([record, item.grading_mark, scorers.version(item, record)])
+        mark = digest([record, item.grading_mark, scorers.version(item, record), *_shortened(record)])
         earlier = known.get(item.key)
         if earlier is None or earlier["mark_of"] != mark or earlier["cause"] in (Cause.SLOW, Cause.CHECK):
             waiting.append((item, record, mark))

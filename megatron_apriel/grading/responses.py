@@ -4,6 +4,9 @@ The trained format opens with reasoning, in which boxes, letters and code stand 
 
     Here are my reasoning steps: maybe \\boxed{7}. [BEGIN FINAL RESPONSE] It is \\boxed{8}. [END FINAL RESPONSE]
 
+Other models close their reasoning with a tag, which a server without a parser for it leaves in the text; what stands
+behind the last one counts.
+
 An answer that reached the most tokens allowed is truncated, also where its final response had begun: what is missing
 could have taken back what is there.
 """
@@ -17,6 +20,8 @@ from megatron_apriel.generate.answer import Answer, FinishReason, Part
 from megatron_apriel.generate.parsing import parse_answer
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 
+_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""Around the reasoning of DeepSeek, Qwen and kin, and of Magistral."""
 _WITHHELD = {FinishReason.FILTERED: "the server withheld it", FinishReason.INTERRUPTED: "it was interrupted"}
 
 
@@ -27,10 +32,23 @@ def final_response(answer: Answer) -> str | Verdict:
         return Verdict(Mark.NONE, f"it reached the most tokens allowed, in {where}", Cause.TRUNCATED)
     if answer.finish in _WITHHELD:
         return Verdict(Mark.NONE, _WITHHELD[answer.finish], Cause.FAILED)
-    if not answer.content.strip():
-        said = "calls of tools alone" if answer.calls else "its reasoning alone" if answer.reasoning else "nothing"
+    response = _without_reasoning(answer.content)
+    if not response.strip():
+        reasons = answer.reasoning or answer.content.strip()
+        said = "calls of tools alone" if answer.calls else "its reasoning alone" if reasons else "nothing"
         return Verdict(Mark.NONE, f"it has no final response: {said}", Cause.NO_ANSWER)
-    return answer.content
+    return response
+
+
+def _without_reasoning(content: str) -> str:
+    """What stands behind reasoning between tags; nothing where it was opened and not closed."""
+    for opening, closing in _TAGS:
+        _, closed, response = content.rpartition(closing)
+        if closed:
+            return response.strip()
+        if content.lstrip().startswith(opening):
+            return ""
+    return content
 
 
 def answer_of_text(text: str, finish: FinishReason = FinishReason.STOP) -> Answer:
