@@ -44,6 +44,10 @@ examples:
   python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --steps ask
   python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --steps score,report
 
+  # all text columns; judge and simulated user are models at addresses of their own
+  python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks text10 \\
+      --judge http://node3:8000 --user-model http://node4:8000
+
   # what became better
   python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --baseline runs/before
 
