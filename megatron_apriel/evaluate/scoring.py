@@ -16,12 +16,11 @@ from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question
 from megatron_apriel.grading import judge
-from megatron_apriel.grading.boxed import final_answer
 from megatron_apriel.grading.conversations import ConversationGrader
 from megatron_apriel.grading.instructions import InstructionGrader
-from megatron_apriel.grading.letters import aa_letter, grade_letter, grade_letters
+from megatron_apriel.grading.letters import grade_letter, grade_letters
 from megatron_apriel.grading.math_answers import MathGrader
-from megatron_apriel.grading.mathvista import grade_mathvista
+from megatron_apriel.grading.mathvista import grade_mathvista, taken_answer
 from megatron_apriel.grading.mmmu_open import grade_mmmu_open
 from megatron_apriel.grading.programs import grade_program
 from megatron_apriel.grading.responses import final_response
@@ -141,9 +140,7 @@ def _earlier(how: Mapping[str, Any]) -> list[str]:
 
 
 def _grade_mathvista(text: str, how: Mapping[str, Any]) -> Verdict:
-    """The answer is taken out without a judge: a letter where there are choices, else the box."""
-    letter = aa_letter(text) if how["choices"] else None
-    found = f"({letter})" if letter else final_answer(text)
+    found = taken_answer(text, how["type"], how["choices"])
     return grade_mathvista(found, how["gold"], how["type"], how["choices"], how.get("precision"))
 
 

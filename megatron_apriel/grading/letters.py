@@ -101,10 +101,15 @@ def _boxed_capitals(text: str) -> Iterator[list[str]]:
 
 def labelled_letter(text: str) -> str | None:
     """The letter behind the last ``Answer:``, marks around it allowed; without any by Artificial Analysis' rule."""
+    return marked_letter(text) or aa_letter(text)
+
+
+def marked_letter(text: str) -> str | None:
+    """The letter behind the last ``Answer:`` that has one, marks around it allowed, as a capital."""
     found = None
     for match in _MARKED.finditer(text):
         found = match
-    return (found[1] or found[2]).upper() if found is not None else aa_letter(text)
+    return (found[1] or found[2]).upper() if found is not None else None
 
 
 def letters_named(text: str) -> str | None:

@@ -7,10 +7,15 @@ numbers are rounded as the question says and compared as text.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from megatron_apriel.grading.boxed import final_answer
+from megatron_apriel.grading.letters import aa_letter, marked_letter
+from megatron_apriel.grading.numbers import number_in
+from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 AnswerType = Literal["text", "integer", "float", "list"]
@@ -51,6 +56,32 @@ def normalised(found: str, answer_type: AnswerType, choices: Sequence[str], prec
     except (ValueError, OverflowError, TypeError):
         return None
     return found
+
+
+def taken_answer(response: str, answer_type: AnswerType, choices: Sequence[str]) -> str | None:
+    """The answer in a response, which the official evaluation lets a model take out.
+
+    Of a multiple-choice question the letter behind ``Answer:``, else what the last box or line of the answer says, else
+    a letter by Artificial Analysis' rule. Of others the box or line; of numbers the only one there, without its unit.
+    """
+    said = final_answer(response)
+    if choices:
+        if letter := marked_letter(response):
+            return f"({letter})"
+        if said is not None:
+            return plain_spelling(said).removeprefix("\\text{").removesuffix("}")
+        return f"({letter})" if (letter := aa_letter(response)) else None
+    if said is None:
+        return None
+    if answer_type in ("integer", "float"):
+        return number_in(plain_spelling(said)) or said
+    if answer_type == "list":
+        try:
+            listed = ast.literal_eval(said.replace("\\left", "").replace("\\right", ""))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return said
+        return str(list(listed)) if isinstance(listed, list | tuple) else said
+    return said
 
 
 def grade_mathvista(

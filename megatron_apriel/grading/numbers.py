@@ -10,6 +10,24 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+", re.ASCII)
 _WHOLE = re.compile(r"([+-]?)(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
 
 
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)", re.ASCII)
+_FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))", re.ASCII)
+_UNIT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?")
+
+
+def number_in(text: str) -> str | None:
+    """The only number in a text, as Python reads it, whatever stands around: ``1200`` for ``$1,200``, ``12 cm``.
+
+    A fraction is divided; None where there is no number, or several.
+    """
+    plain = _AROUND.sub(" ", _UNIT.sub(" ", text)).rpartition("=")[2].strip()
+    if (fraction := _FRACTION.fullmatch(plain)) is not None:
+        above, below = fraction[2] or fraction[4], int(fraction[3] or fraction[5])
+        return str(int(fraction[1] + above) / below) if below else None
+    found = _NUMBER.findall(plain)
+    return found[0].replace(",", "") if len(found) == 1 else None
+
+
 def whole_number(text: str) -> str | None:
     """A whole number in its one spelling: ``70`` for ``070``, ``+70``, ``70.0``, ``$70$``, ``x = 70``; None if none.
 

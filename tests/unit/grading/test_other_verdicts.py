@@ -11,7 +11,7 @@ from megatron_apriel.generate.answer import Answer, FinishReason
 from megatron_apriel.grading.ifbench_process import check, variants
 from megatron_apriel.grading.instructions import InstructionGrader
 from megatron_apriel.grading.judge import CLOSED_QUESTION, FIGURE, LONG_CONTEXT, Form
-from megatron_apriel.grading.mathvista import AnswerType, edit_distance, grade_mathvista
+from megatron_apriel.grading.mathvista import AnswerType, edit_distance, grade_mathvista, taken_answer
 from megatron_apriel.grading.scorer_environments import plain_environment, scorer_python
 from megatron_apriel.grading.verdict import Cause, Mark
 
@@ -34,6 +34,32 @@ def test_mathvista(
     found: str, gold: str, kind: AnswerType, choices: tuple[str, ...], precision: float | None, is_right: bool
 ) -> None:
     assert grade_mathvista(found, gold, kind, choices, precision).is_right is is_right
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "choices", "taken"),
+    [
+        ("In ABC it is so.\n**ANSWER: B**", "text", ("one", "two"), "(B)"),
+        ("In ABC it is \\boxed{\\text{two}}", "text", ("one", "two"), "two"),
+        ("In ABC the answer is two.", "text", ("one", "two"), "two"),
+        ("So \\boxed{B}", "text", ("one", "two"), "B"),
+        ("It is (B), I think", "text", ("one", "two"), "(B)"),
+        ("So \\boxed{12\\text{ cm}}", "integer", (), "12"),
+        ("So \\boxed{\\$1,200}", "integer", (), "1200"),
+        ("The answer is $x = 1.25$.", "float", (), "1.25"),
+        ("So \\boxed{\\frac{1}{4}}", "float", (), "0.25"),
+        ("So \\boxed{50\\%}", "integer", (), "50"),
+        ("So \\boxed{-3^\\circ}", "integer", (), "-3"),
+        ("So \\boxed{3 or 4}", "integer", (), "3 or 4"),
+        ("So \\boxed{\\left[1,2\\right]}", "list", (), "[1, 2]"),
+        ("So \\boxed{(1, 2)}", "list", (), "[1, 2]"),
+        ("Nothing", "integer", (), None),
+    ],
+)
+def test_what_is_taken_out_for_mathvista(
+    response: str, kind: AnswerType, choices: tuple[str, ...], taken: str | None
+) -> None:
+    assert taken_answer(response, kind, choices) == taken
 
 
 def test_mathvista_without_an_answer() -> None:
