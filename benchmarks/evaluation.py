@@ -18,6 +18,7 @@ import datetime
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.asking import answering
 from benchmarks.options import add_output_options
+from benchmarks.processes import ROOT
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
 from megatron_apriel.command_line import CommandLine, above_zero
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.grading.scorer_environments import VARIABLE, scorer_python
-from tools import evaluate
 
 EXAMPLES = """\
 examples:
@@ -92,7 +93,9 @@ def ask(folder: Path, limit: int, tokens: int, device: str, layers: int) -> dict
     begun = time.monotonic()
     model = folder / "model"
     if not model.is_dir():
-        _make_model(model, layers)
+        shutil.rmtree(partial := model.with_name("model.partial"), ignore_errors=True)
+        _make_model(partial, layers)
+        partial.replace(model)
     made = time.monotonic()
     python = folder / "scorers" / "tau2" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
@@ -110,17 +113,14 @@ def ask(folder: Path, limit: int, tokens: int, device: str, layers: int) -> dict
 def _make_model(directory: Path, layers: int) -> None:
     """Random weights by the project's own model and export, with the real tokenizer; 0 layers for the quickstart's."""
     if not layers:
-        from examples.quickstart import make_model
-
-        make_model.main([str(directory)])
+        _run("examples/quickstart/make_model.py", str(directory))
         return
-    from benchmarks import random_model
     from megatron_apriel.data.corpus.chat import exported_chat_template
     from megatron_apriel.formats.architecture import Architecture
     from megatron_apriel.formats.hf_directory import set_chat_template
     from megatron_apriel.testing.tokenizers import write_processor
 
-    random_model.main([str(directory), str(layers)])
+    _run("-m", "benchmarks.random_model", str(directory), str(layers))
     write_processor(directory, Architecture.from_directory(directory))
     set_chat_template(directory, exported_chat_template())
 
@@ -147,7 +147,14 @@ def _question_tokens(folder: Path) -> float | None:
 def _evaluate(folder: Path, limit: int, tokens: int, model: str, steps: str, *more: str) -> int:
     own = ["--benchmarks", ",".join(BENCHMARKS), "--data", str(folder / "data"), "--limit", str(limit), "--runs", "1"]
     settings = ["--max-tokens", str(tokens), "--name", "random weights", "--model", model, "--steps", steps]
-    return evaluate.main([str(folder / "result"), *own, *settings, *more])
+    return _run("tools/evaluate.py", str(folder / "result"), *own, *settings, *more)
+
+
+def _run(*command: str) -> int:
+    """Run one of the project's programs; its exit code. What it holds of a GPU is free afterwards."""
+    path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    words = [str(ROOT / word) if word.endswith(".py") else word for word in command]
+    return subprocess.run([sys.executable, *words], env={**os.environ, "PYTHONPATH": path}, check=False).returncode
 
 
 def rows(record: Record) -> list[tuple[str, ...]]:
