@@ -13,8 +13,36 @@ import pytest
 
 from megatron_apriel.grading.sandbox import Level, find_sandbox, why_not
 from megatron_apriel.grading.scicode import StepGrader, python_block
+from megatron_apriel.grading.scorer_environments import package_files, plain_environment, scorer_python
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 
+NUMBERS = """
+import ast, json, sys
+import h5py
+from scicode.parse.parse import save_data_to_hdf5
+problems, target = sys.argv[1:]
+with h5py.File(target, "w") as file:
+    for problem in map(json.loads, open(problems)):
+        if problem["problem_id"] not in ("1", "19", "70"):
+            continue
+        names = {}
+        exec(problem["required_dependencies"], names)
+        for step in problem["sub_steps"]:
+            exec(step["ground_truth_code"], names)
+            for number, test in enumerate(step["test_cases"], 1):
+                *before, asserted = ast.parse(test).body
+                own = dict(names)
+                exec(compile(ast.Module(before, []), "test", "exec"), own)
+                (found,) = (
+                    [one for one in call.args if getattr(one, "id", "") != "target"] for call in ast.walk(asserted)
+                    if isinstance(call, ast.Call) and any(getattr(one, "id", "") == "target" for one in call.args)
+                )
+                value = eval(compile(ast.Expression(found[0]), "test", "eval"), own)
+                group = file.create_group(f"{step['step_number']}/test{number}")
+                for place, part in enumerate(value if isinstance(value, tuple) else (value,), 1):
+                    save_data_to_hdf5(f"var{place}", part, group)
+"""
+"""Makes ``test_data.h5`` of what the solutions of three problems give to their own tests."""
 PARSE = """
 import json
 def process_hdf5_to_tuple(step, count, path):
@@ -113,3 +141,26 @@ def test_a_slow_step_gets_a_verdict_of_its_own(grader: StepGrader, monkeypatch: 
     sandbox = grader._sandbox
     monkeypatch.setattr(grader, "_sandbox", replace(sandbox, limits=replace(sandbox.limits, seconds=1.5)))
     assert graded(grader, "while True:\n    pass").cause is Cause.SLOW
+
+
+@pytest.mark.skipif(not package_files("scicode", "scicode"), reason="needs SciCode's environment: make scorers")
+def test_the_authors_own_solutions_pass(tmp_path: Path) -> None:
+    if all(map(why_not, Level)):
+        pytest.skip("this machine has no sandbox")
+    (problems,) = package_files("scicode", "scicode/data/problems_dev.jsonl")
+    targets = tmp_path / "test_data.h5"
+    command = [str(scorer_python("scicode")), "-c", NUMBERS, str(problems), str(targets)]
+    subprocess.run(command, check=True, env=plain_environment())
+    grader, marks = StepGrader(targets, find_sandbox()), []
+    for problem in map(json.loads, problems.read_text(encoding="utf-8").splitlines()):
+        if problem["problem_id"] not in ("1", "19", "70"):
+            continue
+        earlier: list[str] = []
+        for step in problem["sub_steps"][:4]:
+            given = step["step_number"], problem["required_dependencies"], earlier, step["test_cases"]
+            code = step["ground_truth_code"]
+            marks.append(grader.grade(f"```python\n{code}\n```", *given).mark)
+            earlier.append(code)
+        wrong = grader.grade(f"```python\n{step['function_header']}\n    return 7.5\n```", *given)
+        assert (wrong.mark, wrong.cause) == (Mark.WRONG, Cause.ANSWER)
+    assert marks == [Mark.RIGHT] * 7
