@@ -4,6 +4,9 @@ Slurm's warning is on its way to all ranks at once, some of which may not have g
 kill none of them: it is noted, and the run that then begins stops before its first step. The launch script has both
 signals ignored until this file listens.
 
+Ctrl-C during imports ends the process at once: nothing is lost, and what Python makes of it there, a traceback or
+another error, would help nobody.
+
 Imports nothing that takes time.
 """
 
@@ -12,19 +15,40 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
-from megatron_apriel.terminal import say
+from megatron_apriel.errors import ExitCode
+from megatron_apriel.terminal import note, say
 
 NOTED = (signal.SIGTERM, signal.SIGUSR1)
 _requests: list[int] = []
 _when = ["stopping before the first step"]
+_before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
 
 def listen() -> None:
-    """Note these signals from now on; the same one again ends the process. In the main thread."""
+    """Note these signals from now on; the same one again ends the process. In the main thread, before all else."""
     for number in NOTED:
-        signal.signal(number, _note)
+        _before[number] = signal.signal(number, _note)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _before[signal.SIGINT] = signal.signal(signal.SIGINT, _leave)
+
+
+def loaded() -> None:
+    """All is imported: from now on Ctrl-C is an exception again, behind which what was begun is cleared away."""
+    if signal.SIGINT in _before:
+        signal.signal(signal.SIGINT, _before.pop(signal.SIGINT))
+
+
+def give_back() -> None:
+    """Nothing will be trained: let signals do what they did before. Those that have come do it now."""
+    for number, handler in _before.items():
+        signal.signal(number, handler)
+    _before.clear()
+    for number in _requests:
+        os.kill(os.getpid(), number)
 
 
 def ignore() -> None:
@@ -32,7 +56,7 @@ def ignore() -> None:
 
     Python takes seconds to end, and in that time gives signals that it handles back to the system, which kills.
     """
-    for number in NOTED:
+    for number in (*NOTED, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -51,3 +75,9 @@ def _note(number: int, frame: FrameType | None) -> None:
         say(f"{name} again: stopping now" if again else f"{name}: {_when[0]}; again to stop now")
     if again:
         os._exit(128 + number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(RuntimeError, OSError, ValueError):
+        note("interrupted; nothing was left half-written")
+    os._exit(ExitCode.INTERRUPTED)

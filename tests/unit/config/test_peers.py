@@ -11,7 +11,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.peers import WORDS, find
 from megatron_apriel.config.reference import updated
 from megatron_apriel.errors import ConfigError
-from megatron_apriel.train.__main__ import main
+from megatron_apriel.train.command import main
 
 PAGE = Path(__file__).parents[3] / "docs" / "coming_from.md"
 STAGE = """

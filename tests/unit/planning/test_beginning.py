@@ -171,7 +171,7 @@ def test_a_start_is_refused_before_torch_is_loaded(root: Path, tmp_path: Path) -
     code = (
         "import sys\n"
         "from megatron_apriel.errors import run_command\n"
-        "from megatron_apriel.train.__main__ import main\n"
+        "from megatron_apriel.train.command import main\n"
         "code = run_command(main)\n"
         "sys.exit(100 if 'torch' in sys.modules else code)\n"
     )

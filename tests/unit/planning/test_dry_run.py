@@ -100,7 +100,7 @@ def test_command_without_torch(tmp_path: Path) -> None:
     words = [str(path), "--dry-run", "--world-size", "32", "--architecture", "apriel-15b", "tokens=2B"]
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'megatron', 'transformers')));"
-        f" from megatron_apriel.train.__main__ import main; sys.exit(main({words!r}))"
+        f" from megatron_apriel.train.command import main; sys.exit(main({words!r}))"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr

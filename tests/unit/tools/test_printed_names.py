@@ -17,7 +17,7 @@ from megatron_apriel.errors import run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.scripts import load_script
-from megatron_apriel.train import __main__ as trainer
+from megatron_apriel.train import command as trainer
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "a\x1b[31m\r\nok\x9b\u202e[red]:bomb:$x^$"

@@ -15,7 +15,7 @@ from megatron_apriel.testing.stages import small_stage
 
 PROGRAM = (
     "import sys; sys.modules.update(dict.fromkeys(('torch', 'megatron', 'transformers', 'numpy')));"
-    " from megatron_apriel.errors import run_command; from megatron_apriel.train.__main__ import main;"
+    " from megatron_apriel.errors import run_command; from megatron_apriel.train.command import main;"
     " sys.exit(run_command(main))"
 )
 
