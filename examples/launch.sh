@@ -26,6 +26,8 @@
 #   ARCHITECTURE                    with DRY_RUN: a preset such as apriel-15b, where init_from does not exist yet
 
 readonly EXIT_USAGE=2 EXIT_REQUEUE=75
+# With it, cd may enter another directory of the same name, and prints it.
+unset CDPATH
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -33,6 +35,16 @@ fail() {
     if (($#)); then printf '  %s\n' "$@" >&2; fi
     exit "$EXIT_USAGE"
 }
+
+tell() { # FORMAT ...: print to the log, which may be on a full disk: that ends no run
+    # shellcheck disable=SC2059
+    printf -- "$@" 2>/dev/null || true
+}
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || fail "bash $BASH_VERSION is older than 4.4."
+
+# shellcheck source=examples/slurm_job.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/slurm_job.sh"
 
 enter_directory() { # ROOT: go there and settle where things lie
     BEGUN_IN=$PWD
@@ -56,57 +68,14 @@ enter_project() { # ROOT: go there, move the log below the runs, and find all th
     find_python
 }
 
-own_job() { # prints this job as Slurm's programs take it: one task of an array has the number of the whole array
-    printf '%s' "$SLURM_JOB_ID"
-    if [[ ${SLURM_ARRAY_JOB_ID:-} == "$SLURM_JOB_ID" ]]; then printf '_%s' "${SLURM_ARRAY_TASK_ID:-0}"; fi
-}
-
-keep_log() { # move the log of a job to RUN_ROOT/logs, if sbatch was not told of another place
-    # The scripts cannot name that directory to Slurm, which replaces no variables in names. Slurm itself writes on into
-    # the file that is moved, so it stays the same one; the parts of an earlier start go before it.
-    local begun log
-    [[ -n ${SLURM_JOB_ID:-} ]] || return 0
-    begun=$BEGUN_IN/${SLURM_JOB_NAME:-}-$SLURM_JOB_ID.log log=$RUN_ROOT/logs/${SLURM_JOB_NAME:-}-$SLURM_JOB_ID.log
-    [[ /proc/self/fd/1 -ef $begun && ! $begun -ef $log ]] || return 0
-    if ! mkdir -p -- "$RUN_ROOT/logs" || ! move_log "$begun" "$log"; then
-        printf 'the log stays in %s: it could not be moved to %s\n' "$begun" "$log"
-    fi
-}
-
-move_log() { # FROM TO: let this script, and its errors unless they go elsewhere, write to TO what it wrote to FROM
-    local errors=1
-    [[ /proc/self/fd/2 -ef $1 ]] || errors=''
-    if [[ $(stat -c %d -- "$1") == "$(stat -c %d -- "${2%/*}")" ]]; then
-        if [[ -e $2 ]]; then cat -- "$2" >>"$1" || return; fi
-        mv -f -- "$1" "$2" || return
-    else
-        # On another file system it cannot stay the same file. What Slurm itself writes follows at a restart.
-        cat -- "$1" >>"$2" || return
-        printf 'the log is %s; below stands what Slurm itself says of the job\n' "$2" >"$1"
-    fi
-    exec >>"$2"
-    if [[ -n $errors ]]; then exec 2>&1; fi
-}
-
-settle_job() { # let nothing that the submitting shell left, and no signal of Slurm's to this shell, end the job
-    [[ -n ${SLURM_JOB_ID:-} ]] || return 0
-    # Slurm's warning is the ranks'. This shell, which --signal=B: means, would die of it; the run has its own clock.
-    trap '' USR1
-    # srun refuses two of these, and takes the job's memory without any.
-    local memory=(${SLURM_MEM_PER_CPU:+x} ${SLURM_MEM_PER_GPU:+x} ${SLURM_MEM_PER_NODE:+x})
-    if ((${#memory[@]} > 1)); then unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE; fi
-    # Only a step has the kind of its binding: the step in which sbatch was called, whose cores are not this job's.
-    if [[ -n ${SLURM_CPU_BIND_TYPE:-} ]]; then unset "${!SLURM_CPU_BIND@}"; fi
-    if [[ -n ${SLURM_MEM_BIND_TYPE:-} ]]; then unset "${!SLURM_MEM_BIND@}"; fi
-}
-
 find_scheduler() { # sets SCHEDULER (slurm or local), NNODES, NPROC_PER_NODE, RANKS
     SCHEDULER=local
     if [[ -n ${SLURM_JOB_ID:-} ]] && command -v srun >/dev/null; then SCHEDULER=slurm; fi
     if [[ $SCHEDULER == slurm ]]; then
         NNODES=${SLURM_JOB_NUM_NODES:-${SLURM_NNODES:-}}
         [[ -n $NNODES ]] || fail "SLURM_JOB_NUM_NODES is not set in job $SLURM_JOB_ID." "Start with sbatch, or in salloc."
-        NPROC_PER_NODE=${NPROC_PER_NODE:-${SLURM_NTASKS_PER_NODE:-}}
+        check_started_once
+        if [[ -z ${NPROC_PER_NODE:-} ]]; then count_tasks; fi
         if [[ -z $NPROC_PER_NODE && ${SLURM_GPUS_ON_NODE:-0} != 0 ]]; then NPROC_PER_NODE=$SLURM_GPUS_ON_NODE; fi
         if [[ -z $NPROC_PER_NODE && ${SLURM_TASKS_PER_NODE:-} =~ ^([0-9]+)(\(x[0-9]+\))?$ ]]; then
             NPROC_PER_NODE=${BASH_REMATCH[1]}
@@ -204,42 +173,6 @@ plan_stage() { # STAGE.yaml [key=value ...]
     once "$PYTHON" -m megatron_apriel.train "$@" "${options[@]}"
 }
 
-meeting_port() { # prints a port below those that the system deals out, another one at every start
-    # Rank 0 takes one of the seven behind it where it is taken.
-    local first=20000 last=32760 dealt
-    if read -r dealt _ </proc/sys/net/ipv4/ip_local_port_range && ((dealt - 8 < last)); then last=$((dealt - 8)); fi 2>/dev/null
-    ((last > first)) || first=1024
-    printf '%s' $((first + (RANDOM * 32768 + RANDOM) % (last - first + 1)))
-}
-
-cores_of_a_rank() { # prints how many cores each rank can have on every node; nothing where that is not known
-    local counts=${SLURM_JOB_CPUS_PER_NODE:-${SLURM_CPUS_ON_NODE:-}} count least=''
-    if [[ ${SLURM_CPUS_PER_TASK:-} =~ ^[1-9][0-9]*$ ]]; then
-        printf '%s' "$SLURM_CPUS_PER_TASK"
-        return
-    fi
-    for count in ${counts//,/ }; do # as in 72(x2),36
-        count=${count%%(*}
-        [[ $count =~ ^[0-9]+$ ]] || return 0
-        if [[ -z $least ]] || ((count < least)); then least=$count; fi
-    done
-    if [[ -n $least ]] && ((least >= NPROC_PER_NODE)); then printf '%s' $((least / NPROC_PER_NODE)); fi
-}
-
-look_up_times() { # sets TIME_LIMIT, in words; exports SLURM_JOB_END_TIME, which Slurm does not say before 23.02
-    local answer end
-    TIME_LIMIT='not known'
-    answer=$(unset "${!SQUEUE_@}" && SLURM_TIME_FORMAT=standard timeout 60 \
-        squeue --noheader --jobs="$(own_job)" --format='%l|%e' 2>/dev/null) || return 0
-    [[ $answer =~ ^([^|]+)\|([^$'\n']+) ]] || return 0
-    TIME_LIMIT=${BASH_REMATCH[1]} end=${BASH_REMATCH[2]}
-    # The variable may be of another job, or older than a change of the limit.
-    unset SLURM_JOB_END_TIME
-    end=$(date --date="$end" +%s 2>/dev/null) || return 0 # "NONE" or "N/A" for a job without a limit
-    TIME_LIMIT+=$(printf ', until %(%Y-%m-%d %H:%M:%S)T' "$end")
-    export SLURM_JOB_END_TIME=$end
-}
-
 versions() { # prints those of what runs
     local project slurm
     project=$(git -C "$PROJECT_ROOT" describe --always --dirty 2>/dev/null) || project='of no git repository'
@@ -263,18 +196,18 @@ introduce() { # NAME: what a person who reads the log later needs to know first,
         if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then job+=" (${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-})"; fi
         job+=", restart ${SLURM_RESTART_COUNT:-0}"
     fi
-    if [[ ${SLURM_RESTART_COUNT:-0} != 0 ]]; then printf '\n\n'; fi
-    printf -- '---- %(%Y-%m-%d %H:%M:%S)T %s: %s\n' -1 "$1" "$job"
-    printf -- '---- nodes: %s; %s x %s ranks\n' "${SLURM_JOB_NODELIST:-$HOSTNAME}" "$NNODES" "$NPROC_PER_NODE"
+    if [[ ${SLURM_RESTART_COUNT:-0} != 0 ]]; then tell '\n\n'; fi
+    tell '---- %(%Y-%m-%d %H:%M:%S)T %s: %s\n' -1 "$1" "$job"
+    tell '---- nodes: %s; %s x %s ranks\n' "${SLURM_JOB_NODELIST:-$HOSTNAME}" "$NNODES" "$NPROC_PER_NODE"
     if [[ $SCHEDULER == slurm ]]; then
         look_up_times
-        printf -- '---- time limit: %s\n' "$TIME_LIMIT"
+        tell '---- time limit: %s\n' "$TIME_LIMIT"
     fi
-    printf -- '---- versions: %s\n' "$(versions)"
+    tell '---- versions: %s\n' "$(versions)"
 }
 
 conclude() { # NAME CODE OUTCOME: the last line of the log; ends the script
-    printf -- '---- %(%Y-%m-%d %H:%M:%S)T %s: %s (exit code %s)\n' -1 "$1" "$3" "$2"
+    tell '---- %(%Y-%m-%d %H:%M:%S)T %s: %s (exit code %s)\n' -1 "$1" "$3" "$2"
     exit "$2"
 }
 
@@ -330,17 +263,17 @@ passing_failure() { # CODE: prints what it may be that ended the ranks, where it
 train_again_and_again() { # STAGE.yaml [key=value ...]: train under Slurm; failures that may pass are tried again
     local attempt=1 code began reason
     while :; do
-        printf -- '---- attempt %s of %s\n' "$attempt" "$ATTEMPTS"
+        tell '---- attempt %s of %s\n' "$attempt" "$ATTEMPTS"
         code=0 began=$SECONDS
         train_under_slurm "$@" || code=$?
         reason=$(passing_failure "$code") || return "$code"
         if ((SECONDS - began >= 3600)); then attempt=0; fi # it had worked for a while
         if ((attempt >= ATTEMPTS)); then
-            printf 'error: %s (exit code %s), %s time(s) in a row\n' "$reason" "$code" "$attempt" >&2
+            tell 'error: %s (exit code %s), %s time(s) in a row\n' "$reason" "$code" "$attempt" >&2
             return "$code"
         fi
         attempt=$((attempt + 1))
-        printf '%s (exit code %s); attempt %s of %s begins in %s s\n' \
+        tell '%s (exit code %s); attempt %s of %s begins in %s s\n' \
             "$reason" "$code" "$attempt" "$ATTEMPTS" "$RETRY_AFTER"
         sleep "$RETRY_AFTER"
     done
@@ -379,8 +312,8 @@ request_requeue() { # NAME: end a run that was saved, and let Slurm start the jo
     # Said before: Slurm ends this script when it takes the job back. Not 0 either: jobs that wait for this one must not
     # start yet.
     if [[ $SCHEDULER != slurm ]]; then conclude "$1" "$EXIT_REQUEUE" 'saved; the same command resumes it'; fi
-    printf 'saved before the end of the job; asking Slurm to start job %s again\n' "$SLURM_JOB_ID"
+    tell 'saved before the end of the job; asking Slurm to start job %s again\n' "$SLURM_JOB_ID"
     if scontrol requeue "$(own_job)"; then conclude "$1" "$EXIT_REQUEUE" 'saved, and requeued'; fi
-    printf 'error: not requeued; start the same command again to resume\n' >&2
+    tell 'error: not requeued; start the same command again to resume\n' >&2
     conclude "$1" "$EXIT_REQUEUE" 'saved, but not requeued; the same command resumes it'
 }

@@ -11,7 +11,7 @@
 # From any directory. What it does is in examples/recipe/, which needs Python 3.12 or newer with the project's packages,
 # but no torch: .venv/bin/python, or PYTHON. With CONTAINER_IMAGE, PYTHON is the container's, and python3 is taken here.
 set -euo pipefail
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=examples/launch.sh
 source "$root/examples/launch.sh"
 enter_directory "$root"

@@ -7,6 +7,7 @@ for.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -45,11 +46,12 @@ STAND_INS = {
     "srun": r"""if [[ $1 == --version ]]; then echo "slurm 99.05.1"; exit; fi
         printf 'env\t%s\t%s\t%s\t%s\n' "${MASTER_ADDR-none}" "${MASTER_PORT:-}" "${RANK:-}${WORLD_SIZE:-}" \
             "${SLURM_JOB_END_TIME:-}" >>"$FAKE_LOG"
-        left=$(env | grep -E '^SLURM_(CPU_BIND|MEM_)' | sort)
+        left=$(env | grep -E "^(${FAKE_LEFT:-SLURM_(CPU_BIND|MEM_)})" | sort)
         printf 'left%s\n' "${left:+$'\t'${left//$'\n'/$'\t'}}" >>"$FAKE_LOG"
         exit "${FAKE_CODE:-0}" """,
     "squeue": r"""if [[ -n ${FAKE_SQUEUE_CODE:-} ]]; then echo "$FAKE_SQUEUE_SAYS" >&2; exit "$FAKE_SQUEUE_CODE"; fi
-        if [[ $* == *%e* ]]; then echo "2-00:00:00|${FAKE_END:-N/A}"; else cat "${FAKE_QUEUE:-/dev/null}"; fi""",
+        if [[ $* == *tres-per-task* ]]; then echo "${FAKE_TRES:-N/A}"
+        elif [[ $* == *%e* ]]; then echo "2-00:00:00|${FAKE_END:-N/A}"; else cat "${FAKE_QUEUE:-/dev/null}"; fi""",
     "scontrol": 'exit "${FAKE_SCONTROL_CODE:-0}"',
     "sbatch": r"""count=$(grep -c ^sbatch "$FAKE_LOG")
         if [[ $count == "${FAKE_SBATCH_FULL:-}" ]]; then echo "QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi
@@ -97,3 +99,8 @@ class Stage:
         """Arguments of each call of a stand-in, in order."""
         lines = [line.split("\t") for line in self.log.read_text().splitlines()]
         return [words[1:] for words in lines if words[0] == name]
+
+
+def spooled(tmp_path: Path, name: str) -> Path:
+    """A copy of a script in the place where Slurm runs it."""
+    return Path(shutil.copy(ROOT / "examples" / f"{name}.sh", tmp_path / "spool" / "slurm_script"))

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
-from stand_ins import ROOT, STAGES, Stage
-
-
-def spooled(tmp_path: Path, name: str) -> Path:
-    return Path(shutil.copy(ROOT / "examples" / f"{name}.sh", tmp_path / "spool" / "slurm_script"))
+from stand_ins import ROOT, STAGES, Stage, spooled
 
 
 def training(stage: str, *overrides: str) -> list[str]:
@@ -61,29 +56,6 @@ def test_under_slurm(slurm: Stage, tmp_path: Path, name: str) -> None:
     assert host == "" and 20000 <= int(port) <= 32760
     assert not slurm.calls("scontrol")  # which sites take away from the nodes
     assert slurm.calls("fakepython")[1][-3:] == ["--world-size", "32", "--check-data"]
-
-
-def test_variables_of_another_run_do_no_harm(slurm: Stage, tmp_path: Path) -> None:
-    slurm.run(spooled(tmp_path, "sft"), RANK="3", WORLD_SIZE="64", MASTER_ADDR="elsewhere", MASTER_PORT="23456")
-    assert slurm.calls("env") == [["", "23456", "", ""]]
-    assert slurm.calls("fakepython")[1][-3:] == ["--world-size", "32", "--check-data"]
-
-
-def test_what_the_submitting_shell_left_of_a_step_does_no_harm(slurm: Stage, tmp_path: Path) -> None:
-    """As where sbatch is called inside of a step or an allocation."""
-    script = spooled(tmp_path, "sft")
-    slurm.run(script, SLURM_MEM_PER_CPU="100", SLURM_MEM_PER_NODE="4096", SLURM_RESTART_COUNT="abc")
-    slurm.run(script, SLURM_MEM_PER_NODE="4096", SLURM_CPU_BIND="none")
-    slurm.run(script, SLURM_CPU_BIND="mask_cpu:0x1", SLURM_CPU_BIND_TYPE="mask_cpu:", SLURM_CPU_BIND_LIST="0x1")
-    assert slurm.calls("left") == [[], ["SLURM_CPU_BIND=none", "SLURM_MEM_PER_NODE=4096"], []]
-
-
-def test_ranks_share_the_cores_of_the_step_that_starts_them(slurm: Stage, tmp_path: Path) -> None:
-    script = spooled(tmp_path, "sft")
-    slurm.run(script, SLURM_STEP_ID="0")
-    slurm.run(script, SLURM_STEP_ID="0", ENVIRONMENT="BATCH")  # left of another job
-    slurm.run(script)
-    assert ["--overlap" in call for call in slurm.calls("srun")] == [True, False, False]
 
 
 @pytest.mark.parametrize("name", ["sft", "tool"])
@@ -251,27 +223,6 @@ def test_a_controller_that_does_not_answer_or_requeue(slurm: Stage, tmp_path: Pa
         FAKE_SCONTROL_CODE="1",
     )
     assert "---- time limit: not known" in finished.stdout and "saved, but not requeued" in finished.stdout
-
-
-def test_cores_of_a_rank(slurm: Stage, tmp_path: Path) -> None:
-    """As many as the smallest node gives, or as were asked for."""
-    script = spooled(tmp_path, "sft")
-    slurm.run(script, SLURM_JOB_CPUS_PER_NODE="104(x3),72")
-    slurm.run(script, SLURM_JOB_CPUS_PER_NODE="104(x4)", SLURM_CPUS_PER_TASK="6")
-    slurm.run(script, SLURM_CPUS_ON_NODE="4")  # fewer than ranks
-    given = [[word for word in call if word.startswith("--cpus-per-task")] for call in slurm.calls("srun")]
-    assert given == [["--cpus-per-task=9"], ["--cpus-per-task=6"], []]
-
-
-def test_ranks_of_a_node(slurm: Stage, tmp_path: Path) -> None:
-    del slurm.environment["SLURM_NTASKS_PER_NODE"]
-    script = spooled(tmp_path, "sft")
-    slurm.run(script, SLURM_GPUS_ON_NODE="4", SLURM_TASKS_PER_NODE="1(x4)")
-    slurm.run(script, SLURM_GPUS_ON_NODE="0", SLURM_TASKS_PER_NODE="2(x4)")  # a cluster without GPUs
-    slurm.run(script, SLURM_GPUS_ON_NODE="4", NPROC_PER_NODE="1")
-    given = [next(word for word in call if word.startswith("--ntasks=")) for call in slurm.calls("srun")]
-    assert given == ["--ntasks=16", "--ntasks=8", "--ntasks=4"]
-    assert "is not known" in slurm.run(script, code=2, SLURM_TASKS_PER_NODE="2(x3),1").stderr
 
 
 def test_several_nodes_need_srun(slurm: Stage, tmp_path: Path) -> None:
