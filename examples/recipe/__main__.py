@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from examples.recipe import scheduler
 from examples.recipe.chain import RELEASE, Step, missing, of_environment, runs_of_environment
-from examples.recipe.options import ALL, STAGES, choice, scheduler_options, settings
+from examples.recipe.options import ALL, STAGES, choice, options_for_tools, scheduler_options, settings
 from examples.recipe.record import Record, logs_below, submitting
 from examples.recipe.stage_file import places
 from examples.recipe.standing import Standing
@@ -87,6 +88,7 @@ def _do(argv: list[str] | None) -> int:
         ),
         settings(arguments.set, steps),
         scheduler_options(given["--sbatch"], steps),
+        options_for_tools(os.environ.get("CPU_SBATCH_ARGS", "")),
     )
     _check(steps, request, needs_slurm=not arguments.local, only_print=arguments.dry_run)
     if arguments.local:

@@ -141,15 +141,30 @@ def scheduler_options(given: Sequence[str], steps: Mapping[str, Step]) -> Choice
     """
     chosen = choice("--sbatch", given, steps)
     for word in (word for words in chosen.values.values() for word in words):
-        name = word.partition("=")[0]
         if not word.startswith("-"):
             raise ConfigError(
                 f"--sbatch {shown(word)} is not an option of sbatch.",
                 fix="Give one word, as in --sbatch=--reservation=NAME or --sbatch=sft:--mail-type=END.",
             )
-        if _means_one_of(name, OF_THE_CHAIN):
-            raise ConfigError(
-                f"--sbatch {shown(word)} cannot be given: the chain's jobs are named, logged and ordered by itself.",
-                fix="Leave it out, or submit that stage by itself, as in sbatch OPTIONS examples/sft.sh",
-            )
+        _check_not_of_the_chain("--sbatch", word)
     return chosen
+
+
+def options_for_tools(given: str) -> tuple[str, ...]:
+    """Read ``CPU_SBATCH_ARGS``: further options of sbatch, with spaces between.
+
+    Raises:
+        ConfigError: one of them is one that the chain gives itself.
+    """
+    for word in (words := given.split()):
+        if word.startswith("-"):
+            _check_not_of_the_chain("CPU_SBATCH_ARGS:", word)
+    return tuple(words)
+
+
+def _check_not_of_the_chain(where: str, word: str) -> None:
+    if _means_one_of(word.partition("=")[0], OF_THE_CHAIN):
+        raise ConfigError(
+            f"{where} {shown(word)} cannot be given: the chain's jobs are named, logged and ordered by itself.",
+            fix="Leave it out, or submit that stage by itself, as in sbatch OPTIONS examples/sft.sh",
+        )

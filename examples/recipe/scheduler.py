@@ -18,7 +18,9 @@ _FINISHED = {
     "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
     "REVOKED",
 }  # fmt: skip
-_OF_ALL_JOBS = ("SBATCH_ARRAY_INX", "SBATCH_ERROR", "SBATCH_JOB_NAME", "SBATCH_OUTPUT", "SBATCH_WAIT")
+_OF_ALL_JOBS = (
+    "SBATCH_ARRAY_INX", "SBATCH_ERROR", "SBATCH_JOB_NAME", "SBATCH_OPEN_MODE", "SBATCH_OUTPUT", "SBATCH_WAIT",
+)  # fmt: skip
 """Variables of sbatch that say what the chain itself says for each job, or that it cannot work with."""
 _FIELDS = "%A|%T|%S|%r|%j"
 
@@ -49,13 +51,18 @@ def is_here() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def submit(arguments: Sequence[str]) -> str:
+def submit(arguments: Sequence[str], gpus: bool) -> str:
     """Submit a job; returns its number, with ``;CLUSTER`` behind it where sbatch names one.
+
+    Args:
+        arguments: of sbatch.
+        gpus: whether variables of sbatch that ask for GPUs are meant for this job.
 
     Raises:
         ServerError: sbatch refused it, or answered something else.
     """
-    answer = _ask(["sbatch", "--parsable", *arguments])
+    unwanted = set() if gpus else {name for name in os.environ if name.startswith("SBATCH_") and _asks_for_gpus(name)}
+    answer = _ask(["sbatch", "--parsable", *arguments], {*_OF_ALL_JOBS, *unwanted})
     # Wrappers of sites may print more, and may not know --parsable.
     for line in reversed(answer.split("\n")):
         if match := re.fullmatch(
@@ -67,6 +74,10 @@ def submit(arguments: Sequence[str]) -> str:
         "The job may be in the queue, or not.",
         "Look with squeue --me, and cancel what should not be there.",
     )
+
+
+def _asks_for_gpus(name: str) -> bool:
+    return "GPU" in name or (name in ("SBATCH_GRES", "SBATCH_TRES_PER_TASK") and "gpu" in os.environ[name])
 
 
 def look_up(numbers: Iterable[str]) -> dict[str, Job]:
@@ -83,7 +94,7 @@ def look_up(numbers: Iterable[str]) -> dict[str, Job]:
         where = [f"--clusters={cluster}"] if cluster else []
         command = ["squeue", "--noheader", *where, "--states=all", f"--format={_FIELDS}", f"--jobs={','.join(wanted)}"]
         try:
-            answer = _ask(command)
+            answer = _ask(command, {"SLURM_CLUSTERS"})
         except ServerError as error:
             # What it says if it knows none of them.
             if "Invalid job id" not in str(error):
@@ -99,13 +110,13 @@ def look_up(numbers: Iterable[str]) -> dict[str, Job]:
     return found
 
 
-def _ask(command: Sequence[str]) -> str:
+def _ask(command: Sequence[str], without: set[str]) -> str:
     """Standard output of one of Slurm's programs.
 
-    Variables with which a user changes what squeue shows, or what the jobs are, are not passed on.
+    Variables with which a user changes what squeue shows are not passed on, and ``without`` are not.
     """
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_") and name not in _OF_ALL_JOBS
+        name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_") and name not in without
     }
     environment["SLURM_TIME_FORMAT"] = "standard"
     try:

@@ -31,11 +31,13 @@ class Request:
         scheduling: choices of options that sbatch has under the same name.
         settings: of the stages.
         further: further words for sbatch.
+        for_tools: such words for the jobs without GPUs.
     """
 
     scheduling: tuple[Choice, ...]
     settings: Choice
     further: Choice
+    for_tools: tuple[str, ...] = ()
 
     def arguments(self, step: Step, runs: Path, after: list[str]) -> list[str]:
         """What sbatch is called with for a step, but for ``--parsable``."""
@@ -43,12 +45,9 @@ class Request:
         for choice in self.scheduling:
             if (value := choice.last_of(step)) is not None:
                 words.append(f"{choice.option}={value}")
-        if not step.stage:
-            words += os.environ.get("CPU_SBATCH_ARGS", "").split()
-        words += self.further.of(step)
-        if _exports_nothing(words):
-            known = [name for name in VARIABLES if name in os.environ]
-            words = [word for word in words if not word.startswith("--export=")] + [f"--export={','.join(known)}"]
+        words += ([] if step.stage else list(self.for_tools)) + self.further.of(step)
+        if exported := _exported(words):
+            words = [word for word in words if not word.startswith("--export=")] + [f"--export={','.join(exported)}"]
         if after:
             numbers = ":".join(number.partition(";")[0] for number in after)
             words += [f"--dependency=afterok:{numbers}", "--kill-on-invalid-dep=yes"]
@@ -56,13 +55,30 @@ class Request:
 
 
 def _literal(path: Path) -> str:
-    """A path as sbatch takes it for a file's name, in which it replaces ``%j`` and the like."""
+    """A path as sbatch takes it for a file's name, in which it replaces ``%j`` and the like.
+
+    Raises:
+        ConfigError: with a backslash in it, it replaces nothing, and all jobs would write to one file.
+    """
+    if "\\" in str(path):
+        raise ConfigError(
+            f"there is a backslash in {path}, where the logs go.",
+            "Slurm then does not put the jobs' names and numbers into the names of their logs.",
+            "Set RUN_ROOT to a directory without one.",
+        )
     return str(path).replace("%", "%%")
 
 
-def _exports_nothing(words: list[str]) -> bool:
+def _exported(words: list[str]) -> list[str]:
+    """What jobs are to get that would not get what the scripts read; empty where they get all of the environment."""
     given = [word.partition("=")[2] for word in words if word.startswith("--export=")]
-    return (given or [os.environ.get("SBATCH_EXPORT", "")])[-1].upper() in ("NONE", "NIL")
+    names = [name for name in (given or [os.environ.get("SBATCH_EXPORT", "")])[-1].split(",") if name]
+    if not names or "ALL" in (name.upper() for name in names):
+        return []
+    if names[0].upper() in ("NONE", "NIL"):
+        names = []
+    there = {name.partition("=")[0] for name in names}
+    return [*names, *(name for name in VARIABLES if name in os.environ and name not in there)]
 
 
 def submit(standing: Standing, request: Request) -> None:
@@ -95,7 +111,7 @@ def submit(standing: Standing, request: Request) -> None:
         if before is not None and before.settings != settings:
             note(f"{step.name}: was submitted with {_words(before.settings)}, and is now with {_words(settings)}")
         try:
-            number = scheduler.submit(arguments)
+            number = scheduler.submit(arguments, gpus=step.stage)
         except ServerError as error:
             outcome = "may not have been submitted" if error.why else "was not submitted"
             raise ServerError(

@@ -104,3 +104,16 @@ class Stage:
 def spooled(tmp_path: Path, name: str) -> Path:
     """A copy of a script in the place where Slurm runs it."""
     return Path(shutil.copy(ROOT / "examples" / f"{name}.sh", tmp_path / "spool" / "slurm_script"))
+
+
+def submitted(shell: Stage) -> dict[str, list[str]]:
+    """Arguments of sbatch, by the name of the job."""
+    calls = shell.calls("sbatch")
+    names = [next(word for word in call if word.startswith("--job-name=")).split("=")[1] for call in calls]
+    return dict(zip(names, calls, strict=True))
+
+
+def make(shell: Stage, *products: str) -> None:
+    """Let products of the chain be there."""
+    for product in products:
+        (Path(shell.environment["RUN_ROOT"]) / product).mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from stand_ins import ROOT, STAGES, Stage
+from stand_ins import STAGES, Stage, make, submitted
 
 from examples.recipe.record import Record, Submitted
 from megatron_apriel.errors import OutputError
@@ -29,12 +29,6 @@ CHAIN = {
 }
 
 
-def submitted(shell: Stage) -> dict[str, list[str]]:
-    calls = shell.calls("sbatch")
-    names = [next(word for word in call if word.startswith("--job-name=")).split("=")[1] for call in calls]
-    return dict(zip(names, calls, strict=True))
-
-
 def depends_on(words: list[str]) -> list[str]:
     return [word for word in words if word.startswith("--dependency")]
 
@@ -50,11 +44,6 @@ def queue(shell: Stage, **states: str) -> str:
     file = shell.directory.parent / "queue"
     file.write_text("".join(lines))
     return str(file)
-
-
-def make(shell: Stage, *products: str) -> None:
-    for product in products:
-        (Path(shell.environment["RUN_ROOT"]) / product).mkdir(parents=True, exist_ok=True)
 
 
 def test_every_step_waits_for_those_before(shell: Stage, tmp_path: Path) -> None:
@@ -287,26 +276,6 @@ def test_a_dry_run_submits_nothing_and_quotes(shell: Stage, tmp_path: Path) -> N
     assert f"--output={tmp_path}/my runs/logs/%x-%j.log" in words and words[-1] == "checkpoint.keep=last 2"
 
 
-def test_from_another_directory_and_with_spaces(shell: Stage, tmp_path: Path) -> None:
-    shell.environment["RUN_ROOT"] = str(tmp_path / "100% my runs")
-    make(shell, "upscaled")
-    shell.cwd = tmp_path
-    shell.run(ROOT / "examples" / "submit_all.sh")
-    words = submitted(shell)["average_upscale"]
-    assert f"--output={tmp_path}/100%% my runs/logs/%x-%j.log" in words
-    assert f"{tmp_path}/100% my runs/upscale/average" in words
-
-
-def test_jobs_that_get_nothing_of_the_environment_get_what_the_scripts_read(shell: Stage) -> None:
-    shell.run("examples/submit_all.sh", "--sbatch=--export=NONE", CONTAINER_IMAGE="", UNRELATED="x")
-    (given,) = [word for word in submitted(shell)["sft"] if word.startswith("--export=")]
-    assert {"PROJECT_ROOT", "RUN_ROOT", "DATA_ROOT", "PYTHON"} <= set(given.removeprefix("--export=").split(","))
-    assert "UNRELATED" not in given and "NONE" not in given
-    shell.log.write_text("")
-    shell.run("examples/submit_all.sh", SBATCH_EXPORT="NONE")
-    assert any(word.startswith("--export=PROJECT_ROOT,") for word in submitted(shell)["release"])
-
-
 def test_without_slurm_it_runs_here(shell: Stage) -> None:
     (shell.directory / "sbatch").unlink()
     refused = shell.run("examples/submit_all.sh", code=2)
@@ -385,13 +354,6 @@ def test_a_job_that_cannot_be_written_down_is_named(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert record.path.read_bytes() == before and list(Record(tmp_path).latest) == ["surgery"]
-
-
-def test_variables_of_sbatch_do_not_change_what_the_chains_jobs_are(shell: Stage) -> None:
-    sbatch = shell.directory / "sbatch"
-    sbatch.write_text(f"{sbatch.read_text()}\nenv | grep -q -e ^SBATCH_ARRAY_INX -e ^SBATCH_WAIT= && exit 1; exit 0\n")
-    shell.run("examples/submit_all.sh", SBATCH_ARRAY_INX="1-2", SBATCH_WAIT="1", SBATCH_PARTITION="gpu")
-    assert len(shell.calls("sbatch")) == len(CHAIN) - 1
 
 
 def test_two_cannot_submit_at_once(shell: Stage) -> None:
