@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_apriel.config.load import to_yaml
 from megatron_apriel.errors import ConfigError, ExitCode
+from megatron_apriel.testing.stages import small_stage
 from megatron_apriel.train.signals import StopRequest, check_time_left
 
 
@@ -146,20 +148,80 @@ def test_a_signal_during_imports_stops_the_run_before_its_first_step(number: int
     assert output == f"True {name} 75\nFalse\n"
 
 
+HELD = """
+import importlib.abc, runpy, sys
+module = sys.argv.pop(1)
+class Held(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            print("importing", flush=True)
+            sys.stdin.readline()
+sys.meta_path.insert(0, Held())
+runpy.run_module("megatron_apriel.train", run_name="__main__", alter_sys=True)
+"""
+"""The command line, which waits where it imports a module."""
+
+
+def held(module: str, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HELD, module, *words]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and "importing\n" in iter(process.stdout.readline, "")
+    return process
+
+
+def test_the_command_line_listens_before_it_loads_anything() -> None:
+    with held("megatron_apriel.config.load", "no such stage.yaml") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "SIGTERM: stopping before the first step; again to stop now\n"
+        process.communicate("go\n", timeout=120)
+    assert process.returncode == ExitCode.FAILED  # as without the signal
+
+
+@pytest.mark.parametrize("module", ["megatron_apriel.config.load", "megatron_apriel.train.run"])
+def test_an_interrupt_during_imports_is_said_in_one_line(tmp_path: Path, module: str) -> None:
+    (tmp_path / "stage.yaml").write_text(to_yaml(small_stage()))
+    with held(module, str(tmp_path / "stage.yaml")) as process:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert errors.splitlines()[-1].endswith("interrupted; nothing was left half-written") and "Traceback" not in errors
+    assert process.returncode == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_dry_run_is_ended_by_a_signal_as_any_program(tmp_path: Path, number: int) -> None:
+    (tmp_path / "stage.yaml").write_text(to_yaml(small_stage()))
+    with held("megatron_apriel.planning.dry_run", str(tmp_path / "stage.yaml"), "--dry-run") as process:
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+    assert output == ""
+    assert process.returncode == (ExitCode.INTERRUPTED if number == signal.SIGINT else -signal.SIGTERM)
+
+
+def test_a_signal_before_a_dry_run_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "stage.yaml").write_text(to_yaml(small_stage()))
+    with held("megatron_apriel.config.load", str(tmp_path / "stage.yaml"), "--dry-run") as process:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate("go\n", timeout=120)
+    assert "Dry run" not in output and process.returncode == -signal.SIGTERM
+
+
 ENDING = """
 import runpy, signal, sys
 sys.argv[1:] = ["no such stage.yaml"]
 try:
     runpy.run_module("megatron_apriel.train", run_name="__main__", alter_sys=True)
 except SystemExit as end:
-    print(end.code, *(signal.getsignal(number).name for number in (signal.SIGTERM, signal.SIGUSR1)))
+    print(end.code, *(signal.getsignal(number).name for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)))
 """
 """A run that is over, while Python has not ended."""
 
 
 def test_a_signal_after_the_end_does_not_replace_the_exit_code() -> None:
     ended = subprocess.run([sys.executable, "-c", ENDING], stdout=subprocess.PIPE, text=True, check=True)
-    assert ended.stdout == "1 SIG_IGN SIG_IGN\n"
+    assert ended.stdout == "1 SIG_IGN SIG_IGN SIG_IGN\n"
 
 
 def test_a_second_signal_during_imports_ends_the_process() -> None:
