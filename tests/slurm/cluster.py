@@ -26,8 +26,8 @@ from typing import Self
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo", "unshare")
 NODES = ("virtual1", "virtual2")
 CORES = 8
-GRACE_S = 30
-"""Between the signal to a job that loses its nodes and its end."""
+GRACE_S = 120
+"""Between the signal to a job that loses its nodes and its end, for a machine that is busy with other things."""
 FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
 CONFIGURATION = """\
@@ -55,9 +55,9 @@ SchedulerParameters=batch_sched_delay=1,sched_interval=3,bf_interval=3,sched_min
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=30
+KillWait=90
 MinJobAge=3600
-SlurmdTimeout=20
+SlurmdTimeout=40
 ReturnToService=2
 AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
@@ -185,7 +185,7 @@ class Cluster:
         """What a program prints."""
         finished = subprocess.run(
             [*map(str, command)], env=self.environment | environment, cwd=cwd, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False, timeout=120,
+            capture_output=True, text=True, check=False, timeout=900,
         )  # fmt: skip
         assert finished.returncode == code, f"{command}: {finished.stdout}{finished.stderr}"
         return finished.stdout
@@ -194,7 +194,7 @@ class Cluster:
         """What Slurm says of a job."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", number)))
 
-    def wait_for_state(self, number: str, *states: str, within_s: float = 180) -> dict[str, str]:
+    def wait_for_state(self, number: str, *states: str) -> dict[str, str]:
         """Wait until a job is in one of the states; returns what Slurm says of it then."""
 
         def reached() -> bool:
@@ -202,23 +202,32 @@ class Cluster:
             assert state in states or state not in FINISHED, f"job {number} ended as {state}"
             return state in states
 
-        self.wait_for(reached, f"job {number} to be {' or '.join(states)}", within_s)
+        self.wait_for(reached, f"job {number} to be {' or '.join(states)}", 900)
         return self.job(number)
 
-    def wait_for_requeue(self, number: str, restarts: int = 1, within_s: float = 180) -> None:
-        """Wait until a job is back in the queue, and have it started at once instead of after two minutes."""
+    def wait_for_requeue(self, number: str) -> None:
+        """Wait until a job is back in the queue, where it stays for two minutes, and nothing of its start is left."""
 
         def requeued() -> bool:
             job = self.job(number)
             assert job["JobState"] not in FINISHED, f"job {number} ended as {job['JobState']}"
-            return int(job["Restarts"]) >= restarts
+            return job["Restarts"] != "0" and job["JobState"] in ("PENDING", "RUNNING")
 
-        self.wait_for(requeued, f"job {number} to be requeued", within_s)
-        self.wait_for(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} to wait", within_s)
-        # What the nodes still report of the start that ended would be taken for the end of the next: the minutes are
-        # there for it.
+        def gone() -> bool:
+            if self.job(number)["JobState"] == "RUNNING":
+                return True  # again, by itself
+            commands = [command_of(process) for process in Path("/proc").glob("[0-9]*")]
+            return not any(command.startswith(f"slurmstepd: [{number}.".encode()) for command in commands)
+
+        self.wait_for(requeued, f"job {number} to be requeued", 900)
+        self.wait_for(gone, f"the first start of job {number} to end", 900)
+
+    def start_again(self, number: str, *changes: str) -> None:
+        """Let a job that was requeued start at once, with changes such as ``TimeLimit=30``."""
+        # What the nodes still report of the start that ended would be taken for the end of the next: the two minutes
+        # are there for it.
         time.sleep(8)
-        words = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
+        words = ["scontrol", "update", f"JobId={number}", "StartTime=now", *changes]
         subprocess.run(words, env=self.environment, capture_output=True, check=False)  # it may have begun by itself
 
     def cancel_all(self) -> None:
@@ -230,9 +239,9 @@ class Cluster:
                 subprocess.run(["scancel", *left], env=self.environment, capture_output=True, check=False)
             return not left
 
-        self.wait_for(empty, "the queue to be empty", 120)
+        self.wait_for(empty, "the queue to be empty", 600)
 
-    def wait_for(self, condition: Callable[[], bool], what: str, within_s: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, within_s: float = 300) -> None:
         """Wait until a condition holds."""
         deadline = time.monotonic() + within_s
         while True:
@@ -240,6 +249,14 @@ class Cluster:
                 return
             assert time.monotonic() < deadline, f"waited {within_s} s for {what}; see {self.directory}"
             time.sleep(0.5)
+
+
+def command_of(process: Path) -> bytes:
+    """The command line of a process, by its directory below ``/proc``; empty if it has ended."""
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _free_ports(number: int) -> int:

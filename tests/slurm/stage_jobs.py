@@ -76,9 +76,9 @@ class Jobs:
         path = self.runs / "logs" / f"{name}-{job}.log"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
-    def wait_for_line(self, job: str, text: str, within_s: float = 120) -> None:
+    def wait_for_line(self, job: str, text: str) -> None:
         """Wait until the log of a job has ``text`` in it."""
-        self.cluster.wait_for(lambda: text in self.log(job), f"{text!r} in the log of job {job}", within_s)
+        self.cluster.wait_for(lambda: text in self.log(job), f"{text!r} in the log of job {job}", 900)
 
     def losses(self, run: str = "cpt_stage2") -> list[float]:
         """By step; of a repeated step the last."""

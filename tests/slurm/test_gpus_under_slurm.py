@@ -8,7 +8,7 @@ import pytest
 from cluster import Cluster
 from stage_jobs import ROOT, Jobs
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 GPUS = 4
 """Of each node."""
@@ -16,10 +16,11 @@ GPUS = 4
 SHOWS = """#!/usr/bin/env bash
 case $* in
     *--dry-run* | *-c*) exit 0 ;;
-    *) echo "rank $SLURM_PROCID of $SLURM_NTASKS sees $CUDA_VISIBLE_DEVICES" && sleep "${LASTS:-0}" ;;
+    *) echo "rank $SLURM_PROCID of $SLURM_NTASKS sees $CUDA_VISIBLE_DEVICES" ;;
 esac
+until [[ -z ${UNTIL:-} || -e $UNTIL ]]; do sleep 0.2; done
 """
-"""An interpreter that says where each rank is instead of training."""
+"""An interpreter that says where each rank is instead of training, and stays until a file is there."""
 
 
 @pytest.fixture
@@ -49,11 +50,13 @@ def test_nodes_with_four_gpus(cluster: Cluster, showing: Jobs) -> None:
 
 
 def test_two_jobs_on_one_node_see_their_own(cluster: Cluster, showing: Jobs) -> None:
-    showing.environment["LASTS"] = "15"
+    both_run = showing.here / "both run"
+    showing.environment["UNTIL"] = str(both_run)
     half = ("-N1", "-w", "virtual1", "--oversubscribe", "--mem=4G", "--ntasks-per-node=2", "--gpus-per-node=2")
     first, second = (submit(showing, *half) for _ in range(2))
     for job in (first, second):
-        cluster.wait_for_state(job, "RUNNING")  # both at once
+        cluster.wait_for_state(job, "RUNNING")
+    both_run.touch()
     for job in (first, second):
         cluster.wait_for_state(job, "COMPLETED")
     seen = []
@@ -69,6 +72,27 @@ def test_a_gpu_for_each_task(cluster: Cluster, showing: Jobs) -> None:
     cluster.wait_for_state(job, "COMPLETED")
     seen = [devices for _, _, devices in ranks(showing, job)]
     assert len(seen) == 4
+
+
+def test_wishes_of_the_submitting_shell(cluster: Cluster, showing: Jobs) -> None:
+    """As left of another allocation; srun would give the ranks fewer GPUs, wait for ever or start nothing."""
+    wishes = {"CONSTRAINT": "gold", "GRES": "gpu:1", "EXCLUSIVE": "1", "NTASKS_PER_GPU": "2", "GPUS_PER_TASK": "2"}
+    showing.environment |= {f"SLURM_{name}": value for name, value in wishes.items()}
+    job = submit(showing, "-N2", "--ntasks-per-node=4", "--gpus-per-node=4")
+    cluster.wait_for_state(job, "COMPLETED")
+    assert ranks(showing, job) == [(str(rank), "8", {"0", "1", "2", "3"}) for rank in range(8)]
+
+
+def test_tasks_counted_for_all_nodes(cluster: Cluster, showing: Jobs) -> None:
+    job = submit(showing, "-N2", "--ntasks=4", "--gpus-per-node=2")
+    cluster.wait_for_state(job, "COMPLETED")
+    assert [of for _, of, _ in ranks(showing, job)] == ["4"] * 4
+
+
+def test_a_script_that_srun_starts_several_times(cluster: Cluster, showing: Jobs) -> None:
+    words = ["srun", "-N1", "--ntasks=2", "--gpus-per-node=2", "bash", ROOT / "examples" / "sft.sh"]
+    with pytest.raises(AssertionError, match="srun started this script as 2 tasks"):
+        cluster.run(*words, cwd=showing.here, **showing.environment)
 
 
 def test_more_gpus_than_a_node_has_are_refused(showing: Jobs) -> None:
