@@ -141,8 +141,11 @@ find_light_python() { # sets LIGHT_PYTHON, of this machine and not of a containe
 }
 
 check_python() { # INTERPRETER [light]: whether it can run the project, or that part which needs no torch
-    command -v -- "$1" >/dev/null || fail "the interpreter $1 is not found." \
-        "Run 'make setup' in $PROJECT_ROOT, or set PYTHON or CONTAINER_IMAGE."
+    local fix="Run 'make setup' in $PROJECT_ROOT, or set PYTHON or CONTAINER_IMAGE."
+    if [[ -n ${CONTAINER_IMAGE:-} ]]; then
+        fix="Run 'make setup' in $PROJECT_ROOT: the chain is submitted from this machine, outside of the container."
+    fi
+    command -v -- "$1" >/dev/null || fail "the interpreter $1 is not found." "$fix"
     "$1" -c '
 import importlib.util, sys
 needed = ["pydantic", "yaml", "rich", "numpy", "filelock"] + ([] if sys.argv[1] else ["torch", "megatron", "safetensors"])
@@ -151,7 +154,7 @@ if sys.version_info < (3, 12):
     sys.exit("Python " + sys.version.split()[0] + " is older than 3.12")
 if missing:
     sys.exit("not installed: " + ", ".join(missing))
-' "${2:-}" || fail "$1 cannot run this project." "Run 'make setup' in $PROJECT_ROOT, or set PYTHON or CONTAINER_IMAGE."
+' "${2:-}" || fail "$1 cannot run this project." "$fix"
 }
 
 once() { # COMMAND...: run it once, on this node, inside the container if there is one

@@ -121,10 +121,12 @@ class Standing:
             submitted, job = self.record.latest.get(step.name), self.job_of(step.name)
             if submitted is None or (job is not None and job.live):
                 continue
-            log = log_of(self.runs, step.name, submitted.job)
+            log, name = log_of(self.runs, step.name, submitted.job), f"{step.name}: job {submitted.job}"
             if log.exists():
-                yield f"{step.name}: job {submitted.job} ended without its product; {log} ends:"
+                yield f"{name} ended without its product; {log} ends:"
                 yield f"    {brief(last_line(log), WIDTH - 4)}"
+            elif job is not None and job.state == "FAILED":
+                yield f"{name} failed and wrote no log; its node must be able to write {log}"
 
 
 def log_of(runs: Path, name: str, job: str) -> Path:

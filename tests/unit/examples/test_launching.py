@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -325,6 +326,15 @@ def test_interpreter_without_the_packages(shell: Stage, tmp_path: Path) -> None:
     bare.chmod(0o755)
     finished = shell.run("examples/sft.sh", code=2, PYTHON="barepython")
     assert "barepython cannot run this project." in finished.stderr and "make setup" in finished.stderr
+
+
+def test_the_login_node_needs_an_interpreter_outside_of_the_container(shell: Stage, tmp_path: Path) -> None:
+    """PYTHON is that of the container then."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "examples", project / "examples")
+    finished = shell.run(project / "examples" / "submit_all.sh", "--status", code=2, CONTAINER_IMAGE="registry/image:1")
+    assert "the interpreter python3 is not found." in finished.stderr
+    assert "outside of the container" in finished.stderr and "CONTAINER_IMAGE" not in finished.stderr
 
 
 def test_dry_run_starts_nothing(slurm: Stage, tmp_path: Path) -> None:

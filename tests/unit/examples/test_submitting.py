@@ -251,6 +251,9 @@ def test_status_shows_the_chain(shell: Stage) -> None:
     assert f"realign: job 1003 ended without its product; {runs}/logs/realign-1003.log ends:" in finished.stdout
     assert "    OutputError: full" in finished.stdout
     assert "neither there nor in the queue: realign, cpt_stage1" in finished.stdout
+    (runs / "logs" / "realign-1003.log").unlink()
+    finished = shell.run("examples/submit_all.sh", "--status", FAKE_QUEUE=queue(shell, realign="FAILED"))
+    assert "realign: job 1003 failed and wrote no log; its node must be able to write" in finished.stdout
     # And at the end.
     make(shell, "release")
     assert f"complete: {runs}/release" in shell.run("examples/submit_all.sh", "--status").stdout
