@@ -22,7 +22,7 @@ def chain(jobs: Jobs) -> Jobs:
 
 def submit_all(jobs: Jobs, *options: str, code: int = 0) -> str:
     size = ["--nodes=1", "--tasks-per-node=1", "--gpus-per-node=0", "--sbatch=tools:--mem=2G"]
-    settings = [f"--set={word}" for word in (*SMALL, "tokens=3072", "sft:tokens=1024000")]
+    settings = [f"--set={word}" for word in (*SMALL, "tokens=3072", "sft:tokens=409600")]
     words = [ROOT / "examples" / "submit_all.sh", *(options or (*size, *settings))]
     return jobs.cluster.run(*words, cwd=jobs.here, code=code, **jobs.environment)
 
@@ -44,7 +44,7 @@ def test_a_stage_is_killed_and_the_rest_submitted_again(cluster: Cluster, chain:
     submit_all(chain, code=2)  # no second copy
     cluster.wait_for(lambda: "step 20/" in chain.log(first["sft"], "sft"), "a step", 900)
     shown = rows(submit_all(chain, "--status"))
-    assert shown["sft"][:2] == [first["sft"], "running"] and shown["sft"][4].endswith(" of 2,000")
+    assert shown["sft"][:2] == [first["sft"], "running"] and shown["sft"][4].endswith(" of 800")
     assert shown["release"][:3] == [first["release"], "pending", "for sft_subset, sft_long"]
     cluster.run("scancel", first["sft"])
     cluster.wait_for_state(first["sft"], "CANCELLED")
