@@ -2,7 +2,9 @@
 
 The first signal is answered at once and only noted: the loop asks after each step, lets all ranks agree, saves, and
 ends with an exit code that scripts can act on. A second one ends this process now, after the words where the next
-start resumes; what is being written then is left under a name that is never read.
+start resumes; what is being written then is left under a name that is never read. But a SIGTERM after a SIGTERM of
+Slurm's is its own: it sends one at the beginning of the time of grace, one at the end, and then kills. A save that is
+nearly done by then may still end.
 
 Python calls a signal's handler between two of its own instructions, and the main thread may be in one, the backward
 pass of a step, for minutes. So a thread answers: the interpreter writes the number of a signal into a pipe when it
@@ -95,18 +97,25 @@ class StopRequest:
 
     def _answer_all(self, reader: int) -> None:
         """In a thread: answer every signal whose number comes through the pipe, until it is closed."""
-        asked: set[bool] = set()
+        asked: set[int] = set()
         while numbers := os.read(reader, 64):
             for number in numbers:
                 if number in WATCHED:
-                    self._answer(signal.Signals(number), (number == WARNING) in asked)
-                    asked.add(number == WARNING)
+                    self._answer(signal.Signals(number), asked)
+                    asked.add(number)
         os.close(reader)
 
-    def _answer(self, received: signal.Signals, again: bool) -> None:
-        words = f"{received.name} again: stopping now; {self._next_start()}" if again else (
-            f"{received.name}: stopping {self.when}; again to stop now"
-        )  # fmt: skip
+    def _answer(self, received: signal.Signals, asked: set[int]) -> None:
+        kind = {WARNING} if received == WARNING else set(WATCHED) - {WARNING}
+        slurms = received == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
+        again = bool(asked & kind) and not (slurms and asked & kind == {signal.SIGTERM})
+        if again:
+            words = f"{received.name} again: stopping now; {self._next_start()}"
+        elif received in asked:
+            words = f"{received.name} again: still stopping {self.when}"
+        else:
+            how = "SIGINT" if slurms else "again"
+            words = f"{received.name}: stopping {self.when}; {how} to stop now"
         try:
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more
                 say(f"{self._prefix}{words}")

@@ -84,6 +84,25 @@ def test_slurms_warning_and_its_end_are_two_requests_and_neither_is_a_second(tmp
     assert process.communicate(timeout=60)[0].startswith("SIGINT again: stopping now")
 
 
+def test_the_end_of_slurms_time_of_grace_does_not_cut_off_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends SIGTERM at the beginning and at the end of that time, and kills after a while."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    process = busy(tmp_path)
+    assert process.stdout is not None
+    for words in (
+        "SIGTERM: stopping after this step; SIGINT to stop now",
+        "SIGTERM again: still stopping after this step",
+    ):
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == f"{words}\n"
+    process.send_signal(signal.SIGUSR1)  # and its warning, whenever that comes
+    assert process.stdout.readline() == "SIGUSR1: stopping after this step; again to stop now\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0].startswith("SIGINT again: stopping now")
+
+
 def test_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest():
