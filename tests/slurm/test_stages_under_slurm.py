@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ def test_a_stage_on_nodes_and_tasks(cluster: Cluster, jobs: Jobs, nodes: int, ta
 
 def test_a_time_limit_requeues_with_the_same_losses(cluster: Cluster, jobs: Jobs) -> None:
     steps = 1000
-    undisturbed = jobs.submit(nodes=2, steps=steps, settings=(f"output={jobs.runs}/undisturbed",))
-    cluster.wait_for_state(undisturbed, "COMPLETED")
-    job = jobs.submit("--signal=USR1@150", nodes=2, steps=steps)
+    shared = ("--oversubscribe", "--mem=3G")
+    undisturbed = jobs.submit(*shared, nodes=2, steps=steps, settings=(f"output={jobs.runs}/undisturbed",))
+    job = jobs.submit(*shared, "--signal=USR1@150", nodes=2, steps=steps)
     jobs.wait_for_line(job, "step 20/")
     # So little that Slurm warns when it next looks, and enough for the save on a busy machine.
     hours, minutes, seconds = map(int, cluster.job(job)["RunTime"].split(":"))
@@ -46,6 +47,7 @@ def test_a_time_limit_requeues_with_the_same_losses(cluster: Cluster, jobs: Jobs
     cluster.wait_for_requeue(job)
     cluster.start_again(job, "TimeLimit=60")
     cluster.wait_for_state(job, "COMPLETED")
+    cluster.wait_for_state(undisturbed, "COMPLETED")
     log = jobs.log(job)
     assert f"job {job}, restart 1" in log and "SIGUSR1: stopping after this step" in log and "resumed from" in log
     assert jobs.losses() == jobs.losses("undisturbed")
@@ -115,20 +117,25 @@ def test_a_signal_at_every_second_of_the_start(cluster: Cluster, jobs: Jobs) -> 
     In the first moments, before Python runs, it is passed over; Slurm's own warning is then made up for by the clock.
     """
     jobs.environment["SKIP_CHECK"] = "1"
-    for second in range(14):
-        job = jobs.submit(steps=LONG, settings=(f"output={jobs.runs}/second-{second}",))
+
+    def warned_after(second: int) -> None:
+        shared = ("--oversubscribe", "--mem=2G")
+        job = jobs.submit(*shared, steps=LONG, settings=(f"output={jobs.runs}/second-{second}",))
         cluster.wait_for_state(job, "RUNNING")
-        cluster.wait_for(lambda job=job: f"{job}.0" in cluster.run("squeue", "-h", "-s", "-j", job), "the ranks")
+        cluster.wait_for(lambda: f"{job}.0" in cluster.run("squeue", "-h", "-s", "-j", job), "the ranks")
         time.sleep(second)
         before = jobs.log(job)
         cluster.run("scancel", "--signal=USR1", job)
         if "loading torch and Megatron Core" not in before:
-            cluster.wait_for(lambda job=job: "step 1/" in jobs.log(job) or "SIGUSR1" in jobs.log(job), "the run", 900)
+            cluster.wait_for(lambda: "step 1/" in jobs.log(job) or "SIGUSR1" in jobs.log(job), "the run", 900)
             if "SIGUSR1" not in jobs.log(job):
                 cluster.run("scancel", "--signal=USR1", job)
         cluster.wait_for_requeue(job)
         assert "asking Slurm to start job" in jobs.log(job)
         cluster.run("scancel", job)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(warned_after, range(14)))
 
 
 def test_nothing_of_the_environment(cluster: Cluster, jobs: Jobs, inputs: Path) -> None:
