@@ -199,7 +199,7 @@ def test_the_command_line_listens_before_it_loads_anything() -> None:
     assert process.returncode == ExitCode.FAILED  # as without the signal
 
 
-@pytest.mark.parametrize("module", ["megatron_apriel.config.load", "megatron_apriel.train.run"])
+@pytest.mark.parametrize("module", ["megatron_apriel.config.load", "megatron_apriel.planning.beginning"])
 def test_an_interrupt_during_imports_is_said_in_one_line(tmp_path: Path, module: str) -> None:
     (tmp_path / "stage.yaml").write_text(to_yaml(small_stage()))
     with held(module, str(tmp_path / "stage.yaml")) as process:
