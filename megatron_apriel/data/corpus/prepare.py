@@ -164,7 +164,7 @@ def prepare(
         ]
         table = TokenTable.from_directory(model, options.rounding)
         _see_to_words(table, model, options.correct_words)
-        encoder = RecordEncoder(table, options.reading, options.limits)
+        encoder = RecordEncoder(table, options.reading, options.limits, options.record_format == "auto")
         with Workers(encoder, options.workers, "Use fewer --workers, or a lower --max-pixels.") as workers:
             summary = PrepareSummary(
                 _recognise_all(found, options),
@@ -319,9 +319,20 @@ def _collect(
     if options.strict:
         summary.usage.check()
     if not summary.documents:
-        raise DataError("the inputs hold no documents.", fix="Check --input and --limit.")
+        raise DataError("the inputs hold no documents.", _why_none(summary), "Check --input and --limit.")
     if not options.only_shown:
         summary.held_out.check(summary.documents)
+
+
+def _why_none(summary: PrepareSummary) -> str:
+    """What was there instead of documents."""
+    problems, passed = summary.problems, [Path(one).name for one in summary.passed]
+    said = []
+    if problems.count:
+        said.append(f"{problems.count} of {problems.records} records are bad; the first: {problems.first[0]}.")
+    if passed:
+        said.append(f"Files that were passed over: {shortened(', '.join(passed), _FIELDS_SHOWN)}.")
+    return " ".join(said)
 
 
 def _problems(tally: ProblemTally) -> dict[str, Any]:

@@ -55,10 +55,12 @@ class RecordEncoder:
     table: TokenTable
     reading: Reading = field(default_factory=Reading)
     limits: ReadLimits = DEFAULT_LIMITS
+    found_out: bool = False
+    """Whether the shape of a file is that of its first record, and was not asked for."""
 
     def encode(self, record: Mapping[str, Any], record_format: str, loader: ImageLoader) -> PreparedDocument:
         """The document of one record. Raises BadRecord with the reason."""
-        document = parse_record(record, record_format, self.reading, self.limits)
+        document = parse_record(record, record_format, self.reading, self.limits, found_out=self.found_out)
         rule = self.table.images
         if rule is None and document.images:
             raise BadRecord(f"it has {len(document.images)} images, and the model has no vision tower")

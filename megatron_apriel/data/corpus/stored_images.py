@@ -21,6 +21,7 @@ from megatron_apriel.data.raw.image_files import (
     FORMATS,
     JPEG_FORMATS,
     check_cost,
+    check_pages,
     check_scans,
     open_picture,
 )
@@ -62,6 +63,8 @@ def encode_for_corpus(data: bytes, limits: ReadLimits = DEFAULT_LIMITS) -> Encod
             with open_picture(data) as image:
                 if image.format in JPEG_FORMATS:
                     check_scans(data)
+                if image.format == "TIFF":
+                    check_pages(data)
                 check_cost(image, limits, converted=not _may_be_plain(image, data))
                 image.load()
                 if _is_plain(image, data):

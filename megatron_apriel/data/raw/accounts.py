@@ -9,9 +9,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
-from megatron_apriel.data.raw.meanings import ABOUT, CONTEXT, IMAGES, REASONS, REFUSED, SYSTEMS, TOOLS
+from megatron_apriel.data.raw.meanings import CONVERSATIONS, IMAGES, ROLE, SYSTEMS, TOOLS, TURN_LISTS
 from megatron_apriel.data.raw.problems import BadRecord, shortened
 from megatron_apriel.data.raw.reading import plain_name, words_of
+from megatron_apriel.data.raw.refused_fields import ABOUT, CONTEXT, CUT, REASONS, REFUSED, THROWN, WITHOUT
 from megatron_apriel.data.raw.split_names import HELD_OUT, SPLIT_OF_WORD
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
@@ -36,6 +37,10 @@ _CHOICE = re.compile(r"(?:option|choice|candidate|opt|op)s?_?[a-j1-9]|[a-j]")
 """A choice in a field of its own, as multiple choice sets have them (MMBench, MedMCQA)."""
 _OBEYED = frozenset({*SYSTEMS.names, *TOOLS.names} - {"developer", "sys", "functions", "apis"})
 """What the answers obey, inside objects that hold anything besides."""
+_API_OBJECT = re.compile(r"(?:\w+\.)*(?:completion|response|message|chunk|batch|list|run|event)s?")
+"""What an answer of a server says to be, in its field ``object``."""
+_YES, _NO = (True, "true", "yes", "1"), (False, "false", "no", "0")
+_SPEAKERS = ("user", "human", "prompter", "assistant", "gpt", "model", "bot", "system")
 _PATH_CHARACTERS = 120  # of a path in the count of fields
 _LONGEST_NAME = 4096  # of a file's name
 
@@ -63,7 +68,11 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unrea
             _check_inside(leftover, said, ignored)
         if unreasoned and leftover.level in ("record", "turn"):
             _check_reasoning(leftover, said)
+        if not said and leftover.level == "record":
+            _check_alone(leftover)
         for path, name, value in leaves(leftover, ignored):
+            if path != leftover.path:
+                refuse_known(Leftover(leftover.level, path, name, value, leftover.counted), values=("cut",))
             if not images:
                 _check_naming(path, name, value)
             _check_picture(path, name, value, images)
@@ -72,18 +81,19 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unrea
     return unused
 
 
-def refuse_known(leftover: Leftover, answered: bool = True) -> None:
+def refuse_known(leftover: Leftover, answered: bool = True, values: Sequence[str] = ()) -> None:
     """Raise BadRecord for a field that is known to change the lesson.
 
     Args:
         leftover: the field.
         answered: whether its record has turns. A text or a caption has a class, and no answer that could be bad.
+        values: kinds of values of the rows that are meant; without any all.
     """
     if is_nothing(leftover.value) or leftover.counted:
         return
     words = words_of(leftover.name)
     for rule in REFUSED:
-        if rule.levels and leftover.level not in rule.levels.split():
+        if (rule.levels and leftover.level not in rule.levels.split()) or (values and rule.values not in values):
             continue
         named = leftover.name in rule.names.split() or not words.isdisjoint(rule.words.split())
         if (named or not rule.names + rule.words) and _is_meant(rule.values, leftover.value, answered):
@@ -93,9 +103,15 @@ def refuse_known(leftover: Leftover, answered: bool = True) -> None:
 def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values == "true":
         return value not in (0, False)
+    if values == "no success":
+        return type(value) is int and not 200 <= value < 300
+    if values == "set":
+        return value not in WITHOUT
     if values in ("yes", "no"):
         word = value.strip().lower() if isinstance(value, str) else value
-        return word in ("true", True) if values == "yes" else word is False or word == "false"
+        return word in _YES if values == "yes" else word in _NO
+    if words := {"cut": CUT, "thrown": THROWN, "not taken": "reject ignore"}.get(values):
+        return any(_is_word_of(one, words.split()) for one in (value if isinstance(value, list) else [value]))
     if values == "split":
         return isinstance(value, str) and SPLIT_OF_WORD.get(value.strip().lower()) in HELD_OUT
     if values == "pages":
@@ -107,8 +123,32 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
         plain = all(isinstance(mark, bool | int | float) for mark in marks)
         return plain or (isinstance(value, str) and bool(value.strip()))
     if values == "media":
-        return not isinstance(value, bool | int | float)
+        kind_of_answer = isinstance(value, str) and _API_OBJECT.fullmatch(value) is not None
+        return not (kind_of_answer or isinstance(value, bool | int | float))
     return True
+
+
+def _is_word_of(value: Any, words: Sequence[str]) -> bool:
+    if isinstance(value, Mapping):  # {"reason": "max_output_tokens"}
+        return any(_is_word_of(one, words) for one in value.values())
+    return isinstance(value, str) and plain_name(value.strip()).rpartition(".")[2] in words
+
+
+def _check_alone(leftover: Leftover) -> None:
+    """Refuse a text that is a turn of a conversation, or that stands beside turns nobody reads."""
+    path, value = leftover.path, leftover.value
+    if leftover.name in ROLE.names and isinstance(value, str) and plain_name(value) in _SPEAKERS:
+        raise BadRecord(f"field {path!r} is {value!r}: the text is one turn of a conversation, and would stand alone")
+    if leftover.name in (*TURN_LISTS.names, *CONVERSATIONS.names):
+        return  # whoever has such a record read as a text has asked for it
+    turns = value if isinstance(value, list) else []
+    if turns and all(isinstance(one, Mapping) and not set(map(_plain, one)).isdisjoint(ROLE.names) for one in turns):
+        raise BadRecord(f"field {path!r} holds turns that are not read beside a plain text: --map {path}=messages reads"
+                        f" them{_way_out(path)}")  # fmt: skip
+
+
+def _plain(name: Any) -> str:
+    return plain_name(str(name))
 
 
 def _is_context(name: str, has_choices: bool) -> bool:
@@ -235,9 +275,8 @@ def _paths(images: Iterable[Any]) -> list[str]:
 def _check_captioned_address(record: Fields, images: Sequence[Any]) -> None:
     """Refuse the caption of a picture that was never downloaded: its address beside its size."""
     address = record.peek("url")
-    if images or not isinstance(address, str) or not ("width" in record and "height" in record):
-        return
-    if PurePosixPath(address[:_LONGEST_NAME].partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES:
+    sized = "width" in record and "height" in record
+    if not images and isinstance(address, str) and sized and "://" in address[:32]:
         raise BadRecord(f"field {record.path('url')!r} is the address of a picture, which is not fetched: download it")
 
 

@@ -9,8 +9,10 @@ are put in the order of the calls, since the chat format shows no ids.
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +28,10 @@ from megatron_apriel.data.raw.meanings import (
 )
 from megatron_apriel.data.raw.pictures import rows_of
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.reading import plain_name
 
+_KINDS = ("function", "tool_use", "tool_call", "function_call")
+"""What makers call a call of a function."""
 _TAGGED_RESULT = re.compile(r"<(tool_response|TOOL_RESPONSE)>\s*(.*?)\s*</\1>", re.DOTALL)
 _LITERAL_CHARACTERS = 100_000
 """Of a call in Python's spelling: reading it takes some hundred bytes of memory for each."""
@@ -66,13 +71,14 @@ def calls_of(value: Any, owner: Fields, path: str, where: str, most_values: int)
         one = parsed_json(one, most_values, what) if isinstance(one, str) else one
         if not isinstance(one, Mapping):
             raise BadRecord(f"{where}: a tool call is {kind_of(one)}, not an object")
-        found.append(_call(owner.inner(one, "call", path), where, most_values))
+        found.append(call_of(owner.inner(one, "call", path), where, most_values))
     return found
 
 
-def _call(call: Fields, where: str, most_values: int) -> Call:
+def call_of(call: Fields, where: str, most_values: int) -> Call:
+    """One call. Raises BadRecord."""
     kind = call.take(*CALL_TYPE.names)
-    if kind not in (None, "function", "tool_use", "tool_call"):
+    if kind is not None and not (isinstance(kind, str) and plain_name(kind) in _KINDS):
         raise BadRecord(f"{where}: a tool call of type {kind!r}; known: function")
     identity = call.take(*CALL_ID.names)
     path = call.path("function")
@@ -99,6 +105,19 @@ def _call(call: Fields, where: str, most_values: int) -> Call:
         raise BadRecord(f"{where}: the arguments of {name} are not a JSON object")
     check_text([name, given, parsed], f"{where}: the call of {name}")
     return {"function": {"name": name, "arguments": given}, "id": identity}
+
+
+def same_calls(some: Sequence[Call], others: Sequence[Call]) -> bool:
+    """Whether calls that stand in two places of a turn are the same: of the same functions, with the same arguments."""
+    return [_plain_call(one) for one in some] == [_plain_call(one) for one in others]
+
+
+def _plain_call(call: Call) -> tuple[str, Any]:
+    arguments = call["function"]["arguments"]
+    if isinstance(arguments, str):
+        with suppress(ValueError):
+            arguments = json.loads(arguments)
+    return call["function"]["name"], arguments
 
 
 def calls_in_turn(text: str, owner: Fields, where: str, most_values: int) -> list[Call]:

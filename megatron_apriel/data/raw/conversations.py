@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -11,6 +11,7 @@ from megatron_apriel.data.raw.accounts import account
 from megatron_apriel.data.raw.calls import order_of_results, tools_of
 from megatron_apriel.data.raw.chat_markers import RESPONSE_CLOSING, RESPONSE_OPENING
 from megatron_apriel.data.raw.documents import Conversation, ImageValue, Remarks
+from megatron_apriel.data.raw.envelopes import CALLING, REASONED
 from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import check_weights
@@ -26,6 +27,7 @@ from megatron_apriel.data.raw.meanings import (
     SYSTEMS,
     THINKING,
     THINKING_SETTING,
+    TOOL_SETTINGS,
     TOOLS,
     TURN_ID,
 )
@@ -43,7 +45,7 @@ from megatron_apriel.data.raw.pictures import (
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reasoning import taken_reasoning
 from megatron_apriel.data.raw.shown_pictures import place_shown
-from megatron_apriel.data.raw.turns import CALLING, Turn
+from megatron_apriel.data.raw.turns import Turn
 
 _WITH_IMAGES = ("user", "tool_result")
 
@@ -57,7 +59,9 @@ class _Beside:
     without_reasoning: str = ""
 
 
-def conversation(record: Fields, turns: list[Turn], most_values: int, *, markers: bool = False) -> Conversation:
+def conversation(
+    record: Fields, turns: list[Turn], most_values: int, *, markers: bool = False, whole: Fields | None = None
+) -> Conversation:
     """The conversation of a record whose turns were read.
 
     Args:
@@ -65,6 +69,7 @@ def conversation(record: Fields, turns: list[Turn], most_values: int, *, markers
         turns: in order.
         most_values: of JSON texts.
         markers: whether ``<image>`` is a marker even where there is no image.
+        whole: the record that ``record`` is a part of, as a request is of a log.
 
     Raises:
         BadRecord: something does not fit, or would be left out.
@@ -103,7 +108,10 @@ def conversation(record: Fields, turns: list[Turn], most_values: int, *, markers
         learned,
         Remarks(
             account(
-                record, [turn.text for turn in turns], images, unreasoned=turns[-1].role == "assistant" and not shown
+                whole or record,
+                [turn.text for turn in turns],
+                images,
+                unreasoned=turns[-1].role == "assistant" and not shown,
             ),
             reasoning=shown,
             hidden_reasoning=sum(bool(turn.reasoning) for turn in said) - shown,
@@ -117,6 +125,10 @@ def _beside(record: Fields, most_values: int) -> _Beside:
     systems: dict[str, str] = {}
     tools: dict[str, tuple[dict[str, Any], ...]] = {}
     _collect(record, SYSTEMS.names, TOOLS.names, systems, tools, most_values)
+    if isinstance(given := record.peek(name := TOOL_SETTINGS.names[0]), Mapping):
+        path = record.path(name)
+        inner = record.inner(given if record.take(name) else {}, "setting", path)
+        _collect(inner, (), SETTING_TOOLS.names, systems, tools, most_values)
     without = _switched_off(record, THINKING.names[0])
     path, settings = record.taken_name(*SETTINGS.names), record.take(*SETTINGS.names)
     if isinstance(settings, str):
@@ -201,11 +213,23 @@ def _with_system(turns: list[Turn], systems: dict[str, str]) -> list[Turn]:
 
 
 def _merged(turns: list[Turn]) -> list[Turn]:
-    """The turns with those of calls put into the turn of the assistant that makes them."""
+    """The turns with those of calls put into the turn of the assistant that makes them, and reasoning into the next."""
     result: list[Turn] = []
+    thoughts: list[str] = []
     for turn in turns:
+        if turn.role == REASONED:
+            thoughts.append(turn.reasoning)
+            continue
+        if thoughts and turn.role not in ("assistant", CALLING):
+            raise BadRecord(f"{turn.where}: a turn of the {turn.role} behind one of reasoning, the assistant's")
+        if thoughts and turn.role == CALLING:
+            result.append(Turn("assistant", turn.where, learned=turn.learned))
         if turn.role != CALLING:
             result.append(turn)
+        if thoughts:
+            result[-1].reasoning = "\n\n".join(filter(None, (*thoughts, result[-1].reasoning)))
+            thoughts = []
+        if turn.role != CALLING:
             continue
         if not result or result[-1].role != "assistant":
             result.append(Turn("assistant", turn.where, calls=turn.calls, learned=turn.learned))
@@ -213,6 +237,8 @@ def _merged(turns: list[Turn]) -> list[Turn]:
             raise BadRecord(f"{turn.where}: its calls and the words before them are marked differently")
         else:
             result[-1].calls += turn.calls
+    if thoughts:
+        raise BadRecord("the last turn only thinks, and says nothing")
     return result
 
 

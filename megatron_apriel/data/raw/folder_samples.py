@@ -14,11 +14,11 @@ from megatron_apriel.data.raw.read_limits import ReadLimits
 from megatron_apriel.data.raw.tar_records import DOCUMENT_SUFFIXES, TarSample
 from megatron_apriel.inputs import read_input
 
-_CAPTION = ".txt"
+_CAPTION, _RECORD = ".txt", ".json"
 
 
 def sample_names(names: Iterable[str]) -> dict[str, list[str]]:
-    """The names of a directory's files by sample; none at all where no image has a caption beside it."""
+    """The names of a directory's files by sample; none at all where no image has a caption, or not all a record."""
     samples: dict[str, list[str]] = {}
     for name in sorted(names):
         if name.lower().endswith((*IMAGE_SUFFIXES, *DOCUMENT_SUFFIXES)):
@@ -27,7 +27,8 @@ def sample_names(names: Iterable[str]) -> dict[str, list[str]]:
         key: members for key, members in samples.items() if any(one.lower().endswith(IMAGE_SUFFIXES) for one in members)
     }
     captioned = any(one.lower().endswith(_CAPTION) for members in pictured.values() for one in members)
-    return pictured if captioned else {}
+    described = all(any(one.lower().endswith(_RECORD) for one in members) for members in pictured.values())
+    return pictured if captioned or described else {}
 
 
 def folder_samples(directory: Path, limits: ReadLimits) -> Iterator[TarSample]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
-"""Formats that are accepted; an animation or a multi-page file gives its first picture."""
+"""Formats that are accepted; an animation gives its first picture."""
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 """What Pillow's decoders raise for damaged data, depending on the format and the place of the damage."""
@@ -46,6 +46,10 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _BITS, _SAMPLES, _ROWS_PER_STRIP = 256, 257, 258, 277, 278
 _STRIP_OFFSETS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 273, 322, 323, 324
+_SUBFILE_TYPE, _REDUCED, _MASK, _SHORT = 254, 1, 4, 3
+_BIG = (b"+\0", b"\0+")
+_MOST_COPIES, _MOST_FIELDS = 32, 1000
+"""Of smaller copies behind a TIFF's picture, and of the fields that describe one, that are looked at."""
 _KEPT_AS_BYTES = (1, 2, 7)  # types of fields: bytes, text, and what is left to the reader
 
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
@@ -135,6 +139,48 @@ def check_scans(data: Contents) -> None:
         raise BadRecord(f"a JPEG has {scans:,} scans, more than {MOST_SCANS}")
 
 
+def check_pages(data: Contents) -> None:
+    """Raise BadRecord for a TIFF of several pages, of which a reader would see the first one alone.
+
+    Smaller copies of the picture and masks, which scanners and cameras put behind it, are no pages.
+    """
+    place = _first_directory(data)
+    for number in range(_MOST_COPIES):
+        found = _directory(data, place) if place else None
+        if found is None:
+            return
+        kind, place = found
+        if number and not kind & (_REDUCED | _MASK):
+            raise BadRecord("an image is a TIFF of several pages; give each page a file of its own")
+
+
+def _first_directory(data: Contents) -> int:
+    order = "<" if data[:2] == b"II" else ">"
+    try:
+        big = data[2:4] in _BIG
+        return int(struct.unpack_from(f"{order}Q" if big else f"{order}I", data, 8 if big else 4)[0])
+    except struct.error:
+        return 0
+
+
+def _directory(data: Contents, place: int) -> tuple[int, int] | None:
+    """The kind of picture that a directory of a TIFF describes, and where the next one begins (0: nowhere)."""
+    order, big = "<" if data[:2] == b"II" else ">", data[2:4] in _BIG
+    entry = struct.Struct(f"{order}HHQ8x" if big else f"{order}HHI4x")
+    try:
+        (number,) = struct.unpack_from(f"{order}Q" if big else f"{order}H", data, place)
+        start, kind = place + (8 if big else 2), 0
+        end = start + number * entry.size
+        for at in range(start, min(end, start + _MOST_FIELDS * entry.size), entry.size):
+            tag, form, _ = entry.unpack_from(data, at)
+            if tag == _SUBFILE_TYPE:
+                value = at + entry.size - (8 if big else 4)
+                (kind,) = struct.unpack_from(f"{order}H" if form == _SHORT else f"{order}I", data, value)
+        return int(kind), int(struct.unpack_from(f"{order}Q" if big else f"{order}I", data, end)[0])
+    except (struct.error, OverflowError):
+        return None
+
+
 def _check_jpeg_header(data: Contents) -> None:
     for marker, place in jpeg_segments(data):
         if place > _MOST_METADATA:
@@ -160,7 +206,7 @@ def _check_tiff_directory(data: Contents) -> None:
     Pillow makes an object of each of them while it reads the header.
     """
     order = "<" if data[:2] == b"II" else ">"
-    big = data[2:4] in (b"+\0", b"\0+")
+    big = data[2:4] in _BIG
     entry = struct.Struct(f"{order}HHQ8x" if big else f"{order}HHI4x")
     try:
         (start,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", data, 8 if big else 4)

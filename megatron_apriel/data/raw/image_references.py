@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.inputs import TooLargeError, read_input
 
+_FILE_ADDRESS = re.compile(r"file:(?://(?:localhost)?(?=/))?", re.IGNORECASE)
+"""Before a path; another computer's name is none of them."""
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_LONGEST_LINE = 100_000  # in which an escaped letter of base64 stands, if it is escaped
 _MORE = "--max-record allows more"
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
 
@@ -62,11 +68,13 @@ class ImageLoader:
         raise BadRecord(f"an image has neither bytes nor path, only {', '.join(map(str, value)) or 'nothing'}")
 
     def _from_string(self, text: str) -> bytes:
-        if text.startswith("data:"):
+        if text[:5].lower() == "data:":
             header, comma, body = text.partition(",")
-            if not comma or not header.endswith(";base64"):
+            if not comma or not header.lower().endswith(";base64"):
                 raise BadRecord(f"the data URL {text[:40]!r}... is not base64")
-            return _from_base64(body)
+            return _from_base64(unquote(body) if "%" in body[:_LONGEST_LINE] else body)
+        if (local := _FILE_ADDRESS.match(text)) is not None:
+            return self._from_path(unquote(text[local.end() :]))
         if "://" in text[:32]:
             raise BadRecord(f"{_shortened(text)} is a URL: images are never fetched; download it and give its path")
         if self.attachments and (data := self._by_last_name.get(PurePosixPath(text).name)) is not None:
@@ -76,16 +84,27 @@ class ImageLoader:
     def _from_path(self, text: str) -> bytes:
         try:
             root = self.root.resolve()
-            path = (root / text).resolve()
-            if not path.is_relative_to(root):
-                raise BadRecord(f"the image path {_shortened(text)} leads out of the image root {self.root}")
-            return read_input(path, self.limits.record_bytes)
+            for name in _spellings(text):
+                path = (root / name).resolve()
+                if not path.is_relative_to(root):
+                    raise BadRecord(
+                        f"the image path {_shortened(text)} leads out of the image root {self.root}; "
+                        "--image-root names another directory"
+                    )
+                if path.exists():
+                    return read_input(path, self.limits.record_bytes)
+            raise FileNotFoundError
         except FileNotFoundError:
             raise BadRecord(f"the image {_shortened(text)} does not exist under {self.root}") from None
         except TooLargeError as error:
             raise BadRecord(f"the image {_shortened(text)} cannot be read: {error.strerror}; {_MORE}") from None
         except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a zero byte, in a loop of links
             raise BadRecord(f"the image {_shortened(text)} cannot be read: {error}") from None
+
+
+def _spellings(text: str) -> list[str]:
+    """A path as it is written, as its addresses write it, and as Windows does; the first one that is there is meant."""
+    return list(dict.fromkeys((text, unquote(text), text.replace("\\", "/"))))
 
 
 def _from_base64(text: Any) -> bytes:
@@ -98,8 +117,9 @@ def _from_base64(text: Any) -> bytes:
 
 
 def _decoded(text: str) -> bytes:
-    # Line ends are common in base64, and no part of it.
-    return base64.b64decode(text.encode("ascii").translate(None, b" \t\n\r\x0b\x0c"), validate=True)
+    # Line ends are common in base64, and no part of it; addresses have two letters of their own, and no filling.
+    data = text.encode("ascii").translate(_STANDARD, b" \t\n\r\x0b\x0c")
+    return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
 
 
 def _embedded_base64(text: str) -> bytes | None:

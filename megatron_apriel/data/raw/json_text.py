@@ -25,18 +25,28 @@ def parsed_json(text: str | bytes, most_values: int, what: str = "") -> Any:
         what: begins the message of an error.
 
     Raises:
-        BadRecord: not UTF-8, not JSON, nested too deeply, or more values.
+        BadRecord: not UTF-8, not JSON, nested too deeply, more values, or two of one name in an object.
     """
     begin = f"{what} is " if what else ""
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         if has_more_values(text, most_values):
             raise BadRecord(f"{begin}JSON of more than {most_values:,} values; --max-record allows more")
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise BadRecord(f"{begin}not valid UTF-8: {error}") from None
     except (ValueError, RecursionError) as error:
         raise BadRecord(f"{begin}not valid JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are there once: of two values of one name nothing says which is meant."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise ValueError(f"the name {twice!r} is there twice in one object")
+    return result
 
 
 def has_more_values(text: str, most: int) -> bool:

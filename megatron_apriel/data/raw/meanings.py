@@ -1,8 +1,8 @@
 """What becomes of every field that is known: the one table that reading, refusing, ``--map``, help and docs share.
 
 Names are written plain: ``Image-Path`` and ``imagePath`` are ``image_path``. Of several names in one row the first that
-says something is read, and another is counted as not used. A field in no row is counted as not used, unless a row of
-:data:`REFUSED` names it or a word in it.
+says something is read, and another is counted as not used. A field in no row is counted as not used, unless
+``refused_fields`` names it or a word in it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Meaning:
         return tuple(self.spelled.split())
 
 
-TURN_LISTS = Meaning("record", "messages dialogue dialog turns contents", "turns, as OpenAI and Gemini write them")
+TURN_LISTS = Meaning(
+    "record", "messages dialogue dialog turns contents chat_messages", "turns, as OpenAI and Gemini write them"
+)
 CONVERSATIONS = Meaning(
     "record", "conversations conversation chat items interactions data", "turns, as ShareGPT and LLaVA write them"
 )
@@ -53,11 +55,22 @@ CAPTIONS = Meaning(
     "caption captions txt re_caption recaption long_caption alt_text description",
     "the text after the record's images",
 )
+REQUESTS = Meaning(
+    "record",
+    "request request_body request_json body input inputs kwargs",
+    "an object, or its JSON text: what a log keeps of a request, with fields as a record has them",
+)
+REPLIES = Meaning(
+    "record",
+    "response response_body response_json choices candidates output outputs completion reply message generations",
+    "what a log keeps of the answer to a request, or to turns that end without one: the answer's text, its turn, or an "
+    "object around it; of several answers none is read",
+)
 HISTORY = Meaning("record", "history", "pairs of earlier questions and answers")
 SYSTEMS = Meaning(
     "record",
     "system system_prompt system_message system_instruction system_instructions custom_instructions developer sys "
-    "sys_prompt system_msg preprompt meta_instruction",
+    "sys_prompt system_msg preprompt meta_instruction instructions",
     "the system turn, a text, its parts or the turn itself; refused where the turns begin with another one",
 )
 TOOLS = Meaning(
@@ -66,6 +79,7 @@ TOOLS = Meaning(
     "function_definitions apis api_list",
     "offered in the system turn: a list of schemas, or its JSON text",
 )
+TOOL_SETTINGS = Meaning("record", "tool_config", "an object with `tools` (Bedrock)")
 SETTINGS = Meaning(
     "record", "chat_template_kwargs template_kwargs", "instructions and tools; its fields are rows of their own"
 )
@@ -96,15 +110,25 @@ WEIGHTS = Meaning(
     "1 or true changes nothing; anything else is refused",
 )
 
+ENVELOPES = Meaning("turn", "data kwargs message", "holds the turn itself, where it is an object (LangChain, a choice)")
 ROLE = Meaning("turn", "role from speaker author sender", "whose turn it is, in capital or small letters")
-CONTENT = Meaning("turn", "content value text utterance parts", "a text or a list of parts")
+TURN_TYPE = Meaning(
+    "turn",
+    "type",
+    "whose turn it is, where no role says it (LangChain, OpenAI's Responses); `message` says nothing",
+)
+CONTENT = Meaning("turn", "content value text utterance parts blocks message", "a text or a list of parts")
+RESULT_CONTENT = Meaning("turn", "output result response", "of a result: its content, where no other field holds it")
+MORE = Meaning(
+    "turn", "additional_kwargs", "of the assistant: reasoning and calls, where the turn has none (LangChain)"
+)
 ASKED = Meaning("turn", "user human question prompt input instruction", "the user's half of a pair")
 SAID = Meaning("turn", "assistant gpt bot answer response output", "the assistant's half of a pair")
 PAIR_SYSTEM = Meaning("turn", "system", "system turn before a pair")
 REASONING = Meaning(
     "turn",
     "reasoning_content reasoning thinking thought thoughts think reasoning_text reasoning_trace reasoning_details "
-    "thinking_content thinking_blocks chain_of_thought cot rationale",
+    "thinking_content thinking_blocks chain_of_thought cot rationale tool_plan",
     "the assistant's reasoning; shown in a last turn only",
 )
 TOOL_CALLS = Meaning("turn", "tool_calls function_call function_calls", "the assistant's tool calls")
@@ -113,12 +137,14 @@ RESULT_ID = Meaning(
     "turn", "tool_call_id tool_use_id call_id tool_id", "which call a result answers; results are put in that order"
 )
 TURN_ID = Meaning("turn", "id", "of a result: which call it answers, where it is that of one; counted otherwise")
-RESULT_NAME = Meaning("turn", "name", "of a result: which call it answers, where there is no id; refused if it is none")
+RESULT_NAME = Meaning(
+    "turn", "name tool_name", "of a result: which call it answers, where there is no id; refused if it is none"
+)
 TURN_IMAGES = Meaning("turn", "images image", "images of this turn, for its own markers, or before its text")
 MARKS = Meaning(
     "turn",
     "weight loss loss_weight loss_scale train training trainable is_trainable train_on_turn train_on can_train_on "
-    "do_train learn",
+    "do_train learn output_with_loss",
     "0 or false: the assistant's turn is read and not learned; 1 or true: learned, as without it. Other values, and "
     "1 in a turn of somebody else, are refused",
 )
@@ -131,13 +157,14 @@ NUMBERS = Meaning(
     "of turns, calls and images: counted as not used where they rise, refused where they give another order",
 )
 
-PART_TYPE = Meaning("part", "type", "text, image, reasoning, call or result, in each maker's spelling")
+PART_TYPE = Meaning("part", "type block_type", "text, image, reasoning, call or result, in each maker's spelling")
 PART_TEXT = Meaning("part", "text content value", "of a text")
-PART_THINKING = Meaning("part", "thinking reasoning text content summary", "of the reasoning")
+PART_THINKING = Meaning("part", "thinking reasoning reasoning_text text content summary", "of the reasoning")
+PART_THOUGHT = Meaning("part", "thought", "of a text: true, where it is reasoning (Gemini)")
 PART_CLOSED = Meaning("part", "closed", "of the reasoning: false, where it was cut off, is refused")
 PART_IMAGE = Meaning(
     "part",
-    "image image_url input_image url path base64 bytes source data file_name",
+    "image image_url input_image inline_data file_data url path base64 bytes source data file_name",
     "of an image; without any, it is the record's next one",
 )
 PART_INDEX = Meaning(
@@ -146,9 +173,17 @@ PART_INDEX = Meaning(
 PART_ORDER = Meaning(
     "part", "order position seq sequence part_index", "counted as not used where they rise, else refused"
 )
-PART_ID = Meaning("part", "id tool_use_id", "of a call or a result")
+PART_INSIDE = Meaning(
+    "part",
+    "tool_use tool_result function_call function_response reasoning_content",
+    "a call, a result or reasoning in an object of its own (Gemini, Bedrock)",
+)
+PART_RESULT = Meaning("part", "content output result response text", "of a result; what is no text is written as JSON")
+PART_JSON = Meaning("part", "json value data", "a value that is written as JSON")
+PART_ID = Meaning("part", "id tool_use_id tool_call_id call_id", "of a call or a result")
+PART_NAME = Meaning("part", "name tool_name", "of a result: the function, where there is no id")
 
-CALL_ID = Meaning("call", "id call_id", "what results name")
+CALL_ID = Meaning("call", "call_id tool_call_id tool_use_id id", "what results name")
 CALL_TYPE = Meaning("call", "type", "function, or refused")
 CALL_FUNCTION = Meaning("call", "function", "holds name and arguments, or they stand beside it")
 CALL_NAME = Meaning("call", "name tool_name function_name", "the function")
@@ -160,174 +195,14 @@ PYTHON_TOOLS = Meaning("setting", "python_tools", "refused where it lists any: t
 THINKING_SETTING = Meaning("setting", "enable_thinking", THINKING.becomes)
 
 IMAGE_BYTES = Meaning("image", "bytes data base64", "the file, or its base64; a `path` beside it is only its name")
-IMAGE_PATH = Meaning("image", "path url file_name", "where the file is, if there are no bytes")
-IMAGE_FORM = Meaning("image", "type media_type", "not needed where the bytes say it: base64, url, image/png and so on")
+IMAGE_PATH = Meaning("image", "path url file_name file_uri uri", "where the file is, if there are no bytes")
+IMAGE_INSIDE = Meaning("image", "source s3_location", "an object with the bytes or the path (Bedrock)")
+IMAGE_FORM = Meaning(
+    "image", "type media_type mime_type format", "not needed where the bytes say it: base64, url, image/png and so on"
+)
 
 FIELDS = tuple(value for value in list(globals().values()) if isinstance(value, Meaning))
 """All rows, in the order of the lines above."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Fields that nothing here follows and that change what is learned.
-
-    Attributes:
-        levels: kinds of object, with spaces between; none for all.
-        names: whole plain names.
-        words: any of which in a name is enough.
-        values: which are meant: ``any``; ``true``, any but false; ``yes`` and ``no``, true and false alone; ``marks``,
-            one value or a list of true and false or numbers, of texts and captions true and false alone; ``media``, no
-            numbers; ``pages``, no numbers and no addresses, beside turns; ``split``, the name of one that is held out.
-        reason: ends the sentence "field 'x' ...".
-    """
-
-    levels: str
-    names: str
-    words: str
-    values: str
-    reason: str
-
-
-REFUSED = (
-    Refusal(
-        "",
-        "winner is_preferred",
-        "chosen rejected preferred dispreferred preference kto better worse",
-        "any",
-        "is preference data: which answer is better is not learned from by imitation",
-    ),
-    Refusal(
-        "record turn",
-        "label labels",
-        "",
-        "marks",
-        "is a label, as preference data has them: an answer that is known to be bad must not be imitated",
-    ),
-    Refusal(
-        "record turn",
-        "correct is_correct answer_correct is_good good is_accepted accepted approved desirable is_desirable thumbs_up "
-        "passed success resolved",
-        "",
-        "no",
-        "says that the answer is bad, and it would be imitated",
-    ),
-    Refusal(
-        "record turn",
-        "incorrect is_incorrect is_bad thumbs_down deleted is_deleted",
-        "",
-        "yes",
-        "says that the answer is bad, and it would be imitated",
-    ),
-    Refusal(
-        "turn part",
-        "learnable supervised supervise target is_target",
-        "",
-        "no",
-        "says which words are learned, in a way that is not followed here",
-    ),
-    Refusal(
-        "turn part",
-        "ignore ignored skip skipped exclude excluded",
-        "",
-        "yes",
-        "says which words are learned, in a way that is not followed here",
-    ),
-    Refusal(
-        "record",
-        "split",
-        "",
-        "split",
-        "says that the record is held out of training",
-    ),
-    Refusal(
-        "",
-        "input_ids segments",
-        "loss mask masks masked masking weight weights spans",
-        "any",
-        "says which words are learned, in a way that is not followed here",
-    ),
-    Refusal(
-        "turn part",
-        "",
-        "train training trainable trained learn",
-        "any",
-        "says which words are learned, in a way that is not followed here",
-    ),
-    Refusal(
-        "",
-        "",
-        "video videos audio audios sound sounds speech movie film films wav mp3 mp4",
-        "media",
-        "names a film or a sound, which are not read: the words would be learned without it",
-    ),
-    Refusal(
-        "",
-        "",
-        "pdf pdfs",
-        "pages",
-        "names a document whose pages are not read: the words would be learned without them",
-    ),
-    Refusal(
-        "",
-        "objects object regions refs gt_boxes grounding",
-        "bbox bboxes boxes box",
-        "media",
-        "holds objects or boxes that placeholders stand for, which are not filled in",
-    ),
-    Refusal(
-        "record",
-        "tool_choice response_format json_schema guided_json chat_template reasoning_effort parallel_tool_calls",
-        "",
-        "any",
-        "is a setting that the answers obey, and the chat format has no place for it",
-    ),
-    Refusal(
-        "call",
-        "result results output outputs response observation",
-        "",
-        "any",
-        "is the result of a call, which is read in a turn of its own",
-    ),
-    Refusal(
-        "turn",
-        "tool_results tool_result tool_outputs tool_output tool_responses function_results observations observation",
-        "",
-        "any",
-        "is the result of a call, which is read in a turn of its own",
-    ),
-    Refusal(
-        "image part",
-        "crop crop_box rotation rotate flip mirror",
-        "",
-        "true",
-        "changes the picture, in a way that is not followed here",
-    ),
-    Refusal(
-        "turn",
-        "refusal prefix channel recipient tool_calls function_call function_calls tools functions images image",
-        "",
-        "true",
-        "stands in a turn where it is not followed",
-    ),
-    Refusal("setting", "", "", "any", "is a setting of another chat template, and is not followed here"),
-)
-"""What is refused by its name, where no row above has read it."""
-
-CONTEXT = (
-    "prompt instruction instructions context documents document persona background preamble knowledge passage article "
-    "paragraph history chat_history examples few_shot demonstrations choices options candidates hint hints "
-    "custom_instruction contexts ctx ctxs passages paragraphs articles evidence evidences guideline guidelines rules "
-    "definition task_prompt task_instruction task_definition role_description retrieved_documents search_results story "
-    "premise dialogue_history conversation_history"
-)
-"""Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
-REASONS = "reasoning thinking think thought thoughts cot rationale"
-"""Words in the name of a text that may be the reasoning of an answer without any: then it is refused."""
-ABOUT = (
-    "type types token tokens length len count language lang model id source effort mode budget level category score "
-    "quality template format prompt tag tags time domain difficulty instruction instructions style"
-)
-"""Last words of names of what only describes it."""
 
 MAPPABLE = tuple(dict.fromkeys(name for row in FIELDS if row.level in ("record", "turn") for name in row.names))
 """Names that ``--map`` may give."""

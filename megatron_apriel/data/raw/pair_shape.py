@@ -6,15 +6,18 @@ from typing import Any
 
 from megatron_apriel.data.raw.conversations import conversation
 from megatron_apriel.data.raw.documents import Conversation
+from megatron_apriel.data.raw.envelopes import is_turn
 from megatron_apriel.data.raw.fields import Fields, text_of
 from megatron_apriel.data.raw.meanings import HISTORY, PROMPT_INPUT, PROMPTS
 from megatron_apriel.data.raw.parts import content_of
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.rendered import check_not_rendered
+from megatron_apriel.data.raw.replies import holds_reply, is_turns_text, reply_turns
 from megatron_apriel.data.raw.turns import Turn, pair_turns, turns_of
 
 ANSWERS_TO = {
     "instruction": ("output", "outputs", "response", "completion", "answer"),
-    "prompt": ("completion", "response", "output", "answer"),
+    "prompt": ("completion", "response", "output", "outputs", "answer"),
     "question": ("attempt", "deepseek_attempt", "response", "solution", "answer", "completion", "output"),
     "query": ("response", "answer", "output", "completion"),
     "problem": ("deepseek_solution", "generated_solution", "solution", "response", "answer", "output", "completion"),
@@ -48,8 +51,8 @@ def read_pair(record: Fields, most_values: int) -> Conversation:
     turns = _history(record, most_values)
     turns += _asked(record, prompt, most_values)
     said, path = record.take(answer), record.path(answer)
-    if _is_list_of_turns(said):
-        turns += turns_of(said, record, path, most_values)
+    if holds_reply(said, most_values):
+        turns += reply_turns(record, answer, most_values)
     else:
         turns += pair_turns(None, only_text(said, path), record, path, "the answer", most_values)
     return conversation(record, turns, most_values)
@@ -57,12 +60,14 @@ def read_pair(record: Fields, most_values: int) -> Conversation:
 
 def _asked(record: Fields, prompt: str, most_values: int) -> list[Turn]:
     value, path = record.take(prompt), record.path(prompt)
-    if _is_list_of_turns(value):
+    if _is_list_of_turns(value) or is_turns_text(value, most_values):
         return turns_of(value, record, path, most_values)
     extra = ""
     if prompt in ("instruction", "prompt"):
-        extra = text_of(record.take(*PROMPT_INPUT.names) or "", f"field {record.taken_name(*PROMPT_INPUT.names)!r}")
+        texts = tuple(name for name in PROMPT_INPUT.names if isinstance(record.peek(name), str | None))
+        extra = text_of(record.take(*texts) or "", f"field {record.taken_name(*texts)!r}") if texts else ""
     content = content_of(only_text(value, path), record, path, f"field {path!r}", most_values)
+    check_not_rendered("".join(piece for piece in content.pieces if isinstance(piece, str)), f"field {path!r}")
     if extra.strip():
         content.pieces.append("\n" + extra)
     return [Turn("user", f"field {path!r}", content.pieces)]
@@ -75,7 +80,7 @@ def _history(record: Fields, most_values: int) -> list[Turn]:
 
 def _is_list_of_turns(value: Any) -> bool:
     rows = value if isinstance(value, list) else [value]
-    return bool(rows) and all(isinstance(one, dict) and ({"role", "from"} & one.keys()) for one in rows)
+    return bool(rows) and all(map(is_turn, rows))
 
 
 def only_text(value: Any, path: str) -> Any:

@@ -84,6 +84,8 @@ def reading_plan(
         leaf = schema.column(number)
         if not any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in columns):
             continue
+        if not group.rows and not chunk.start:
+            continue  # of an empty shard: the column has no page
         what = f"column {leaf.path} of row group {group.number}"
         width = leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 1
         if width > limits.record_bytes:

@@ -18,7 +18,7 @@ from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.documents import ImageValue
 from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, kind_of
 from megatron_apriel.data.raw.json_text import parsed_json
-from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_PATH, IMAGES
+from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_INSIDE, IMAGE_PATH, IMAGES
 from megatron_apriel.data.raw.problems import BadRecord
 
 IMAGE_MARKER = "<image>"
@@ -38,7 +38,8 @@ _NUMBERED_FIELD = re.compile(r"(?:image|img|picture)_?(\d{1,3})(?:_path)?")
 _WORD_BEHIND = re.compile(
     r"s?\s*(?:tag|element|marker|placeholder|token|node|block|field|attribute)s?\b", re.IGNORECASE
 )
-_FORM = re.compile(r"base64|url|file|image(?:/[\w.+-]+)?|image_url")
+_FORM = re.compile(r"base64|url|file|image(?:/[\w.+-]+)?|image_url|jpe?g|png|gif|webp", re.IGNORECASE)
+_OTHER_FORM = re.compile(r"(?:video|audio|text|application)/.+")
 _FILE_NAMES = ("file_names", "file_name")
 _PLACEHOLDER = re.compile(r"<(ref-object|bbox|video|audio|speech)>|<\|(video|audio|video_pad|AUDIO|VIDEO)\|>")
 
@@ -92,13 +93,22 @@ def pictures_of(record: Fields, most_values: int) -> Pictures:
     for name in IMAGES.names:
         if not _says_something(record.peek(name)):
             record.take(name)
-    numbered = {int(found[1]): name for name in record.names() if (found := _NUMBERED_FIELD.fullmatch(name))}
     by_number = {
         number: image
-        for number, name in sorted(numbered.items())
+        for number, name in sorted(_numbered(record).items())
         if (image := clean_image(record.take(name), record, record.path(name))) is not None
     }
     return Pictures(list(by_number.values()), by_number)
+
+
+def names_pictures(record: Fields) -> bool:
+    """Whether a field of images says anything, be it wrong."""
+    names = [name for name in IMAGES.names if name not in _FILE_NAMES or _names_images(record.peek(name) or [0])]
+    return any(_says_something(record.peek(name)) for name in (*names, *_numbered(record).values()))
+
+
+def _numbered(record: Fields) -> dict[int, str]:
+    return {int(found[1]): name for name in record.names() if (found := _NUMBERED_FIELD.fullmatch(name))}
 
 
 def clean_image(value: Any, owner: Fields, path: str) -> ImageValue | None:
@@ -118,12 +128,17 @@ def clean_image(value: Any, owner: Fields, path: str) -> ImageValue | None:
     place = fields.take(*(IMAGE_PATH.names[:1] if data is not None else IMAGE_PATH.names))
     for name in IMAGE_FORM.names:
         form = fields.peek(name)
-        if is_nothing(form) or (isinstance(form, str) and _FORM.fullmatch(form)):
+        if isinstance(form, str) and _OTHER_FORM.fullmatch(form):
+            raise BadRecord(f"field {fields.path(name)!r} is {form!r}, which is no image")
+        if is_nothing(form) or is_image_form(form):
             fields.take(name)
     for name in IMAGE_PATH.names:
         if name not in fields:
             fields.take(name)
     if data is None and place is None:
+        for name in IMAGE_INSIDE.names:
+            if isinstance(inside := fields.peek(name), Mapping):
+                return clean_image(inside if fields.take(name) else None, fields, fields.path(name))
         if all(is_nothing(one) for one in value.values()):
             return None
         raise BadRecord(f"an image has neither bytes nor path, only {', '.join(map(str, value))}")
@@ -131,6 +146,11 @@ def clean_image(value: Any, owner: Fields, path: str) -> ImageValue | None:
         if one is not None and not isinstance(one, kinds):
             raise BadRecord(f"the {what} of an image is {kind_of(one)}")
     return place if data is None else {"bytes": data, "path": place}
+
+
+def is_image_form(value: Any) -> bool:
+    """Whether a value is a word for the form that an image is given in: its kind, base64, URL."""
+    return isinstance(value, str) and _FORM.fullmatch(value) is not None
 
 
 def _listed(value: Any, path: str, most_values: int) -> tuple[dict[int, Any], bool]:

@@ -29,7 +29,7 @@ from megatron_apriel.data.raw.problems import BadRecord
 _THOUGHT = (
     r"(?:seed:)?(?:inner[_ ]|chain[_ ]of[_ ])?(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
     r"(?:[_ ](?:process|content|trace|steps|chain))?"
-    r"|rationale|cot|scratchpad|analysis|(?:inner|internal)[_ ]monologue"
+    r"|rationale|cot|scratchpad|analysis|reflection|(?:inner|internal)[_ ]monologue"
 )
 _ANSWER = r"(?:final[_ ])?(?:answer|solution|response|output)"
 
@@ -51,7 +51,7 @@ _OPENING, _CLOSING = _tags(_THOUGHT)
 _ANSWER_OPENING, _ANSWER_CLOSING = _tags(_ANSWER)
 _CERTAIN = re.compile(r"(?i)</?\s?(?:seed:)?think(?:\s[^<>]*)?>|\[/?THINK\]|◁.*▷|<\|.*\|>")
 """Tags that no text has by chance; others, as ``<reasoning>``, may stand in code or in advice about prompts."""
-_WORDS_OF_PAGES = re.compile(r"(?i)<\s?(?:reason|rationale|cot|analysis)\b")
+_WORDS_OF_PAGES = re.compile(r"(?i)<\s?(?:reason|rationale|cot|analysis|reflection)\b")
 """Tags that documents have as well: they are reasoning only where an answer follows."""
 _EMPTY = re.compile(r"(?i)<\s?(?:seed:)?think\s*/>")
 _PREAMBLE = 200
@@ -68,8 +68,15 @@ _HEADINGS = (
     ("<|im_start|>think\n", "<|im_start|>answer\n"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<start_working_out>", "<end_working_out>"),
+    ("<|channel>thought\n", "<channel|>"),
 )
-"""Two lines or marks, before the reasoning and before the answer: HuatuoGPT-o1, Granite, s1, Apertus, Unsloth."""
+"""Two lines or marks, before reasoning and before the answer: HuatuoGPT-o1, Granite, s1, Apertus, Unsloth, Gemma."""
+_FOLDED = re.compile(
+    r"\s*<details(?P<marked>\s[^<>]{0,80}type=\"reasoning\"[^<>]{0,80})?>\s*<summary>(?P<title>[^<>]{0,80})</summary>"
+    r"(?P<thought>.*?)</details>(?P<answer>.*)",
+    re.DOTALL,
+)
+"""What Open WebUI folds away, each line behind ``>``."""
 _CHANNEL = re.compile(
     r"(?:<\|start\|>assistant)?<\|channel\|>(analysis|final)<\|message\|>(.*?)(?:<\|end\|>|<\|return\|>|\Z)", re.DOTALL
 )
@@ -77,7 +84,7 @@ _CHANNEL = re.compile(
 _LOOKS_LIKE_REASONING = re.compile(
     r"[<\[{◁]\|?/?\w{0,20}(?:think|thought|reason|scratchpad|reflect|monologue|analysis|working_out|rationale)"
     r"\w{0,20}\|?[>\]}▷]|&lt;/?think(?:ing)?&gt;|```(?:think|reason)|type=\"reasoning\"|<\|inner_prefix\|>"
-    r"|<\|im_start\|>think"
+    r"|<\|im_start\|>think|<\|?channel\|?>(?:thought|analysis)"
     r"|^[#*\s]{0,6}(?:chain of thought|thought process|thinking|reasoning|thoughts?|scratchpad)[*\s]{0,4}:",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -102,6 +109,9 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
         return reasoning.strip().removeprefix(REASONING_OPENING).strip(), rest.partition(RESPONSE_CLOSING)[0].strip()
     if stages := _STAGES.fullmatch(text):
         return "\n\n".join(stage.strip() for stage in stages.groups()[:3]), stages[4].strip()
+    if (folded := _FOLDED.match(text)) and folded["answer"].strip() and _is_reasoning(folded):
+        lines = (line.removeprefix("> ").removeprefix(">") for line in folded["thought"].strip().splitlines())
+        return "\n".join(lines).strip(), folded["answer"].strip()
     text = _without_end(text)
     text = _EMPTY.sub("", text, count=1).strip() if _EMPTY.match(text) else text
     for opening, closing in _HEADINGS:
@@ -112,6 +122,10 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
     if text.startswith(("<|channel|>", "<|start|>")):
         return _channels(text, where)
     return _tagged(text, where)
+
+
+def _is_reasoning(folded: re.Match[str]) -> bool:
+    return bool(folded["marked"] or _LOOKS_LIKE_REASONING.search(f"{folded['title'].strip()}:"))
 
 
 def _without_end(text: str) -> str:
@@ -179,7 +193,9 @@ def _without_tags(text: str) -> str:
 
 
 def _is_switch(value: Any) -> bool:
-    """``reasoning: on``: whether to reason, which is no reasoning."""
+    """``reasoning: on`` or ``{"effort": "high"}``: whether and how to reason, which is no reasoning."""
+    if isinstance(value, dict) and value:
+        return not {"thinking", "text", "content"} & value.keys()
     return isinstance(value, bool | int | float) or (
         isinstance(value, str) and value.strip().lower() in ("on", "off", "yes", "no", "true", "false", "none", "auto",
                                                              "low", "medium", "high")

@@ -35,6 +35,8 @@ def parse_record(
     record_format: str,
     reading: Reading = _AS_PUBLISHED,
     limits: ReadLimits = DEFAULT_LIMITS,
+    *,
+    found_out: bool = False,
 ) -> TextDocument | Conversation:
     """The document of a raw record.
 
@@ -43,10 +45,17 @@ def parse_record(
         record_format: one of ``FORMATS``.
         reading: what the user says about its names.
         limits: on JSON texts in its fields.
+        found_out: whether the shape is that of the file's first record, and nobody asked for it. Then a record of
+            another shape is refused: read as that one it could lose its turns.
 
     Raises:
         BadRecord: the record does not have that shape, or holds what would change the lesson and is not followed.
     """
+    if found_out and (own := recognise(record, reading)) not in (None, record_format):
+        raise BadRecord(
+            f"its shape is {own!r}, and that of its file's first record {record_format!r}: give each shape a file of "
+            f"its own, or read all as one with --format; its fields: {', '.join(map(str, record))}"
+        )
     shape = next(shape for shape in SHAPES if shape.name == record_format)
     return shape.read(Fields(record, reading), limits.record_values)
 

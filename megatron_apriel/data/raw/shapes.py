@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_apriel.data.raw.documents import Conversation, TextDocument
+from megatron_apriel.data.raw.exchange_shape import is_exchange, read_exchange
 from megatron_apriel.data.raw.fields import Fields
 from megatron_apriel.data.raw.meanings import CONVERSATIONS, TURN_LISTS
 from megatron_apriel.data.raw.pair_shape import pair_of, read_pair
@@ -74,6 +75,14 @@ SHAPES = (
         "xLAM, APIGen",
         has_calls,
         read_calls,
+    ),
+    Shape(
+        "exchange",
+        '{"request": {"messages": [{"role": "user", "content": "What is it?"}]}, '
+        '"response": {"choices": [{"message": {"role": "assistant", "content": "A cat."}}]}}',
+        "OpenAI's batches, LiteLLM, Langfuse, LangSmith, Weave, Helicone, MLflow, Bedrock's and Gemini's logs",
+        is_exchange,
+        read_exchange,
     ),
     Shape(
         "pair",

@@ -22,6 +22,7 @@ from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.records import recognise
 
 DOCUMENT_SUFFIXES = (".json", ".txt")
+_PAGES = (".pdf", ".djvu")
 _NUMBER = re.compile(r"\d+")
 _BOX = re.compile(r"\d+(?: -?[\d.]+){4,}")
 """A category and numbers."""
@@ -75,6 +76,8 @@ def sample_record(sample: TarSample, limits: ReadLimits = DEFAULT_LIMITS) -> Sam
     for name in others:
         if name.lower().endswith((*FILM_SUFFIXES, *OTHER_IMAGE_SUFFIXES)):
             raise BadRecord(f"{name} is a film, a sound or a picture of a kind that is not read")
+        if name.lower().endswith(_PAGES) and not images:
+            raise BadRecord(f"{name} is a document whose pages are not read: the words would be learned without them")
     value = _json_of(data[documents[0]], limits) if documents else {}
     unused = [_ending(name, sample.key) for name in others]
     if captions:

@@ -21,9 +21,11 @@ from megatron_apriel.data.raw.pictures import (
     find_places,
     has_marker,
     in_front,
+    names_pictures,
     pictures_of,
 )
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.rendered import check_not_rendered
 from megatron_apriel.data.raw.shown_pictures import place_shown
 from megatron_apriel.data.raw.turn_shapes import lacks
 
@@ -62,6 +64,8 @@ def read_text(record: Fields, most_values: int) -> TextDocument:
         raise BadRecord("the text is empty")
     _check_no_preference(text, record.path(name), most_values)
     pictures, masked = pictures_of(record, most_values), masked_spans(record, len(text))
+    if masked is None:
+        check_not_rendered(text, f"field {record.path(name)!r}")
     positions = record.take(*POSITIONS.names)
     if positions is not None:
         pieces = _at_positions(text, positions, pictures, masked)
@@ -113,8 +117,9 @@ def _at_positions(text: str, positions: Any, pictures: Pictures, masked: list[tu
 
 def read_caption(record: Fields, most_values: int) -> TextDocument:
     pictures = pictures_of(record, most_values)
-    name = record.taken_name(*CAPTIONS.names)
-    text = text_of(only_text(record.take(*CAPTIONS.names), name), f"field {name!r}")
+    names = (*CAPTIONS.names, *TEXT.names)  # that of a .txt beside its image is called text
+    name = record.taken_name(*names)
+    text = text_of(only_text(record.take(*names), name), f"field {name!r}")
     if not pictures.present:
         raise BadRecord("it has a caption and no image, as other records of its file do")
     if not text.strip():
@@ -128,7 +133,7 @@ def read_caption(record: Fields, most_values: int) -> TextDocument:
 
 
 def has_caption(record: Fields) -> bool:
-    return any(name in record for name in CAPTIONS.names) and bool(pictures_of(record.again(), 1000).present)
+    return any(name in record for name in CAPTIONS.names) and names_pictures(record)
 
 
 def _text_document(record: Fields, pieces: Pieces, masked: list[tuple[int, int]] | None) -> TextDocument:

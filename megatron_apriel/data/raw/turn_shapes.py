@@ -8,10 +8,12 @@ from typing import Any
 from megatron_apriel.data.raw.calls import calls_of
 from megatron_apriel.data.raw.conversations import conversation
 from megatron_apriel.data.raw.documents import Conversation
+from megatron_apriel.data.raw.envelopes import CALLING, REASONED, is_turn
 from megatron_apriel.data.raw.fields import Fields, text_of
-from megatron_apriel.data.raw.meanings import ASKED, CALLS, ROLE, SAID, TEXTS
+from megatron_apriel.data.raw.meanings import ANSWERS, ASKED, CALLS, RECORD_REASONING, REPLIES, ROLE, SAID, TEXTS
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import plain_name
+from megatron_apriel.data.raw.replies import reply_in, reply_turns
 from megatron_apriel.data.raw.turns import Turn, turns_of
 
 
@@ -19,7 +21,10 @@ def lists_turns(names: tuple[str, ...]) -> Callable[[Fields], bool]:
     """Whether the first of the names is there, or another one with what can be nothing but turns."""
 
     def fits(record: Fields) -> bool:
-        return record.peek(names[0]) is not None or any(_are_turns(record.peek(name)) for name in names[1:])
+        return record.peek(names[0]) is not None or any(
+            _are_turns(record.peek(name)) and not (name in _LISTS_OF_ANY and _are_pairs(record.peek(name)))
+            for name in names[1:]
+        )
 
     return fits
 
@@ -36,6 +41,15 @@ def _are_turns(value: Any) -> bool:
     )
 
 
+_LISTS_OF_ANY = ("data", "items", "interactions")
+"""Names under which files keep records as well: pairs in them are records, and not the turns of one."""
+
+
+def _are_pairs(value: Any) -> bool:
+    """Whether a list holds pairs that do not say who speaks."""
+    return isinstance(value, list) and any(isinstance(one, dict) and not is_turn(one) for one in value)
+
+
 def _is_turn(value: dict[Any, Any]) -> bool:
     names = {plain_name(str(name)) for name in value}
     return bool(names & set(ROLE.names)) or (bool(names & set(ASKED.names)) and bool(names & set(SAID.names)))
@@ -47,11 +61,18 @@ def read_turns(names: tuple[str, ...], *, markers: bool) -> Callable[[Fields, in
         value = record.take(name)
         if value is None and record.peek(name) is None:
             raise lacks(record, name)
-        return conversation(
-            record, turns_of(value, record, record.path(name), most_values), most_values, markers=markers
-        )
+        turns = turns_of(value, record, record.path(name), most_values)
+        if turns[-1:] and turns[-1].role not in ("assistant", CALLING, REASONED) and (reply := _answer_beside(record)):
+            turns += reply_turns(record, reply, most_values)
+        return conversation(record, turns, most_values, markers=markers)
 
     return read
+
+
+def _answer_beside(record: Fields) -> str:
+    """The field beside the turns that can be nothing but the answer to the last of them, or ""."""
+    names = (*REPLIES.names, *(ANSWERS.names if any(name in record for name in RECORD_REASONING.names) else ()))
+    return reply_in(record, tuple(name for name in names if name != "message" or isinstance(record.peek(name), dict)))
 
 
 def lacks(record: Fields, name: str) -> BadRecord:

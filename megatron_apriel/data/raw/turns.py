@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_apriel.data.raw.calls import Call, calls_in_text, calls_in_turn, calls_of, results_in_text, tools_of
-from megatron_apriel.data.raw.fields import Fields, check_order, check_text, is_nothing, text_of
+from megatron_apriel.data.raw.calls import (
+    Call,
+    call_of,
+    calls_in_text,
+    calls_in_turn,
+    calls_of,
+    results_in_text,
+    same_calls,
+    tools_of,
+)
+from megatron_apriel.data.raw.envelopes import CALLING, OURS, REASONED, opened
+from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import is_learned
 from megatron_apriel.data.raw.meanings import (
     ASKED,
+    CALL_NAME,
     CONTENT,
+    MORE,
     PAIR_SYSTEM,
-    PART_TEXT,
-    PART_TYPE,
+    PART_THINKING,
     REASONING,
+    RESULT_CONTENT,
     RESULT_ID,
     RESULT_NAME,
     ROLE,
@@ -25,30 +36,19 @@ from megatron_apriel.data.raw.meanings import (
     TOOL_CALLS,
     TURN_IMAGES,
     TURN_TOOLS,
+    TURN_TYPE,
 )
-from megatron_apriel.data.raw.parts import Content, content_of
+from megatron_apriel.data.raw.parts import Content, as_text, content_of
 from megatron_apriel.data.raw.pictures import Pictures, Pieces, pictures_of, rows_of
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.reasoning import joined, looks_unrecognised, split_reasoning, taken_reasoning
-
-CALLING = "tool_call"
-"""A turn that is nothing but calls; it becomes part of a turn of the assistant."""
-
-ROLES = {
-    "user": "user human prompter questioner client",
-    "assistant": "assistant gpt model bot chatgpt ai chatbot bing bard",
-    "system": "system developer",
-    "tool_result": "tool tool_result tool_results tool_response tool_output observation function function_response "
-    "function_result ipython environment",
-    CALLING: "tool_call tool_calls function_call",
-}
-"""Our roles, and what others call them; in small letters."""
-
-_OURS = {theirs: ours for ours, names in ROLES.items() for theirs in names.split()}
-
-
-_PART = frozenset((*PART_TYPE.names, *PART_TEXT.names, "image", "image_url"))
-"""Fields by which a part of a content is known."""
+from megatron_apriel.data.raw.reasoning import (
+    joined,
+    looks_unrecognised,
+    reasoning_text,
+    split_reasoning,
+    taken_reasoning,
+)
+from megatron_apriel.data.raw.rendered import check_not_rendered, without_end
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Turn:
     """A turn on its way to a message.
 
     Attributes:
-        role: one of ``ROLES``.
+        role: one of ``envelopes.ROLES``.
         where: names it in messages.
         pieces: its text, and the places of images in it.
         reasoning: of an assistant.
@@ -116,12 +116,12 @@ def turns_of(value: Any, record: Fields, path: str, most_values: int) -> list[Tu
     turns: list[Turn] = []
     for number, one in enumerate(value, 1):
         where = f"turn {number}"
-        if _is_pair(one) and one[0].strip().lower() in _OURS:
-            turns += _read_turn(record.inner({"role": one[0], "content": one[1]}, "turn", path), where, most_values)
+        if _is_pair(one) and one[0].strip().lower() in OURS:
+            turns += read_turn(record.inner({"role": one[0], "content": one[1]}, "turn", path), where, most_values)
         elif _is_pair(one):
             turns += pair_turns(one[0], one[1], record, path, where, most_values)
         elif isinstance(one, Mapping):
-            turns += _read_turn(record.inner(one, "turn", path), where, most_values)
+            turns += read_turn(record.inner(one, "turn", path), where, most_values)
         else:
             raise BadRecord(f"{where} is not an object")
     return turns
@@ -142,22 +142,40 @@ def pair_turns(asked: Any, said: Any, owner: Fields, path: str, where: str, most
     return [*turns, _finished(Turn("assistant", where), answer, owner, most_values)]
 
 
-def _read_turn(turn: Fields, where: str, most_values: int) -> list[Turn]:
-    if not any(name in turn for name in ROLE.names) and any(name in turn for name in (*ASKED.names, *SAID.names)):
+def read_turn(turn: Fields, where: str, most_values: int, role: str | None = None) -> list[Turn]:
+    """The turns of one object: itself, the halves of a pair, or the results that it holds.
+
+    Args:
+        turn: the object, or an envelope of it.
+        where: names it in messages.
+        most_values: of a JSON text.
+        role: that it has if it does not say so.
+
+    Raises:
+        BadRecord: it is not understood.
+    """
+    turn, hint = opened(turn)
+    speaks = hint is not None or any(name in turn for name in ROLE.names)
+    if not speaks and any(name in turn for name in (*ASKED.names, *SAID.names)):
         return _read_pair(turn, where, most_values)
-    role = _role_of(turn, where)
-    learned = is_learned(turn, "assistant" if role == CALLING else role, where)
-    name = _content_name(turn)
+    role = _role_of(turn, where, hint or role)
+    learned = is_learned(turn, "assistant" if role in (CALLING, REASONED) else role, where)
+    if role == REASONED:
+        return _thought(turn, where)
+    name = _content_name(turn, role)
     path, given = turn.path(name), turn.peek(name)
-    value = turn.take(*CONTENT.names)
+    value = turn.take(*CONTENT.names, *(RESULT_CONTENT.names if role == "tool_result" else ()))
     result = Turn(role, where, learned=learned)
     if role == "assistant":
         result.reasoning = taken_reasoning(turn, REASONING.names, f"{where}: ")
     if role in ("assistant", CALLING):
         result.calls = _calls(turn, where, most_values)
+        _add_more(turn, result, most_values)
+    if role == CALLING and value is None and not result.calls and any(name in turn for name in CALL_NAME.names):
+        result.calls = [call_of(turn, where, most_values)]
     if role == "tool_result":
         result.result_id, result.result_name = turn.take(*RESULT_ID.names), turn.take(*RESULT_NAME.names)
-        result.fields, value = turn, _as_text(value)
+        result.fields, value = turn, as_text(value)
     if role == "system" and any(name in turn for name in TURN_TOOLS.names):
         offered = turn.taken_name(*TURN_TOOLS.names)
         result.tools = tools_of(turn.take(*TURN_TOOLS.names), f"{where}: {offered}", most_values)
@@ -173,7 +191,8 @@ def _read_turn(turn: Fields, where: str, most_values: int) -> list[Turn]:
         return [result]
     content = content_of(value, turn, path, where, most_values)
     results = [
-        Turn("tool_result", where, pieces=inner.pieces, result_id=identity) for inner, identity in content.results
+        Turn("tool_result", where, pieces=inner.pieces, result_id=identity, result_name=function)
+        for inner, identity, function in content.results
     ]
     if results:
         content.results = []
@@ -188,14 +207,29 @@ def _read_turn(turn: Fields, where: str, most_values: int) -> list[Turn]:
     return [_finished(result, content, turn, most_values)]
 
 
-def _as_text(value: Any) -> Any:
-    """A result that is a value, not a text: its JSON. A list of parts, or one part, stays what it is."""
-    values = value if isinstance(value, list) else [value]
-    parts = any(isinstance(one, str) or (isinstance(one, Mapping) and not _PART.isdisjoint(one)) for one in values)
-    if value is None or parts or not values:
-        return value
-    check_text(value, "a tool's result")
-    return json.dumps(value, ensure_ascii=False)
+def _thought(turn: Fields, where: str) -> list[Turn]:
+    """A turn of reasoning; none where nothing of it was given, as of a model that keeps its own."""
+    value = turn.take(*CONTENT.names, *PART_THINKING.names)
+    text = "" if value is None else reasoning_text(value, f"{where}: reasoning")
+    return [Turn(REASONED, where, reasoning=text.strip())] if text.strip() else []
+
+
+def _add_more(turn: Fields, result: Turn, most_values: int) -> None:
+    """Reasoning and calls that LangChain keeps beside the turn, where the turn itself has none."""
+    path, value = turn.path(MORE.names[0]), turn.peek(MORE.names[0])
+    if not isinstance(value, Mapping):
+        return
+    turn.take(*MORE.names)
+    more = turn.inner(value, "turn", path)
+    reasoning = taken_reasoning(more, REASONING.names, f"{result.where}: ")
+    result.reasoning = joined(result.reasoning, reasoning, result.where)
+    calls = _calls(more, result.where, most_values)
+    if calls and result.calls and not same_calls(calls, result.calls):
+        raise BadRecord(f"{result.where}: other calls in {path} than in the turn itself")
+    result.calls = result.calls or calls
+    for empty in (*TOOL_CALLS.names, *REASONING.names):
+        if empty not in more:
+            more.take(empty)
 
 
 def _plain_text(content: Content) -> str:
@@ -223,23 +257,28 @@ def _read_pair(turn: Fields, where: str, most_values: int) -> list[Turn]:
     return turns
 
 
-def _content_name(turn: Fields) -> str:
+def _content_name(turn: Fields, role: str) -> str:
     """The field that the content stands in; of a turn without one, that which it should have."""
     usual = "value" if "from" in turn.names() else "content"
-    there = [name for name in CONTENT.names if name in turn.names()]
+    names = (*CONTENT.names, *(RESULT_CONTENT.names if role == "tool_result" else ()))
+    there = [name for name in names if name in turn.names()]
     return next((name for name in there if name in turn), next(iter(there), usual))
 
 
-def _role_of(turn: Fields, where: str) -> str:
+def _role_of(turn: Fields, where: str, hint: str | None) -> str:
     name = turn.taken_name(*ROLE.names).rpartition(".")[2]
     role = turn.take(*ROLE.names)
     if isinstance(role, str):
         plain = role.strip().lower()
-        ours = turn.reading.roles.get(plain) or _OURS.get(plain.replace("-", "_").replace(" ", "_"))
+        ours = turn.reading.roles.get(plain) or OURS.get(plain.replace("-", "_").replace(" ", "_"))
         if ours is not None:
             return ours
+    elif role is None and hint is not None:
+        return hint
+    elif role is None and isinstance(kind := turn.peek(TURN_TYPE.names[0]), str):
+        raise BadRecord(f"{where}: a turn of type {kind!r} without a role; known: {', '.join(OURS)}")
     kind = "speaker" if name == "from" else "role"
-    raise BadRecord(f"{where}: unknown {kind} {role!r}; known: {', '.join(_OURS)}; --map role:THEIRS=OURS names others")
+    raise BadRecord(f"{where}: unknown {kind} {role!r}; known: {', '.join(OURS)}; --map role:THEIRS=OURS names others")
 
 
 def _calls(turn: Fields, where: str, most_values: int) -> list[Call]:
@@ -261,13 +300,16 @@ def _finished(turn: Turn, content: Content, owner: Fields, most_values: int) -> 
     if content.results:
         raise BadRecord(f"{turn.where}: a part with a result in a turn of the {turn.role}")
     turn.pieces = content.pieces
+    check_not_rendered(turn.text, turn.where)
     if turn.role not in ("assistant", CALLING):
         if content.thoughts or content.calls:
             raise BadRecord(f"{turn.where}: reasoning or a call in a turn of the {turn.role}")
         return turn
     if not all(isinstance(piece, str) for piece in turn.pieces):
         return turn  # refused with the images of others
-    turn.calls += content.calls
+    if content.calls and turn.calls and not same_calls(content.calls, turn.calls):
+        raise BadRecord(f"{turn.where}: other calls in its parts than in its field")
+    turn.calls = turn.calls or content.calls
     text = turn.text
     if turn.role == CALLING:
         turn.calls += calls_in_turn(text, owner, turn.where, most_values) if text.strip() else []
@@ -275,7 +317,7 @@ def _finished(turn: Turn, content: Content, owner: Fields, most_values: int) -> 
         if not turn.calls:
             raise BadRecord(f"{turn.where}: a turn of calls holds none")
         return turn
-    reasoning, answer = split_reasoning(text, turn.where)
+    reasoning, answer = split_reasoning(without_end(text), turn.where)
     apart = joined(turn.reasoning, "\n\n".join(content.thoughts).strip(), turn.where)
     turn.reasoning = joined(apart, reasoning, turn.where)
     answer, calls = calls_in_text(answer, owner, turn.where, most_values)

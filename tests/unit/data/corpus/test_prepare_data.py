@@ -148,7 +148,7 @@ def with_bad_records(tmp_path, small_photograph, photographs) -> tuple[Path, dic
         (4, llava("../x.png"), "leads out of the image root"),
         (5, llava("http://x/y.png"), "is a URL: images are never fetched"),
         (7, llava("good.png", "<image> <image>"), "2 places for images (<image> or image parts), but 1 images"),
-        (8, {"text": "x"}, "it has no conversations, as other records of its file do; its fields: text"),
+        (8, {"text": "x"}, "its shape is 'text', and that of its file's first record 'conversations'"),
         (11, llava(None, "<image>"), "1 places for images (<image> or image parts), but 0 images"),
     ):
         records[line - 1], bad[line] = record, reason

@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from megatron_apriel.data.corpus.prepare import PrepareOptions
+from megatron_apriel.data.raw.envelopes import ROLES
 from megatron_apriel.data.raw.meanings import MAPPABLE
 from megatron_apriel.data.raw.reading import parse_reading
-from megatron_apriel.data.raw.turns import ROLES
 from tests.unit.data.corpus.published_shapes import PUBLISHED, TABLES
 from tests.unit.data.corpus.written_documents import COLOURS, png, prepared
 

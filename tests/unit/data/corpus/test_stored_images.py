@@ -139,11 +139,21 @@ def test_other_kinds_become_rgb(small_photograph):
 
 def test_animations_give_their_first_picture(small_photograph):
     frames = [small_photograph, Image.new("RGB", small_photograph.size)]
-    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+    for kind in ("GIF", "WEBP", "PNG"):
         data = file_of(frames[0], kind, save_all=True, append_images=frames[1:])
         first = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         assert first.any()
         assert np.array_equal(pixels(encode_for_corpus(data).data), first)
+
+
+def test_pages_of_a_tiff_are_refused_and_smaller_copies_are_not(small_photograph):
+    page = Image.new("RGB", small_photograph.size)
+    with pytest.raises(BadRecord, match="TIFF of several pages"):
+        encode_for_corpus(file_of(small_photograph, "TIFF", save_all=True, append_images=[page]))
+    copy = small_photograph.resize((8, 8))
+    copy.encoderinfo = {"tiffinfo": {254: 1}}
+    with_copy = file_of(small_photograph, "TIFF", save_all=True, append_images=[copy])
+    assert np.array_equal(pixels(encode_for_corpus(with_copy).data), np.asarray(small_photograph))
 
 
 def test_result_is_reproducible(small_photograph):

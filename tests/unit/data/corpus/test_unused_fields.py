@@ -70,7 +70,7 @@ def test_names_without_end_are_counted_together(model, tmp_path, monkeypatch):
 
 
 def test_reasoning_is_counted(prepare_data, model, tmp_path, capsys):
-    answers = ("<think>a</think>b", "<reflection>a</reflection>b", "plain")
+    answers = ("<think>a</think>b", "<reflecting>a</reflecting>b", "plain")
     records = [{"messages": [TURNS[0], {"role": "assistant", "content": answer}]} for answer in answers]
     records.append({"messages": [*records[0]["messages"], *TURNS]})
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

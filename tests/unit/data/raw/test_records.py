@@ -218,7 +218,8 @@ def test_every_form_of_an_image_gives_its_bytes(tmp_path):
     [
         ("http://example.com/a.png", "is a URL: images are never fetched"),
         ({"url": "https://example.com/a.png"}, "is a URL: images are never fetched"),
-        ("file:///etc/passwd", "is a URL"),
+        ("file:///etc/passwd", "leads out of the image root"),
+        ("file://host/a.png", "leads out of the image root"),
         ("../secret.png", "leads out of the image root"),
         ("a/../../secret.png", "leads out of the image root"),
         ("/etc/passwd", "leads out of the image root"),

@@ -104,8 +104,8 @@ REFUSED = {
         "'option_a' holds",
     ),
     "an answer beside a question": (
-        chat(ASKED, ANSWERED, ASKED, response="Blue."),
-        "'response' may hold the answer to the last turn",
+        chat(ASKED, ANSWERED, ASKED, answer="Blue."),
+        "'answer' may hold the answer to the last turn",
     ),
     "answers beside a question": (chat(ASKED, ANSWERED, ASKED, answers=["Blue."]), "'answers' may hold the answer"),
     "a system turn with an image": (

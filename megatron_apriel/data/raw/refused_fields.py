@@ -1,0 +1,247 @@
+"""Fields that change the lesson and are not followed: what is refused by its name, and what by its text.
+
+Names are written plain, as in ``meanings``. A field that a row of ``meanings`` reads is not looked for here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Fields that nothing here follows and that change what is learned.
+
+    Attributes:
+        levels: kinds of object, with spaces between; none for all.
+        names: whole plain names.
+        words: any of which in a name is enough.
+        values: which are meant: ``any``; ``true``, any but false; ``set``, any but what is meant without it;
+            ``yes`` and ``no``, true and false alone, also as numbers and words; ``marks``, one value or a list of true
+            and false or numbers, of texts and captions true and false alone; ``media``, no numbers; ``pages``, no
+            numbers and no addresses, beside turns; ``split``, the name of one that is held out; ``cut``, one of
+            :data:`CUT`, also inside of what nothing else reads; ``thrown``, one of :data:`THROWN`; ``not taken``,
+            Prodigy's ``reject`` and ``ignore``; ``no success``, a number that is none of 200 to 299.
+        reason: ends the sentence "field 'x' ...".
+    """
+
+    levels: str
+    names: str
+    words: str
+    values: str
+    reason: str
+
+
+REFUSED = (
+    Refusal(
+        "",
+        "winner is_preferred",
+        "chosen rejected preferred dispreferred preference kto better worse",
+        "any",
+        "is preference data: which answer is better is not learned from by imitation",
+    ),
+    Refusal(
+        "record turn",
+        "label labels",
+        "",
+        "marks",
+        "is a label, as preference data has them: an answer that is known to be bad must not be imitated",
+    ),
+    Refusal(
+        "record turn",
+        "correct is_correct answer_correct is_good good is_accepted accepted approved desirable is_desirable thumbs_up "
+        "passed success resolved",
+        "",
+        "no",
+        "says that the answer is bad, and it would be imitated",
+    ),
+    Refusal(
+        "record turn",
+        "incorrect is_incorrect is_bad thumbs_down deleted is_deleted discarded is_discarded was_cancelled is_spam "
+        "spam hallucinated is_hallucinated",
+        "",
+        "yes",
+        "says that the answer is bad, and it would be imitated",
+    ),
+    Refusal(
+        "record",
+        "status verdict decision review review_status annotation_status",
+        "",
+        "thrown",
+        "says that the record was thrown out",
+    ),
+    Refusal(
+        "record",
+        "answer",
+        "",
+        "not taken",
+        "says that the record was thrown out",
+    ),
+    Refusal(
+        "record",
+        "error errors error_message error_code exception",
+        "",
+        "true",
+        "says that the request failed: the answer may be a part of one, or none",
+    ),
+    Refusal(
+        "record",
+        "status_code http_status http_status_code response_status",
+        "",
+        "no success",
+        "says that the request failed: the answer may be a part of one, or none",
+    ),
+    Refusal(
+        "record turn",
+        "finish_reason finish_reasons stop_reason done_reason incomplete_details",
+        "",
+        "cut",
+        "says that the answer was cut off or held back, and its end would be learned as one",
+    ),
+    Refusal(
+        "record turn",
+        "truncated is_truncated was_truncated cut_off",
+        "",
+        "yes",
+        "says that the answer was cut off or held back, and its end would be learned as one",
+    ),
+    Refusal(
+        "record turn",
+        "revised_response revised_answer revised_output revised_text edited_response edited_answer edited_output "
+        "edited_text improved_response improved_answer improved_output correction corrections",
+        "corrected",
+        "media",
+        "holds a better answer than the one that would be learned",
+    ),
+    Refusal(
+        "turn part",
+        "learnable supervised supervise target is_target need_eos_token",
+        "",
+        "no",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "turn part",
+        "ignore ignored skip skipped exclude excluded",
+        "",
+        "yes",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "record",
+        "split data_split dataset_split partition",
+        "",
+        "split",
+        "says that the record is held out of training",
+    ),
+    Refusal(
+        "",
+        "input_ids segments",
+        "loss mask masks masked masking weight weights spans",
+        "any",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "turn part",
+        "",
+        "train training trainable trained learn",
+        "any",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "",
+        "",
+        "video videos audio audios sound sounds speech movie film films wav mp3 mp4",
+        "media",
+        "names a film or a sound, which are not read: the words would be learned without it",
+    ),
+    Refusal(
+        "",
+        "",
+        "pdf pdfs",
+        "pages",
+        "names a document whose pages are not read: the words would be learned without them",
+    ),
+    Refusal(
+        "",
+        "objects object regions refs gt_boxes grounding",
+        "bbox bboxes boxes box",
+        "media",
+        "holds objects or boxes that placeholders stand for, which are not filled in",
+    ),
+    Refusal(
+        "record",
+        "tool_choice response_format json_schema guided_json chat_template reasoning_effort parallel_tool_calls",
+        "",
+        "set",
+        "is a setting that the answers obey, and the chat format has no place for it",
+    ),
+    Refusal(
+        "call",
+        "result results output outputs response observation",
+        "",
+        "any",
+        "is the result of a call, which is read in a turn of its own",
+    ),
+    Refusal(
+        "turn",
+        "tool_results tool_result tool_outputs tool_output tool_responses function_results observations observation",
+        "",
+        "any",
+        "is the result of a call, which is read in a turn of its own",
+    ),
+    Refusal(
+        "turn",
+        "attachments files attached_files uploaded_files",
+        "",
+        "true",
+        "names what the turn was sent with, which is not read",
+    ),
+    Refusal(
+        "image part",
+        "crop crop_box rotation rotate flip mirror",
+        "",
+        "true",
+        "changes the picture, in a way that is not followed here",
+    ),
+    Refusal(
+        "turn",
+        "refusal prefix channel recipient tool_calls invalid_tool_calls function_call function_calls tools functions "
+        "images image",
+        "",
+        "true",
+        "stands in a turn where it is not followed",
+    ),
+    Refusal("setting", "", "", "any", "is a setting of another chat template, and is not followed here"),
+)
+"""What is refused by its name, where no row of ``meanings`` has read it."""
+
+CUT = (
+    "length max_tokens max_output_tokens max_new_tokens model_length token_limit model_context_window_exceeded "
+    "incomplete content_filter content_filtered guardrail_intervened safety recitation blocklist prohibited_content "
+    "spii error abort aborted cancelled canceled malformed_function_call"
+)
+"""Reasons for which servers end an answer that is no whole one."""
+THROWN = (
+    "reject rejected ignore ignored discard discarded skip skipped cancelled canceled fail failed failure error "
+    "errored invalid incomplete expired bad deleted spam declined"
+)
+"""What tools of annotators and logs call a record that is not to be used."""
+WITHOUT = ("auto", True, "true", "medium", {"type": "auto"}, {"type": "text"}, {"format": {"type": "text"}})
+"""Settings that say what is meant without them."""
+
+CONTEXT = (
+    "prompt instruction instructions context documents document persona background preamble knowledge passage article "
+    "paragraph history chat_history examples few_shot demonstrations choices options candidates hint hints "
+    "custom_instruction contexts ctx ctxs passages paragraphs articles evidence evidences guideline guidelines rules "
+    "definition task_prompt task_instruction task_definition role_description retrieved_documents search_results story "
+    "premise dialogue_history conversation_history"
+)
+"""Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
+REASONS = "reasoning thinking think thought thoughts cot rationale"
+"""Words in the name of a text that may be the reasoning of an answer without any: then it is refused."""
+ABOUT = (
+    "type types token tokens length len count language lang model id source effort mode budget level category score "
+    "quality template format prompt tag tags time domain difficulty instruction instructions style"
+)
+"""Last words of names of what only describes it."""
