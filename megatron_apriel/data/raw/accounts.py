@@ -62,7 +62,8 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unrea
     has_choices = {"a", "b"} <= {*record.names()}
     for leftover in record.leftovers():
         refuse_known(leftover, answered=bool(said))
-        if said and leftover.level == "record" and _is_context(leftover.name, has_choices):
+        obeyed = _is_context(leftover.name, has_choices) or _is_obeyed_outside(leftover)
+        if said and leftover.level == "record" and obeyed:
             _check_context(leftover, said)
         elif said and leftover.level == "record" and isinstance(leftover.value, Mapping):
             _check_inside(leftover, said, ignored)
@@ -169,6 +170,13 @@ def _check_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[st
                 _check_context(Leftover("record", inner, name, one), said)
             elif isinstance(one, Mapping):
                 waiting.append((inner, one))
+
+
+def _is_obeyed_outside(leftover: Leftover) -> bool:
+    """Whether it is a system turn, or tools, around the request of a log; answers repeat the tools of theirs."""
+    if leftover.name in TOOLS.names and "." in leftover.path:
+        return False
+    return leftover.name in (*SYSTEMS.names, *TOOLS.names) and _is_obeyed(leftover.name, leftover.value)
 
 
 def _is_obeyed(name: str, value: Any) -> bool:

@@ -88,7 +88,10 @@ def _read_part(value: Any, content: Content, turn: Fields, path: str, where: str
         raise BadRecord(f"{where}: a part of type {type(value).__name__!r}; known: {KNOWN_PARTS}")
     part = turn.inner(value, "part", path)
     kind = part.take(*PART_TYPE.names)
-    kind = plain_name(kind) if isinstance(kind, str) else next((name for name in _UNTYPED if name in part), None)
+    if kind is None:
+        kind = next((name for name in _UNTYPED if name in part), None)
+    elif isinstance(kind, str):
+        kind = plain_name(kind)
     if kind in _TEXTS:
         text = part.take(*PART_TEXT.names)
         text = text_of("" if text is None and "text" in part.names() else text, f"{where}: text part")

@@ -41,6 +41,10 @@ _WORD_BEHIND = re.compile(
 _FORM = re.compile(r"base64|url|file|image(?:/[\w.+-]+)?|image_url|jpe?g|png|gif|webp", re.IGNORECASE)
 _OTHER_FORM = re.compile(r"(?:video|audio|text|application)/.+")
 _FILE_NAMES = ("file_names", "file_name")
+_BESIDE_MARKERS = re.compile(
+    r"<fake_token_around_image>|<IMG_CONTEXT>|<\|vision_(?:start|end)\|>|<\|image_(?:start|end)\|>|<global-img>|<im_(?:start|end)>"
+)
+"""What other models write around an image."""
 _PLACEHOLDER = re.compile(r"<(ref-object|bbox|video|audio|speech)>|<\|(video|audio|video_pad|AUDIO|VIDEO)\|>")
 
 
@@ -336,6 +340,8 @@ def check_markers(text: str, where: str, *, pictures: bool, said: bool = False) 
         certain = match[1] in (None, "ref-object")
         if certain or not (about or (match[1] != "bbox" and (said or _is_word(text, match)))):
             raise BadRecord(f"{where}: the marker {match[0]} stands for what is not read (film, sound, objects)")
+    if not said and (left := _BESIDE_MARKERS.search(text)) and not _is_word(text, left):
+        raise BadRecord(f"{where}: {left[0]} stands around another model's images, and would be learned as words")
     if pictures or said or about:
         return
     for pattern in (re.compile(IMAGE_MARKER), _NUMBERED_MARKER, _OTHER_MARKER):

@@ -88,8 +88,8 @@ _LOOKS_LIKE_REASONING = re.compile(
     r"|^[#*\s]{0,6}(?:chain of thought|thought process|thinking|reasoning|thoughts?|scratchpad)[*\s]{0,4}:",
     re.IGNORECASE | re.MULTILINE,
 )
-_BESIDE = (("index", int), ("format", str))
-"""What OpenRouter writes beside a text of reasoning."""
+_FORMATS = re.compile(r"[\w.-]+-v\d+|unknown")
+"""What OpenRouter calls the form of a text of reasoning; its number stands beside it, too."""
 _QUOTES = "`\"'\u201c\u2018"
 
 
@@ -144,7 +144,7 @@ def reasoning_text(value: Any, what: str) -> str:
     if isinstance(value, list) and value:
         return "\n\n".join(text for one in value if (text := reasoning_text(one, what)).strip())
     if isinstance(value, dict):
-        said = {name: one for name, one in value.items() if one is not None and (name, type(one)) not in _BESIDE}
+        said = {name: one for name, one in value.items() if one is not None and not _is_beside(name, one)}
         texts = [name for name in ("thinking", "text", "content") if name in said]
         if len(texts) != 1 or said.keys() - {*texts, "type", "signature", "id"}:
             raise BadRecord(
@@ -154,6 +154,10 @@ def reasoning_text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise BadRecord(f"{what} is {kind_of(value)}, not a string")
     return text_of(value, what)
+
+
+def _is_beside(name: str, value: Any) -> bool:
+    return type(value) is int if name == "index" else name == "format" and _FORMATS.fullmatch(str(value)) is not None
 
 
 def taken_reasoning(fields: Fields, names: tuple[str, ...], where: str) -> str:

@@ -13,9 +13,11 @@ from typing import Any
 from megatron_apriel.data.raw.accounts import refuse_known
 from megatron_apriel.data.raw.documents import Conversation, TextDocument
 from megatron_apriel.data.raw.fields import Fields, Leftover
+from megatron_apriel.data.raw.meanings import REPLIES
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import Reading
+from megatron_apriel.data.raw.replies import holds_reply
 from megatron_apriel.data.raw.shapes import SHAPES
 
 FORMATS = tuple(shape.name for shape in SHAPES)
@@ -61,10 +63,17 @@ def parse_record(
 
 
 def why_unknown(record: Mapping[str, Any], reading: Reading = _AS_PUBLISHED) -> str:
-    """Why a record of no known shape is refused by one of its fields, as preference data is; "" if it is not."""
+    """Why a record of no known shape is none, where one of its fields says it, as of preference data; else ""."""
     for name, value in record.items():
         try:
             refuse_known(Leftover("record", str(name), str(name).lower(), value))
         except BadRecord as problem:
             return str(problem)
+    for name, value in record.items():
+        rows = value if isinstance(value, list) and all(isinstance(one, Mapping) for one in value) else []
+        if rows and (shape := recognise(rows[0], reading)) not in (None, "text"):
+            return f"field {name!r} is a list of {len(rows)} records of the shape {shape}: give the list itself"
+    for name in REPLIES.names:
+        if holds_reply(record.get(name), DEFAULT_LIMITS.record_values):
+            return f"field {name!r} holds an answer, and no field the request that it answers: put both into one record"
     return ""

@@ -1,0 +1,149 @@
+"""What logs and tools of annotators say about a record that is not to be learned, and what they only seem to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_apriel.data.raw.json_text import parsed_json
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.records import parse_record, recognise, why_unknown
+
+USER, ANSWER = {"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "Red."}
+CHAT = {"messages": [USER, ANSWER]}
+USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+PAIR = {"prompt": "Which colour?", "response": "Red."}
+
+
+def log(message: Any = ANSWER, request: Any = None, **response: Any) -> dict[str, Any]:
+    return {"request": request or {"messages": [USER]}, "response": {"choices": [{"message": message, **response}]}}
+
+
+def answer(text: str) -> dict[str, Any]:
+    return {"messages": [USER, {"role": "assistant", "content": text}]}
+
+
+def asked(text: str, **beside: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}, ANSWER], **beside}
+
+
+REFUSED = {
+    "cut off": ({**CHAT, "finish_reason": "length"}, "'finish_reason' says that the answer was cut off"),
+    "cut off, in a choice": (log(finish_reason="max_tokens"), "'response.choices.finish_reason'"),
+    "cut off, as a class of an enumeration": (log(finish_reason="FinishReason.MAX_TOKENS"), "cut off"),
+    "cut off, deep inside": (
+        {"messages": [USER, {**ANSWER, "response_metadata": {"finish_reason": "content_filter"}}]},
+        "'messages.response_metadata.finish_reason'",
+    ),
+    "incomplete": ({**PAIR, "incomplete_details": {"reason": "max_output_tokens"}}, "'incomplete_details'"),
+    "failed": ({"request": {"messages": [USER]}, "response": {"status_code": 500, "output": "Red."}}, "status_code"),
+    "with an error": ({**log(), "error": {"message": "overloaded"}}, "'error' says that the request failed"),
+    "two answers": (
+        {"messages": [USER], "choices": [{"message": ANSWER}, {"message": ANSWER}]},
+        "'choices' holds 2 answers, and none of them is the one to learn",
+    ),
+    "a refusal": (log({"role": "assistant", "content": None, "refusal": "No."}), "says nothing"),
+    "a system turn around a request": ({**log(), "system": "Speak Dutch."}, "'system' holds a text that no turn holds"),
+    "rejected by Prodigy": ({"text": "A text.", "answer": "reject"}, "'answer' says that the record was thrown out"),
+    "ignored by Prodigy": ({**PAIR, "answer": "ignore"}, "thrown out"),
+    "discarded by Argilla": ({**PAIR, "status": "discarded"}, "thrown out"),
+    "corrected by Argilla": ({**PAIR, "corrected-response": [{"value": "Blue."}]}, "holds a better answer"),
+    "of a split": ({**PAIR, "data_split": "val"}, "'data_split' says that the record is held out"),
+    "wrong by number": ({**PAIR, "is_correct": 0}, "says that the answer is bad"),
+    "wrong by word": ({**PAIR, "is_correct": "No"}, "says that the answer is bad"),
+    "a turn of a tree": ({"text": "Hi", "role": "prompter", "parent_id": None}, "one turn of a conversation"),
+    "turns beside a text": ({"text": "Red.", "chat_log": [USER]}, "'chat_log' holds turns that are not read"),
+    "an attachment": (
+        {"chat_messages": [{"sender": "human", "text": "See.", "attachments": [{"extracted_content": "x"}]},
+                           {"sender": "assistant", "text": "Seen."}]},
+        "'chat_messages.attachments' names what the turn was sent with",
+    ),
+    "the caption of an address": ({"text": "A cat", "url": "https://a/b", "width": 1, "height": 1}, "is not fetched"),
+    "ChatML": ({"text": "<|im_start|>user\nHi<|im_end|>\n"}, "another chat template has rendered"),
+    "Llama's": (asked("<s>[INST] Hi [/INST]"), "another chat template has rendered, by '\\[INST\\]'"),
+    "Guanaco's": ({"text": "### Human: Hi### Assistant: Hello."}, "another chat template has rendered"),
+    "a prompt of Anthropic's": ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "completion": "Hello."}, "has rendered"),
+    "an answer that goes on": (answer("Red.<|im_end|>\n<|im_start|>user\nAnd now?"), "has rendered"),
+    "what stands around images": (asked("<|vision_start|><image>Hi", images=["a.png"]), "another model's images"),
+    "a part of a film": (
+        {"contents": [{"role": "user", "parts": [{"fileData": {"mimeType": "video/mp4", "fileUri": "a.mp4"}}]}]},
+        "'video/mp4', which is no image",
+    ),
+    "code that ran": ({"contents": [{"role": "user", "parts": [{"executableCode": {}, "a": 1}]}]}, "executable_code"),
+    "a removed message": (
+        {"messages": [{"type": "human", "content": "Hi"}, {"type": "remove", "id": "1"}]},
+        "a turn of type 'remove' without a role",
+    ),
+    "reasoning without an answer": (
+        {"messages": [USER, {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}]},
+        "only thinks",
+    ),
+    "other calls in two places": (
+        {"messages": [USER, {"role": "assistant", "content": [USE],
+                             "tool_calls": [{"id": "a", "function": {"name": "g", "arguments": "{}"}}]}, ANSWER]},
+        "other calls in its parts",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_its_reason(name: str) -> None:
+    record, message = REFUSED[name]
+    shape = recognise(record)
+    assert shape is not None
+    with pytest.raises(BadRecord, match=message):
+        parse_record(record, shape)
+
+
+READ = {
+    "settings that say nothing": ({**CHAT, "tool_choice": "auto", "response_format": {"type": "text"}}, "Red."),
+    "the whole of an answer": ({**CHAT, "finish_reason": "stop", "error": None, "status": "completed"}, "Red."),
+    "a result that failed": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]},
+                      {"role": "tool", "tool_call_id": "a", "content": "x", "status": "error"}, ANSWER]},
+        "Red.",
+    ),
+    "an answer that is JSON": ({"prompt": "As JSON.", "completion": '{"message": {"role": "x"}}'},
+                               '{"message": {"role": "x"}}'),
+    "an answer about a template": (answer("It begins with <|im_start|>user."), "It begins with <|im_start|>user."),
+    "struck through": (answer("It costs <s>10</s>"), "It costs <s>10</s>"),
+    "the answer of a wrapper that repeats the turns": (
+        {"inputs": {"messages": [USER]}, "outputs": {"messages": [USER, ANSWER]}}, "Red.",
+    ),
+    "the same calls in two places": (
+        {"messages": [USER, {"role": "assistant", "content": [USE],
+                             "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]},
+                      {"role": "tool", "tool_call_id": "a", "content": "x"}, ANSWER]},
+        "Red.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_only_looks_like_it_is_read(name: str) -> None:
+    record, said = READ[name]
+    shape = recognise(record)
+    assert shape is not None
+    document = parse_record(record, shape)
+    assert document.messages[-1] == {"role": "assistant", "content": said}
+    assert sum(len(message.get("tool_calls", ())) for message in document.messages) <= 1
+
+
+def test_names_that_an_object_has_twice() -> None:
+    with pytest.raises(BadRecord, match="the name 'content' is there twice"):
+        parsed_json('[{"content": "a", "role": "user", "content": "b"}]', 100)
+    assert parsed_json('[{"a": 1}, {"a": 1}]', 100) == [{"a": 1}, {"a": 1}]
+
+
+def test_why_a_record_is_none() -> None:
+    assert "holds an answer, and no field the request" in why_unknown({"response": {"choices": [{"message": ANSWER}]}})
+    assert "'data' is a list of 1 records of the shape pair" in why_unknown({"data": [PAIR]})
+    assert recognise({"data": [{"question": "Which colour?", "answer": "Red."}]}) is None
+
+
+def test_a_record_of_another_shape_than_its_file_is_refused() -> None:
+    record = {"text": "A text.", **PAIR}
+    with pytest.raises(BadRecord, match="its shape is 'pair', and that of its file's first record 'text'"):
+        parse_record(record, "text", found_out=True)
+    assert parse_record(record, "text").parts == ("A text.",)
