@@ -68,7 +68,10 @@ _SPELLINGS = (
 _AROUND_CALLS = re.compile(
     rf"<\|tool_calls_section_(?:begin|end)\|>|{_special('tool calls begin')}|{_special('tool calls end')}"
 )
-_UNKNOWN = re.compile(rf"<\|/?tool_call|<{_BAR}tool{_LINE}|\[TOOL_CALLS\]|</?TOOLCALL>")
+_UNKNOWN = re.compile(
+    rf"<\|/?tool_call|<{_BAR}tool{_LINE}|<{_BAR}DSML{_BAR}|\[TOOL_CALLS\]|</?TOOLCALL>|<\w{{1,20}}:tool_call>|<tool_use>\s{{0,9}}\{{"
+    r"|<function_calls>\s{0,9}<invoke|functools\[\{"
+)
 _NEAR = 64
 """Characters at either end of a call that say whether it is JSON."""
 _QUOTES = ("`", '"', "'", "\u201c", "\u2018")

@@ -176,6 +176,21 @@ def _python_literal(text: str) -> Any:
         return None
 
 
+def refuse_call_in_words(text: str, tools: Sequence[Mapping[str, Any]], where: str, most_values: int) -> None:
+    """Raise BadRecord for an answer that is nothing but the JSON of a call of a tool that is offered (Llama's)."""
+    text = text.strip()
+    if not tools or not text.startswith("{") or '"name"' not in text:
+        return
+    try:
+        value = parsed_json(text, most_values)
+    except BadRecord:
+        return
+    functions = [tool.get("function", tool) for tool in tools]
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    if isinstance(value, dict) and value.get("name") in names and {*CALL_ARGUMENTS.names} & value.keys():
+        raise BadRecord(f"{where}: a call of {value['name']!r} as words; give it in 'tool_calls'")
+
+
 def results_in_text(text: str) -> list[str]:
     """The results that are all of a text, between ``<tool_response>`` tags; nothing if it holds anything else."""
     return [match[2] for match in _TAGGED_RESULT.finditer(text)] if not _TAGGED_RESULT.sub("", text).strip() else []

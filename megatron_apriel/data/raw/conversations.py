@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from megatron_apriel.data.raw.accounts import account
-from megatron_apriel.data.raw.calls import order_of_results, tools_of
+from megatron_apriel.data.raw.calls import order_of_results, refuse_call_in_words, tools_of
 from megatron_apriel.data.raw.chat_markers import RESPONSE_CLOSING, RESPONSE_OPENING
 from megatron_apriel.data.raw.documents import Conversation, ImageValue, Remarks
 from megatron_apriel.data.raw.envelopes import CALLING, REASONED
@@ -92,6 +92,10 @@ def conversation(
     if not said:
         raise BadRecord("no turn is the assistant's: there is nothing to learn")
     _check_answered(record, turns[-1])
+    tools = _the_tools(beside.tools)
+    for turn in said:
+        if not turn.calls:
+            refuse_call_in_words(turn.text, tools, turn.where, most_values)
     learned = tuple(turn.learned is not False for turn in said)
     if not any(learned):
         raise BadRecord("no turn of the assistant is to be learned: its marks leave nothing")
@@ -103,7 +107,7 @@ def conversation(
     shown = bool(turns[-1].role == "assistant" and turns[-1].reasoning)
     return Conversation(
         messages,
-        _the_tools(beside.tools),
+        tools,
         images,
         learned,
         Remarks(

@@ -206,3 +206,6 @@ FIELDS = tuple(value for value in list(globals().values()) if isinstance(value, 
 
 MAPPABLE = tuple(dict.fromkeys(name for row in FIELDS if row.level in ("record", "turn") for name in row.names))
 """Names that ``--map`` may give."""
+
+MADE = ("task", "variant", "difficulty", "answer", "sources", "construction", "seed", "index")
+"""Fields of a record of ``make_visual_tasks.py``, which has all of them: how it was made, and nothing to learn."""

@@ -27,9 +27,9 @@ from megatron_apriel.data.raw.fields import Fields, kind_of, text_of
 from megatron_apriel.data.raw.problems import BadRecord
 
 _THOUGHT = (
-    r"(?:seed:)?(?:inner[_ ]|chain[_ ]of[_ ])?(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
+    r"(?:\w{1,12}:)?(?:inner[_ ]|chain[_ ]of[_ ]|longcat[_ ]|deep[_ ]?)?(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
     r"(?:[_ ](?:process|content|trace|steps|chain))?"
-    r"|rationale|cot|scratchpad|analysis|reflection|(?:inner|internal)[_ ]monologue"
+    r"|rationale|cot|scratch_?pad|analysis|reflection|(?:inner|internal)[_ ]monologue"
 )
 _ANSWER = r"(?:final[_ ])?(?:answer|solution|response|output)"
 

@@ -10,7 +10,7 @@ from megatron_apriel.data.raw.conversations import conversation
 from megatron_apriel.data.raw.documents import Conversation
 from megatron_apriel.data.raw.envelopes import CALLING, REASONED, is_turn
 from megatron_apriel.data.raw.fields import Fields, text_of
-from megatron_apriel.data.raw.meanings import ANSWERS, ASKED, CALLS, RECORD_REASONING, REPLIES, ROLE, SAID, TEXTS
+from megatron_apriel.data.raw.meanings import ANSWERS, ASKED, CALLS, MADE, RECORD_REASONING, REPLIES, ROLE, SAID, TEXTS
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import plain_name
 from megatron_apriel.data.raw.replies import reply_in, reply_turns
@@ -64,6 +64,9 @@ def read_turns(names: tuple[str, ...], *, markers: bool) -> Callable[[Fields, in
         turns = turns_of(value, record, record.path(name), most_values)
         if turns[-1:] and turns[-1].role not in ("assistant", CALLING, REASONED) and (reply := _answer_beside(record)):
             turns += reply_turns(record, reply, most_values)
+        if set(MADE) <= set(record.names()):
+            for made in MADE:
+                record.take(made)
         return conversation(record, turns, most_values, markers=markers)
 
     return read

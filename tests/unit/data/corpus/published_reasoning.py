@@ -49,6 +49,12 @@ REASONING: dict[str, Published] = {
     "s1's text": one(
         reasoned("<|im_start|>think\nSix and six make twelve.\n<|im_start|>answer\n12<|im_end|>"), REASONED
     ),
+    "Gemma's channel": one(reasoned("<|channel>thought\nSix and six make twelve.<channel|>12"), REASONED),
+    "Open WebUI's fold": one(
+        reasoned('<details type="reasoning" done="true">\n<summary>Thought for 3 seconds</summary>\n> Six and six make '
+                 "twelve.\n</details>\n12"), REASONED
+    ),
+    "a name before the tag": one(reasoned("<xai:thinking>Six and six make twelve.</xai:thinking>12"), REASONED),
     "Apertus": one(reasoned("<|inner_prefix|>Six and six make twelve.<|inner_suffix|>12"), REASONED),
     "Unsloth's GRPO": one(
         reasoned("<start_working_out>Six and six make twelve.<end_working_out><SOLUTION>12</SOLUTION>"), REASONED

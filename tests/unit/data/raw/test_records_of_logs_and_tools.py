@@ -79,6 +79,13 @@ REFUSED = {
         {"messages": [USER, {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}]},
         "only thinks",
     ),
+    "a call as words": (
+        {**answer('{"name": "f", "parameters": {"a": 1}}'), "tools": [{"type": "function", "function": {"name": "f"}}]},
+        "a call of 'f' as words",
+    ),
+    "calls of Anthropic's older form": (answer('<function_calls><invoke name="f"></invoke>'), "begins a tool call"),
+    "calls of Firefunction": (answer('functools[{"name": "f"}]'), "begins a tool call"),
+    "calls of MiniMax": (answer('<minimax:tool_call><invoke name="f">'), "begins a tool call"),
     "other calls in two places": (
         {"messages": [USER, {"role": "assistant", "content": [USE],
                              "tool_calls": [{"id": "a", "function": {"name": "g", "arguments": "{}"}}]}, ANSWER]},
@@ -107,6 +114,9 @@ READ = {
     "an answer that is JSON": ({"prompt": "As JSON.", "completion": '{"message": {"role": "x"}}'},
                                '{"message": {"role": "x"}}'),
     "an answer about a template": (answer("It begins with <|im_start|>user."), "It begins with <|im_start|>user."),
+    "JSON that calls no tool": (
+        {**answer('{"name": "Ann", "args": 1}'), "tools": [{"name": "f"}]}, '{"name": "Ann", "args": 1}',
+    ),
     "struck through": (answer("It costs <s>10</s>"), "It costs <s>10</s>"),
     "the answer of a wrapper that repeats the turns": (
         {"inputs": {"messages": [USER]}, "outputs": {"messages": [USER, ANSWER]}}, "Red.",

@@ -129,7 +129,8 @@ def test_prepare_data_reads_what_was_made(made, tmp_path):
         tower=replace(full.tower, num_layers=1, image_size=128),
     )
     model = write_hf_checkpoint(tmp_path / "model", small, processor=True)
-    summary = prepare(tmp_path / "corpus", [made], model, PrepareOptions(image_root=made, workers=1, max_bad=0.0))
+    options = PrepareOptions(image_root=made, workers=1, max_bad=0.0, strict=True)
+    summary = prepare(tmp_path / "corpus", [made], model, options)
     assert (summary.documents, summary.problems.count) == (64, 0)
     assert summary.images == sum(len(pictures_of(record)) for record in records_of(made))
     corpus = Corpus.open(tmp_path / "corpus")
