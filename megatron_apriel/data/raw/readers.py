@@ -71,6 +71,8 @@ class JsonRecords(RawInput):
             with decompressed(self.path, self.limits) as stream:
                 if is_array(stream):
                     split, place, counted = array_elements, f"{self.path}: record ", "record"
+            if split == self._lines and self._is_one_record():
+                split = self._whole
             with decompressed(self.path, self.limits) as stream:
                 for number, record in split(stream, self.limits):
                     records.append((number, record))
@@ -91,10 +93,25 @@ class JsonRecords(RawInput):
             if line is None or number > 1 or line.strip():
                 yield number, line
 
+    @staticmethod
+    def _whole(stream: Any, limits: ReadLimits) -> Iterator[tuple[int, bytes | None]]:
+        data = stream.read(limits.record_bytes + 1)
+        yield 1, data.removeprefix(codecs.BOM_UTF8) if len(data) <= limits.record_bytes else None
+
+    def _is_one_record(self) -> bool:
+        """Whether the file is one object over several lines, as people look at it."""
+        if ".json" not in self.path.suffixes[-2:]:
+            return False
+        with decompressed(self.path, self.limits) as stream:
+            first = next(iter(bounded_lines(stream, self.limits.record_bytes)), (0, None))[1]
+        begins = (first or b"").removeprefix(codecs.BOM_UTF8).strip()
+        return begins.startswith(b"{") and not begins.endswith(b"}") and self._is_object()
+
     def is_description(self) -> bool:
         """Whether the file is one JSON object, as what describes other files is, and was found beside them."""
-        if not self.found or self.path.suffix != ".json":
-            return False
+        return self.found and self.path.suffix == ".json" and self._is_object()
+
+    def _is_object(self) -> bool:
         try:
             with decompressed(self.path, self.limits) as stream:
                 for _ in object_members(stream, self.limits):

@@ -79,3 +79,20 @@ def test_images_with_records_beside_them(model: Path, tmp_path: Path) -> None:
         (tmp_path / "in" / f"{name}.json").write_text(json.dumps({"caption": f"It is {colour}."}))
     found, _ = prepared([tmp_path / "in"], model, tmp_path / "out", PrepareOptions())
     assert seen(found) == seen([plain(f"[IMG]\nIt is {colour}.", images=(colour,)) for colour in ("red", "green")])
+
+
+def test_one_record_over_several_lines_is_a_file_of_its_own(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.json").write_text(json.dumps({"text": f"Of {name}."}, indent=2))
+    (tmp_path / "in" / "infos.json").write_text(json.dumps({"features": {}}, indent=2))
+    found, summary = prepared([tmp_path / "in"], model, tmp_path / "out", PrepareOptions())
+    assert seen(found) == seen([plain("Of a."), plain("Of b.")])
+    assert [Path(path).name for path in summary.passed] == ["infos.json"]
+
+
+def test_a_cut_first_line_is_one_bad_record(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"text": "cut off\n{"text": "A text."}\n')
+    found, summary = prepared([file], model, tmp_path / "out", PrepareOptions(max_bad=0.5))
+    assert seen(found) == seen([plain("A text.")]) and summary.problems.count == 1
