@@ -12,7 +12,17 @@ from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
 from megatron_apriel.data.raw.meanings import CONVERSATIONS, IMAGES, ROLE, SYSTEMS, TOOLS, TURN_LISTS
 from megatron_apriel.data.raw.problems import BadRecord, shortened
 from megatron_apriel.data.raw.reading import plain_name, words_of
-from megatron_apriel.data.raw.refused_fields import ABOUT, CONTEXT, CUT, REASONS, REFUSED, THROWN, WITHOUT
+from megatron_apriel.data.raw.refused_fields import (
+    ABOUT,
+    CONTEXT,
+    CUT,
+    DISLIKED,
+    INSIDE,
+    REASONS,
+    REFUSED,
+    THROWN,
+    WITHOUT,
+)
 from megatron_apriel.data.raw.split_names import HELD_OUT, SPLIT_OF_WORD
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
@@ -26,6 +36,8 @@ IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"I
 _DOCUMENT_BEGINNING = b"%PDF-"
 
 _IMAGE_WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "screenshot"))
+_MEDIA_WORDS = frozenset(("media", "attachment", "attachments", "asset", "assets", "figure", "figures", "visual"))
+"""In the path of an address that belongs to the question, and says not only where something came from."""
 _NAMING_WORDS = frozenset(("id", "ids", "name", "names", "key", "keys", "filename", "filenames", "uuid", "hash"))
 """The last word of a field that says which picture, as ``image_id`` does."""
 _OTHER_VIEWS = frozenset(
@@ -40,6 +52,7 @@ _OBEYED = frozenset({*SYSTEMS.names, *TOOLS.names} - {"developer", "sys", "funct
 _API_OBJECT = re.compile(r"(?:\w+\.)*(?:completion|response|message|chunk|batch|list|run|event)s?")
 """What an answer of a server says to be, in its field ``object``."""
 _YES, _NO = (True, "true", "yes", "1"), (False, "false", "no", "0")
+_WORDS = {"cut": CUT, "thrown": THROWN, "disliked": DISLIKED, "not taken": "reject ignore"}
 _SPEAKERS = ("user", "human", "prompter", "assistant", "gpt", "model", "bot", "system")
 _PATH_CHARACTERS = 120  # of a path in the count of fields
 _LONGEST_NAME = 4096  # of a file's name
@@ -62,8 +75,7 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unrea
     has_choices = {"a", "b"} <= {*record.names()}
     for leftover in record.leftovers():
         refuse_known(leftover, answered=bool(said))
-        obeyed = _is_context(leftover.name, has_choices) or _is_obeyed_outside(leftover)
-        if said and leftover.level == "record" and obeyed:
+        if said and _is_obeyed_by_answers(leftover, has_choices):
             _check_context(leftover, said)
         elif said and leftover.level == "record" and isinstance(leftover.value, Mapping):
             _check_inside(leftover, said, ignored)
@@ -73,7 +85,8 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unrea
             _check_alone(leftover)
         for path, name, value in leaves(leftover, ignored):
             if path != leftover.path:
-                refuse_known(Leftover(leftover.level, path, name, value, leftover.counted), values=("cut",))
+                inside = INSIDE if leftover.level == "record" else INSIDE[:1]
+                refuse_known(Leftover(leftover.level, path, name, value, leftover.counted), values=inside)
             if not images:
                 _check_naming(path, name, value)
             _check_picture(path, name, value, images)
@@ -111,7 +124,9 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values in ("yes", "no"):
         word = value.strip().lower() if isinstance(value, str) else value
         return word in _YES if values == "yes" else word in _NO
-    if words := {"cut": CUT, "thrown": THROWN, "not taken": "reject ignore"}.get(values):
+    if values == "disliked" and isinstance(value, int | float):
+        return value < 0
+    if words := _WORDS.get(values):
         return any(_is_word_of(one, words.split()) for one in (value if isinstance(value, list) else [value]))
     if values == "split":
         return isinstance(value, str) and SPLIT_OF_WORD.get(value.strip().lower()) in HELD_OUT
@@ -170,6 +185,12 @@ def _check_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[st
                 _check_context(Leftover("record", inner, name, one), said)
             elif isinstance(one, Mapping):
                 waiting.append((inner, one))
+
+
+def _is_obeyed_by_answers(leftover: Leftover, has_choices: bool) -> bool:
+    if leftover.level == "turn":
+        return leftover.name in CONTEXT.split()
+    return leftover.level == "record" and (_is_context(leftover.name, has_choices) or _is_obeyed_outside(leftover))
 
 
 def _is_obeyed_outside(leftover: Leftover) -> bool:
@@ -247,7 +268,7 @@ def _check_picture(path: str, name: str, value: Any, images: Sequence[Any]) -> N
             raise BadRecord(f"field {path!r} names a film or a sound, which are not read{_way_out(path)}")
         if suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES) or _is_prose(one):
             continue
-        if address and (images or not _speaks_of_pictures(name)):
+        if address and (images or not (_speaks_of_pictures(name) or _is_about_media(path))):
             continue  # where a picture or a page came from
         if images and not _speaks_of_pictures(name) and words_of(name).isdisjoint(_OTHER_VIEWS):
             continue  # what a picture was made of, or is called elsewhere
@@ -257,6 +278,10 @@ def _check_picture(path: str, name: str, value: Any, images: Sequence[Any]) -> N
 
 def _speaks_of_pictures(name: str) -> bool:
     return any(word.rstrip("0123456789") in _IMAGE_WORDS for word in words_of(name))
+
+
+def _is_about_media(path: str) -> bool:
+    return not frozenset(plain_name(path.replace(".", "_")).split("_")).isdisjoint(_MEDIA_WORDS)
 
 
 def _is_prose(text: str) -> bool:

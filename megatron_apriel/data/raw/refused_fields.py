@@ -20,7 +20,7 @@ class Refusal:
             ``yes`` and ``no``, true and false alone, also as numbers and words; ``marks``, one value or a list of true
             and false or numbers, of texts and captions true and false alone; ``media``, no numbers; ``pages``, no
             numbers and no addresses, beside turns; ``split``, the name of one that is held out; ``cut``, one of
-            :data:`CUT`, also inside of what nothing else reads; ``thrown``, one of :data:`THROWN`; ``not taken``,
+            :data:`CUT`; ``thrown``, one of :data:`THROWN`; ``disliked``, one of :data:`DISLIKED`; ``not taken``,
             Prodigy's ``reject`` and ``ignore``; ``no success``, a number that is none of 200 to 299.
         reason: ends the sentence "field 'x' ...".
     """
@@ -64,6 +64,29 @@ REFUSED = (
         "says that the answer is bad, and it would be imitated",
     ),
     Refusal(
+        "record turn",
+        "feedback user_feedback rating user_rating thumbs vote reaction",
+        "",
+        "disliked",
+        "says that the answer is bad, and it would be imitated",
+    ),
+    Refusal(
+        "record",
+        "is_valid valid include included keep selected usable use_for_training for_training is_train "
+        "include_in_training train_on_record",
+        "",
+        "no",
+        "says that the record is not to be learned",
+    ),
+    Refusal(
+        "record",
+        "ignore ignored skip skipped exclude excluded drop dropped filtered is_filtered duplicate is_duplicate hidden "
+        "quarantined flagged is_flagged skip_training exclude_from_training is_test is_validation holdout held_out",
+        "",
+        "yes",
+        "says that the record is not to be learned",
+    ),
+    Refusal(
         "record",
         "status verdict decision review review_status annotation_status",
         "",
@@ -100,7 +123,7 @@ REFUSED = (
     ),
     Refusal(
         "record turn",
-        "truncated is_truncated was_truncated cut_off",
+        "truncated is_truncated was_truncated cut_off partial is_partial interrupted was_interrupted aborted",
         "",
         "yes",
         "says that the answer was cut off or held back, and its end would be learned as one",
@@ -222,6 +245,10 @@ CUT = (
     "spii error abort aborted cancelled canceled malformed_function_call"
 )
 """Reasons for which servers end an answer that is no whole one."""
+DISLIKED = "down thumbs_down thumbs_downed negative dislike disliked bad poor downvote downvoted \U0001f44e"
+"""What people say of an answer that they do not like; a number below 0 says it as well."""
+INSIDE = ("cut", "no", "yes", "thrown", "disliked", "split")
+"""Kinds of values that are looked for inside of objects of the record that nothing else reads, as ``metadata``."""
 THROWN = (
     "reject rejected ignore ignored discard discarded skip skipped cancelled canceled fail failed failure error "
     "errored invalid incomplete expired bad deleted spam declined"
@@ -235,7 +262,10 @@ CONTEXT = (
     "paragraph history chat_history examples few_shot demonstrations choices options candidates hint hints "
     "custom_instruction contexts ctx ctxs passages paragraphs articles evidence evidences guideline guidelines rules "
     "definition task_prompt task_instruction task_definition role_description retrieved_documents search_results story "
-    "premise dialogue_history conversation_history"
+    "premise dialogue_history conversation_history schema schemas db_schema database_schema table_schema ddl table "
+    "tables scenario situation character profile user_profile memory memories facts ocr ocr_text ocr_tokens "
+    "source_text source_document reference_text snippets chunks web_results retrieved retrieval constraints "
+    "requirements"
 )
 """Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
 REASONS = "reasoning thinking think thought thoughts cot rationale"

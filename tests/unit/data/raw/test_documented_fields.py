@@ -6,7 +6,7 @@ from megatron_apriel.data.raw.envelopes import ROLES
 from megatron_apriel.data.raw.meanings import FIELDS, MAPPABLE
 from megatron_apriel.data.raw.pair_shape import ANSWERS_TO
 from megatron_apriel.data.raw.records import FORMATS
-from megatron_apriel.data.raw.refused_fields import CONTEXT, CUT, REFUSED, THROWN
+from megatron_apriel.data.raw.refused_fields import CONTEXT, CUT, DISLIKED, REFUSED, THROWN
 from megatron_apriel.data.raw.shapes import SHAPES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -15,6 +15,7 @@ KINDS = {
     "marks": ", if it holds marks", "split": ", if it names one", "media": ", unless it is a number",
     "pages": ", unless it is a number or an address", "set": ", unless it says what is meant without it",
     "cut": ", if it is a reason of those below", "thrown": ", if it is a verdict of those below",
+    "disliked": ", if it is a word of those below, or a number below 0",
     "not taken": ", if it is `reject` or `ignore`",
     "no success": ", if it is none of 200 to 299",
 }  # fmt: skip
@@ -48,7 +49,8 @@ def test_the_table_of_refusals():
 
 
 def test_context_and_roles():
-    assert names(CUT) in " ".join(PAGE.split()) and names(THROWN) in " ".join(PAGE.split())
+    for words in (CUT, THROWN, DISLIKED):
+        assert names(words) in " ".join(PAGE.split())
     assert names(CONTEXT) in " ".join(PAGE.split())
     for ours, theirs in ROLES.items():
         assert f"| `{ours}` | {names(theirs)} |\n" in PAGE

@@ -52,6 +52,19 @@ REFUSED = {
     "of a split": ({**PAIR, "data_split": "val"}, "'data_split' says that the record is held out"),
     "wrong by number": ({**PAIR, "is_correct": 0}, "says that the answer is bad"),
     "wrong by word": ({**PAIR, "is_correct": "No"}, "says that the answer is bad"),
+    "wrong, said in an object": ({**CHAT, "metadata": {"scores": {"passed": False}}}, "'metadata.scores.passed'"),
+    "of a split, said in an object": ({**CHAT, "info": {"split": "test"}}, "'info.split' says that the record is held"),
+    "cancelled by an annotator": ({**CHAT, "annotation": {"was_cancelled": True}}, "'annotation.was_cancelled'"),
+    "not for training": ({**CHAT, "use_for_training": False}, "says that the record is not to be learned"),
+    "a duplicate": ({**PAIR, "is_duplicate": "true"}, "says that the record is not to be learned"),
+    "not liked": ({**CHAT, "feedback": {"rating": "thumbs_down"}}, "says that the answer is bad"),
+    "voted down": ({"messages": [USER, {**ANSWER, "vote": -1}]}, "'messages.vote' says that the answer is bad"),
+    "interrupted": ({"messages": [USER, {**ANSWER, "interrupted": True}]}, "'messages.interrupted'"),
+    "a passage beside a question": (
+        {"messages": [{**USER, "documents": ["Roses are red."]}, ANSWER]}, "'messages.documents' holds a text",
+    ),
+    "a schema of tables": ({**PAIR, "schema": "CREATE TABLE t (a int)"}, "'schema' holds a text that no turn holds"),
+    "an address of what is asked about": ({**PAIR, "media": {"url": "https://a/b.jpg"}}, "'media.url' names a picture"),
     "a turn of a tree": ({"text": "Hi", "role": "prompter", "parent_id": None}, "one turn of a conversation"),
     "turns beside a text": ({"text": "Red.", "chat_log": [USER]}, "'chat_log' holds turns that are not read"),
     "an attachment": (
@@ -106,6 +119,7 @@ def test_refused_with_its_reason(name: str) -> None:
 READ = {
     "settings that say nothing": ({**CHAT, "tool_choice": "auto", "response_format": {"type": "text"}}, "Red."),
     "the whole of an answer": ({**CHAT, "finish_reason": "stop", "error": None, "status": "completed"}, "Red."),
+    "praise": ({**CHAT, "feedback": {"rating": "thumbs_up"}, "vote": 1, "metadata": {"passed": True}}, "Red."),
     "a result that failed": (
         {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]},
                       {"role": "tool", "tool_call_id": "a", "content": "x", "status": "error"}, ANSWER]},
