@@ -121,9 +121,9 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
         return type(value) is int and not 200 <= value < 300
     if values == "set":
         return value not in WITHOUT
-    if values in ("yes", "no"):
+    if values in ("yes", "no", "cut off"):
         word = value.strip().lower() if isinstance(value, str) else value
-        return word in _YES if values == "yes" else word in _NO
+        return word in _NO if values == "no" else word in _YES and (answered or values == "yes")
     if values == "disliked" and isinstance(value, int | float):
         return value < 0
     if words := _WORDS.get(values):

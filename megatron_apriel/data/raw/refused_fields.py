@@ -20,8 +20,9 @@ class Refusal:
             ``yes`` and ``no``, true and false alone, also as numbers and words; ``marks``, one value or a list of true
             and false or numbers, of texts and captions true and false alone; ``media``, no numbers; ``pages``, no
             numbers and no addresses, beside turns; ``split``, the name of one that is held out; ``cut``, one of
-            :data:`CUT`; ``thrown``, one of :data:`THROWN`; ``disliked``, one of :data:`DISLIKED`; ``not taken``,
-            Prodigy's ``reject`` and ``ignore``; ``no success``, a number that is none of 200 to 299.
+            :data:`CUT`; ``cut off``, true, beside turns; ``thrown``, one of :data:`THROWN`; ``disliked``, one of
+            :data:`DISLIKED`; ``not taken``, Prodigy's ``reject`` and ``ignore``; ``no success``, a number that is none
+            of 200 to 299.
         reason: ends the sentence "field 'x' ...".
     """
 
@@ -81,7 +82,7 @@ REFUSED = (
     Refusal(
         "record",
         "ignore ignored skip skipped exclude excluded drop dropped filtered is_filtered duplicate is_duplicate hidden "
-        "quarantined flagged is_flagged skip_training exclude_from_training is_test is_validation holdout held_out",
+        "quarantined skip_training exclude_from_training is_test is_validation holdout held_out",
         "",
         "yes",
         "says that the record is not to be learned",
@@ -116,7 +117,7 @@ REFUSED = (
     ),
     Refusal(
         "record turn",
-        "finish_reason finish_reasons stop_reason done_reason incomplete_details",
+        "finish_reason stop_reason done_reason incomplete_details",
         "",
         "cut",
         "says that the answer was cut off or held back, and its end would be learned as one",
@@ -125,7 +126,7 @@ REFUSED = (
         "record turn",
         "truncated is_truncated was_truncated cut_off partial is_partial interrupted was_interrupted aborted",
         "",
-        "yes",
+        "cut off",
         "says that the answer was cut off or held back, and its end would be learned as one",
     ),
     Refusal(

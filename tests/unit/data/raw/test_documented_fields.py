@@ -15,6 +15,7 @@ KINDS = {
     "marks": ", if it holds marks", "split": ", if it names one", "media": ", unless it is a number",
     "pages": ", unless it is a number or an address", "set": ", unless it says what is meant without it",
     "cut": ", if it is a reason of those below", "thrown": ", if it is a verdict of those below",
+    "cut off": ", if it is true, beside turns",
     "disliked": ", if it is a word of those below, or a number below 0",
     "not taken": ", if it is `reject` or `ignore`",
     "no success": ", if it is none of 200 to 299",

@@ -120,6 +120,8 @@ READ = {
     "settings that say nothing": ({**CHAT, "tool_choice": "auto", "response_format": {"type": "text"}}, "Red."),
     "the whole of an answer": ({**CHAT, "finish_reason": "stop", "error": None, "status": "completed"}, "Red."),
     "praise": ({**CHAT, "feedback": {"rating": "thumbs_up"}, "vote": 1, "metadata": {"passed": True}}, "Red."),
+    "another answer was cut off": ({**CHAT, "generations": ["a"], "finish_reasons": ["stop", "length"]}, "Red."),
+    "a moderator's flag": ({**CHAT, "openai_moderation": [{"flagged": True}]}, "Red."),
     "a result that failed": (
         {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]},
                       {"role": "tool", "tool_call_id": "a", "content": "x", "status": "error"}, ANSWER]},
@@ -152,6 +154,10 @@ def test_what_only_looks_like_it_is_read(name: str) -> None:
     document = parse_record(record, shape)
     assert document.messages[-1] == {"role": "assistant", "content": said}
     assert sum(len(message.get("tool_calls", ())) for message in document.messages) <= 1
+
+
+def test_a_page_that_was_cut_off_is_read() -> None:
+    assert parse_record({"text": "A page.", "is_truncated": True}, "text").parts == ("A page.",)
 
 
 def test_names_that_an_object_has_twice() -> None:
