@@ -43,7 +43,7 @@ SHAPES = (
     Shape(
         "messages",
         '{"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]}',
-        "OpenAI, TRL, ms-swift, UltraChat, NuminaMath, SmolTalk",
+        "OpenAI, Anthropic, Gemini, Bedrock, LangChain, LlamaIndex, TRL, ms-swift, UltraChat, NuminaMath, SmolTalk",
         lists_turns(TURN_LISTS.names),
         read_turns(TURN_LISTS.names, markers=False),
     ),
