@@ -222,6 +222,13 @@ def _explained(error: OSError, destination: str | Path, target: Path) -> OutputE
     )
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file that is whole or as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8", errors="surrogatepass")
+    partial.replace(path)
+
+
 def reserve(descriptor: int, size: int) -> None:
     """Give a new file its final size and room on the disk: writing is faster then, and a full disk shows at once.
 

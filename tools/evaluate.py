@@ -1,5 +1,9 @@
 #!/usr/bin/env python
-"""Evaluate a model: load benchmarks, ask, score, and write a table beside the published row."""
+"""Evaluate a model: load benchmarks, ask, score, and write a table beside the published row.
+
+With --follow, evaluate the checkpoints of a run as they come, as its stage says; it runs beside the training, which it
+never disturbs, or afterwards.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,16 @@ from megatron_apriel.command_line import CommandLine, above_zero, chosen, count_
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.locks import HeldError, lock_directory
+from megatron_apriel.outputs import terminating_signals_raise
 from megatron_apriel.terminal import note, say
 
 if TYPE_CHECKING:
+    from megatron_apriel.config.schema import StageConfig
     from megatron_apriel.evaluate.benchmarks import Benchmark
     from megatron_apriel.evaluate.models import Places
     from megatron_apriel.evaluate.running import Evaluation
     from megatron_apriel.generate.answer import Model
+    from megatron_apriel.train.metrics import Metrics
 
 STEPS = ("load", "ask", "score", "report")
 EXAMPLES = """\
@@ -48,26 +55,39 @@ examples:
   python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks text10 \\
       --judge http://node3:8000 --user-model http://node4:8000
 
+  # the checkpoints of a run while it trains on the other GPUs; the scores come into the run's own figures
+  CUDA_VISIBLE_DEVICES=7 python tools/evaluate.py --follow runs/cpt_stage2 --engine vllm
+
+  # what waits in two runs, one after another, and no longer
+  python tools/evaluate.py --follow runs/cpt_stage2 runs/sft --once --engine vllm --judge http://node3:8000
+
   # what became better
   python tools/evaluate.py runs/evaluation --model http://node1:8000 --benchmarks ifbench --baseline runs/before
 
 The same command goes on where it was stopped: answered items are not asked again, and scored ones are scored again only
 if their answer, their item or their scorer changed. The result is report.md, report.json and report.html, which opens
-from disk. Exit code: 0 if everything was asked and scored, 1 if not, 2 for a wrong command line.
+from disk. What became of the checkpoints of runs shows tools/compare.py.
+
+Exit code: 0 if everything was asked and scored, 1 if not, 2 for a wrong command line; with --follow also 75 where a
+job's time is nearly over: start the same command again.
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(description=__doc__, epilog=EXAMPLES, allow_abbrev=False)
     parser.add_argument(
-        "output", metavar="OUT", type=Path, help="directory of the evaluation; one that exists is resumed"
+        "output",
+        metavar="OUT",
+        type=Path,
+        nargs="?",
+        help="directory of the evaluation; one that exists is resumed (not with --follow)",
     )
     what = parser.add_argument_group("what is evaluated")
-    what.add_argument("--model", nargs="+", required=True, metavar="DIR|URL",
+    what.add_argument("--model", nargs="+", default=[], metavar="DIR|URL",
                       help="Hugging Face directory, or addresses of servers that share the work")  # fmt: skip
     what.add_argument(
         "--benchmarks",
-        required=True,
+        default="",
         metavar="LIST",
         help="names, as ifbench,mmlu_pro,visual_tasks; text10 and vision13 are the paper's columns",
     )
@@ -106,17 +126,30 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("--gpus", type=int, metavar="N", help="divide it over N GPUs; 0: on the CPU (default: 1)")
     serving.add_argument("--context", type=count_above_zero, metavar="TOKENS", help="most of a conversation, as 32K")
     serving.add_argument("--device", default="", help="for transformers (default: a GPU if any)")
+    following = parser.add_argument_group("a run's checkpoints, as evaluate: in its stage says")
+    following.add_argument("--follow", nargs="+", type=Path, metavar="RUN",
+                           help="output directories of runs, waited for until they are complete")  # fmt: skip
+    following.add_argument("--once", action="store_true", help="evaluate what is there now, and end")
+    following.add_argument("--look-every", type=above_zero, default=30, metavar="SECONDS",
+                           help="for new checkpoints (%(default)s)")  # fmt: skip
     steps = parser.add_argument_group("what is done")
     steps.add_argument("--steps", default=",".join(STEPS), metavar="LIST", help="some of %(default)s")
     steps.add_argument("--dry-run", action="store_true", help="say what would be asked, and write nothing")
     steps.add_argument("--tokens-per-second", type=count_above_zero, metavar="N",
                        help="--dry-run: of the answers, of all servers (default: 2000, for one H200)")  # fmt: skip
+    steps.add_argument("--prompt-tokens-per-second", type=count_above_zero, metavar="N",
+                       help="--dry-run: of the questions, of all servers (default: 12000, for one H200)")  # fmt: skip
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.follow:
+        return _follow(parser, arguments)
+    if not (arguments.output and arguments.model and arguments.benchmarks):
+        parser.error("OUT, --model and --benchmarks are needed; or --follow RUN")
     # Only now: the imports take a while, and --help should not.
     from megatron_apriel.evaluate.benchmarks import chosen_benchmarks, left_out
     from megatron_apriel.evaluate.models import Places
@@ -151,10 +184,55 @@ def main(argv: list[str] | None = None) -> int:
         )
     evaluation.begin()
     try:
-        with lock_directory(arguments.output):
+        with terminating_signals_raise(), lock_directory(arguments.output):
             return _run(evaluation, benchmarks, places, steps, arguments)
     except HeldError as error:
         raise ConfigError(f"{arguments.output} is being filled by another process: {error}.") from None
+    except (KeyboardInterrupt, SystemExit):
+        note("what was answered and scored is kept: the same command goes on")
+        raise
+
+
+OF_STAGE = ("output", "model", "benchmarks", "data", "pictures", "samples", "limit", "runs", "temperature",
+            "max_tokens", "seed", "name", "baseline", "only_failed", "steps", "dry_run")  # fmt: skip
+"""What --follow takes from a run, or has no use for."""
+
+
+def _follow(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Evaluate the checkpoints of runs, each by this command and its options."""
+    from megatron_apriel.evaluate.follow_commands import Commands, ended_before_job
+    from megatron_apriel.evaluate.following import follow
+    from megatron_apriel.evaluate.models import Places
+
+    given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+    if wrong := [name for name in OF_STAGE if name in given]:
+        spelled = ", ".join("OUT" if name == "output" else f"--{name.replace('_', '-')}" for name in wrong)
+        parser.error(f"{spelled} cannot be given with --follow: the stage of the run says it")
+    options = [
+        word
+        for name in sorted(given - {"follow", "once", "look_every"})
+        for word in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))
+    ]
+    Places(["directory"], arguments.engine, arguments.gpus, arguments.context, arguments.device).check()
+    commands = Commands(Path(__file__).with_name("convert_checkpoint.py"), Path(__file__), options, _figures)
+    with terminating_signals_raise(), ended_before_job():
+        try:
+            return follow(arguments.follow, commands, once=arguments.once, seconds=arguments.look_every)
+        except (KeyboardInterrupt, SystemExit):
+            note("what was evaluated is kept: the same command goes on")
+            raise
+
+
+def _figures(config: StageConfig) -> Metrics:
+    """The figures of a run; those of its file alone where the others cannot be written here."""
+    from megatron_apriel.train.metrics import Metrics
+
+    try:
+        return Metrics(config, 0)
+    except ConfigError as error:
+        note(f"the scores go to metrics.jsonl alone: {error.what}")
+        logging = config.logging.model_copy(update={"tensorboard": False, "wandb": "off"})
+        return Metrics(config.model_copy(update={"logging": logging}), 0)
 
 
 def _run(
@@ -203,15 +281,21 @@ def _user_model(arguments: argparse.Namespace) -> Model:
 
 def _say_plan(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argparse.Namespace) -> int:
     """Say how much would be asked, and how long it would take."""
-    from megatron_apriel.evaluate.plan import ANSWER_TOKENS, TOKENS_PER_SECOND, in_sum, plan
+    from megatron_apriel.evaluate.plan import ANSWER_TOKENS, PROMPT_TOKENS_PER_SECOND, TOKENS_PER_SECOND, in_sum, plan
 
-    speed = arguments.tokens_per_second or TOKENS_PER_SECOND
+    writing = arguments.tokens_per_second or TOKENS_PER_SECOND
+    reading = arguments.prompt_tokens_per_second or PROMPT_TOKENS_PER_SECOND
     planned = plan(evaluation, benchmarks, arguments.only_failed)
-    say(*(one.spelled(speed) for one in (*planned, in_sum(planned))))
+    say(*(one.spelled(writing, reading) for one in (*planned, in_sum(planned))))
     tokens = evaluation.settings.max_tokens
     say(f"answers of {tokens or ANSWER_TOKENS:,} tokens, {'the most allowed' if tokens else 'assumed with reasoning'}")
-    reason = "assumed: what the memory of one H200 allows 15 billion parameters in 16 bits, 32 answers at a time"
-    say(f"{speed:,} tokens a second, {'as said' if arguments.tokens_per_second else reason}; answers only, no judge")
+    for what, speed, given, reason in (
+        ("answers", writing, arguments.tokens_per_second, "memory of one H200 allows 15 billion parameters in 16 bits, "
+                                                          "32 answers at a time"),
+        ("questions", reading, arguments.prompt_tokens_per_second, "same GPU computes, the pictures' tokens included"),
+    ):  # fmt: skip
+        say(f"{speed:,} tokens of {what} a second, {'as said' if given else f'assumed: what the {reason}'}")
+    say("no judge, and no start of an engine, is in the hours")
     note("dry run: nothing was asked or written")
     return ExitCode.OK
 

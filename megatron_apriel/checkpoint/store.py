@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,18 @@ class CheckpointStore:
         directory: made by the first save, in one that is there.
         keep: which of them stay on disk.
         total_steps: length of the run, to which equal spacing refers.
+        kept_besides: of the steps that ``keep`` lets go those that stay all the same.
     """
 
-    def __init__(self, directory: str | Path, keep: KeepPolicy, total_steps: int) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        keep: KeepPolicy,
+        total_steps: int,
+        kept_besides: Callable[[Collection[int]], set[int]] = lambda steps: set(),
+    ) -> None:
         self.directory, self.keep, self.total_steps = Path(directory), keep, total_steps
+        self._kept_besides = kept_besides
         self._pending: _Save | None = None
         self._buffers = HostBuffers()
 
@@ -264,7 +272,8 @@ class CheckpointStore:
 
     def _remove_superseded(self) -> None:
         complete = self.complete()
-        for step in complete.keys() - steps_to_keep(complete.keys(), self.keep, self.total_steps):
+        superseded = complete.keys() - steps_to_keep(complete.keys(), self.keep, self.total_steps)
+        for step in superseded - self._kept_besides(superseded):
             # Renamed first: a checkpoint that is being removed must not look like one.
             going = partial_of(complete[step])
             complete[step].rename(going)

@@ -1,15 +1,16 @@
-"""What a run writes as it goes: checkpoints, held-out losses, answers to prompts, figures; and when it ends early."""
+"""What a run writes as it goes: checkpoints, held-out losses, answers, scores, figures; and when it ends early."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from megatron_apriel.config.choices import Kept, Wandb
 from megatron_apriel.config.data_sections import SourceSection, unique_labels
-from megatron_apriel.config.section import ByteCount, PathValue, Section, Whole
+from megatron_apriel.config.section import ByteCount, Count, Number, PathValue, Section, Whole
 from megatron_apriel.errors import shown
 
 _POLICY = re.compile(r"all|(last|equispaced) ([0-9]{1,9})")
@@ -100,6 +101,34 @@ class SamplesSection(Section):
     """Longest answer. Each token of it takes a forward pass over prompt and answer."""
     chat: bool = True
     """A prompt is a user's turn, answered by the assistant; `false`: a plain text, continued."""
+
+
+class EvaluateSection(Section):
+    """Benchmarks of saved checkpoints, by a command beside the run: ``tools/evaluate.py --follow OUTPUT``."""
+
+    benchmarks: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=1, max_length=64)]
+    """Their names, as docs/evaluation.md has them."""
+    every: Annotated[Whole, Field(ge=1)] | None = None
+    """Steps between two evaluations, a multiple of `checkpoint.every`; `null`: of every checkpoint. The last step is
+    always evaluated."""
+    start: bool = True
+    """Evaluate what the stage begins from too, as step 0."""
+    waiting: Annotated[Whole, Field(ge=0, le=10_000)] = 2
+    """Most checkpoints that stay on disk for this alone, beyond `checkpoint.keep`; of more, the oldest go."""
+    data: PathValue = Path("data/benchmarks")
+    """A folder for each benchmark in it."""
+    pictures: PathValue | None = None
+    """Raw pictures that the visual tasks are made from; no picture that training sees."""
+    samples: Annotated[Whole, Field(ge=1)] = 1000
+    """Visual tasks."""
+    limit: Annotated[Whole, Field(ge=1)] | None = None
+    """Items of each benchmark; `null`: all."""
+    runs: Annotated[Whole, Field(ge=1)] | None = None
+    """How often each item is asked; `null`: as published."""
+    temperature: Annotated[Number, Field(ge=0)] = 0.6
+    """Of the answers; 0: the likeliest tokens."""
+    max_tokens: Annotated[Count, Field(ge=1)] | None = None
+    """Longest answer; `null`: what the model allows."""
 
 
 class LoggingSection(Section):

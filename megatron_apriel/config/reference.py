@@ -81,6 +81,8 @@ def _kind_of(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     text = str(annotation)
+    if get_origin(annotation) is list and "str" in text:
+        return "list of texts"
     optional = " or `null`" if type(None) in get_args(annotation) else ""
     if "tuple" in text:
         return f"list of numbers{optional}"

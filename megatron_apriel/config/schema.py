@@ -21,6 +21,7 @@ from megatron_apriel.config.data_sections import SMALLEST_WEIGHT, ImagesSection,
 from megatron_apriel.config.machine_sections import ParallelSection, PrecisionSection, RecomputeSection
 from megatron_apriel.config.output_sections import (
     CheckpointSection,
+    EvaluateSection,
     FaultSection,
     LoggingSection,
     SamplesSection,
@@ -75,6 +76,8 @@ class StageConfig(Section):
     """Held-out loss; `null`: not measured."""
     samples: SamplesSection | None = None
     """Generations of fixed prompts; `null`: none."""
+    evaluate: EvaluateSection | None = None
+    """Benchmarks of its checkpoints; `null`: none."""
     logging: LoggingSection = LoggingSection()
     """Logging."""
     faults: FaultSection = FaultSection()
@@ -151,6 +154,14 @@ class StageConfig(Section):
                     f"optimizer.{name}=24bit needs precision.compute=bf16, not fp32: 24 bits are a bf16 number and"
                     f" eight bits more; set optimizer.{name}=float32"
                 )
+        every = self.evaluate.every if self.evaluate is not None else None
+        if every is not None and every % self.checkpoint.every:
+            below = every // self.checkpoint.every * self.checkpoint.every
+            choices = [number for number in (below, below + self.checkpoint.every) if number]
+            problems.append(
+                f"evaluate.every={every} is not a multiple of checkpoint.every={self.checkpoint.every}, and what is"
+                f" evaluated are checkpoints; nearest: {' or '.join(map(str, choices))}"
+            )
         if self.samples is not None and self.precision.fp8 == "delayed":
             problems.append(
                 "samples need another precision.fp8 than delayed: its scales follow all passes, and those of samples"

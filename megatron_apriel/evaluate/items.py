@@ -15,6 +15,7 @@ from typing import Any
 from megatron_apriel.errors import DataError, brief
 from megatron_apriel.generate.conversation import Picture, Question, Sampling, Turn
 from megatron_apriel.inputs import open_input, read_input
+from megatron_apriel.outputs import replace_file
 
 ITEMS, SOURCE = "items.jsonl", "items.json"
 Part = str | Mapping[str, str]
@@ -161,10 +162,3 @@ def chosen_items(items: Sequence[Item], limit: int | None) -> list[Item]:
     by_hash = sorted(items, key=lambda item: (digest([*item.after, item.key][0]), len(item.after)))
     kept = {item.key for item in by_hash[:limit]}
     return [item for item in items if item.key in kept]
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file that is whole or as it was."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", errors="surrogatepass")
-    partial.replace(path)

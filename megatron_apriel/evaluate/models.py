@@ -6,12 +6,13 @@ engine's program is started once for all benchmarks, at a port that is free, and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_apriel.errors import ConfigError, ServerError
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.engines.environments import program_in
 from megatron_apriel.generate.engines.gpus import gpu_memory
@@ -98,10 +99,14 @@ def opened(places: Places, log_folder: Path) -> Iterator[list[Model]]:
             yield [model]
         return
     if engine:
-        note(f"{places.names[0]} is asked by {engine}, in this process")
+        note(f"loading {places.names[0]} by {engine}, in this process")
+    begun = time.monotonic()
     with ExitStack() as stack:
         options = {"served_name": places.served_name, "key_variable": places.key_variable, "device": places.device}
-        yield [stack.enter_context(open_model(name, **options)) for name in places.names]
+        models = [stack.enter_context(open_model(name, **options)) for name in places.names]
+        if engine:
+            note(f"loaded in {time.monotonic() - begun:.0f} s")
+        yield models
 
 
 @contextmanager
@@ -114,10 +119,12 @@ def _served(places: Places, name: str, log: Path) -> Iterator[Model]:
         note(f"note: {remark}")
     note(f"starting {name} on {f'{service.gpus} GPUs' if service.gpus else 'the CPU'}; what it prints is in {log}")
     with started(engine, service, log, passes_signals=False) as program:
+        begun = time.monotonic()
         program.wait_until_ready(ready_address(engine, service), READY_SECONDS)
-        try:
-            with ServerModel(service.address, engine.served_name(service)) as model:
-                yield model
-        except ServerError:
+        note(f"{name} answers, after {time.monotonic() - begun:.0f} s")
+
+        def check() -> None:
             program.check_running(" while it was asked")
-            raise
+
+        with ServerModel(service.address, engine.served_name(service), check=check) as model:
+            yield model

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_apriel.evaluate.items import Part, replace_file
+from megatron_apriel.evaluate.items import Part
 from megatron_apriel.evaluate.report import HEADINGS, Report, cells
 from megatron_apriel.evaluate.results import Scored
+from megatron_apriel.outputs import replace_file
 
 if TYPE_CHECKING:
     from megatron_apriel.evaluate.benchmarks import Benchmark

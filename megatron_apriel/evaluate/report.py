@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel import __version__
-from megatron_apriel.evaluate.items import replace_file
 from megatron_apriel.evaluate.results import Part, Row, as_json
 from megatron_apriel.evaluate.statistics import Interval, paired
+from megatron_apriel.outputs import replace_file
 from megatron_apriel.tables import Table, figures
 
 HEADINGS = ("benchmark", "score", "95% interval", "asked", "scored", "right", "wrong", "none", "truncated", "failed",

@@ -12,7 +12,7 @@ from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.evaluate.benchmarks import TEMPERATURE, Benchmark
 from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.conversing import hold_conversations
-from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, replace_file, write_items
+from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, write_items
 from megatron_apriel.evaluate.loaders import Given
 from megatron_apriel.evaluate.records import Record, RecordFile, read_records, record_of
 from megatron_apriel.evaluate.results import Row, Scored, row_of, run_files, scored_items
@@ -21,6 +21,7 @@ from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question, Sampling
 from megatron_apriel.inputs import read_input
+from megatron_apriel.outputs import replace_file
 from megatron_apriel.progress import progress
 from megatron_apriel.terminal import note
 

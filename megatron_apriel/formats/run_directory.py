@@ -11,6 +11,7 @@
           run.json                  step, layout, the run's own state, sizes of all files; written last
         step_00001000.partial/      being written, or what a killed run left of it
       hf/                           the run's own copy of config, tokenizer, template and processor files
+      evaluations/                  of its checkpoints, by a command beside the run (``run_evaluations.py``)
       final/                        the result, a Hugging Face directory
       .final-outdated               while ``final`` is of an earlier training, whose checkpoints were taken away
       .stopped-early                after a start that was stopped before it finished a step: the reason
@@ -55,6 +56,16 @@ class RunDirectory:
     def final(self) -> Path:
         """Its result."""
         return self.path / "final"
+
+    @property
+    def metrics(self) -> Path:
+        """Its figures, a record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of what its checkpoints were evaluated to."""
+        return self.path / "evaluations"
 
     @property
     def outdated(self) -> Path:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +30,7 @@ from megatron_apriel.generate.server_messages import body_of
 from megatron_apriel.generate.server_reply import Reply, whole_answer
 
 _LONGEST_WAIT = 30.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 60.0
 """For which a server may not listen before it counts as gone."""
 
@@ -78,11 +82,12 @@ def ask_models(
         patience_s: for which a server may not listen.
 
     Raises:
-        ServerError: no server can be reached any more.
+        ServerError: no server can be reached any more, or the program behind one has ended.
     """
     servers = [model for model in models if isinstance(model, ServerModel)]
     if servers and len(servers) == len(models):
-        asyncio.run(_Asking(servers, iter(jobs), done, at_once, attempts, patience_s).run())
+        with _handlers_kept() as act:
+            act(asyncio.run(_Asking(servers, iter(jobs), done, at_once, attempts, patience_s).run()))
         return
     for number, (key, make) in enumerate(jobs):
         done(_asked(models[number % len(models)], key, make))
@@ -95,6 +100,28 @@ def _asked(model: Model, key: str, make: Callable[[], Question]) -> Asked:
     except AprielError as error:
         return Asked(key, None, error.what, time.monotonic() - begun)
     return Asked(key, answer, seconds=time.monotonic() - begun)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[Callable[[int | None], None]]:
+    """Put back the handlers of signals that end a program; yields what has the one that came act.
+
+    A handler that raises within asyncio's loop leaves tasks behind, each with a traceback. So the loop takes the
+    signals, ends its tasks, and only then the handler is called.
+    """
+    kept: dict[int, Any] = {number: signal.getsignal(number) for number in _ENDING}
+
+    def act(number: int | None) -> None:
+        handler = kept.get(number) if number is not None else None
+        if callable(handler):
+            handler(number, None)
+
+    try:
+        yield act
+    finally:
+        for number, handler in kept.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
 
 class _Asking:
@@ -111,7 +138,18 @@ class _Asking:
         self._lost: dict[int, float] = {}
         """Servers that do not listen now, and since when."""
 
-    async def run(self) -> None:
+    async def run(self) -> int | None:
+        """Ask; returns the signal that ended it early, where one came that has a handler."""
+        came: list[int] = []
+        self._listen(came)
+        try:
+            await self._all_work()
+        except asyncio.CancelledError:
+            if not came:
+                raise
+        return came[0] if came else None
+
+    async def _all_work(self) -> None:
         trusted = httpx.create_ssl_context()
         try:
             async with asyncio.TaskGroup() as group:
@@ -120,6 +158,21 @@ class _Asking:
                         group.create_task(self._work(number, trusted))
         except* ServerError as errors:
             raise errors.exceptions[0] from None
+
+    @staticmethod
+    def _listen(came: list[int]) -> None:
+        """Let a signal that ends the program end all tasks first; its number is put into ``came``."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None, "called by a task"
+
+        def end(number: int) -> None:
+            came.append(number)
+            task.cancel()
+
+        if threading.current_thread() is threading.main_thread():
+            for number in _ENDING:
+                if callable(signal.getsignal(number)):
+                    loop.add_signal_handler(number, end, number)
 
     async def _work(self, number: int, trusted: ssl.SSLContext) -> None:
         """Take questions and ask them until there are none; of a server that is gone nothing more is asked.
@@ -175,8 +228,10 @@ class _Asking:
             outcome = Asked(job.key, answer, seconds=time.monotonic() - begun)
         except _UnreachableError:
             # The question is not to blame, so this is none of its attempts.
+            self._servers[number].check()
             self._lost.setdefault(number, time.monotonic())
         except _PassingError as error:
+            self._servers[number].check()
             job.attempts += 1
             if job.attempts >= self._attempts:
                 outcome = Asked(job.key, None, str(error), time.monotonic() - begun)

@@ -8,7 +8,7 @@ llama-server does half of it. All are read the same: fields are taken as they ar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from time import sleep
 from typing import Any
@@ -42,6 +42,7 @@ class ServerModel(Model):
         attempts: at a server that is busy or does not answer; what it said is printed before each further one.
         trained: whether the model writes in the trained format. None: its text counts as reasoning until the final
             response begins; where it ends without one, it was an answer in another format.
+        check: raises ServerError where the program that serves has ended; called when it does not answer.
 
     Raises:
         ConfigError: the address is none, or the server has several models and none was chosen.
@@ -57,9 +58,10 @@ class ServerModel(Model):
         seconds: float = 600.0,
         attempts: int = 4,
         trained: bool | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.address = _base(address)
-        self.trained = trained
+        self.trained, self.check = trained, check
         self.timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._attempts, self._plain = attempts, False

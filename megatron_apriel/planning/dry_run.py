@@ -14,6 +14,7 @@ from rich.console import Console
 
 from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.config.load import to_yaml
+from megatron_apriel.config.output_sections import EvaluateSection
 from megatron_apriel.config.schedule import warmup_steps
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.config.training_sections import COMPONENTS
@@ -21,6 +22,7 @@ from megatron_apriel.data.loading.mixture import RUN_BEGINS
 from megatron_apriel.data.loading.sources import Source, check_tokenizer
 from megatron_apriel.data.loading.stage_data import StageData, open_held_out, open_sources
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.evaluate.benchmarks import chosen_benchmarks
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import model_flops
 from megatron_apriel.formats.kinds import Kind, architecture_of, recognise, sidecar_directory
@@ -77,7 +79,7 @@ def print_plan(
         directory = sidecar_directory(standing.newest or config.init_from)
         if standing.newest is None:
             _check_weights(config.init_from, model)
-    absent = _absent_pictures(config, check_data)
+    absent = _absent_pictures(config, check_data) + _evaluations(config)
     data, opened, notes = _data(config, model, directory, check_data, standing)
     notes += absent
     if data is not None:
@@ -175,6 +177,19 @@ def _absent_pictures(config: StageConfig, refuse: bool) -> list[str]:
     return absent
 
 
+def _evaluations(config: StageConfig) -> list[str]:
+    """Remarks on how checkpoints are evaluated. Raises ConfigError for benchmarks that there are not."""
+    if config.evaluate is None:
+        return []
+    chosen_benchmarks(",".join(config.evaluate.benchmarks))
+    remarks = [f"checkpoints are evaluated by python tools/evaluate.py --follow {config.output}, beside the run."]
+    for name in ("data", "pictures"):
+        place = getattr(config.evaluate, name)
+        if place is not None and not place.is_dir():
+            remarks.append(f"evaluate.{name} {place} does not exist yet.")
+    return remarks
+
+
 def layout_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:
     """Ranks in each kind of parallelism, and the decoder layers and load of every pipeline stage."""
     table = figures("", "ranks", "what each holds", words=(0, 2), title="Parallel layout")
@@ -242,6 +257,7 @@ def steps_table(config: StageConfig, layout: Layout, architecture: Architecture)
         **_length(config),
         "checkpoints": f"every {config.checkpoint.every} steps, keep {config.checkpoint.keep}"
         + (", written in the background" if config.checkpoint.background else ""),
+        **({"evaluations": _evaluated(config.evaluate, config.checkpoint.every)} if config.evaluate else {}),
         "text, one document a sequence": f"{flop(per_token)} per token",
     }
     if config.tokens is not None:
@@ -254,6 +270,12 @@ def steps_table(config: StageConfig, layout: Layout, architecture: Architecture)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _evaluated(section: EvaluateSection, saved_every: int) -> str:
+    """What is evaluated, and when."""
+    begin = "at the start, " if section.start else ""
+    return f"{begin}every {section.every or saved_every} steps and at the end: {', '.join(section.benchmarks)}"
 
 
 def _length(config: StageConfig) -> dict[str, str]:

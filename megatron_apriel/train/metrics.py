@@ -1,10 +1,11 @@
 """Where a run's figures go: console, ``metrics.jsonl``, TensorBoard, Weights & Biases. Written by rank 0 only.
 
 ``metrics.jsonl`` is always written and is what other programs should read: one JSON object a line, with ``kind``
-(``source``, ``resumed``, ``changed``, ``step``, ``validation``, ``samples``, ``skipped``, ``empty``, ``checkpoint``,
-``end``) and ``step``. A resumed run appends; where it repeats steps that a killed attempt had already logged, the later
-line counts. A checkpoint that was written in the background has the step that it holds, and its line comes when it is
-whole: after later steps'.
+(``source``, ``resumed``, ``changed``, ``step``, ``validation``, ``samples``, ``evaluation``, ``skipped``, ``empty``,
+``checkpoint``, ``end``) and ``step``. A resumed run appends; where it repeats steps that a killed attempt had already
+logged, the later line counts. A checkpoint that was written in the background has the step that it holds, and its line
+comes when it is whole: after later steps'. So do the scores of a checkpoint, which a command beside the run evaluates.
+Whichever process holds the run's lock takes them over, so that one at a time writes figures.
 
 A step's record has the figures of that step, and under ``since_last`` those of all steps since the last record
 (``averages.py``), which are what console and plots show.
@@ -22,6 +23,8 @@ from typing import Any, Protocol
 
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, brief, printable
+from megatron_apriel.formats.run_directory import RunDirectory
+from megatron_apriel.formats.run_evaluations import RunEvaluations
 from megatron_apriel.formats.run_record import change_in_words
 from megatron_apriel.terminal import note, say
 from megatron_apriel.train.wandb_run import begin_wandb, wandb_table
@@ -83,6 +86,13 @@ class Console:
             if not sample["ended"]:
                 lines[-1] += " ..."
         return lines
+
+    def _evaluation(self, record: Mapping[str, Any]) -> str:
+        scores = ", ".join(
+            f"{name} {score:.2f} ({' to '.join(f'{end:.2f}' for end in record['intervals'][name])})"
+            for name, score in record["scores"].items()
+        )
+        return f"step {record['step']}/{record['steps']} | evaluated after {short(record['tokens'])} tokens: {scores}"
 
     def _skipped(self, record: Mapping[str, Any]) -> str:
         return (
@@ -157,6 +167,8 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
     for key, value in in_curves(record).items():
         if key == "loss_by_source":
             scalars.update({f"{group}/loss/{name}": loss for name, loss in value.items() if loss is not None})
+        elif key in ("scores", "without_answer"):
+            scalars |= {f"{group}/{key.removesuffix('s')}/{name}": float(number) for name, number in value.items()}
         elif isinstance(value, int | float) and key not in ("step", "steps", "count"):
             scalars[f"{group}/{key}"] = float(value)
     return scalars
@@ -193,6 +205,8 @@ class WeightsAndBiases:
 
     def __init__(self, config: StageConfig) -> None:
         self._run = begin_wandb(config)
+        if config.evaluate is not None:
+            self._run.define_metric("evaluation/*", step_metric="evaluation/step")
         self._newest = 0
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -200,6 +214,10 @@ class WeightsAndBiases:
         if samples := record.get("samples"):
             rows = [[record["step"], prompt_in_words(sample), sample["text"]] for sample in samples]
             scalars["samples/texts"] = wandb_table(["step", "prompt", "text"], rows)
+        if record["kind"] == "evaluation":
+            # Of an earlier step, it stands at the step where it comes in; its own is the axis of its plots.
+            scalars["evaluation/step"] = record["step"]
+            self._newest = max(self._newest, int(self._run.step or 0))
         if scalars:
             # Figures of an earlier step, a checkpoint's that was written in the background, would be dropped.
             self._newest = max(self._newest, record["step"])
@@ -218,10 +236,11 @@ class Metrics:
 
     def __init__(self, config: StageConfig, rank: int) -> None:
         self._sinks: list[Sink] = []
+        self._steps, self._evaluations = config.steps, RunEvaluations.of(config) if not rank else None
         if rank:
             return
         config.output.mkdir(parents=True, exist_ok=True)
-        self._sinks += [Console(), JsonLines(config.output / "metrics.jsonl")]
+        self._sinks += [Console(), JsonLines(RunDirectory(config.output).metrics)]
         if config.logging.tensorboard:
             self._sinks.append(TensorBoard(config.output / "tensorboard"))
         if config.logging.wandb != "off":
@@ -229,7 +248,17 @@ class Metrics:
 
     def write(self, kind: str, step: int, **figures: Any) -> None:
         """Give a record to every sink. ``step`` counts finished steps."""
-        record = {"kind": kind, "step": step} | {name: _shown(value) for name, value in figures.items()}
+        self._give({"kind": kind, "step": step} | {name: _shown(value) for name, value in figures.items()})
+        self.take_scores()
+
+    def take_scores(self) -> None:
+        """Take over the scores of checkpoints that a command beside the run has left, if there are any."""
+        if self._evaluations is not None:
+            for score in self._evaluations.new_scores():
+                figures = _shown(score.model_dump(mode="json"))
+                self._give({"kind": "evaluation", "step": score.step, "steps": self._steps, **figures})
+
+    def _give(self, record: Mapping[str, Any]) -> None:
         for sink in self._sinks:
             with _reported(sink):
                 sink.write(record)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from megatron_apriel.errors import (
     brief,
 )
 from megatron_apriel.formats.run_directory import RunDirectory
+from megatron_apriel.formats.run_evaluations import RunEvaluations
 from megatron_apriel.locks import HeldError, take_lock
 from megatron_apriel.model.options import ModelOptions, check_options
 from megatron_apriel.parallel import groups
@@ -46,6 +48,9 @@ from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.output_place import OutputPlace
 from megatron_apriel.train.signals import StopRequest, check_time_left
 from megatron_apriel.train.state_placement import with_settled_moments
+
+_PATIENCE_S = 2.0
+"""For a command beside the run that holds its lock for a moment, while it writes a score."""
 
 
 def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
@@ -62,7 +67,9 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
     final, outdated = directory.final, directory.outdated
     with groups.joined():
         config = alike(partial(with_tokens, config))
-        store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps)
+        evaluations = RunEvaluations.of(config)
+        besides = {"kept_besides": evaluations.kept} if evaluations is not None else {}
+        store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps, **besides)
         beginning = alike(lambda: _checked_beginning(config, change))
         _check_same_everywhere(beginning.newest)
         config = with_settled_moments(config, beginning)
@@ -75,6 +82,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
             alike(lambda: check_time_left(config.faults.save_before_end_of_job_s))
         if dist.get_rank() == 0:
             say(precision_in_words(asked, on_gpu))
+            if evaluations is not None:
+                say(f"its checkpoints are evaluated by {following(config.output)}, beside this run or in another job")
         with (
             # First: a request that comes while weights are loaded is met before the first step, not by dying.
             StopRequest(config.faults.save_before_end_of_job_s, directory.checkpoints, dist.get_rank()) as stop,
@@ -135,6 +144,11 @@ def precision_in_words(precision: PrecisionSection, on_gpu: bool) -> str:
     return line
 
 
+def following(output: Path) -> str:
+    """The command that evaluates a run's checkpoints."""
+    return shlex.join(["python", "tools/evaluate.py", "--follow", str(output)])
+
+
 def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
     """The run's lock on its output directory, released with it or with its process; held by rank 0.
 
@@ -144,7 +158,7 @@ def _locked(output: Path) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     output.mkdir(parents=True, exist_ok=True)
     try:
-        lock = take_lock(RunDirectory(output).lock)
+        lock = take_lock(RunDirectory(output).lock, _PATIENCE_S)
     except HeldError as error:
         raise TransientError(
             f"another run is writing to {output}: {error}.",

@@ -31,7 +31,8 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     page.write_text("before\n<!-- settings: begin -->\nold\n<!-- settings: end -->\nafter\n")
     assert main(["--update", str(page)]) == 0
     assert (
-        page.read_text().startswith("before\n<!-- settings: begin -->\n| setting |") and "old" not in page.read_text()
+        page.read_text().startswith("before\n<!-- settings: begin -->\n| setting |")
+        and "\nold\n" not in page.read_text()
     )
     with pytest.raises(ConfigError, match="has no marks"):
         updated("nothing here")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -240,10 +241,15 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, data: Path, answering: Answeri
     assert not server.requests and not out.exists()
     first, second, total, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith("MMLU-Pro: 10 of 10 items, 3 times; 30 questions, about ")
-    assert first.endswith(" and 0 pictures; 18,000 tokens of answers, 1.00 hours")
+    assert first.endswith(" with 0 pictures; 18,000 tokens of answers, 1.00 hours")
     assert second.endswith("5,400 tokens of answers, 0.30 hours")
     assert total.startswith("in all: 13 of 13 items; 39 questions")
     assert total.endswith("23,400 tokens of answers, 1.30 hours")
+    # Prompts take time too.
+    assert run(out, data, *own, *dry, "--prompt-tokens-per-second", "1") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    tokens = int(first.partition("about ")[2].split()[0].replace(",", ""))
+    assert tokens > 1000 and first.endswith(f" {1 + tokens / 3600:.2f} hours")
     # So other settings may follow; and what is answered is not counted again.
     assert run(out, data, *own, "--limit", "2") == 0
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -251,7 +257,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, data: Path, answering: Answeri
     assert run(out, data, "--model", server.address, "--limit", "2", "--runs", "4", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "2 of 10 items, 4 times; 2 questions (6 are answered)" in said
-    assert "answers of 8,192 tokens, assumed" in said and "2,000 tokens a second, assumed: what" in said
+    assert "answers of 8,192 tokens, assumed" in said and "2,000 tokens of answers a second, assumed: what" in said
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     with pytest.raises(ConfigError, match="limit was 2 and is None"):
         run(out, data, *own, "--dry-run")
@@ -390,6 +396,29 @@ def test_a_killed_command_goes_on(tmp_path: Path, data: Path, answering: Answeri
     assert row(out)["right"] == 200
     assert len(server.requests) - requests == 200 - before
     assert len(lines(answers)) == 200
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_questions_are_out(tmp_path: Path, data: Path, answering: Answering, number: int,
+                                          code: int) -> None:  # fmt: skip
+    came, over = threading.Event(), threading.Event()
+
+    def never(body: dict[str, Any]) -> str:
+        came.set()
+        over.wait(60)
+        return "Answer: A"
+
+    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), str(tmp_path / "out"), "--benchmarks", "mmlu_pro",
+               "--data", str(data), "--model", answering(never).address]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    with subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) as process:
+        assert came.wait(60)
+        process.send_signal(number)
+        said = process.communicate()[1]
+        over.set()
+    assert process.returncode == code, said
+    assert "Traceback" not in said and "exception" not in said
+    assert "what was answered and scored is kept: the same command goes on" in said
 
 
 def test_a_server_that_is_gone_keeps_what_was_answered(tmp_path: Path, data: Path, answering: Answering,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
 from megatron_apriel.errors import ConfigError, ServerError
-from megatron_apriel.evaluate import models, running
+from megatron_apriel.evaluate import models
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.table import ENGINES
@@ -112,14 +111,9 @@ def test_one_start_serves_all_benchmarks(
 
 
 def test_an_engine_that_dies_is_named_and_the_work_resumed(
-    tmp_path: Path, data: Path, engine: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, engine: StandIn, model: Path
 ) -> None:
-    asking = running.ask_models
-
-    def impatient(models: Sequence[Any], jobs: Any, done: Any, **options: Any) -> None:
-        asking(list(models), jobs, done, **options, patience_s=0.1)
-
-    monkeypatch.setattr(running, "ask_models", impatient)
+    """At once, without the patience that a server at an address has."""
     engine.after, engine.act = "4", "os._exit(7)"
     out, own = tmp_path / "out", ("--model", str(model), "--engine", "vllm", "--at-once", "1")
     with pytest.raises(ServerError, match=r"ended with exit code 7 while it was asked(?s:.*)a word of the engine"):
