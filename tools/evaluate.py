@@ -208,11 +208,11 @@ def _follow(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
     if wrong := [name for name in OF_STAGE if name in given]:
         spelled = ", ".join("OUT" if name == "output" else f"--{name.replace('_', '-')}" for name in wrong)
         parser.error(f"{spelled} cannot be given with --follow: the stage of the run says it")
-    options = [
-        word
-        for name in sorted(given - {"follow", "once", "look_every"})
-        for word in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))
-    ]
+    options: list[str] = []
+    for name in sorted(given - {"follow", "once", "look_every"}):
+        value = getattr(arguments, name)
+        words = [] if value is True else value if isinstance(value, list) else [value]
+        options += [f"--{name.replace('_', '-')}", *map(str, words)]
     Places(["directory"], arguments.engine, arguments.gpus, arguments.context, arguments.device).check()
     commands = Commands(Path(__file__).with_name("convert_checkpoint.py"), Path(__file__), options, _figures)
     with terminating_signals_raise(), ended_before_job():

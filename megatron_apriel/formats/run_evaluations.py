@@ -123,25 +123,21 @@ class RunEvaluations:
         return set(waiting[max(len(waiting) - self.section.waiting, 0) :])
 
     @property
-    def _scores(self) -> Path:
-        return self.directory.evaluations / "scores.jsonl"
-
-    @property
     def _recorded(self) -> Path:
         return self.directory.evaluations / "recorded"
 
     def add(self, record: ScoreRecord) -> None:
         """Add what an evaluation gave; by the evaluating command alone."""
-        with self._scores.open("a", encoding="utf-8") as file:
+        with _scores(self.directory).open("a", encoding="utf-8") as file:
             file.write(record.model_dump_json() + "\n")
 
     def scored(self) -> set[int]:
         """Steps whose scores were added."""
-        return {record.step for record in map(_record, self._lines()) if record is not None}
+        return set(scores_of(self.directory))
 
     def has_new(self) -> bool:
         """Whether there are scores that the run's figures do not have yet."""
-        return len(self._lines()) > self._count()
+        return len(_lines(self.directory)) > self._count()
 
     def new_scores(self) -> Iterator[ScoreRecord]:
         """Scores that the run's figures do not have yet; they have each once it is taken.
@@ -150,28 +146,38 @@ class RunEvaluations:
         named and passed over.
         """
         try:
-            lines, before = self._lines(), self._count()
+            lines, before = _lines(self.directory), self._count()
             for number, line in enumerate(lines[before:], before + 1):
                 if (record := _record(line)) is None:
-                    note(f"line {number} of {printable(self._scores)} is no score, and passed over")
+                    note(f"line {number} of {printable(_scores(self.directory))} is no score, and passed over")
                 else:
                     yield record
                 replace_file(self._recorded, f"{number}\n")
         except OSError as error:
-            note(f"warning: scores in {printable(self._scores)} cannot be taken over: {error}")
+            note(f"warning: scores in {printable(_scores(self.directory))} cannot be taken over: {error}")
 
     def _count(self) -> int:
         with suppress(OSError, ValueError):
             return max(int(read_input(self._recorded)), 0)
         return 0
 
-    def _lines(self) -> list[bytes]:
-        """All whole lines."""
-        try:
-            text = read_input(self._scores)
-        except FileNotFoundError:
-            return []
-        return text.split(b"\n")[:-1]
+
+def _scores(run: RunDirectory) -> Path:
+    return run.evaluations / "scores.jsonl"
+
+
+def _lines(run: RunDirectory) -> list[bytes]:
+    """All whole lines of a run's scores."""
+    try:
+        text = read_input(_scores(run))
+    except FileNotFoundError:
+        return []
+    return text.split(b"\n")[:-1]
+
+
+def scores_of(run: RunDirectory) -> dict[int, ScoreRecord]:
+    """A run's scores by step, the last of each. Raises OSError if they cannot be read."""
+    return {record.step: record for record in map(_record, _lines(run)) if record is not None}
 
 
 def _is_there(path: Path) -> bool:
