@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--limit", type=count_above_zero, metavar="N", help="items of each benchmark (default: all)")
     what.add_argument("--baseline", nargs="+", type=Path, default=[], metavar="OTHER_OUT",
                       help="earlier evaluations to compare with")  # fmt: skip
+    what.add_argument("--items-from", type=Path, metavar="OTHER_OUT",
+                      help="take the items that were loaded there, the same questions")  # fmt: skip
     how = parser.add_argument_group("how it is asked")
     how.add_argument("--runs", type=above_zero, metavar="K", help="of each benchmark (default: as published)")
     how.add_argument("--temperature", type=float, default=0.6, metavar="X", help="0 for the likeliest (%(default)s)")
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 OF_STAGE = ("output", "model", "benchmarks", "data", "pictures", "samples", "limit", "runs", "temperature",
-            "max_tokens", "seed", "name", "baseline", "only_failed", "steps", "dry_run")  # fmt: skip
+            "max_tokens", "seed", "name", "items_from", "baseline", "only_failed", "steps", "dry_run")  # fmt: skip
 """What --follow takes from a run, or has no use for."""
 
 
@@ -243,6 +245,8 @@ def _run(
 
     if "load" in steps:
         for benchmark in benchmarks:
+            if arguments.items_from is not None:
+                evaluation.take_items(benchmark, arguments.items_from)
             evaluation.load(benchmark)
     if "ask" in steps:
         again = arguments.only_failed

@@ -38,10 +38,16 @@ PHOTOGRAPHS = [
     "astronaut", "camera", "chelsea", "coffee", "coins", "hubble_deep_field", "immunohistochemistry", "moon", "page",
     "retina", "rocket", "brick", "grass", "gravel",
 ]  # fmt: skip
+PHOTOGRAPHS_HELD_OUT = ["cell", "clock", "colorwheel", "horse", "logo", "microaneurysms", "stereo_motorcycle"]
+"""For the evaluation; no stage trains on them."""
 HELD_OUT_EVERY = 8
 """Of every list of records each eighth is kept from training; of photographs each eighth with all its questions."""
 QUESTIONS = ("What does this image show?", "Describe the picture.", "Write a short caption.", "What can be seen here?")
 LONGEST_SIDE = 256
+LONGEST_SIDE_HELD_OUT = 128
+OPTIONS = 4
+ASKED = 16
+"""Questions of the evaluation's text set."""
 
 
 def paragraphs(text: str, most: int = 1200) -> Iterator[str]:
@@ -95,6 +101,30 @@ def photographs(directory: Path) -> list[tuple[str, str]]:
         image.save(directory / f"{name}.jpg", quality=92)
         written.append((f"{name}.jpg", caption))
     return written
+
+
+def held_out_photographs(directory: Path) -> None:
+    """Write the pictures that the evaluation's visual tasks are made of."""
+    directory.mkdir(parents=True)
+    for name in PHOTOGRAPHS_HELD_OUT:
+        pixels = getattr(skimage.data, name)()
+        image = Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels).convert("RGB")  # two views of one
+        image.thumbnail((LONGEST_SIDE_HELD_OUT, LONGEST_SIDE_HELD_OUT))
+        image.save(directory / f"{name}.jpg", quality=92)
+
+
+def questions() -> list[dict[str, Any]]:
+    """Which module has it? Of functions whose question about their purpose is held out from training, too."""
+    names = [name.rpartition(".")[::2] for name, _ in library_members()][::HELD_OUT_EVERY]
+    modules = sorted({module for module, _ in names})
+    rows = []
+    for number, (module, member) in enumerate(names[:: max(len(names) // ASKED, 1)][:ASKED]):
+        others = [other for other in modules if other != module]
+        options = [others[(7 * number + 3 * place) % len(others)] for place in range(OPTIONS - 1)]
+        options.insert(number % OPTIONS, module)
+        question = f"Which module of Python's library has {member}?"
+        rows.append({"question": question, "options": options, "answer": module})
+    return rows
 
 
 def caption_records(images: list[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -156,6 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, (training, held_out) in kinds.items():
         write(destination / f"{name}.jsonl", training)
         write(destination / f"{name}_heldout.jsonl", held_out)
+    held_out_photographs(destination / "photographs_heldout")
+    (destination / "benchmarks" / "own").mkdir(parents=True)
+    write(destination / "benchmarks" / "own" / "library.jsonl", questions())
     reasoning = kinds["reasoning"][0]
     # Every fourth record: stratified over the modules, since the records lie in their order.
     write(destination / "reasoning_subset.jsonl", reasoning[::4])

@@ -1,4 +1,4 @@
-"""Table and plot of a quickstart run: what each stage trained on, and what it did to the loss on held-out data.
+"""Table and plot of a quickstart run: what each stage trained on, and what it did to held-out data and benchmarks.
 
 usage: report.py [runs/quickstart]
 """
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.yaml_text import read_yaml
 from megatron_apriel.errors import DataError, printable, run_command
+from megatron_apriel.evaluate.benchmarks import BENCHMARKS
 from megatron_apriel.tables import Table, standard_output
 from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import clock, short
@@ -46,7 +47,7 @@ def trained(run: Path) -> str:
 
 def table(root: Path, seconds: dict[str, float]) -> Table:
     shown = Table(title="the recipe in miniature")
-    for heading, side in (("stage", "left"), ("tokens", "right"), ("trained", "left"), ("held-out loss", "left"),
+    for heading, side in (("stage", "left"), ("tokens", "right"), ("trained", "left"), ("held-out", "left"),
                           ("before", "right"), ("after", "right"), ("time", "right")):  # fmt: skip
         shown.add_column(heading, justify=side)
     for name in STAGES:
@@ -54,11 +55,20 @@ def table(root: Path, seconds: dict[str, float]) -> Table:
         steps = [record for record in records if record["kind"] == "step"]
         checks = sorted((record for record in records if record["kind"] == "validation"), key=lambda r: r["step"])
         before, after = checks[0]["loss_by_source"], checks[-1]["loss_by_source"]
-        lines = {key: [f"{losses[label]:.3f}" for label in after] for key, losses in
-                 (("before", before), ("after", after))}  # fmt: skip
-        shown.add_row(name, short(steps[-1]["tokens"]), trained(root / name), list(after), lines["before"],
-                      lines["after"], clock(seconds.get(f"stage {name}", 0)))  # fmt: skip
+        lines = [(f"loss, {label}", f"{before[label]:.3f}", f"{after[label]:.3f}") for label in after]
+        lines += scores(records)
+        shown.add_row(name, short(steps[-1]["tokens"]), trained(root / name), *map(list, zip(*lines, strict=True)),
+                      clock(seconds.get(f"stage {name}", 0)))  # fmt: skip
     return shown
+
+
+def scores(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Of a stage whose checkpoints were evaluated: benchmark, and percent right before and after it."""
+    found = sorted((record for record in records if record["kind"] == "evaluation"), key=lambda record: record["step"])
+    if len(found) < 2:
+        return []
+    before, after = found[0]["scores"], found[-1]["scores"]
+    return [(f"{BENCHMARKS[name].title}, % right", f"{before[name]:.1f}", f"{after[name]:.1f}") for name in after]
 
 
 def plot(root: Path) -> Path:

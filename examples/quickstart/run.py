@@ -4,7 +4,7 @@ usage: run.py [--output runs/quickstart] [--scale 1.0] [--list]
 
 Every step is one command, printed before it runs; run it by hand to try variations. A step whose product exists is
 skipped, and training resumes from its newest checkpoint, so an interrupted run continues where it stopped. At the end:
-a table of the stages, a plot of all losses, and the directory of the result.
+benchmarks of one stage, a table of all, a plot of their losses, and the directory of the result.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path
 from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import clock
 
@@ -29,6 +30,8 @@ HERE = Path(__file__).parent
 TOOLS = HERE.parent.parent / "tools"
 DEFAULT_ROOT = Path("runs/quickstart")
 STAGES = ("stage1", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
+EVALUATED = "cpt_stage2"
+"""The stage whose file has a section ``evaluate``."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,12 @@ def recipe(root: Path, scale: float) -> Iterator[Step]:
     yield Step(
         "average of the two last runs", root / "apriel-mini",
         python(average, root / "apriel-mini", "--checkpoints", *parts),
+    )  # fmt: skip
+    evaluated = RunDirectory(root / EVALUATED)
+    yield Step(
+        f"benchmarks before and after {EVALUATED}",
+        checkpoint_path(evaluated.evaluations, 0) / "report.json",  # before it; comes last
+        python(TOOLS / "evaluate.py", "--follow", evaluated.path, "--once", "--engine", "transformers"),
     )  # fmt: skip
 
 

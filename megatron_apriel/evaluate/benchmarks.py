@@ -14,6 +14,7 @@ from megatron_apriel.errors import ConfigError
 from megatron_apriel.evaluate import loaders
 from megatron_apriel.evaluate.from_evalscope import ADAPTERS
 from megatron_apriel.evaluate.loaders import Given, Loaded
+from megatron_apriel.evaluate.own_questions import own
 from megatron_apriel.evaluate.scicode_items import scicode
 
 
@@ -70,6 +71,7 @@ BENCHMARKS = {
         Benchmark("charxiv_r", "CharXiv, reasoning", ADAPTERS["charxiv_r"].load, 50.10, judged=True),
         Benchmark("ai2d", "AI2D", ADAPTERS["ai2d"].load, 82.87),
         Benchmark("blink", "BLINK", ADAPTERS["blink"].load, 58.71),
+        Benchmark("own", "own questions", own),
         Benchmark("visual_tasks", "visual tasks", loaders.visual_tasks, blind="visual_tasks_blind"),
         Benchmark("visual_tasks_blind", "visual tasks, no picture", loaders.visual_tasks_blind),
     )

@@ -56,14 +56,14 @@ class Commands:
         """Make a Hugging Face directory of a checkpoint; the exit code."""
         return run([sys.executable, str(self.converting), str(checkpoint), str(destination), "--to", "hf"])
 
-    def evaluate(self, config: StageConfig, model: Path, name: str, out: Path) -> int:
-        """Evaluate a model as its stage says; the exit code."""
+    def evaluate(self, config: StageConfig, model: Path, name: str, out: Path, earlier: Path | None) -> int:
+        """Evaluate a model as its stage says, with the items of an earlier evaluation if any; the exit code."""
         section = config.evaluate
         assert section is not None, "asked for by the stage"
         settings = {
             "benchmarks": ",".join(section.benchmarks), "data": section.data, "pictures": section.pictures,
             "samples": section.samples, "limit": section.limit, "runs": section.runs,
-            "temperature": section.temperature, "max-tokens": section.max_tokens,
+            "temperature": section.temperature, "max-tokens": section.max_tokens, "items-from": earlier,
         }  # fmt: skip
         words = [word for key, value in settings.items() if value is not None for word in (f"--{key}", str(value))]
         command = [sys.executable, str(self.evaluating), str(out), "--model", str(model), "--name", name]

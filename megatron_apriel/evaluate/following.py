@@ -23,7 +23,7 @@ from megatron_apriel.errors import ConfigError, ExitCode, OutputError, printable
 from megatron_apriel.evaluate.follow_commands import Commands
 from megatron_apriel.formats.kinds import Kind, recognise
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path, checkpoints_in
-from megatron_apriel.formats.run_evaluations import RunEvaluations, score_record
+from megatron_apriel.formats.run_evaluations import REPORT, RunEvaluations, score_record
 from megatron_apriel.locks import HeldError, lock_directory, take_lock
 from megatron_apriel.terminal import note, say
 
@@ -110,7 +110,8 @@ class Follower(AbstractContextManager["Follower"]):
     def _config(self) -> StageConfig | None:
         """The run's configuration, as it is now; None before it has begun."""
         if self.run.resolved_config.is_file():
-            return load_stage(self.run.resolved_config)
+            # It may have been moved since it began.
+            return load_stage(self.run.resolved_config).model_copy(update={"output": self.run.path})
         if self.once:
             raise ConfigError(
                 f"{printable(self.run.path)} is no run: it has no {self.run.resolved_config.name}.",
@@ -153,7 +154,10 @@ class Follower(AbstractContextManager["Follower"]):
         name, begun = f"{config.stage}, step {step}", time.monotonic()
         out = evaluations.evaluation(step)
         model = self._model(step, evaluations, config)
-        code = self.commands.evaluate(config, model, name, out) if model is not None else ExitCode.FAILED
+        code: int = ExitCode.FAILED
+        if model is not None:
+            whole = [path for path in checkpoints_in(out.parent).values() if (path / REPORT).exists()]
+            code = self.commands.evaluate(config, model, name, out, whole[-1] if whole else None)
         if not evaluations.is_whole(step):
             when = "it is tried again after the next that works" if self.failed.get(step, 0) + 1 < ATTEMPTS else (
                 f"it failed {ATTEMPTS} times; the same command tries it again"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,23 @@ def _item(line: Mapping[str, Any]) -> Item:
         line["key"], tuple(line["parts"]), line["scorer"], line["grading"], line["cluster"], line["groups"],
         line["system"], tuple(line.get("after", ())),
     )  # fmt: skip
+
+
+def take_items(folder: Path, other: Path) -> None:
+    """Have the items of another folder in this one; their pictures take no room again where links can be."""
+    if (folder / SOURCE).exists() or not (other / SOURCE).exists():
+        return
+    apart = shutil.ignore_patterns("answers-*", "verdicts-*", SOURCE)
+    shutil.copytree(other, folder, ignore=apart, copy_function=_linked, dirs_exist_ok=True)
+    replace_file(folder / SOURCE, read_input(other / SOURCE).decode())
+
+
+def _linked(source: str, destination: str) -> None:
+    Path(destination).unlink(missing_ok=True)
+    try:
+        Path(destination).hardlink_to(source)
+    except OSError:  # a file system without such links
+        shutil.copy2(source, destination)
 
 
 def chosen_items(items: Sequence[Item], limit: int | None) -> list[Item]:

@@ -17,7 +17,8 @@ from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
 from megatron_apriel.grading.conversations import ConversationGrader
 from megatron_apriel.grading.scorer_environments import package_files
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Of options."""
 _CHOICE = """\
 Answer the following multiple choice question. The last line of your response should be in the following format: \
 'Answer: {letters}' (e.g. 'Answer: A').
@@ -26,7 +27,7 @@ Answer the following multiple choice question. The last line of your response sh
 
 {options}"""
 """Of Artificial Analysis, as in nvidia-simple-evals 26.3 (``mmlu_pro_aa_v3``, ``gpqa_diamond_aa_v3``)."""
-_INTEGER = """\
+INTEGER_PROMPT = """\
 Solve the following math problem step by step. Put your answer inside \\boxed{{}}.
 
 {question}
@@ -73,8 +74,8 @@ Loaded = tuple[list[Item], Source]
 
 def multiple_choice(question: str, options: Sequence[str]) -> str:
     """The prompt of a question with its options."""
-    listed = "\n".join(f"{letter}) {option}" for letter, option in zip(_LETTERS, options, strict=False))
-    return _CHOICE.format(letters="/".join(_LETTERS[: len(options)]), question=question, options=listed)
+    listed = "\n".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return _CHOICE.format(letters="/".join(LETTERS[: len(options)]), question=question, options=listed)
 
 
 def ifbench(given: Given) -> Loaded:
@@ -131,7 +132,7 @@ def gpqa_diamond(given: Given) -> Loaded:
         seed = hashlib.sha256(row["Question"].encode("utf-8", "surrogatepass")).hexdigest()
         random.Random(seed).shuffle(order)
         prompt = multiple_choice(row["Question"].strip(), [options[place] for place in order])
-        grading = {"gold": _LETTERS[order.index(0)], "options": 4, "rule": "artificial_analysis"}
+        grading = {"gold": LETTERS[order.index(0)], "options": 4, "rule": "artificial_analysis"}
         group = {"domain": str(row.get("High-level domain") or "")}
         items.append(Item(str(row.get("Record ID") or number), (prompt,), "letter", grading, groups=group))
     return items, Source("GPQA-Diamond", file_digest(files), len(items), "gpqa_diamond 1")
@@ -142,7 +143,7 @@ def aime25(given: Given) -> Loaded:
     files = data_files(given.data, "aime25", "JSONL or Parquet with problem and answer, 30 rows")
     rows = rows_of(files, {"problem": Kind.TEXT, "answer": Kind.NAME})
     items = [
-        Item(str(row.get("id", number)), (_INTEGER.format(question=row["problem"]),), "mathematics",
+        Item(str(row.get("id", number)), (INTEGER_PROMPT.format(question=row["problem"]),), "mathematics",
              {"gold": str(row["answer"])})
         for number, row in enumerate(rows)
     ]  # fmt: skip

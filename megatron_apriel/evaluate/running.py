@@ -12,7 +12,7 @@ from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.evaluate.benchmarks import TEMPERATURE, Benchmark
 from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.conversing import hold_conversations
-from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, write_items
+from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, take_items, write_items
 from megatron_apriel.evaluate.loaders import Given
 from megatron_apriel.evaluate.records import Record, RecordFile, read_records, record_of
 from megatron_apriel.evaluate.results import Row, Scored, row_of, run_files, scored_items
@@ -123,6 +123,15 @@ class Evaluation:
         if not items:
             raise DataError(f"{benchmark.title} has no items.")
         write_items(folder, items, source)
+
+    def take_items(self, benchmark: Benchmark, other: Path) -> None:
+        """Take the items that another evaluation has loaded, where it was to load the same; says where it was not."""
+        earlier = {"samples": None, "pictures": None} | read_settings(other)
+        for name in ("samples", "pictures"):
+            if earlier[name] != getattr(self.settings, name):
+                note(f"{other} has other items: {name} was {earlier[name]!r}; they are loaded again")
+                return
+        take_items(self.folder / benchmark.name, other / benchmark.name)
 
     def unanswered(self, benchmark: Benchmark, run: int, items: Sequence[Item], again: bool = False) -> list[Item]:
         """Those of ``items`` that a run has no answer to; with ``again`` also those that failed."""

@@ -165,6 +165,23 @@ def test_a_limit_takes_items_from_all_over(tmp_path: Path, data: Path, answering
     assert "3 of 10 items were chosen" in (few / "report.md").read_text()
 
 
+def test_items_of_another_evaluation(tmp_path: Path, photographs: Path, answering: Answering,
+                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    server = answering(lambda body: "A")
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    own = ("--model", server.address, "--pictures", str(photographs), "--samples")
+    assert run(first, tmp_path, *own, "4", benchmarks="visual_tasks") == 0
+    for path in photographs.iterdir():
+        path.unlink()  # nothing can be made of it again
+    assert run(second, tmp_path, *own, "4", "--items-from", str(first), benchmarks="visual_tasks") == 0
+    files = sorted(path.relative_to(first) for path in first.rglob("items.jsonl"))
+    assert len(files) == 2 and all((second / path).read_bytes() == (first / path).read_bytes() for path in files)
+    assert len(lines(second / "visual_tasks" / "answers-1.jsonl")) == 4 and len(server.requests) == 16
+    with pytest.raises(DataError):
+        run(third, tmp_path, *own, "5", "--items-from", str(first), benchmarks="visual_tasks")
+    assert "has other items: samples was 4; they are loaded again" in capsys.readouterr().err
+
+
 def test_servers_share_the_work(tmp_path: Path, data: Path, answering: Answering) -> None:
     first, second = answering(lambda body: "Answer: A"), answering(lambda body: "Answer: A")
     assert run(tmp_path / "out", data, "--model", first.address, second.address, "--at-once", "1") == 0

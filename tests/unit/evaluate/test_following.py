@@ -129,6 +129,8 @@ def test_the_newest_comes_first_and_every_score_has_its_step(followed: Callable[
                          str(one.run.evaluations / "weights" / "step_00000030")]  # fmt: skip
     assert first[-2:] == ["--engine", "vllm"]
     assert " ".join(first).count("--benchmarks ifbench") == " ".join(first).count("--limit 8") == 1
+    assert "--items-from" not in first  # the others have the same questions
+    assert one.asked[1][one.asked[1].index("--items-from") + 1] == str(one.run.evaluations / "step_00000030")
     assert one.asked[-1][2] == str(one.root / "model")  # in Hugging Face's form already
     assert one.follow() == ExitCode.OK and len(one.asked) == 4  # nothing is evaluated twice
 

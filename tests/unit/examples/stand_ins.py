@@ -41,6 +41,7 @@ STAND_INS = {
             file=${words#*examples/}
             mkdir -p "$RUN_ROOT/${file%%.yaml*}/final" ;;
         tools/upscale_layers.py*) mkdir -p "$3" ;;
+        tools/evaluate.py*) exit "${FAKE_CODE:-0}" ;;
         tools/*) mkdir -p "$2" ;;
     esac""",
     "srun": r"""if [[ $1 == --version ]]; then echo "slurm 99.05.1"; exit; fi
