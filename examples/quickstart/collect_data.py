@@ -23,6 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from megatron_apriel.command_line import CommandLine
+from megatron_apriel.evaluate.loaders import multiple_choice
 from megatron_apriel.terminal import say
 
 LIBRARY = [
@@ -114,17 +115,30 @@ def held_out_photographs(directory: Path) -> None:
 
 
 def questions() -> list[dict[str, Any]]:
-    """Which module has it? Of functions whose question about their purpose is held out from training, too."""
-    names = [name.rpartition(".")[::2] for name, _ in library_members()][::HELD_OUT_EVERY]
+    """Which module has it? One for each function, with four modules to choose from."""
+    names = [name.rpartition(".")[::2] for name, _ in library_members()]
     modules = sorted({module for module, _ in names})
     rows = []
-    for number, (module, member) in enumerate(names[:: max(len(names) // ASKED, 1)][:ASKED]):
+    for number, (module, member) in enumerate(names):
         others = [other for other in modules if other != module]
         options = [others[(7 * number + 3 * place) % len(others)] for place in range(OPTIONS - 1)]
-        options.insert(number % OPTIONS, module)
+        options.insert(number // HELD_OUT_EVERY % OPTIONS, module)
         question = f"Which module of Python's library has {member}?"
         rows.append({"question": question, "options": options, "answer": module})
     return rows
+
+
+def question_records(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same as conversations, in the form in which the evaluation asks."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": multiple_choice(row["question"], row["options"])},
+                {"role": "assistant", "content": f"Answer: {'ABCD'[row['options'].index(row['answer'])]}"},
+            ]
+        }
+        for row in rows
+    ]
 
 
 def caption_records(images: list[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -187,8 +201,10 @@ def main(argv: list[str] | None = None) -> int:
         write(destination / f"{name}.jsonl", training)
         write(destination / f"{name}_heldout.jsonl", held_out)
     held_out_photographs(destination / "photographs_heldout")
+    training, held_out = split(questions())
+    write(destination / "questions.jsonl", question_records(training))
     (destination / "benchmarks" / "own").mkdir(parents=True)
-    write(destination / "benchmarks" / "own" / "library.jsonl", questions())
+    write(destination / "benchmarks" / "own" / "library.jsonl", held_out[:: max(len(held_out) // ASKED, 1)][:ASKED])
     reasoning = kinds["reasoning"][0]
     # Every fourth record: stratified over the modules, since the records lie in their order.
     write(destination / "reasoning_subset.jsonl", reasoning[::4])

@@ -62,6 +62,7 @@ def preparation(root: Path, scale: float) -> Iterator[Step]:
     sources = {
         "web": raw, "web_heldout": raw, "code": raw, "captions": photographs, "captions_heldout": photographs,
         "reasoning": raw, "reasoning_subset": raw, "reasoning_long": raw, "reasoning_heldout": raw,
+        "questions": raw,
         "visual_tasks": tasks, "visual_tasks_heldout": tasks.with_name("visual_tasks_heldout"),
     }  # fmt: skip
     for name, images in sources.items():

@@ -43,6 +43,9 @@ with (root / "asked").open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + chr(10))
 while (root / "wait").exists():
     time.sleep(0.02)
+if (root / "broken once").exists():
+    (root / "broken once").unlink()
+    sys.exit(1)
 if (root / "broken").exists():
     sys.exit(1)
 out.mkdir(exist_ok=True)
@@ -183,6 +186,14 @@ def test_what_fails_is_tried_again_after_the_next_that_works(
     checkpoint_path(one.run.checkpoints, 10).rmdir()  # which the run may do now
     assert one.follow() == ExitCode.OK
     assert one.steps == [10, 20, 10] and {score[0] for score in one.scores} == {10, 20}
+
+
+def test_what_failed_waits_until_another_works(followed: Callable[..., Followed]) -> None:
+    one = followed(start=False)
+    one.save(10, 20)
+    (one.root / "broken once").touch()
+    assert one.follow() == ExitCode.OK
+    assert one.steps == [20, 10, 20]
 
 
 def test_a_server_that_never_works_is_given_up(followed: Callable[..., Followed],
