@@ -86,6 +86,14 @@ def flop(number: float) -> str:
     return _in_unit(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"), 1000)
 
 
+def short(number: float) -> str:
+    """``12345`` -> ``12.3k``."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= scale:
+            return f"{number / scale:.3g}{unit}"
+    return f"{number:.3g}"
+
+
 def three_digits(number: float) -> str:
     """``0.0123``, ``1.23``, ``12.3``, ``12,345``: what is small keeps its first digits."""
     return f"{number:,.0f}" if abs(number) >= 99.95 else f"{number:.3g}"

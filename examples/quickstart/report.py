@@ -19,9 +19,10 @@ from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.yaml_text import read_yaml
 from megatron_apriel.errors import DataError, printable, run_command
 from megatron_apriel.evaluate.benchmarks import BENCHMARKS
+from megatron_apriel.quantities import short
 from megatron_apriel.tables import Table, standard_output
 from megatron_apriel.terminal import say
-from megatron_apriel.train.metrics import clock, short
+from megatron_apriel.train.metrics import clock
 
 STAGES = ("stage1", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from megatron_apriel.errors import ConfigError, printable
 from megatron_apriel.evaluate.comparing import Compared
+from megatron_apriel.quantities import short
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _ACROSS = 3
 _LONGEST_NAME = 40
+_LOWEST_TOP = 10
+"""Of a panel, in percent: where all scores are near 0, it would show noise."""
 
 
 def check_picture(path: Path) -> None:
@@ -59,8 +62,11 @@ def _draw(axes: Any, compared: Sequence[Compared]) -> None:
             _points(axes, [number], [one], f"C{number}", one.result.name, "o")
     if row.paper is not None:
         axes.axhline(row.paper, color="0.6", lw=1, ls=":", label="the paper")
-    if not runs:
+    if runs:
+        axes.xaxis.set_major_formatter(lambda tokens, place: short(tokens))
+    else:
         axes.set_xticks([])
+    axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], _LOWEST_TOP))
     axes.set_xlabel("tokens" if runs else "", fontsize=8)
     axes.set_ylabel("percent right", fontsize=8)
     axes.set_title(row.title, fontsize=10, parse_math=False)

@@ -26,6 +26,7 @@ from megatron_apriel.errors import ConfigError, brief, printable
 from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.formats.run_evaluations import RunEvaluations
 from megatron_apriel.formats.run_record import change_in_words
+from megatron_apriel.quantities import short
 from megatron_apriel.terminal import note, say
 from megatron_apriel.train.wandb_run import begin_wandb, wandb_table
 
@@ -43,14 +44,6 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}"
-
-
-def short(number: float) -> str:
-    """``12345`` -> ``12.3k``."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
 
 
 class Console:
