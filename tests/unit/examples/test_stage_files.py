@@ -69,7 +69,8 @@ def load(name: str) -> StageConfig:
 
 
 def test_every_stage_has_a_script_and_a_configuration() -> None:
-    scripts = {path.stem for path in EXAMPLES.glob("*.sh")} - {"launch", "slurm_job", "tool", "submit_all"}
+    others = {"launch", "slurm_job", "tool", "submit_all", "evaluate"}
+    scripts = {path.stem for path in EXAMPLES.glob("*.sh")} - others
     assert scripts == {path.stem for path in EXAMPLES.glob("*.yaml")} == set(RECIPE)
     for name in scripts:
         assert (EXAMPLES / f"{name}.sh").stat().st_mode & 0o111, f"examples/{name}.sh is not executable"
