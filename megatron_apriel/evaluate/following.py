@@ -20,6 +20,7 @@ from pathlib import Path
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, OutputError, printable
+from megatron_apriel.evaluate.benchmarks import chosen_benchmarks
 from megatron_apriel.evaluate.follow_commands import Commands
 from megatron_apriel.formats.kinds import Kind, recognise
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path, checkpoints_in
@@ -67,8 +68,10 @@ class Follower(AbstractContextManager["Follower"]):
         self.is_done = False
         self._rest: set[int] = set()
         """Of those that failed, the ones that wait until another works."""
+        self._unread = 0
+        """Looks in a row at which its configuration could not be read."""
         self._said: set[str] = set()
-        self._lock = ExitStack()
+        self._lock, self._held = ExitStack(), False
 
     def __exit__(self, *exception: object) -> None:
         self._lock.close()
@@ -79,11 +82,9 @@ class Follower(AbstractContextManager["Follower"]):
         if config is None:
             return False
         evaluations = RunEvaluations.of(config)
-        if evaluations is None:
-            raise ConfigError(
-                f"{printable(self.run.path)} evaluates nothing: its stage has no section evaluate.",
-                fix="Add one to the stage's file; or evaluate a checkpoint alone: tools/evaluate.py OUT --model DIR.",
-            )
+        if evaluations is None:  # taken out of the stage meanwhile
+            self.is_done = True
+            return False
         self._hold(evaluations)
         self._add_scores(evaluations, config)
         checkpoints = checkpoints_in(self.run.checkpoints)
@@ -110,8 +111,19 @@ class Follower(AbstractContextManager["Follower"]):
     def _config(self) -> StageConfig | None:
         """The run's configuration, as it is now; None before it has begun."""
         if self.run.resolved_config.is_file():
-            # It may have been moved since it began.
-            return load_stage(self.run.resolved_config).model_copy(update={"output": self.run.path})
+            try:
+                # It may have been moved since it began.
+                config = load_stage(self.run.resolved_config).model_copy(update={"output": self.run.path})
+            except ConfigError:
+                # A run that resumes may be writing it at this moment; not twice in a row.
+                self._unread += 1
+                if self.once or self._unread > 1:
+                    raise
+                return None
+            self._unread = 0
+            if not self._held:
+                self._check(config)
+            return config
         if self.once:
             raise ConfigError(
                 f"{printable(self.run.path)} is no run: it has no {self.run.resolved_config.name}.",
@@ -120,9 +132,24 @@ class Follower(AbstractContextManager["Follower"]):
         self._say_once(f"{self.run.path} has not begun; waiting for it")
         return None
 
+    def _check(self, config: StageConfig) -> None:
+        """Raise ConfigError if no evaluation of this run could ever work."""
+        if config.evaluate is None:
+            raise ConfigError(
+                f"{printable(self.run.path)} evaluates nothing: its stage has no section evaluate.",
+                fix="Add one to the stage's file; or evaluate a checkpoint alone: tools/evaluate.py OUT --model DIR.",
+            )
+        benchmarks = chosen_benchmarks(",".join(config.evaluate.benchmarks))
+        judged = [benchmark.name for benchmark in benchmarks if benchmark.judged]
+        if judged and "--judge" not in self.commands.options:
+            raise ConfigError(
+                f"answers to {', '.join(judged)} are judged by a model, and none is given.",
+                fix="Give its address with --judge.",
+            )
+
     def _hold(self, evaluations: RunEvaluations) -> None:
         """Be the only one that evaluates this run. Raises ConfigError if another process does."""
-        if self._said and "held" in self._said:
+        if self._held:
             return
         folder = evaluations.directory.evaluations
         try:
@@ -132,7 +159,7 @@ class Follower(AbstractContextManager["Follower"]):
             raise ConfigError(f"{self.run.path} is followed by another process: {error}.") from None
         except OSError as error:
             raise OutputError(f"{folder} cannot be used: {error}.") from None
-        self._said.add("held")
+        self._held = True
 
     def _waiting(self, evaluations: RunEvaluations, checkpoints: Collection[int]) -> set[int]:
         """Steps that can be evaluated now, and were not."""

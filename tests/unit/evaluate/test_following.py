@@ -18,6 +18,7 @@ import pytest
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode
+from megatron_apriel.evaluate import following
 from megatron_apriel.evaluate.follow_commands import Commands
 from megatron_apriel.evaluate.following import follow
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path
@@ -267,6 +268,33 @@ def test_refused(followed: Callable[..., Followed], tmp_path: Path) -> None:
     one.run.resolved_config.write_text(to_yaml(one.config.model_copy(update={"evaluate": None})))
     with pytest.raises(ConfigError, match="its stage has no section evaluate"):
         one.follow()
+    for names, said in ((["no_such"], "there is no benchmark 'no_such'"), (["aa_lcr"], "aa_lcr are judged by a model")):
+        section = one.config.evaluate.model_copy(update={"benchmarks": names}) if one.config.evaluate else None
+        one.run.resolved_config.write_text(to_yaml(one.config.model_copy(update={"evaluate": section})))
+        with pytest.raises(ConfigError, match=said):
+            one.follow()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_configuration_that_is_being_written_is_looked_at_again(
+    followed: Callable[..., Followed], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    one = followed(start=False)
+    one.save(40)
+    reading, left = following.load_stage, [times]
+
+    def halfway(path: Path) -> StageConfig:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise ConfigError("half of it is written.")
+        return reading(path)
+
+    monkeypatch.setattr(following, "load_stage", halfway)
+    if times == 2:
+        with pytest.raises(ConfigError, match="half of it"):
+            one.follow(once=False)
+    else:
+        assert one.follow(once=False) == ExitCode.OK and one.steps == [40]
 
 
 @pytest.mark.parametrize(
