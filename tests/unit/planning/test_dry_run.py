@@ -138,6 +138,21 @@ def test_missing_pictures_of_samples_are_errors_where_asked_for(tmp_path: Path) 
         plan(config, 8, architecture="apriel-15b", check_data=True)
 
 
+def test_what_is_evaluated_is_said_and_checked(tmp_path: Path) -> None:
+    def evaluated(*names: str, **settings: Any) -> str:
+        section = {"benchmarks": names, "data": str(tmp_path), "pictures": "no/such/pictures", **settings}
+        return plan(stage(evaluate=section), 8, architecture="apriel-15b")
+
+    text = evaluated("ifbench", "mmlu_pro")
+    assert row(text, "evaluations") == ["at the start, every 500 steps and at the end: ifbench, mmlu_pro"]
+    assert "note: checkpoints are evaluated by python tools/evaluate.py --follow runs/trial, beside the run." in text
+    assert "note: evaluate.pictures no/such/pictures does not exist yet." in text
+    assert f"note: evaluate.data {tmp_path}" not in text
+    assert row(evaluated("ifbench", every=1000, start=False), "evaluations")[0].startswith("every 1000 steps")
+    with pytest.raises(ConfigError, match="there is no benchmark 'ifbenhc'; did you mean ifbench"):
+        evaluated("ifbenhc")
+
+
 def test_corpora_of_no_use_are_errors(tmp_path: Path) -> None:
     write_corpus(tmp_path / "text", [8], images=None)
     mixture = [{"corpus": tmp_path / "text", "loss": "responses"}]
