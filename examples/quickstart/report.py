@@ -50,7 +50,7 @@ def table(root: Path, seconds: dict[str, float]) -> Table:
     shown = Table(title="the recipe in miniature")
     for heading, side in (("stage", "left"), ("tokens", "right"), ("trained", "left"), ("held-out", "left"),
                           ("before", "right"), ("after", "right"), ("time", "right")):  # fmt: skip
-        shown.add_column(heading, justify=side)
+        shown.add_column(heading, justify=side, no_wrap=True)  # lines of one row stand beside each other
     for name in STAGES:
         records = read(root / name)
         steps = [record for record in records if record["kind"] == "step"]
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("root", type=Path, nargs="?", default=Path("runs/quickstart"))
     root = parser.parse_args(argv).root
     record = root / "seconds.json"
-    standard_output().print(table(root, json.loads(record.read_text()) if record.exists() else {}))
+    standard_output(120).print(table(root, json.loads(record.read_text()) if record.exists() else {}))
     say(f"plot of all losses: {plot(root)}")
     return 0
 

@@ -140,12 +140,14 @@ class Follower(AbstractContextManager["Follower"]):
                 fix="Add one to the stage's file; or evaluate a checkpoint alone: tools/evaluate.py OUT --model DIR.",
             )
         benchmarks = chosen_benchmarks(",".join(config.evaluate.benchmarks))
-        judged = [benchmark.name for benchmark in benchmarks if benchmark.judged]
-        if judged and "--judge" not in self.commands.options:
-            raise ConfigError(
-                f"answers to {', '.join(judged)} are judged by a model, and none is given.",
-                fix="Give its address with --judge.",
-            )
+        for option, names, what in (
+            ("--judge", [one.name for one in benchmarks if one.judged], "judged by a model"),
+            ("--user-model", [one.name for one in benchmarks if one.conversed], "held with a model as the user"),
+        ):
+            if names and option not in self.commands.options:
+                raise ConfigError(
+                    f"{', '.join(names)} are {what}, and none is given.", fix=f"Give its address with {option}."
+                )
 
     def _hold(self, evaluations: RunEvaluations) -> None:
         """Be the only one that evaluates this run. Raises ConfigError if another process does."""
