@@ -45,6 +45,8 @@ EXTRAS = {
     "flash": [FLASH_ATTENTION],
     "gpu": [DALI, FLASH_ATTENTION, "transformer-engine[pytorch,core-cu13]>=2.20,<3"],
     "wandb": ["wandb>=0.20"],
+    # What `transformers serve` needs beside transformers, for tools/serve.py --engine transformers.
+    "serve": ["fastapi>=0.120", "uvicorn>=0.35", "openai>=1.98", "accelerate>=1.1"],
     "test": [
         "pytest>=8",
         "pytest-timeout>=2",

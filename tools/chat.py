@@ -15,7 +15,7 @@ from megatron_apriel.command_line import CommandLine, count_above_zero
 from megatron_apriel.errors import AprielError, ConfigError, DataError, ExitCode, ServerError, printable, run_command
 from megatron_apriel.generate.answer import Answer, FinishReason, Model, Part, Piece
 from megatron_apriel.generate.conversation import Picture, Question, Sampling, ToolCall, Turn
-from megatron_apriel.generate.opening import open_model
+from megatron_apriel.generate.opening import is_address, open_model
 from megatron_apriel.generate.tool_files import read_tools
 from megatron_apriel.inputs import SMALL_FILE_BYTES
 from megatron_apriel.terminal import note, say, say_on
@@ -325,6 +325,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sampling = Sampling(arguments.greedy, arguments.max_tokens, arguments.temperature, seed=arguments.seed)
     system = [Turn("system", (arguments.system,))] if arguments.system else []
+    if sys.stderr.isatty() and not is_address(arguments.model):
+        note(f"loading {arguments.model}")
     with open_model(
         arguments.model,
         served_name=arguments.served_name,

@@ -26,6 +26,7 @@ from megatron_apriel.generate.engines.engine import Engine, Launch, Service
 from megatron_apriel.generate.engines.running import check_port, free_port
 from megatron_apriel.generate.engines.serving import READY_SECONDS, ready_address, service_of, spelled, started
 from megatron_apriel.generate.engines.table import ENGINES
+from megatron_apriel.progress import progress
 from megatron_apriel.tables import lines_of
 from megatron_apriel.terminal import note, say
 
@@ -107,7 +108,7 @@ def serve(engine: Engine, service: Service, seconds: float) -> int:
 
 def check(engine: Engine, service: Service, rounding: float, seconds: float) -> int:
     """Compare its answers with those of transformers; the exit code."""
-    note(f"asking transformers for the answers to compare with, in {service.dtype}")
+    note(f"loading transformers for the answers to compare with, in {service.dtype}")
     cases = _reference(service)
     note(f"starting {engine.name}")
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +116,11 @@ def check(engine: Engine, service: Service, rounding: float, seconds: float) -> 
         with started(engine, service, log) as program:
             if not program.wait_until_ready(ready_address(engine, service), seconds):
                 return ExitCode.INTERRUPTED
-            verdicts = [compare(case, engine.greedy(service, case.asked), rounding) for case in cases]
+            verdicts = []
+            with progress(f"asking {engine.name}", len(cases), "questions") as step:
+                for case in cases:
+                    verdicts.append(compare(case, engine.greedy(service, case.asked), rounding))
+                    step()
     title = f"greedy answers of {engine.name} and of transformers, {service.dtype}"
     say(*lines_of(verdict_table(verdicts, title), 110))
     differ = sum(not one.alike for one in verdicts)

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-EXTRAS=images,wandb,test
+EXTRAS=images,wandb,serve,test
 state=$(cat setup.py pyproject.toml constraints.txt | cksum | tr ' ' '-')
 stamp=.venv/installed-$state
 if [ -x .venv/bin/python ] && [ -f "$stamp" ]; then exit 0; fi

@@ -21,7 +21,7 @@ from megatron_apriel.checkpoint.tekken_processor import settle_tekken
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes
 from megatron_apriel.checkpoint.training_state import unwrapped
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.hf_directory import set_chat_template, write_hf_sidecars
+from megatron_apriel.formats.hf_directory import ChatFormat, set_chat_format, write_hf_sidecars
 from megatron_apriel.formats.kinds import config_for, sidecar_directory
 from megatron_apriel.formats.megatron_parameters import Parameter, Split, parameters
 from megatron_apriel.formats.tensor_files import TensorSpec
@@ -41,7 +41,7 @@ def export_hf(
     destination: str | Path,
     max_shard_size: int | None = 5 * 10**9,
     dtype: torch.dtype | None = None,
-    chat_template: str | None = None,
+    chat_format: ChatFormat | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write this model as a Hugging Face directory that transformers loads and generates from; collective.
@@ -53,7 +53,7 @@ def export_hf(
         destination: directory to make; whole or absent.
         max_shard_size: bytes of tensors per safetensors file; None for one file.
         dtype: of the stored weights; None keeps the model's.
-        chat_template: text of ``chat_template.jinja``; None keeps the given model's.
+        chat_format: of prompts and answers; None keeps the given model's.
         overwrite: replace an earlier result.
 
     Returns:
@@ -81,8 +81,8 @@ def export_hf(
             _write_weights(partial, architecture, gathered, dtype, max_shard_size)
             write_hf_sidecars(partial, given, config_for(architecture, given, name))
             settle_tekken(partial, architecture)
-            if chat_template is not None:
-                set_chat_template(partial, chat_template)
+            if chat_format is not None:
+                set_chat_format(partial, chat_format)
     except Exception as error:
         failure = error
         for _ in gathered:  # the others are sending, and would wait for ever

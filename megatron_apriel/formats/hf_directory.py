@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.sidecars import GENERATION, write_sidecars
@@ -21,11 +23,24 @@ _ANSWERS = {
 """What a generation config says of how answers are chosen, with the defaults that old configs write out."""
 
 
+@dataclass(frozen=True)
+class ChatFormat:
+    """How conversations are written and answers are read.
+
+    Attributes:
+        template: text of ``chat_template.jinja``.
+        response: ``response_template`` of ``tokenizer_config.json``, by which transformers divides an answer.
+    """
+
+    template: str
+    response: dict[str, Any]
+
+
 def write_hf_sidecars(
     directory: Path,
     given: Path,
     config: dict[str, object],
-    chat_template: str | None = None,
+    chat_format: ChatFormat | None = None,
     correct_words: bool = False,
 ) -> None:
     """Write config, tokenizer, processor, chat template and generation config into a Hugging Face directory."""
@@ -42,8 +57,8 @@ def write_hf_sidecars(
     sampling = SAMPLING if all(chosen.get(name) is None for name in _ANSWERS) else {}
     write_json(directory / GENERATION, {**standard, **chosen, **sampling})
     set_tokenizer_class(directory)
-    if chat_template is not None:
-        set_chat_template(directory, chat_template)
+    if chat_format is not None:
+        set_chat_format(directory, chat_format)
 
 
 def set_tokenizer_class(directory: Path) -> None:
@@ -73,13 +88,18 @@ def _chosen_in(config: dict[str, object]) -> dict[str, object]:
     return {name: both[name] for name, usual in _ANSWERS.items() if both.get(name) not in (None, usual)}
 
 
-def set_chat_template(directory: Path, template: str) -> None:
+def set_chat_format(directory: Path, chat_format: ChatFormat) -> None:
     """One template in one place: transformers 5 reads chat_template.jinja, and older places would contradict it."""
-    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(chat_format.template, encoding="utf-8")
     (directory / "chat_template.json").unlink(missing_ok=True)
-    for name in (TOKENIZER_CONFIG, "processor_config.json"):
+    for name, further in (
+        (TOKENIZER_CONFIG, {"response_template": chat_format.response}),
+        ("processor_config.json", {}),
+    ):
         file = directory / name
-        if file.exists():
-            fields = read_json(file)
-            if fields.pop("chat_template", None) is not None:
-                write_json(file, fields)
+        if not file.exists():
+            continue
+        given = read_json(file)
+        fields = {key: value for key, value in given.items() if key != "chat_template"} | further
+        if fields != given:
+            write_json(file, fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -63,6 +64,12 @@ class Answer:
     prompt_tokens: int | None = None
     tokens: int | None = None
     problem: str = ""
+
+    @property
+    def text(self) -> str:
+        """Its parts one under another, for comparison with another answer."""
+        calls = [f"{call.name}({json.dumps(call.values(), ensure_ascii=False)})" for call in self.calls]
+        return "\n".join(filter(None, (self.reasoning, self.content, *calls)))
 
     @property
     def turn(self) -> Turn:

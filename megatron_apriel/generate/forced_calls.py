@@ -1,10 +1,10 @@
-"""The form of an answer that calls tools, for servers that let a model write only what fits a form.
+"""The form of an answer that calls tools, or whose response has a form, for servers that hold a model to it.
 
 OpenAI's ``tool_choice`` may demand a call, of any tool or of one. Servers know a form of their own for that, bare JSON,
 which these models were not trained to write. The one given here is the trained one: the reasoning stays free, and the
 final response is ``<tool_calls>[{"name": "weather", "arguments": {...}}]</tool_calls>`` with arguments that fit the
-tool's schema. Where tools may be called and the response has a form of its own, either of them can be written. It is a
-structural tag as xgrammar reads it (https://xgrammar.mlc.ai/docs, "Structural Tag").
+tool's schema. Where the response has a form of its own, it is written so, or tools are called where there are any. It
+is a structural tag as xgrammar reads it (https://xgrammar.mlc.ai/docs, "Structural Tag").
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from megatron_apriel.data.raw.chat_markers import CALLS_CLOSING, CALLS_OPENING, 
 
 
 def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool, response: Any = None) -> dict[str, Any]:
-    """The structural tag of calls.
+    """The structural tag of an answer.
 
     Args:
-        schemas: JSON schemas of the arguments by the names of the tools that may be called.
+        schemas: JSON schemas of the arguments by the names of the tools that may be called; None takes none.
         single: whether exactly one call is wanted, and not one or more.
         reasons: whether the form begins with the reasoning, and not behind it.
         response: JSON schema of a response that may be written instead of calls; None if there must be calls.
@@ -38,7 +38,8 @@ def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool, res
         {"type": "const_string", "value": f"]{CALLS_CLOSING}"},
     ]
     if response is not None:
-        written = [{"type": "or", "elements": [{"type": "sequence", "elements": written}, _json(response)]}]
+        either = [{"type": "sequence", "elements": written}, _json(response)]
+        written = [{"type": "or", "elements": either}] if schemas else [_json(response)]
     elements: list[dict[str, Any]] = [
         {"type": "regex", "pattern": r"\n?"},  # The token that ends the marker before may hold the line end.
         *written,
@@ -51,7 +52,7 @@ def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool, res
 
 def _call(name: str, schema: Any) -> dict[str, Any]:
     """A call of one tool; its schema stands alone, so that references inside of it hold."""
-    schema = schema if isinstance(schema, dict) else {}
+    schema = schema if isinstance(schema, dict) else {"properties": {}, "additionalProperties": False}
     return {
         "type": "tag",
         "begin": f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ',

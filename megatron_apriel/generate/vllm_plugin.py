@@ -126,22 +126,25 @@ class AprielToolParser(ToolParser):
         self._stream: ResponseStream | None = None
 
     def adjust_request(self, request: Any) -> Any:
-        """Let only calls be written where calls are demanded, and calls too where the response has a form.
+        """Let only what is demanded be written: calls, a response in its form, or either of them.
 
-        vLLM's own form for a response leaves no room for calls, so that an agent with tools could never use them.
+        vLLM's own form for a response leaves no room for calls, so that an agent with tools could never use them, and
+        none for the line's end before the response; and it lets a model write white space without an end.
         """
-        choice, response = request.tool_choice, None
-        if not request.tools or choice in (None, "none"):
+        choice = request.tool_choice if request.tools and request.tool_choice is not None else "none"
+        forced = choice not in ("auto", "none")
+        response = None if forced else _response_schema(request)
+        if not forced and response is None:
             return request
-        if choice == "auto" and (response := _response_schema(request)) is None:
-            return request
-        schemas = dict(_schema(tool) for tool in request.tools)
-        if choice not in ("required", "auto"):
+        schemas = {} if choice == "none" else dict(_schema(tool) for tool in request.tools)
+        named = forced and choice != "required"
+        if named:
             wanted = _name(choice)
             schemas = {name: schema for name, schema in schemas.items() if name == wanted}
-        single = choice not in ("required", "auto") or request.parallel_tool_calls is False
+        single = named or request.parallel_tool_calls is False
         is_chat = hasattr(request, "response_format")
-        form = forced_calls(schemas, single=single, reasons=is_chat, response=response)
+        reasons = is_chat and not request.continue_final_message
+        form = forced_calls(schemas, single=single, reasons=reasons, response=response)
         request.structured_outputs = StructuredOutputsParams(structural_tag=json.dumps(form))
         if is_chat:
             # The form holds from the first token, so that an answer cannot end in its reasoning.

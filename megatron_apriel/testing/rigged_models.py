@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from megatron_apriel.data.corpus.chat import exported_chat_template
+from megatron_apriel.data.corpus.answer_format import exported_chat_format
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.hf_directory import set_chat_template
+from megatron_apriel.formats.hf_directory import set_chat_format
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 
 
@@ -99,7 +99,7 @@ def write_rigged_model(
     from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, MistralForCausalLM
 
     write_hf_checkpoint(directory, rigged_architecture(tower=tower), processor=True)
-    set_chat_template(directory, exported_chat_template())
+    set_chat_format(directory, exported_chat_format())
     processor = (AutoProcessor if tower else AutoTokenizer).from_pretrained(directory)
     kind = AutoModelForImageTextToText if tower else MistralForCausalLM
     model = kind.from_pretrained(directory, dtype=torch.float32)

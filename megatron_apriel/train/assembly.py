@@ -19,7 +19,7 @@ from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schedule import learning_rate
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.data.corpus.chat import exported_chat_template
+from megatron_apriel.data.corpus.answer_format import exported_chat_format
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS
 from megatron_apriel.data.loading.prompts import Prompts
@@ -174,16 +174,16 @@ def _keep_sidecars(config: StageConfig, beginning: Beginning) -> KeptSidecars:
     It is of the model that the run begins or resumes from, whose tokenizer and processor its corpora fit,
     and which may change or go while the run trains. The chat template is the one that conversations were rendered by.
     """
-    directory, template = RunDirectory(config.output), exported_chat_template()
+    directory, chat_format = RunDirectory(config.output), exported_chat_format()
     if dist.get_rank() != 0:
         return KeptSidecars(directory.sidecars)
     config.output.mkdir(parents=True, exist_ok=True)
     directory.resolved_config.write_text(to_yaml(config), encoding="utf-8")
     given = sidecar_directory(beginning.newest or config.init_from)
-    if (theirs := chat_template(given)) is not None and theirs != template.strip():
+    if (theirs := chat_template(given)) is not None and theirs != chat_format.template.strip():
         say(f"the chat template in {given} is not the one of the corpora, which the run's checkpoints get")
     name_word_fault(given)
     shutil.rmtree(directory.sidecars, ignore_errors=True)  # of an earlier start, maybe from another model
     # Whoever writes weights sets their dtype anew.
-    write_hf_sidecars(directory.sidecars, given, config_for(beginning.architecture, given, "bfloat16"), template)
+    write_hf_sidecars(directory.sidecars, given, config_for(beginning.architecture, given, "bfloat16"), chat_format)
     return KeptSidecars.now(directory.sidecars)

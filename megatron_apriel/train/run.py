@@ -23,7 +23,7 @@ from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.machine_sections import PrecisionSection
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.data.corpus.chat import exported_chat_template
+from megatron_apriel.data.corpus.answer_format import exported_chat_format
 from megatron_apriel.errors import (
     AprielError,
     CheckpointError,
@@ -235,6 +235,6 @@ def _export(stage: Stage, final: Path) -> None:
             sidecars=alike(stage.sidecars.checked),
             destination=final,
             max_shard_size=stage.config.checkpoint.max_shard_size,
-            chat_template=exported_chat_template(),
+            chat_format=exported_chat_format(),
             overwrite=final.exists(),
         )

@@ -37,6 +37,8 @@ IMAGE_MARKER = "\ufdd2"
 ALIKE_TEMPLATES = frozenset({
     # Did not cut an answer at [END FINAL RESPONSE] in every branch, which is for what clients send back.
     "1df2c597ea0a1ac622a6a7d8a12f4215129a86dd8cb8ade9cf227922b9463e09",
+    # Wrote tools as they were given, with the fields that servers add, and in their order.
+    "824e9a57c1564b0661299479a8a84c11ae0b656a4b791dd7df589add53f0a4b2",
 })  # fmt: skip
 """Digests of earlier templates that rendered what was prepared to the same tokens; their corpora are as good."""
 

@@ -19,6 +19,8 @@ from megatron_apriel.errors import brief
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.generate.conversation import Picture, Question, Sampling, ToolCall, Turn
 from megatron_apriel.generate.engines.engine import Asked, GreedyReply
+from megatron_apriel.generate.parsing import parse_answer
+from megatron_apriel.progress import progress
 from megatron_apriel.tables import Table
 
 ROUNDING = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.25}
@@ -132,11 +134,13 @@ def _picture(width: int, height: int) -> Picture:
 
 def reference_cases(reference: Reference, architecture: Architecture) -> list[Case]:
     """The reference's answers."""
-    cases = []
-    for name, question in questions(architecture):
-        prompt, ids, scores = reference.greedy(question)
-        asked = Asked(name, question, tuple(prompt), reference.prompt_text(question))
-        cases.append(Case(asked, tuple(ids), scores, reference.text_of(ids)))
+    cases, asked_for = [], list(questions(architecture))
+    with progress("asking transformers", len(asked_for), "questions") as step:
+        for name, question in asked_for:
+            prompt, ids, scores = reference.greedy(question)
+            asked = Asked(name, question, tuple(prompt), reference.prompt_text(question))
+            cases.append(Case(asked, tuple(ids), scores, reference.text_of(ids)))
+            step()
     return cases
 
 
@@ -163,9 +167,9 @@ def compare(case: Case, reply: GreedyReply, rounding: float) -> Verdict:
 
 
 def _compare_texts(case: Case, text: str) -> Verdict:
-    """Of an engine that tells no tokens; the words of control tokens are not in its text."""
+    """Of an engine that tells no tokens: the parts of the answer, without the markers between them."""
     lengths = (len(case.asked.prompt_ids), len(case.ids))
-    expected, found = case.text.removesuffix("</s>").strip(), text.removesuffix("</s>").strip()
+    expected, found = parse_answer(case.text.removesuffix("</s>")).text, text
     place = _parting(expected, found)
     if place is None:
         return Verdict(case.asked.name, *lengths, alike=True, said="equal text")

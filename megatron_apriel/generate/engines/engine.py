@@ -59,11 +59,18 @@ class Launch:
         command: the program and its arguments.
         variables: of its environment, beside those of the caller.
         remarks: what a person should know of this choice, a sentence each.
+        called: the program's name in messages, where that of its file says nothing.
     """
 
     command: tuple[str, ...]
     variables: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """The program's, for messages."""
+        return self.called or Path(self.command[0]).name
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class GreedyReply:
     Attributes:
         prompt_ids: tokens of its prompt; None where it does not tell.
         ids: tokens of its answer, the one that ended it included; None where it does not tell.
-        text: of the answer as the model wrote it, where ``ids`` is None.
+        text: of the answer, where ``ids`` is None; as in :attr:`~megatron_apriel.generate.answer.Answer.text`.
     """
 
     prompt_ids: tuple[int, ...] | None = None

@@ -22,10 +22,12 @@ import httpx
 
 from megatron_apriel.errors import ConfigError, ServerError, TransientError, printable
 from megatron_apriel.generate.engines.engine import Launch
+from megatron_apriel.terminal import note
 from megatron_apriel.workers import end_with_parent
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ENDING_SECONDS = 30.0
+_SECONDS_BETWEEN_LINES = 15.0
 
 
 class Program:
@@ -42,7 +44,7 @@ class Program:
     """
 
     def __init__(self, launch: Launch, log: Path | None = None, *, passes_signals: bool = True) -> None:
-        self.name = Path(launch.command[0]).name
+        self.name = launch.name
         self.log = log
         self._passed_on = _PASSED_ON if passes_signals else ()
         self.signalled: signal.Signals | None = None
@@ -80,19 +82,25 @@ class Program:
     def wait_until_ready(self, address: str, seconds: float) -> bool:
         """Wait until ``address`` answers with 200; False if a signal came first.
 
+        Where the program prints into a log, a line now and then says that it is still loading.
+
         Raises:
             ServerError: the program ended, or the time was over.
         """
-        end = time.monotonic() + seconds
+        begun = said = time.monotonic()
         while self.signalled is None:
             self.check_running(" before it answered")
-            if time.monotonic() > end:
+            now = time.monotonic()
+            if now > begun + seconds:
                 raise ServerError(f"{self.name} did not answer at {address} within {seconds:g} s.", *self._last_lines())
             try:
                 if httpx.get(address, timeout=5.0, trust_env=False).status_code == 200:
                     return True
             except httpx.HTTPError:
                 pass
+            if self.log and now >= said + _SECONDS_BETWEEN_LINES:
+                said = now
+                note(f"{self.name} is loading, for {now - begun:.0f} s now")
             time.sleep(0.2)
         return False
 

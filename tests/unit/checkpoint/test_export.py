@@ -15,6 +15,7 @@ from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.errors import CheckpointError, OutputError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.hf_directory import ChatFormat
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.head import token_logits
 from megatron_apriel.model.options import ModelOptions
@@ -25,6 +26,7 @@ from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 TINY = Architecture.from_preset("tiny")
 SMALL = replace(TINY, decoder=replace(TINY.decoder, vocab_size=1300))
 TEXT = Architecture(TINY.decoder)
+RESPONSE = {"start_anchor": "<|assistant|>\n", "fields": {"content": {"close": "<|end|>"}}}
 TEMPLATE = "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}\n<|end|>\n{% endfor %}"
 
 
@@ -93,12 +95,13 @@ def test_transformers_has_nothing_to_say(source, tmp_path, caplog):
 def test_sidecars_go_along(source, tmp_path):
     from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 
-    exported(SMALL, source, tmp_path / "out", chat_template=TEMPLATE)
+    exported(SMALL, source, tmp_path / "out", chat_format=ChatFormat(TEMPLATE, RESPONSE))
     messages = [{"role": "user", "content": "Hello"}]
     expected = "<|user|>\nHello\n<|end|>\n"
     for loader in (AutoProcessor, AutoTokenizer):
         loaded = loader.from_pretrained(tmp_path / "out")
         assert loaded.apply_chat_template(messages, tokenize=False) == expected
+    assert loaded.parse_response("Hi.<|end|>", prefix="") == {"content": "Hi."}
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
     assert (generation.temperature, generation.do_sample) == (0.6, True)
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 11)

@@ -38,7 +38,7 @@ def case() -> Case:
         (GreedyReply(PROMPT, ()), False, 0, "one ends: 3 and 0 tokens"),
         (GreedyReply((1, 7), IDS), False, 2, "the prompts part at token 2 of 3 and 2"),
         (GreedyReply((1, 8, 7), IDS), False, 1, "the prompts part at token 1 of 3 and 3"),
-        (GreedyReply(text=" So.\n"), True, None, "equal text"),
+        (GreedyReply(text="So."), True, None, "equal text"),
         (GreedyReply(text="Som"), False, 2, "m and not ."),
     ],
 )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from megatron_apriel.errors import ServerError
+from megatron_apriel.errors import ConfigError, ServerError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.generate.conversation import Question, Sampling, Turn
+from megatron_apriel.generate.engines import transformers_serve
 from megatron_apriel.generate.engines.engine import Asked, GreedyReply, Service
 from megatron_apriel.generate.engines.requests import whole_reply
 from megatron_apriel.generate.engines.running import free_port
@@ -36,10 +39,32 @@ def test_vllm_tells_tokens() -> None:
     assert body["return_token_ids"] is True and body["skip_special_tokens"] is False and "stream_options" not in body
 
 
-def test_transformers_tells_text_of_the_model_in_a_directory() -> None:
-    with ScriptedServer(whole({"choices": [{"message": {"content": "So."}}]})) as server:
-        assert ENGINES["transformers"].greedy(service_at(server.address), ASKED) == GreedyReply(text="So.")
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"city": "Z\\u00fcrich"}'}}
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "Hm."}, "Hm."),
+        ({"content": "Hm.\n[BEGIN FINAL RESPONSE]\nSo.\n[END FINAL RESPONSE]\n<|end|>\n"}, "Hm.\nSo."),
+        ({"content": "So.", "reasoning_content": "Hm."}, "Hm.\nSo."),
+        ({"content": "", "reasoning_content": "Hm.\n[BEGIN FINAL"}, "Hm."),
+        ({"content": "So.\n[END FI", "reasoning_content": "Hm."}, "Hm.\nSo."),
+        ({"content": "", "reasoning_content": "Hm.", "tool_calls": [CALL]}, 'Hm.\nf({"city": "Zürich"})'),
+    ],
+)
+def test_transformers_tells_text_whether_it_divides_it_or_not(message: dict[str, Any], text: str) -> None:
+    with ScriptedServer(whole({"choices": [{"message": message, "finish_reason": "length"}]})) as server:
+        assert ENGINES["transformers"].greedy(service_at(server.address), ASKED) == GreedyReply(text=text)
     assert server.requests[0]["model"] == "/models/it"
+
+
+def test_transformers_is_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ENGINES["transformers"]
+    assert engine.launch(service_at("http://127.0.0.1:1")).command[0] == sys.executable
+    monkeypatch.setattr(transformers_serve, "find_spec", lambda name: None if name == "uvicorn" else object())
+    with pytest.raises(ConfigError, match=r"needs uvicorn, and .*\n.*make setup"):
+        engine.check(service_at("http://127.0.0.1:1"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from threading import Timer
 import pytest
 
 from megatron_apriel.errors import ConfigError, ServerError, TransientError
+from megatron_apriel.generate.engines import running
 from megatron_apriel.generate.engines.engine import Launch
 from megatron_apriel.generate.engines.running import Program, check_port, free_port, run_step
 
@@ -58,12 +59,16 @@ def child_in(log: Path) -> int:
     return int(log.read_text().split("child ")[1].split()[0])
 
 
-def test_it_is_ready_once_it_says_so_and_gone_at_the_end(tmp_path: Path) -> None:
+def test_it_is_ready_once_it_says_so_and_gone_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     port = free_port("127.0.0.1")
+    monkeypatch.setattr(running, "_SECONDS_BETWEEN_LINES", 0.0)
     with Program(standin(SERVER, PORT=str(port)), tmp_path / "log") as program:
         assert program.wait_until_ready(f"http://127.0.0.1:{port}/health", 60)
         child = child_in(tmp_path / "log")
         assert is_alive(child)
+    assert f"{Path(sys.executable).name} is loading, for 0 s now" in capsys.readouterr().err
     assert "told SIGTERM" in (tmp_path / "log").read_text()
     time.sleep(0.1)
     assert not is_alive(child)

@@ -57,7 +57,14 @@ def test_a_response_of_its_own_form_may_stand_instead_of_calls() -> None:
     assert (said.content, said.calls) == ('{"a": 1}', ())
 
 
+def test_a_response_in_its_form_without_tools() -> None:
+    form = forced_calls({}, single=False, reasons=True, response={"type": "object"})
+    said = parse_answer(least(form, '{"a": 1}'))
+    assert (said.reasoning, said.content, said.calls, said.problem) == ("Hm.", '{"a": 1}', (), "")
+
+
 def test_schemas_stand_alone_and_are_of_objects() -> None:
     form = forced_calls(SCHEMAS, single=False, reasons=False)
     tags = form["format"]["elements"][2]["tags"]
-    assert [tag["content"]["json_schema"] for tag in tags] == [SCHEMAS["weather"], {"type": "object"}]
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    assert [tag["content"]["json_schema"] for tag in tags] == [SCHEMAS["weather"], nothing]

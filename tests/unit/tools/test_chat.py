@@ -343,6 +343,7 @@ def test_a_model_in_a_directory(rigged: Path, image_file: Path, tools_file: Path
     code, out, _ = chat(*words, "--tools", tools_file, "--prompt", "Weather?")
     assert (code, out) == (0, 'weather({"city": "Oslo"})\n')
     with terminal(*words) as person:
+        person.expect(f"loading {rigged}")
         person.expect("type a message")
         person.type("Two and two?\n")
         person.expect("It is 4.")

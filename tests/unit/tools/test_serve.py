@@ -19,7 +19,7 @@ from megatron_apriel.errors import CheckpointError, ConfigError, ExitCode, Serve
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.generate.conversation import Question, Turn
-from megatron_apriel.generate.engines import serving
+from megatron_apriel.generate.engines import serving, transformers_serve
 from megatron_apriel.generate.engines.comparison import Case
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.memory import longest_context
@@ -181,12 +181,11 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run(model, "--context", "8K")
     places = "megatron_apriel.generate.engines.environments.PROJECT"
     monkeypatch.setattr(places, tmp_path)
-    for engine in ("vllm", "transformers"):
-        with pytest.raises(ConfigError, match=r"\.venv-vllm has no .*: it was not made yet(?s:.*)make vllm"):
-            run(model, "--engine", engine)
-    for program in ("vllm", "transformers"):
-        (tmp_path / ".venv-vllm" / "bin").mkdir(parents=True, exist_ok=True)
-        (tmp_path / ".venv-vllm" / "bin" / program).touch()
+    with pytest.raises(ConfigError, match=r"\.venv-vllm has no .*: it was not made yet(?s:.*)make vllm"):
+        run(model)
+    (tmp_path / ".venv-vllm" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv-vllm" / "bin" / "vllm").touch()
+    monkeypatch.setattr(transformers_serve, "find_spec", lambda name: object())
     convert(plan_conversion(model, Kind.MISTRAL), tmp_path / "mistral")
     for more in ((), ("--dry-run",)):
         with pytest.raises(CheckpointError, match=r"in Mistral's form(?s:.*)convert_checkpoint.py .* --to hf"):

@@ -107,6 +107,62 @@ def loops_over_content(source: str) -> list[nodes.For]:
     ]
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        {"name": "f", "description": "d", "parameters": {"type": "object", "strict": True}, "x": 1},
+        {"description": "d", "x": 1, "name": "f", "parameters": {"type": "object", "strict": True}, "strict": False},
+        {"strict": True, "parameters": {"type": "object", "strict": True}, "x": 1, "description": "d", "name": "f"},
+        {"name": "f", "description": "d", "parameters": {"type": "object", "strict": True}, "x": 1, "y": None},
+    ],
+    ids=["as trained", "as SGLang has it", "backwards", "with nothing in a field"],
+)
+def test_a_tool_is_written_the_same_whatever_a_server_makes_of_it(function: dict[str, Any]) -> None:
+    text = rendered([{"role": "user", "content": "Hi"}], tools=[{"function": function, "type": "function"}] * 2)
+    described = '{"name": "f", "description": "d", "parameters": {"type": "object", "strict": true}, "x": 1}'
+    tool = f'{{"type": "function", "function": {described}}}'
+    assert (
+        text == f"<s><|system|>\n<available_tools>[{tool}, {tool}]</available_tools>\n<|end|>\n<|user|>\nHi\n<|end|>\n"
+    )
+
+
+@pytest.mark.parametrize("function", [{"name": "f"}, {"description": None, "name": "f", "parameters": None}], ids=str)
+def test_a_tool_with_a_name_alone(function: dict[str, Any]) -> None:
+    text = rendered([{"role": "system", "content": "S"}], tools=[{"type": "function", "function": function}])
+    tool = '{"type": "function", "function": {"name": "f"}}'
+    assert text == f"<s><|system|>\nS\n<available_tools>[{tool}]</available_tools>\n<|end|>\n"
+
+
+def test_a_developer_is_the_system() -> None:
+    """As OpenAI's protocol calls it now."""
+    for tools in (None, [{"type": "function", "function": {"name": "f"}}]):
+        texts = [
+            rendered([{"role": role, "content": "S"}, {"role": "user", "content": "Hi"}], tools=tools)
+            for role in ("system", "developer")
+        ]
+        assert texts[0] == texts[1] and texts[0].count("<|system|>") == 1
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"arguments": ""}, {"arguments": None}, {"arguments": "{}"}, {"arguments": {}}], ids=str
+)
+def test_a_call_without_arguments_has_an_empty_object(given: dict[str, Any]) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", **given}}
+    text = rendered([{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "r"}])
+    assert text.startswith('<s><|assistant|>\n<tool_calls>[{"name": "f", "arguments": {}}]</tool_calls>\n<|end|>\n')
+
+
+def test_an_answer_that_another_follows_is_an_earlier_one() -> None:
+    """Where a client ends with an answer and asks for one more: nothing of the end of a conversation is before it."""
+    messages = [
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo.", "reasoning_content": "Hm."},
+    ]  # fmt: skip
+    assert rendered(messages, add_generation_prompt=True).endswith(
+        "<|assistant|>\nYo.\n<|end|>\n<|assistant|>\nHere are my reasoning steps:\n"
+    )
+    assert rendered(messages).endswith("Hm.\n[BEGIN FINAL RESPONSE]\nYo.\n[END FINAL RESPONSE]\n<|end|>\n</s>")
+
+
 def test_servers_see_that_content_may_have_images() -> None:
     """SGLang looks for the name ``message`` as well."""
     loops = loops_over_content(exported_chat_template())
