@@ -15,6 +15,9 @@ from typing import Any
 
 from megatron_apriel.data.raw.chat_markers import CALLS_CLOSING, CALLS_OPENING, RESPONSE_CLOSING, RESPONSE_OPENING
 
+_INDENTED = 32
+"""White space between two words of a response in lines; calls are trained to stand in one."""
+
 
 def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool, response: Any = None) -> dict[str, Any]:
     """The structural tag of an answer.
@@ -38,8 +41,9 @@ def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool, res
         {"type": "const_string", "value": f"]{CALLS_CLOSING}"},
     ]
     if response is not None:
-        either = [{"type": "sequence", "elements": written}, _json(response)]
-        written = [{"type": "or", "elements": either}] if schemas else [_json(response)]
+        said = _json(response, white_space=_INDENTED)
+        either = [{"type": "sequence", "elements": written}, said]
+        written = [{"type": "or", "elements": either}] if schemas else [said]
     elements: list[dict[str, Any]] = [
         {"type": "regex", "pattern": r"\n?"},  # The token that ends the marker before may hold the line end.
         *written,
@@ -61,6 +65,6 @@ def _call(name: str, schema: Any) -> dict[str, Any]:
     }
 
 
-def _json(schema: Any) -> dict[str, Any]:
+def _json(schema: Any, white_space: int = 1) -> dict[str, Any]:
     """Text of a JSON schema; a model that is left to write white space may never end."""
-    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}
+    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": white_space}

@@ -50,6 +50,17 @@ class AprielReasoningParser(ReasoningParser):
         super().__init__(tokenizer, *arguments, **options)
         self._stream = ReasoningStream()
 
+    @property
+    def reasoning_start_str(self) -> str:
+        """What the prompt ends with. vLLM looks for these two by their tokens, to which the line's end belongs, where a
+        client limits the reasoning (``thinking_token_budget``; ``thinking`` in Anthropic's protocol)."""
+        return f"{REASONING_OPENING}\n"
+
+    @property
+    def reasoning_end_str(self) -> str:
+        """What ends the reasoning, and is written for the model where its limit is reached."""
+        return f"{RESPONSE_OPENING}\n"
+
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
         """Reasoning and final response of a whole answer; one that continues a response has no reasoning."""
         if getattr(request, "continue_final_message", False):

@@ -23,7 +23,7 @@ def whole(client: openai.OpenAI, request: dict[str, Any]) -> dict[str, Any]:
         "calls": [[call.function.name, call.function.arguments] for call in calls],
         "ids": [call.id for call in calls],
         "finish": choice.finish_reason,
-        "reasoning_tokens": reply.usage.completion_tokens_details.reasoning_tokens,
+        "reasoning_tokens": getattr(reply.usage.completion_tokens_details, "reasoning_tokens", None),
         "tokens": reply.usage.completion_tokens,
     }
 

@@ -57,7 +57,7 @@ class Llama(Engine):
                 f"{said}: llama.cpp's own converter makes the GGUF files.",
                 fix=f"Set {FOLDER} to the folder of llama.cpp's source.",
             )
-        if _server(folder) is None:
+        if server_program() is None:
             raise ConfigError(
                 f"there is no {SERVER} in {folder} nor on the path.",
                 fix=f"Build it: cmake -S {folder} -B {folder}/build && cmake --build {folder}/build -t {SERVER}",
@@ -78,7 +78,7 @@ class Llama(Engine):
         """``llama-server`` of the GGUF files."""
         made, tower = gguf_directory(service), service.architecture.tower
         command = [
-            str(_server(_folder()) or SERVER), "--model", str(made / TEXT_FILE), "--alias", service.name, "--offline",
+            str(server_program() or SERVER), "--model", str(made / TEXT_FILE), "--alias", service.name, "--offline",
             "--host", service.host, "--port", str(service.port), "--ctx-size", str(service.context), "--jinja",
             "--reverse-prompt", f"\n{RESPONSE_CLOSING}", *_sampling(service.directory),
         ]  # fmt: skip
@@ -136,7 +136,9 @@ def _folder() -> Path | None:
     return Path(said).expanduser().resolve() if said else None
 
 
-def _server(folder: Path | None) -> Path | None:
+def server_program() -> Path | None:
+    """llama.cpp's server, in its folder or on the path; None if there is none."""
+    folder = _folder()
     for place in _PLACES if folder else ():
         if folder and (folder / place / SERVER).is_file():
             return folder / place / SERVER
