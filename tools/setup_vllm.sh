@@ -26,7 +26,14 @@ fi
 
 state=$VLLM_BUILD-$(cat "$constraints" tools/setup_vllm.sh | cksum | tr ' ' '-')
 stamp=$ENVIRONMENT/installed-$state
-if [ -x "$ENVIRONMENT/bin/vllm" ] && [ -f "$stamp" ]; then exit 0; fi
+starts() {
+    # Programs of an environment name its Python by its path, which is gone where the project's folder was moved.
+    local first
+    read -r first 2>/dev/null <"$ENVIRONMENT/bin/vllm" || return 1
+    first=${first#"#!"}
+    [ -x "$ENVIRONMENT/bin/vllm" ] && [ -x "${first%% *}" ]
+}
+if starts && [ -f "$stamp" ]; then exit 0; fi
 
 case $VLLM_BUILD in
     cpu) download="3 GB" needed=7 ;;
@@ -38,7 +45,7 @@ if [ "$free" -lt "$needed" ]; then
     exit 1
 fi
 if [ -e "$ENVIRONMENT" ]; then
-    echo "$ENVIRONMENT is half-made, or of other versions; making it anew"
+    echo "$ENVIRONMENT is half-made, moved, or of other versions; making it anew"
     rm -rf "$ENVIRONMENT"
 fi
 echo "making $ENVIRONMENT: vLLM $VERSION, $VLLM_BUILD build, with PyTorch"

@@ -17,6 +17,16 @@ def program_in(environment: str, name: str) -> Path:
 
 
 def check_made(environment: str, name: str, setup: str) -> None:
-    """Raise ConfigError, with the command that makes the environment, if it has no such program."""
-    if not program_in(environment, name).is_file():
+    """Raise ConfigError, with the command that makes the environment, if it has no such program that can be started."""
+    program = program_in(environment, name)
+    if not program.is_file():
         raise ConfigError(f"{environment} has no {name}: it was not made yet.", fix=f"Make it: {setup}")
+    with program.open("rb") as file:
+        first = file.readline(4096).decode("utf-8", "replace")
+    interpreter = first.removeprefix("#!").split(maxsplit=1)[0] if first.startswith("#!") and first[2:].strip() else ""
+    if interpreter and not Path(interpreter).exists():
+        raise ConfigError(
+            f"{program} cannot be started: it names {interpreter}, which is not there.",
+            "Programs of an environment do not move with the project's folder.",
+            f"Make it anew: {setup}",
+        )

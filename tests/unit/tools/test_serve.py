@@ -184,7 +184,11 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match=r"\.venv-vllm has no .*: it was not made yet(?s:.*)make vllm"):
         run(model)
     (tmp_path / ".venv-vllm" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv-vllm" / "bin" / "vllm").touch()
+    program = tmp_path / ".venv-vllm" / "bin" / "vllm"
+    program.write_text("#!/before/.venv-vllm/bin/python\n")
+    with pytest.raises(ConfigError, match=r"it names /before/\S+/python, which is not there(?s:.*)anew: make vllm"):
+        run(model)
+    program.write_text("")
     monkeypatch.setattr(transformers_serve, "find_spec", lambda name: object())
     convert(plan_conversion(model, Kind.MISTRAL), tmp_path / "mistral")
     for more in ((), ("--dry-run",)):

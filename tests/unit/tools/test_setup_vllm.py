@@ -109,11 +109,21 @@ def test_a_half_made_environment_is_made_anew(project: Path) -> None:
     assert run(project, FAILS="1").returncode == 1
     (project / ".venv-vllm" / "rest").touch()
     done = run(project)
-    assert done.returncode == 0 and ".venv-vllm is half-made, or of other versions; making it anew" in done.stdout
+    assert (
+        done.returncode == 0 and ".venv-vllm is half-made, moved, or of other versions; making it anew" in done.stdout
+    )
     assert not (project / ".venv-vllm" / "rest").exists()
     with (project / "tools" / "vllm" / "constraints-cpu.txt").open("a") as pins:
         pins.write("other==1\n")
     assert "making it anew" in run(project).stdout
+
+
+def test_an_environment_of_a_moved_project_is_made_anew(project: Path) -> None:
+    """Its programs name a Python that is not there any more."""
+    assert run(project).returncode == 0
+    script(project / ".venv-vllm" / "bin" / "vllm", "#!/before/.venv-vllm/bin/python")
+    assert "moved, or of other versions; making it anew" in run(project).stdout
+    assert run(project).stdout == ""
 
 
 def test_refusals(project: Path) -> None:
