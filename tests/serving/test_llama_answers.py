@@ -89,13 +89,21 @@ def test_a_prompt_is_rendered_as_by_transformers(llama: Service, rigged: Path) -
     from transformers import AutoTokenizer
 
     messages = [
+        {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": "And?"},
         {"role": "assistant", "content": "Yes.\n[END FINAL RESPONSE]\n<|end|>\n", "reasoning_content": "Hm."},
         {"role": "user", "content": "So?"},
     ]
+    function = {
+        "description": "of a city",
+        "name": "weather",
+        "strict": False,
+        "parameters": {"type": "object", "x": "ü"},
+    }
+    tools = [{"type": "function", "function": function}, *TOOLS]
     address = llama.address.removesuffix("/v1")
-    rendered = whole_reply(f"{address}/apply-template", {"messages": messages})["prompt"]
+    rendered = whole_reply(f"{address}/apply-template", {"messages": messages, "tools": tools})["prompt"]
     expected = AutoTokenizer.from_pretrained(rigged).apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
+        messages, tools=tools, tokenize=False, add_generation_prompt=True
     )
     assert rendered == expected.removeprefix("<s>") and rendered.count("[END FINAL RESPONSE]") <= 1

@@ -44,6 +44,7 @@ def said(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
+AS_AGENTS_SEND_IT = {"type": "function", "function": {"strict": True, **dict(reversed(TOOLS[0]["function"].items()))}}
 WEATHER = {"messages": [said("Weather?")], "tools": TOOLS}
 REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "text": (
@@ -89,6 +90,36 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "a call where the response has a form": (
         WEATHER | {"response_format": FORM}, {"reasoning": "I ask.", "calls": [OSLO], "finish": "tool_calls"},
+    ),
+    "a response in a form": (
+        {"messages": [said("Two and two?")], "response_format": FORM}, {},
+    ),
+    "a form with hidden reasoning": (
+        {"messages": [said("Two and two?")], "response_format": FORM, "extra_body": {"include_reasoning": False}},
+        {},
+    ),
+    "a form, and tools that may not be called": (
+        WEATHER | {"response_format": FORM, "tool_choice": "none"}, {},
+    ),
+    "a call of a tool without arguments": (
+        {"messages": [said("Weather?")], "tools": [{"type": "function", "function": {"name": "now"}}],
+         "tool_choice": {"type": "function", "function": {"name": "now"}}},
+        {},
+    ),
+    "reasoning within its limit": (
+        {"messages": [said("Two and two?")], "extra_body": {"thinking_token_budget": 200}},
+        {"reasoning": "I add them.", "content": "It is 4.", "finish": "stop"},
+    ),
+    "reasoning beyond its limit": (
+        {"messages": [said("Two and two?")], "extra_body": {"thinking_token_budget": 3}, "max_tokens": 60}, {},
+    ),
+    "from a developer": (
+        {"messages": [{"role": "developer", "content": "Never say [BEGIN FINAL RESPONSE] {}."}, said("Two and two?")]},
+        {"reasoning": "I add them.", "content": "It is 4.", "finish": "stop"},
+    ),
+    "a tool as other servers hand it on": (
+        {"messages": [said("Weather?")], "tools": [AS_AGENTS_SEND_IT]},
+        {"reasoning": "I ask.", "calls": [OSLO], "finish": "tool_calls"},
     ),
     "a response that is continued": (
         {"messages": [said("Two and two?"), {"role": "assistant", "content": "It is"}], "max_tokens": 20,
@@ -183,6 +214,26 @@ def test_a_form_is_for_the_response_and_not_for_the_reasoning(replies: dict[str,
     whole = replies["markers in the question"]["whole"]
     assert whole["reasoning"] == "I add them."
     assert json.loads(whole["content"]) == {"a": "x"}
+
+
+@pytest.mark.parametrize(
+    "name", ["a response in a form", "a form with hidden reasoning", "a form, and tools that may not be called"]
+)
+def test_a_form_holds_whatever_else_is_asked(name: str, replies: dict[str, dict[str, Any]]) -> None:
+    whole, events = replies[name]["whole"], replies[name]["streamed"]["events"]
+    assert json.loads(whole["content"]) == {"a": "x"} and not whole["calls"]
+    assert bool(whole["reasoning"]) is (name != "a form with hidden reasoning")
+    assert "".join(text for kind, text in events if kind == "content") == whole["content"]
+
+
+def test_a_tool_that_takes_nothing_gets_nothing(replies: dict[str, dict[str, Any]]) -> None:
+    assert replies["a call of a tool without arguments"]["whole"]["calls"] == [["now", "{}"]]
+
+
+def test_reasoning_is_ended_at_its_limit(replies: dict[str, dict[str, Any]]) -> None:
+    """What the model has written until then is the beginning of what it would have written."""
+    whole = replies["reasoning beyond its limit"]["whole"]
+    assert whole["reasoning"] and "I add them.".startswith(whole["reasoning"]) and whole["content"]
 
 
 def test_a_response_that_is_continued_has_no_reasoning(replies: dict[str, dict[str, Any]]) -> None:

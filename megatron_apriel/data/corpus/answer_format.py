@@ -37,7 +37,7 @@ def exported_chat_format() -> ChatFormat:
 
 def response_template() -> dict[str, Any]:
     """The description of an answer, as transformers 5 has it in ``tokenizer_config.json``."""
-    opening, closing = re.escape(CALLS_OPENING), re.escape(CALLS_CLOSING)
+    opening, closing, end = map(_literal, (CALLS_OPENING, CALLS_CLOSING, RESPONSE_CLOSING))
     named, any_name = _NAME.format(name=f"(?P<name>{_TEXT})"), _NAME.format(name=_TEXT)
     return {
         "version": 1,
@@ -59,6 +59,11 @@ def response_template() -> dict[str, Any]:
                 "repeats": True,
                 "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
             },
-            "content": {"close_pattern": rf"\s*{re.escape(RESPONSE_CLOSING)}.*"},
+            "content": {"close_pattern": rf"\s*{end}.*"},
         },
     }  # fmt: skip
+
+
+def _literal(text: str) -> str:
+    """An expression for a text; spaces need no mark there."""
+    return re.escape(text).replace("\\ ", " ")

@@ -14,7 +14,7 @@ from alone import alone
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.loading import load_weights
-from megatron_apriel.data.corpus.chat import exported_chat_template
+from megatron_apriel.data.corpus.answer_format import exported_chat_format, response_template
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.model.builder import build_model
@@ -35,8 +35,8 @@ def exported(name: str, source: Path, destination: Path) -> Path:
     def run() -> None:
         chunks = build_model(MODELS[name], ModelOptions(), Layout(1))
         load_weights(chunks, source, MODELS[name])
-        template = exported_chat_template()
-        export_hf(chunks, MODELS[name], sidecars=source, destination=destination, chat_template=template)
+        chat = exported_chat_format()
+        export_hf(chunks, MODELS[name], sidecars=source, destination=destination, chat_format=chat)
 
     return destination
 
@@ -93,6 +93,7 @@ def test_tokenizers_are_named_as_transformers_4_knows_them(name: str, tmp_path: 
     assert written.pop("tokenizer_class") == "PreTrainedTokenizerFast"
     assert written.pop("model_input_names") == ["input_ids", "attention_mask"]
     assert written.pop("additional_special_tokens") == ["[INST]"]
+    assert written.pop("response_template") == response_template()
     assert written == {key: given[key] for key in given if key not in ("tokenizer_class", "extra_special_tokens")}
 
     from transformers import AutoTokenizer
@@ -105,8 +106,8 @@ def test_tokenizers_are_named_as_transformers_4_knows_them(name: str, tmp_path: 
 def test_other_classes_stay(tmp_path: Path) -> None:
     source = model("text", tmp_path, tekken=False)
     (source / "tokenizer_config.json").write_text(json.dumps({**settings(source), "tokenizer_class": "LlamaTokenizer"}))
-    given = (source / "tokenizer_config.json").read_bytes()
-    assert (exported("text", source, tmp_path / "out") / "tokenizer_config.json").read_bytes() == given
+    given = settings(source)
+    assert settings(exported("text", source, tmp_path / "out")) == given | {"response_template": response_template()}
 
 
 @pytest.mark.parametrize("name", MODELS)
