@@ -115,14 +115,14 @@ def _make_model(directory: Path, layers: int) -> None:
     if not layers:
         _run("examples/quickstart/make_model.py", str(directory))
         return
-    from megatron_apriel.data.corpus.chat import exported_chat_template
+    from megatron_apriel.data.corpus.answer_format import exported_chat_format
     from megatron_apriel.formats.architecture import Architecture
-    from megatron_apriel.formats.hf_directory import set_chat_template
+    from megatron_apriel.formats.hf_directory import set_chat_format
     from megatron_apriel.testing.tokenizers import write_processor
 
     _run("-m", "benchmarks.random_model", str(directory), str(layers))
     write_processor(directory, Architecture.from_directory(directory))
-    set_chat_template(directory, exported_chat_template())
+    set_chat_format(directory, exported_chat_format())
 
 
 def score(folder: Path, limit: int, tokens: int) -> list[dict[str, Any]]:
