@@ -28,6 +28,8 @@ from megatron_apriel.formats.hf_directory import ChatFormat
 _NAME = r'"name"\s*:\s*"{name}"\s*,\s*"arguments"\s*:\s*'
 _TEXT = r'(?:[^"\\]|\\.)*'
 """Of a string in JSON."""
+_END_OF_TEXT = "</s>"
+"""Servers hand it to the parser too, also behind an answer that lacks its own end."""
 
 
 def exported_chat_format() -> ChatFormat:
@@ -49,6 +51,7 @@ def response_template() -> dict[str, Any]:
                 # The bare one comes first: it is how SGLang knows where a response's own form begins.
                 "close": [
                     RESPONSE_OPENING, f"{RESPONSE_OPENING}\n", f"\n{RESPONSE_OPENING}", f"\n{RESPONSE_OPENING}\n",
+                    _END_OF_TEXT,
                 ],
             },
             "tool_calls": {
@@ -59,7 +62,7 @@ def response_template() -> dict[str, Any]:
                 "repeats": True,
                 "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
             },
-            "content": {"close_pattern": rf"\s*{end}.*"},
+            "content": {"close_pattern": rf"\s*(?:{end}.*|{_END_OF_TEXT})"},
         },
     }  # fmt: skip
 

@@ -65,6 +65,8 @@ def test_what_the_template_writes_is_read_back(conversation: dict[str, Any], ste
     ("text", "expected"),
     [
         ("I th", {"thinking": "I th"}),
+        ("I think.</s>", {"thinking": "I think."}),
+        ("I.\n[BEGIN FINAL RESPONSE]\nHello.\n</s>", {"thinking": "I.", "content": "Hello."}),
         ("I.\n[BEGIN FINAL RESPONSE]\nHel", {"thinking": "I.", "content": "Hel"}),
         ("I.\n[BEGIN FINAL RESPONSE]" + END, {"thinking": "I."}),
         (
