@@ -120,7 +120,7 @@ def _make_model(directory: Path, layers: int) -> None:
     from megatron_apriel.formats.hf_directory import set_chat_format
     from megatron_apriel.testing.tokenizers import write_processor
 
-    _run("-m", "benchmarks.random_model", str(directory), str(layers))
+    _run("-m", "benchmarks.random_model", str(directory), str(layers), "apriel-15b")
     write_processor(directory, Architecture.from_directory(directory))
     set_chat_format(directory, exported_chat_format())
 

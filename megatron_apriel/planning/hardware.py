@@ -115,9 +115,9 @@ class Hardware(Section):
     loss_bytes: Annotated[Number, Field(ge=0)] = 19.0
     """Memory traffic of the loss, and of the embedding with it, for each token and vocabulary entry. From what is left
     of 51 ms for embedding, head and loss beside the head's products, for 8192 tokens on one H200, 2026-11."""
-    optimizer_bytes: Annotated[Number, Field(ge=0)] = 37.0
-    """Memory traffic of a step for each trained parameter. 39 from about 32 ms for 3.52 B on one H200, 2026-11, with
-    masters whole beside their weights; 2 less, by calculation, since the weights are a part of them."""
+    optimizer_bytes: Annotated[Number, Field(ge=0)] = 38.0
+    """Memory traffic of a step for each trained parameter: 38.1 to 38.6 in updates of 2 to 8 layers with all states on
+    one H200, 2026-11."""
     remade_bytes: Annotated[Number, Field(ge=0)] = 3.0
     """Memory traffic of making a weight's copies in 8 bits: read once, both written. Between the 0.4 and 4.4 that
     micro-batches of the whole model gave in tensorwise and delayed on one H200, 2026-11."""
