@@ -107,8 +107,12 @@ def _handlers_kept() -> Iterator[Callable[[int | None], None]]:
     """Put back the handlers of signals that end a program; yields what has the one that came act.
 
     A handler that raises within asyncio's loop leaves tasks behind, each with a traceback. So the loop takes the
-    signals, ends its tasks, and only then the handler is called.
+    signals, ends its tasks, and only then the handler is called. Signals come to the main thread alone: another one has
+    nothing to put back.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda _: None
+        return
     kept: dict[int, Any] = {number: signal.getsignal(number) for number in _ENDING}
 
     def act(number: int | None) -> None:

@@ -72,7 +72,7 @@ def test_beside_a_peer() -> None:
 def test_what_an_update_moves() -> None:
     """At 4260 GB/s, 10 ms are 42.6 GB."""
     one = Measurement("ours-bf16", "8192", 8, "measured", parameters=10**9, update_ms=10.0)
-    assert "10.0 ms, 42.6 bytes a parameter; the plan says 37" in update_traffic([one])[0]
+    assert "10.0 ms, 42.6 bytes a parameter; the plan says 38" in update_traffic([one])[0]
     assert update_traffic([Measurement("ours-bf16", "16384-mix", 8, "measured", parameters=10**9)]) == []
 
 

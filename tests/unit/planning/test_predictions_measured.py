@@ -101,7 +101,7 @@ def test_the_whole_model_was_measured_on_one_gpu() -> None:
 
 @pytest.mark.parametrize("one", WHOLE_MODELS, ids=lambda one: one.title)
 def test_the_whole_model_on_one_gpu(one: OneGpu) -> None:
-    """Memory within 3%, time within 5%, and of time its two parts."""
+    """Memory within 3%; of time a micro-batch within 5%, the rest of a step within 10%."""
     config = stage_of({**asdict(one), "more": 8, "tiny": False}, compute="bf16")
     whole = Architecture.from_preset("apriel-15b").with_layers(one.layers)
     model = whole if CASES[one.case].has_images else Architecture(whole.decoder)
@@ -113,7 +113,8 @@ def test_the_whole_model_on_one_gpu(one: OneGpu) -> None:
     work = Workload(one.document_tokens or config.sequence_length, one.image_tokens)
     time = step_time(config, model, Layout(), gpu, work)
     assert 1e3 * time.compute / time.micro_batches == pytest.approx(one.micro_batch_ms, rel=0.05)
-    assert 1e3 * time.optimizer == pytest.approx(one.per_step_ms, rel=0.05)
+    # The update is as fast as the link to the host, which gave 46 to 50 GB/s: less while another GPU of the host used it.
+    assert 1e3 * time.optimizer == pytest.approx(one.per_step_ms, rel=0.1)
     for tokens in STEP_TOKENS.values():
         count = tokens // one.tokens
         whole = count * time.compute / time.micro_batches + time.optimizer

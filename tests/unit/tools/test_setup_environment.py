@@ -77,7 +77,7 @@ def test_it_prefers_the_tested_version_and_installs_the_pinned_set_once(project:
     assert first.returncode == 0, first.stderr
     assert "creating .venv with Python of python3.12" in first.stdout
     asked = (project / ".venv" / "asked").read_text(encoding="utf-8")
-    assert "--constraint constraints.txt --editable .[images,wandb,test]" in asked
+    assert "--constraint constraints.txt --editable .[images,wandb,serve,test]" in asked
     second = run(project)
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
     assert (project / ".venv" / "asked").read_text(encoding="utf-8") == asked
