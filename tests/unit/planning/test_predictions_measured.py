@@ -113,7 +113,7 @@ def test_the_whole_model_on_one_gpu(one: OneGpu) -> None:
     work = Workload(one.document_tokens or config.sequence_length, one.image_tokens)
     time = step_time(config, model, Layout(), gpu, work)
     assert 1e3 * time.compute / time.micro_batches == pytest.approx(one.micro_batch_ms, rel=0.05)
-    # The update is as fast as the link to the host, which gave 46 to 50 GB/s: less while another GPU of the host used it.
+    # As fast as the link to the host, which gave 46 to 50 GB/s: less while another GPU of that host used it.
     assert 1e3 * time.optimizer == pytest.approx(one.per_step_ms, rel=0.1)
     for tokens in STEP_TOKENS.values():
         count = tokens // one.tokens
