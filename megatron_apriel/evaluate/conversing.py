@@ -2,7 +2,7 @@
 
 tau2's own process (:mod:`~megatron_apriel.grading.tau2_process`) runs each conversation with its prompts, tools and
 environment, and says whose turn it is; both sides are asked here, many conversations at a time, as every other question
-is. So the user is told the agent's final response alone, never its reasoning. One conversation is one line of the
+is. So the user gets the agent's final response alone, never its reasoning. One conversation is one line of the
 answers: killed anywhere, those that ended are kept, and one that was under way begins anew.
 """
 

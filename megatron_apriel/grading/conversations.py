@@ -58,7 +58,7 @@ class ConversationGrader:
         self._process.close()
 
     def tasks(self) -> dict[str, str]:
-        """What the user of each task is told, by its id. Raises DataError if the package does not say."""
+        """The instructions for the user of each task, by its id. Raises DataError if the package does not say."""
         try:
             return {task["id"]: task["text"] for task in self._process.ask({**self.names, "list": True})}
         except (OutOfTimeError, BrokenProcessError) as error:

@@ -192,7 +192,7 @@ def reward(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(domain: str, split: str) -> list[dict[str, str]]:
-    """The tasks of a split: their ids, and what their users are told."""
+    """The tasks of a split: their ids, and the instructions for their users."""
     return [{"id": name, "text": str(task.user_scenario)} for name, task in tasks_of(domain, split).items()]
 
 

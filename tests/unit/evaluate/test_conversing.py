@@ -1,4 +1,4 @@
-"""Conversations with a simulated user: whose turn it is, what each side is told, what is counted, what is resumed."""
+"""Conversations with a simulated user: whose turn it is, what each side receives, what is counted, what is resumed."""
 
 from __future__ import annotations
 
