@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from megatron_apriel.testing.chat_servers import AnsweringServer
+from tools import evaluate
 
 Answering = Callable[[Callable[[dict[str, Any]], Any]], AnsweringServer]
 
@@ -50,6 +51,19 @@ def data(tmp_path: Path) -> Path:
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def run(out: Path, data: Path, *arguments: str, benchmarks: str = "mmlu_pro") -> int:
+    return evaluate.main([str(out), "--benchmarks", benchmarks, "--data", str(data), *arguments])
+
+
+def row(out: Path, number: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())["rows"][number]
+    return found
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from PIL import Image
 from megatron_apriel.errors import ConfigError, ExitCode
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path
 from megatron_apriel.formats.run_evaluations import ScoreRecord
-from tests.unit.evaluate.conftest import Answering, write_lines
-from tests.unit.evaluate.test_evaluation import asked, run
+from tests.unit.evaluate.conftest import Answering, run, write_lines
+from tests.unit.evaluate.test_evaluation import asked
 from tools import compare
 
 

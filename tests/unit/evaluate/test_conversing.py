@@ -17,8 +17,7 @@ import pytest
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.grading.scorer_environments import package_files
 from megatron_apriel.testing.chat_servers import Reply, whole
-from tests.unit.evaluate.conftest import Answering
-from tests.unit.evaluate.test_evaluation import lines, row
+from tests.unit.evaluate.conftest import Answering, lines, row
 from tools import evaluate
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,7 +16,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
-from tests.unit.evaluate.test_evaluation import lines, row, run
+from tests.unit.evaluate.conftest import lines, row, run
 
 SERVER = """
 import json, os, signal, sys, time

@@ -11,8 +11,7 @@ from PIL import Image
 from megatron_apriel.errors import DataError
 from megatron_apriel.evaluate.loaders import Given
 from megatron_apriel.evaluate.own_questions import own
-from tests.unit.evaluate.conftest import Answering, write_lines
-from tests.unit.evaluate.test_evaluation import row, run
+from tests.unit.evaluate.conftest import Answering, row, run, write_lines
 
 
 def write(data: Path, *rows: dict[str, Any], name: str = "set.jsonl") -> Path:

@@ -11,8 +11,7 @@ import pytest
 from megatron_apriel.errors import DataError
 from megatron_apriel.evaluate.items import Item, chosen_items
 from megatron_apriel.testing.chat_servers import Reply, whole
-from tests.unit.evaluate.conftest import Answering, write_lines
-from tests.unit.evaluate.test_evaluation import lines, row
+from tests.unit.evaluate.conftest import Answering, lines, row, write_lines
 from tools import evaluate
 
 TEMPLATE = "BEFORE\n{problem_steps_str}\nNEXT\n{next_step_str}\nUSE\n{dependencies}\n```python```"

@@ -1,0 +1,101 @@
+"""The command, cut off by kill -9, a signal while questions are out, or a server that is gone: what it keeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_apriel.errors import ServerError
+from megatron_apriel.testing.chat_servers import Reply
+from tests.unit.evaluate.conftest import Answering, lines, row, run, write_lines
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_killed_command_goes_on(tmp_path: Path, data: Path, answering: Answering) -> None:
+    write_lines(data / "mmlu_pro" / "test.jsonl", [
+        {"question_id": number, "question": f"What is {number}?", "options": ["so", "no"], "answer": "A",
+         "category": "law"}
+        for number in range(200)
+    ])  # fmt: skip
+
+    def slowly(body: dict[str, Any]) -> str:
+        time.sleep(0.02)
+        return "Answer: A"
+
+    server = answering(slowly)
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), str(out), "--model", server.address,
+               "--benchmarks", "mmlu_pro", "--data", str(data), "--at-once", "2"]  # fmt: skip
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        answers = out / "mmlu_pro" / "answers-1.jsonl"
+        for _ in range(600):
+            if answers.exists() and answers.read_bytes().count(b"\n") > 20:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    with answers.open("ab") as file:
+        file.write(b'{"key": "torn')
+    before = answers.read_bytes().count(b"\n")
+    assert 20 < before < 200
+    requests = len(server.requests)
+    assert run(out, data, "--model", server.address, "--at-once", "2") == 0
+    assert row(out)["right"] == 200
+    assert len(server.requests) - requests == 200 - before
+    assert len(lines(answers)) == 200
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_questions_are_out(tmp_path: Path, data: Path, answering: Answering, number: int,
+                                          code: int) -> None:  # fmt: skip
+    came, over = threading.Event(), threading.Event()
+
+    def never(body: dict[str, Any]) -> str:
+        came.set()
+        over.wait(60)
+        return "Answer: A"
+
+    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), str(tmp_path / "out"), "--benchmarks", "mmlu_pro",
+               "--data", str(data), "--model", answering(never).address]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    with subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) as process:
+        assert came.wait(60)
+        process.send_signal(number)
+        said = process.communicate()[1]
+        over.set()
+    assert process.returncode == code, said
+    assert "Traceback" not in said and "exception" not in said
+    assert "what was answered and scored is kept: the same command goes on" in said
+
+
+def test_a_server_that_is_gone_keeps_what_was_answered(tmp_path: Path, data: Path, answering: Answering,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    from megatron_apriel.evaluate import running
+
+    def impatient(models: Sequence[Any], jobs: Any, done: Any, **options: Any) -> None:
+        asking(list(models), jobs, done, **options, patience_s=0.1)
+
+    asking = running.ask_models
+    monkeypatch.setattr(running, "ask_models", impatient)
+    server = answering(lambda body: "Answer: A")
+    original = server.reply
+
+    def reply(body: dict[str, Any]) -> Reply:
+        if len(server.requests) > 4:
+            server._server.socket.close()
+        return original(body)
+
+    monkeypatch.setattr(server, "reply", reply)
+    with pytest.raises(ServerError):
+        run(tmp_path / "out", data, "--model", server.address, "--at-once", "1")
+    assert 0 < len(lines(tmp_path / "out" / "mmlu_pro" / "answers-1.jsonl")) < 10
