@@ -14,21 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import CASES
-from benchmarks.options import wrong_usage
 from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
-from benchmarks.spread_cli import (
-    PRECISIONS,
-    add_common_options,
-    finish,
-    hardware_of,
-    show_plan,
-    usable_gpus,
-    workload_of,
-)
+from benchmarks.spread_cli import PRECISIONS, add_common_options, measure, workload_of
 from benchmarks.spread_report import SCALING_HEADINGS, page_of, scaling_rows
 from megatron_apriel.command_line import CommandLine, chosen
-from megatron_apriel.errors import ConfigError, run_command
+from megatron_apriel.errors import run_command
 from megatron_apriel.planning.hardware import Hardware
 
 EXAMPLES = """\
@@ -70,15 +61,7 @@ def page(record: Record) -> Page:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if no measurement failed."""
-    arguments = _parser().parse_args(argv)
-    try:
-        gpus, gpu = usable_gpus(arguments), hardware_of(arguments)
-        plan = _plan(arguments, gpus, gpu)
-    except ConfigError as error:
-        return wrong_usage(error)
-    if arguments.dry_run:
-        return show_plan(plan)
-    return finish("scaling", arguments, plan, page, SCALING_HEADINGS, scaling_rows)
+    return measure("scaling", _parser().parse_args(argv), _plan, page, SCALING_HEADINGS, scaling_rows)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from benchmarks.cases import batches
 from benchmarks.measure import WARM_UP_STEPS
-from benchmarks.options import add_output_options
+from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.report import GIB, Page, Record, write
 from benchmarks.spread import Prediction, Spread, measure_spreads
 from benchmarks.spread_report import Row, recorded, remarks
@@ -113,7 +113,33 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     Console(width=None if sys.stdout.isatty() else 220).print(table)
 
 
-def finish(
+def measure(
+    benchmark: str,
+    arguments: argparse.Namespace,
+    planned: Callable[[argparse.Namespace, int, Hardware], list[tuple[Spread, Prediction]]],
+    page: Callable[[Record], Page],
+    headings: Sequence[str],
+    rows_of: Callable[[Sequence[Row]], list[list[str]]],
+) -> int:
+    """Do what a command line of such a benchmark asks for; 0 if no measurement failed.
+
+    Args:
+        benchmark: its name.
+        arguments: parsed.
+        planned: gives what is measured, from the arguments, the number of GPUs and their kind.
+        page: what it says of a record.
+        headings, rows_of: of the table.
+    """
+    try:
+        plan = planned(arguments, usable_gpus(arguments), hardware_of(arguments))
+    except ConfigError as error:
+        return wrong_usage(error)
+    if arguments.dry_run:
+        return show_plan(plan)
+    return _finish(benchmark, arguments, plan, page, headings, rows_of)
+
+
+def _finish(
     benchmark: str,
     arguments: argparse.Namespace,
     plan: Sequence[tuple[Spread, Prediction]],
