@@ -31,7 +31,7 @@ from benchmarks.stages import stage_of
 from benchmarks.step_report import Measurement
 from benchmarks.subjects import SUBJECTS
 from benchmarks.versions import device, facts
-from megatron_apriel.command_line import CommandLine, above_zero, chosen
+from megatron_apriel.command_line import CommandLine, above_zero, chosen, zero_or_more
 from megatron_apriel.config.training_sections import parse_host_share
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 
@@ -53,6 +53,9 @@ examples:
   # eight layers not recomputed, for which more of the states go to the host
   python benchmarks/one_gpu.py --precision tensorwise --recomputed 40 --slices none
 
+  # 16-bit moments, all of them on the host, so that nothing is recomputed
+  python benchmarks/one_gpu.py --precision delayed --recomputed 0 optimizer.moments=bfloat16
+
   # a fixed part of the states on the host, and what would be measured
   python benchmarks/one_gpu.py --precision bf16 --host 70% --dry-run
 
@@ -67,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--cases", default="8192", metavar="A,B", help="kinds of sequences (%(default)s)")
     what.add_argument("--precision", default="tensorwise,delayed,bf16", metavar="A,B", help="default: %(default)s")
     what.add_argument("--layers", type=above_zero, default=48, metavar="N", help="decoder layers (%(default)s)")
-    what.add_argument("--recomputed", type=above_zero, metavar="N", help="of them, are recomputed (all)")
+    what.add_argument("--recomputed", type=zero_or_more, metavar="N", help="of them, are recomputed (all)")
     what.add_argument("--host", default="auto", metavar="SHARE", help="optimizer.host of the stage (%(default)s)")
     what.add_argument("--slices", default="4,8", metavar="N,M", help="layers of the slices, or none (%(default)s)")
     what.add_argument("--peers", default="none", metavar="A,B", help="in this order until one starts (%(default)s)")
@@ -76,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", type=above_zero, default=5, metavar="N", help="real steps (%(default)s)")
     how.add_argument("--few", type=above_zero, default=2, metavar="N", help="micro-batches of each (%(default)s)")
     how.add_argument("--more", type=above_zero, default=8, metavar="N", help="timed beside one (%(default)s)")
-    how.add_argument("--whole", type=int, default=16, metavar="N", help="of the whole step; 0: none (%(default)s)")
+    how.add_argument(
+        "--whole", type=zero_or_more, default=16, metavar="N", help="of the whole step; 0: none (%(default)s)"
+    )
     how.add_argument("--brief", action="store_true", help="fewer repetitions, and slices and peers by --more batches")
     how.add_argument("--budget", type=float, metavar="SECONDS", help="begin no measurement after so many seconds")
     how.add_argument("--limit", type=float, default=500, metavar="SECONDS", help="of one measurement (%(default)g)")
@@ -95,8 +100,6 @@ def _plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise ConfigError(f"--host {arguments.host}: {error}.") from None
     if arguments.more < 2:
         raise ConfigError(f"--more={arguments.more} is no more than one.", fix="Give 2 or more.")
-    if arguments.whole < 0:
-        raise ConfigError(f"--whole={arguments.whole} is no number of micro-batches.", fix="Give 0 or more.")
     names = ("layers", "recomputed", "settings", "steps", "few", "more", "whole", "brief", "tiny")
     common = {name: getattr(arguments, name) for name in names}
     plan = [

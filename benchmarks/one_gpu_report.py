@@ -97,8 +97,13 @@ class OneGpu:
 
     @property
     def title(self) -> str:
-        layers = f"{self.layers} layers, {self.recomputed or 'all'} recomputed"
+        recomputed = {self.layers: "all", 0: "none"}.get(self.recomputed_layers, self.recomputed_layers)
+        layers = f"{self.layers} layers, {recomputed} recomputed"
         return ", ".join([self.case, self.precision, layers, f"host {self.host}", *self.settings])
+
+    @property
+    def recomputed_layers(self) -> int:
+        return self.layers if self.recomputed is None else self.recomputed
 
     def step_ms(self, micro_batches: int) -> float:
         """Composed."""
@@ -169,7 +174,7 @@ def speed_rows(measured: Sequence[OneGpu], slices: Sequence[Measurement]) -> lis
         of_slices = slice_tflops(slices, one)
         ratio = f"{one.tflops(STEP_TOKENS['0.5 M']) / of_slices:.2f} of {of_slices:.0f}" if of_slices else "-"
         rows.append([
-            one.case, one.precision, f"{one.recomputed or one.layers} of {one.layers}", f"{one.micro_batch_ms:.0f}",
+            one.case, one.precision, f"{one.recomputed_layers} of {one.layers}", f"{one.micro_batch_ms:.0f}",
             f"{one.per_step_ms:.0f}", f"{one.update_ms:.0f}", f"{one.link:.1f}",
             *(f"{one.tokens_per_second(count):,.0f}" for count in STEP_TOKENS.values()),
             *(f"{one.tflops(count):.0f}" for count in STEP_TOKENS.values()), ratio,

@@ -77,11 +77,11 @@ def stage_of(specification: dict[str, Any], compute: Compute | None = None) -> S
     """
     case = replace(CASES[specification["case"]], micro_batches=specification["more"])
     case = small(case) if specification["tiny"] else case
-    precision, host = specification["precision"], specification["host"]
+    precision, host, recomputed = (specification[name] for name in ("precision", "host", "recomputed"))
     config = stage_config(
         case,
         precision,
-        recompute=RecomputeSection(mode="full", layers=specification["recomputed"]),
+        recompute=RecomputeSection() if recomputed == 0 else RecomputeSection(mode="full", layers=recomputed),
         compute=compute,
         fp8_weights="kept" if precision == "bf16" else "remade",
         host=host if host == "auto" else float(host),

@@ -30,6 +30,13 @@ def above_zero(text: str) -> int:
     return int(text)
 
 
+def zero_or_more(text: str) -> int:
+    """A whole number in digits that may be 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or above")
+    return int(text)
+
+
 def count_above_zero(text: str) -> int:
     """A whole number above 0, as 500 or 10K."""
     return _above_zero(parse_count, text)

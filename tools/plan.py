@@ -178,7 +178,7 @@ def yaml_lines(best: Candidate) -> str:
 
 
 def further_settings(best: Candidate, config: StageConfig) -> list[str]:
-    """What the plan chose for one GPU beside them, as words of the command line."""
+    """What the plan chose beside layout and recomputation, as words of the command line."""
     words = []
     if config.optimizer.moments == "auto":
         words.append(f"optimizer.moments={best.config.optimizer.moments}")

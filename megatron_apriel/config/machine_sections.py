@@ -88,7 +88,7 @@ class PrecisionSection(Section):
     """Scaling recipe for the decoder's matrix products in 8 bits (Transformer Engine; Hopper or newer)."""
     fp8_weights: Fp8Weights = "kept"
     """With fp8: 8-bit copies of the weights are `kept` over the micro-batches of a step, 2 bytes a weight; or `remade`
-    in each of them, which with recompute.mode=full keeps one layer's at a time, for a little more time."""
+    for every product, so that there are those of one layer at a time, for a little more time."""
     bf16_layers_at_start: Annotated[Whole, Field(ge=0)] = 0
     """With fp8: so many first decoder layers stay in bf16."""
     bf16_layers_at_end: Annotated[Whole, Field(ge=0)] = 0

@@ -28,6 +28,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model.attention import packed_documents
 from megatron_apriel.model.decoder import TokenEmbedding, build_head
 from megatron_apriel.model.head import HeadOperation, token_losses
+from megatron_apriel.model.options import remaking_layers
 from megatron_apriel.model.projector import Projector
 from megatron_apriel.model.rotary import decoder_rotary
 from megatron_apriel.model.sharing import (
@@ -89,6 +90,7 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
                 ffn_hidden_size=decoder.ffn_hidden_size,
                 causal=True,
                 final_norm=True,
+                remaking_layers=remaking_layers(config, len(decoder_layers)),
             ),
             pre_process=pre_process,
             post_process=post_process,

@@ -38,7 +38,8 @@ class ModelOptions:
     Attributes:
         dtype: of parameters and activations, bfloat16 or float32.
         fp8: recipe of the decoder's matrix products; tower, projector, embedding and head stay in ``dtype``.
-        fp8_weights: 8-bit copies of weights are ``kept`` over the micro-batches of a step, or ``remade`` in each.
+        fp8_weights: 8-bit copies of weights are ``kept`` over the micro-batches of a step, or ``remade`` for each
+            layer's products.
         bf16_layers_at_start, bf16_layers_at_end: decoder layers that ``fp8`` leaves in bfloat16.
         recompute: ``none``; ``selective`` keeps no activations of the MLPs, which are the widest; ``full`` keeps only
             what enters each layer.
@@ -187,6 +188,18 @@ def _recompute_fields(options: ModelOptions, all_layers: bool) -> dict[str, Any]
         "recompute_method": "block",
         "recompute_num_layers": options.recompute_layers,
     }
+
+
+def remaking_layers(config: TransformerConfig, num_layers: int) -> int:
+    """Layers of a chunk of the decoder, its last ones, that make 8-bit weights anew for the backward pass too.
+
+    Those that are recomputed as a whole make them in their second forward pass.
+    """
+    if not config.fp8 or not config.disable_parameter_transpose_cache:
+        return 0
+    if config.recompute_granularity != "full":
+        return num_layers
+    return max(0, num_layers - config.recompute_num_layers) if config.recompute_method == "block" else 0
 
 
 def _shared_fields(activation: str, options: ModelOptions, layers: Layers) -> dict[str, Any]:

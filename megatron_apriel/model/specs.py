@@ -8,7 +8,7 @@ attention. All have the same parameters under the same names, so a checkpoint wr
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Literal
@@ -32,6 +32,7 @@ from megatron_apriel.model.attention import LocalCoreAttention, PackedSelfAttent
 from megatron_apriel.model.flash_attention import PACKAGE, FlashCoreAttention, why_not_flash_attention
 from megatron_apriel.model.norm import BranchNorm, RMSNorm
 from megatron_apriel.model.quantised_mlp import QuantisedMLP
+from megatron_apriel.model.remade_weights import remaking
 from megatron_apriel.terminal import named_logger
 
 LayerKind = Literal["auto", "local", "transformer_engine"]
@@ -58,6 +59,10 @@ class Layers:
     @property
     def fused(self) -> bool:
         return self.name == "transformer_engine"
+
+    def remaking(self) -> Layers:
+        """The same, with 8-bit weights made anew for every product: see ``remade_weights.py``."""
+        return replace(self, column_linear=remaking(self.column_linear), row_linear=remaking(self.row_linear))
 
 
 @cache
@@ -114,7 +119,7 @@ def _why_no_transformer_engine() -> str:
 
 
 def block_spec(
-    layers: Layers, *, num_layers: int, ffn_hidden_size: int, causal: bool, final_norm: bool
+    layers: Layers, *, num_layers: int, ffn_hidden_size: int, causal: bool, final_norm: bool, remaking_layers: int = 0
 ) -> TransformerBlockSubmodules:
     """What Megatron's ``TransformerBlock`` needs to build ``num_layers`` equal layers.
 
@@ -124,9 +129,16 @@ def block_spec(
         ffn_hidden_size: width of the gated MLP.
         causal: a token sees the tokens before it; else all of its document or image.
         final_norm: give the block a norm after its last layer.
+        remaking_layers: so many of the last layers make 8-bit weights anew for every product.
     """
+    kinds = [layers] * (num_layers - remaking_layers) + [layers.remaking()] * remaking_layers
+    specs = [_layer_spec(kind, ffn_hidden_size, causal) for kind in kinds]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm if final_norm else None)
+
+
+def _layer_spec(layers: Layers, ffn_hidden_size: int, causal: bool) -> ModuleSpec:
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
-    layer = ModuleSpec(
+    return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=BranchNorm,
@@ -152,4 +164,3 @@ def block_spec(
             sharded_state_dict_keys_map=NORM_KEYS,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm if final_norm else None)

@@ -3,8 +3,8 @@
 Tensor parallelism stays inside a node. Where a pipeline can be split evenly and by load, the better of the two stands
 for both. What :func:`megatron_apriel.parallel.checks.check_layout` refuses is kept with its reason.
 
-One GPU cannot split anything. There the plan also chooses what is no matter of layout. Where the stage does not say so
-itself, optimizer states that do not fit go to the host, and 8-bit copies of weights may be remade. Of layers that are
+The plan also chooses what is no matter of layout. Where the stage does not say so itself, 8-bit copies of weights may
+be remade. One GPU cannot split anything: there, optimizer states that do not fit go to the host. Of layers that are
 recomputed as a whole, as many are left out as fit and pay: each costs host memory and a longer update, and spares every
 micro-batch a forward pass. Their inputs wait on the host where that is what makes a layout fit, or fit better.
 """
@@ -80,8 +80,8 @@ class Candidate:
 
 @dataclass
 class Candidates:
-    """What was found: one entry of ``accepted`` for each layout and kind of recomputation; on one GPU also for 8-bit
-    copies that are kept and remade."""
+    """What was found: one entry of ``accepted`` for each layout, kind of recomputation, and for 8-bit copies of weights
+    that are kept and remade."""
 
     accepted: list[Candidate] = field(default_factory=list)
     refused: list[tuple[str, ConfigError]] = field(default_factory=list)
@@ -152,21 +152,26 @@ def _candidates(
 
 def _kinds(stage: StageConfig, num_layers: int, gpus: int) -> Iterator[list[StageConfig]]:
     """The stage with each kind of recomputation, of which the best is to be found among those of a list."""
-    for on_one in _on_one_gpu(stage) if gpus == 1 else [stage]:
+    for one in _with_copies(_with_host(stage) if gpus == 1 else stage):
         for mode in RECOMPUTE:
             counts = [None, *range(num_layers - 1, 0, -1)] if gpus == 1 and mode == "full" else [None]
             for inputs in INPUTS if mode == "full" else INPUTS[:1]:
                 sections = [RecomputeSection(mode=mode, layers=count, inputs=inputs) for count in counts]
-                yield [on_one.model_copy(update={"recompute": section}) for section in sections]
+                yield [one.model_copy(update={"recompute": section}) for section in sections]
 
 
-def _on_one_gpu(stage: StageConfig) -> Iterator[StageConfig]:
-    """The stage as it is, but for what it does not say and one GPU may need."""
-    optimizer, precision = stage.optimizer, stage.precision
-    if "host" not in optimizer.model_fields_set and not stage.checkpoint.background:
-        optimizer = optimizer.model_copy(update={"host": "auto"})
-    stage = stage.model_copy(update={"optimizer": optimizer})
+def _with_host(stage: StageConfig) -> StageConfig:
+    """With states on the host where they do not fit on one GPU, unless the stage says otherwise."""
+    optimizer = stage.optimizer
+    if "host" in optimizer.model_fields_set or stage.checkpoint.background:
+        return stage
+    return stage.model_copy(update={"optimizer": optimizer.model_copy(update={"host": "auto"})})
+
+
+def _with_copies(stage: StageConfig) -> Iterator[StageConfig]:
+    """The stage as it is, and with 8-bit copies of weights remade where it does not say what becomes of them."""
     yield stage
+    precision = stage.precision
     if precision.fp8 != "none" and "fp8_weights" not in precision.model_fields_set:
         yield stage.model_copy(update={"precision": precision.model_copy(update={"fp8_weights": "remade"})})
 

@@ -4,7 +4,7 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
 
 * weights: 2 in bf16, 4 in fp32, frozen ones too; decoder matrices, embedding and head are divided by T, norms, tower
   and projector are not. FP8 adds two 8-bit copies of the decoder's matrices (as they are and transposed) in layers that
-  run in it; where they are remade in every micro-batch, of the layers that are not recomputed as a whole and one more;
+  run in it; where they are remade for every product, of the one layer that is at work;
 * gradients: 4 a trained parameter, the float32 buffer that gradients are added up and reduced in; with
   ``optimizer.gradients=24bit`` 3 for matrices of decoder layers, and room for those of one layer in float32;
 * optimizer: two float32 moments, and the 16 bits that bf16 weights lack of their float32 masters, 10 a trained
@@ -194,8 +194,8 @@ def _held(config: StageConfig, architecture: Architecture, layout: Layout, pipel
     on_rank += vocabulary + is_last * decoder.hidden_size
     tower = architecture.tower.parameters if architecture.tower and is_first else 0
     projector = architecture.projector.parameters if architecture.projector and is_first else 0
-    if config.precision.fp8_weights == "remade" and config.recompute.mode == "full":
-        in_8_bits = min(in_8_bits, len(layers) - _recomputed(config, layout, pipeline_rank, number) + 1)
+    if config.precision.fp8_weights == "remade":
+        in_8_bits = min(in_8_bits, 1)
     return _Held(in_8_bits * matrices, matrices, len(layers), vocabulary, on_rank, tower, projector)
 
 

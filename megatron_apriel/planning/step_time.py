@@ -230,8 +230,9 @@ def _layer_seconds(
     again = {"none": 0.0, "selective": mlp * products, "full": forward}[config.recompute.mode]
     if fp8 != "none" and config.precision.fp8_weights == "remade":
         copies = gpu.remade_bytes * (decoder.layer_parameters - 2 * decoder.hidden_size) / (gpu.copy_bandwidth * GIGA)
-        forward += copies
-        again += {"none": 0.0, "selective": mlp * copies, "full": copies}[config.recompute.mode]
+        # Backward too, be it in the forward pass that is done again.
+        forward, backward = forward + copies, backward + copies
+        again += {"none": 0.0, "selective": mlp * copies, "full": 0.0}[config.recompute.mode]
     return forward, backward, again
 
 

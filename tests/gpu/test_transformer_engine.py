@@ -104,3 +104,33 @@ def test_activation_that_writes_8_bits_is_the_ordinary_one(
     for name, reference in expected.items():
         cosine = float(torch.cosine_similarity(gradients[name].flatten(), reference.flatten(), dim=0))
         assert cosine > 0.98, (name, cosine)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise"])
+def test_weights_that_are_remade_for_every_product(recipe: str, recompute: str) -> None:
+    """The same numbers where the scale is that of the weights, and no copy of them is kept for the backward pass."""
+
+    def copies_and_numbers(fp8_weights: str) -> tuple[int, torch.Tensor, dict[str, torch.Tensor]]:
+        saved: list[tuple[int, ...]] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            saved.extend([tuple(sorted(tensor.shape))] * (tensor.dtype == torch.uint8))
+            return tensor
+
+        how = {"fp8": recipe, "fp8_weights": fp8_weights, "recompute": recompute}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses, gradients = run(ModelOptions(dtype=torch.bfloat16, layers="transformer_engine", **how), scale=0.3)
+        # Shapes of attention's and the MLP's matrices; activations have 384 rows.
+        return sum(shape in {(512, 1536), (512, 1024), (512, 2048)} for shape in saved), losses, gradients
+
+    kept_copies, expected_losses, expected = copies_and_numbers("kept")
+    copies, losses, gradients = copies_and_numbers("remade")
+    if recompute == "none":
+        assert kept_copies > 0 == copies
+    for name, reference in {"losses": expected_losses, **expected}.items():
+        ours = losses if name == "losses" else gradients[name]
+        if recipe == "delayed":  # Kept copies have the scale of the pass before.
+            assert float(torch.cosine_similarity(ours.flatten(), reference.flatten(), dim=0)) > 0.98, name
+        else:
+            assert torch.equal(ours, reference), name

@@ -101,7 +101,6 @@ def test_in_miniature_on_the_cpu(tmp_path: Path) -> None:
     ("words", "said"),
     [(["--host", "most"], "--host most: 'most' is not a fraction"), (["--more", "1"], "--more=1 is no more than one"),
      (["--precision", "int4"], "int4"), (["--peers", "ours-bf16"], "ours-bf16"),
-     (["--whole", "-1"], "--whole=-1 is no number"),
      (["recompute.mode=none", "recompute.inputs=host"], "inputs=host has no meaning")],
 )  # fmt: skip
 def test_wrong_words_are_refused_before_anything_runs(

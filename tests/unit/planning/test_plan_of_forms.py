@@ -126,7 +126,7 @@ def test_the_dry_run_says_what_auto_is() -> None:
 
 def test_where_less_splitting_is_needed_the_gain_is_shown() -> None:
     """Upscaling on eight H100: a layout that exact states do not leave room for is more than a tenth faster."""
-    config = load_stage(ROOT / "examples" / "upscale.yaml", ["precision.fp8=tensorwise"])
+    config = load_stage(ROOT / "examples" / "upscale.yaml", ["precision.fp8=tensorwise", "precision.fp8_weights=kept"])
     gpu, whole = KINDS["h100"], Architecture.from_preset("apriel-15b")
     work = Workload.of(config)
     best: dict[str, Any] = {"own": candidates(config, whole, 8, gpu, work).fitting()[0]}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.planning.hardware import KINDS
-from megatron_apriel.planning.layouts import GIB, candidates
+from megatron_apriel.planning.layouts import GIB, Candidate, candidates
 from megatron_apriel.planning.memory import PIECE_NUMBERS, host_share, rank_memory
 from megatron_apriel.planning.step_time import Workload, step_time
 from megatron_apriel.testing.scripts import load_script
@@ -24,6 +26,7 @@ H200 = KINDS["h200"]
 ROOM = 3 * 10 * PIECE_NUMBERS
 """For three pieces on their way."""
 WORK = Workload(8192, 0)
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 PLAN = load_script("tools/plan.py")
 
 
@@ -55,8 +58,7 @@ def test_auto_moves_nothing_where_all_fits_and_no_more_than_all() -> None:
     assert host_share(stage("auto", train={"projector": 1}), APRIEL, Layout(), 0, GIB) == 0.0
 
 
-def test_copies_in_8_bits_of_the_layers_that_are_not_recomputed() -> None:
-    """And of one more, which is at work."""
+def test_remade_copies_in_8_bits_are_those_of_the_layer_at_work() -> None:
     matrices = APRIEL.decoder.layer_parameters - 2 * APRIEL.decoder.hidden_size
 
     def copies(recompute: dict[str, Any], fp8_weights: str = "remade") -> float:
@@ -65,9 +67,9 @@ def test_copies_in_8_bits_of_the_layers_that_are_not_recomputed() -> None:
         of = [rank_memory(each, APRIEL, Layout(), 0).weights for each in (config, bf16)]
         return (of[0] - of[1]) / 2 / matrices
 
-    assert copies({"mode": "full"}) == pytest.approx(1)
-    assert copies({"mode": "full", "layers": 40}) == pytest.approx(9)
-    assert copies({"mode": "full"}, "kept") == copies({"mode": "none"}) == pytest.approx(48)
+    for recompute in ({"mode": "full"}, {"mode": "full", "layers": 40}, {"mode": "selective"}, {"mode": "none"}):
+        assert copies(recompute) == pytest.approx(1)
+    assert copies({"mode": "full"}, "kept") == copies({"mode": "none"}, "kept") == pytest.approx(48)
 
 
 def test_an_update_takes_as_long_as_the_link() -> None:
@@ -100,7 +102,7 @@ def test_as_many_layers_are_left_out_as_the_host_has_room_for(host_gib: float) -
     gpu = H200.model_copy(update={"host_memory": host_gib})
     (best,) = candidates(stage("auto"), APRIEL, 1, gpu, WORK).fitting()
     assert best.config.recompute.layers == next(filter(fits, range(1, 48)), None)
-    assert best.config.recompute.layers is None or 20 < best.config.recompute.layers < 48
+    assert best.config.recompute.layers is None or 0 < best.config.recompute.layers < 48
 
 
 def test_no_layer_is_left_out_where_the_longer_update_costs_more() -> None:
@@ -120,9 +122,28 @@ def test_one_gpu_is_given_what_a_stage_does_not_say() -> None:
     assert all(one.config.precision.fp8_weights == "kept" for one in candidates(kept, APRIEL, 1, H200, WORK).accepted)
     background = small_stage(8192, 64, checkpoint={"background": True})
     assert all(one.memory.host == 0 for one in candidates(background, APRIEL, 1, H200, WORK).accepted)
-    for one in candidates(silent, APRIEL, 2, H200, WORK).accepted:
-        assert (one.config.optimizer, one.config.precision) == (silent.optimizer, silent.precision)
-        assert one.config.recompute.layers is None
+
+
+def test_several_gpus_may_remake_copies_in_8_bits_and_keep_states_to_themselves() -> None:
+    silent = small_stage(8192, 64, precision={"fp8": "tensorwise"}, train={"decoder": 1})
+    found = candidates(silent, APRIEL, 2, H200, WORK).accepted
+    assert {one.config.precision.fp8_weights for one in found} == {"kept", "remade"}
+    for one in found:
+        assert one.config.optimizer == silent.optimizer and one.config.recompute.layers is None
+
+
+def test_remade_copies_spare_a_split() -> None:
+    """CPT-1 on eight H200. Kept, they need tensor parallelism; remade, only sequences and layers are split."""
+    architecture = Architecture.from_preset("apriel-15b")
+
+    def fastest(*words: str) -> Candidate:
+        stage = load_stage(EXAMPLES / "cpt_stage1.yaml", ["precision.fp8=tensorwise", *words])
+        return candidates(stage, architecture, 8, H200, Workload.of(stage)).fitting()[0]
+
+    kept, free = fastest("precision.fp8_weights=kept"), fastest()
+    assert kept.layout.tensor > 1 and free.layout.tensor == 1
+    assert free.config.precision.fp8_weights == "remade"
+    assert free.tokens_per_second > 1.05 * kept.tokens_per_second
 
 
 def test_what_would_help_is_said() -> None:

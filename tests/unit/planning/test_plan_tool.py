@@ -109,14 +109,16 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_printed_layout_runs_as_it_is_pasted(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    best = found(320, settings=tuple(settings)).fitting()[0]
     assert PLAN.main([*WORDS, "--gpus", "320", "--gpu", "h100", *settings]) == 0
-    printed = capsys.readouterr().out.partition("steps:\n\n")[2].strip().splitlines()
+    printed, _, words = capsys.readouterr().out.partition("steps:\n\n")[2].partition("\n\nand in the file's own")
+    settings = [*settings, *words.partition(": ")[2].split()]
     kept = [line for line in STAGE.read_text().splitlines() if not line.startswith(("parallel:", "recompute:"))]
     pasted = tmp_path / "stage.yaml"
-    pasted.write_text("\n".join([*kept, *printed]))
-    best = found(320, settings=tuple(settings)).fitting()[0]
+    pasted.write_text("\n".join([*kept, printed]))
     config = load_stage(pasted, settings)
     assert (config.parallel, config.recompute) == (best.config.parallel, best.config.recompute)
+    assert config.precision.fp8_weights == best.config.precision.fp8_weights
     assert check_layout(config, APRIEL, 320) == best.layout
 
 
