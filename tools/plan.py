@@ -288,8 +288,8 @@ def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, b
     folder = EXAMPLES_FOLDER / "one_gpu" if arguments.gpus == 1 else EXAMPLES_FOLDER
     architecture = Architecture.from_preset(arguments.architecture or RECIPE)
     title = f"The stages in {folder.relative_to(EXAMPLES_FOLDER.parent)} on {arguments.gpus} {gpu.name}"
-    names = ("stage", "sequence", "fp8", *LAYOUT_COLUMNS[:5], "recompute", "memory", "tokens/s/GPU", "TFLOP/s/GPU")
-    table, all_fit = figures(*names, "GPU-hours", words=(0, 2, 8, 9), title=title), True
+    names = ("stage", "sequence", "fp8", *LAYOUT_COLUMNS[:5], "recompute", "moments", "memory", "tokens/s/GPU")
+    table, all_fit = figures(*names, "TFLOP/s/GPU", "GPU-hours", words=(0, 2, 8, 9, 10), title=title), True
     for file in sorted(folder.glob("*.yaml")):
         config = load_stage(file, arguments.overrides)
         _check_compute(config)
@@ -299,7 +299,7 @@ def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, b
         all_fit = all_fit and bool(fitting)
         named = (file.stem, f"{config.sequence_length:,}", config.precision.fp8)
         if not found.accepted:
-            table.add_row(*named, *["-"] * 7, "no layout can run", "", "")
+            table.add_row(*named, *["-"] * 8, "no layout can run", "", "")
             continue
         best = (fitting or found.missing())[0]
         layout = best.layout
@@ -309,6 +309,7 @@ def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, b
             *named,
             *map(str, sizes),
             _recomputed(best),
+            best.config.optimizer.moments,
             _memory(best),
             *(speed if fitting else [f"over by {size(best.over)}", "", ""]),
         )

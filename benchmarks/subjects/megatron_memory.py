@@ -20,9 +20,8 @@ def megatron_memory(wrapped: Iterable[Any], optimizer: Any) -> dict[str, int]:
     """
     chunks = list(wrapped)
     parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
-    gradients = [
-        buffer.grad_data for chunk in chunks for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]
-    ]  # fmt: skip
+    buffers = [buffer for chunk in chunks for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]]
+    gradients = [tensor for buffer in buffers for tensor in getattr(buffer, "sums", (buffer.grad_data,))]
     model = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     held = [
         tensor

@@ -46,6 +46,11 @@ from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
 TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 SUMS_BYTES = 14
 """A gradient in float32 is read and set to zero, its sum in three bytes read and written."""
+SUMS_ONCE_BYTES = 48
+"""What the norm of sums in 24 bits and setting them to zero take once a step, as memory traffic, beyond those in
+float32. From 306 and 319 ms besides micro-batches of the whole model on one H200, 140 of them an update, 2026-11."""
+CODES_BYTES = 20
+"""What roots and scales of 8-bit moments on the GPU take in an update, as memory traffic. From those 140 ms."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def step_time(
     ]
     exposed, update = max(
         (
-            (_data_parallel(config, layout, gpu, *rank), _optimizer(layout, gpu, rank[0], *states[place]))
+            (_data_parallel(config, layout, gpu, *rank), _optimizer(config, layout, gpu, rank[0], *states[place]))
             for place, rank in enumerate(zip(trained, ranks, strict=True))
         ),
         key=sum,
@@ -339,10 +344,13 @@ def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: 
     return max(0.0, gradients - sum(work.backward)) + max(0.0, weights - sum(work.forward))
 
 
-def _optimizer(layout: Layout, gpu: Hardware, trained: float, of_states: float, on_host: float) -> float:
+def _optimizer(
+    config: StageConfig, layout: Layout, gpu: Hardware, trained: float, of_states: float, on_host: float
+) -> float:
     """Seconds of the update: of this rank's share of the state, and of the gradients' buffer, set to zero whole.
 
     Args:
+        config: says in which form states and gradients are.
         layout: divides the state.
         gpu: rates.
         trained: parameters on this rank.
@@ -353,5 +361,7 @@ def _optimizer(layout: Layout, gpu: Hardware, trained: float, of_states: float, 
         return 0.0
     zeroed, exact = 4.0, 10.0
     here = trained / layout.optimizer_shards - on_host / of_states
-    traffic = (gpu.optimizer_bytes - zeroed - 2 * (exact - of_states)) * here + zeroed * trained
+    more = CODES_BYTES if config.optimizer.moments == "int8" else 0.0
+    traffic = (gpu.optimizer_bytes - zeroed - 2 * (exact - of_states) + more) * here + zeroed * trained
+    traffic += SUMS_ONCE_BYTES * trained if config.optimizer.gradients == "24bit" else 0.0
     return traffic / (gpu.copy_bandwidth * GIGA) + on_host / (gpu.host_bandwidth * GIGA)

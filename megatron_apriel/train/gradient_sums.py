@@ -103,6 +103,7 @@ def _grouped(parameters: list[nn.Parameter], grad_reduce_in_fp32: bool) -> dict[
 def _extend(buffer: Any) -> None:
     """A buffer of bf16 numbers, and the bits that they lack."""
     low = torch.zeros(buffer.numel, dtype=torch.int8, device=buffer.grad_data.device)
+    buffer.sums = Sums(buffer.grad_data, low)
     reset = buffer.reset
 
     def reset_both() -> None:
@@ -114,7 +115,7 @@ def _extend(buffer: Any) -> None:
         bucket.sums = Sums(bucket.grad_data, low[bucket.offset : bucket.offset + bucket.grad_data.numel()])
     for parameter in buffer.params:
         start, stop, _ = buffer.param_index_map[parameter]
-        parameter.gradient_sums = Sums(buffer.grad_data, low).part(start, stop)
+        parameter.gradient_sums = buffer.sums.part(start, stop)
 
 
 class _Done:

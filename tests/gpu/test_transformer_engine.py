@@ -11,7 +11,7 @@ from megatron_apriel.formats.architecture import (
     ProjectorArchitecture,
     TowerArchitecture,
 )
-from megatron_apriel.model import quantised_mlp
+from megatron_apriel.model import quantised_mlp, specs
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions
 from megatron_apriel.parallel import groups
@@ -108,10 +108,12 @@ def test_activation_that_writes_8_bits_is_the_ordinary_one(
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise"])
-def test_weights_that_are_remade_for_every_product(recipe: str, recompute: str) -> None:
-    """The same numbers where the scale is that of the weights, and no copy of them is kept for the backward pass."""
+def test_weights_that_are_remade_for_every_product(
+    recipe: str, recompute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers where the scale is that of the weights, and no copy of them waits for the backward pass."""
 
-    def copies_and_numbers(fp8_weights: str) -> tuple[int, torch.Tensor, dict[str, torch.Tensor]]:
+    def copies_and_numbers(fp8_weights: str) -> tuple[int, dict[str, torch.Tensor]]:
         saved: list[tuple[int, ...]] = []
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -122,15 +124,19 @@ def test_weights_that_are_remade_for_every_product(recipe: str, recompute: str) 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             losses, gradients = run(ModelOptions(dtype=torch.bfloat16, layers="transformer_engine", **how), scale=0.3)
         # Shapes of attention's and the MLP's matrices; activations have 384 rows.
-        return sum(shape in {(512, 1536), (512, 1024), (512, 2048)} for shape in saved), losses, gradients
+        copies = sum(shape in {(512, 1536), (512, 1024), (512, 2048)} for shape in saved)
+        return copies, {"losses": losses, **gradients}
 
-    kept_copies, expected_losses, expected = copies_and_numbers("kept")
-    copies, losses, gradients = copies_and_numbers("remade")
-    if recompute == "none":
-        assert kept_copies > 0 == copies
-    for name, reference in {"losses": expected_losses, **expected}.items():
-        ours = losses if name == "losses" else gradients[name]
+    copies, found = copies_and_numbers("remade")
+    _, expected = copies_and_numbers("kept")
+    for name, reference in expected.items():
         if recipe == "delayed":  # Kept copies have the scale of the pass before.
-            assert float(torch.cosine_similarity(ours.flatten(), reference.flatten(), dim=0)) > 0.98, name
+            assert float(torch.cosine_similarity(found[name].flatten(), reference.flatten(), dim=0)) > 0.98, name
         else:
-            assert torch.equal(ours, reference), name
+            assert torch.equal(found[name], reference), name
+    monkeypatch.setattr(specs, "remaking", lambda linear: linear)
+    ordinary, _ = copies_and_numbers("remade")
+    if recompute == "none":
+        assert copies == 0 < ordinary
+    elif recompute == "full":
+        assert copies == ordinary

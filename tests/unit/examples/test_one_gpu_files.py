@@ -13,13 +13,14 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.checks import check_layout
+from megatron_apriel.planning.choosing_moments import allowed
 from megatron_apriel.planning.hardware import KINDS
 from megatron_apriel.planning.memory import RankMemory, rank_memory
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "examples" / "one_gpu").glob("*.yaml"))
 APRIEL = Architecture.from_preset("apriel-15b")
-OF_THE_MACHINE = {"parallel", "precision", "recompute", "optimizer.host", "checkpoint.every"}
+OF_THE_MACHINE = {"parallel", "precision", "recompute", "optimizer.host", "optimizer.moments", "checkpoint.every"}
 GIB = 2**30
 
 
@@ -36,7 +37,9 @@ def settings(config: StageConfig) -> dict[str, Any]:
 
 
 def memory(config: StageConfig, kind: str) -> RankMemory:
-    return rank_memory(config, APRIEL, check_layout(config, APRIEL, 1), 0, KINDS[kind].available)
+    """With exact states, where the file leaves their form open."""
+    exact = next(iter(allowed(config)))
+    return rank_memory(exact, APRIEL, check_layout(config, APRIEL, 1), 0, KINDS[kind].available)
 
 
 def test_every_stage_has_one() -> None:
@@ -52,10 +55,16 @@ def test_only_the_machine_is_another(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_fits_on_what_it_names(path: Path) -> None:
-    needed = memory(load_stage(path), "h200")
-    stated = re.search(r"Needs (\d+) GiB of host memory", path.read_text(encoding="utf-8"))
+    config, text = load_stage(path), path.read_text(encoding="utf-8").replace("\n# ", " ")
+    needed = memory(config, "h200")
+    stated = re.search(r"Needs (\d+) GiB of host memory", text)
     assert needed.total <= KINDS["h200"].available + 1
     assert ceil(needed.host / GIB) == (int(stated[1]) if stated else 0)
+    smaller = re.search(r"moments are kept in 16 bits, which needs (\d+)", text)
+    assert bool(smaller) == (config.optimizer.moments == "auto")
+    if smaller:
+        narrow = memory(load_stage(path, ["optimizer.moments=bfloat16"]), "h200")
+        assert ceil(narrow.host / GIB) == int(smaller[1])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
