@@ -1,15 +1,19 @@
-"""Trains on every layout of the table for this number of ranks, one after the other; run by torchrun.
+"""Trains on layouts of the table, one after the other in the same processes; run by torchrun.
 
-    torchrun --nproc-per-node 2 layout_runs.py RESULT.json bf16,delayed
+    torchrun --nproc-per-node 2 layout_runs.py RESULT.json '[["TP2 SP", "bf16"], ["TP2 SP", "delayed"]]'
 
-The first rank writes losses and gradient norms by precision, layout and case after every layout, so that what comes
-before a failure is kept.
+The first rank writes losses and gradient norms by layout, precision and case after every pair, so that what comes
+before a failure is kept, and who waits for them need not wait for all. One group of processes at a time: kernels of
+several groups would take turns on a GPU, and those that wait for another GPU's do so for as long as turns take.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,11 @@ from megatron_apriel.formats.architecture import (
     ProjectorArchitecture,
     TowerArchitecture,
 )
+from megatron_apriel.outputs import replace_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import hf_model
+from megatron_apriel.testing.fp8_scales import forget_scales
 from megatron_apriel.testing.layouts import CASES, GPU_LAYOUTS, LAYOUTS, Case, LayoutRun, Setup
 from megatron_apriel.testing.weights import from_transformers
 
@@ -38,12 +44,23 @@ ARCHITECTURE = Architecture(
 )
 
 
-def rows(ranks: int, precision: str) -> dict[str, Setup]:
-    """The layouts for so many ranks that can run in ``precision``."""
-    if ranks == 1:
-        return {ALONE: Setup(Layout())}
-    possible = {name: row for name, row in (LAYOUTS | GPU_LAYOUTS).items() if can_run(row, precision)}
-    return {name: row for name, row in possible.items() if row.layout.world_size == ranks}
+TABLE = {ALONE: Setup(Layout())} | LAYOUTS | GPU_LAYOUTS
+
+
+def by_worth(names: Iterable[str]) -> list[str]:
+    """Those of the fewest ranks first, since they can run anywhere; of them those with the most in them.
+
+    Layouts with buffers of Transformer Engine's own come last: of all that can go wrong, only they leave a GPU waiting
+    for ever.
+    """
+
+    def worth(name: str) -> tuple[int, bool, int]:
+        row = TABLE[name]
+        sizes = (row.layout.tensor, row.layout.context, row.layout.pipeline, row.layout.virtual, row.layout.data)
+        extras = (row.layout.sequence, row.layout.layers_per_stage, row.overlap, row.recompute != "none")
+        return row.layout.world_size, row.tensor_overlap, -sum(size > 1 for size in sizes) - sum(map(bool, extras))
+
+    return sorted(names, key=worth)
 
 
 def can_run(row: Setup, precision: str) -> bool:
@@ -64,29 +81,22 @@ def run(case: Case, row: Setup, precision: str, weights: dict[str, torch.Tensor]
     return {"losses": [result.loss for result in results], "norms": [result.gradient_norm for result in results]}
 
 
-def forget_scales() -> None:
-    """Transformer Engine keeps the largest values that it has seen in one place for all models of a process."""
-    from transformer_engine.pytorch.quantization import FP8GlobalStateManager
-
-    FP8GlobalStateManager.reset()
-
-
-def main(result: Path, precisions: list[str]) -> None:
+def main(result: Path, pairs: list[tuple[str, str]]) -> None:
     weights = from_transformers(hf_model(ARCHITECTURE, seed=1).state_dict(), ARCHITECTURE)
     found: dict[str, Any] = {}
     with groups.joined():
-        for precision in precisions:
-            for name, row in rows(dist.get_world_size(), precision).items():
-                with groups.initialized(row.layout):
+        for name, precisions in itertools.groupby(pairs, itemgetter(0)):
+            row = TABLE[name]
+            with groups.initialized(row.layout):
+                for _, precision in precisions:
                     cases = {}
                     for case in RUN:
-                        if precision != "bf16":
-                            forget_scales()
+                        forget_scales()
                         cases[case] = run(CASES[case], row, precision, weights)
-                found.setdefault(precision, {})[name] = cases
-                if dist.get_rank() == 0:
-                    result.write_text(json.dumps(found), encoding="utf-8")
+                    found.setdefault(name, {})[precision] = cases
+                    if dist.get_rank() == 0:
+                        replace_file(result, json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2].split(","))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

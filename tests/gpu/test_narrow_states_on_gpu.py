@@ -1,111 +1,97 @@
-"""FP8 training of full-width slices with states and sums of fewer bits: sums as in float32, and memory as predicted."""
+"""Training with states and sums of fewer bits: sums as in float32, no bit by where states lie, and memory as predicted.
+The cases worth most come first."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from layout_runs import forget_scales
+from slices import TINY, Run, Slice, equal, peak, peak_from_now, running
 
-from benchmarks.cases import CASES
-from benchmarks.measure import prepared
-from benchmarks.narrow_states import bytes_of_a_parameter
-from benchmarks.subjects.ours import stage_config
-from megatron_apriel.config.machine_sections import RecomputeSection
-from megatron_apriel.config.training_sections import OptimizerSection
+from megatron_apriel.config.choices import Recompute
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.planning.memory import rank_memory
 from megatron_apriel.testing.marks import needs_transformer_engine
-from megatron_apriel.testing.optimizer_state import optimizer_state
-from megatron_apriel.train.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, needs_transformer_engine]
 
-CASE = replace(CASES["8192"], micro_batches=3)
 NARROW = {"moments": "int8", "master": "24bit", "gradients": "24bit"}
 
 
-@pytest.fixture(autouse=True)
-def repeatable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Attention whose backward pass adds up in one order."""
-    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
-    yield
-    gc.collect()
-    torch.cuda.empty_cache()
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """Process groups for all cases, whose communicators are then made once."""
+    with groups.initialized(Layout()):
+        yield
 
 
-def trained(precision: str, layers: int, steps: int, forms: dict[str, Any], mode: str = "full") -> dict[str, Any]:
-    architecture, made = prepared(CASE, "ours", layers, tiny=False)
-    weights = "remade" if precision != "bf16" and mode == "full" else "kept"
-    recompute = RecomputeSection.model_validate({"mode": mode})
-    config = stage_config(CASE, precision, recompute=recompute, fp8_weights=weights)  # type: ignore[arg-type]
-    config = config.model_copy(update={"attention": "cudnn", "optimizer": OptimizerSection(peak=1e-5, **forms)})
-    forget_scales()
-    gc.collect()
-    torch.cuda.empty_cache()
-    with groups.initialized(Layout()) as device:
-        trainer, given = Trainer(architecture, config, Layout()), [batch.to(device) for batch in made]
-        results = []
-        for number in range(steps):
-            if number == 1:
-                torch.cuda.reset_peak_memory_stats()
-            results.append(trainer.step(iter(given), 1e-4))
-        named = [pair for chunk in trainer.chunks for pair in chunk.named_parameters()]
-        found = {
-            "losses": [result.loss for result in results],
-            "norms": [result.gradient_norm for result in results],
-            "peak": torch.cuda.max_memory_allocated(),
-            "bytes": bytes_of_a_parameter(trainer),
-            "gradients": {name: gradient(one) for name, one in named},
-            "narrow": [name for name, one in named if hasattr(one, "gradient_sums")],
-            "state": {name: tensor.cpu() for name, tensor in optimizer_state(trainer).items()} if layers < 4 else {},
-        }
-    assert all(result.applied for result in results)
-    return found | {"predicted": rank_memory(config, architecture, Layout(), 0).total}
+def gradients(run: Run) -> dict[str, tuple[torch.Tensor, bool]]:
+    """Of every parameter its summed gradient, on the GPU, and whether it is kept in 24 bits."""
+    named = [pair for chunk in run.trainer.chunks for pair in chunk.named_parameters()]
+    return {
+        name: (one.gradient_sums.read() if narrow else one.main_grad.flatten().clone(), narrow)
+        for name, one in named
+        for narrow in [hasattr(one, "gradient_sums")]
+    }
 
 
-def gradient(parameter: Any) -> torch.Tensor:
-    kept = parameter.gradient_sums.read() if hasattr(parameter, "gradient_sums") else parameter.main_grad
-    return kept.flatten().cpu()  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("mode", ["none", "selective", "full"])
-@pytest.mark.parametrize("precision", ["bf16", "delayed", "tensorwise"])
-def test_sums_are_those_in_float32(precision: str, mode: str) -> None:
-    """Of a step's first update, before which both runs have the same weights."""
-    exact, found = (trained(precision, 2, 1, {"gradients": form}, mode) for form in ("float32", "24bit"))
-    assert found["losses"] == exact["losses"] and found["norms"] == pytest.approx(exact["norms"], rel=1e-4)
-    assert len(found["narrow"]) == 8 and not exact["narrow"]
-    for name, expected in exact["gradients"].items():
-        sums = found["gradients"][name]
-        if name in found["narrow"]:
-            assert 0 < (sums - expected).norm() <= 2e-5 * expected.norm(), name
+@pytest.mark.parametrize("precision", ["tensorwise", "delayed", "bf16"])
+@pytest.mark.parametrize("mode", ["full", "none", "selective"])
+def test_sums_are_those_in_float32(precision: str, mode: Recompute) -> None:
+    """Of a step's first update, before which both runs have the same weights; products add to them by themselves."""
+    weights = "remade" if mode == "full" and precision != "bf16" else "kept"
+    exact = Slice(precision, 2, mode, fp8_weights=weights, width="half", micro_batches=3)  # type: ignore[arg-type]
+    with running(exact) as run:
+        [(loss, norm)], expected = run.figures(1), gradients(run)
+    with running(replace(exact, optimizer={"gradients": "24bit"})) as run:
+        [found], sums = run.figures(1), gradients(run)
+    assert found == (loss, pytest.approx(norm, rel=1e-4))
+    assert sum(narrow for _, narrow in sums.values()) == 4 * exact.layers
+    assert not any(narrow for _, narrow in expected.values())
+    for name, (of_float32, _) in expected.items():
+        one, narrow = sums[name]
+        if narrow:
+            assert 0 < (one - of_float32).norm() <= 2e-5 * of_float32.norm(), name
         else:
-            assert torch.equal(sums, expected), name
+            assert torch.equal(one, of_float32), name
 
 
 def test_where_narrow_states_lie_changes_no_bit() -> None:
-    found, expected = (trained("tensorwise", 2, 10, NARROW | {"host": share}) for share in (0.6, 0.0))
-    assert (found["losses"], found["norms"]) == (expected["losses"], expected["norms"])
-    assert found["state"].keys() == expected["state"].keys()
-    assert all(torch.equal(tensor, expected["state"][name]) for name, tensor in found["state"].items())
-    assert expected["losses"][-1] < expected["losses"][0]
+    here = Slice("tensorwise", 2, optimizer=NARROW)
+    with running(here) as run:
+        expected, state = run.figures(10), run.state()
+    with running(here.on_host(0.6)) as run:
+        assert run.figures(10) == expected
+        assert equal(run.state(), state)
+    assert expected[-1][0] < expected[0][0]
 
 
 def test_narrow_states_follow_the_exact_ones() -> None:
-    exact = trained("bf16", 2, 12, {})
-    for forms in ({"moments": "bfloat16"}, NARROW):
-        found = trained("bf16", 2, 12, forms)
-        assert found["losses"] == pytest.approx(exact["losses"], rel=2e-3), forms
-        assert found["losses"][3:] != exact["losses"][3:]
+    exact = Slice("bf16", 2, width="half", micro_batches=3)
+    with running(exact) as run:
+        expected = [loss for loss, _ in run.figures(12)]
+    forms: list[dict[str, Any]] = [{"moments": "bfloat16"}, NARROW]
+    for form in forms:
+        with running(replace(exact, optimizer=form)) as run:
+            found = [loss for loss, _ in run.figures(12)]
+        assert found == pytest.approx(expected, rel=2e-3), form
+        assert found[3:] != expected[3:]
 
 
-@pytest.mark.parametrize("forms", [{"moments": "bfloat16", "host": 0.5}, NARROW])
-def test_the_gpu_holds_what_was_predicted(forms: dict[str, Any]) -> None:
-    found = trained("tensorwise", 8, 3, forms)
-    assert found["peak"] == pytest.approx(found["predicted"], rel=0.03)
+@pytest.mark.parametrize(
+    "what",
+    [
+        Slice("tensorwise", 8, case="8192", whole_vocabulary=True, optimizer=NARROW, micro_batches=3),
+        Slice("tensorwise", 8, case="8192", optimizer={"moments": "bfloat16", "host": 0.5}, micro_batches=3),
+    ],
+    ids=["all narrow", "16-bit moments on the host"],
+)
+def test_the_gpu_holds_what_was_predicted(what: Slice) -> None:
+    with running(what) as run:
+        run.steps(1)
+        peak_from_now()
+        run.steps(2)
+        assert TINY or peak() == pytest.approx(run.predicted.total, rel=0.03)
