@@ -1,12 +1,13 @@
-"""One rank of a measurement on several GPUs: the trainer's own step on a layout, timed, then profiled once.
+"""One rank of measurements on several GPUs: the trainer's own step on a layout, timed, then profiled.
 
 ``spread.py`` starts as many of these as there are GPUs, as ``python -m benchmarks.measure_spread SPECIFICATION
-RESULT``, and says when the devices are free by a line on standard input. The first rank writes the result; a rank that
-fails says why in its last line of output.
+RESULT``, and says when the devices are free by a line on standard input. The first rank writes what was found after
+each measurement; a rank that fails says why in its last line of output.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import math
@@ -14,10 +15,10 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,12 +26,18 @@ import torch.distributed as dist
 from benchmarks.cases import batches
 from benchmarks.kernel_groups import occupancy
 from benchmarks.measure import WARM_UP_STEPS, environment, seconds_of_step
+from benchmarks.phases import Phases
 from benchmarks.spread import Found, Spread
 from benchmarks.subjects.ours import Ours
 from megatron_apriel.batch import Batch
 from megatron_apriel.formats.flops import step_flops
+from megatron_apriel.outputs import replace_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.data_place import DataPlace
+from megatron_apriel.testing.fp8_scales import forget_scales
+
+PROFILED_STEPS = 2
+"""Of the different ones, the last."""
 
 
 def own_batches(spread: Spread, rank: int) -> list[list[Batch]]:
@@ -43,25 +50,34 @@ def own_batches(spread: Spread, rank: int) -> list[list[Batch]]:
     ]
 
 
-def measured(spread: Spread, steps: int, given: Sequence[Sequence[Batch]]) -> Found:
+def measured(spread: Spread, steps: int, given: Sequence[Sequence[Batch]], phases: Phases) -> Found:
     """Time of a step, and what every rank's device does in one; all ranks call this within their process groups."""
     on_gpu = torch.cuda.is_available()
+    forget_scales()  # and all else of the measurement before
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
     architecture, train = spread.architecture(), spread.config().train
     work = [float(sum(step_flops(architecture, train, batch) for batch in step)) for step in given]
     device = groups.current_device()
     given = [[batch.to(device) for batch in step] for step in given]
     subject = Ours(architecture, spread.config(), spread.layout())
-    seconds_of_step(subject, given[0], WARM_UP_STEPS)
+    phases.end("model")
+    for number in range(WARM_UP_STEPS):
+        seconds_of_step(subject, given[0], 1)
+        phases.end(f"warm-up {number + 1}")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     timed = [seconds_of_step(subject, step, steps) for step in given]
+    phases.end("timed steps")
     seconds, loss = statistics.fmean(seconds for seconds, _ in timed), timed[-1][1]
     if not math.isfinite(loss):
         raise ArithmeticError(f"the loss of the last timed step is {loss}")
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-    mine = {"peak": peak, **_profiled(subject, given)}
+    mine = {"peak": peak, **_profiled(subject, given[-PROFILED_STEPS:])}
     everywhere: list[tuple[dict[str, float], list[float]]] = [({}, [])] * dist.get_world_size()
     dist.all_gather_object(everywhere, (mine, work))
+    phases.end("profiled steps")
     ranks, flops_of_ranks = zip(*everywhere, strict=True)
     layout = spread.layout()
     return Found(
@@ -74,6 +90,7 @@ def measured(spread: Spread, steps: int, given: Sequence[Sequence[Batch]]) -> Fo
         loss=loss,
         ranks=ranks,
         flops_of_ranks=flops_of_ranks,
+        seconds=phases.seconds,
     )
 
 
@@ -91,19 +108,25 @@ def _profiled(subject: Ours, given: Sequence[Sequence[Batch]]) -> dict[str, floa
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure what the first argument says; the first rank writes the result to the second."""
+    """Measure what the first argument says; the first rank writes what was found to the second."""
     specification, destination = json.loads(arguments[0]), Path(arguments[1])
-    spread = Spread(**specification["spread"])
+    phases, found = Phases(specification["begun"]), []
+    spreads = [Spread(**one) for one in specification["spreads"]]
     rank = int(os.environ.get("RANK", "0"))
-    given = own_batches(spread, rank)
     if torch.cuda.is_available():
         importlib.import_module("transformer_engine.pytorch")  # otherwise when the model is built
+    phases.end("imports")
+    given = [own_batches(spread, rank) for spread in spreads]
+    phases.end("tokens")
     sys.stdin.readline()
-    with groups.initialized(spread.layout()):
-        found = measured(spread, specification["steps"], given)
-    if rank == 0:
-        result: dict[str, Any] = {"found": asdict(found), "environment": environment()}
-        destination.write_text(json.dumps(result), encoding="utf-8")
+    phases.end("waiting for the devices")
+    with groups.joined():
+        for spread, batches_of_it in zip(spreads, given, strict=True):
+            with groups.initialized(spread.layout()):
+                found.append(asdict(measured(spread, specification["steps"], batches_of_it, phases)))
+            if rank == 0:
+                replace_file(destination, json.dumps({"found": found, "environment": environment()}))
+            phases = Phases(time.time())
     return 0
 
 

@@ -21,6 +21,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {
+    # Without this, sequences of ever different images leave gaps that look like a need for memory.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    # What one process has compiled of FlashAttention-4, seconds a kernel, the next ones find.
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
+}
+"""Of the processes' environment, where it does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,12 @@ class Processes:
     def __init__(self, module: str, name: str, specification: dict[str, Any], logs: Path, ranks: int = 1) -> None:
         self._result, self._logs = logs / f"{name}.json", [logs / f"{name}.{rank}.log" for rank in range(ranks)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        # Without this, sequences of ever different images leave gaps that look like a need for memory.
-        environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ, "PYTHONPATH": path}
+        environment = {**SETTINGS, **os.environ, "PYTHONPATH": path}
         command = [sys.executable, "-m", module, json.dumps(specification), str(self._result)]
         self._processes = [
             _started(command, environment | place, log) for place, log in zip(places(ranks), self._logs, strict=True)
         ]
+        self._limit: float | None = None
 
     def run(self, limit: float) -> dict[str, Any] | str:
         """Let them measure for at most ``limit`` seconds; what they found, or why they found nothing."""
@@ -74,28 +81,35 @@ class Processes:
             if any(codes) or time.monotonic() > ends:
                 # Ranks whose peer has failed would wait for it; a moment for them to say what they know.
                 time.sleep(1)
+                self._limit = None if any(codes) else limit
                 self.stop()
                 break
             time.sleep(0.05)
         if self._result.exists():
             found: dict[str, Any] = json.loads(self._result.read_text(encoding="utf-8"))
             return found
-        return self._reason(limit, time.monotonic() > ends)
+        return self.reason()
 
-    def _reason(self, limit: float, late: bool) -> str:
-        if late:
-            return f"took longer than {limit:.0f} s; log in {self._logs[0]}"
+    def reason(self) -> str:
+        """Why they found nothing, or no more."""
+        if self._limit is not None:
+            log = self._logs[0]
+            return f"took longer than {self._limit:.0f} s; the log ends in {_last_line(log)!r}: {log}"
         # Killed for the sake of another is no reason.
         codes = [(process.returncode, log) for process, log in zip(self._processes, self._logs, strict=True)]
         code, log = next(((code, log) for code, log in codes if code not in (0, -signal.SIGKILL)), codes[0])
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"exit code {code}: {(said or ['no output'])[-1][:200]}"
+        return f"exit code {code}: {_last_line(log)}"
 
     def stop(self) -> None:
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.wait()
+
+
+def _last_line(log: Path) -> str:
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return (said or ["no output"])[-1][:200]
 
 
 def places(ranks: int) -> list[dict[str, str]]:

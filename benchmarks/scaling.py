@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple[Spread, Prediction]]:
     counts = [1 << power for power in range(gpus.bit_length()) if 1 << power < gpus] + [gpus]
     plan = []
-    for precision in chosen(arguments.precision, PRECISIONS, "--precision"):
-        for count in counts:
+    for count in counts:
+        for precision in chosen(arguments.precision, PRECISIONS, "--precision"):
             sequences = count * arguments.micro_batches
             spread = Spread(arguments.case, precision, arguments.layers, count, sequences, tiny=arguments.tiny)
             plan.append((spread, predicted(spread, gpu, workload_of(spread))))

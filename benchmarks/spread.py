@@ -1,19 +1,22 @@
 """Measurements of a training step on several GPUs: what is planned, how it is run, what was found.
 
-A measurement is one process a GPU (``measure_spread.py``). The next one's processes start while the one before
-measures, and wait with their imports and tokens done.
+A measurement is one process a GPU (``measure_spread.py``). Those that differ in precision or in who gets which tokens
+share their processes: much of a short measurement's time goes to starting and compiling. The next processes start while
+those before measure, and wait with their imports and tokens done.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from benchmarks.cases import CASES, Case, small
+from benchmarks.phases import in_words
 from benchmarks.processes import Processes
 from benchmarks.stages import stage_config
 from megatron_apriel.config.choices import Compute, Fp8Weights
@@ -114,6 +117,7 @@ class Found:
         loss: of the last timed step.
         ranks: of each rank the bytes at its peak (``peak``) and a profiled step's :class:`Occupancy` fields.
         flops_of_ranks: of each rank the FLOPs of its sequences in each of the different steps.
+        seconds: of the first rank's phases, since its process was started or since the measurement before.
     """
 
     spread: Spread
@@ -125,6 +129,7 @@ class Found:
     loss: float = 0.0
     ranks: Sequence[Mapping[str, float]] = ()
     flops_of_ranks: Sequence[Sequence[float]] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -196,41 +201,62 @@ def measure_spreads(
         plan: what to measure.
         steps: timed steps, of which the median counts.
         logs: directory for the processes' output.
-        budget: seconds after which none is begun; None for no limit.
-        limit: seconds that one may take.
+        budget: seconds after which no processes begin to measure; None for no limit.
+        limit: seconds that one measurement may take; of those that share their processes, in the mean.
     """
+    shared = [list(group) for _, group in itertools.groupby(plan, _shared)]
+    names = (f"spread-{number}" for number in itertools.count())
 
-    def started(number: int) -> Processes | None:
-        if number == len(plan):
-            return None
-        spread = plan[number]
-        specification = {"spread": asdict(spread), "steps": steps}
-        return Processes("benchmarks.measure_spread", f"spread-{number}", specification, logs, spread.gpus)
+    def started(spreads: Sequence[Spread]) -> Processes:
+        specification = {"spreads": list(map(asdict, spreads)), "steps": steps, "begun": time.time()}
+        return Processes("benchmarks.measure_spread", next(names), specification, logs, spreads[0].gpus)
 
-    begun, waiting = time.monotonic(), None
+    begun, done = time.monotonic(), 0
+    waiting: Processes | None = None
     try:
-        for number, spread in enumerate(plan):
+        for number, spreads in enumerate(shared):
             spent = time.monotonic() - begun
             if budget is not None and spent > budget:
-                yield Found(spread, "not run", f"the budget of {budget:.0f} s was spent"), {}
+                for spread in spreads:
+                    yield Found(spread, "not run", f"the budget of {budget:.0f} s was spent"), {}
                 continue
-            left = f", about {spent / number * (len(plan) - number) / 60:.0f} min left" if number else ""
-            print(f"[{number + 1}/{len(plan)}] {spread.title}{left}", file=sys.stderr, flush=True)
-            processes = waiting or started(number)
-            assert processes is not None
-            waiting = started(number + 1)
-            result = processes.run(limit)
-            if isinstance(result, str):
-                result = {"found": {"spread": asdict(spread), "status": "failed", "reason": result}, "environment": {}}
-            found = Found.from_json(result["found"])
-            print(f"    {_short(found)}", file=sys.stderr, flush=True)
-            yield found, result["environment"]
+            left = f"; about {spent / done * (len(plan) - done) / 60:.0f} min left" if done else ""
+            print(f"measuring {done + 1} to {done + len(spreads)} of {len(plan)}{left}", file=sys.stderr, flush=True)
+            processes = waiting or started(spreads)
+            waiting = started(shared[number + 1]) if number + 1 < len(shared) else None
+            for found, environment in _measured(spreads, processes, started, limit):
+                print(f"    {found.spread.title}: {_short(found)}", file=sys.stderr, flush=True)
+                yield found, environment
+            done += len(spreads)
     finally:
         if waiting:
             waiting.stop()
 
 
+def _shared(spread: Spread) -> Spread:
+    """What measurements have in common that share their processes: all but the precision, and who gets which tokens."""
+    parallel = {name: value for name, value in spread.parallel.items() if name != "dealing"}
+    return replace(spread, precision="bf16", parallel=parallel)
+
+
+def _measured(
+    spreads: Sequence[Spread], processes: Processes, started: Callable[[Sequence[Spread]], Processes], limit: float
+) -> Iterator[tuple[Found, dict[str, Any]]]:
+    """What processes find, and others in their place behind a measurement that ends them."""
+    while spreads:
+        result = processes.run(limit * len(spreads))
+        rows, environment = (result["found"], result["environment"]) if isinstance(result, dict) else ([], {})
+        yield from ((Found.from_json(row), environment) for row in rows)
+        spreads = spreads[len(rows) :]
+        if spreads:
+            yield Found(spreads[0], "failed", processes.reason()), environment
+            spreads = spreads[1:]
+            if spreads:
+                processes = started(spreads)
+
+
 def _short(found: Found) -> str:
     if found.status != "measured":
         return f"{found.status}: {found.reason}"
-    return f"{found.tokens_per_second:,.0f} tokens/s and {found.tflops:.0f} TFLOP/s a GPU"
+    figures = f"{found.tokens_per_second:,.0f} tokens/s and {found.tflops:.0f} TFLOP/s a GPU"
+    return f"{figures} ({in_words(found.seconds)})"

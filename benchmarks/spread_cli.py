@@ -41,7 +41,7 @@ def add_common_options(benchmark: str, parser: argparse.ArgumentParser, what: ar
                          help="a number of the plan's, as of tools/plan.py; repeatable")  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=int, default=2, metavar="N", help="timed steps; the median counts (%(default)s)")
-    how.add_argument("--budget", type=float, metavar="SECONDS", help="begin no measurement after so many seconds")
+    how.add_argument("--budget", type=float, metavar="SECONDS", help="begin nothing after so many seconds")
     how.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one measurement (%(default)g)")
     how.add_argument("--dry-run", action="store_true", help="show the plan and stop; needs no GPU")
     output = parser.add_argument_group("output")

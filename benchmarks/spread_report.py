@@ -52,8 +52,10 @@ def layout_rows(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def scaling_rows(rows: Sequence[Row]) -> list[list[str]]:
-    """One row a number of GPUs that was measured, in the columns of :data:`SCALING_HEADINGS`."""
+    """One row a number of GPUs that was measured, by precision, in the columns of :data:`SCALING_HEADINGS`."""
+    precisions = list(dict.fromkeys(found.spread.precision for found, _ in rows))
     measured = [found for found, _ in rows if found.status == "measured"]
+    measured.sort(key=lambda found: precisions.index(found.spread.precision))
     alone = {found.spread.precision: found.tokens_per_second for found in measured if found.spread.gpus == 1}
     return [
         [

@@ -6,9 +6,11 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from benchmarks import dealing, layouts, scaling
 from benchmarks.cases import CASES, STAGES, batches, real_lengths, real_packs, small
 from benchmarks.kernel_groups import occupancy
 from benchmarks.processes import ROOT, Processes
-from benchmarks.spread import Found, Prediction, Spread
+from benchmarks.spread import Found, Prediction, Spread, measure_spreads
 from benchmarks.spread_report import (
     DEALING_HEADINGS,
     LAYOUT_HEADINGS,
@@ -89,6 +91,9 @@ def test_tables() -> None:
     two = found(replace(MIX, parallel={}))
     rows = [dict(zip(SCALING_HEADINGS, row, strict=True)) for row in scaling_rows([(alone, said), (two, said)])]
     assert [row["of one GPU's"] for row in rows] == ["100.0%", "95.0%"]
+    in_8_bits = [replace(one, spread=replace(one.spread, precision="delayed")) for one in (alone, two)]
+    mixed = [(one, said) for pair in zip((alone, two), in_8_bits, strict=True) for one in pair]
+    assert [row[0] for row in scaling_rows(mixed)] == ["bf16", "bf16", "delayed", "delayed"]
     assert [row["layout"] for row in rows] == ["DP1", "DP2"]
 
 
@@ -189,9 +194,54 @@ def test_a_rank_that_fails_ends_its_measurement(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_measurement_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "forever.py").write_text("import time\ntime.sleep(600)\n")
+    """And what it said last is said of it."""
+    (tmp_path / "forever.py").write_text("import time\nprint('model: 3.2 s', flush=True)\ntime.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "took longer than 1 s" in str(Processes("forever", "one", {}, tmp_path).run(1))
+    processes = Processes("forever", "one", {}, tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "one.0.log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    found = str(processes.run(1))
+    assert "took longer than 1 s" in found and "model: 3.2 s" in found
+
+
+class Stub:
+    """Processes that fail at the measurement of ``delayed``, with what was found before."""
+
+    started: ClassVar[list[list[str]]] = []
+
+    def __init__(self, module: str, name: str, specification: dict[str, Any], logs: Path, ranks: int) -> None:
+        self.spreads = [Spread(**one) for one in specification["spreads"]]
+        self.started.append([one.precision for one in self.spreads])
+
+    def run(self, limit: float) -> dict[str, Any] | str:
+        before = list(itertools.takewhile(lambda one: one.precision != "delayed", self.spreads))
+        rows = [asdict(found(one)) for one in before]
+        return {"found": rows, "environment": {"device": "one"}} if rows else self.reason()
+
+    def reason(self) -> str:
+        return "exit code 1: out of memory"
+
+    def stop(self) -> None: ...
+
+
+def test_a_measurement_that_fails_does_not_end_those_that_share_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stub, "started", [])
+    monkeypatch.setattr("benchmarks.spread.Processes", Stub)
+    alone = replace(MIX, parallel={}, gpus=1)
+    plan = [replace(alone, precision=precision) for precision in ("bf16", "delayed", "tensorwise", "blockwise")]
+    plan += [MIX, replace(MIX, precision="delayed")]
+    results = list(measure_spreads(plan, 1, tmp_path, None, 60))
+    assert [(one.spread, one.status) for one, _ in results] == [
+        (spread, "failed" if spread.precision == "delayed" else "measured") for spread in plan
+    ]
+    assert Stub.started == [
+        ["bf16", "delayed", "tensorwise", "blockwise"],
+        ["bf16", "delayed"],
+        ["tensorwise", "blockwise"],
+    ]
 
 
 def test_the_plan_for_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,6 +292,7 @@ def test_dealing_in_miniature(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (written,) = tmp_path.glob("dealing-*.json")
     in_order, evenly = (Found.from_json(row["found"]) for row in json.loads(written.read_text())["measurements"])
+    assert in_order.seconds["imports"] > 0 and "imports" not in evenly.seconds and evenly.seconds["timed steps"] > 0
     assert evenly.flops == in_order.flops and evenly.tokens == in_order.tokens
     assert evenly.excess_flops <= in_order.excess_flops
     assert evenly.loss == pytest.approx(in_order.loss, rel=1e-5)
