@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -119,6 +119,7 @@ class Run:
     def __init__(self, what: Slice) -> None:
         config, self.architecture, made = what.made()
         free()
+        self._held_before = 0 if TINY else torch.cuda.memory_allocated()
         groups.seed_all(SEED)
         self.trainer = Trainer(self.architecture, config, Layout())
         self.predicted: RankMemory = rank_memory(config, self.architecture, Layout(), 0)
@@ -136,6 +137,15 @@ class Run:
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of weights and states, where they are trained."""
         return kept_states(self.trainer)
+
+    def peak_of(self, work: Callable[[], object]) -> int:
+        """Most bytes of the GPU that this run holds during some work; nothing where there is none."""
+        if TINY:
+            work()
+            return 0
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() - self._held_before
 
     def end(self) -> None:
         """Give back everything, also to those who still hold this run."""
@@ -166,17 +176,6 @@ def free() -> None:
     gc.collect()
     if not TINY:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_from_now() -> None:
-    if not TINY:
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak() -> int:
-    """Bytes of the GPU; nothing where there is none."""
-    return 0 if TINY else torch.cuda.max_memory_allocated()
 
 
 def attention_by_cudnn() -> bool:

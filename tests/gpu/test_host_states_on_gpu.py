@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from slices import TINY, Slice, attention_by_cudnn, equal, peak, peak_from_now, running
+from slices import TINY, Slice, attention_by_cudnn, equal, running
 
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.config.output_sections import KeepPolicy
@@ -73,11 +73,10 @@ def test_saved_in_one_place_and_resumed_in_the_other(before: float, after: float
     with running(of_share[before]) as run:
         (tmp_path / "sidecars").mkdir()
         write_json(tmp_path / "sidecars" / "config.json", run.architecture.to_hf_config("bfloat16"))
-        run.steps(3)
-        of_steps = peak()
-        peak_from_now()
-        store.save(3, run.trainer.chunks, run.trainer.optimizer, {}, tmp_path / "sidecars")
-        assert peak() <= of_steps
+        run.steps(1)
+        of_steps = run.peak_of(lambda: run.steps(2))
+        parts = run.trainer.chunks, run.trainer.optimizer
+        assert run.peak_of(lambda: store.save(3, *parts, {}, tmp_path / "sidecars")) <= of_steps
         saved, expected = run.state(), run.figures(2)
         ended = run.state()
     latest = store.latest()
@@ -102,6 +101,5 @@ def test_saved_in_one_place_and_resumed_in_the_other(before: float, after: float
 def test_the_gpu_holds_what_was_predicted(what: Slice) -> None:
     with running(what) as run:
         run.steps(1)
-        peak_from_now()
-        run.steps(2)
-        assert TINY or peak() == pytest.approx(run.predicted.total, rel=0.03)
+        peak = run.peak_of(lambda: run.steps(2))
+        assert TINY or peak == pytest.approx(run.predicted.total, rel=0.03)

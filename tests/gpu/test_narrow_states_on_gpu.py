@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from slices import TINY, Run, Slice, equal, peak, peak_from_now, running
+from slices import TINY, Run, Slice, equal, running
 
 from megatron_apriel.config.choices import Recompute
 from megatron_apriel.parallel import groups
@@ -92,6 +92,5 @@ def test_narrow_states_follow_the_exact_ones() -> None:
 def test_the_gpu_holds_what_was_predicted(what: Slice) -> None:
     with running(what) as run:
         run.steps(1)
-        peak_from_now()
-        run.steps(2)
-        assert TINY or peak() == pytest.approx(run.predicted.total, rel=0.03)
+        peak = run.peak_of(lambda: run.steps(2))
+        assert TINY or peak == pytest.approx(run.predicted.total, rel=0.03)
