@@ -44,6 +44,9 @@ examples:
   # on the machine with the GPU, and back
   python benchmarks/evaluation.py ask work
   python benchmarks/evaluation.py score work
+
+  # the same way on a CPU, by a narrow model; 3 minutes
+  python benchmarks/evaluation.py ask work --device cpu --architecture narrow --layers 1
 """
 BENCHMARKS = (
     "mmlu_pro", "gpqa_diamond", "hle", "live_code_bench", "scicode", "aime25", "ifbench", "aa_lcr", "tau2_telecom",
@@ -86,7 +89,7 @@ def _but_code(unused: Any) -> Any:
     return ignore
 
 
-def ask(folder: Path, limit: int, tokens: int, device: str, layers: int) -> dict[str, Any]:
+def ask(folder: Path, limit: int, tokens: int, device: str, architecture: str, layers: int) -> dict[str, Any]:
     """Make the model and ask it; returns what is known of that."""
     from benchmarks.measure import environment
 
@@ -94,7 +97,7 @@ def ask(folder: Path, limit: int, tokens: int, device: str, layers: int) -> dict
     model = folder / "model"
     if not model.is_dir():
         shutil.rmtree(partial := model.with_name("model.partial"), ignore_errors=True)
-        _make_model(partial, layers)
+        _make_model(partial, architecture, layers)
         partial.replace(model)
     made = time.monotonic()
     python = folder / "scorers" / "tau2" / "bin" / "python"
@@ -107,20 +110,18 @@ def ask(folder: Path, limit: int, tokens: int, device: str, layers: int) -> dict
     with answering() as address:
         code = _evaluate(folder, limit, tokens, str(model), "ask", "--user-model", f"{address}/v1", "--device", device)
     return {"environment": environment(), "code": code, "seconds_making": made - begun,
-            "seconds_asking": time.monotonic() - made, "layers": layers}  # fmt: skip
+            "seconds_asking": time.monotonic() - made, "architecture": architecture, "layers": layers}  # fmt: skip
 
 
-def _make_model(directory: Path, layers: int) -> None:
-    """Random weights by the project's own model and export, with the real tokenizer; 0 layers for the quickstart's."""
-    if not layers:
-        _run("examples/quickstart/make_model.py", str(directory))
-        return
+def _make_model(directory: Path, architecture: str, layers: int) -> None:
+    """Random weights by the project's own model and export, with the real tokenizer."""
     from megatron_apriel.data.corpus.answer_format import exported_chat_format
     from megatron_apriel.formats.architecture import Architecture
     from megatron_apriel.formats.hf_directory import set_chat_format
     from megatron_apriel.testing.tokenizers import write_processor
 
-    _run("-m", "benchmarks.random_model", str(directory), str(layers), "apriel-15b")
+    if code := _run("-m", "benchmarks.random_model", str(directory), str(layers), architecture):
+        raise ConfigError(f"the model was not written: exit code {code}.", "Its output is above.")
     write_processor(directory, Architecture.from_directory(directory))
     set_chat_format(directory, exported_chat_format())
 
@@ -170,14 +171,12 @@ def rows(record: Record) -> list[tuple[str, ...]]:
 
 def page(record: Record) -> Page:
     """What this benchmark says of a record."""
-    model = (
-        f"random weights, full width, {record['layers']} of 48 layers" if record["layers"] else "the quickstart's model"
-    )
     return Page(
         title="22 benchmarks through the command",
         question="Does every benchmark of the table get its way through loading, asking and scoring?",
-        configuration=f"{model}, by transformers in one process; --limit {record['limit']}, --max-tokens "
-        f"{record['tokens']}, one run; {record['seconds_making']:.0f} s for the model and "
+        configuration=f"random weights, {record['architecture']} with a decoder of {record['layers']} layers, by "
+        f"transformers in one process; --limit {record['limit']}, --max-tokens {record['tokens']}, one run; "
+        f"{record['seconds_making']:.0f} s for the model and "
         f"{record['seconds_asking']:.0f} s for all answers, its loading included",
         measured=[row["name"] for row in record["rows"]],
         body=markdown(HEADINGS, rows(record)),
@@ -193,8 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=above_zero, default=8, metavar="N", help="items of each (%(default)s)")
     parser.add_argument("--tokens", type=above_zero, default=16, metavar="N", help="of an answer (%(default)s)")
     parser.add_argument("--device", default="cuda", help="ask: (%(default)s)")
-    parser.add_argument("--layers", type=int, default=4, metavar="N",
-                        help="ask: of the full-width model; 0 for the quickstart's (%(default)s)")  # fmt: skip
+    parser.add_argument("--architecture", choices=("apriel-15b", "narrow"), default="apriel-15b",
+                        help="ask: of the model (%(default)s)")  # fmt: skip
+    parser.add_argument("--layers", type=above_zero, default=4, metavar="N", help="ask: of its decoder (%(default)s)")
     add_output_options(parser, "evaluation")
     arguments: argparse.Namespace = parser.parse_args(argv)
     folder, settings = arguments.folder, (arguments.limit, arguments.tokens)
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.step == "prepare":
         return prepare(folder, arguments.contexts, *settings)
     if arguments.step == "ask":
-        known = ask(folder, *settings, arguments.device, arguments.layers)
+        known = ask(folder, *settings, arguments.device, arguments.architecture, arguments.layers)
         found = {**facts("evaluation", arguments.commit, known.pop("environment"), begun), **known}
         kept.write_text(json.dumps(found | {"limit": settings[0], "tokens": settings[1]}), encoding="utf-8")
         return int(known["code"])

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import evaluation
 from benchmarks.evaluation_rows import ROWS, write_rows
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.evaluate import loaders
 from megatron_apriel.evaluate.benchmarks import ABSENT, BENCHMARKS, GROUPS, chosen_benchmarks
 from megatron_apriel.evaluate.from_evalscope import ADAPTERS
@@ -51,7 +52,15 @@ def test_evalscopes_loaders_take_the_rows(tmp_path: Path, name: str) -> None:
 def test_the_page_counts_what_was_asked() -> None:
     row = {"name": "ifbench", "title": "IFBench", "asked": 8, "failed": 1, "truncated": 7, "missing": 0, "seconds": 0.5,
            "prompt_tokens": 1234.4}  # fmt: skip
-    record = {"rows": [row], "layers": 4, "limit": 8, "tokens": 16, "seconds_making": 30.0, "seconds_asking": 90.4}
+    record = {"rows": [row], "architecture": "apriel-15b", "layers": 4, "limit": 8, "tokens": 16,
+              "seconds_making": 30.0, "seconds_asking": 90.4}  # fmt: skip
     page = evaluation.page(record)
     assert "| IFBench | real | 8 | 7 | 7 | 1 | 1,234 | 0.50 |" in page.body
-    assert "full width, 4 of 48 layers" in page.configuration and "90 s for all answers" in page.configuration
+    assert "apriel-15b with a decoder of 4 layers" in page.configuration
+    assert "90 s for all answers" in page.configuration
+
+
+def test_a_model_that_is_not_written_ends_the_asking(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the model was not written: exit code"):
+        evaluation.ask(tmp_path, 1, 1, "cpu", "no-such-model", 1)
+    assert not (tmp_path / "model").exists()
