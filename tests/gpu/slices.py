@@ -114,12 +114,13 @@ class Run:
     Attributes:
         trainer: the trainer.
         predicted: memory, by the plan.
+        held_before: bytes of the GPU that something else in the process held when this began.
     """
 
     def __init__(self, what: Slice) -> None:
         config, self.architecture, made = what.made()
         free()
-        self._held_before = 0 if TINY else torch.cuda.memory_allocated()
+        self.held_before = 0 if TINY else torch.cuda.memory_allocated()
         groups.seed_all(SEED)
         self.trainer = Trainer(self.architecture, config, Layout())
         self.predicted: RankMemory = rank_memory(config, self.architecture, Layout(), 0)
@@ -139,13 +140,13 @@ class Run:
         return kept_states(self.trainer)
 
     def peak_of(self, work: Callable[[], object]) -> int:
-        """Most bytes of the GPU that this run holds during some work; nothing where there is none."""
+        """Most bytes of the GPU that the process holds during some work; nothing where there is none."""
         if TINY:
             work()
             return 0
         torch.cuda.reset_peak_memory_stats()
         work()
-        return torch.cuda.max_memory_allocated() - self._held_before
+        return torch.cuda.max_memory_allocated()
 
     def end(self) -> None:
         """Give back everything, also to those who still hold this run."""

@@ -102,4 +102,4 @@ def test_the_gpu_holds_what_was_predicted(what: Slice) -> None:
     with running(what) as run:
         run.steps(1)
         peak = run.peak_of(lambda: run.steps(2))
-        assert TINY or peak == pytest.approx(run.predicted.total, rel=0.03)
+        assert TINY or peak == pytest.approx(run.predicted.total, rel=0.03), f"held before: {run.held_before}"
