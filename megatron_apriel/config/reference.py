@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -78,8 +79,8 @@ def _kind(field: FieldInfo) -> str:
 def _kind_of(annotation: Any) -> str:
     if annotation is KeepPolicy:
         return "policy"
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if choices := _choices(annotation):
+        return ", ".join(f"`{choice}`" for choice in choices)
     text = str(annotation)
     if get_origin(annotation) is list and "str" in text:
         return "list of texts"
@@ -95,6 +96,14 @@ def _kind_of(annotation: Any) -> str:
         if python_type in text:
             return words + optional
     return text
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The words of a Literal, or of a union of nothing but Literals."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    parts = [_choices(part) for part in get_args(annotation)]
+    return tuple(itertools.chain(*parts)) if all(parts) else ()
 
 
 def _default(field: FieldInfo, section: type[Section] | None) -> str:

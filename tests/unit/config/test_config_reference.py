@@ -24,6 +24,13 @@ def test_every_setting_has_a_meaning() -> None:
         assert "None" not in field.description, name
 
 
+def test_a_choice_is_listed_with_every_word_of_it() -> None:
+    """Those of a union as well."""
+    rows = {cells[1].strip(): cells[2].strip() for line in table().split("\n") if (cells := line.split("|"))}
+    assert rows["`optimizer.moments`"] == "`float32`, `bfloat16`, `int8`, `auto`"
+    assert rows["`optimizer.master`"] == "`float32`, `24bit`"
+
+
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([]) == 0
     assert capsys.readouterr().out.strip() == table()
