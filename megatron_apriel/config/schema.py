@@ -148,12 +148,12 @@ class StageConfig(Section):
                 " for a copy of what lies on the host already; set checkpoint.background=false, and states are written"
                 " piece by piece"
             )
-        for name in ("master", "gradients"):
-            if getattr(self.optimizer, name) == "24bit" and self.precision.compute == "fp32":
-                problems.append(
-                    f"optimizer.{name}=24bit needs precision.compute=bf16, not fp32: 24 bits are a bf16 number and"
-                    f" eight bits more; set optimizer.{name}=float32"
-                )
+        if self.precision.compute == "fp32":
+            problems += [
+                f"optimizer.{name}=24bit needs precision.compute=bf16, not fp32: 24 bits are a bf16 number and eight"
+                f" bits more; set optimizer.{name}=float32"
+                for name in self.kept_in_24_bits
+            ]
         every = self.evaluate.every if self.evaluate is not None else None
         if every is not None and every % self.checkpoint.every:
             below = every // self.checkpoint.every * self.checkpoint.every
@@ -217,6 +217,11 @@ class StageConfig(Section):
         """The stage with ``precision.compute`` named, for a GPU or a CPU."""
         compute = self.precision.compute_on(gpu)
         return self.model_copy(update={"precision": self.precision.model_copy(update={"compute": compute})})
+
+    @property
+    def kept_in_24_bits(self) -> tuple[str, ...]:
+        """Those of ``optimizer.master`` and ``optimizer.gradients`` that need weights in bf16."""
+        return tuple(name for name in ("master", "gradients") if getattr(self.optimizer, name) == "24bit")
 
     @property
     def trained_components(self) -> tuple[str, ...]:

@@ -71,14 +71,13 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
 
 
 def _check_forms(config: StageConfig) -> None:
-    section, compute = config.optimizer, config.precision.compute_on(torch.cuda.is_available())
-    given = {name: getattr(section, name) for name in ("master", "gradients") if getattr(section, name) == "24bit"}
-    if given and compute != "bf16":
-        words = " and ".join(f"optimizer.{name}={value}" for name, value in given.items())
+    compute = config.precision.compute_on(torch.cuda.is_available())
+    if config.kept_in_24_bits and compute != "bf16":
+        given = " and ".join(f"optimizer.{name}=24bit" for name in config.kept_in_24_bits)
         raise ConfigError(
-            f"{words} needs weights in bf16, not in {compute}.",
+            f"{given} needs weights in bf16, not in {compute}.",
             "24 bits are a bf16 number and eight bits more.",
-            "Set precision.compute=bf16, or leave the setting out.",
+            f"Set precision.compute=bf16, or {given.replace('24bit', 'float32')}.",
         )
 
 
