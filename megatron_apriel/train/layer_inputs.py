@@ -32,7 +32,7 @@ class _Input:
 
     Attributes:
         here: on the device; None while it is on the host alone.
-        place: bytes on the host.
+        place: tensor of its shape on the host.
         below: what entered the layer before, in the same pass: it is wanted next.
         moved: on a GPU, the end of the last copy from or to the host.
     """
@@ -112,7 +112,7 @@ class LayerInputs:
         return kept
 
     def _leave(self, kept: _Input | None) -> None:
-        """Give up the device's memory of an input, after its copy; of one that still waits."""
+        """Free the device's memory of an input once its copy is made; None: the input is gone already."""
         if kept is not None:
             _wait_for(kept.moved)
             kept.here = None
@@ -129,7 +129,7 @@ class LayerInputs:
         return cast(Tensor, kept.here)
 
     def _bring(self, kept: _Input) -> None:
-        # Of the device's memory that computes, where it may follow what is still in use: the copy waits for that.
+        # Allocated on the stream that computes. Its memory may be in use there until now: the copy waits for that.
         kept.here = torch.empty_like(kept.place, device=kept.device)
         self._copy(kept.here, kept.place, kept, self._up)
 

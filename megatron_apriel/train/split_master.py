@@ -25,7 +25,8 @@ what is less than half a step would be lost in every update; so an update rounds
 (stochastically), and is right in the mean. What is drawn is a hash of the number itself, its first moment and the count
 of updates: the same wherever a number lies and on any number of ranks, and another one at the next update.
 
-The same rules stand in the update's GPU kernel (``adamw_kernel.py``), and nowhere else.
+The same rules stand in the GPU kernels of updates (``adamw_kernel.py``) and of sums of gradients in 24 bits
+(``numbers_in_24_bits_kernel.py``), and nowhere else.
 """
 
 from __future__ import annotations

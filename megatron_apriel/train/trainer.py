@@ -41,7 +41,7 @@ class Trainer:
 
     Attributes:
         chunks: this rank's bare model chunks.
-        wrapped: the same, with float32 gradients that are shared over data-parallel ranks.
+        wrapped: the same, with sums of gradients that are shared over data-parallel ranks.
         optimizer: Megatron's distributed optimizer.
         inputs: what enters recomputed layers, where it waits on the host.
         shared: the caller's numbers that travel with a step's; may be replaced between steps.
