@@ -27,7 +27,7 @@ Answer the following multiple choice question. The last line of your response sh
 
 {options}"""
 """Of Artificial Analysis, as in nvidia-simple-evals 26.3 (``mmlu_pro_aa_v3``, ``gpqa_diamond_aa_v3``)."""
-INTEGER_PROMPT = """\
+_INTEGER_PROMPT = """\
 Solve the following math problem step by step. Put your answer inside \\boxed{{}}.
 
 {question}
@@ -143,7 +143,7 @@ def aime25(given: Given) -> Loaded:
     files = data_files(given.data, "aime25", "JSONL or Parquet with problem and answer, 30 rows")
     rows = rows_of(files, {"problem": Kind.TEXT, "answer": Kind.NAME})
     items = [
-        Item(str(row.get("id", number)), (INTEGER_PROMPT.format(question=row["problem"]),), "mathematics",
+        Item(str(row.get("id", number)), (_INTEGER_PROMPT.format(question=row["problem"]),), "mathematics",
              {"gold": str(row["answer"])})
         for number, row in enumerate(rows)
     ]  # fmt: skip

@@ -19,10 +19,15 @@ from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
 from megatron_apriel.errors import DataError, brief
 from megatron_apriel.evaluate.data_files import Kind, data_files, rows_of
 from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
-from megatron_apriel.evaluate.loaders import INTEGER_PROMPT, LETTERS, Given, Loaded, multiple_choice
+from megatron_apriel.evaluate.loaders import LETTERS, Given, Loaded, multiple_choice
 from megatron_apriel.inputs import read_input
 
 _WANTED = "JSONL, Parquet or CSV of rows with question and answer, and options for a choice of letters"
+_SHORT_PROMPT = """\
+{question}
+
+Put your answer, and nothing else, inside \\boxed{{}}."""
+"""Of a question without options, which need not be one of mathematics."""
 
 
 def own(given: Given) -> Loaded:
@@ -33,7 +38,7 @@ def own(given: Given) -> Loaded:
         found = rows_of([path], {"question": Kind.TEXT, "answer": Kind.NAME})
         rows += [(path, number, row) for number, row in enumerate(found, 1)]
     items = [_item(str(number), row, path, place, given.folder) for number, (path, place, row) in enumerate(rows)]
-    return items, Source("own questions", file_digest(files), len(items), "own 1")
+    return items, Source("own questions", file_digest(files), len(items), "own 2")
 
 
 def _item(key: str, row: Mapping[str, Any], path: Path, place: int, folder: Path) -> Item:
@@ -45,7 +50,7 @@ def _item(key: str, row: Mapping[str, Any], path: Path, place: int, folder: Path
                    "rule": "artificial_analysis"}  # fmt: skip
         scorer, prompt = "letter", multiple_choice(row["question"], options)
     else:
-        scorer, prompt = "mathematics", INTEGER_PROMPT.format(question=row["question"])
+        scorer, prompt = "mathematics", _SHORT_PROMPT.format(question=row["question"])
         grading = {"gold": str(row["answer"])}
     parts: tuple[Part, ...] = (prompt,)
     if image := row.get("image"):

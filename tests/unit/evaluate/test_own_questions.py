@@ -41,6 +41,7 @@ def test_all_kinds_are_asked_and_scored(tmp_path: Path, answering: Answering) ->
         text = content if isinstance(content, str) else content[-1]["text"]
         if "colour" in text:
             assert content[0]["type"] == "image_url"
+            assert "math" not in text and r"\boxed{}" in text
         return next(reply for words, reply in replies.items() if words in text)
 
     out = tmp_path / "out"
@@ -51,7 +52,7 @@ def test_all_kinds_are_asked_and_scored(tmp_path: Path, answering: Answering) ->
     assert len(list((out / "own" / "pictures").iterdir())) == 1
 
 
-def test_files_are_read_in_order_and_told_by_their_checksum(tmp_path: Path) -> None:
+def test_files_are_read_in_order_and_have_a_checksum(tmp_path: Path) -> None:
     data = write(tmp_path, {"question": "a?", "answer": "1"}, name="b.jsonl")
     (data / "own" / "a.csv").write_text('question,answer\nc?,2\n"d,?",3\n')
     items, source = own(Given(data, tmp_path / "items"))
