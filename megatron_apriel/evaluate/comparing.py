@@ -131,15 +131,15 @@ def remarks(results: Sequence[Result], base: Result) -> list[str]:
         if result is base:
             continue
         ours, theirs = (_comparable(one.evaluation) for one in (result, base))
-        if differs := [f"{key} {theirs[key]} and {ours[key]}" for key in ours if ours[key] != theirs[key]]:
-            said.append(f"{result.name} was asked otherwise than {base.name}: {', '.join(differs)}.")
+        if differs := [f"{key} {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]:
+            said.append(f"{result.name} was asked with other settings than {base.name}: {'; '.join(differs)}.")
         for name in result.rows.keys() & base.rows.keys():
             own, other = result.rows[name], base.rows[name]
             if own.source.checksum != other.source.checksum or own.source.loader != other.source.loader:
                 said.append(f"{result.name} and {base.name} have other data of {own.title}.")
             if set(own.scorers) != set(other.scorers):
-                said.append(f"{result.name} and {base.name} were scored by other versions on {own.title}: "
-                            f"{listed(own.scorers)} and {listed(other.scorers)}.")  # fmt: skip
+                said.append(f"{result.name} was scored by other scorers than {base.name} on {own.title}: "
+                            f"{listed(own.scorers)}, not {listed(other.scorers)}.")  # fmt: skip
     return list(dict.fromkeys(said))
 
 

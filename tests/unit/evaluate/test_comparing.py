@@ -99,9 +99,9 @@ def test_what_makes_results_another_thing_is_named(
     verdicts.write_text(verdicts.read_text().replace(version, "letter 0"))
     _, second = rows(tmp_path, str(before), str(other))
     said = capsys.readouterr().out
-    assert f"{other} was asked otherwise than {before}: temperature 0.6 and 0.0." in said
+    assert f"{other} was asked with other settings than {before}: temperature 0.0, not 0.6." in said
     assert f"{other} and {before} have other data of MMLU-Pro." in said
-    assert f"scored by other versions on MMLU-Pro: letter 0 and {version}" in said
+    assert f"{other} was scored by other scorers than {before} on MMLU-Pro: letter 0, not {version}." in said
     assert (second["score"], second["items_of_both"], second["difference"]) == (100.0, 6, 0.0)
 
 
