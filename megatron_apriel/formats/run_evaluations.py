@@ -70,14 +70,12 @@ class RunEvaluations:
         section: what is evaluated.
         every: steps between two checkpoints.
         steps: of the whole run.
-        batch_tokens: of a step.
     """
 
     directory: RunDirectory
     section: EvaluateSection
     every: int
     steps: int
-    batch_tokens: int
 
     @classmethod
     def of(cls, config: StageConfig) -> RunEvaluations | None:
@@ -85,7 +83,7 @@ class RunEvaluations:
         if config.evaluate is None:
             return None
         every = config.evaluate.every or config.checkpoint.every
-        return cls(RunDirectory(config.output), config.evaluate, every, config.steps, config.batch_tokens)
+        return cls(RunDirectory(config.output), config.evaluate, every, config.steps)
 
     def is_due(self, step: int) -> bool:
         """Whether the model after ``step`` is to be evaluated."""
@@ -181,7 +179,7 @@ def scores_of(run: RunDirectory) -> dict[int, ScoreRecord]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether it is; what a file system does not tell is not."""
+    """Whether it is; False too where the file system fails."""
     with suppress(OSError):
         return path.exists()
     return False

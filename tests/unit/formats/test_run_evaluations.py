@@ -14,7 +14,7 @@ from megatron_apriel.formats.run_evaluations import REPORT, RunEvaluations, Scor
 
 def of(run: Path, *, every: int = 100, steps: int = 1050, **section: object) -> RunEvaluations:
     given = EvaluateSection.model_validate({"benchmarks": ["ifbench"], **section})
-    return RunEvaluations(RunDirectory(run), given, every, steps, batch_tokens=2048)
+    return RunEvaluations(RunDirectory(run), given, every, steps)
 
 
 def score(step: int) -> ScoreRecord:
