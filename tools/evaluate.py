@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from megatron_apriel.train.metrics import Metrics
 
 STEPS = ("load", "ask", "score", "report")
+OF_STAGE = ("output", "model", "benchmarks", "data", "pictures", "samples", "limit", "runs", "temperature",
+            "max_tokens", "seed", "name", "items_from", "baseline", "only_failed", "steps", "dry_run")  # fmt: skip
+"""What --follow takes from a run, or has no use for."""
 EXAMPLES = """\
 examples:
   # a model behind two servers (vLLM, SGLang, any that speaks OpenAI's protocol), on IFBench and MMLU-Pro
@@ -66,7 +69,7 @@ examples:
 
 The same command goes on where it was stopped: answered items are not asked again, and scored ones are scored again only
 if their answer, their item or their scorer changed. The result is report.md, report.json and report.html, which opens
-from disk. What became of the checkpoints of runs shows tools/compare.py.
+from disk. tools/compare.py shows what became of the checkpoints of runs.
 
 Exit code: 0 if everything was asked and scored, 1 if not, 2 for a wrong command line; with --follow also 75 where a
 job's time is nearly over: start the same command again.
@@ -153,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     if not (arguments.output and arguments.model and arguments.benchmarks):
         parser.error("OUT, --model and --benchmarks are needed; or --follow RUN")
     # Only now: the imports take a while, and --help should not.
-    from megatron_apriel.evaluate.benchmarks import chosen_benchmarks, left_out
+    from megatron_apriel.evaluate.benchmarks import check_other_models, chosen_benchmarks, left_out
     from megatron_apriel.evaluate.models import Places
     from megatron_apriel.evaluate.running import Evaluation, Settings
 
@@ -174,16 +177,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         evaluation.check()
         return _say_plan(evaluation, benchmarks, arguments)
-    if "score" in steps and not arguments.judge and (judged := [one.name for one in benchmarks if one.judged]):
-        raise ConfigError(
-            f"answers to {', '.join(judged)} are judged by a model, and none is given.",
-            fix="Give its address with --judge, or score later: --steps load,ask.",
-        )
-    if "ask" in steps and not arguments.user_model and (conversed := [one.name for one in benchmarks if one.conversed]):
-        raise ConfigError(
-            f"{', '.join(conversed)} is conversations with a user, whom a model plays, and none is given.",
-            fix="Give its address with --user-model, or ask later: --steps load.",
-        )
+    without = {}
+    if "score" in steps and not arguments.judge:
+        without["--judge"] = ", or score later: --steps load,ask"
+    if "ask" in steps and not arguments.user_model:
+        without["--user-model"] = ", or ask later: --steps load"
+    check_other_models(benchmarks, without)
     evaluation.begin()
     try:
         with terminating_signals_raise(), lock_directory(arguments.output):
@@ -193,11 +192,6 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, SystemExit):
         note("what was answered and scored is kept: the same command goes on")
         raise
-
-
-OF_STAGE = ("output", "model", "benchmarks", "data", "pictures", "samples", "limit", "runs", "temperature",
-            "max_tokens", "seed", "name", "items_from", "baseline", "only_failed", "steps", "dry_run")  # fmt: skip
-"""What --follow takes from a run, or has no use for."""
 
 
 def _follow(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ many runs, sampling at 0.6, and as many tokens as the model allows, which is the
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_apriel.errors import ConfigError
@@ -130,6 +130,27 @@ def chosen_benchmarks(names: str) -> list[Benchmark]:
     if not found:
         raise ConfigError("no benchmark is named.", fix=f"There are {', '.join(BENCHMARKS)}.")
     return list(dict.fromkeys(found))
+
+
+def check_other_models(benchmarks: Sequence[Benchmark], missing: Mapping[str, str]) -> None:
+    """Check that no benchmark needs a model that is missing.
+
+    Args:
+        benchmarks: that are evaluated.
+        missing: options that would name a model, and the way out besides, for the end of a sentence.
+
+    Raises:
+        ConfigError: one needs it.
+    """
+    for option, names, what in (
+        ("--judge", [one.name for one in benchmarks if one.judged], "judged by a model"),
+        ("--user-model", [one.name for one in benchmarks if one.conversed], "held with a model that plays the user"),
+    ):
+        if names and option in missing:
+            raise ConfigError(
+                f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} {what}, and none is given.",
+                fix=f"Give its address with {option}{missing[option]}.",
+            )
 
 
 def _near(name: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, OutputError, printable
-from megatron_apriel.evaluate.benchmarks import chosen_benchmarks
+from megatron_apriel.evaluate.benchmarks import check_other_models, chosen_benchmarks
 from megatron_apriel.evaluate.follow_commands import Commands
 from megatron_apriel.formats.kinds import Kind, recognise
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path, checkpoints_in
@@ -139,15 +139,8 @@ class Follower(AbstractContextManager["Follower"]):
                 f"{printable(self.run.path)} evaluates nothing: its stage has no section evaluate.",
                 fix="Add one to the stage's file; or evaluate a checkpoint alone: tools/evaluate.py OUT --model DIR.",
             )
-        benchmarks = chosen_benchmarks(",".join(config.evaluate.benchmarks))
-        for option, names, what in (
-            ("--judge", [one.name for one in benchmarks if one.judged], "judged by a model"),
-            ("--user-model", [one.name for one in benchmarks if one.conversed], "held with a model as the user"),
-        ):
-            if names and option not in self.commands.options:
-                raise ConfigError(
-                    f"{', '.join(names)} are {what}, and none is given.", fix=f"Give its address with {option}."
-                )
+        missing = {option: "" for option in ("--judge", "--user-model") if option not in self.commands.options}
+        check_other_models(chosen_benchmarks(",".join(config.evaluate.benchmarks)), missing)
 
     def _hold(self, evaluations: RunEvaluations) -> None:
         """Be the only one that evaluates this run. Raises ConfigError if another process does."""
@@ -206,7 +199,7 @@ class Follower(AbstractContextManager["Follower"]):
             return final
         if step == 0 and given.is_dir() and recognise(given) is Kind.HF:
             return given
-        for old in evaluations.exported()[: -max(config.evaluate.waiting, 1) if config.evaluate else None]:
+        for old in evaluations.exported()[: -max(evaluations.section.waiting, 1)]:
             note(f"{evaluations.weights(old)} is removed, to make room; its evaluation failed")
             shutil.rmtree(evaluations.weights(old), ignore_errors=True)
         weights.parent.mkdir(exist_ok=True)

@@ -71,7 +71,9 @@ class Places:
             )
         engine = self.engine or (IN_PROCESS if self.device else default_engine())
         if engine == IN_PROCESS and (self.gpus is not None or self.context is not None):
-            raise ConfigError(f"--gpus and --context have no meaning for {engine}.", fix="Name it with --device.")
+            raise ConfigError(
+                f"--gpus and --context have no meaning for {engine}.", fix="Name the device with --device."
+            )
         if engine != IN_PROCESS and (self.device or self.served_name or self.key_variable):
             raise ConfigError(
                 f"--device, --served-name and --key-variable have no meaning for a directory that {engine} serves.",

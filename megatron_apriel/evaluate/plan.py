@@ -25,9 +25,9 @@ PROMPT_TOKENS_PER_SECOND = 12000
 """Of prompts, all servers together. # assumption: 15 billion parameters take 30 GFLOP a token, and one H200 does some
 400 TFLOP/s of them in 16 bits, which allows about 13,000 at most."""
 ANSWER_TOKENS = 8192
-"""Of an answer with its reasoning, where no limit is set. # assumption"""
+"""Of an answer with its reasoning, where no limit is set. # assumption: on its way it has half of them"""
 REPLIES = 20
-"""Of the model in a conversation with a simulated user. # assumption"""
+"""Of the model in a conversation with a simulated user. # assumption, not measured"""
 _LETTERS_A_TOKEN = 4  # of English text
 _LONGEST_SIDE, _PATCH = 1024, 16  # of Pixtral's pictures
 
@@ -90,9 +90,8 @@ def in_sum(planned: Sequence[Planned]) -> Planned:
 
 
 def _planned(evaluation: Evaluation, elsewhere: Evaluation, benchmark: Benchmark, again: bool) -> Planned:
-    if not evaluation.is_loaded(benchmark):
-        elsewhere.load(benchmark)
     loaded = evaluation if evaluation.is_loaded(benchmark) else elsewhere
+    loaded.load(benchmark)
     items, source = loaded.items(benchmark)
     runs = evaluation.runs_of(benchmark)
     left = [item for run in range(1, runs + 1) for item in evaluation.unanswered(benchmark, run, items, again)]

@@ -131,7 +131,7 @@ def test_a_user_is_needed_and_stays_the_same(tmp_path: Path, answering: Answerin
     agent = answering(lambda body: "Reboot.")
     user = answering(lambda body: whole({"message": "no"}, 400) if task_of(body) == "one" else "It is slow.")
     out, own = tmp_path / "out", ("--model", agent.address, "--name", "ours")
-    with pytest.raises(ConfigError, match=r"tau2_telecom is conversations with a user(?s:.*)--user-model"):
+    with pytest.raises(ConfigError, match=r"tau2_telecom is held with a model that plays the user(?s:.*)--user-model"):
         run(out, *own)
     assert not out.exists()
     assert run(out, *own, "--steps", "load") == 0

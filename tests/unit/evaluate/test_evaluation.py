@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from megatron_apriel.config.output_sections import EvaluateSection
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.evaluate import scoring
-from megatron_apriel.evaluate.benchmarks import GROUPS
+from megatron_apriel.evaluate.benchmarks import GROUPS, TEMPERATURE
+from megatron_apriel.evaluate.plan import PROMPT_TOKENS_PER_SECOND, TOKENS_PER_SECOND
+from megatron_apriel.formats.hf_directory import SAMPLING
 from megatron_apriel.testing.chat_servers import Reply, whole
 from tests.unit.evaluate.conftest import Answering, lines, row, run
 from tools import evaluate
@@ -301,13 +304,23 @@ def test_judged_answers(tmp_path: Path, data: Path, answering: Answering) -> Non
     assert run(tmp_path / "out", data, *own, "--judge", judging.address, benchmarks="aa_lcr") == 0
     assert len(judging.requests) == 1  # only the reply that could not be read is asked for again
     server.requests.clear()
-    with pytest.raises(ConfigError, match=r"answers to aa_lcr are judged by a model(?s:.*)--judge"):
+    with pytest.raises(ConfigError, match=r"aa_lcr is judged by a model(?s:.*)--judge"):
         run(tmp_path / "other", data, *own, benchmarks="mmlu_pro,aa_lcr")
     assert not server.requests and not (tmp_path / "other").exists()
     assert run(tmp_path / "other", data, *own, "--steps", "load,ask", benchmarks="aa_lcr") == 0
 
 
-def test_nothing_is_said_of_pictures_where_no_answer_was_scored(
+def test_a_command_line_and_a_stage_ask_alike() -> None:
+    parser = evaluate._parser()
+    for name in ("data", "samples", "limit", "runs", "temperature", "max_tokens"):
+        assert parser.get_default(name) == EvaluateSection.model_fields[name].default, name
+    assert parser.get_default("temperature") == TEMPERATURE == SAMPLING["temperature"]
+    for option, speed in (("tokens", TOKENS_PER_SECOND), ("prompt-tokens", PROMPT_TOKENS_PER_SECOND)):
+        (action,) = (one for one in parser._actions if f"--{option}-per-second" in one.option_strings)
+        assert f"default: {speed}," in str(action.help)
+
+
+def test_no_part_for_pictures_where_no_answer_was_scored(
     tmp_path: Path, photographs: Path, answering: Answering
 ) -> None:
     server = answering(lambda body: "")

@@ -271,7 +271,7 @@ def test_refused(followed: Callable[..., Followed], tmp_path: Path) -> None:
     for names, said in (
         (["no_such"], "there is no benchmark 'no_such'"),
         (["aa_lcr", "charxiv_d"], "aa_lcr, charxiv_d are judged by a model"),
-        (["tau2_telecom"], "tau2_telecom are held with a model as the user"),
+        (["tau2_telecom"], "tau2_telecom is held with a model that plays the user"),
     ):
         section = one.config.evaluate.model_copy(update={"benchmarks": names}) if one.config.evaluate else None
         one.run.resolved_config.write_text(to_yaml(one.config.model_copy(update={"evaluate": section})))
