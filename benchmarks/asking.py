@@ -125,9 +125,9 @@ def main(argv: list[str] | None = None) -> int:
         for _ in range(arguments.rounds):
             for name, ask in ((OURS, ask_ours), (EVALSCOPE, ask_by_evalscope)):
                 ask(address, texts, arguments.at_once)
-                told = httpx.get(f"{address}/times").json()
-                whole = whole and told["questions"] == len(texts)
-                seconds[name].append(told["seconds"])
+                times = httpx.get(f"{address}/times").json()
+                whole = whole and times["questions"] == len(texts)
+                seconds[name].append(times["seconds"])
     record = {
         **facts("asking", arguments.commit, {"device": "CPU"}, begun), "hardware": processor(),
         "questions": len(texts), "at_once": arguments.at_once, "rounds": arguments.rounds, "seconds": seconds,

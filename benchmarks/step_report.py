@@ -34,7 +34,7 @@ class Measurement:
     """One subject on one case at one depth.
 
     Attributes:
-        status: ``measured``; ``not possible`` for this subject; ``failed``; ``not run`` for want of time.
+        status: ``measured``; ``not possible`` for this subject; ``failed``; ``not run``, as time was over.
         reason: why there are no figures.
         micro_batches: of a timed optimizer step.
         tokens: of a micro-batch.

@@ -126,7 +126,7 @@ class _Record:
     state: Any = None
 
     def __setstate__(self, state: Any) -> None:
-        # The one way in which a pickle changes an object; on the class itself it fails for want of an argument.
+        # The one way in which a pickle changes an object; on the class itself it fails, as it lacks an argument.
         self.state = state
 
 

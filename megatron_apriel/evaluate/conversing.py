@@ -209,7 +209,7 @@ class _Holding:
 
 
 class _Line(Iterator[tuple[str, Callable[[], Question]]]):
-    """Questions that are ready. It may go on after its end: what is said to one question makes the next."""
+    """Questions that are ready. More may come after it has ended: the answer to one question makes the next."""
 
     def __init__(self, lock: Condition, ready: deque[_Held], is_over: Callable[[], bool]) -> None:
         self._lock, self._ready, self._is_over = lock, ready, is_over

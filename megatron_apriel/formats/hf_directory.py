@@ -89,7 +89,11 @@ def _chosen_in(config: dict[str, object]) -> dict[str, object]:
 
 
 def set_chat_format(directory: Path, chat_format: ChatFormat) -> None:
-    """One template in one place: transformers 5 reads chat_template.jinja, and older places would contradict it."""
+    """Write a chat format's two templates, each in one place.
+
+    transformers 5 reads that of prompts from chat_template.jinja, and older places would contradict it; that of
+    answers stands in the tokenizer's configuration.
+    """
     (directory / "chat_template.jinja").write_text(chat_format.template, encoding="utf-8")
     (directory / "chat_template.json").unlink(missing_ok=True)
     for name, further in (

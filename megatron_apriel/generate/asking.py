@@ -104,7 +104,7 @@ def _asked(model: Model, key: str, make: Callable[[], Question]) -> Asked:
 
 @contextmanager
 def _handlers_kept() -> Iterator[Callable[[int | None], None]]:
-    """Put back the handlers of signals that end a program; yields what has the one that came act.
+    """Put back the handlers of signals that end a program; yields a function that calls that of the signal that came.
 
     A handler that raises within asyncio's loop leaves tasks behind, each with a traceback. So the loop takes the
     signals, ends its tasks, and only then the handler is called. Signals come to the main thread alone: another one has

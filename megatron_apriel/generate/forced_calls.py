@@ -16,7 +16,7 @@ from typing import Any
 from megatron_apriel.data.raw.chat_markers import CALLS_CLOSING, CALLS_OPENING, RESPONSE_CLOSING, RESPONSE_OPENING
 
 _INDENTED = 32
-"""White space between two words of a response in lines; calls are trained to stand in one."""
+"""Most white space between two words of a response, which may be indented; calls are trained without."""
 
 
 def forced_calls(schemas: Mapping[str, Any], *, single: bool, reasons: bool, response: Any = None) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def test_the_changelog_says_added_changed_fixed() -> None:
 
 
 PRIVATE_WORDS = re.compile(
-    r"\b(?:comes?|came) to be\b|\b(?:go(?:es)?|going|gone|went) on (?:from|with)\b|\b(?:held|holds) \w+ against\b|"
-    r"\bheld against\b|\bmend(?:s|ed|ing)?\b|\b(?:told|tells?) \w* ?apart\b",
+    r"\b(?:comes?|came) to be\b|\b(?:go(?:es)?|going|gone|went) on (?:from|with|after)\b|\bmend(?:s|ed|ing)?\b|"
+    r"\b(?:held|holds?) (?:\w+ ){0,2}against\b|\b(?:told|tells?) \w* ?apart\b|\btold from\b|\bfor want of\b",
     re.IGNORECASE,
 )
 """Words of this project's own for what the field calls resume, restore, compare, fix, distinguish."""

@@ -1,4 +1,4 @@
-"""How an answer of the chat format is divided, told to programs of others.
+"""How an answer of the chat format is divided, for programs that do not know the format.
 
 transformers 5 reads a ``response_template`` from ``tokenizer_config.json``: where the reasoning of an answer ends,
 where a call begins, where the content is over. ``transformers serve`` and SGLang follow it, so that their clients get

@@ -179,9 +179,9 @@ def prepare(
                 writers = [files.enter_context(CorpusWriter(directory, manifest)) for directory in written]
                 _collect(results, summary, options, table, writers)
                 usage = UsageRecord(**summary.usage.record(), passed_over=summary.passed[:KEPT_PROBLEMS])
-                told = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
+                counted = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
                 for writer, part in zip(writers, summary.held_out.parts(), strict=False):
-                    writer.manifest = writer.manifest.model_copy(update={**told, "part": part})
+                    writer.manifest = writer.manifest.model_copy(update={**counted, "part": part})
                     writer.close(_problems(summary.problems))
     return summary
 

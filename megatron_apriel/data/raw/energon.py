@@ -28,7 +28,7 @@ _READ_ANYWAY = (
     ((*CAPTIONS.names, *TEXT.names), ("txt",)),
     ((*TURN_LISTS.names, *CONVERSATIONS.names, *TEXTS.names), ("json",)),
 )
-"""Energon's fields, and the endings of the members that are read as such without being told."""
+"""Energon's fields, and the endings of the members that are read as such where nobody says so."""
 
 
 def energon_splits(directory: Path, files: Sequence[Path]) -> dict[Path, str]:

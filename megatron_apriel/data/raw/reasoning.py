@@ -1,4 +1,4 @@
-"""Reasoning told from the answer, in every published spelling.
+"""Reasoning parted from the answer, in every published spelling.
 
 Models write their reasoning between tags, and their makers chose different ones: ``<think>`` (DeepSeek, Qwen),
 ``[THINK]`` (Magistral), ``<|begin_of_thought|>`` (OpenThoughts, Sky-T1), ``<reasoning>`` and ``<thinking>``,

@@ -63,7 +63,7 @@ def parse_record(
 
 
 def why_unknown(record: Mapping[str, Any], reading: Reading = _AS_PUBLISHED) -> str:
-    """Why a record of no known shape is none, where one of its fields says it, as of preference data; else ""."""
+    """Why a record has no known shape, where one of its fields shows that, as of preference data; else ""."""
     for name, value in record.items():
         try:
             refuse_known(Leftover("record", str(name), str(name).lower(), value))

@@ -26,7 +26,7 @@ def table_rows(
     """Number from 1, record as JSON and problem of each row.
 
     Raises:
-        BrokenTable: no line of names, or a row that cannot be told from the next.
+        BrokenTable: no line of names, or a row whose end cannot be found.
         LimitExceeded: a row of more bytes than a record may have.
     """
     csv.field_size_limit(min(limits.record_bytes, 2**31 - 1))

@@ -167,7 +167,7 @@ def compare(case: Case, reply: GreedyReply, rounding: float) -> Verdict:
 
 
 def _compare_texts(case: Case, text: str) -> Verdict:
-    """Of an engine that tells no tokens: the parts of the answer, without the markers between them."""
+    """Of an engine that returns no tokens: the parts of the answer, without the markers between them."""
     lengths = (len(case.asked.prompt_ids), len(case.ids))
     expected, found = parse_answer(case.text.removesuffix("</s>")).text, text
     place = _parting(expected, found)

@@ -95,8 +95,8 @@ class GreedyReply:
     """What an engine answered.
 
     Attributes:
-        prompt_ids: tokens of its prompt; None where it does not tell.
-        ids: tokens of its answer, the one that ended it included; None where it does not tell.
+        prompt_ids: tokens of its prompt; None where it does not return them.
+        ids: tokens of its answer, the one that ended it included; None where it does not return them.
         text: of the answer, where ``ids`` is None; as in :attr:`~megatron_apriel.generate.answer.Answer.text`.
     """
 

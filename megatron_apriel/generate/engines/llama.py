@@ -157,7 +157,7 @@ def _sampling(directory: Path) -> list[str]:
 
 
 def _prompt_ids(prompt: Any, asked: Asked, evaluated: int) -> tuple[int, ...] | None:
-    """Of a prompt with images, llama.cpp tells how many tokens it read, and not which."""
+    """Of a prompt with images, llama.cpp reports how many tokens it read, and not which."""
     if isinstance(prompt, list):
         return tuple(prompt)
     read = len(asked.prompt_ids)

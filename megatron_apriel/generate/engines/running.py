@@ -36,8 +36,8 @@ class Program:
     Args:
         launch: what is started.
         log: file for what it prints; by default that goes where this process's remarks go.
-        passes_signals: whether signals are the program's; else they have their effect in this process, as where it
-            asks the program something.
+        passes_signals: whether signals to this process are passed on to the program, and end this process only with
+            it; else they act on this process alone, as where it asks the program something.
 
     Raises:
         ConfigError: it cannot be started.

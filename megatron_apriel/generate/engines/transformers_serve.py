@@ -57,7 +57,7 @@ class TransformersServe(Engine):
         return str(service.directory)
 
     def greedy(self, service: Service, asked: Asked) -> GreedyReply:
-        """Ask; it tells the text alone."""
+        """Ask; it returns the text alone."""
         body: dict[str, Any] = body_of(asked.question, self.served_name(service)) | {"stream": False}
         del body["stream_options"]
         reply = Reply(Part.REASONING)
