@@ -2,30 +2,18 @@
 
 Every run starts from the same weights and sees the same tokens in the same steps, so what differs is the arithmetic.
 How far two runs drift apart by rounding alone is shown by a control: bf16 again, with the micro-batches of each step in
-reverse order, which are the same sums rounded otherwise. The text is Python's own: documentation and sources of
-whatever is installed, in one random order, so that all steps see the same kinds of text. The result is a table, a plot,
-and an exit code: 1 if the judged recipe's loss, averaged over the last steps, differs from bf16's by more than the
-allowance.
+reverse order, which are the same sums rounded otherwise. The result is a table, a plot, and an exit code: 1 if the
+judged recipe's loss, averaged over the last steps, differs from bf16's by more than the allowance. ``loss_runs.py`` has
+model and text.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import math
-import random
-import re
-import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +24,29 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES
+from benchmarks.loss_runs import (
+    add_run_options,
+    architecture_of,
+    as_run,
+    rate_at,
+    real_text,
+    run_all,
+    settings_of,
+    words_of_text,
+)
 from benchmarks.measure import environment
-from benchmarks.options import add_output_options, wrong_usage
+from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.report import Page, Record, markdown, write
 from benchmarks.versions import facts
-from megatron_apriel.command_line import CommandLine
+from megatron_apriel.command_line import CommandLine, chosen
 from megatron_apriel.config.choices import FP8_RECIPES
 from megatron_apriel.errors import ConfigError, DataError, ExitCode, run_command
-from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 
 CONTROL = "bf16-reversed"
 PRECISIONS = ("bf16", CONTROL, *FP8_RECIPES)
 VOCABULARY = 131072
 WINDOW = 50
 """Steps over which differences are averaged."""
-WARM_UP = 0.2
-"""Part of the steps over which the learning rate rises; it falls as a cosine to a tenth after that."""
-LONGEST = 20_000
-"""Characters that are taken of a file, so that no file is a step's whole text."""
 HEADINGS = ("precision", "first loss", f"loss, last {WINDOW} steps", "difference from bf16", "seconds")
 
 
@@ -62,14 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="example:\n  python benchmarks/fp8_loss.py --steps 200 --judged tensorwise",
     )  # fmt: skip
-    model = parser.add_argument_group("model")
-    model.add_argument("--layers", type=int, default=8, help="decoder layers (%(default)s)")
-    model.add_argument("--hidden", type=int, default=2048, help="width, a multiple of 256 (%(default)s)")
-    training = parser.add_argument_group("training")
-    training.add_argument("--sequence-length", type=int, default=4096, help="tokens of a micro-batch (%(default)s)")
-    training.add_argument("--micro-batches", type=int, default=4, help="of a step (%(default)s)")
-    training.add_argument("--steps", type=int, default=200, help="%(default)s")
-    training.add_argument("--peak", type=float, default=2e-4, help="learning rate after the warm-up (%(default)g)")
+    add_run_options(parser, hidden=2048, sequence_length=4096, steps=200, peak=2e-4)
     compared = parser.add_argument_group("comparison")
     compared.add_argument("--precisions", default=",".join(PRECISIONS), metavar="A,B", help="default: %(default)s")
     compared.add_argument("--judged", choices=PRECISIONS[2:], default="tensorwise", help="must hold (%(default)s)")
@@ -77,9 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--at-once", type=int, default=1, metavar="N", help="runs that share the GPU, 17 GiB each as "
                           "the model stands; losses are the same, seconds longer (%(default)s)")  # fmt: skip
     add_output_options(parser, "fp8_loss", ".json, .md and .png")
-    parser.add_argument("--run", metavar="PRECISION", help=argparse.SUPPRESS)  # one run, in a process of its own
-    parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # allowed without a GPU
     return parser
 
 
@@ -98,27 +81,6 @@ def relative_difference(losses: Sequence[float], reference: Sequence[float]) -> 
     return [loss / base - 1 for loss, base in pairs]
 
 
-def rate_at(step: int, steps: int, peak: float) -> float:
-    """The learning rate of a step, counted from 0."""
-    warm = max(round(WARM_UP * steps), 1)
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1))))
-
-
-def real_text() -> Iterator[str]:
-    """Sources and documentation of the standard library and of installed packages, the beginning of each file.
-
-    In a random order that is the same wherever the same files are installed: neighbours in a directory are alike, and
-    the loss would show which directory a step came from.
-    """
-    library = Path(json.__file__).parents[1]
-    files = [*sorted(library.glob("*.py")), *sorted(library.glob("[a-z]*/*.py"))]
-    files += sorted(Path(torch.__file__).parent.rglob("*.py"))
-    random.Random(1234).shuffle(files)
-    yield from (file.read_text(encoding="utf-8", errors="ignore")[:LONGEST] for file in files)
-
-
 def token_stream(count: int) -> tuple[torch.Tensor, str]:
     """``count`` tokens of real text, int64, and by which tokenizer.
 
@@ -128,7 +90,7 @@ def token_stream(count: int) -> tuple[torch.Tensor, str]:
         import mistral_common
         from mistral_common.tokens.tokenizers.tekken import Tekkenizer
     except ImportError:
-        return words_of_text(count), "words"
+        return words_of_text(count, VOCABULARY), "words"
     table = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
     tokenizer, tokens = Tekkenizer.from_file(table), []
     for text in real_text():
@@ -138,31 +100,16 @@ def token_stream(count: int) -> tuple[torch.Tensor, str]:
     raise DataError(f"only {len(tokens):,} tokens of text are installed here, {count:,} are needed.")
 
 
-def words_of_text(count: int, vocabulary: int = VOCABULARY) -> torch.Tensor:
-    """``count`` words and signs of real text, numbered by how often they occur; 0 is all that is rarer."""
-    pieces = (piece for text in real_text() for piece in re.findall(r" ?\w+|\s+|[^\w\s]", text))
-    words = list(islice(pieces, count))
-    if len(words) < count:
-        raise DataError(f"only {len(words):,} words of text are installed here, {count:,} are needed.")
-    ids = {word: number for number, (word, _) in enumerate(Counter(words).most_common(vocabulary - 1), start=1)}
-    return torch.tensor([ids.get(word, 0) for word in words])
-
-
-def train(arguments: argparse.Namespace) -> list[float]:
-    """The losses of one run in this process."""
+def train(arguments: argparse.Namespace, tokens: torch.Tensor) -> dict[str, Any]:
+    """The losses of one run."""
     from benchmarks.stages import stage_config
     from benchmarks.subjects.ours import Ours
     from megatron_apriel.parallel import groups
     from megatron_apriel.parallel.layout import Layout
     from megatron_apriel.testing.batches import make_batch
 
-    tokens = torch.load(arguments.tokens, weights_only=True)
-    hidden, length, count = arguments.hidden, arguments.sequence_length, arguments.micro_batches
-    heads = hidden // 128 or 1
-    decoder = DecoderArchitecture(
-        hidden, arguments.layers, heads, max(heads // 2, 1), 128, 11 * hidden // 4, VOCABULARY, rope_theta=1e6
-    )
-    architecture = Architecture(decoder)
+    length, count = arguments.sequence_length, arguments.micro_batches
+    architecture = architecture_of(arguments, VOCABULARY)
     case = replace(CASES["8192"], sequence_length=length, micro_batches=count)
     losses = []
     with groups.initialized(Layout()) as device:
@@ -172,35 +119,7 @@ def train(arguments: argparse.Namespace) -> list[float]:
             rows = part.flip(0) if reverse else part
             batches = [make_batch(architecture, [row.tolist()]).to(device) for row in rows]
             losses.append(subject.step(batches, rate_at(step, arguments.steps, arguments.peak)))
-    return losses
-
-
-def _compare(arguments: argparse.Namespace, chosen: list[str], scratch: Path) -> dict[str, Any]:
-    """Run every precision in a process of its own; losses and seconds by precision."""
-    tokens, tokenizer = token_stream(arguments.steps * arguments.micro_batches * arguments.sequence_length)
-    torch.save(tokens, scratch / "tokens.pt")
-    with ThreadPoolExecutor(max(arguments.at_once, 1)) as pool:
-        runs = dict(zip(chosen, pool.map(partial(_run, arguments, scratch), chosen), strict=True))
-    return {"tokenizer": tokenizer, "runs": runs}
-
-
-def _run(arguments: argparse.Namespace, scratch: Path, precision: str) -> dict[str, Any]:
-    """One precision's losses and seconds, or why it failed."""
-    print(f"{precision}: {arguments.steps} steps", file=sys.stderr, flush=True)
-    names = ("layers", "hidden", "sequence-length", "micro-batches", "steps", "peak")
-    options = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in names]
-    paths = [f"--tokens={scratch / 'tokens.pt'}", f"--output={scratch}", f"--run={precision}"]
-    started = time.monotonic()
-    command = [sys.executable, str(Path(__file__).resolve()), *options, *paths]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - started
-    result = scratch / f"{precision}.json"
-    if done.returncode or not result.exists():
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        print(f"{precision}: failed: {last[:200]}", file=sys.stderr)
-        return {"failed": last}
-    print(f"{precision}: done in {seconds:.0f} s", file=sys.stderr, flush=True)
-    return {"losses": json.loads(result.read_text()), "seconds": seconds}
+    return {"losses": losses}
 
 
 def _plot(runs: dict[str, Any], path: Path) -> None:
@@ -286,21 +205,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; 0 if every run ended and the judged recipe holds."""
     arguments = _parser().parse_args(argv)
     if arguments.run:
-        losses = train(arguments)
-        (arguments.output / f"{arguments.run}.json").write_text(json.dumps(losses), encoding="utf-8")
-        return ExitCode.OK
-    chosen = [part for part in arguments.precisions.split(",") if part]
-    wrong = [part for part in chosen if part not in PRECISIONS]
-    if wrong or not (torch.cuda.is_available() or arguments.tiny):
-        what = f"there is no precision {wrong[0]!r}." if wrong else "there is no CUDA device here."
-        error = ConfigError(what, fix=f"Precisions: {', '.join(PRECISIONS)}; those of 8 bits need a GPU.")
+        return as_run(arguments, train)
+    try:
+        names = chosen(arguments.precisions, PRECISIONS, "--precisions")
+        if not arguments.tiny:
+            require_gpu("Precisions are compared")
+    except ConfigError as error:
         return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
-    with tempfile.TemporaryDirectory() as scratch:
-        compared = _compare(arguments, chosen, Path(scratch))
-    names = ("layers", "hidden", "sequence_length", "micro_batches", "steps", "peak")
-    settings = {name: getattr(arguments, name) for name in names}
-    record = {**facts("fp8_loss", arguments.commit, environment(), begun), **settings, **compared}
+    tokens, tokenizer = token_stream(arguments.steps * arguments.micro_batches * arguments.sequence_length)
+    record = facts("fp8_loss", arguments.commit, environment(), begun) | settings_of(arguments)
+    record |= {"tokenizer": tokenizer, "runs": run_all(__file__, arguments, names, tokens)}
     return _conclude(arguments, record, begun)
 
 

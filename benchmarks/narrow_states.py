@@ -5,21 +5,15 @@ runs of one seed differ in the states' arithmetic alone. What rounding alone doe
 with the micro-batches of each step in reverse order, which are the same sums rounded otherwise. Judged is the loss on
 text that was not trained on: the mean difference over the seeds must be no larger than 0.1%, or twice the control's
 deviation where that is more. Forms train side by side on one GPU, their seeds one after another. The exit code is 1 if
-a form does not hold or a run failed.
+a form does not hold or a run failed. ``loss_runs.py`` has model and text.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import subprocess
 import sys
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,7 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES
-from benchmarks.fp8_loss import rate_at, words_of_text
+from benchmarks.loss_runs import (
+    add_run_options,
+    architecture_of,
+    as_run,
+    rate_at,
+    run_all,
+    settings_of,
+    words_of_text,
+)
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.report import Page, Record, markdown, write
@@ -39,7 +41,6 @@ from benchmarks.versions import facts
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.training_sections import OptimizerSection
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 
 EXACT, CONTROL = "exact", "exact, reversed"
 FORMS: dict[str, dict[str, Any]] = {
@@ -52,6 +53,8 @@ FORMS: dict[str, dict[str, Any]] = {
 VOCABULARY, HELD_OUT = 16384, 16
 ALLOWANCE = 0.001
 """Relative difference of held-out losses that is none."""
+SEEDS = ("seeds",)
+"""The option that runs have here besides those of every comparison."""
 HEADINGS = ("states", "bytes a parameter", "held-out loss", "difference", "of each seed", "allowed", "seconds")
 
 
@@ -60,52 +63,30 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="example:\n  python benchmarks/narrow_states.py --steps 400 --peak 1e-5",
     )
-    model = parser.add_argument_group("model")
-    model.add_argument("--layers", type=int, default=8, help="decoder layers (%(default)s)")
-    model.add_argument("--hidden", type=int, default=512, help="width, a multiple of 128 (%(default)s)")
-    training = parser.add_argument_group("training")
-    training.add_argument("--sequence-length", type=int, default=2048, help="tokens of a micro-batch (%(default)s)")
-    training.add_argument("--micro-batches", type=int, default=4, help="of a step, 3 at least (%(default)s)")
-    training.add_argument("--steps", type=int, default=300, help="%(default)s")
-    training.add_argument("--peak", type=float, default=3e-4, help="learning rate after the warm-up (%(default)g)")
+    training = add_run_options(parser, hidden=512, sequence_length=2048, steps=300, peak=3e-4)
     training.add_argument("--seeds", type=int, default=3, help="%(default)s")
     compared = parser.add_argument_group("comparison")
     compared.add_argument("--forms", default=";".join(FORMS), metavar="A;B", help="default: %(default)s")
     compared.add_argument("--at-once", type=int, default=5, metavar="N", help="forms side by side (%(default)s)")
     add_output_options(parser, "narrow_states")
-    parser.add_argument("--run", metavar="FORM", help=argparse.SUPPRESS)  # one form, in a process of its own
-    parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # allowed without a GPU
     return parser
 
 
-def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of one form, in this process: held-out loss of each seed, and what the states take."""
-    tokens = torch.load(arguments.tokens, weights_only=True).view(-1, arguments.sequence_length)
-    begun = time.monotonic()
-    runs = [_train(arguments, tokens, seed) for seed in range(arguments.seeds)]
-    return {
-        "held_out": [loss for loss, _, _ in runs],
-        "last": [last for _, last, _ in runs],
-        "bytes": runs[0][2],
-        "seconds": time.monotonic() - begun,
-    }
+def train(arguments: argparse.Namespace, tokens: torch.Tensor) -> dict[str, Any]:
+    """Of one form: held-out loss and last loss of each seed, and what the states take."""
+    sequences = tokens.view(-1, arguments.sequence_length)
+    held_out, last, size = zip(*(_train(arguments, sequences, seed) for seed in range(arguments.seeds)), strict=True)
+    return {"held_out": held_out, "last": last, "bytes": size[0]}
 
 
 def _train(arguments: argparse.Namespace, tokens: torch.Tensor, seed: int) -> tuple[float, float, float]:
-    from benchmarks.subjects.ours import stage_config
+    from benchmarks.stages import stage_config
     from megatron_apriel.parallel import groups
     from megatron_apriel.parallel.layout import Layout
     from megatron_apriel.testing.batches import make_batch
     from megatron_apriel.train.trainer import Trainer
 
-    hidden, count = arguments.hidden, arguments.micro_batches
-    heads = hidden // 128
-    architecture = Architecture(
-        DecoderArchitecture(
-            hidden, arguments.layers, heads, max(heads // 2, 1), 128, 11 * hidden // 4, VOCABULARY, rope_theta=1e6
-        )
-    )
+    count, architecture = arguments.micro_batches, architecture_of(arguments, VOCABULARY)
     case = replace(CASES["8192"], sequence_length=arguments.sequence_length, micro_batches=count)
     optimizer = OptimizerSection(peak=arguments.peak, **FORMS[arguments.run])
     config = stage_config(case, "bf16", compute="bf16").model_copy(update={"optimizer": optimizer})
@@ -136,23 +117,6 @@ def bytes_of_a_parameter(trainer: Any) -> float:
     states = sum(tensor.nbytes for own in own_optimizers(trainer.optimizer) for tensor in own.states.tensors())
     sums = sum((3 if hasattr(one, "gradient_sums") else 4) * one.numel() for one in parameters)
     return (sum(one.nbytes for one in parameters) + sums + states) / sum(one.numel() for one in parameters)
-
-
-def _run(arguments: argparse.Namespace, scratch: Path, form: str) -> dict[str, Any]:
-    """What a form's own process found, or why it failed."""
-    names = ("layers", "hidden", "sequence-length", "micro-batches", "steps", "peak", "seeds")
-    options = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in names]
-    paths = [f"--tokens={scratch / 'tokens.pt'}", f"--output={scratch}", f"--run={form}"]
-    command = [sys.executable, str(Path(__file__).resolve()), *options, *paths]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    result = scratch / f"{form}.json"
-    if done.returncode or not result.exists():
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        print(f"{form}: failed: {last[:300]}", file=sys.stderr)
-        return {"failed": last}
-    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    print(f"{form}: held-out losses {found['held_out']}, {found['seconds']:.0f} s", file=sys.stderr, flush=True)
-    return found
 
 
 def differences(record: Record) -> dict[str, list[float]]:
@@ -221,24 +185,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; 0 if every form holds."""
     arguments = _parser().parse_args(argv)
     if arguments.run:
-        found = train(arguments)
-        (arguments.output / f"{arguments.run}.json").write_text(json.dumps(found), encoding="utf-8")
-        return ExitCode.OK
-    chosen = [part.strip() for part in arguments.forms.split(";") if part.strip()]
-    if wrong := [part for part in chosen if part not in FORMS]:
-        return wrong_usage(ConfigError(f"there are no states {wrong[0]!r}.", fix=f"Forms: {'; '.join(FORMS)}."))
-    if not arguments.tiny:
-        require_gpu("Forms of states are compared")
+        return as_run(arguments, train)
+    try:
+        names = [name for part in arguments.forms.split(";") if (name := part.strip())]
+        if wrong := [name for name in names if name not in FORMS]:
+            raise ConfigError(f"--forms: there is no {wrong[0]!r}.", fix=f"Valid: {'; '.join(FORMS)}.")
+        if not arguments.tiny:
+            require_gpu("Forms of states are compared")
+    except ConfigError as error:
+        return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
-    names = ("layers", "hidden", "sequence_length", "micro_batches", "steps", "peak", "seeds")
-    record: dict[str, Any] = facts("narrow_states", arguments.commit, environment(), begun)
-    record |= {name: getattr(arguments, name) for name in names}
-    with tempfile.TemporaryDirectory() as scratch:
-        count = (arguments.steps * arguments.micro_batches + HELD_OUT) * arguments.sequence_length
-        torch.save(words_of_text(count, VOCABULARY), Path(scratch) / "tokens.pt")
-        with ThreadPoolExecutor(max(arguments.at_once, 1)) as pool:
-            runs = pool.map(partial(_run, arguments, Path(scratch)), chosen)
-            record["runs"] = dict(zip(chosen, runs, strict=True))
+    count = (arguments.steps * arguments.micro_batches + HELD_OUT) * arguments.sequence_length
+    tokens = words_of_text(count, VOCABULARY)
+    record = facts("narrow_states", arguments.commit, environment(), begun) | settings_of(arguments, SEEDS)
+    record |= {"runs": run_all(__file__, arguments, names, tokens, SEEDS)}
     path = write(arguments.output, record, page(record), begun)
     table = Table(*HEADINGS, title=_model(record))
     for cells in rows(record):

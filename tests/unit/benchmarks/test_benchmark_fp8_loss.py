@@ -7,7 +7,6 @@ import datetime
 import json
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +37,10 @@ def test_the_judged_recipe_must_hold(tmp_path: Path, last: float, code: int) -> 
     assert conclusion(arguments, runs) == code
 
 
-def test_the_rate_rises_and_falls_to_a_tenth() -> None:
-    rates = [fp8_loss.rate_at(step, 100, 2.0) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[19] == rates[20] == pytest.approx(2.0)
-    assert rates[60] == pytest.approx(1.1)
-    assert rates[100] == pytest.approx(0.2)
-
-
-def test_text_is_in_the_same_mixed_order_every_time() -> None:
-    first, again = (list(islice(fp8_loss.real_text(), 300)) for _ in range(2))
-    assert first == again
-    assert max(map(len, first)) <= fp8_loss.LONGEST
-    of_torch = ["torch" in text for text in first]
-    assert all(sum(of_torch[start : start + 100]) > 20 for start in (0, 100, 200)), "kinds of text are not mixed"
-
-
 def test_a_failed_run_fails(tmp_path: Path) -> None:
     arguments = fp8_loss._parser().parse_args(["--output", str(tmp_path)])
     runs = {"bf16": {"losses": [2.0], "seconds": 1}, "delayed": {"failed": "why"}}
     assert conclusion(arguments, runs) == 1
-
-
-def test_words_are_numbered_by_frequency() -> None:
-    tokens = fp8_loss.words_of_text(5000)
-    assert tokens.shape == (5000,)
-    counts = tokens.bincount()
-    assert counts[1] == counts.max()
 
 
 def test_the_command_in_miniature(tmp_path: Path) -> None:

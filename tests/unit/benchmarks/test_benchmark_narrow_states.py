@@ -1,7 +1,11 @@
-"""The comparison of narrow states with exact ones: its arithmetic by hand."""
+"""The comparison of narrow states with exact ones: its arithmetic by hand, and the command in miniature."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +52,15 @@ def test_the_page_has_a_row_for_each_form() -> None:
     body = narrow_states.page(found).body
     assert "| narrow | 10.00 | 3.0030 | +0.100% | +0.100%, +0.100% | 0.100% | 1 |" in body
     assert len(narrow_states.rows(found)) == 3
+
+
+def test_the_command_in_miniature(tmp_path: Path) -> None:
+    sizes = ["--layers=1", "--hidden=128", "--sequence-length=64", "--steps=3", "--seeds=1", "--at-once=1"]
+    command = [sys.executable, narrow_states.__file__, "--tiny", *sizes, "--forms=exact;all narrow"]
+    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, check=False)
+    (written,) = tmp_path.glob("narrow_states-*.json")
+    found = json.loads(written.read_text())
+    exact, narrow = (found["runs"][form] for form in ("exact", "all narrow"))
+    assert done.returncode == (0 if narrow_states.holds(found) else 1), done.stderr
+    assert narrow["held_out"] == pytest.approx(exact["held_out"], rel=1e-2)
+    assert narrow["bytes"] < exact["bytes"]
