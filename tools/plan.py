@@ -335,8 +335,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
                 "Layout and recomputation are what a plan chooses; of them only parallel.overlap is taken as given.",
                 "Leave it out; python -m megatron_apriel.train STAGE.yaml --dry-run shows one layout's memory.",
             )
-    if arguments.stage is None and (arguments.json is not None or arguments.show_refused):
-        option = "--json" if arguments.json is not None else "--show-refused"
+    of_one_stage = ("json", "show_refused", "compare_states")
+    if arguments.stage is None and (given := [name for name in of_one_stage if getattr(arguments, name)]):
+        option = f"--{given[0].replace('_', '-')}"
         raise ConfigError(f"{option} is for one stage.", "All stages in examples are planned.", "Give --stage FILE.")
     if arguments.json is not None and arguments.json.exists():
         raise ConfigError(f"--json {arguments.json} exists.", "Nothing is overwritten.", "Name a new file.")

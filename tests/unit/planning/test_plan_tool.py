@@ -175,7 +175,7 @@ def test_settings_and_gpus_count_for_every_stage_of_the_recipe(capsys: pytest.Ca
     assert said.count("no layout can run") == 7
 
 
-@pytest.mark.parametrize("option", [["--json", "plans.json"], ["--show-refused"]])
+@pytest.mark.parametrize("option", [["--json", "plans.json"], ["--show-refused"], ["--compare-states"]])
 def test_what_is_for_one_stage(option: list[str], tmp_path: Path) -> None:
     words = [str(tmp_path / word) if word.endswith(".json") else word for word in option]
     with pytest.raises(ConfigError, match=f"{option[0]} is for one stage"):
