@@ -106,6 +106,12 @@ def _proposed(stage: str, bare: Spread, best: int, gpu: Hardware, work: Workload
 
 def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple[Spread, Prediction]]:
     """What is measured of each stage and precision, with predictions. Raises ConfigError where nothing can be."""
+    if arguments.recompute != "none" and not arguments.parallel:
+        raise ConfigError(
+            f"--recompute={arguments.recompute} is given without --parallel.",
+            "The plan's best layouts say themselves what is recomputed.",
+            "Leave it out, or name the layout with --parallel.",
+        )
     plan: list[tuple[Spread, Prediction]] = []
     for stage in chosen(arguments.stages, list(STAGES), "--stages"):
         for precision in chosen(arguments.precision, PRECISIONS, "--precision"):

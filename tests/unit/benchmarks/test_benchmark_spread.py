@@ -279,6 +279,7 @@ def test_a_plan_of_given_layouts(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus=2", "--gpu=h200", "--dry-run", "--parallel={tensor: 3}"], "parallel.tensor=3 does not divide"),
         (["--gpus=2", "--gpu=h200", "--dry-run", "--parallel=tensor"], "--parallel=tensor"),
         (["--gpus=2", "--gpu=h200", "--dry-run", "--parallel={}", "--recompute=most"], "--recompute=most"),
+        (["--gpus=2", "--gpu=h200", "--dry-run", "--recompute=full"], "--recompute=full is given without --parallel"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
