@@ -131,10 +131,12 @@ def _peers(arguments: argparse.Namespace, plan: Sequence[dict[str, Any]]) -> lis
 def _first_that_starts(
     peers: Sequence[Sequence[Planned]], options: dict[str, Any], logs: Path, budget: float | None, limit: float
 ) -> Iterator[dict[str, Any]]:
-    """Results of :func:`measure_all` on each list, up to the first that is measured."""
-    for planned in itertools.chain(peers):
+    """Results of :func:`measure_all` on each list, up to the first that is measured; one budget for all."""
+    begun = time.monotonic()
+    for planned in peers:
         for one in planned:
-            (result,) = measure_all([one], options, logs, budget, limit)
+            left = None if budget is None else max(budget - (time.monotonic() - begun), 0.0)
+            (result,) = measure_all([one], options, logs, left, limit)
             yield result
             if result["measurement"]["status"] == "measured":
                 break
@@ -203,13 +205,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = {**facts("one_gpu", arguments.commit, environment, begun), **record, "steps": arguments.steps}
             path = write(arguments.output, record, page(record), begun)
     measured = [OneGpu.from_json(values) for values in record["measurements"]]
-    of_slices, of_peers_found = (
-        [Measurement.from_json(values) for values in record[kind]] for kind in ("slices", "peers")
-    )
-    for title, headings, rows in tables_of(measured, of_slices, of_peers_found):
+    of_slices, of_peers = ([Measurement.from_json(values) for values in record[kind]] for kind in ("slices", "peers"))
+    for title, headings, rows in tables_of(measured, of_slices, of_peers):
         if rows:
             print_table(title, headings, rows)
-    for line in [*update_traffic(of_slices), *remarks(measured, [*of_slices, *of_peers_found])]:
+    for line in [*update_traffic(of_slices), *remarks(measured, [*of_slices, *of_peers])]:
         print(line)
     print(f"{path}.json and .md; logs in {logs}")
     states = [one.status for one in measured] + [one.status for one in of_slices]

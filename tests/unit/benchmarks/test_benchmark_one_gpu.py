@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks import one_gpu
 from benchmarks.one_gpu_report import OneGpu, memory_rows, peer_rows, plan_rows, remarks, speed_rows, update_traffic
-from benchmarks.processes import ROOT
+from benchmarks.processes import ROOT, Planned
 from benchmarks.step_report import Measurement
 
 ONE = OneGpu(
@@ -108,3 +110,20 @@ def test_wrong_words_are_refused_before_anything_runs(
 ) -> None:
     assert one_gpu.main([*words, "--dry-run"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_peers_share_one_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And of each kind of sequences, those behind the first that is measured are not begun."""
+    seconds, left = [0.0], []
+
+    def measured(plan: list[Planned], options: object, logs: Path, budget: float, limit: float) -> list[dict[str, Any]]:
+        seconds[0] += 40.0
+        left.append(budget)
+        return [{"measurement": {"status": "measured" if plan[0].subject == "b" else "failed"}}]
+
+    monkeypatch.setattr(one_gpu, "measure_all", measured)
+    monkeypatch.setattr(one_gpu, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    peers = [[Planned(name, case, 48) for name in "abc"] for case in ("8192", "32768-sft")]
+    found = [one["measurement"]["status"] for one in one_gpu._first_that_starts(peers, {}, tmp_path, 100.0, 10.0)]
+    assert found == ["failed", "measured"] * 2
+    assert left == [100.0, 60.0, 20.0, 0.0]
