@@ -6,8 +6,8 @@
 #   bash examples/evaluate.sh runs/cpt_stage2 --once            what waits, on this machine
 #
 # A job of its own, which needs no place among the nodes of the training. It waits for runs that have not begun and ends
-# when all are complete. Before its time is over it asks Slurm to start it again, and goes on where it stopped. What
-# follows the runs are options of tools/evaluate.py; paths and container are those of examples/launch.sh.
+# when all are complete. Before its time is over it asks Slurm to start it again, and then resumes. What follows the
+# runs are options of tools/evaluate.py; paths and container are those of examples/launch.sh.
 #
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
@@ -19,6 +19,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
+# Slurm runs a copy of this file, from which the project cannot be found; it is then where sbatch was called.
 for root in "${PROJECT_ROOT:-}" "$(dirname -- "${BASH_SOURCE[0]}")/.." "${SLURM_SUBMIT_DIR:-}"; do
     [[ -f $root/examples/launch.sh ]] && break
 done

@@ -14,7 +14,7 @@ ask_of_job() { # FORMAT: prints what squeue says of this job, which may be nothi
         squeue --noheader --jobs="$(own_job)" "$1" 2>/dev/null)
 }
 
-keep_log() { # move the log of a job to RUN_ROOT/logs, if sbatch was not told of another place
+keep_log() { # move the log of a job to RUN_ROOT/logs, unless sbatch was given another place
     # The scripts cannot name that directory to Slurm, which replaces no variables in names. Slurm itself writes on into
     # the file that is moved, so it stays the same one; the parts of an earlier start go before it.
     local begun log

@@ -12,6 +12,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
+# Slurm runs a copy of this file, from which the project cannot be found; it is then where sbatch was called.
 for root in "${PROJECT_ROOT:-}" "$(dirname -- "${BASH_SOURCE[0]}")/.." "${SLURM_SUBMIT_DIR:-}"; do
     [[ -f $root/examples/launch.sh ]] && break
 done

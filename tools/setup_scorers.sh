@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the environments of their own in which some benchmarks are loaded or scored; those that are there are kept.
-# usage: tools/setup_scorers.sh [ifbench] [tau2] [scicode] [evalscope]   (default: all; APRIEL_SCORERS=DIR for another place)
+# usage: tools/setup_scorers.sh [ifbench] [tau2] [scicode] [evalscope]
+# Default: all of them, in .scorers; APRIEL_SCORERS=DIR for another place.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

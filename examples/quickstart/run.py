@@ -23,6 +23,7 @@ from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path
+from megatron_apriel.formats.run_evaluations import REPORT
 from megatron_apriel.terminal import say
 from megatron_apriel.train.metrics import clock
 
@@ -104,7 +105,7 @@ def recipe(root: Path, scale: float) -> Iterator[Step]:
     evaluated = RunDirectory(root / EVALUATED)
     yield Step(
         f"benchmarks before and after {EVALUATED}",
-        checkpoint_path(evaluated.evaluations, 0) / "report.json",  # before it; comes last
+        checkpoint_path(evaluated.evaluations, 0) / REPORT,  # before it; comes last
         python(TOOLS / "evaluate.py", "--follow", evaluated.path, "--once", "--engine", "transformers"),
     )  # fmt: skip
 
