@@ -23,6 +23,9 @@ def needs_gpus(number: int) -> pytest.MarkDecorator:
 needs_gpu = needs_gpus(1)
 """Skips unless a CUDA device is present."""
 
+on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+"""Runs with ``device`` as the CPU, and as the GPU where there is one."""
+
 needs_transformer_engine = pytest.mark.skipif(
     not torch.cuda.is_available() or find_spec("transformer_engine") is None,
     reason="needs Transformer Engine and a CUDA device",

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_apriel.testing.marks import needs_gpu
+from megatron_apriel.testing.marks import on_each_device
 from megatron_apriel.train.adamw import AdamW
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+@on_each_device
 @pytest.mark.parametrize(("weight_decay", "factor"), [(0.0, 1.0), (0.1, 1.0), (0.1, 1 / 300)])
 def test_is_torchs_adamw_of_scaled_gradients(weight_decay: float, factor: float, device: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -35,7 +35,7 @@ def test_is_torchs_adamw_of_scaled_gradients(weight_decay: float, factor: float,
         torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+@on_each_device
 @pytest.mark.parametrize("offset", [0, 1, 5])
 def test_rounds_each_operation_exactly_wherever_a_number_stands(offset: int, device: str) -> None:
     """Against the formulas in NumPy's float32: equal to the bit, from the tiniest numbers to large ones."""
@@ -59,7 +59,7 @@ def test_rounds_each_operation_exactly_wherever_a_number_stands(offset: int, dev
     assert np.array_equal(parameter.detach().cpu().numpy().view(np.int32), value.view(np.int32))
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+@on_each_device
 def test_without_a_factor_an_update_is_none(device: str) -> None:
     """Also not where gradients are no numbers; the update after it is the one that would have come anyway."""
     generator = torch.Generator().manual_seed(0)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_apriel.testing.marks import needs_gpu
+from megatron_apriel.testing.marks import on_each_device
 from megatron_apriel.train.companded_moments import decode_mean, decode_square, encode_mean, encode_square
 
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
 COUNT = 5001
 """The last group is not full."""
 
@@ -20,7 +19,7 @@ def drawn(scale: float, decades: float) -> torch.Tensor:
     return torch.randn(COUNT, generator=generator) * scale * spread
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 @pytest.mark.parametrize("decades", [0.0, 6.0])
 @pytest.mark.parametrize("scale", [1e3, 1.0, 1e-6, 1e-12])
 def test_codes_come_back_from_the_numbers_that_they_stand_for(scale: float, decades: float, device: str) -> None:
@@ -53,7 +52,7 @@ def test_numbers_are_within_half_a_step(scale: float) -> None:
     assert np.pad(top, (0, -COUNT % 32)).reshape(-1, 32).max(1) == pytest.approx(grouped[1].max(1), rel=4 * 2**-8)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_nothing_and_next_to_nothing_are_zeros(device: str) -> None:
     for numbers in (torch.zeros(40), torch.full((40,), 1e-38), torch.tensor([])):
         for encode, decode in ((encode_mean, decode_mean), (encode_square, decode_square)):

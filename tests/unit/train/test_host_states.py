@@ -6,60 +6,51 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from drawn_updates import everything, states_of, trained
 
+from megatron_apriel.config.choices import Moments
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.planning.host_memory import Room
-from megatron_apriel.testing.marks import needs_gpu
+from megatron_apriel.planning.state_forms import StateForm
+from megatron_apriel.testing.marks import on_each_device
 from megatron_apriel.testing.stages import small_stage
 from megatron_apriel.train import pinned_memory, state_placement
-from megatron_apriel.train.adamw import AdamW
 from megatron_apriel.train.host_stream import HostStream
 from megatron_apriel.train.pinned_memory import HostMemory
 
-SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
 SIZES = (5, 40, 1, 33, 17)
 TOTAL = sum(SIZES)
+WHOLE = StateForm("float32", 16)
 
 
-def trained(share: float, piece: int, device: str, dtype: torch.dtype, steps: int = 200) -> AdamW:
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(size, generator=generator).to(dtype).to(device) for size in SIZES]
-    optimizer = AdamW([torch.nn.Parameter(numbers) for numbers in drawn], **SETTINGS)
-    optimizer.make_states(share, piece=piece)
-    for step in range(steps):
-        for parameter in optimizer.param_groups[0]["params"]:
-            parameter.decoupled_grad = torch.randn(len(parameter), generator=generator).to(device)
-        optimizer.factor = torch.tensor(math.nan if step == 3 else 1 / 30, device=device)
-        optimizer.step()
-        if step == 3:
-            optimizer.take_back()
-    return optimizer
-
-
-def everything(optimizer: AdamW) -> list[Tensor]:
-    parameters = optimizer.param_groups[0]["params"]
-    states = [each.read(0, len(each)).cpu() for one in parameters for each in optimizer.numbers(one).values()]
-    return [*(one.detach().cpu().float() for one in parameters), *states]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(("share", "piece"), [(0.37, 7), (1.0, 1), (1.0, 7), (1.0, 1000), (0.01, 1000)])
-def test_where_states_lie_changes_no_bit(share: float, piece: int, dtype: torch.dtype, device: str) -> None:
-    found = everything(trained(share, piece, device, dtype))
-    expected = everything(trained(0.0, piece, device, dtype))
+@on_each_device
+@pytest.mark.parametrize("low_bits", [0, 8, 16])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("share", "piece"), [(0.37, 7), (0.37, 100), (1.0, 1), (1.0, 7), (1.0, 333), (1.0, 10_000), (0.01, 1000)]
+)
+def test_where_states_lie_changes_no_bit(
+    share: float, piece: int, moments: Moments, low_bits: int, device: str
+) -> None:
+    form = StateForm(moments, low_bits)  # type: ignore[arg-type]
+    found, expected = everything(trained(form, share, piece, device)), everything(trained(form, 0.0, piece, device))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    sooner = everything(trained(0.0, piece, device, dtype, steps=199))
-    assert not any(torch.equal(one, other) for one, other in zip(expected[5:], sooner[5:], strict=True))
+
+
+@pytest.mark.parametrize("low_bits", [0, 8, 16])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16", "int8"])
+def test_every_update_changes_all_states(moments: Moments, low_bits: int) -> None:
+    """Or the tests of where they lie could not fail."""
+    form = StateForm(moments, low_bits)  # type: ignore[arg-type]
+    after, before = (states_of(trained(form, 1.0, 100, "cpu", steps=steps)) for steps in (40, 39))
+    assert not any(torch.equal(one, other) for one, other in zip(after, before, strict=True) if len(one) > 1)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.37, 1.0])
 @pytest.mark.parametrize("piece", [7, 1000])
 def test_as_much_is_on_the_host_as_was_asked_for(share: float, piece: int) -> None:
     """The largest first, so that only the last is divided; a piece holds all states of its numbers and no more."""
-    optimizer = trained(share, piece, "cpu", torch.bfloat16, steps=0)
+    optimizer = trained(WHOLE, share, piece, "cpu", steps=0, sizes=SIZES)
     asked = []
     optimizer.make_states(share, piece=piece, permit=asked.append)
     states, divided, away = optimizer.states, 0, {}
@@ -78,9 +69,9 @@ def test_as_much_is_on_the_host_as_was_asked_for(share: float, piece: int) -> No
     assert all(count == size for size, count in away.items() if size > smallest_away)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_a_skipped_update_moves_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer = trained(1.0, 7, device, torch.bfloat16, steps=2)
+    optimizer = trained(WHOLE, 1.0, 7, device, steps=2)
     before = [tensor.clone() for tensor in everything(optimizer)]
 
     def refuse(*_: object) -> None:
@@ -95,10 +86,10 @@ def test_a_skipped_update_moves_nothing(device: str, monkeypatch: pytest.MonkeyP
         optimizer.step()
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 @pytest.mark.parametrize("name", ["param", "exp_avg", "exp_avg_sq"])
 def test_numbers_are_read_and_written_over_all_parts(name: str, device: str) -> None:
-    optimizer = trained(0.8, 7, device, torch.bfloat16, steps=0)
+    optimizer = trained(WHOLE, 0.8, 7, device, steps=0, sizes=SIZES)
     parameter = optimizer.param_groups[0]["params"][1]
     assert len(optimizer.states.parts(parameter)) > 2
     numbers, values = optimizer.numbers(parameter)[name], torch.rand(40)
@@ -107,7 +98,7 @@ def test_numbers_are_read_and_written_over_all_parts(name: str, device: str) -> 
     assert all(torch.equal(numbers.read(a, b).cpu(), values[a:b]) for a, b in ((0, 40), (6, 8), (13, 35), (5, 5)))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 @pytest.mark.parametrize("slab", [1, 1000, 1 << 20])
 def test_memory_is_taken_in_slabs_of_whole_pieces(slab: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pinned_memory, "SLAB_BYTES", slab)

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from drawn_updates import everything, trained
 from torch import Tensor
 
 from megatron_apriel.config.choices import Moments
 from megatron_apriel.config.training_sections import OptimizerSection
 from megatron_apriel.planning.state_forms import StateForm, form_of
-from megatron_apriel.testing.marks import needs_gpu
+from megatron_apriel.testing.marks import needs_gpu, on_each_device
 from megatron_apriel.testing.real_gradients import BETAS, class_of, kind_of, real_gradients
 from megatron_apriel.train.adamw import AdamW
 
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
 SETTLED = 20
 """Steps after which updates are compared."""
 EPS = 1e-8
@@ -100,7 +100,7 @@ def linear(numbers: Tensor) -> Tensor:
     return torch.where(scale > 0, (grouped / scale).round() * scale, 0.0).view_as(numbers)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 @pytest.mark.parametrize(("moments", "most"), [("float32", 1e-4), ("bfloat16", 0.005), ("int8", 0.03)])
 def test_updates_are_those_of_exact_moments(moments: Moments, most: float, device: str) -> None:
     found = errors(in_form(moments, 0, 1e-2, device))
@@ -166,44 +166,6 @@ def test_bytes_are_as_they_are_counted(moments: Moments, low_bits: int) -> None:
     assert sum(tensor.nbytes for tensor in optimizer.states.tensors()) == 3200 * form.bytes
 
 
-SIZES = (5, 400, 33, 170)
-
-
-def trained(form: StateForm, share: float, piece: int, device: str, steps: int = 40) -> AdamW:
-    generator = torch.Generator().manual_seed(0)
-    dtype = torch.bfloat16 if form.low_bits else torch.float32
-    drawn = [torch.randn(size, generator=generator).to(dtype).to(device) for size in SIZES]
-    optimizer = AdamW([torch.nn.Parameter(numbers) for numbers in drawn], lr=1e-4, betas=BETAS, weight_decay=0.1)
-    parameters = optimizer.param_groups[0]["params"]
-    optimizer.make_states(share, piece=piece, forms=dict.fromkeys(parameters, form))
-    for step in range(steps):
-        for parameter in parameters:
-            parameter.decoupled_grad = torch.randn(len(parameter), generator=generator).to(device)
-        optimizer.factor = torch.tensor(math.nan if step == 3 else 1 / 30, device=device)
-        optimizer.step()
-        if step == 3:
-            optimizer.take_back()
-    return optimizer
-
-
-def everything(optimizer: AdamW) -> list[Tensor]:
-    parameters = optimizer.param_groups[0]["params"]
-    states = [each.read(0, len(each)).cpu() for one in parameters for each in optimizer.numbers(one).values()]
-    return [*(one.detach().cpu().float() for one in parameters), *states]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("low_bits", [0, 8, 16])
-@pytest.mark.parametrize("moments", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize(("share", "piece"), [(0.37, 7), (0.37, 100), (1.0, 1), (1.0, 333), (1.0, 10_000)])
-def test_where_states_lie_changes_no_bit(
-    share: float, piece: int, moments: Moments, low_bits: int, device: str
-) -> None:
-    form = StateForm(moments, low_bits)  # type: ignore[arg-type]
-    found, expected = everything(trained(form, share, piece, device)), everything(trained(form, 0.0, piece, device))
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("low_bits", [0, 8, 16])
@@ -223,7 +185,7 @@ def test_a_skipped_update_leaves_every_byte(moments: Moments) -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, optimizer.states.tensors(), strict=True))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 @pytest.mark.parametrize("form", [StateForm("bfloat16", 16), StateForm("int8", 8), StateForm("int8", 0)])
 def test_what_is_read_can_be_written_again_in_any_cut(form: StateForm, device: str) -> None:
     """As a checkpoint does it: the same bytes, also where a cut runs through a group."""

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_apriel.testing.marks import needs_gpu
+from megatron_apriel.testing.marks import needs_gpu, on_each_device
 from megatron_apriel.testing.real_gradients import real_gradients
 from megatron_apriel.train.numbers_in_24_bits import Sums, add
 from megatron_apriel.train.split_master import drawn_to_24_bits, join, split
 
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
 MICRO_BATCHES = 640
 
 
@@ -27,7 +26,7 @@ def all_numbers_of_24_bits() -> torch.Tensor:
     return torch.from_numpy(bits[(bits & 0x7FFFFFFF) <= 0x7F800000].view(np.float32))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_every_number_of_24_bits_comes_back(device: str) -> None:
     numbers = all_numbers_of_24_bits().to(device)
     weight, rest = split(numbers, 8)
@@ -44,7 +43,7 @@ def test_others_are_rounded_to_the_nearest() -> None:
     assert torch.isnan(join(*split(torch.tensor([float("nan")]), 8))).all()
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_rounding_by_chance_is_right_in_the_mean(device: str) -> None:
     """Each to one of its two neighbours, up as often as the rest says; the same again at the same step."""
     generator = torch.Generator().manual_seed(0)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-from megatron_apriel.testing.marks import needs_gpu
+from megatron_apriel.testing.marks import on_each_device
 from megatron_apriel.train.adamw import AdamW
 from megatron_apriel.train.split_master import join, split
 
 SETTINGS = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
 
 
 def bits_of(numbers: Tensor) -> np.ndarray:
@@ -29,7 +27,7 @@ def numbers_of(bits: np.ndarray) -> Tensor:
     return torch.from_numpy(bits.astype(np.uint32).view(np.float32))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_every_number_comes_back_to_the_bit(device: str) -> None:
     """All upper halves, with the lower ones at and beside every seam: zeros, denormals, infinities, numbers of all
     sizes. What is no number stays none."""
@@ -58,7 +56,7 @@ def test_weights_are_a_conversions_but_for_ties() -> None:
     assert set(apart.tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_is_updated_as_a_whole_master_is(device: str) -> None:
     """200 tiny steps, most of which no bf16 number could tell: masters and moments equal to the bit."""
     generator = torch.Generator().manual_seed(0)
@@ -84,7 +82,7 @@ def test_is_updated_as_a_whole_master_is(device: str) -> None:
     assert 0 < moved < 0.1 * 200 * 5001 and not torch.equal(found["param"], half.float())
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_each_device
 def test_a_skipped_update_leaves_every_byte(device: str) -> None:
     parameter = torch.nn.Parameter(torch.randn(5001).bfloat16().to(device))
     optimizer = AdamW([parameter], **SETTINGS)
