@@ -19,9 +19,9 @@ from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.train import optimizer_states
 
 BF16 = torch.bfloat16
-D = {"moments": "bfloat16"}
-F = {"moments": "int8", "master": "24bit"}
-FORMS = pytest.mark.parametrize("forms", [D, F], ids=["16-bit moments", "8-bit moments"])
+SHORT = {"moments": "bfloat16"}
+SMALLEST = {"moments": "int8", "master": "24bit"}
+FORMS = pytest.mark.parametrize("forms", [SHORT, SMALLEST], ids=["16-bit moments", "8-bit moments"])
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -72,7 +72,7 @@ def test_saved_and_resumed_to_the_bit(forms: dict[str, Any], tmp_path: Path) -> 
             assert {kept[key] for key in kept if ".param." in key} == {torch.float32}
             assert kept["optimizer.state.exp_avg_sq.embedding.word_embeddings.weight"] == BF16
             of_matrix = kept["optimizer.state.exp_avg.decoder.layers.0.mlp.linear_fc1.weight"]
-            assert of_matrix == (BF16 if forms is D else torch.float32)
+            assert of_matrix == (BF16 if forms is SHORT else torch.float32)
 
     run_ranks(1, on_rank)
 
@@ -89,7 +89,7 @@ def test_a_run_moves_to_two_ranks_and_other_forms(tmp_path: Path) -> None:
     def move(rank: int, size: int) -> list[float]:
         with groups.initialized(layout_of("DP2")):
             losses = []
-            for forms in ({}, D, F):
+            for forms in ({}, SHORT, SMALLEST):
                 run, store = Run(layout_of("DP2"), dtype=BF16, **forms), CheckpointStore(tmp_path / "run", KEEP_ALL, 9)
                 store.load(store.latest(), run.chunks, run.optimizer)  # type: ignore[arg-type]
                 losses.append(run.steps(2, 5)[-1])

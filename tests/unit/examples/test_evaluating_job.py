@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from stand_ins import ROOT, Stage
+from stand_ins import Stage, spooled
 
 FOLLOWING = ["tools/evaluate.py", "--follow", "runs/a", "runs/b", "--engine", "vllm"]
-
-
-def spooled(tmp_path: Path) -> Path:
-    return Path(shutil.copy(ROOT / "examples" / "evaluate.sh", tmp_path / "spool" / "slurm_script"))
 
 
 def test_it_follows_the_runs(shell: Stage) -> None:
@@ -21,13 +16,13 @@ def test_it_follows_the_runs(shell: Stage) -> None:
 
 
 def test_a_job_whose_time_is_over_is_started_again(slurm: Stage, tmp_path: Path) -> None:
-    slurm.run(spooled(tmp_path), *FOLLOWING[2:], code=75, FAKE_CODE="75")
+    slurm.run(spooled(tmp_path, "evaluate"), *FOLLOWING[2:], code=75, FAKE_CODE="75")
     assert slurm.calls("fakepython")[-1] == FOLLOWING
     assert slurm.calls("scontrol")[-1] == ["requeue", "54242"]
 
 
 def test_what_failed_is_not(slurm: Stage, tmp_path: Path) -> None:
-    finished = slurm.run(spooled(tmp_path), *FOLLOWING[2:], code=1, FAKE_CODE="1")
+    finished = slurm.run(spooled(tmp_path, "evaluate"), *FOLLOWING[2:], code=1, FAKE_CODE="1")
     assert not slurm.calls("scontrol")
     assert "not all was evaluated; the reasons stand above" in finished.stdout
 

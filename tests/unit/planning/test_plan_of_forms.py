@@ -31,7 +31,7 @@ VOCABULARY = 2 * DECODER.embedding_parameters
 ALL = APRIEL.decoder.parameters
 H200 = KINDS["h200"]
 WORK = Workload(8192, 0)
-F = SMALLER["the same, 24-bit gradients"]
+SMALLEST = SMALLER["the same, 24-bit gradients"]
 PLAN = load_script("tools/plan.py")
 
 
@@ -63,7 +63,7 @@ def test_bytes_of_states(forms: dict[str, str], matrix: float, vocabulary: float
 
 def test_all_of_it_on_the_gpu_takes_at_most_8_and_a_half_bytes() -> None:
     """And room for one layer's gradients."""
-    memory = rank_memory(stage(**F), APRIEL, Layout(), 0)
+    memory = rank_memory(stage(**SMALLEST), APRIEL, Layout(), 0)
     copies = 2 * MATRICES / 48
     room = 4 * MATRICES / 48
     assert memory.gradients == pytest.approx(3 * MATRICES + 4 * VOCABULARY + room, rel=1e-3)
@@ -72,7 +72,7 @@ def test_all_of_it_on_the_gpu_takes_at_most_8_and_a_half_bytes() -> None:
 
 
 def test_pieces_on_their_way_are_of_the_widest_form() -> None:
-    whole, moved = (rank_memory(stage(host, **F), APRIEL, Layout(), 0) for host in (0.0, 1.0))
+    whole, moved = (rank_memory(stage(host, **SMALLEST), APRIEL, Layout(), 0) for host in (0.0, 1.0))
     assert moved.optimizer == 3 * 5 * PIECE_NUMBERS and moved.host == whole.optimizer
 
 
