@@ -5,42 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from small_chats import ANSWERED, ASKED, answer, asked, chat
 
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.records import parse_record, recognise, why_unknown
 
-USER, ANSWER = {"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "Red."}
-CHAT = {"messages": [USER, ANSWER]}
 USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
 PAIR = {"prompt": "Which colour?", "response": "Red."}
 
 
-def log(message: Any = ANSWER, request: Any = None, **response: Any) -> dict[str, Any]:
-    return {"request": request or {"messages": [USER]}, "response": {"choices": [{"message": message, **response}]}}
-
-
-def answer(text: str) -> dict[str, Any]:
-    return {"messages": [USER, {"role": "assistant", "content": text}]}
-
-
-def asked(text: str, **beside: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": text}, ANSWER], **beside}
+def log(message: Any = ANSWERED, request: Any = None, **response: Any) -> dict[str, Any]:
+    return {"request": request or {"messages": [ASKED]}, "response": {"choices": [{"message": message, **response}]}}
 
 
 REFUSED = {
-    "cut off": ({**CHAT, "finish_reason": "length"}, "'finish_reason' says that the answer was cut off"),
+    "cut off": (chat(finish_reason="length"), "'finish_reason' says that the answer was cut off"),
     "cut off, in a choice": (log(finish_reason="max_tokens"), "'response.choices.finish_reason'"),
     "cut off, as a class of an enumeration": (log(finish_reason="FinishReason.MAX_TOKENS"), "cut off"),
     "cut off, deep inside": (
-        {"messages": [USER, {**ANSWER, "response_metadata": {"finish_reason": "content_filter"}}]},
+        {"messages": [ASKED, {**ANSWERED, "response_metadata": {"finish_reason": "content_filter"}}]},
         "'messages.response_metadata.finish_reason'",
     ),
     "incomplete": ({**PAIR, "incomplete_details": {"reason": "max_output_tokens"}}, "'incomplete_details'"),
-    "failed": ({"request": {"messages": [USER]}, "response": {"status_code": 500, "output": "Red."}}, "status_code"),
+    "failed": ({"request": {"messages": [ASKED]}, "response": {"status_code": 500, "output": "Red."}}, "status_code"),
     "with an error": ({**log(), "error": {"message": "overloaded"}}, "'error' says that the request failed"),
     "two answers": (
-        {"messages": [USER], "choices": [{"message": ANSWER}, {"message": ANSWER}]},
+        {"messages": [ASKED], "choices": [{"message": ANSWERED}, {"message": ANSWERED}]},
         "'choices' holds 2 answers, and none of them is the one to learn",
     ),
     "a refusal": (log({"role": "assistant", "content": None, "refusal": "No."}), "says nothing"),
@@ -52,21 +43,21 @@ REFUSED = {
     "of a split": ({**PAIR, "data_split": "val"}, "'data_split' says that the record is held out"),
     "wrong by number": ({**PAIR, "is_correct": 0}, "says that the answer is bad"),
     "wrong by word": ({**PAIR, "is_correct": "No"}, "says that the answer is bad"),
-    "wrong, said in an object": ({**CHAT, "metadata": {"scores": {"passed": False}}}, "'metadata.scores.passed'"),
-    "of a split, said in an object": ({**CHAT, "info": {"split": "test"}}, "'info.split' says that the record is held"),
-    "cancelled by an annotator": ({**CHAT, "annotation": {"was_cancelled": True}}, "'annotation.was_cancelled'"),
-    "not for training": ({**CHAT, "use_for_training": False}, "says that the record is not to be learned"),
+    "wrong, said in an object": (chat(metadata={"scores": {"passed": False}}), "'metadata.scores.passed'"),
+    "of a split, said in an object": (chat(info={"split": "test"}), "'info.split' says that the record is held"),
+    "cancelled by an annotator": (chat(annotation={"was_cancelled": True}), "'annotation.was_cancelled'"),
+    "not for training": (chat(use_for_training=False), "says that the record is not to be learned"),
     "a duplicate": ({**PAIR, "is_duplicate": "true"}, "says that the record is not to be learned"),
-    "not liked": ({**CHAT, "feedback": {"rating": "thumbs_down"}}, "says that the answer is bad"),
-    "voted down": ({"messages": [USER, {**ANSWER, "vote": -1}]}, "'messages.vote' says that the answer is bad"),
-    "interrupted": ({"messages": [USER, {**ANSWER, "interrupted": True}]}, "'messages.interrupted'"),
+    "not liked": (chat(feedback={"rating": "thumbs_down"}), "says that the answer is bad"),
+    "voted down": ({"messages": [ASKED, {**ANSWERED, "vote": -1}]}, "'messages.vote' says that the answer is bad"),
+    "interrupted": ({"messages": [ASKED, {**ANSWERED, "interrupted": True}]}, "'messages.interrupted'"),
     "a passage beside a question": (
-        {"messages": [{**USER, "documents": ["Roses are red."]}, ANSWER]}, "'messages.documents' holds a text",
+        {"messages": [{**ASKED, "documents": ["Roses are red."]}, ANSWERED]}, "'messages.documents' holds a text",
     ),
     "a schema of tables": ({**PAIR, "schema": "CREATE TABLE t (a int)"}, "'schema' holds a text that no turn holds"),
     "an address of what is asked about": ({**PAIR, "media": {"url": "https://a/b.jpg"}}, "'media.url' names a picture"),
     "a turn of a tree": ({"text": "Hi", "role": "prompter", "parent_id": None}, "one turn of a conversation"),
-    "turns beside a text": ({"text": "Red.", "chat_log": [USER]}, "'chat_log' holds turns that are not read"),
+    "turns beside a text": ({"text": "Red.", "chat_log": [ASKED]}, "'chat_log' holds turns that are not read"),
     "an attachment": (
         {"chat_messages": [{"sender": "human", "text": "See.", "attachments": [{"extracted_content": "x"}]},
                            {"sender": "assistant", "text": "Seen."}]},
@@ -78,7 +69,7 @@ REFUSED = {
     "Guanaco's": ({"text": "### Human: Hi### Assistant: Hello."}, "another chat template has rendered"),
     "a prompt of Anthropic's": ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "completion": "Hello."}, "has rendered"),
     "an answer that goes on": (answer("Red.<|im_end|>\n<|im_start|>user\nAnd now?"), "has rendered"),
-    "what stands around images": (asked("<|vision_start|><image>Hi", images=["a.png"]), "another model's images"),
+    "what stands around images": (asked("<|vision_start|><image>Hi") | {"images": ["a.png"]}, "another model's images"),
     "a part of a film": (
         {"contents": [{"role": "user", "parts": [{"fileData": {"mimeType": "video/mp4", "fileUri": "a.mp4"}}]}]},
         "'video/mp4', which is no image",
@@ -89,7 +80,7 @@ REFUSED = {
         "a turn of type 'remove' without a role",
     ),
     "reasoning without an answer": (
-        {"messages": [USER, {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}]},
+        {"messages": [ASKED, {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}]},
         "only thinks",
     ),
     "a call as words": (
@@ -100,8 +91,8 @@ REFUSED = {
     "calls of Firefunction": (answer('functools[{"name": "f"}]'), "begins a tool call"),
     "calls of MiniMax": (answer('<minimax:tool_call><invoke name="f">'), "begins a tool call"),
     "other calls in two places": (
-        {"messages": [USER, {"role": "assistant", "content": [USE],
-                             "tool_calls": [{"id": "a", "function": {"name": "g", "arguments": "{}"}}]}, ANSWER]},
+        {"messages": [ASKED, {"role": "assistant", "content": [USE],
+                             "tool_calls": [{"id": "a", "function": {"name": "g", "arguments": "{}"}}]}, ANSWERED]},
         "other calls in its parts",
     ),
 }  # fmt: skip
@@ -117,14 +108,14 @@ def test_refused_with_its_reason(name: str) -> None:
 
 
 READ = {
-    "settings that say nothing": ({**CHAT, "tool_choice": "auto", "response_format": {"type": "text"}}, "Red."),
-    "the whole of an answer": ({**CHAT, "finish_reason": "stop", "error": None, "status": "completed"}, "Red."),
-    "praise": ({**CHAT, "feedback": {"rating": "thumbs_up"}, "vote": 1, "metadata": {"passed": True}}, "Red."),
-    "another answer was cut off": ({**CHAT, "generations": ["a"], "finish_reasons": ["stop", "length"]}, "Red."),
-    "a moderator's flag": ({**CHAT, "openai_moderation": [{"flagged": True}]}, "Red."),
+    "settings that say nothing": (chat(tool_choice="auto", response_format={"type": "text"}), "Red."),
+    "the whole of an answer": (chat(finish_reason="stop", error=None, status="completed"), "Red."),
+    "praise": (chat(feedback={"rating": "thumbs_up"}, vote=1, metadata={"passed": True}), "Red."),
+    "another answer was cut off": (chat(generations=["a"], finish_reasons=["stop", "length"]), "Red."),
+    "a moderator's flag": (chat(openai_moderation=[{"flagged": True}]), "Red."),
     "a result that failed": (
-        {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]},
-                      {"role": "tool", "tool_call_id": "a", "content": "x", "status": "error"}, ANSWER]},
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]},
+                      {"role": "tool", "tool_call_id": "a", "content": "x", "status": "error"}, ANSWERED]},
         "Red.",
     ),
     "an answer that is JSON": ({"prompt": "As JSON.", "completion": '{"message": {"role": "x"}}'},
@@ -135,12 +126,12 @@ READ = {
     ),
     "struck through": (answer("It costs <s>10</s>"), "It costs <s>10</s>"),
     "the answer of a wrapper that repeats the turns": (
-        {"inputs": {"messages": [USER]}, "outputs": {"messages": [USER, ANSWER]}}, "Red.",
+        {"inputs": {"messages": [ASKED]}, "outputs": chat()}, "Red.",
     ),
     "the same calls in two places": (
-        {"messages": [USER, {"role": "assistant", "content": [USE],
+        {"messages": [ASKED, {"role": "assistant", "content": [USE],
                              "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]},
-                      {"role": "tool", "tool_call_id": "a", "content": "x"}, ANSWER]},
+                      {"role": "tool", "tool_call_id": "a", "content": "x"}, ANSWERED]},
         "Red.",
     ),
 }  # fmt: skip
@@ -166,8 +157,10 @@ def test_names_that_an_object_has_twice() -> None:
     assert parsed_json('[{"a": 1}, {"a": 1}]', 100) == [{"a": 1}, {"a": 1}]
 
 
-def test_why_a_record_is_none() -> None:
-    assert "holds an answer, and no field the request" in why_unknown({"response": {"choices": [{"message": ANSWER}]}})
+def test_why_a_record_has_no_known_shape() -> None:
+    assert "holds an answer, and no field the request" in why_unknown(
+        {"response": {"choices": [{"message": ANSWERED}]}}
+    )
     assert "'data' is a list of 1 records of the shape pair" in why_unknown({"data": [PAIR]})
     assert recognise({"data": [{"question": "Which colour?", "answer": "Red."}]}) is None
 

@@ -6,25 +6,11 @@ import datetime
 from typing import Any
 
 import pytest
+from small_chats import ANSWERED, ASKED, answer, asked, chat
 
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.records import parse_record, recognise
-
-ASKED = {"role": "user", "content": "Which colour?"}
-ANSWERED = {"role": "assistant", "content": "Red."}
-
-
-def chat(*turns: dict[str, Any], **beside: Any) -> dict[str, Any]:
-    return {"messages": list(turns or (ASKED, ANSWERED)), **beside}
-
-
-def answer(content: Any = "Red.", **fields: Any) -> dict[str, Any]:
-    return chat(ASKED, {"role": "assistant", "content": content, **fields})
-
-
-def asked(content: Any, **fields: Any) -> dict[str, Any]:
-    return chat({"role": "user", "content": content, **fields}, ANSWERED)
 
 
 def calling(*calls: dict[str, Any], results: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
