@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ from PIL import Image
 from megatron_apriel.testing.chat_servers import AnsweringServer
 from tools import evaluate
 
+ROOT = Path(__file__).resolve().parents[3]
+TOOL = str(ROOT / "tools" / "evaluate.py")
 Answering = Callable[[Callable[[dict[str, Any]], Any]], AnsweringServer]
 
 
@@ -55,6 +61,20 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def run(out: Path, data: Path, *arguments: str, benchmarks: str = "mmlu_pro") -> int:
     return evaluate.main([str(out), "--benchmarks", benchmarks, "--data", str(data), *arguments])
+
+
+def started(program: Sequence[str], **how: Any) -> subprocess.Popen[str]:
+    """A process of Python, which imports this project from here."""
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.Popen([sys.executable, *program], env={**os.environ, "PYTHONPATH": paths}, text=True, **how)
+
+
+def wait_until(happened: Callable[[], object]) -> None:
+    for _ in range(1200):
+        if happened():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within a minute")
 
 
 def row(out: Path, number: int = 0) -> dict[str, Any]:

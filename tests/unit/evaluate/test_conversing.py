@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,10 +16,9 @@ import pytest
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.grading.scorer_environments import package_files
 from megatron_apriel.testing.chat_servers import Reply, whole
-from tests.unit.evaluate.conftest import Answering, lines, row
+from tests.unit.evaluate.conftest import TOOL, Answering, lines, row, started, wait_until
 from tools import evaluate
 
-ROOT = Path(__file__).resolve().parents[3]
 TASKS = ("cut", "broken", "silent", "refused", "mute", "good")
 STAND_IN = """
 import json, sys
@@ -159,15 +157,10 @@ def test_killed_conversations_go_on(tmp_path: Path, answering: Answering, tau2: 
 
     agent, user = answering(slowly), answering(slowly)
     out, own = tmp_path / "out", ("--model", agent.address, "--user-model", user.address, "--at-once", "2")
-    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), str(out), "--benchmarks", "tau2_telecom",
-               "--runs", "1", *own]  # fmt: skip
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+    command = [TOOL, str(out), "--benchmarks", "tau2_telecom", "--runs", "1", *own]
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         answers = out / "tau2_telecom" / "answers-1.jsonl"
-        for _ in range(600):
-            if answers.exists() and answers.read_bytes().count(b"\n") > 10:
-                break
-            time.sleep(0.05)
+        wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") > 10)
         process.send_signal(ending)
     kept = answers.read_bytes().count(b"\n")
     assert 10 < kept < 60

@@ -19,7 +19,6 @@ from megatron_apriel.testing.chat_servers import Reply, whole
 from tests.unit.evaluate.conftest import Answering, lines, row, run
 from tools import evaluate
 
-ROOT = Path(__file__).resolve().parents[3]
 TRAINED = "Here are my reasoning steps: Answer: B\n[BEGIN FINAL RESPONSE]\nAnswer: A\n[END FINAL RESPONSE]"
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,9 +14,7 @@ import pytest
 
 from megatron_apriel.errors import ServerError
 from megatron_apriel.testing.chat_servers import Reply
-from tests.unit.evaluate.conftest import Answering, lines, row, run, write_lines
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.unit.evaluate.conftest import TOOL, Answering, lines, row, run, started, wait_until, write_lines
 
 
 def test_a_killed_command_goes_on(tmp_path: Path, data: Path, answering: Answering) -> None:
@@ -34,15 +30,10 @@ def test_a_killed_command_goes_on(tmp_path: Path, data: Path, answering: Answeri
 
     server = answering(slowly)
     out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), str(out), "--model", server.address,
-               "--benchmarks", "mmlu_pro", "--data", str(data), "--at-once", "2"]  # fmt: skip
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
+    words = ("--model", server.address, "--benchmarks", "mmlu_pro", "--data", str(data), "--at-once", "2")
+    with started([TOOL, str(out), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         answers = out / "mmlu_pro" / "answers-1.jsonl"
-        for _ in range(600):
-            if answers.exists() and answers.read_bytes().count(b"\n") > 20:
-                break
-            time.sleep(0.05)
+        wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") > 20)
         process.send_signal(signal.SIGKILL)
     with answers.open("ab") as file:
         file.write(b'{"key": "torn')
@@ -65,10 +56,8 @@ def test_a_signal_while_questions_are_out(tmp_path: Path, data: Path, answering:
         over.wait(60)
         return "Answer: A"
 
-    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), str(tmp_path / "out"), "--benchmarks", "mmlu_pro",
-               "--data", str(data), "--model", answering(never).address]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    with subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) as process:
+    words = ("--benchmarks", "mmlu_pro", "--data", str(data), "--model", answering(never).address)
+    with started([TOOL, str(tmp_path / "out"), *words], stderr=subprocess.PIPE) as process:
         assert came.wait(60)
         process.send_signal(number)
         said = process.communicate()[1]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +23,9 @@ from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path
 from megatron_apriel.formats.run_evaluations import RunEvaluations
 from megatron_apriel.locks import lock_directory, take_lock
 from megatron_apriel.testing.stages import small_stage
+from tests.unit.evaluate.conftest import started, wait_until
 from tools import evaluate
 
-ROOT = Path(__file__).resolve().parents[3]
 EXPORTING = """
 import pathlib, sys
 source, destination = map(pathlib.Path, sys.argv[1:3])
@@ -328,13 +326,8 @@ def test_a_signal_ends_what_it_started(followed: Callable[..., Followed], number
         " whole(root / 'export.py', root / 'evaluate.py', options, figures);"
         f"sys.exit(run_command(lambda: tool.main(['--follow', {str(one.run.path)!r}])))"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    with subprocess.Popen([sys.executable, "-c", program], env=environment, text=True, start_new_session=True,
-                          stderr=subprocess.PIPE) as process:  # fmt: skip
-        for _ in range(600):
-            if one.asked:
-                break
-            time.sleep(0.05)
+    with started(["-c", program], start_new_session=True, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: one.asked)
         process.send_signal(getattr(signal, f"SIG{number}"))
         said = process.communicate(timeout=60)[1]
     assert process.returncode == code, said
