@@ -124,7 +124,7 @@ def rank_loads(layers: Sequence[int], pipeline: int, extras: Extras) -> list[flo
     return _with_ends([float(sum(layers[rank::pipeline])) for rank in range(pipeline)], extras)
 
 
-def resolved_split(config: StageConfig, architecture: Architecture, share: float | None = None) -> StageConfig:
+def resolved_split(config: StageConfig, architecture: Architecture) -> StageConfig:
     """The stage with ``parallel.layers_per_stage=balanced`` replaced by numbers; as it is where it says anything else.
 
     Raises ConfigError where there are more stages than layers.
@@ -132,7 +132,7 @@ def resolved_split(config: StageConfig, architecture: Architecture, share: float
     parallel = config.parallel
     if parallel.layers_per_stage != "balanced":
         return config
-    extras = stage_extras(config, architecture, share)
+    extras = stage_extras(config, architecture)
     layers = balanced_layers(architecture.decoder.num_layers, parallel.pipeline, parallel.virtual, extras)
     return config.model_copy(update={"parallel": parallel.model_copy(update={"layers_per_stage": layers})})
 

@@ -29,15 +29,12 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 
 @contextlib.contextmanager
-def joined(timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
+def joined() -> Iterator[torch.device]:
     """Within it, this rank has its device and can talk to all others; yields the device.
 
     Takes rank and world size from the environment that torchrun and Slurm's ``srun`` set, and a single process without
     one as a world of one. A default process group that exists already is used and left in place. If another rank dies,
     this one is ended (``watch.py``).
-
-    Args:
-        timeout: see :data:`TIMEOUT`.
 
     Raises:
         ConfigError: if there are more ranks on this host than devices.
@@ -46,7 +43,7 @@ def joined(timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
     device = _take_device()
     mine = not dist.is_initialized()
     if mine:
-        _join(timeout)
+        _join()
     try:
         with _others_watched() if mine else contextlib.nullcontext():
             yield device
@@ -56,18 +53,17 @@ def joined(timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
 
 
 @contextlib.contextmanager
-def initialized(layout: Layout, seed: int = 1234, timeout: datetime.timedelta = TIMEOUT) -> Iterator[torch.device]:
+def initialized(layout: Layout, seed: int = 1234) -> Iterator[torch.device]:
     """:func:`joined`, and within it Megatron's process groups of a layout and this rank's random states.
 
     Args:
         layout: how the ranks are laid out.
         seed: of parameters' initialisation and of dropout; shifted per tensor-parallel and pipeline rank.
-        timeout: see :data:`TIMEOUT`.
 
     Raises:
         ConfigError: as :func:`joined`, and if the number of ranks is not the layout's.
     """
-    with joined(timeout) as device:
+    with joined() as device:
         if dist.get_world_size() != layout.world_size:
             raise ConfigError(
                 f"the layout is for {layout.world_size} rank(s), but {dist.get_world_size()} were started.",
@@ -79,7 +75,7 @@ def initialized(layout: Layout, seed: int = 1234, timeout: datetime.timedelta = 
                 pipeline_model_parallel_size=layout.pipeline,
                 virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
                 context_parallel_size=layout.context,
-                distributed_timeout_minutes=int(timeout.total_seconds() // 60),
+                distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
             )
             seed_all(seed)
             yield device
@@ -119,7 +115,7 @@ def _take_device() -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _join(timeout: datetime.timedelta) -> None:
+def _join() -> None:
     """Make the default process group from the environment, or alone where there is none.
 
     Raises TransientError where the ranks do not find each other: a port that is taken, a rank that does not come.
@@ -127,11 +123,11 @@ def _join(timeout: datetime.timedelta) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
         if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            dist.init_process_group(backend, timeout=TIMEOUT)
         elif {"SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"} <= os.environ.keys():
-            _join_in_step(backend, int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), timeout)
+            _join_in_step(backend, int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]))
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     except dist.DistError as error:
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise TransientError(
@@ -141,16 +137,16 @@ def _join(timeout: datetime.timedelta) -> None:
         ) from error
 
 
-def _join_in_step(backend: str, rank: int, world_size: int, timeout: datetime.timedelta) -> None:
+def _join_in_step(backend: str, rank: int, world_size: int) -> None:
     """Make the default process group of a Slurm step."""
     if world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
         return
-    with met(os.environ, rank, world_size, timeout) as store:
+    with met(os.environ, rank, world_size, TIMEOUT) as store:
         store.set(f"here/{rank}", "")
         if rank == 0:  # it answers latecomers until all are here
-            store.wait([f"here/{other}" for other in range(world_size)], timeout)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+            store.wait([f"here/{other}" for other in range(world_size)], TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
 
 
 def _others_watched() -> contextlib.AbstractContextManager[None]:

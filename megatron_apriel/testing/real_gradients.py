@@ -57,8 +57,8 @@ def class_of(name: str) -> str:
 
 
 @cache
-def real_gradients(steps: int = 44) -> Recorded:
-    """Of the first steps of training, clipped to a norm of 1, the same in every process."""
+def real_gradients() -> Recorded:
+    """Of the first 44 steps of training, clipped to a norm of 1, the same in every process."""
     text = torch.tensor(list(Path(argparse.__file__).read_bytes()))
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential()
@@ -72,7 +72,7 @@ def real_gradients(steps: int = 44) -> Recorded:
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=BETAS)
     gradients = []
-    for _ in range(steps):
+    for _ in range(44):
         starts = torch.randint(0, len(text) - LENGTH - 1, (SEQUENCES,), generator=generator)
         tokens = torch.stack([text[start : start + LENGTH + 1] for start in starts])
         optimizer.zero_grad()

@@ -81,7 +81,6 @@ def write_rigged_model(
     tools: Sequence[dict[str, Any]] = TOOLS,
     *,
     tower: bool = True,
-    rate: float = 3e-3,
     steps: int = 600,
 ) -> Path:
     """Write a model that gives the last turn of each conversation when it is asked what stands before it.
@@ -91,7 +90,7 @@ def write_rigged_model(
         conversations: messages as for ``apply_chat_template``; contents are texts, or parts with PIL images.
         tools: offered in conversations with calls.
         tower: whether it reads images.
-        rate, steps: of Adam; it ends early when every token is certain.
+        steps: of Adam; it ends early when every token is certain.
 
     Raises:
         RuntimeError: it did not learn them.
@@ -106,7 +105,7 @@ def write_rigged_model(
     examples = [
         _example(processor, messages, tools if calls_tools(messages) else (), tower) for messages in conversations
     ]
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
         worst = 0.0
         for inputs, labels in examples:
