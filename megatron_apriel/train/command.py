@@ -28,7 +28,8 @@ examples:
       python -m megatron_apriel.train examples/cpt_stage2.yaml --dry-run --world-size 640
 
 The same command again resumes from the newest checkpoint in the stage's output directory. With --change, learning
-rate, schedule, length and the mixture's weights may then differ from those that the run had so far.
+rate, schedule, length, the mixture's weights and the form of the optimizer's states may then differ from those that the
+run had so far.
 
 exit codes: 0 the stage is complete; 75 stopped by SIGTERM, SIGUSR1 or the job's time limit after saving (start the
 same command again); 76 failed for what may pass by itself, as a port that is taken; 130 stopped by Ctrl-C after saving;
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--change",
         action="store_true",
-        help="resume with another learning rate, schedule, length, or other weights and sources of the mixture",
+        help="resume with another learning rate, schedule, length, other weights and sources of the mixture, or another"
+        " form of the optimizer's states",
     )
     planning = parser.add_argument_group("planning")
     planning.add_argument("--dry-run", action="store_true", help="print what would run, and check it; start nothing")
