@@ -65,7 +65,7 @@ class Vllm(Engine):
         return Launch((*command, *service.further), variables)
 
     def greedy(self, service: Service, asked: Asked) -> GreedyReply:
-        """Ask with the switch that makes vLLM tell the tokens."""
+        """Ask with the switch that makes vLLM return the tokens."""
         body = body_of(asked.question, self.served_name(service))
         body |= {"stream": False, "return_token_ids": True, "skip_special_tokens": False}
         del body["stream_options"]
