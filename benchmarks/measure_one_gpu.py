@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import CASES, small
+from benchmarks.cases import CASES, small, workload
 from benchmarks.measure import environment, prepared, seconds_of_step
 from benchmarks.one_gpu_report import SPECIFIED
 from benchmarks.stages import stage_of
@@ -30,9 +30,10 @@ from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import KINDS
 from megatron_apriel.planning.memory import rank_memory
-from megatron_apriel.planning.step_time import Workload, step_time
+from megatron_apriel.planning.step_time import step_time
 from megatron_apriel.train.optimizer import own_optimizers
 from megatron_apriel.train.state_placement import memory_for_program
+from megatron_apriel.train.step_result import StepResult
 
 
 def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: None) -> dict[str, Any]:
@@ -43,14 +44,12 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
             ``more``, ``whole``, ``brief``, ``tiny``.
         wait: returns when the device is free.
     """
-    few, more = specification["few"], specification["more"]
+    more = specification["more"]
     config = stage_of(specification)
     case = replace(CASES[specification["case"]], micro_batches=more)
     case = small(case) if specification["tiny"] else case
     architecture, made = prepared(case, "ours", specification["layers"], specification["tiny"])
-    flops = sum(step_flops(architecture, case.train, batch) for batch in made) / len(made)
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if torch.cuda.is_available():
         importlib.import_module("transformer_engine.pytorch")
     wait()
     with groups.initialized(Layout()) as device:
@@ -58,42 +57,24 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
         subject = Ours(architecture, config, Layout())
         begin_s = time.perf_counter() - begun
         given = [batch.to(device) for batch in made]
-        results, durations = [], []
-        for number in range(specification["steps"]):
-            if number == 1 and on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            batches = [given[(number * few + place) % more] for place in range(few)]
-            begun = time.perf_counter()
-            results.append(subject.trainer.step(iter(batches), config.optimizer.peak, few))
-            durations.append(time.perf_counter() - begun)
-            assert results[-1].applied, f"step {number} was skipped"
+        results, durations = _real_steps(subject, given, specification["steps"], specification["few"])
         micro_batch, per_step = _parts(subject, given, 1 if specification["brief"] else 2)
-        peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         update = subject.update_seconds()
         many = [given[place % more] for place in range(specification["whole"])]
         whole = seconds_of_step(subject, many, 1)[0] if many else 0.0
-        memory = rank_memory(config, architecture, Layout(), 0, memory_for_program(device))
-        document_tokens, image_tokens = _contents(made)
-        plan = step_time(config, architecture, Layout(), KINDS["h200"], Workload(document_tokens, image_tokens))
-        states = [own.states for own in own_optimizers(subject.trainer.optimizer)]
-        held = subject.memory()
-        inputs = subject.trainer.inputs
+        memory, work = rank_memory(config, architecture, Layout(), 0, memory_for_program(device)), workload(made)
+        plan = step_time(config, architecture, Layout(), KINDS["h200"], work)
         return {
-            "parameters": sum(each.numel() for own in own_optimizers(subject.trainer.optimizer)
-                              for group in own.param_groups for each in group["params"]),
-            "host_bytes": sum(each.host_bytes for each in states),
-            "input_bytes": inputs.host_bytes if inputs is not None else 0,
-            "state_bytes": sum(tensor.nbytes for each in states for tensor in each.tensors()),
-            "weight_bytes": held["weights"],
-            "gradient_bytes": held["main gradients"],
+            **_held(subject),
             "begin_s": begin_s,
             "losses": [result.loss for result in results],
             "norms": [result.gradient_norm for result in results],
             "real_ms": [1e3 * seconds for seconds in durations],
             "tokens": case.sequence_length,
-            "document_tokens": document_tokens,
-            "image_tokens": image_tokens,
-            "flops": flops,
+            "document_tokens": work.document_tokens,
+            "image_tokens": work.image_tokens,
+            "flops": sum(step_flops(architecture, case.train, batch) for batch in made) / len(made),
             "micro_batch_ms": 1e3 * micro_batch,
             "per_step_ms": 1e3 * per_step,
             "update_ms": 1e3 * update,
@@ -102,7 +83,36 @@ def measured(specification: dict[str, Any], wait: Callable[[], Any] = lambda: No
             "predicted_peak": memory.total,
             "predicted_micro_batch_ms": 1e3 * plan.compute / plan.micro_batches,
             "predicted_per_step_ms": 1e3 * plan.optimizer,
-        }  # fmt: skip
+        }
+
+
+def _real_steps(
+    subject: Ours, given: Sequence[Batch], steps: int, micro_batches: int
+) -> tuple[list[StepResult], list[float]]:
+    """Results and seconds of steps on batches that take turns; the peak of memory is of those after the first."""
+    results, durations = [], []
+    for number in range(steps):
+        if number == 1 and torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        batches = [given[(number * micro_batches + place) % len(given)] for place in range(micro_batches)]
+        begun = time.perf_counter()
+        results.append(subject.trainer.step(iter(batches), subject.trainer.config.optimizer.peak, micro_batches))
+        durations.append(time.perf_counter() - begun)
+        assert results[-1].applied, f"step {number} was skipped"
+    return results, durations
+
+
+def _held(subject: Ours) -> dict[str, int]:
+    """Parameters that train, and bytes of what is kept for them."""
+    own, held, inputs = own_optimizers(subject.trainer.optimizer), subject.memory(), subject.trainer.inputs
+    return {
+        "parameters": sum(each.numel() for one in own for group in one.param_groups for each in group["params"]),
+        "host_bytes": sum(one.states.host_bytes for one in own),
+        "input_bytes": inputs.host_bytes if inputs is not None else 0,
+        "state_bytes": sum(tensor.nbytes for one in own for tensor in one.states.tensors()),
+        "weight_bytes": held["weights"],
+        "gradient_bytes": held["main gradients"],
+    }
 
 
 def _parts(subject: Ours, given: Sequence[Batch], repetitions: int) -> tuple[float, float]:
@@ -120,13 +130,6 @@ def _parts(subject: Ours, given: Sequence[Batch], repetitions: int) -> tuple[flo
         return micro_batch, one[0] - micro_batch
     per_step = subject.update_seconds(with_norm=True)
     return (all_of_them - per_step) / len(given), per_step
-
-
-def _contents(made: Sequence[Batch]) -> tuple[int, int]:
-    """What the plan should take a sequence to hold: equal documents with the same sum of squares, image tokens."""
-    lengths = [length for batch in made for length in batch.cu_seqlens.diff().tolist()]
-    images = sum(batch.images.num_patches for batch in made) / len(made)
-    return round(sum(length**2 for length in lengths) / sum(lengths)), round(images)
 
 
 def main(arguments: Sequence[str]) -> int:

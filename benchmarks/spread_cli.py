@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.cases import batches
+from benchmarks.cases import batches, workload
 from benchmarks.measure import WARM_UP_STEPS
 from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.report import GIB, Page, Record, write
@@ -79,14 +79,8 @@ def hardware_of(arguments: argparse.Namespace) -> Hardware:
 
 
 def workload_of(spread: Spread) -> Workload:
-    """What the plan should take a sequence to hold, from the sequences of the step that is measured.
-
-    Documents of equal length with the same sum of squares stand for those of many lengths.
-    """
-    made = batches(spread.sized_case(), spread.architecture())
-    lengths = [length for batch in made for length in batch.cu_seqlens.diff().tolist()]
-    image_tokens = sum(batch.images.num_patches for batch in made) / len(made)
-    return Workload(round(sum(length**2 for length in lengths) / sum(lengths)), round(image_tokens))
+    """What the plan should take a sequence to hold, from the step that is measured."""
+    return workload(batches(spread.sized_case(), spread.architecture()))
 
 
 def show_plan(plan: Sequence[tuple[Spread, Prediction]]) -> int:
