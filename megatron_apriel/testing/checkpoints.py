@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,3 +64,10 @@ def write_hf_checkpoint(
     # transformers writes its own full form; the project's form is what published checkpoints carry.
     (directory / "config.json").write_text(json.dumps(architecture.to_hf_config(dtype), indent=2), encoding="utf-8")
     return directory
+
+
+def assert_same_tensors(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
+    """The same names, types and bits."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]), name

@@ -20,7 +20,7 @@ from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.errors import CheckpointError, run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.mistral_params import architecture_from_params, params_from_architecture
-from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.checkpoints import assert_same_tensors, write_hf_checkpoint
 from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.testing.tokenizers import write_small_tekken
 from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
@@ -39,12 +39,6 @@ def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
     return {
         name: tensor for file in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(file).items()
     }
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]), name
 
 
 def to_mistral(stored: dict[str, torch.Tensor], architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -92,7 +86,7 @@ def mistral(hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_mistral_form_is_the_published_one(hf, mistral, tmp_path):
     assert convert(hf, tmp_path / "out", "--to", "mistral", "--verify") == 0
-    assert_same(tensors_of(tmp_path / "out"), tensors_of(mistral))
+    assert_same_tensors(tensors_of(tmp_path / "out"), tensors_of(mistral))
     assert architecture_from_params(tmp_path / "out" / "params.json") == architecture_from_params(
         mistral / "params.json"
     )
@@ -102,7 +96,7 @@ def test_mistral_to_hf_gives_the_same_logits(mistral, hf, tmp_path):
     from transformers import LlavaForConditionalGeneration
 
     assert convert(mistral, tmp_path / "out", "--to", "hf", "--verify") == 0
-    assert_same(tensors_of(tmp_path / "out"), tensors_of(hf))
+    assert_same_tensors(tensors_of(tmp_path / "out"), tensors_of(hf))
     inputs = {"input_ids": torch.tensor([[1, 10, 10, 12, 10, 10, 13, 40, 41]]), "image_sizes": torch.tensor([[32, 32]])}
     inputs["pixel_values"] = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     logits = []
@@ -130,7 +124,7 @@ def test_round_trips_are_exact(hf, mistral, tmp_path, path):
     assert convert(source, tmp_path / "there", "--to", path[1], "--verify") == 0
     assert convert(tmp_path / "there", tmp_path / "back", "--to", path[2], "--max-shard-size", "200KB") == 0
     assert len(list((tmp_path / "back").glob("*.safetensors"))) > 2
-    assert_same(tensors_of(tmp_path / "back"), tensors_of(source))
+    assert_same_tensors(tensors_of(tmp_path / "back"), tensors_of(source))
     if path == ("hf", "megatron", "hf"):
         assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads(
             (hf / "config.json").read_text()
@@ -145,7 +139,7 @@ def test_text_only(tmp_path):
     assert convert(source, tmp_path / "mistral", "--to", "mistral") == 0
     assert "vision_encoder" not in json.loads((tmp_path / "mistral" / "params.json").read_text())
     assert convert(tmp_path / "mistral", tmp_path / "back", "--to", "hf") == 0
-    assert_same(tensors_of(tmp_path / "back"), tensors_of(source))
+    assert_same_tensors(tensors_of(tmp_path / "back"), tensors_of(source))
 
 
 def test_megatron_form_loads_and_reads_by_rows(hf, stand_in, tmp_path, monkeypatch):
@@ -171,7 +165,7 @@ def test_megatron_form_loads_and_reads_by_rows(hf, stand_in, tmp_path, monkeypat
 def test_dtype(hf, tmp_path, capsys):
     assert convert(hf, tmp_path / "wide", "--to", "hf", "--dtype", "float32") == 0
     narrow = load_file(hf / "model.safetensors")
-    assert_same(tensors_of(tmp_path / "wide"), {name: tensor.float() for name, tensor in narrow.items()})
+    assert_same_tensors(tensors_of(tmp_path / "wide"), {name: tensor.float() for name, tensor in narrow.items()})
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
     narrow["vision_tower.ln_pre.weight"][3] = 1e30
     (tmp_path / "large").mkdir()
@@ -344,7 +338,7 @@ def test_config_names_a_dtype_into_which_all_fit(hf, tmp_path):
     save_file(stored, tmp_path / "mixed" / "model.safetensors")
     assert convert(tmp_path / "mixed", tmp_path / "out", "--to", "hf") == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
-    assert_same(tensors_of(tmp_path / "out"), stored)
+    assert_same_tensors(tensors_of(tmp_path / "out"), stored)
 
 
 def test_failure_in_mid_write_leaves_nothing(hf, tmp_path, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.gguf import plan_gguf, write_gguf
 from megatron_apriel.errors import CheckpointError, ConfigError, run_command
 from megatron_apriel.formats.kinds import Kind
-from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.checkpoints import assert_same_tensors, write_hf_checkpoint
 from megatron_apriel.testing.rigged_models import rigged_architecture
 from megatron_apriel.testing.word_patterns import LLAMA3, byte_level, sequence, set_words, split
 from tools import convert_checkpoint
@@ -56,11 +56,6 @@ def found(llama_cpp: Path, stem: str) -> dict[str, Any]:
     return result
 
 
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
 def test_text_comes_from_one_form_and_images_from_the_other(ours: Path, llama_cpp: Path, tmp_path: Path) -> None:
     assert write_gguf(plan_gguf(ours, llama_cpp), tmp_path / "out") == ["mmproj.gguf", "text.gguf"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["mmproj.gguf", "text.gguf"]
@@ -74,7 +69,7 @@ def test_text_comes_from_one_form_and_images_from_the_other(ours: Path, llama_cp
     begins = ("vision_encoder.", "vision_language_adapter.", "tok_embeddings.")
     expected = {name: tensor for name, tensor in whole.items() if name.startswith(begins)}
     assert 0 < len(expected) < len(whole)
-    assert_same(load_file(llama_cpp / "mmproj" / "consolidated.safetensors"), expected)
+    assert_same_tensors(load_file(llama_cpp / "mmproj" / "consolidated.safetensors"), expected)
     params = json.loads((llama_cpp / "mmproj" / "params.json").read_text())
     assert params["vision_encoder"]["image_break_token_id"] == 12
 
@@ -87,7 +82,7 @@ def test_other_forms_are_written_for_the_converter(ours: Path, llama_cpp: Path, 
         assert (given / "tokenizer.json").exists()
     write_gguf(plan_gguf(given, llama_cpp, dtype=torch.float32), tmp_path / "out")
     assert found(llama_cpp, "text")["options"] == ["--outtype", "f32"]
-    assert_same(
+    assert_same_tensors(
         load_file(llama_cpp / "text" / "model.safetensors"),
         {name: tensor.float() for name, tensor in load_file(ours / "model.safetensors").items()},
     )

@@ -28,7 +28,7 @@ from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.layer_maps import layer_map
 from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import plan_upscale, upscale
-from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.checkpoints import assert_same_tensors, write_hf_checkpoint
 from megatron_apriel.testing.rigged_models import rigged_architecture
 from megatron_apriel.testing.stages import small_stage
 
@@ -53,12 +53,6 @@ def in_memory(directory: Path) -> dict[str, torch.Tensor]:
     model, report = kind_of(directory).from_pretrained(directory, dtype="auto", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     return dict(model.state_dict())
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]), name
 
 
 def through_a_checkpoint(directory: Path, scratch: Path) -> Path:
@@ -87,11 +81,11 @@ def test_what_transformers_saves_is_read_by_everything(
         if (ours / name).exists():
             shutil.copy(ours / name, tmp_path / "saved")
     saved, weights = tmp_path / "saved", dict(model.state_dict())
-    assert_same(in_memory(through_a_checkpoint(saved, tmp_path)), weights)
+    assert_same_tensors(in_memory(through_a_checkpoint(saved, tmp_path)), weights)
 
     inputs = [AverageInput.from_directory(saved), AverageInput.from_directory(saved)]
     average(plan_average(inputs), tmp_path / "mean", verify=True)
-    assert_same(in_memory(tmp_path / "mean"), weights)
+    assert_same_tensors(in_memory(tmp_path / "mean"), weights)
 
     upscale(plan_upscale(GivenModel.open(saved), layer_map("interval", 4, 6)), tmp_path / "deeper", verify=True)
     deeper = in_memory(tmp_path / "deeper")
@@ -114,7 +108,7 @@ def test_configs_of_either_version_of_transformers(ours: Path, tmp_path: Path, s
         part.update({setting: "float32", "output_attentions": False, "use_bfloat16": False, "num_beams": 1})
     (given / "config.json").write_text(json.dumps(config | {"transformers_version": "4.51.3"}))
     back = through_a_checkpoint(given, tmp_path)
-    assert_same(load_file(back / "model.safetensors"), load_file(ours / "model.safetensors"))
+    assert_same_tensors(load_file(back / "model.safetensors"), load_file(ours / "model.safetensors"))
     assert json.loads((back / "config.json").read_text())[setting] == "float32"
 
 
@@ -140,7 +134,7 @@ def test_pickled_weights_are_read_after_the_command_that_is_named(
         TransformersModel(tmp_path / "bin")
     run_printed(caught.value, monkeypatch, tmp_path / "out")
     back = through_a_checkpoint(tmp_path / "out", tmp_path)
-    assert_same(load_file(back / "model.safetensors"), weights)
+    assert_same_tensors(load_file(back / "model.safetensors"), weights)
 
 
 def test_a_tied_head_is_read_after_the_command_that_is_named(
@@ -157,7 +151,7 @@ def test_a_tied_head_is_read_after_the_command_that_is_named(
     with pytest.raises(CheckpointError, match="tie_word_embeddings=True is not supported") as caught:
         plan_conversion(tmp_path / "tied", Kind.MEGATRON)
     run_printed(caught.value, monkeypatch, tmp_path / "tied", tmp_path / "out")
-    assert_same(in_memory(through_a_checkpoint(tmp_path / "out", tmp_path)), dict(model.state_dict()))
+    assert_same_tensors(in_memory(through_a_checkpoint(tmp_path / "out", tmp_path)), dict(model.state_dict()))
 
 
 def test_a_weight_under_both_of_its_names_is_left_over(tmp_path: Path) -> None:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Callable
 
+from image_files_in_memory import file_of, orientation
 from PIL import Image
 
 MIB = 2**20
-
-
-def file_of(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def small(mode: str, kind: str, **options) -> bytes:
@@ -105,7 +99,7 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "scans between bytes of nothing": ("scans, more than 100", lambda: jpeg_with_scans(3000, 2000, b"\0")),
     "a turned JPEG": (
         "to decode",
-        lambda: jpeg_sized(small("RGB", "JPEG", exif=_orientation(6)), b"\xff\xc0", 9000, 9000),
+        lambda: jpeg_sized(small("RGB", "JPEG", exif=orientation(6)), b"\xff\xc0", 9000, 9000),
     ),
     "metadata without end": ("bytes before its picture", lambda: JPEG[:2] + EXIF * 260 + JPEG[2:]),
     "fill bytes": ("bytes before its picture", lambda: JPEG[:2] + b"\xff" * 17 * MIB + JPEG[2:]),
@@ -146,9 +140,3 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
 }
 """What the message says, and the file."""
-
-
-def _orientation(value: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = value
-    return exif

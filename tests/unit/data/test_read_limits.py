@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hostile_files import MIB
-from hostile_images import file_of
+from image_files_in_memory import file_of
 
 from megatron_apriel.data.corpus import record_encoder
 from megatron_apriel.data.corpus.record_encoder import BlockTask, RecordEncoder

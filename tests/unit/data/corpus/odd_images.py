@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 
 import numpy as np
+from image_files_in_memory import file_of
 from PIL import Image
 
 HEIGHT, WIDTH = 40, 56
@@ -15,12 +15,6 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3),
 )
 ROWS = b"".join(b"\0" + row.tobytes() for row in np.asarray(PICTURE))
 PACKED = zlib.compress(ROWS)
-
-
-def file_of(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def chunk(name: bytes, body: bytes = b"", checksum: int | None = None) -> bytes:

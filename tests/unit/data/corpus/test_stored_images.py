@@ -6,17 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+from image_files_in_memory import file_of, orientation
 from PIL import Image
 
 from megatron_apriel.data.corpus.stored_images import encode_for_corpus
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import ReadLimits
-
-
-def file_of(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -38,12 +33,6 @@ def handmade_png(
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
-
-
-def orientation(value: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = value
-    return exif
 
 
 def test_photographs_are_kept_byte_for_byte(photographs):
