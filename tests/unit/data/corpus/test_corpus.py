@@ -11,16 +11,9 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron_apriel.data.corpus.format import CorpusManifest, StoredImage, image_block
 from megatron_apriel.data.corpus.on_disk import Corpus, CorpusWriter
 from megatron_apriel.errors import DataError
-from megatron_apriel.testing.corpora import IMAGES, TOKENIZER, encode, random_pixels, write_corpus
+from megatron_apriel.testing.corpora import IMAGES, TOKENIZER, encode, random_pixels
 
 FILES = ("tokens.bin", "tokens.idx", "responses.bin", "images.bin", "images.npy", "documents.npy")
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    generator = np.random.default_rng(0)
-    pictures = [random_pixels(generator, *size) for size in ((9, 13), (40, 50), (1, 100))]
-    return write_corpus(tmp_path / "corpus", [5, [3, pictures[0], 4], [pictures[1], 7, pictures[2]], 1])
 
 
 def test_documents_come_back(tmp_path):

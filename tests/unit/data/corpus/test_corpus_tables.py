@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,17 +13,9 @@ from megatron_apriel.data.corpus import files as files_module
 from megatron_apriel.data.corpus import token_index
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.errors import DataError
-from megatron_apriel.testing.corpora import random_pixels, write_corpus
 
 FILES = ("tokens.bin", "tokens.idx", "responses.bin", "images.bin", "images.npy", "documents.npy")
 INT32, INT64 = np.iinfo(np.int32), np.iinfo(np.int64)
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    generator = np.random.default_rng(0)
-    pictures = [random_pixels(generator, *size) for size in ((9, 13), (40, 50), (1, 100))]
-    return write_corpus(tmp_path / "corpus", [5, [3, pictures[0], 4], [pictures[1], 7, pictures[2]], 1])
 
 
 def set_manifest(corpus: Corpus, place: str, value: object) -> None:

@@ -1,8 +1,13 @@
-"""A question and its answer as a raw record, with fields beside them that a test adds."""
+"""A question and its answer as a raw record, with what a test adds to it; and that a record is refused."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import pytest
+
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.records import parse_record, recognise
 
 ASKED = {"role": "user", "content": "Which colour?"}
 ANSWERED = {"role": "assistant", "content": "Red."}
@@ -18,3 +23,10 @@ def answer(content: Any = "Red.", **fields: Any) -> dict[str, Any]:
 
 def asked(content: Any, **fields: Any) -> dict[str, Any]:
     return chat({"role": "user", "content": content, **fields}, ANSWERED)
+
+
+def check_refused(record: dict[str, Any], message: str) -> None:
+    shape = recognise(record)
+    assert shape is not None
+    with pytest.raises(BadRecord, match=message):
+        parse_record(record, shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from small_chats import ANSWERED, ASKED, answer, asked, chat
+from small_chats import ANSWERED, ASKED, answer, asked, chat, check_refused
 
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.problems import BadRecord
@@ -100,11 +100,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_with_its_reason(name: str) -> None:
-    record, message = REFUSED[name]
-    shape = recognise(record)
-    assert shape is not None
-    with pytest.raises(BadRecord, match=message):
-        parse_record(record, shape)
+    check_refused(*REFUSED[name])
 
 
 READ = {

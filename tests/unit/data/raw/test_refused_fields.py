@@ -6,9 +6,8 @@ import datetime
 from typing import Any
 
 import pytest
-from small_chats import ANSWERED, ASKED, answer, asked, chat
+from small_chats import ANSWERED, ASKED, answer, asked, chat, check_refused
 
-from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.records import parse_record, recognise
 
@@ -263,11 +262,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name: str) -> None:
-    record, message = REFUSED[name]
-    shape = recognise(record)
-    assert shape is not None
-    with pytest.raises(BadRecord, match=message):
-        parse_record(record, shape)
+    check_refused(*REFUSED[name])
 
 
 ACCEPTED = {
