@@ -83,7 +83,7 @@ class PrecisionSection(Section):
 
     compute: Compute = "auto"
     """Type of weights and activations; `auto`: bf16 on a GPU, fp32 on a CPU, where bf16 can take many times as long.
-    Main gradients and optimizer state are fp32 in any case."""
+    Main gradients and optimizer state are fp32, unless `optimizer` says otherwise."""
     fp8: Fp8Recipe = "none"
     """Scaling recipe for the decoder's matrix products in 8 bits (Transformer Engine; Hopper or newer)."""
     fp8_weights: Fp8Weights = "kept"

@@ -29,7 +29,7 @@ def service_at(address: str) -> Service:
     return Service(Path("/models/it"), Kind.HF, Architecture.from_preset("tiny"), "it", port=port)
 
 
-def test_vllm_tells_tokens() -> None:
+def test_vllm_returns_tokens() -> None:
     reply = whole({"prompt_token_ids": [1, 2], "choices": [{"token_ids": [3, 4], "message": {"content": None}}]})
     with ScriptedServer(reply) as server:
         found = ENGINES["vllm"].greedy(service_at(server.address), ASKED)
@@ -53,7 +53,7 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{
         ({"content": "", "reasoning_content": "Hm.", "tool_calls": [CALL]}, 'Hm.\nf({"city": "Zürich"})'),
     ],
 )
-def test_transformers_tells_text_whether_it_divides_it_or_not(message: dict[str, Any], text: str) -> None:
+def test_transformers_returns_text_whether_it_divides_it_or_not(message: dict[str, Any], text: str) -> None:
     with ScriptedServer(whole({"choices": [{"message": message, "finish_reason": "length"}]})) as server:
         assert ENGINES["transformers"].greedy(service_at(server.address), ASKED) == GreedyReply(text=text)
     assert server.requests[0]["model"] == "/models/it"
