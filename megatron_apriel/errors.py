@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -196,6 +195,8 @@ def run_command(main: Callable[[], int | None]) -> int:
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    import traceback  # late: nearly every command ends without one
+
     print(printable_lines("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 

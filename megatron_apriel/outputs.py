@@ -23,10 +23,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -177,7 +175,7 @@ def whole_directory(
     try:
         with terminating_signals_raise(), ExitStack() as lock:
             _remove_stale(target)
-            partial = target.parent / f".{target.name}.partial-{_writer()}-{secrets.token_hex(3)}"
+            partial = target.parent / f".{target.name}.partial-{_writer()}-{os.urandom(3).hex()}"
             partial.mkdir()
             with suppress(HeldError):  # another process is looking whether this one lives
                 lock.enter_context(lock_directory(partial))
@@ -295,7 +293,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _swap_by_two_renames(partial: Path, target: Path) -> None:
     """Replace ``target`` without an atomic exchange; ``_remove_stale`` repairs a kill between the two renames."""
-    aside = target.parent / f".{target.name}.replaced-{_writer()}-{secrets.token_hex(3)}"
+    aside = target.parent / f".{target.name}.replaced-{_writer()}-{os.urandom(3).hex()}"
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         target.rename(aside)
@@ -311,7 +309,7 @@ def _swap_by_two_renames(partial: Path, target: Path) -> None:
 
 def _writer() -> str:
     """Host, process and start time of this process: together they name one process for good."""
-    host = "".join(letter if letter.isalnum() else "_" for letter in socket.gethostname())[:64]
+    host = "".join(letter if letter.isalnum() else "_" for letter in os.uname().nodename)[:64]
     return f"{host}-{os.getpid()}-{_start_time(os.getpid())}"
 
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path, PosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_apriel.concealed import conceal
 from megatron_apriel.errors import shown
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 LARGEST = 2**63 - 1
 """Of whole numbers: what the formats on disk and torch can hold."""
@@ -40,6 +42,12 @@ def _matched(pattern: re.Pattern[str], value: Any) -> re.Match[str] | None:
     return pattern.fullmatch(text) if len(text) <= _LONGEST else None
 
 
+def _exactly(number: str) -> Fraction:
+    from fractions import Fraction  # late: most command lines give no such number
+
+    return Fraction(number)
+
+
 def _scaled(value: Any, units: dict[str, int], example: str) -> int:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number; write for example {example}")
@@ -47,7 +55,7 @@ def _scaled(value: Any, units: dict[str, int], example: str) -> int:
     if match is None or match[2].upper() not in units:
         raise ValueError(f"{shown(value)} is not a number with a unit; write for example {example}")
     # Exactly, since 4.35 x 1000 is not 4350 in binary floating point.
-    scaled = Fraction(match[1].replace("_", "")) * units[match[2].upper()]
+    scaled = _exactly(match[1].replace("_", "")) * units[match[2].upper()]
     if scaled.denominator != 1:
         raise ValueError(f"{shown(value)} is not a whole number")
     if scaled > LARGEST:
@@ -70,7 +78,7 @@ def parse_fraction(value: Any) -> float:
     match = _matched(_SHARE, value)
     if match is None and _matched(_NO_NUMBER, value) is None:
         raise ValueError(f"{shown(value)} is not a fraction; write for example 10% or 0.1")
-    number = Fraction(match[1]) / (100 if match[2] else 1) if match is not None else -1
+    number = _exactly(match[1]) / (100 if match[2] else 1) if match is not None else -1
     if not 0 <= number <= 1:
         raise ValueError(f"{shown(value)} is not between 0% and 100%")
     return float(number)

@@ -11,15 +11,17 @@ each begins with the time, where it goes to a file or a pipe.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from megatron_apriel.errors import printable
+
+if TYPE_CHECKING:
+    import logging
 
 
 class _Stamps:
@@ -78,6 +80,8 @@ def _print(lines: tuple[object, ...], stream: TextIO) -> None:
 
 def named_logger(name: str) -> logging.Logger:
     """The module's logger; its records are printable wherever they go."""
+    import logging  # late: most command lines only print
+
     named = logging.getLogger(name)
     named.addFilter(_made_printable)
     return named

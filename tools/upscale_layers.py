@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-
 from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ExitCode, run_command
 from megatron_apriel.formats.word_pattern import name_word_fault
@@ -16,7 +14,6 @@ from megatron_apriel.outputs import check_destination
 from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
 from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import UpscalePlan, plan_upscale, upscale
-from megatron_apriel.tables import figures, standard_output
 from megatron_apriel.terminal import say
 
 EXAMPLES = """\
@@ -109,15 +106,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_plan(plan: UpscalePlan, console: Console) -> None:
+def _say_plan(plan: UpscalePlan) -> None:
     layers = plan.layers
     say(f"{plan.model.num_layers} -> {len(layers.originals)} layers, map {layers.name}, init {plan.initialisation}")
+    copied = [original for original, is_copy in zip(layers.originals, layers.copies, strict=True) if is_copy]
+    if copied:
+        say(f"copies of layer {', '.join(map(str, copied))}")
+    say(f"{len(plan.origins)} tensors, {plan.size:,} bytes, in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}")
+
+
+def _print_tables(plan: UpscalePlan) -> None:
+    """Every layer and every file of the result."""
+    # Here, since rich takes as long to import as all the rest, and a run that writes prints no table.
+    from megatron_apriel.tables import figures, standard_output
+
+    layers, console = plan.layers, standard_output()
     table = figures("layer", "made of", "", words=(2,))
     start = "zero output" if plan.initialisation == "identity" else "copy"
     for layer, (original, is_copy) in enumerate(zip(layers.originals, layers.copies, strict=True)):
         table.add_row(str(layer), str(original), start if is_copy else "", style="bold" if is_copy else None)
     console.print(table)
-    say(f"{len(plan.origins)} tensors, {plan.size:,} bytes")
     files = figures("file", "tensors", "bytes")
     for shard in plan.shards:
         files.add_row(shard.file_name, str(len(shard.tensors)), f"{shard.size:,}")
@@ -131,7 +139,9 @@ def main(argv: list[str] | None = None) -> int:
     layers = layer_map(arguments.map, model.num_layers, arguments.num_layers.beside(model.num_layers))
     default_size = None if model.tensors.base == "consolidated" else 5 * 10**9
     plan = plan_upscale(model, layers, arguments.init, arguments.max_shard_size or default_size)
-    _print_plan(plan, standard_output())
+    _say_plan(plan)
+    if arguments.dry_run:
+        _print_tables(plan)
     check_destination(arguments.destination, arguments.overwrite, model.config_file.name, [arguments.model])
     if not arguments.correct_word_pattern:
         name_word_fault(Path(arguments.model))
