@@ -4,8 +4,8 @@ The kernel releases the lock when its holder closes the file or dies, so nothing
 remove. The directory may be one that others write to. So the file is opened without following a link or waiting for
 the other end of a pipe, and nothing is ever written into it: whatever stands in its place stays as it is.
 
-Locking is one call of the kernel's ``flock``. ``filelock.lock_descriptor`` is that call too, and importing it would take
-a fifth of a tool's start. Opening and waiting stay by hand: ``filelock.FileLock`` opens pipes and devices and no
+Locking is one call of the kernel's ``flock``. ``filelock.lock_descriptor`` is that call too, and its import would be a
+fifth of a tool's start. Opening and waiting stay by hand: ``filelock.FileLock`` opens pipes and devices and no
 directories, and where a file system has no locks it makes a file that outlives a killed process.
 
 This file may import only ``inputs``.

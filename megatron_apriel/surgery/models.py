@@ -64,7 +64,11 @@ class GivenModel:
             CheckpointError: damaged files, another kind of model, a config that disagrees with the tensors, layers
                 that are missing or incomplete.
         """
-        tensors = TensorDirectory.open(path)
+        return cls.of(TensorDirectory.open(path))
+
+    @classmethod
+    def of(cls, tensors: TensorDirectory) -> GivenModel:
+        """:meth:`open` for a directory whose headers have been read."""
         mistral = tensors.base == "consolidated"
         config_file = tensors.path / ("params.json" if mistral else "config.json")
         refuse_without_config(tensors.path)

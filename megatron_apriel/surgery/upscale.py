@@ -224,7 +224,7 @@ def check_upscaled(plan: UpscalePlan, directory: Path) -> None:
         wanted = 1 if place is None else len(places[place[0]])
         if found[name] != wanted:
             raise CheckpointError(f"the result holds {name} {found[name]} times instead of {wanted}; it was not kept.")
-    GivenModel.open(directory)
+    GivenModel.of(result)
 
 
 def verify_upscaled(plan: UpscalePlan, directory: Path) -> None:

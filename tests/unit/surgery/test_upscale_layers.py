@@ -148,7 +148,7 @@ def test_map_is_shown_first_and_hashes_are_recorded(
         (source / name).write_text(name)
     assert upscale_layers(source, tmp_path / "once", "--num-layers", 5, "--max-shard-size", "2KB") == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("4 -> 5 layers, map spread-middle, init copy\n")
+    assert shown.startswith("4 -> 5 layers, map spread-middle, init copy\ncopies of layer 2\n48 tensors, ")
     manifest = json.loads((tmp_path / "once" / "surgery.json").read_text())
     assert manifest["map"] == {"name": "spread-middle", "source_layers": [0, 1, 2, 2, 3]}
     assert manifest["initialisation"] == "copy"
@@ -174,6 +174,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, upscale_layers: Tool, capsys: py
     assert upscale_layers(source, tmp_path / "result", "--num-layers", 6, "--dry-run", "--max-shard-size", "2KB") == 0
     shown = capsys.readouterr().out
     assert "57 tensors" in shown
+    assert "made of" in shown
     assert "model-00001-of-0000" in shown
     assert snapshot(tmp_path) == before
 
