@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_apriel.outputs import reserve
-from megatron_apriel.surgery.lanes import Lane
+from megatron_apriel.surgery.lanes import Crew, Lane
 from megatron_apriel.surgery.reused_memory import ReusedMemory
 
 BLOCK_BYTES = 4 << 20
@@ -80,8 +80,8 @@ def direct_file(file: Path, size: int) -> Iterator[DirectFile]:
     Raises:
         OSError: the file exists, or the disk is full.
     """
-    # The file is the outermost: it must not be closed before its lane has stopped.
-    with file.open("xb", buffering=0) as stream, Lane("writing") as writing:
+    # The file is the outermost: it must not be closed before the thread that writes it has ended.
+    with file.open("xb", buffering=0) as stream, Crew("writing") as crew, Lane(crew) as writing:
         reserve(stream.fileno(), size)
         _set_direct(stream, True)
         result = DirectFile(stream, writing)

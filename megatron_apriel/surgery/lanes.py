@@ -2,8 +2,13 @@
 
 Every byte of a checkpoint that is copied or computed is also hashed, often twice (the file that is read and the
 result's), and written. Done one after the other, each piece waits for all of it, on one core. But none of this work
-needs the interpreter while it runs, so each kind gets a thread of its own, a *lane*. The thread that has the bytes puts
-each piece into the lanes that need it and takes the next one; a lane works on its pieces in their order.
+needs the interpreter while it runs. So each kind gets a *lane*: the thread that has the bytes puts each piece into the
+lanes that need it and takes the next one, and threads of a *crew* work on each lane's pieces in their order.
+
+Threads that want more cores than there are get in each other's way: the system keeps two on one core while another
+core idles for half a piece, again and again. So a crew that hashes has one thread less than there are cores, which
+works in the fullest of its lanes; and the thread that puts pieces, where it would have to wait for room in a lane,
+works in another one meanwhile. Writing mostly waits, and has a crew of its own.
 
 What a lane promises:
 
@@ -11,14 +16,15 @@ What a lane promises:
   work on it is done. Lanes that are given the same pieces share them.
 * **Errors come out.** The first one is raised, unchanged, in the thread that puts pieces: by the next ``put`` or
   ``drain``, or at the end of the block. What was still waiting is dropped.
-* **No thread is left over.** However the block ends, the lane has stopped before anything after it runs. Ctrl-C and
-  SIGTERM end a wait for room like any other wait.
+* **No thread is left over.** However the block of a crew ends, its threads have ended before anything after it runs.
+  Ctrl-C and SIGTERM end a wait for room like any other wait.
 
-A piece must not be changed once it has been put.
+A piece must not be changed once it has been put. One thread puts pieces into the lanes of a crew.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -29,62 +35,144 @@ ROOM_BYTES = 8 << 20
 """What may wait in a lane: enough to bridge a slow moment of another, and little beside the program itself."""
 
 
-class Lane:
-    """A thread that works on pieces, one after the other. Use as a context manager."""
+class Crew:
+    """Threads that work in lanes: one for each lane, but no more than ``most``. Use as a context manager.
 
-    def __init__(self, name: str) -> None:
-        self._waiting: deque[tuple[Callable[[memoryview], object], memoryview]] = deque()
-        self._held = 0  # bytes that wait or are being worked on
+    Args:
+        name: of the threads.
+        most: how many there are at most.
+        helped: whether whoever waits for one of the lanes works in them meanwhile.
+    """
+
+    def __init__(self, name: str, most: int = 1, *, helped: bool = False) -> None:
+        self._name, self._most, self._helped = name, most, helped
+        self._lanes: list[Lane] = []
+        self._threads: list[threading.Thread] = []
         self._ended = False
+        self.changed = threading.Condition()
+
+    def add(self, lane: Lane) -> None:
+        """Work in one more lane."""
+        with self.changed:
+            self._lanes.append(lane)
+        if len(self._threads) < min(len(self._lanes), self._most):
+            self._threads.append(threading.Thread(target=self._run, name=self._name, daemon=True))
+            self._threads[-1].start()
+
+    def remove(self, lane: Lane) -> None:
+        """Leave a lane, whatever still waits in it."""
+        with self.changed:
+            self._lanes.remove(lane)
+
+    def wait_for(self, lane: Lane, done: Callable[[], bool]) -> None:
+        """Return when ``done()``, which what happens in ``lane`` may change. Raises what failed."""
+        while True:
+            with self.changed:
+                lane.raise_failure()
+                if done():
+                    return
+                other = self._taken() if self._helped else None
+                if other is None:
+                    self.changed.wait()
+            if other is not None:
+                other.work()
+                other.raise_failure()  # among others what a signal raised here
+
+    def _taken(self) -> Lane | None:
+        """A lane where something waits and nobody works; the caller is to do it."""
+        ready = [lane for lane in self._lanes if lane.waits]
+        if not ready:
+            return None
+        fullest = max(ready, key=lambda lane: lane.held)
+        fullest.taken = True
+        return fullest
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                while not (lane := self._taken()):
+                    if self._ended:
+                        return
+                    self.changed.wait()
+                if self._ended:
+                    return
+            lane.work()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self.changed:
+            self._ended = True
+            self.changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+
+def hashing_crew() -> Crew:
+    """A crew for work that keeps cores busy, as many as there are."""
+    return Crew("hashing", max(1, len(os.sched_getaffinity(0)) - 1), helped=True)
+
+
+class Lane:
+    """Pieces that a crew works on, one after the other. Use as a context manager, within the crew's.
+
+    Attributes:
+        held: bytes that wait or are being worked on.
+        taken: whether somebody works on the first piece.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._waiting: deque[tuple[Callable[[memoryview], object], memoryview]] = deque()
         self._failure: BaseException | None = None
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.held = 0
+        self.taken = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is a piece on which nobody works, and none before it."""
+        return bool(self._waiting) and not self.taken
 
     def put(self, work: Callable[[memoryview], object], piece: memoryview) -> None:
         """Have ``work(piece)`` done after all that was put before. Raises what failed earlier."""
         size = piece.nbytes
-        with self._changed:
-            self._changed.wait_for(lambda: self._failure or not self._held or self._held + size <= ROOM_BYTES)
-            self._raise_failure()
+        self._crew.wait_for(self, lambda: not self.held or self.held + size <= ROOM_BYTES)
+        with self._crew.changed:
             self._waiting.append((work, piece))
-            self._held += size
-            self._changed.notify_all()
+            self.held += size
+            self._crew.changed.notify_all()
         if size > ROOM_BYTES:
             self.drain()
 
     def drain(self) -> None:
         """Wait until all that was put is done. Raises what failed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._failure or not self._held)
-            self._raise_failure()
+        self._crew.wait_for(self, lambda: not self.held)
 
-    def _raise_failure(self) -> None:
+    def raise_failure(self) -> None:
+        """Raise the error of an earlier piece, if there was one."""
         if self._failure is not None:
             raise self._failure
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ended)
-                if self._ended:
-                    return
-                work, piece = self._waiting.popleft()
-            size = piece.nbytes
-            try:
-                work(piece)
-            except BaseException as error:
-                with self._changed:
-                    self._failure = error
-                    self._waiting.clear()
-                    self._changed.notify_all()
-                return
-            del work, piece  # whoever waits for room may want the memory too
-            with self._changed:
-                self._held -= size
-                self._changed.notify_all()
+    def work(self) -> None:
+        """Do what was put first; for whom the crew has taken the lane."""
+        work, piece = self._waiting.popleft()
+        size = piece.nbytes
+        try:
+            work(piece)
+        except BaseException as error:
+            self._failure = error
+            self._waiting.clear()
+        del work, piece  # whoever waits for room may want the memory too
+        with self._crew.changed:
+            self.taken = False
+            self.held -= size
+            self._crew.changed.notify_all()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._crew.add(self)
         return self
 
     def __exit__(
@@ -94,7 +182,4 @@ class Lane:
             if error is None:
                 self.drain()
         finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-            self._thread.join()
+            self._crew.remove(self)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
 from megatron_apriel.surgery.direct_file import direct_file
-from megatron_apriel.surgery.lanes import Lane
+from megatron_apriel.surgery.lanes import Crew, Lane, hashing_crew
 
 _SHARD_NAME = "{base}-{number:05}-of-{count:05}.safetensors"
 
@@ -79,6 +80,7 @@ def write_tensors(
     *,
     base: Base = "model",
     step: Callable[[int], None] | None = None,
+    crew: Crew | None = None,
 ) -> dict[str, str]:
     """Write the planned files, and their index if there are several, tensor by tensor in the planned order.
 
@@ -88,6 +90,7 @@ def write_tensors(
         contents: called once per tensor, in order.
         base: as given to :func:`plan_shards`.
         step: called with the number of bytes that were given; a few of them may wait to be written.
+        crew: who hashes; given where ``contents`` has lanes of the same crew.
 
     Returns:
         SHA-256 of each file, by name (the index included).
@@ -96,7 +99,11 @@ def write_tensors(
         CheckpointError: if ``contents`` gives more or fewer bytes than the tensor has.
         OSError: if the disk is full; ``whole_directory`` explains it.
     """
-    hashes = {shard.file_name: _write_file(directory / shard.file_name, shard, contents, step) for shard in shards}
+    hashes = {}
+    with ExitStack() as own:
+        hashing = own.enter_context(hashing_crew()) if crew is None else crew
+        for shard in shards:
+            hashes[shard.file_name] = _write_file(directory / shard.file_name, shard, contents, step, hashing)
     if len(shards) > 1:
         weight_map = {tensor.name: shard.file_name for shard in shards for tensor in shard.tensors}
         index = {"metadata": {"total_size": sum(shard.size for shard in shards)}, "weight_map": weight_map}
@@ -119,9 +126,9 @@ def _header(tensors: Sequence[TensorSpec]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[int], None] | None) -> str:
+def _write_file(file: Path, shard: Shard, contents: Contents, step: Callable[[int], None] | None, crew: Crew) -> str:
     digest, header = hashlib.sha256(), _header(shard.tensors)
-    with direct_file(file, len(header) + shard.size) as result, Lane("hashing") as hashing:
+    with direct_file(file, len(header) + shard.size) as result, Lane(crew) as hashing:
 
         def put(piece: bytes | bytearray | memoryview) -> int:
             view = memoryview(piece)

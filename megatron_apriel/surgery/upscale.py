@@ -28,7 +28,7 @@ from megatron_apriel.formats.sidecars import check_sidecars, sha256_of, write_si
 from megatron_apriel.formats.tensor_files import PIECE_BYTES, TensorDirectory, TensorEntry, TensorSpec
 from megatron_apriel.outputs import check_space, whole_directory
 from megatron_apriel.progress import progress
-from megatron_apriel.surgery.lanes import Lane
+from megatron_apriel.surgery.lanes import Lane, hashing_crew
 from megatron_apriel.surgery.layer_maps import LayerMap
 from megatron_apriel.surgery.manifest import earlier_manifest, write_manifest
 from megatron_apriel.surgery.models import GivenModel
@@ -134,9 +134,9 @@ def upscale(
     marker = model.config_file.name
     with whole_directory(destination, overwrite, marker, [model.tensors.path]) as partial:
         check_space(destination, plan.size)
-        with progress("upscaling", plan.size, "bytes") as step, Lane("hashing what is read") as hashing:
+        with progress("upscaling", plan.size, "bytes") as step, hashing_crew() as crew, Lane(crew) as hashing:
             contents = _ReadBytes(plan, hashing)
-            written = write_tensors(partial, plan.shards, contents, base=model.tensors.base, step=step)
+            written = write_tensors(partial, plan.shards, contents, base=model.tensors.base, step=step, crew=crew)
         config = model.config_with_layers(len(plan.layers.originals))
         for name in write_sidecars(partial, model.tensors.path, config, marker, correct_words):
             written[name] = sha256_of(partial / name)

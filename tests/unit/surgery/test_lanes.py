@@ -11,7 +11,7 @@ from types import FrameType
 import pytest
 
 from megatron_apriel.surgery import lanes
-from megatron_apriel.surgery.lanes import Lane
+from megatron_apriel.surgery.lanes import Crew, Lane
 
 PIECE = memoryview(bytes(4))
 
@@ -25,7 +25,7 @@ def no_thread_is_left_over() -> Iterator[None]:
 
 def test_order_is_kept_and_the_end_waits_for_all() -> None:
     done: list[bytes] = []
-    with Lane("test") as lane:
+    with Crew("test") as crew, Lane(crew) as lane:
         for number in range(200):
             lane.put(lambda piece: done.append(bytes(piece)), memoryview(bytes([number])))
     assert done == [bytes([number]) for number in range(200)]
@@ -46,7 +46,7 @@ def test_no_more_waits_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -
             lane.put(work, PIECE)
             put += 1
 
-    with Lane("test") as lane:
+    with Crew("test") as crew, Lane(crew) as lane:
         giver = threading.Thread(target=give)
         giver.start()
         try:
@@ -68,7 +68,7 @@ def test_a_piece_larger_than_the_room_is_waited_for(monkeypatch: pytest.MonkeyPa
         threading.Event().wait(0.05)
         done.append(piece)
 
-    with Lane("test") as lane:
+    with Crew("test") as crew, Lane(crew) as lane:
         lane.put(work, PIECE)
         assert done == [PIECE]
 
@@ -82,7 +82,7 @@ failure = OSError(28, "No space left on device")
 
 def test_an_error_is_raised_by_the_next_put() -> None:
     done: list[memoryview] = []
-    with pytest.raises(OSError, match="No space left") as caught, Lane("test") as lane:
+    with pytest.raises(OSError, match="No space left") as caught, Crew("test") as crew, Lane(crew) as lane:
         lane.put(fail, PIECE)
         while True:
             lane.put(done.append, PIECE)
@@ -98,14 +98,14 @@ def test_an_error_is_raised_where_room_is_waited_for(monkeypatch: pytest.MonkeyP
         ready.wait()
         fail(piece)
 
-    with pytest.raises(OSError, match="No space left"), Lane("test") as lane:
+    with pytest.raises(OSError, match="No space left"), Crew("test") as crew, Lane(crew) as lane:
         lane.put(fail_later, PIECE)
         threading.Timer(0.05, ready.set).start()
         lane.put(fail_later, PIECE)
 
 
 def test_an_error_is_raised_at_the_end() -> None:
-    with pytest.raises(OSError, match="No space left"), Lane("test") as lane:
+    with pytest.raises(OSError, match="No space left"), Crew("test") as crew, Lane(crew) as lane:
         lane.put(fail, PIECE)
 
 
@@ -116,7 +116,7 @@ def test_what_waits_is_dropped_when_the_block_fails() -> None:
         begun.set()
         end.wait()
 
-    with pytest.raises(ValueError, match="the block's own"), Lane("test") as lane:
+    with pytest.raises(ValueError, match="the block's own"), Crew("test") as crew, Lane(crew) as lane:
         lane.put(work, PIECE)
         lane.put(done.append, PIECE)
         begun.wait()
@@ -126,7 +126,7 @@ def test_what_waits_is_dropped_when_the_block_fails() -> None:
 
 
 def test_one_error_ends_the_other_lanes() -> None:
-    with pytest.raises(OSError, match="No space left"), Lane("one") as one, Lane("two") as two:
+    with pytest.raises(OSError, match="No space left"), Crew("test", 2) as crew, Lane(crew) as one, Lane(crew) as two:
         while True:
             one.put(fail, PIECE)
             two.put(lambda piece: None, PIECE)
@@ -150,7 +150,7 @@ def test_a_signal_ends_the_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> Non
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        with pytest.raises(KeyboardInterrupt), Lane("test") as lane:
+        with pytest.raises(KeyboardInterrupt), Crew("test") as crew, Lane(crew) as lane:
             while True:
                 lane.put(work, PIECE)
     finally:
