@@ -33,7 +33,9 @@ class _Memory:
 
     def __init__(self, size: int, free: list[_Memory]) -> None:
         self.size = size
-        self._bytes = mmap.mmap(-1, max(size, 1))
+        # Private: pages that another process could share, mmap's default, take longer to get and are never large ones.
+        self._bytes = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._bytes.madvise(mmap.MADV_HUGEPAGE)
         self._free = free
 
     def __buffer__(self, flags: int) -> memoryview:

@@ -1,10 +1,11 @@
-"""Lanes: in order, in little memory, no error lost and no thread left over."""
+"""Lanes: in order, in little memory, no error lost, no thread too many and none left over."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -155,3 +156,83 @@ def test_a_signal_ends_the_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> Non
                 lane.put(work, PIECE)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_crew_has_no_more_threads_than_it_may() -> None:
+    before, seen = threading.active_count(), set()
+
+    def work(piece: memoryview) -> None:
+        seen.add(threading.current_thread())
+
+    with Crew("test", 2) as crew, Lane(crew) as one, Lane(crew) as two, Lane(crew) as three:
+        for _ in range(50):
+            for lane in (one, two, three):
+                lane.put(work, PIECE)
+        assert threading.active_count() == before + 2
+    assert 1 <= len(seen) <= 2
+    assert threading.current_thread() not in seen, "one that is not to be helped was helped"
+
+
+class Busy:
+    """A lane whose only thread works on a piece until another lane's work says that it may end."""
+
+    def __init__(self, crew: Crew, lane: Lane) -> None:
+        self.may_end = threading.Event()
+        begun = threading.Event()
+
+        def work(piece: memoryview) -> None:
+            begun.set()
+            assert self.may_end.wait(20), "nobody else worked"
+
+        lane.put(work, PIECE)
+        assert begun.wait(20)
+
+
+@pytest.mark.parametrize("waiting", ["for room", "for the end"])
+def test_whoever_waits_works_in_another_lane(waiting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "ROOM_BYTES", 4)
+    workers = []
+    with Crew("test", helped=True) as crew, Lane(crew) as one, Lane(crew) as two:
+        busy = Busy(crew, one)
+
+        def work(piece: memoryview) -> None:
+            workers.append(threading.current_thread())
+            busy.may_end.set()
+
+        two.put(work, PIECE)
+        if waiting == "for room":
+            one.put(lambda piece: None, PIECE)
+        else:
+            one.drain()
+    assert workers == [threading.current_thread()]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_error_in_what_it_works_on_meanwhile_comes_out(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, Crew("test", helped=True) as crew, Lane(crew) as one, Lane(crew) as two:
+        busy = Busy(crew, one)
+
+        def work(piece: memoryview) -> None:
+            busy.may_end.set()
+            raise error
+
+        two.put(work, PIECE)
+        one.drain()
+        raise AssertionError("it went on after an error")
+    assert caught.value is error
+
+
+def test_order_is_kept_in_every_lane_of_a_helped_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "ROOM_BYTES", 6)
+    done: list[list[int]] = [[], [], []]
+
+    def work(piece: memoryview) -> None:
+        place, number = piece
+        time.sleep(0.001 * (number % 3 == 0))  # the next ones would be done earlier
+        done[place].append(number)
+
+    with Crew("test", 2, helped=True) as crew, Lane(crew) as one, Lane(crew) as two, Lane(crew) as three:
+        for number in range(60):
+            for place, lane in enumerate((one, two, three)):
+                lane.put(work, memoryview(bytes([place, number])))
+    assert done == [list(range(60))] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 
@@ -48,3 +49,18 @@ def test_another_thread_may_end_the_last_view() -> None:
     thread.start()
     thread.join()
     assert address(memory(10)) == place
+
+
+def test_its_pages_are_private_and_may_be_large() -> None:
+    piece = ReusedMemory()(4 << 20)
+    place, flags = address(piece), ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first:
+            start, stop = (int(bound, 16) for bound in first.split("-"))
+            inside, private = start <= place < stop, line.split()[1].endswith("p")
+        elif inside and first == "VmFlags:":
+            flags = line
+            break
+    assert private
+    assert " hg" in flags
