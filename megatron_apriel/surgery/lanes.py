@@ -108,7 +108,8 @@ class Crew:
             self._ended = True
             self.changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            if thread.is_alive():  # one that has not begun yet, since a signal came, finds that the crew has ended
+                thread.join()
 
 
 def hashing_crew() -> Crew:

@@ -236,3 +236,17 @@ def test_order_is_kept_in_every_lane_of_a_helped_crew(monkeypatch: pytest.Monkey
             for place, lane in enumerate((one, two, three)):
                 lane.put(work, memoryview(bytes([place, number])))
     assert done == [list(range(60))] * 3
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_signal_may_come_while_a_thread_begins(begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if begun:
+            start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), Crew("test") as crew, Lane(crew):
+        raise AssertionError("it went on")
