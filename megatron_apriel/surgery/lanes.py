@@ -158,7 +158,7 @@ class Lane:
             raise self._failure
 
     def work(self) -> None:
-        """Do what was put first; for whom the crew has taken the lane."""
+        """Do what was put first; the lane was taken for that."""
         work, piece = self._waiting.popleft()
         size = piece.nbytes
         try:
