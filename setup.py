@@ -26,6 +26,7 @@ RUNTIME = [
     "datasets>=4",
     "jinja2>=3.1",
     "packaging>=24",
+    "filelock>=3.30,<5",
     "httpx>=0.28,<1",
     "rich>=13",
     "matplotlib>=3.9",

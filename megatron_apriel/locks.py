@@ -4,9 +4,8 @@ The kernel releases the lock when its holder closes the file or dies, so nothing
 remove. The directory may be one that others write to. So the file is opened without following a link or waiting for
 the other end of a pipe, and nothing is ever written into it: whatever stands in its place stays as it is.
 
-Locking is one call of the kernel's ``flock``. ``filelock.lock_descriptor`` is that call too, and its import would be a
-fifth of a tool's start. Opening and waiting stay by hand: ``filelock.FileLock`` opens pipes and devices and no
-directories, and where a file system has no locks it makes a file that outlives a killed process.
+Locking is ``filelock.lock_descriptor``. Opening and waiting stay by hand: ``filelock.FileLock`` opens pipes and devices
+and no directories, and where a file system has no locks it makes a file that outlives a killed process.
 
 This file may import only ``inputs``.
 """
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -24,13 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from filelock import lock_descriptor
+
 from megatron_apriel.inputs import NotAFileError
 
 _EVERY_S = 0.1
 """Between two attempts: the kernel's own waiting cannot be given up."""
 _KERNELS_LIST = Path("/proc/locks")
-_HELD = {errno.EWOULDBLOCK, errno.EACCES}
-"""What the kernel says where another holds a lock; some network file systems say the second."""
 
 
 class HeldError(Exception):
@@ -86,7 +84,7 @@ def lock_directory(path: Path) -> TakenLock:
 def _locked(descriptor: int, path: Path, patience_s: float) -> TakenLock:
     deadline = time.monotonic() + patience_s
     try:
-        while not _flocked(descriptor):
+        while not lock_descriptor(descriptor, blocking=False):
             if time.monotonic() >= deadline:
                 raise HeldError(f"{path} is locked by {_holder(descriptor)}")
             time.sleep(_EVERY_S)
@@ -96,17 +94,6 @@ def _locked(descriptor: int, path: Path, patience_s: float) -> TakenLock:
         os.close(descriptor)
         raise
     return TakenLock(descriptor)
-
-
-def _flocked(descriptor: int) -> bool:
-    """Whether nobody else holds the lock; it is taken then."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _HELD:
-            raise
-        return False
-    return True
 
 
 def _opened(path: Path) -> int:

@@ -213,13 +213,13 @@ def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path: Path) -> No
 
 
 def test_what_a_live_process_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(descriptor: int, operation: int) -> None:
+    def no_locks(descriptor: int, **options: object) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
     process = start_writer(tmp_path / "x")
     try:
         with monkeypatch.context() as changed:  # as on a file system without locks
-            changed.setattr(locks.fcntl, "flock", no_locks)
+            changed.setattr(locks, "lock_descriptor", no_locks)
             write(tmp_path / "x", "mine")
         assert len(names(tmp_path)) == 2
         # As seen from another container on the same host: its number is not known here, and the lock is all there is.
