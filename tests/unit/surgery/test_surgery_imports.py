@@ -12,7 +12,7 @@ from surgery_files import ROOT, environment, text_config, text_tensors
 from megatron_apriel.testing.plain_safetensors import write_model
 
 SLOW_TO_IMPORT = {
-    "torch", "transformers", "tokenizers", "numpy", "pydantic", "rich", "httpx", "fractions", "decimal", "socket",
+    "torch", "transformers", "tokenizers", "numpy", "pydantic", "rich", "httpx", "socket",
 }  # fmt: skip
 """What some commands need, and what takes a run that only copies bytes longer to import than a read of its headers."""
 
