@@ -16,10 +16,22 @@ from __future__ import annotations
 
 from functools import cache
 
+from megatron_apriel.errors import ConfigError
+
 
 @cache
 def remaking(linear: type) -> type:
-    """A class like ``linear``, one of Transformer Engine's; with another one, or in bf16, it makes no difference."""
+    """A class like ``linear``, one of Transformer Engine's; what runs in bf16 is the same in both.
+
+    Raises:
+        ConfigError: if this Transformer Engine has no such way.
+    """
+    if not hasattr(linear, "is_fsdp2"):
+        raise ConfigError(
+            f"precision.fp8_weights=remade cannot be had of {linear.__module__}.{linear.__name__}.",
+            "This Transformer Engine does not make 8-bit weights anew for the backward pass; 2.20 does.",
+            "Set precision.fp8_weights=kept, or install transformer-engine 2.20.",
+        )
 
     class Remaking(linear):  # type: ignore[misc]
         @property

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.model import options, specs
 from megatron_apriel.model.options import ModelOptions, decoder_config, remaking_layers
@@ -62,3 +63,8 @@ def test_the_last_layers_of_a_block_are_built_of_them() -> None:
         assert linears == [Linear, remaking(Linear), remaking(Linear)]
     assert remaking(Linear)().is_fsdp2 and not Linear().is_fsdp2
     assert not any(parameter for parameter in remaking(Linear)().state_dict())
+
+
+def test_a_transformer_engine_that_cannot_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fp8_weights=remade cannot be had of .*Identity"):
+        remaking(torch.nn.Identity)
