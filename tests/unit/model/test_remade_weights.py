@@ -66,5 +66,5 @@ def test_the_last_layers_of_a_block_are_built_of_them() -> None:
 
 
 def test_a_transformer_engine_that_cannot_is_refused() -> None:
-    with pytest.raises(ConfigError, match="fp8_weights=remade cannot be had of .*Identity"):
+    with pytest.raises(ConfigError, match=r"fp8_weights=remade cannot be had of .*Identity"):
         remaking(torch.nn.Identity)
