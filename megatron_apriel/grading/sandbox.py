@@ -322,7 +322,7 @@ def bubblewrap() -> Path | None:
         return None
 
 
-def find_sandbox(limits: Limits | None = None) -> Sandbox:
+def find_sandbox() -> Sandbox:
     """The best way to run programs on this machine.
 
     Raises:
@@ -330,7 +330,7 @@ def find_sandbox(limits: Limits | None = None) -> Sandbox:
     """
     for level in Level:
         if not why_not(level):
-            return Sandbox(level, limits or Limits())
+            return Sandbox(level)
     reasons = "; ".join(f"{level}: {why_not(level)}" for level in Level)
     raise ConfigError(
         "programs cannot be shut in on this machine, so none is run.",

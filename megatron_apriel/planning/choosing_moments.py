@@ -16,6 +16,13 @@ from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.changes import saved_forms
 from megatron_apriel.planning.memory import rank_memory
 
+SMALLER: dict[str, dict[str, str]] = {
+    "16-bit moments": {"moments": "bfloat16"},
+    "8-bit moments, 24-bit masters": {"moments": "int8", "master": "24bit"},
+    "the same, 24-bit gradients": {"moments": "int8", "master": "24bit", "gradients": "24bit"},
+}
+"""Settings of the optimizer that make its numbers smaller, from those that lose least, as a plan compares them."""
+
 
 def with_moments(config: StageConfig, moments: Moments) -> StageConfig:
     """The stage with moments in this form."""
@@ -26,14 +33,6 @@ def allowed(config: StageConfig) -> Iterator[StageConfig]:
     """The stage with each form that its ``moments`` allow, from the exact one to the smallest."""
     for moments in MOMENTS if config.optimizer.moments == "auto" else [config.optimizer.moments]:
         yield with_moments(config, moments)
-
-
-SMALLER: dict[str, dict[str, str]] = {
-    "16-bit moments": {"moments": "bfloat16"},
-    "8-bit moments, 24-bit masters": {"moments": "int8", "master": "24bit"},
-    "the same, 24-bit gradients": {"moments": "int8", "master": "24bit", "gradients": "24bit"},
-}
-"""Settings of the optimizer that make its numbers smaller, from those that lose least, as a plan compares them."""
 
 
 def with_smaller_states(config: StageConfig) -> Iterator[tuple[str, StageConfig]]:

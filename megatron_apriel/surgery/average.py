@@ -37,6 +37,8 @@ from megatron_apriel.surgery.mean import BLOCK, STORAGE, BlockMean, Raw, to_floa
 from megatron_apriel.surgery.reused_memory import ReusedMemory
 from megatron_apriel.surgery.shards import Room, Shard, plan_shards, write_tensors
 
+FILE_BYTES = 5 * 10**9
+"""Most bytes of tensors in a file of the result; a tensor that has more has one of its own."""
 _LARGEST_PIECE = 1 << 19
 """Elements read at once at most; more is no faster."""
 
@@ -106,7 +108,6 @@ def plan_average(
     weights: tuple[float, ...] | None = None,
     *,
     max_memory: int = 2 * 10**9,
-    max_shard_size: int = 5 * 10**9,
 ) -> AveragePlan:
     """Check that the inputs can be averaged, and cut the work to the memory allowed.
 
@@ -114,7 +115,6 @@ def plan_average(
         inputs: at least one.
         weights: as ``mean.normalised`` gives them.
         max_memory: bytes that the whole process may hold, its program included.
-        max_shard_size: bytes per file of the result.
 
     Raises:
         CheckpointError: tensors or configs that disagree, by name; dtypes that cannot be averaged.
@@ -124,7 +124,7 @@ def plan_average(
     check_sidecars(inputs[0].sidecars)
     name_word_fault(inputs[0].sidecars)
     tensors = list(inputs[0].reader.tensors.values())
-    shards = plan_shards(tensors, max_shard_size)
+    shards = plan_shards(tensors, FILE_BYTES)
     workers = min(4, os.cpu_count() or 1)
     piece_bytes = _piece_bytes(tensors, len(inputs), workers, max_memory)
     return AveragePlan(tuple(inputs), weights, tuple(shards), piece_bytes, workers)
