@@ -17,9 +17,10 @@ from megatron_apriel.generate.answer import FinishReason
 from megatron_apriel.grading.boxed import final_answer
 from megatron_apriel.grading.conversations import ConversationGrader
 from megatron_apriel.grading.instructions import InstructionGrader
-from megatron_apriel.grading.letters import aa_letter, grade_letter, labelled_letter, letters_named, mmlu_pro_letter
+from megatron_apriel.grading.letters import aa_letter, grade_letter, letters_named, mmlu_pro_letter
 from megatron_apriel.grading.math_answers import MathGrader
 from megatron_apriel.grading.mmmu_pro import mmmu_pro_letter
+from megatron_apriel.grading.named_option import named_option
 from megatron_apriel.grading.numbers import whole_number
 from megatron_apriel.grading.responses import answer_of_text, final_response
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
@@ -178,7 +179,7 @@ def answer_forms(golden: Path) -> Iterator[Proof]:
     words = (("Answer: Because it is.\nAnswer: C", "C"), ("**Answer:** d", "D"), ("Answers vary.\nAnswer: (B)", "B"))
     yield equal("letters beside letters in words", [aa_letter(text) for text, _ in words], [one for _, one in words])
     marked = (("ANSWER: **B**\nAs in the USA.", "B"), ("ANSWER: $\\boxed{\\text{C}}$", "C"), ("**ANSWER: (D)**", "D"))
-    yield equal("letters with marks around them", [labelled_letter(text) for text, _ in marked],
+    yield equal("letters with marks around them", [named_option(text) for text, _ in marked],
                 [one for _, one in marked])  # fmt: skip
     several = (("ANSWER: A, C", "AC"), ("ANSWER: C AND A", "AC"), ("**ANSWER:**\nAC.", "AC"), ("\\boxed{A, C}", "AC"))
     yield equal("several letters", [letters_named(text) for text, _ in several], [one for _, one in several])
@@ -194,7 +195,8 @@ def linear_time(golden: Path) -> Iterator[Proof]:
     """Every extraction on texts that are made to be slow, and on ones ten times as long."""
     functions: dict[str, Callable[[str], object]] = {
         "MMLU-Pro's letters": mmlu_pro_letter, "Artificial Analysis' letters": aa_letter,
-        "letters with marks": labelled_letter, "several letters": letters_named,
+        "named options": lambda text: named_option(text, 3, ("red cars", "two red cars", "blue")),
+        "several letters": letters_named,
         "MMMU-Pro's letters": lambda text: mmmu_pro_letter(text, ("red cars", "two red cars", "blue")),
         "boxes": final_answer, "whole numbers": whole_number,
         "final response": lambda text: final_response(answer_of_text(_trained("", text))),
@@ -208,7 +210,7 @@ def linear_time(golden: Path) -> Iterator[Proof]:
 
 
 def _seconds(find: Callable[[str], object], piece: str, letters: int) -> float:
-    text = (piece * (letters // len(piece) + 1))[:letters] + "x"
+    text = piece * (letters // len(piece)) + "x"  # texts of two lengths end alike, and are read the same way
     best = float("inf")
     gc.disable()  # as timeit does: how long it takes depends on all else that the process holds
     try:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,21 +28,53 @@ VERSION = "evalscope 1.14.1"
 Sample = Mapping[str, Any]
 Grading = tuple[str, dict[str, Any]]
 _RULE = "labelled"
+_OPTIONS = re.compile(r"(?:Choices|Options):")
+_OPTION = re.compile(r"(?:^|[,;\n])\s*([A-J])\s?[:.)]")
 
 
 def _letter(sample: Sample) -> Grading:
-    return "letter", {"gold": sample["target"], "options": len(sample["choices"]), "rule": _RULE}
+    """Of MMStar evalscope gives letters alone as options; their texts stand in the question."""
+    choices, letters = list(sample["choices"]), [chr(ord("A") + place) for place in range(len(sample["choices"]))]
+    texts = _listed_options(_text(sample)) if choices == letters else choices
+    return "letter", {"gold": sample["target"], "options": len(choices), "rule": _RULE, "choices": texts}
+
+
+def _text(sample: Sample) -> str:
+    return "".join(part.get("text", "") for part in sample["turns"][-1]["parts"])
+
+
+def _listed_options(question: str) -> list[str]:
+    """The texts of options that stand in a question: ``Choices:``, a line each, or ``Options: A: one, B: two``."""
+    _, *pieces = _OPTION.split(_OPTIONS.split(question)[-1]) if _OPTIONS.search(question) else [""]
+    letters, texts = pieces[::2], [text.strip() for text in pieces[1::2]]
+    return texts if letters == [chr(ord("A") + place) for place in range(len(letters))] else []
 
 
 def _letters(sample: Sample) -> Grading:
     return "letters", {"gold": sample["target"]}
 
 
-def _letter_or_mathematics(sample: Sample) -> Grading:
-    if sample["metadata"]["question_type"] in ("multi_choice", "multi-choice"):
-        options = len(sample["choices"]) if sample["choices"] else 26
-        return "letter", {"gold": sample["target"], "options": options, "rule": _RULE}
-    return "mathematics", {"gold": sample["target"]}
+def _math_vision(sample: Sample) -> Grading:
+    """The official rule takes the right option's value for its letter."""
+    if not sample["choices"]:
+        return "mathematics", {"gold": sample["target"]}
+    scorer, grading = _letter(sample)
+    value = grading["choices"][ord(sample["target"]) - ord("A") :][:1]
+    return scorer, grading | {"value": value[0] if value else ""}
+
+
+def _math_verse(sample: Sample) -> Grading:
+    """Of its multiple choice, some have two right letters, a letter in brackets, or a value."""
+    gold = sample["target"]
+    if sample["metadata"]["question_type"] != "multi-choice":
+        return "mathematics", {"gold": gold}
+    letters = re.fullmatch(r"\s*\(?([A-F])\)?(?:\s+([A-F]))?\s*", gold)
+    if letters is None:
+        return "mathematics", {"gold": gold}
+    if letters[2]:
+        return "letters", {"gold": "".join(sorted((letters[1], letters[2])))}
+    choices = _listed_options(_text(sample))
+    return "letter", {"gold": letters[1], "options": len(choices) or 26, "rule": _RULE, "choices": choices}
 
 
 def _mmmu(sample: Sample) -> Grading:
@@ -66,8 +99,7 @@ def _program(sample: Sample) -> Grading:
 
 def _judged(form: str) -> Callable[[Sample], Grading]:
     def grading(sample: Sample) -> Grading:
-        asked = "".join(part.get("text", "") for part in sample["turns"][-1]["parts"])
-        return "judge", {"form": form, "question": asked, "gold": sample["target"]}
+        return "judge", {"form": form, "question": _text(sample), "gold": sample["target"]}
 
     return grading
 
@@ -168,10 +200,10 @@ ADAPTERS = {
     "mmmu_pro": Adapter("mmmu_pro", _letter, params={"dataset_format": "standard (10 options)"}),
     "mmmu_pro_vision": Adapter("mmmu_pro", _letter, "mmmu_pro", {"dataset_format": "vision"}),
     "logic_vista": Adapter("logic_vista", _letters),
-    "math_vision": Adapter("math_vision", _letter_or_mathematics),
+    "math_vision": Adapter("math_vision", _math_vision),
     "math_vista": Adapter("math_vista", _mathvista),
-    "math_verse_vd": Adapter("math_verse", _letter_or_mathematics, "math_verse", subsets=("Vision Dominant",)),
-    "math_verse_td": Adapter("math_verse", _letter_or_mathematics, "math_verse", subsets=("Text Dominant",)),
+    "math_verse_vd": Adapter("math_verse", _math_verse, "math_verse", subsets=("Vision Dominant",)),
+    "math_verse_td": Adapter("math_verse", _math_verse, "math_verse", subsets=("Text Dominant",)),
     "mm_star": Adapter("mm_star", _letter),
     "charxiv_d": Adapter("charxiv", _judged("figure"), "charxiv", subsets=("descriptive",)),
     "charxiv_r": Adapter("charxiv", _judged("figure"), "charxiv", subsets=("reasoning",)),

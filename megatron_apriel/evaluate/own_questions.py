@@ -47,7 +47,7 @@ def _item(key: str, row: Mapping[str, Any], path: Path, place: int, folder: Path
         if not isinstance(options, list) or not all(isinstance(one, str) and one.strip() for one in options):
             raise DataError(f"row {place} of {path}: options is {brief(options)}, and not a list of texts.")
         grading = {"gold": _letter(row["answer"], options, path, place), "options": len(options),
-                   "rule": "artificial_analysis"}  # fmt: skip
+                   "rule": "labelled", "choices": options}  # fmt: skip
         scorer, prompt = "letter", multiple_choice(row["question"], options)
     else:
         scorer, prompt = "mathematics", _SHORT_PROMPT.format(question=row["question"])

@@ -91,13 +91,13 @@ class Scorers(AbstractContextManager["Scorers"]):
     def _begin(self, name: str) -> tuple[str, Grade]:
         match name:
             case "letter":
-                return "letter 2", lambda text, how: grade_letter(text, how["gold"], how["options"], how["rule"])
+                return "letter 3", self._grade_letter
             case "letters":
-                return "letters 2", lambda text, how: grade_letters(text, how["gold"])
+                return "letters 3", lambda text, how: grade_letters(text, how["gold"])
             case "mathvista":
-                return "mathvista 2", _grade_mathvista
+                return "mathvista 3", _grade_mathvista
             case "mmmu_open":
-                return "mmmu open 1", lambda text, how: grade_mmmu_open(text, how["gold"])
+                return "mmmu open 2", lambda text, how: grade_mmmu_open(text, how["gold"])
             case "visual_task":
                 return "visual task 2", lambda text, how: grade_visual_answer(text, how["answer"])
             case "mathematics":
@@ -122,6 +122,14 @@ class Scorers(AbstractContextManager["Scorers"]):
             case "scicode":
                 return self._scicode()
         raise ConfigError(f"there is no scorer {name!r}.", fix="Load the items again with this version.")
+
+    def _grade_letter(self, text: str, how: Mapping[str, Any]) -> Verdict:
+        """By the letter; where none is named and the right option's value is given, by that."""
+        graded = grade_letter(text, how["gold"], how["options"], how["rule"], how.get("choices", ()))
+        if graded.cause is not Cause.NO_ANSWER or not how.get("value"):
+            return graded
+        by_value = self._scorer("mathematics")[1](text, {"gold": how["value"]})
+        return by_value if by_value.is_right else graded
 
     def _scicode(self) -> tuple[str, Grade]:
         targets = scicode_targets(self._data) if self._data is not None else None

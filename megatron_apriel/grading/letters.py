@@ -8,16 +8,16 @@ Artificial Analysis goes through nine patterns in order and takes the last match
 ones match nearly anything: any capital before a mark. The patterns are those of ``mmlu_pro_aa_v3`` and
 ``gpqa_diamond_aa_v3`` in nvidia-simple-evals 26.3; two are written out as code, because they take quadratic time.
 
-evalscope's prompts ask for a last line ``ANSWER: X``. Where the letter stands there in bold, brackets or LaTeX, the
-nine patterns look past it at any capital behind; so for these prompts that line comes first.
+evalscope's prompts ask for a last line ``ANSWER: X``, which no published rule reads: :mod:`.named_option` does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from megatron_apriel.grading.boxed import last_boxed
+from megatron_apriel.grading.named_option import named_option
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 MMLU_PRO_LETTERS = "ABCDEFGHIJ"
@@ -41,14 +41,14 @@ _AA_LATER = tuple(
     )
 )
 _LABELS = (re.compile(r"(?i)answers?[*_`]*\s*[:\uff1a]"), re.compile(r"(?i)answers?\s+(?:is|are)(?![a-z])"))
-_JOINED = re.compile(r"(?<![A-Za-z])(?!I\s+[a-z])[A-I]+(?![A-Za-z'])")
-"""Labels of options, one behind the other; not the word I. LogicVista's go to I, so AND, OR and NONE are none."""
-_MARKED = re.compile(
-    r"(?i:answer)[*_`]*\s*[:\uff1a]\s*[*_`$(\[{\\]*(?:(?i:boxed|text|textbf|mathrm|mathbf)\{[*_($\\]*)*"
-    r"(?:([A-Z])(?![A-Za-z0-9'])|([a-z])[*_`$)\]}\\.]*[ \t]*$)",
-    re.MULTILINE,
-)
-"""``Answer: X`` with marks of Markdown or LaTeX around it; a small letter only where the line ends behind it."""
+_WORD = re.compile(r"[A-Za-z0-9']+")
+_LIST = re.compile(r"(?<![A-Za-z0-9])([A-I1-9])(?=\s?[):.\]])")
+_GROUP = re.compile(r"(?<![A-Za-z0-9(,/])(?<!, )[A-I](?:, ?[A-I]){0,8},? (?:and|&) [A-I](?![A-Za-z0-9,)])")
+"""Letters with an "and" in a sentence: ``A, B and C``."""
+_CONNECTING = frozenset(("and", "or", "option", "options", "choice", "choices", "y", "et", "und"))
+_AGAINST = re.compile(r"(?i)\b(?:not|but|because|since|rather|instead|neither|nor|none)\b")
+_SHORT = 400
+"""Letters of a line that are looked at."""
 _BOX = "\\boxed{"
 
 
@@ -99,28 +99,47 @@ def _boxed_capitals(text: str) -> Iterator[list[str]]:
         place = text.find(_BOX, end)
 
 
-def labelled_letter(text: str) -> str | None:
-    """The letter behind the last ``Answer:``, marks around it allowed; without any by Artificial Analysis' rule."""
-    return marked_letter(text) or aa_letter(text)
+def letters_named(text: str, labels: str = "ABCDEFGHI") -> str | None:
+    """All labels behind the last ``Answer:``, in the last box, or behind the last ``answer is``, as ``AC``.
 
+    They stand on the line of those words, or on the next one with a word. A response without such words may consist of
+    labels, or name a single option.
 
-def marked_letter(text: str) -> str | None:
-    """The letter behind the last ``Answer:`` that has one, marks around it allowed, as a capital."""
-    found = None
-    for match in _MARKED.finditer(text):
-        found = match
-    return (found[1] or found[2]).upper() if found is not None else None
-
-
-def letters_named(text: str) -> str | None:
-    """All letters behind the last ``Answer:``, in the last box, or behind the last ``answer is``, as ``AC``.
-
-    They stand on the line of those words, or on the next one with a word.
+    Args:
+        text: the response.
+        labels: of LogicVista's options; one of its questions has digits, so AND, OR and NONE are none.
     """
     for said in (_behind_last(_LABELS[0], text), last_boxed(text), _behind_last(_LABELS[1], text)):
         if said is not None:
-            return "".join(sorted({letter for word in _JOINED.findall(said) for letter in word})) or None
-    return None
+            return _listed(said, labels)
+    if len(text) <= _SHORT and (whole := _listed(text, labels, whole=True)) is not None:
+        return whole
+    letter = named_option(text, len(labels)) if labels[0] == "A" else None
+    if letter is not None and letter in labels:
+        return letter
+    groups = {_listed(match[0], labels) for match in _GROUP.finditer(text)}
+    return groups.pop() if len(groups) == 1 else None
+
+
+def _listed(said: str, labels: str, whole: bool = False) -> str | None:
+    """The labels that a line lists: one behind the other, or each with a bracket or a point behind it."""
+    said = said[:_SHORT]
+    said = said[: against.start()] if (against := _AGAINST.search(said)) and against.start() else said
+    if len(alone := said.strip(" \t\r*_`().:$")) == 1 and alone.upper() in labels:
+        return alone.upper()
+    found: list[str] = []
+    for word in _WORD.finditer(said):
+        is_pronoun = word[0] == "I" and re.match(r"\s+[a-z]", said[word.end() :])
+        if set(word[0]) <= set(labels) and not is_pronoun:
+            found.extend(word[0])
+        elif word[0].lower() in _CONNECTING:
+            continue
+        elif whole:
+            return None
+        elif found:
+            found = [one for one in _LIST.findall(said) if one in labels] or found
+            break
+    return "".join(sorted(set(found))) or None
 
 
 def _behind_last(label: re.Pattern[str], text: str) -> str | None:
@@ -132,20 +151,23 @@ def _behind_last(label: re.Pattern[str], text: str) -> str | None:
 
 
 def grade_letters(response: str, gold: str) -> Verdict:
-    """Compare the letters in a response with the right ones, all of which must be named and no other."""
-    if not gold or not all("A" <= letter <= "I" for letter in gold):
+    """Compare the labels in a response with the right ones, all of which must be named and no other."""
+    kinds = [labels for labels in ("ABCDEFGHI", "123456789") if gold and set(gold) <= set(labels)]
+    if not kinds:
         return bad_item(f"the right letters {gold!r} are none")
-    letters = letters_named(response)
+    letters = letters_named(response, kinds[0])
     return without_answer("no letter is found") if letters is None else compared(letters == gold, letters, gold)
 
 
-RULES: dict[str, Callable[[str], str | None]] = {
-    "mmlu_pro": mmlu_pro_letter, "artificial_analysis": aa_letter, "labelled": labelled_letter,
-}  # fmt: skip
+RULES: dict[str, Callable[[str, int, Sequence[str]], str | None]] = {
+    "mmlu_pro": lambda text, options, choices: mmlu_pro_letter(text),
+    "artificial_analysis": lambda text, options, choices: aa_letter(text),
+    "labelled": named_option,
+}
 """By the name that an item gives."""
 
 
-def grade_letter(response: str, gold: str, options: int, rule: str) -> Verdict:
+def grade_letter(response: str, gold: str, options: int, rule: str, choices: Sequence[str] = ()) -> Verdict:
     """Compare the letter in a response with the gold one.
 
     Args:
@@ -153,12 +175,15 @@ def grade_letter(response: str, gold: str, options: int, rule: str) -> Verdict:
         gold: the right letter.
         options: how many the question has; letters beyond them are wrong.
         rule: one of :data:`RULES`.
+        choices: the options' texts, where they are known.
     """
     if len(gold) != 1 or not "A" <= gold <= "Z" or ord(gold) - ord("A") >= options:
         return bad_item(f"the right letter {gold!r} is none of {options} options")
-    letter = RULES[rule](response)
+    letter = RULES[rule](response, options, choices)
     if letter is None:
         return without_answer("no letter is found")
+    if len(letter) > 1:
+        return without_answer(f"it names {' and '.join(letter)}")
     if ord(letter) - ord("A") >= options:
         return compared(False, letter, f"one of the {options} options")
     return compared(letter == gold, letter, gold)

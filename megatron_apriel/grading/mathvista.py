@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from megatron_apriel.grading.boxed import final_answer
-from megatron_apriel.grading.letters import aa_letter, marked_letter
+from megatron_apriel.grading.named_option import named_option
 from megatron_apriel.grading.numbers import number_in
 from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
@@ -61,16 +61,14 @@ def normalised(found: str, answer_type: AnswerType, choices: Sequence[str], prec
 def taken_answer(response: str, answer_type: AnswerType, choices: Sequence[str]) -> str | None:
     """The answer in a response, which the official evaluation lets a model take out.
 
-    Of a multiple-choice question the letter behind ``Answer:``, else what the last box or line of the answer says, else
-    a letter by Artificial Analysis' rule. Of others the box or line; of numbers the only one there, without its unit.
+    Of a multiple-choice question the option that it names, else what the last box or line of the answer says. Of others
+    the box or line; of numbers the only one there, without its unit.
     """
     said = final_answer(response)
     if choices:
-        if letter := marked_letter(response):
+        if (letter := named_option(response, len(choices), choices)) is not None and len(letter) == 1:
             return f"({letter})"
-        if said is not None:
-            return plain_spelling(said).removeprefix("\\text{").removesuffix("}")
-        return f"({letter})" if (letter := aa_letter(response)) else None
+        return None if said is None else plain_spelling(said).removeprefix("\\text{").removesuffix("}")
     if said is None:
         return None
     if answer_type in ("integer", "float"):

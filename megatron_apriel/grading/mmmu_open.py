@@ -1,5 +1,9 @@
 """MMMU's official rule for open questions: the gold answer occurs in what a response says, or is one of its numbers.
 
+evalscope's prompt asks for a last line ``ANSWER: ...``, which the rule does not know: it would look at "is" and "so" in
+the lines before. So what stands behind the last such label, else in the last box, is given to the rule, and all of a
+response only where it has neither.
+
 As ``eval_utils.py`` (MMMU-Benchmark/MMMU) has it: of every line, the shortest tail behind words such as "is" or
 "answer" counts, behind "=" in the last line too; where no line has any, the whole response counts. Numbers in them
 are compared as numbers, rounded to two digits behind the point.
@@ -10,16 +14,40 @@ from __future__ import annotations
 import ast
 import re
 
+from megatron_apriel.grading.boxed import last_boxed
+from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 _WORDS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NOTHING = ("", *":,.!?;'")
+_LABEL = re.compile(r"(?i)(?:^|[\s*_#(])(?:final\s+)?answer[*_`]*\s*:[*_`]*", re.MULTILINE)
+_WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
+_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", re.ASCII)
+_MARKS = {ord(mark): None for mark in "$*_`\\"}
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
     re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+"),
     re.compile(r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])"),
 )
 """With thousands divided, with an exponent, plain. Each digit is looked at a bounded number of times."""
+
+
+def _said(response: str) -> str:
+    """The answer behind the last label, else in the last box, as plain text; else the response."""
+    labels = [label.end() for label in _LABEL.finditer(response)]
+    said = response[labels[-1] :].lstrip(" \t*_`\n").partition("\n")[0] if labels else ""
+    if not said.strip(" *_`.$"):
+        said = last_boxed(response) or ""
+    if (inner := last_boxed(said)) is not None:
+        said = inner
+    return _plain(said) if said else response
+
+
+def _plain(said: str) -> str:
+    """Without marks of Markdown and LaTeX around numbers and words, fractions divided by a stroke."""
+    said = _FRACTION.sub(r"\1/\2", _WRAPPED.sub(r"\1", plain_spelling(said.replace("{,}", ","))))
+    said = said.translate(_MARKS).strip()
+    return said.strip("()[].") if len(said) < 5 else said
 
 
 def _tails(response: str) -> list[str]:
@@ -64,7 +92,7 @@ def grade_mmmu_open(response: str, gold: str) -> Verdict:
     """Compare what a response says with the answers that are right."""
     if not (right := [value for answer in _gold(gold) for value in _normalised(answer)]):
         return bad_item(f"{gold!r} is no answer")
-    tails = _tails(response)
+    tails = _tails(_said(response))
     numbers = [number for tail in tails for pattern in _NUMBERS for number in pattern.findall(tail)]
     said = [value for text in (*tails, *numbers) for value in _normalised(text)]
     if not any(isinstance(value, float) or value.strip() for value in said):

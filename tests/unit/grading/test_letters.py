@@ -12,11 +12,11 @@ from megatron_apriel.grading.letters import (
     aa_letter,
     grade_letter,
     grade_letters,
-    labelled_letter,
     letters_named,
     mmlu_pro_letter,
 )
 from megatron_apriel.grading.mmmu_pro import grade_mmmu_pro, mmmu_pro_letter
+from megatron_apriel.grading.named_option import named_option
 from megatron_apriel.grading.verdict import Cause, Mark
 
 PIECES = (
@@ -93,26 +93,19 @@ def test_artificial_analysis(text: str, letter: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("ANSWER: B", "B"), ("**ANSWER: B**", "B"), ("ANSWER: **B**\n\nThis is in the USA.", "B"),
-        ("ANSWER: (B)", "B"), ("ANSWER: $\\boxed{B}$", "B"), ("ANSWER: \\boxed{\\text{B}}", "B"),
-        ("ANSWER: \\(B\\)", "B"), ("Answer: `d`", "D"), ("ANSWER: B) red, not A.", "B"), ("ANSWER:\n\n**B**", "B"),
-        ("Answer: Because\nANSWER: C", "C"), ("ANSWER: A\nWait.\nANSWER: D", "D"),
-        ("ANSWER: Option B", "B"), ("The answer is (C).", "C"), ("\\boxed{C}", "C"), ("nothing", None),
-    ],
-)  # fmt: skip
-def test_the_line_that_prompts_ask_for(text: str, letter: str | None) -> None:
-    assert labelled_letter(text) == letter
-
-
-@pytest.mark.parametrize(
     ("text", "letters"),
     [
         ("ANSWER: A, C", "AC"), ("ANSWER: C and A", "AC"), ("ANSWER: A AND C", "AC"), ("ANSWER: AC.", "AC"),
         ("**ANSWER:** (A), (C)", "AC"), ("ANSWER:\nA/C", "AC"), ("\\boxed{A, C}", "AC"), ("The answers are A, C", "AC"),
         ("ANSWER: B.\nThis answer is right.", "B"), ("ANSWER: I think A", "A"), ("ANSWER: I", "I"),
-        ("ANSWER: NONE", None), ("ANSWER: none of these", None), ("Maybe A", None), ("ANSWER: A\nANSWER: C", "C"),
+        ("ANSWER: A, C (not B)", "AC"), ("ANSWER: A because C is wrong", "A"), ("ANSWER: Options A and D", "AD"),
+        ("ANSWER: (A) triangle, (C) square", "AC"), ("ANSWER: A: one, C: two", "AC"), ("B, D", "BD"), ("C", "C"),
+        ("ANSWER: the letters A and C", "AC"), ("**A, C**", "AC"), ("The answer is (B).", "B"), ("(D) a circle", "D"),
+        ("I'm sorry, I can't see it.", None), ("ANSWER: neither A nor B", None), ("\\boxed{\\text{A, C}}", "AC"),
+        ("ANSWER: A, C.\nBecause B and D have no X.", "AC"), ("ANSWER: [A, C]", "AC"), ('ANSWER: ["A", "C"]', "AC"),
+        ("ANSWER: NONE", None), ("ANSWER: none of these", None), ("Maybe A", None), ("A and C", "AC"),
+        ("answer : d", "D"), ("ANSWER: A\nANSWER: C", "C"),
+        ("The diagrams A and B belong to it, C does not.", "AB"), ("Which of A, B, and C?\nA and C. Or B and C.", None),
     ],
 )  # fmt: skip
 def test_several_letters(text: str, letters: str | None) -> None:
@@ -122,8 +115,10 @@ def test_several_letters(text: str, letters: str | None) -> None:
 def test_all_letters_and_no_other_are_right() -> None:
     assert grade_letters("ANSWER: C, A", "AC").mark is Mark.RIGHT
     assert grade_letters("ANSWER: A", "AC").mark is grade_letters("ANSWER: A, B, C", "AC").mark is Mark.WRONG
+    assert grade_letters("ANSWER: 3", "3").is_right and not grade_letters("ANSWER: 4", "3").is_right
+    assert grade_letters("3", "3").is_right and not grade_letters("ANSWER: C", "3").is_right
     assert grade_letters("No.", "AC").cause is Cause.NO_ANSWER
-    assert grade_letters("ANSWER: A", "1").cause is grade_letters("ANSWER: A", "").cause is Cause.DATA
+    assert grade_letters("ANSWER: A", "Z").cause is grade_letters("ANSWER: A", "").cause is Cause.DATA
 
 
 def test_verdicts_on_letters() -> None:
@@ -172,7 +167,7 @@ LONG = ("A ", "{", "\\boxed{", "answer: ", "answer is (", "answer:" + " " * 50, 
 @pytest.mark.parametrize("piece", LONG)
 @pytest.mark.parametrize(
     "find",
-    [mmlu_pro_letter, aa_letter, labelled_letter, letters_named, lambda text: mmmu_pro_letter(text, OPTIONS)],
+    [mmlu_pro_letter, aa_letter, named_option, letters_named, lambda text: mmmu_pro_letter(text, OPTIONS)],
 )
 def test_time_is_linear(find: Callable[[str], object], piece: str, times_of: Callable[..., Sequence[float]]) -> None:
     short, long = times_of(find, piece)

@@ -40,9 +40,10 @@ def test_mathvista(
     ("response", "kind", "choices", "taken"),
     [
         ("In ABC it is so.\n**ANSWER: B**", "text", ("one", "two"), "(B)"),
-        ("In ABC it is \\boxed{\\text{two}}", "text", ("one", "two"), "two"),
-        ("In ABC the answer is two.", "text", ("one", "two"), "two"),
-        ("So \\boxed{B}", "text", ("one", "two"), "B"),
+        ("In ABC it is \\boxed{\\text{two}}", "text", ("one", "two"), "(B)"),
+        ("In ABC the answer is two.", "text", ("one", "two"), "(B)"),
+        ("So \\boxed{B}", "text", ("one", "two"), "(B)"),
+        ("So \\boxed{tow}", "text", ("one", "two"), "tow"),
         ("It is (B), I think", "text", ("one", "two"), "(B)"),
         ("So \\boxed{12\\text{ cm}}", "integer", (), "12"),
         ("So \\boxed{\\$1,200}", "integer", (), "1200"),

@@ -1,0 +1,179 @@
+"""The option that a response names, where a prompt asks for a last line ``ANSWER: X``, which no published rule reads.
+
+Models put marks of Markdown or LaTeX around the letter, write the option's text beside it or in its place, answer in
+the question's language, or leave the line out. What they say is looked for in the order in which it can be trusted:
+
+1. behind the last label such as ``Answer:`` that something can be read behind,
+2. in the last box,
+3. behind the last "the answer is", or before the last "is the correct answer",
+4. a response that is one line and begins with a letter or an option's text, or lines that begin with one letter only,
+5. the only option in brackets or behind the word "option", in the last line or in all of them,
+6. the only option whose text occurs.
+
+Who says that it is not A but B names B; two letters in one place are two answers, so none; a refusal names nothing:
+no letter is taken out of words, as Artificial Analysis' last patterns take the I of "I'm sorry".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from megatron_apriel.grading.boxed import last_boxed
+from megatron_apriel.grading.option_texts import OptionTexts, only
+
+_LINE = 300
+"""Letters of a line that are looked at; an answer stands at its beginning."""
+_PLACES = 20
+"""Of a kind that are looked at, from the end on."""
+_PLAIN = str.maketrans({
+    **{chr(0xFF21 + place): chr(ord("A") + place) for place in range(26)},
+    **{chr(0x24B6 + place): chr(ord("A") + place) for place in range(26)},
+    "\uff08": "(", "\uff09": ")", "\u3010": "[", "\u3011": "]", "\uff1a": ":", "\uff0c": ",", "\u3001": ",",
+    "\uff0e": ".", "\u3002": ".", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\xa0": " ", "\u200b": "",
+})  # fmt: skip
+"""Signs of other scripts, and letters in circles."""
+_ALIKE = {"\u0410": "A", "\u0412": "B", "\u0421": "C", "\u0415": "E"}
+"""Cyrillic letters that look like Latin ones."""
+_NOUN = (
+    "answers?|ans|antwort|r\xe9ponse|respuesta|resposta|risposta|odpowied\u017a|"
+    "\u043e\u0442\u0432\u0435\u0442|\u7b54\u6848|\u7b54\u3048|\uc815\ub2f5|\u0627\u0644\u0625\u062c\u0627\u0628\u0629"
+)
+"""Answer, in the languages of published questions and a few more."""
+_LABEL = re.compile(rf"(?i)(?:{_NOUN})(?:\s+(?!options|choices)[a-z]{{1,10}}){{0,3}}[*_`\"]*\s*:")
+_IS = re.compile(
+    rf"(?i)(?:\b(?:{_NOUN}|option|choice|opci\xf3n|variant)(?:\s+[^\W\d]\w{{0,19}}){{0,6}}?\s+"
+    r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u2014)(?!\w)|\u7b54\u6848\s*[\u662f\u4e3a\u70ba]|"
+    r"\u5e94?[\u9009\u9078][\u62e9\u64c7]?|\b(?:I|we)\s+(?:would\s+|will\s+)?(?:choose|select|pick|go with))\s*:?"
+)
+_RIGHT = re.compile(
+    r"([A-Z])[)\]}*_`$\\]*\s+(?:is|would be|seems to be|must be)\s+(?:indeed\s+|therefore\s+|clearly\s+)?"
+    r"the\s+(?:\w{1,12}\s+)?(?:correct|right|best|most\s+\w{1,20})\s+(?:\w{1,12}\s+)?(?:answer|option|choice)"
+)
+_WEAKLY_RIGHT = re.compile(r"(?<![A-Za-z0-9])([A-Z])[)\]}*_`$\\]*\s+is\s+(?:the\s+)?(?:correct|right|answer)(?!\w)")
+_LEAD = re.compile(
+    r"(?:[\s*_`$~(){}\[\]<>\"'#:=\-\u2013\u2014\xab\xbb]|\\[(\[,! ]|"
+    r"\\(?:boxed|fbox|text(?:bf|rm|it)?|math(?:rm|bf|sf|tt|it)|mbox|bm)(?![a-z])|"
+    r"(?i:the|is|it's|it|my|final|correct|right|best|answer|options?|choices?|letter|label|most|likely|probably|either|"
+    r"would|be|should|thus|so|therefore|la|le|die|opci\xf3n|lettre|letra|a(?=\s+letra)|"
+    r"\u9009\u9879|\u9078\u9805|\u662f|\u4e3a)(?![A-Za-z]))*+"
+)
+_LETTER = re.compile(
+    r"([A-Z\u0410\u0412\u0421\u0415])(?![A-Za-z0-9_']|\s+[=^<>])|([a-z])(?=[)\].:*_`$}\\]*\s*$|[)\].:]\S{0,3}\s)"
+)
+_AND = re.compile(
+    r"[)\]}.*_`$\\\s]*(?:,|/|&|\+|;|(?:and|or|et|ou|y|o|und|oder)\b|\u548c|\u6216)\s*(?:and\s+|or\s+)?"
+    r"(?i:option\s+|choice\s+)?[(\[*_$\\{]*([A-Z])(?![A-Za-z0-9_']|\s+[a-z])"
+)
+_NOT = re.compile(r"(?i)(?:not|isn't|neither|nor|none|nicht|pas|no es|\u4e0d\u662f)\b")
+_BUT = re.compile(r"(?i)\b(?:but|rather|instead|sondern|mais|sino)\b\s*(?:rather|instead)?|\u800c\u662f")
+_PRONOUN = re.compile(r"I\s+[a-z]|A\s+(?!(?:is|are|and|or|because|since|as|but|not|for|which|with)\b)[a-z]")
+_BEGINNING = re.compile(
+    r"[\s*_#>(\[$\\{`\"-]*(?:(?i:option|choice)\s+)?[(\[*_]*([A-Z])(?:[*_]*[)\].:,]|[*_`$}\\]*\s+[-\u2013\u2014]\s|"
+    r"[*_`$})\]\\]*\s*$|\s+is\b)"
+)
+_ENDS = re.compile(r"</?s>|<\|[a-z_]{1,20}\|>")
+"""Tokens at the ends of a turn, which some servers leave in the text."""
+_ALONE = re.compile(
+    r"(?:[\s*_`$(\[{\"']|\\(?:boxed|text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)(?![a-z])|\\)*+"
+    r"([A-Za-z])[\s*_`$)\]}\\\"'.]*"
+)
+_MENTIONED = re.compile(r"\(([A-Z])\)|(?i:\boption|\bchoice|\banswer)\s+[*_`\"']*([A-Z])(?![A-Za-z0-9_'])")
+
+
+def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> str | None:
+    """The letter of the option that a response names; several letters where it names several in one place.
+
+    Args:
+        text: the final response.
+        options: how many there are.
+        choices: their texts, where they are known.
+    """
+    text = _ENDS.sub("", text.translate(_PLAIN))
+    texts = OptionTexts(choices)
+    for said, is_label in _statements(text):
+        if letters := _read(said, options, texts, is_label):
+            return letters
+    if right := [match[1] for match in _RIGHT.finditer(text)]:
+        return right[-1]
+    return (
+        only(match[1] for match in _WEAKLY_RIGHT.finditer(text))
+        or _by_lines(text, options, texts)
+        or _by_mention(text, options)
+        or texts.within(_last_line(text))
+        or texts.within(text)
+    )
+
+
+def _statements(text: str) -> Iterator[tuple[str, bool]]:
+    """Places that say an answer, the more trustworthy first, and whether a label stands before them."""
+    for match in _last(_LABEL, text):
+        yield _line_behind(text, match.end()), True
+    if (boxed := last_boxed(text)) is not None:
+        yield boxed[:_LINE], True
+    for match in _last(_IS, text):
+        yield _line_behind(text, match.end()), False
+
+
+def _last(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """The last places where a pattern matches, from the end on."""
+    return reversed(deque(pattern.finditer(text), maxlen=_PLACES))
+
+
+def _line_behind(text: str, place: int) -> str:
+    """What stands behind a place on its line; where nothing does, the next line with a word."""
+    said, _, behind = text[place : place + 2 * _LINE].partition("\n")
+    return (said if said.strip(" \t\r*_`$:") else behind.lstrip().partition("\n")[0])[:_LINE]
+
+
+def _read(said: str, options: int, texts: OptionTexts, is_label: bool) -> str | None:
+    """The letters at the beginning of a statement, or that of the option whose text it is."""
+    if by_text := texts.same(said):
+        return by_text
+    place = lead.end() if (lead := _LEAD.match(said)) else 0
+    if _NOT.match(said, place):
+        but = _BUT.search(said, place)
+        return None if but is None else _read(said[but.end() :], options, texts, is_label)
+    letter = _LETTER.match(said, place)
+    if letter is None or ((not is_label or said[place] == "I") and _PRONOUN.match(said, place)):
+        return texts.within(said)
+    found = _ALIKE.get(letter[0], letter[0].upper())
+    other = _AND.match(said, letter.end())
+    if other is not None and other[1] != found and ord(other[1]) - ord("A") < options:
+        return found + other[1]
+    if ord(found) - ord("A") >= options:
+        return texts.within(said) or texts.named(found, options)
+    return found
+
+
+def _by_lines(text: str, options: int, texts: OptionTexts) -> str | None:
+    """The letter with which a line begins, if the lines that begin with one agree; or one that is a line of its own."""
+    lines = [line[:_LINE] for line in text.split("\n") if line.strip()]
+    if not lines:
+        return None
+    if len(lines) == 1 and (alone := _ALONE.fullmatch(lines[0])):
+        return texts.named(alone[1].upper(), options)
+    if len(lines) == 1 and (by_text := texts.same(lines[0])):
+        return by_text
+    begun = [match[1] if (match := _BEGINNING.match(line)) else None for line in lines]
+    begun = [letter if letter and ord(letter) - ord("A") < options else None for letter in begun]
+    if (one := only(letter for letter in begun if letter)) is not None:
+        return one
+    if begun[-1] and len(lines) > 1 and lines[-2].rstrip().endswith(":"):
+        return begun[-1]
+    if (alone := _ALONE.fullmatch(lines[0])) or (alone := _ALONE.fullmatch(lines[-1])):
+        return alone[1].upper()
+    return texts.at_beginning(lines[0])
+
+
+def _by_mention(text: str, options: int) -> str | None:
+    for part in (_last_line(text), text):
+        mentioned = (match[1] or match[2] for match in _MENTIONED.finditer(part))
+        if (one := only(letter for letter in mentioned if ord(letter) - ord("A") < options)) is not None:
+            return one
+    return None
+
+
+def _last_line(text: str) -> str:
+    return text.rstrip().rpartition("\n")[2]

@@ -1,0 +1,100 @@
+"""The texts of a question's options, and which of them stands in what a response says.
+
+Texts are compared without case, marks around them and what only typesets; a number with a unit also by the number, a
+fraction also as a ratio. A text that is part of another one that occurs does not count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from megatron_apriel.grading.spelling import plain_spelling
+
+_RATIO = re.compile(r"\\[dt]?frac\{(\d{1,9})\}\{(\d{1,9})\}|(\d{1,9}) ?[:/] ?(\d{1,9})(?!\d)", re.ASCII)
+_NUMBER = re.compile(r"([+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))\s*[a-z%{} /]*(?:\^\{?(?:\\circ|[23])\}?)?[a-z]?", re.ASCII)
+"""A number with a unit: ``12 cm``, ``45^{\\circ}``, ``30%``, ``8 m^2``."""
+_BEFORE, _AFTER = frozenset(["", *" (=:,;'[\u2248"]), frozenset(["", *" ).,;:!?'\u3002]"])
+"""What may stand beside a text, for it to stand there by itself."""
+_POINT = frozenset(f".{digit}" for digit in range(10))
+_JOINING = frozenset("+-*/^_{}<>%\\")
+_WRITTEN = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;!()\[\]]|[$*_`\"]")
+_INNER = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
+
+
+def only(found: Iterable[str]) -> str | None:
+    """The one thing that is found, however often."""
+    values = set(found)
+    return values.pop() if len(values) == 1 else None
+
+
+class OptionTexts:
+    """The options' texts, and which of them stands somewhere."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self._choices = [(chr(ord("A") + place), _bare(choice)) for place, choice in enumerate(choices)]
+        self._choices = [(letter, choice) for letter, choice in self._choices if choice]
+        self._values = {letter: value for letter, choice in self._choices if (value := _value(choice)) is not None}
+
+    def same(self, said: str) -> str | None:
+        """The option whose text, or whose only number, this is; a single letter is an option's name first."""
+        bare = _bare(said)
+        if not self._choices or (len(bare) < 2 and not bare.isdigit()):
+            return None
+        close = bare.replace(" ", "")
+        if (one := only(letter for letter, choice in self._choices if choice.replace(" ", "") == close)) is not None:
+            return one
+        value = _value(bare)
+        return None if value is None else only(letter for letter, one in self._values.items() if one == value)
+
+    def named(self, letter: str, options: int) -> str:
+        """A letter that stands alone, or the option whose text it is where there is no option of that name."""
+        if ord(letter) - ord("A") < options:
+            return letter
+        return only(one for one, choice in self._choices if choice == letter.casefold()) or letter
+
+    def within(self, said: str) -> str | None:
+        """The only option whose text occurs; one that is part of another that occurs does not count."""
+        if not self._choices:
+            return None
+        bare = _bare(said)
+        found = [(letter, choice) for letter, choice in self._choices if _occurs(choice, bare)]
+        return only(
+            letter for letter, choice in found if not any(choice != other and choice in other for _, other in found)
+        )
+
+    def at_beginning(self, said: str) -> str | None:
+        """The only option with whose text a line begins."""
+        bare = _bare(said)
+        return only(
+            letter for letter, choice in self._choices
+            if bare.startswith(choice) and _occurs(choice, bare[: len(choice) + 3])
+        )  # fmt: skip
+
+
+def _bare(text: str) -> str:
+    """In small letters, without marks around it and what only typesets; fractions and ratios of numbers as ``5/12``."""
+    text = _RATIO.sub(r"\1\3/\2\4", _WRITTEN.sub("", _INNER.sub(r"\1", plain_spelling(text))))
+    return " ".join(text.split()).casefold().strip(" .,;:!\"'")
+
+
+def _value(bare: str) -> float | None:
+    """The number that a text is, its unit left out."""
+    number = _NUMBER.fullmatch(bare)
+    return None if number is None else float(number[1].replace(",", ""))
+
+
+def _occurs(part: str, text: str) -> bool:
+    """Whether a text occurs, not as part of a word; one with a number or a formula, not as part of a longer one."""
+    is_formula = any(letter.isdigit() or letter == "\\" for letter in part) or len(part) < 2
+    place = text.find(part)
+    while place >= 0:
+        before, after = text[place - 1 : place] if place else "", text[place + len(part) : place + len(part) + 2]
+        if before in _BEFORE and (after[:1] in _AFTER and after not in _POINT):
+            if not is_formula:
+                return True
+            around = text[max(place - 2, 0) : place].strip()[-1:] + text[place + len(part) :][:2].strip()[:1]
+            if not any(letter in _JOINING for letter in around):
+                return True
+        place = text.find(part, place + len(part))
+    return False
