@@ -102,7 +102,7 @@ class Scorers(AbstractContextManager["Scorers"]):
                 return "visual task 2", lambda text, how: grade_visual_answer(text, how["answer"])
             case "mathematics":
                 mathematics = self._open.enter_context(MathGrader())
-                return f"mathematics 2, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
+                return f"mathematics 3, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
             case "instructions":
                 checker = self._open.enter_context(InstructionGrader())
                 return checker.version, lambda text, how: checker.grade(

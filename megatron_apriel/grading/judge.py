@@ -22,7 +22,8 @@ _MOST_REPLY_TOKENS = 8192
 """Of the judge, which may reason before it replies."""
 _SHOWN = 120
 _CORRECT_LINE = re.compile(r"^[ \t*]*correct[ \t*]*:[ \t*]*(yes|no)[ \t*.]*$", re.IGNORECASE | re.MULTILINE)
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n```", re.DOTALL)
+_BACKSLASH = re.compile(r"\\(?![\"\\/])")
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL | re.IGNORECASE)
 
 _LONG_CONTEXT = """\
 Assess whether the following CANDIDATE ANSWER is CORRECT or INCORRECT.
@@ -104,7 +105,7 @@ class Form:
 
 
 def _one_word(reply: str) -> bool | None:
-    return {"CORRECT": True, "INCORRECT": False}.get(reply)
+    return {"CORRECT": True, "INCORRECT": False}.get(reply.strip(" \t\n*`\"'."))
 
 
 def _correct_line(reply: str) -> bool | None:
@@ -113,11 +114,16 @@ def _correct_line(reply: str) -> bool | None:
 
 
 def _score(reply: str) -> bool | None:
+    """An answer in LaTeX makes the object no JSON: its backslashes are doubled then."""
     fenced = _FENCED.fullmatch(reply)
+    text = fenced[1] if fenced else reply
     try:
-        value = json.loads(fenced[1] if fenced else reply)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        try:
+            value = json.loads(_BACKSLASH.sub(r"\\\\", text))
+        except (ValueError, RecursionError):
+            return None
     score = value.get("score") if isinstance(value, dict) else None
     return bool(score) if type(score) is int and score in (0, 1) else None
 

@@ -2,27 +2,36 @@
 
 math-verify 0.9.0 joins neighbouring boxes, is not symmetric in gold and answer, wants the main thread for its alarm,
 and does about 14 verifications a second. So the last box alone is handed over, the gold first, in a process of its own,
-and only what text and whole numbers do not settle.
+and only what text and whole numbers do not settle. Nor does it read a gold answer with words, units in words or several
+named parts, or take an inequality for an interval: that is settled before.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
 from megatron_apriel.grading import math_process
 from megatron_apriel.grading.boxed import final_answer, is_balanced
+from megatron_apriel.grading.intervals import as_interval, is_interval
 from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
+from megatron_apriel.grading.named_parts import listed_intervals, named_parts
 from megatron_apriel.grading.numbers import whole_number
-from megatron_apriel.grading.spelling import plain_spelling
+from megatron_apriel.grading.stated_value import stated_value
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item, compared, without_answer
 
 SECONDS = 15.0
 """That math-verify may take for one pair: it gives up by itself after 5 s each for gold, answer and comparing."""
 MOST_LETTERS = 2_000
 """Of an answer; a longer one is no expression that anybody wrote down as a result."""
+
+
+_ASSIGNED = re.compile(r"\s*([a-zA-Z])\s*=\s*[^=]+\Z")
+_TEXT = re.compile(r"\\(?:text(?:rm|bf|it|sf)?|mbox)\s*\{([^{}\\]*)\}")
 
 
 class MathGrader:
@@ -58,18 +67,50 @@ class MathGrader:
             return without_answer("there is no box that is closed, and no line that says the answer")
         if len(found) > MOST_LETTERS:
             return without_answer(f"the answer has {len(found):,} letters, more than {MOST_LETTERS:,}")
-        if _same_text(found, gold):
+        if is_equal_text(found, gold):
             return compared(True, found, gold)
-        ours, theirs = whole_number(plain_spelling(found)), whole_number(plain_spelling(gold))
-        if ours is not None and theirs is not None:
-            return compared(ours == theirs, found, gold)
-        return self._by_math_verify(found, gold)
+        if (parts := named_parts(gold)) is not None:
+            return self._by_parts(found, gold, parts)
+        return self._by_value(found, gold)
 
-    def _by_math_verify(self, found: str, gold: str) -> Verdict:
+    def _by_parts(self, found: str, gold: str, right: Mapping[str, str]) -> Verdict:
+        """Every part that the gold answer names must be there, by its name or in the same order."""
+        ours = named_parts(found) or {}
+        if not ours and len(listed := listed_intervals(found)) == len(right):
+            ours = dict(zip(right, listed, strict=True))
+        if ours.keys() != right.keys():
+            return compared(False, found, gold)
+        for name, value in right.items():
+            if is_equal_text(ours[name], value):
+                continue
+            part = self._by_value(ours[name], value)
+            if not part.is_right:
+                return Verdict(part.mark, f"{name}: {part.reason}", part.cause, found)
+        return compared(True, found, gold)
+
+    def _by_value(self, found: str, gold: str) -> Verdict:
+        (ours, our_unit), (theirs, their_unit) = stated_value(found), stated_value(gold)
+        if our_unit and their_unit and our_unit != their_unit:
+            return compared(False, found, gold)
+        if is_equal_text(ours, theirs):
+            return compared(True, found, gold)
+        named = _ASSIGNED.match(ours), _ASSIGNED.match(theirs)
+        if named[0] is not None and named[1] is not None and named[0][1] != named[1][1]:
+            return compared(False, found, gold)
+        numbers = whole_number(ours), whole_number(theirs)
+        if None not in numbers:
+            return compared(numbers[0] == numbers[1], found, gold)
+        if is_interval(theirs) and (as_gold := as_interval(ours)) is not None:
+            ours = as_gold
+        elif is_interval(ours) and (as_answer := as_interval(theirs)) is not None:
+            theirs = as_answer
+        return self._by_math_verify(found, gold, ours, theirs)
+
+    def _by_math_verify(self, found: str, gold: str, ours: str, theirs: str) -> Verdict:
         if not is_balanced(gold):
             return bad_item(f"the braces of the gold answer {gold} are not closed")
         try:
-            said = self._process.ask({"gold": plain_spelling(gold), "answer": plain_spelling(found)})
+            said = self._process.ask({"gold": theirs, "answer": ours})
         except OutOfTimeError as error:
             return Verdict(Mark.NONE, f"comparing {found} with {gold}: {error}", Cause.SLOW, found)
         except BrokenProcessError as error:
@@ -85,10 +126,11 @@ class MathGrader:
                 return compared(result == "equal", found, gold)
 
 
-def _same_text(first: str, second: str) -> bool:
+def is_equal_text(first: str, second: str) -> bool:
+    """Whether two answers are the same text, but for white space, dollars, marks of text and capitals in words."""
     return _plain(first) == _plain(second)
 
 
 def _plain(text: str) -> str:
-    """Without what changes nothing: white space and dollars."""
-    return "".join(text.replace("$", "").split())
+    text = "".join(_TEXT.sub(r"\1", text.replace("$", "")).split())
+    return text.casefold() if text.isalpha() and len(text) > 1 else text

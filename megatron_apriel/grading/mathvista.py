@@ -19,6 +19,14 @@ from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 AnswerType = Literal["text", "integer", "float", "list"]
+_BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
+_SENTENCES = 50
+"""Of a response that are looked at, from the end on."""
+_NUMBERS = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w]|[.,]\d)", re.ASCII)
+_REFUSED = re.compile(
+    r"(?i)\b(?:cannot|can't|unable|not possible|impossible|insufficient|not (?:enough|provide|clear))\b"
+)
 _IN_BRACKETS = re.compile(r"\(([a-zA-Z])\)")
 
 
@@ -69,10 +77,10 @@ def taken_answer(response: str, answer_type: AnswerType, choices: Sequence[str])
         if (letter := named_option(response, len(choices), choices)) is not None and len(letter) == 1:
             return f"({letter})"
         return None if said is None else plain_spelling(said).removeprefix("\\text{").removesuffix("}")
+    if answer_type in ("integer", "float"):
+        return _number_in(response) if said is None else number_in(plain_spelling(said)) or said
     if said is None:
         return None
-    if answer_type in ("integer", "float"):
-        return number_in(plain_spelling(said)) or said
     if answer_type == "list":
         try:
             listed = ast.literal_eval(said.replace("\\left", "").replace("\\right", ""))
@@ -80,6 +88,17 @@ def taken_answer(response: str, answer_type: AnswerType, choices: Sequence[str])
             return said
         return str(list(listed)) if isinstance(listed, list | tuple) else said
     return said
+
+
+def _number_in(response: str) -> str | None:
+    """The last number in bold, else the only number of the last sentence with any; not one beside a refusal."""
+    if _REFUSED.search(response):
+        return None
+    if bold := [number for part in _BOLD.findall(response) if (number := number_in(plain_spelling(part)))]:
+        return bold[-1]
+    numbers = (_NUMBERS.findall(sentence) for sentence in reversed(_SENTENCE.split(response)[-_SENTENCES:]))
+    last = next((found for found in numbers if found), [])
+    return last[0].replace(",", "") if len(set(last)) == 1 else None
 
 
 def grade_mathvista(

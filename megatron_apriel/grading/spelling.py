@@ -16,6 +16,7 @@ _SIGNS = str.maketrans({
 })  # fmt: skip
 _ROOT = re.compile(r"\u221a(?:\((\w+)\)|(\d+|[a-zA-Z]))")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
+_SAME = (("\\varnothing", "\\emptyset"), ("\\langle", "("), ("\\rangle", ")"), ("\\{\\}", "\\emptyset"))
 _LINE = re.compile(r"\\underline\s*(?=\{)|\\displaystyle(?![a-zA-Z])")
 _ALL_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _EXPONENT = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})", re.ASCII)
@@ -26,6 +27,8 @@ _BEHIND = re.compile(r"(?:\\[,;:!]|[\s,;.\u3002])+\Z")
 def plain_spelling(text: str) -> str:
     """An answer with nothing around its value that does not change it."""
     text = _BEHIND.sub("", _LINE.sub("", _COLOUR.sub("", text.translate(_SIGNS)))).strip()
+    for written, meant in _SAME:
+        text = text.replace(written, meant)
     text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2]}}}", text)
     if (inside := _ALL_TEXT.fullmatch(text)) is not None and any(letter.isdigit() for letter in inside[1]):
         text = inside[1].strip()
