@@ -208,7 +208,7 @@ class Follower(AbstractContextManager["Follower"]):
 
     def _add_scores(self, evaluations: RunEvaluations, config: StageConfig) -> None:
         """Add the scores of evaluations that are whole, and whose process was stopped before it did."""
-        known = evaluations.scored()
+        known = evaluations.scored(self._say_once)
         for step in checkpoints_in(evaluations.directory.evaluations):
             if step not in known and evaluations.is_whole(step):
                 self._add(step, evaluations, config, 0.0)

@@ -6,13 +6,13 @@ A process that is killed leaves at most one line cut off; the next one takes it 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from megatron_apriel.errors import DataError
+from megatron_apriel.formats.growing_files import cut_torn_line
 from megatron_apriel.generate.answer import Answer, FinishReason
 from megatron_apriel.generate.asking import Asked
 from megatron_apriel.generate.conversation import ToolCall
@@ -43,7 +43,7 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
+        cut_torn_line(path)
         self._file = path.open("ab")
 
     def __enter__(self) -> RecordFile:
@@ -59,24 +59,6 @@ class RecordFile:
         text = json.dumps(record, ensure_ascii=False, default=dict)
         self._file.write(text.encode("utf-8", "surrogatepass") + b"\n")
         self._file.flush()
-
-
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        place = end
-        while place > 0:
-            start = max(place - 65536, 0)
-            file.seek(start)
-            found = file.read(place - start).rfind(b"\n")
-            if found >= 0:
-                place = start + found + 1
-                break
-            place = start
-        if place < end:
-            file.truncate(place)
 
 
 def record_of(asked: Asked) -> dict[str, Any]:

@@ -11,22 +11,25 @@
 Two commands share this folder and nothing else. The evaluating one makes all of it, but for ``recorded``. The run only
 looks: what is to be evaluated and was not exported yet keeps its checkpoint, and new scores go into its figures, which
 one process at a time writes, the one that holds the run's lock.
+
+A damaged line of ``scores.jsonl`` costs that score alone, until the following adds it again; it is named and counted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from megatron_apriel.config.output_sections import EvaluateSection
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.errors import printable
+from megatron_apriel.errors import DataError, OutputError, brief, printable
+from megatron_apriel.formats.growing_files import cut_torn_line, in_ranges, whole_lines
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path, checkpoints_in
 from megatron_apriel.inputs import read_input
 from megatron_apriel.outputs import replace_file
@@ -34,7 +37,12 @@ from megatron_apriel.terminal import note
 
 REPORT = "report.json"
 """Of an evaluation that is whole."""
+_ANEW = "Remove it: python tools/evaluate.py --follow RUN writes it anew from the evaluations that are whole."
+_SHOWN = 1000
+"""Letters of a list of damaged lines."""
 _Percent = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+_MOST = 2**53
+"""Of a count: what every program that reads JSON keeps exactly."""
 _Name = Annotated[str, Field(max_length=200)]
 
 
@@ -50,15 +58,23 @@ class ScoreRecord(BaseModel):
         seconds: that it took.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    step: Annotated[int, Field(ge=0)]
-    tokens: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0, le=_MOST)]
+    tokens: Annotated[int, Field(ge=0, le=_MOST)]
     scores: dict[_Name, _Percent]
     intervals: dict[_Name, tuple[_Percent, _Percent]]
-    without_answer: dict[_Name, Annotated[int, Field(ge=0)]]
+    without_answer: dict[_Name, Annotated[int, Field(ge=0, le=_MOST)]]
     path: str
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(ge=0, le=_MOST, allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _is_of_one_evaluation(self) -> ScoreRecord:
+        if not self.scores.keys() == self.intervals.keys() == self.without_answer.keys():
+            raise ValueError("scores, intervals and without_answer are of different benchmarks")
+        if any(low > high for low, high in self.intervals.values()):
+            raise ValueError("an interval ends before it begins")
+        return self
 
 
 @dataclass(frozen=True)
@@ -125,38 +141,52 @@ class RunEvaluations:
         return self.directory.evaluations / "recorded"
 
     def add(self, record: ScoreRecord) -> None:
-        """Add what an evaluation gave; by the evaluating command alone."""
-        with _scores(self.directory).open("a", encoding="utf-8") as file:
-            file.write(record.model_dump_json() + "\n")
+        """Add what an evaluation gave; by the evaluating command alone. Raises OutputError."""
+        path = _scores(self.directory)
+        try:
+            cut_torn_line(path)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(record.model_dump_json() + "\n")
+        except OSError as error:
+            raise OutputError(f"{printable(path)} cannot be written: {error}.", fix=_ANEW) from None
 
-    def scored(self) -> set[int]:
-        """Steps whose scores were added."""
-        return set(scores_of(self.directory))
+    def scored(self, remark: Callable[[str], None] = note) -> set[int]:
+        """Steps whose scores were added; damaged lines are remarked upon. Raises DataError."""
+        return set(scores_of(self.directory, remark))
 
     def has_new(self) -> bool:
-        """Whether there are scores that the run's figures do not have yet."""
-        return len(_lines(self.directory)) > self._count()
+        """Whether there are scores that the run's figures do not have yet. Raises DataError."""
+        lines = _read(self.directory)
+        return len(lines) != self._count(lines)
 
     def new_scores(self) -> Iterator[ScoreRecord]:
         """Scores that the run's figures do not have yet; they have each once it is taken.
 
-        By whoever holds the run's lock. Never raises: a run does not end for a score. A line that cannot be read is
-        named and passed over.
+        By whoever holds the run's lock. Never raises: a run does not end for a score. Lines that cannot be read are
+        named, counted and passed over.
         """
+        path = printable(_scores(self.directory))
         try:
-            lines, before = _lines(self.directory), self._count()
-            for number, line in enumerate(lines[before:], before + 1):
-                if (record := _record(line)) is None:
-                    note(f"line {number} of {printable(_scores(self.directory))} is no score, and passed over")
-                else:
+            lines = whole_lines(_scores(self.directory))
+            before = self._count(lines)
+            if len(lines) == before:
+                return
+            replace_file(self._recorded, f"{before}\n")  # where that cannot be written, each would be taken for ever
+            records = {number: _record(line) for number, line in enumerate(lines[before:], before + 1)}
+            _name_damaged(path, records, len(lines), note)
+            for number, record in records.items():
+                if record is not None:
                     yield record
-                replace_file(self._recorded, f"{number}\n")
+                    replace_file(self._recorded, f"{number}\n")
+            replace_file(self._recorded, f"{len(lines)}\n")
         except OSError as error:
-            note(f"warning: scores in {printable(_scores(self.directory))} cannot be taken over: {error}")
+            note(f"warning: scores in {path} cannot be taken over: {error}")
 
-    def _count(self) -> int:
+    def _count(self, lines: Sequence[bytes]) -> int:
+        """How many lines were taken; none of a file that became shorter, since nobody knows which of it are new."""
         with suppress(OSError, ValueError):
-            return max(int(read_input(self._recorded)), 0)
+            taken = int(read_input(self._recorded))
+            return taken if 0 <= taken <= len(lines) else 0
         return 0
 
 
@@ -164,18 +194,29 @@ def _scores(run: RunDirectory) -> Path:
     return run.evaluations / "scores.jsonl"
 
 
-def _lines(run: RunDirectory) -> list[bytes]:
-    """All whole lines of a run's scores."""
+def _read(run: RunDirectory) -> list[bytes]:
+    """All whole lines of a run's scores. Raises DataError."""
     try:
-        text = read_input(_scores(run))
-    except FileNotFoundError:
-        return []
-    return text.split(b"\n")[:-1]
+        return whole_lines(_scores(run))
+    except OSError as error:
+        raise DataError(f"{printable(_scores(run))} cannot be read: {error}.", fix=_ANEW) from None
 
 
-def scores_of(run: RunDirectory) -> dict[int, ScoreRecord]:
-    """A run's scores by step, the last of each. Raises OSError if they cannot be read."""
-    return {record.step: record for record in map(_record, _lines(run)) if record is not None}
+def scores_of(run: RunDirectory, remark: Callable[[str], None] = note) -> dict[int, ScoreRecord]:
+    """A run's scores by step, the last of each; damaged lines are remarked upon. Raises DataError."""
+    records = {number: _record(line) for number, line in enumerate(_read(run), 1)}
+    _name_damaged(printable(_scores(run)), records, len(records), remark)
+    return {record.step: record for record in records.values() if record is not None}
+
+
+def _name_damaged(
+    path: str, records: Mapping[int, ScoreRecord | None], lines: int, remark: Callable[[str], None]
+) -> None:
+    if damaged := [number for number, record in records.items() if record is None]:
+        remark(
+            f"{len(damaged):,} of {lines:,} lines of {path} are no scores, and passed over: "
+            f"{brief(in_ranges(damaged), _SHOWN)}"
+        )
 
 
 def _is_there(path: Path) -> bool:

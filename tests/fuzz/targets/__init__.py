@@ -11,6 +11,7 @@ from .distributed import DistributedCheckpoints
 from .images import Images
 from .models import ModelDirectories
 from .records import JsonFiles, SavedDatasets, Tables
+from .scores import Scores
 from .tars import Tars
 
 
@@ -32,5 +33,6 @@ def targets() -> dict[str, Target]:
         AnnotationFiles(),
         PictureFolders(),
         ChatRecords(),
+        Scores(),
     ]
     return {target.name: target for target in made}

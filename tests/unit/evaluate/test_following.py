@@ -15,7 +15,7 @@ import pytest
 
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.errors import ConfigError, ExitCode
+from megatron_apriel.errors import ConfigError, DataError, ExitCode
 from megatron_apriel.evaluate import following
 from megatron_apriel.evaluate.follow_commands import Commands
 from megatron_apriel.evaluate.following import follow
@@ -237,6 +237,23 @@ def test_scores_wait_for_the_run_that_writes_its_figures(followed: Callable[...,
     assert one.steps == [10] and one.scores == []
     assert one.follow() == ExitCode.OK
     assert one.steps == [10] and [score[0] for score in one.scores] == [10]
+
+
+def test_damaged_scores_are_added_again(followed: Callable[..., Followed], capsys: pytest.CaptureFixture[str]) -> None:
+    one = followed(start=False)
+    one.save(10, 20)
+    assert one.follow() == ExitCode.OK
+    file = one.run.evaluations / "scores.jsonl"
+    first, second = file.read_text().splitlines(keepends=True)
+    file.write_text(first.replace("[0.0,100.0]", "[0.0]") + second[:-30])  # step 20 damaged, step 10 cut off
+    assert one.follow() == ExitCode.OK
+    assert one.steps == [20, 10] and {score[0] for score in one.scores} == {10, 20}
+    assert RunEvaluations.of(one.config).scored() == {10, 20}  # type: ignore[union-attr]
+    assert capsys.readouterr().err.count("1 of 1 lines of") == 1  # at all its looks together
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(DataError, match=r"scores\.jsonl cannot be read"):
+        one.follow()
 
 
 def test_two_do_not_evaluate_one_run(followed: Callable[..., Followed]) -> None:
