@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ _NUMBERS = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w]
 _REFUSED = re.compile(
     r"(?i)\b(?:cannot|can't|unable|not possible|impossible|insufficient|not (?:enough|provide|clear))\b"
 )
+_LISTED = re.compile(r"\[[-\d., ]{1,100}\]", re.ASCII)
 _IN_BRACKETS = re.compile(r"\(([a-zA-Z])\)")
 
 
@@ -79,15 +81,21 @@ def taken_answer(response: str, answer_type: AnswerType, choices: Sequence[str])
         return None if said is None else plain_spelling(said).removeprefix("\\text{").removesuffix("}")
     if answer_type in ("integer", "float"):
         return _number_in(response) if said is None else number_in(plain_spelling(said)) or said
-    if said is None:
-        return None
     if answer_type == "list":
-        try:
-            listed = ast.literal_eval(said.replace("\\left", "").replace("\\right", ""))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return said
-        return str(list(listed)) if isinstance(listed, list | tuple) else said
+        listed = _LISTED.findall(response) if said is None else [said]
+        return _plain_list(listed[-1]) if listed else None
     return said
+
+
+def _plain_list(said: str) -> str:
+    """A list as Python writes it; what is none stays as it is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            listed = ast.literal_eval(said.replace("\\left", "").replace("\\right", ""))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return said
+    return str(list(listed)) if isinstance(listed, list | tuple) else said
 
 
 def _number_in(response: str) -> str | None:

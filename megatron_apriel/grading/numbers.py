@@ -12,18 +12,24 @@ _WHOLE = re.compile(r"([+-]?)(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)", re.ASCII)
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))", re.ASCII)
+_POWER = re.compile(r"([+-]?\d{1,20}(?:\.\d{1,20})?)\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{?([+-]?\d{1,3})\}?", re.ASCII)
+_MIXED = re.compile(r"([+-]?)(\d{1,15})\s*\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}", re.ASCII)
 _UNIT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?")
 
 
 def number_in(text: str) -> str | None:
     """The only number in a text, as Python reads it, whatever stands around: ``1200`` for ``$1,200``, ``12 cm``.
 
-    A fraction is divided; None where there is no number, or several.
+    A fraction is divided, and a power of ten written with an e; None where there is no number, or several.
     """
     plain = _AROUND.sub(" ", _UNIT.sub(" ", text)).rpartition("=")[2].strip()
     if (fraction := _FRACTION.fullmatch(plain)) is not None:
         above, below = fraction[2] or fraction[4], int(fraction[3] or fraction[5])
         return str(int(fraction[1] + above) / below) if below else None
+    if (power := _POWER.fullmatch(plain)) is not None:
+        return f"{power[1]}e{power[2]}"
+    if (mixed := _MIXED.fullmatch(plain)) is not None and int(mixed[4]):
+        return f"{mixed[1]}{int(mixed[2]) + int(mixed[3]) / int(mixed[4])}"
     found = _NUMBER.findall(plain)
     return found[0].replace(",", "") if len(found) == 1 else None
 
