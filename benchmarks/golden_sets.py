@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.generate.answer import FinishReason
-from megatron_apriel.grading.boxed import final_answer
 from megatron_apriel.grading.conversations import ConversationGrader
+from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.instructions import InstructionGrader
 from megatron_apriel.grading.letters import aa_letter, grade_letter, letters_named, mmlu_pro_letter
 from megatron_apriel.grading.math_answers import MathGrader

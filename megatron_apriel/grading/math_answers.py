@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_apriel.grading import math_process
-from megatron_apriel.grading.boxed import final_answer, is_balanced
+from megatron_apriel.grading.boxed import is_balanced
+from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.intervals import as_interval, is_interval
 from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
 from megatron_apriel.grading.named_parts import listed_intervals, named_parts

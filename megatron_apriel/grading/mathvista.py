@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from megatron_apriel.grading.boxed import final_answer
+from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.named_option import named_option
 from megatron_apriel.grading.numbers import number_in
 from megatron_apriel.grading.spelling import plain_spelling

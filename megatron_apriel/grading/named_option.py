@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from megatron_apriel.grading.boxed import last_boxed
+from megatron_apriel.grading.final_answer import ANSWER
 from megatron_apriel.grading.option_texts import OptionTexts, only
 
 _LINE = 300
@@ -36,14 +37,9 @@ _PLAIN = str.maketrans({
 """Signs of other scripts, and letters in circles."""
 _ALIKE = {"\u0410": "A", "\u0412": "B", "\u0421": "C", "\u0415": "E"}
 """Cyrillic letters that look like Latin ones."""
-_NOUN = (
-    "answers?|ans|antwort|r\xe9ponse|respuesta|resposta|risposta|odpowied\u017a|"
-    "\u043e\u0442\u0432\u0435\u0442|\u7b54\u6848|\u7b54\u3048|\uc815\ub2f5|\u0627\u0644\u0625\u062c\u0627\u0628\u0629"
-)
-"""Answer, in the languages of published questions and a few more."""
-_LABEL = re.compile(rf"(?i)(?:{_NOUN})(?:\s+(?!options|choices)[a-z]{{1,10}}){{0,3}}[*_`\"]*\s*:")
+_LABEL = re.compile(rf"(?i)(?:{ANSWER})(?:\s+(?!options|choices)[a-z]{{1,10}}){{0,3}}[*_`\"]*\s*:")
 _IS = re.compile(
-    rf"(?i)(?:\b(?:{_NOUN}|option|choice|opci\xf3n|variant)(?:\s+[^\W\d]\w{{0,19}}){{0,6}}?\s+"
+    rf"(?i)(?:\b(?:{ANSWER}|option|choice|opci\xf3n|variant)(?:\s+[^\W\d]\w{{0,19}}){{0,6}}?\s+"
     r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u2014)(?!\w)|\u7b54\u6848\s*[\u662f\u4e3a\u70ba]|"
     r"\u5e94?[\u9009\u9078][\u62e9\u64c7]?|\b(?:I|we)\s+(?:would\s+|will\s+)?(?:choose|select|pick|go with))\s*:?"
 )

@@ -36,6 +36,11 @@ _TURNED = re.compile(r"\s*([^=A-Za-z]+)\s*=\s*[a-z]\s*")
 _THOUSANDS = re.compile(r"(?<![\d.,])([+-]?\d{1,3}(?:(?:,|\{,\}|\\,|\\!,)\d{3})+)(?![\d,]|\{,\})", re.ASCII)
 _EATEN = {"\x0c": "\\f", "\x08": "\\b", "\u63b3": "\xb0"}
 """Escapes that were read in LaTeX, and a degree sign that was read in another encoding."""
+_REMARK = re.compile(
+    r"\s*\\p?mod\s*(?:\{\s*\d+\s*\}|\d+)\s*$|"
+    r"(?<=\d),?\s*(?:\\q?quad\s*)?\(?\\text\{[ ,(]*(?:as |exactly|final|where )[^{}]*\}\)?\s*$"
+)
+"""A modulus, and remarks in words."""
 _MONEY = re.compile(r"\\?[$\xa3\u20ac\xa5]")
 _PRODUCT = re.compile(r"(?<=\d\})\s+(?=\d)")
 _HAS_VALUE = re.compile(r"\d|\\(?:pi|infty|sqrt|frac)")
@@ -45,6 +50,7 @@ def stated_value(text: str) -> tuple[str, str]:
     """Value and unit of an answer or a right answer; no unit where none is known."""
     for eaten, written in _EATEN.items():
         text = text.replace(eaten, written)
+    text = _REMARK.sub("", text)
     lines = {line.strip() for line in text.split("\n") if line.strip()}
     text = plain_spelling(_MONEY.sub("", lines.pop() if len(lines) == 1 else text))
     if not _HAS_VALUE.search(text):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from megatron_apriel.grading.boxed import final_answer
+from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 _LETTER = re.compile(r"(?<![\w'])([A-H])(?![\w'])")

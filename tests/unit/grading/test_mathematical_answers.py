@@ -8,7 +8,8 @@ import pytest
 
 from megatron_apriel.generate.answer import FinishReason
 from megatron_apriel.grading import math_answers
-from megatron_apriel.grading.boxed import final_answer, last_boxed
+from megatron_apriel.grading.boxed import last_boxed
+from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
 from megatron_apriel.grading.math_answers import MathGrader
 from megatron_apriel.grading.numbers import whole_number
@@ -56,6 +57,39 @@ def test_without_a_box_the_line_that_says_the_answer() -> None:
     assert final_answer("The answer is $2$ of 3") == "$2$ of 3"
     assert final_answer("It is 42") is None
     assert final_answer("answer:") is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Final Answer: \\(204\\)", "**Final Answer:** $204$", "### Answer\n\n$$204$$",
+        "The final answer is \\[204\\]", "answer = 204", "The answer is: **204**", "$m+n = \\boxed{204}$.",
+        "\\boxed{m+n=204}", "\\boxed{\\text{Answer: } 204}", "\\boxed{204 \\pmod{1000}}", "\\boxed{\\mathbf{204}}",
+        "\\boxed{\\,204\\,}", "\\boxed{$204$}", "\\boxed{\\(204\\)}", "\\boxed{204.}", "\\boxed{0204}",
+        "The answer is 204!", "\u7b54\u6848\u662f 204", "\u7b54\u6848\uff1a204", "R\xe9ponse : 204",
+        "Die Antwort ist 204.", "La respuesta es 204.", "\\framebox{204}", "\\boxed 204", "<answer>204</answer>",
+        "{\"answer\": 204}", "{\"answer\": \"204\", \"n\": 7}", "The answer must be 204.",
+        "The answer is therefore 204.", "**Answer** 204", "\\boxed{(204)}", "\\boxed{204\\ \\text{ways}}",
+        "\\boxed{200+4}", "\\boxed{204, \\text{ as required}}", "The answer to the question is 204.",
+    ],
+)  # fmt: skip
+def test_ways_to_say_a_number(grader: MathGrader, said: str) -> None:
+    assert grader.grade(f"From 7 and 9 it follows.\n\n{said}", "204").is_right
+    assert not grader.grade(f"From 7 and 9 it follows.\n\n{said}", "7").is_right
+
+
+@pytest.mark.parametrize(
+    "said", ["204", "**204**", "$204$", "\\(204\\)", "204.", "x = 204", "204 cm", "204 square units"]
+)
+def test_a_response_that_is_its_answer(grader: MathGrader, said: str) -> None:
+    assert grader.grade(said, "204").is_right
+
+
+@pytest.mark.parametrize(
+    "said", ["It is 204", "Of 204 I know nothing.", "The answer should be an integer.", "\\boxed{204"]
+)
+def test_no_answer_is_guessed(grader: MathGrader, said: str) -> None:
+    assert not grader.grade(said, "204").is_right
 
 
 @pytest.mark.parametrize(
