@@ -99,7 +99,7 @@ class Scorers(AbstractContextManager["Scorers"]):
             case "mmmu_open":
                 return "mmmu open 2", lambda text, how: grade_mmmu_open(text, how["gold"])
             case "visual_task":
-                return "visual task 2", lambda text, how: grade_visual_answer(text, how["answer"])
+                return "visual task 3", lambda text, how: grade_visual_answer(text, how["answer"])
             case "mathematics":
                 mathematics = self._open.enter_context(MathGrader())
                 return f"mathematics 3, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])

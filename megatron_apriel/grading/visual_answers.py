@@ -8,7 +8,7 @@ one before the first bracket, colon or end of a sentence; else there is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron_apriel.grading.final_answer import final_answer
@@ -21,6 +21,15 @@ _ROW, _COLUMN = r"\brow\s*[:=#]?\s*(\d+)", r"\bcol(?:umn)?\s*[:=#]?\s*(\d+)"
 _BETWEEN = r"\W{1,4}(?:and\s+)?"
 _CELL = re.compile(f"{_ROW}{_BETWEEN}{_COLUMN}\\b", re.IGNORECASE | re.ASCII)
 _CELL_BY_COLUMN = re.compile(f"{_COLUMN}{_BETWEEN}{_ROW}\\b", re.IGNORECASE | re.ASCII)
+_CELL_SHORT = re.compile(r"\br(\d+) ?,? ?c(\d+)\b", re.IGNORECASE | re.ASCII)
+_CELL_BY_ORDER = re.compile(r"\b(\w+) row\W{1,4}(?:and\s+)?(?:in\s+)?(?:the\s+)?(\w+) col(?:umn)?\b", re.IGNORECASE)
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+             "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty")  # fmt: skip
+_NUMERAL = re.compile(rf"\b({'|'.join(_NUMERALS)})\b", re.IGNORECASE)
+_WHOLE = re.compile(r"(?<=\d)\.0+(?![\d.])|(?<=\d),(?=\d{3}(?!\d))", re.ASCII)
+"""What changes nothing in a whole number: decimals that are zero, and commas between thousands."""
+_ALONE = " \t\r\n*_`().:"
 _FIRST_PART = re.compile(r"[(;:]|\.(?!\d)")
 
 
@@ -48,9 +57,9 @@ def _reader(answer: Any) -> Callable[[str], Any] | None:
     if isinstance(answer, bool):
         return lambda text: _only(word.lower() == "yes" for word in _YES_OR_NO.findall(text))
     if isinstance(answer, int):
-        return lambda text: _only(int(number) for number in _NUMBER.findall(text) if len(number) < 10)
+        return _number
     if isinstance(answer, str) and _LETTER.fullmatch(answer):
-        return lambda text: _only(_LETTER.findall(text))
+        return _letter
     if isinstance(answer, list) and all(type(number) is int for number in answer):
         if len(answer) == 2:
             return lambda text: _only([int(row), int(column)] for row, column in _cells(text))
@@ -59,10 +68,44 @@ def _reader(answer: Any) -> Callable[[str], Any] | None:
     return None
 
 
+def _letter(text: str) -> str | None:
+    alone = text.strip(_ALONE).upper()
+    return alone if _LETTER.fullmatch(alone) else _only(_LETTER.findall(text))
+
+
+def _number(text: str) -> int | None:
+    """The only number; of an equation its result; a numeral where no digits stand, "one" only beside few words."""
+    text = _WHOLE.sub("", text)
+    for part in (text, text.rpartition("=")[2]):
+        found: int | None = _only(int(number) for number in _NUMBER.findall(part) if len(number) < 10)
+        if found is not None:
+            return found
+    numerals = [numeral.lower() for numeral in _NUMERAL.findall(text)]
+    if any(letter.isdigit() for letter in text) or ("one" in numerals and len(text.split()) > 3):
+        return None
+    return _only(_NUMERALS.index(numeral) for numeral in numerals)
+
+
 def _cells(text: str) -> list[tuple[str, str]]:
     text = text.replace("*", "")
     named = _CELL.findall(text) or [(row, column) for column, row in _CELL_BY_COLUMN.findall(text)]
+    named = named or _CELL_SHORT.findall(text) or list(_ordered(text))
     return [cell for cell in named if len(cell[0]) < 10 and len(cell[1]) < 10]
+
+
+def _ordered(text: str) -> Iterator[tuple[str, str]]:
+    """Cells as "the second row, third column" has them."""
+    for match in _CELL_BY_ORDER.finditer(text):
+        places = [_place(word.lower()) for word in match.groups()]
+        if all(places):
+            yield places[0], places[1]
+
+
+def _place(word: str) -> str:
+    if word in _ORDINALS:
+        return str(_ORDINALS.index(word) + 1)
+    number = re.fullmatch(r"(\d{1,3})(?:st|nd|rd|th)", word, re.ASCII)
+    return number[1] if number is not None else ""
 
 
 def _only(found: Any) -> Any:
