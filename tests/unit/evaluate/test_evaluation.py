@@ -97,11 +97,11 @@ def test_another_scorer_scores_again_and_asks_nothing(
     out = tmp_path / "out"
     assert run(out, data, "--model", server.address) == 0
     begin = scoring.Scorers._begin
-    monkeypatch.setattr(scoring.Scorers, "_begin", lambda self, name: ("letter 3", begin(self, name)[1]))
+    monkeypatch.setattr(scoring.Scorers, "_begin", lambda self, name: ("letter of another kind", begin(self, name)[1]))
     assert run(out, data, "--model", server.address) == 0
     assert len(server.requests) == 10
     assert len(lines(out / "mmlu_pro" / "verdicts-1.jsonl")) == 20
-    assert row(out)["scorers"] == ["letter 3"]
+    assert row(out)["scorers"] == ["letter of another kind"]
 
 
 def test_a_changed_question_is_asked_again(tmp_path: Path, data: Path, answering: Answering) -> None:
