@@ -52,7 +52,7 @@ class Scores(Target):
     def check(self, directory: Path) -> None:
         run = _place(directory)
         section = EvaluateSection.model_validate({"benchmarks": ["ifbench"]})
-        evaluations = RunEvaluations(run, section, every=100, steps=1000, batch_tokens=2048)
+        evaluations = RunEvaluations(run, section, every=100, steps=1000)
         lines = (run.evaluations / "scores.jsonl").read_bytes().split(b"\n")[:-1]
         remarks: list[str] = []
         found = [record.model_dump(mode="json") for record in scores_of(run, remarks.append).values()]
