@@ -131,7 +131,7 @@ def block_spec(
         final_norm: give the block a norm after its last layer.
         remaking_layers: so many of the last layers make 8-bit weights anew for every product.
     """
-    kinds = [layers] * (num_layers - remaking_layers) + [layers.remaking()] * remaking_layers
+    kinds = [layers] * (num_layers - remaking_layers) + [layers.remaking() for _ in range(remaking_layers)]
     specs = [_layer_spec(kind, ffn_hidden_size, causal) for kind in kinds]
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm if final_norm else None)
 

@@ -68,3 +68,8 @@ def test_the_last_layers_of_a_block_are_built_of_them() -> None:
 def test_a_transformer_engine_that_cannot_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"fp8_weights=remade cannot be had of .*Identity"):
         remaking(torch.nn.Identity)
+
+
+def test_others_than_transformer_engines_layers_are_built_as_they_are() -> None:
+    layers = specs.Layers("local", *[torch.nn.Identity] * 3)
+    specs.block_spec(layers, num_layers=2, ffn_hidden_size=8, causal=True, final_norm=False)
