@@ -19,15 +19,22 @@ What a lane promises:
 * **No thread is left over.** However the block of a crew ends, its threads have ended before anything after it runs.
   Ctrl-C and SIGTERM end a wait for room like any other wait.
 
+An error that a signal raises may come between any two instructions of the main thread. It must not leave a lock taken,
+or the threads would wait for that for ever. ``with`` gives back a plain lock for sure; ``threading.Condition`` is
+written in Python, and a signal finds places in it where its lock stays taken. So whoever waits here waits outside of
+the lock, for a bell of its own.
+
 A piece must not be changed once it has been put. One thread puts pieces into the lanes of a crew.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -47,36 +54,49 @@ class Crew:
     def __init__(self, name: str, most: int = 1, *, helped: bool = False) -> None:
         self._name, self._most, self._helped = name, most, helped
         self._lanes: list[Lane] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: list[_Worker] = []
+        self._bells: list[SimpleQueue[None]] = []
         self._ended = False
-        self.changed = threading.Condition()
+        self.lock = threading.Lock()
 
     def add(self, lane: Lane) -> None:
         """Work in one more lane."""
-        with self.changed:
+        with self.lock:
             self._lanes.append(lane)
         if len(self._threads) < min(len(self._lanes), self._most):
-            self._threads.append(threading.Thread(target=self._run, name=self._name, daemon=True))
+            self._threads.append(_Worker(self._run, self._name))
             self._threads[-1].start()
 
     def remove(self, lane: Lane) -> None:
         """Leave a lane, whatever still waits in it."""
-        with self.changed:
+        with self.lock:
             self._lanes.remove(lane)
 
     def wait_for(self, lane: Lane, done: Callable[[], bool]) -> None:
         """Return when ``done()``, which what happens in ``lane`` may change. Raises what failed."""
         while True:
-            with self.changed:
+            with self.lock:
                 lane.raise_failure()
                 if done():
                     return
                 other = self._taken() if self._helped else None
-                if other is None:
-                    self.changed.wait()
-            if other is not None:
+                bell = self._new_bell()
+            if other is None:
+                bell.get()
+            else:
                 other.work()
                 other.raise_failure()  # among others what a signal raised here
+
+    def ring(self) -> None:
+        """Wake all who wait, since something changed; by whoever has the lock."""
+        for bell in self._bells:  # twice does no harm, where a signal kept the list from being cleared
+            bell.put(None)
+        self._bells.clear()
+
+    def _new_bell(self) -> SimpleQueue[None]:
+        bell: SimpleQueue[None] = SimpleQueue()
+        self._bells.append(bell)
+        return bell
 
     def _taken(self) -> Lane | None:
         """A lane where something waits and nobody works; the caller is to do it."""
@@ -89,14 +109,14 @@ class Crew:
 
     def _run(self) -> None:
         while True:
-            with self.changed:
-                while not (lane := self._taken()):
-                    if self._ended:
-                        return
-                    self.changed.wait()
+            with self.lock:
                 if self._ended:
                     return
-            lane.work()
+                lane, bell = self._taken(), self._new_bell()
+            if lane is None:
+                bell.get()
+            else:
+                lane.work()
 
     def __enter__(self) -> Self:
         return self
@@ -104,12 +124,49 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self.changed:
+        signalled: BaseException | None = None
+        while True:
+            try:
+                self._end()
+                break
+            except (KeyboardInterrupt, SystemExit) as again:  # one more signal leaves no thread behind either
+                signalled = again
+        if signalled is not None:
+            raise signalled
+
+    def _end(self) -> None:
+        with self.lock:
             self._ended = True
-            self.changed.notify_all()
+            self.ring()
         for thread in self._threads:
-            if thread.is_alive():  # one that has not begun yet, since a signal came, finds that the crew has ended
-                thread.join()
+            thread.wait()
+
+
+class _Worker(threading.Thread):
+    """A thread whose end can be waited for again where a signal ended the wait: ``join`` would take it for ended."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self._works = threading.Lock()
+
+    def start(self) -> None:
+        try:
+            super().start()
+        except RuntimeError as error:
+            reason = "the system starts no more threads (ulimit -u, or the job's limit of processes)"
+            raise OSError(errno.EAGAIN, reason) from error
+
+    def run(self) -> None:
+        with self._works:
+            self._work()
+
+    def wait(self) -> None:
+        """Until it has ended, once the crew has. One that has not begun finds that, and does nothing."""
+        with self._works:
+            pass
+        if self.is_alive():
+            self.join()
 
 
 def hashing_crew() -> Crew:
@@ -141,10 +198,11 @@ class Lane:
         """Have ``work(piece)`` done after all that was put before. Raises what failed earlier."""
         size = piece.nbytes
         self._crew.wait_for(self, lambda: not self.held or self.held + size <= ROOM_BYTES)
-        with self._crew.changed:
+        with self._crew.lock:
+            self.raise_failure()  # or this piece would be worked on after that
             self._waiting.append((work, piece))
             self.held += size
-            self._crew.changed.notify_all()
+            self._crew.ring()
         if size > ROOM_BYTES:
             self.drain()
 
@@ -164,13 +222,14 @@ class Lane:
         try:
             work(piece)
         except BaseException as error:
-            self._failure = error
-            self._waiting.clear()
+            with self._crew.lock:
+                self._failure = error
+                self._waiting.clear()
         del work, piece  # whoever waits for room may want the memory too
-        with self._crew.changed:
+        with self._crew.lock:
             self.taken = False
             self.held -= size
-            self._crew.changed.notify_all()
+            self._crew.ring()
 
     def __enter__(self) -> Self:
         self._crew.add(self)
