@@ -8,6 +8,7 @@ Each piece begins on a page, as a disk wants what is written to it past the page
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 
@@ -18,29 +19,37 @@ class ReusedMemory:
     """
 
     def __init__(self) -> None:
-        self._free: list[_Memory] = []
+        self._free: list[mmap.mmap] = []
 
     def __call__(self, size: int) -> memoryview:
         """So many bytes, of any contents."""
         memory = self._free.pop() if self._free else None
-        if memory is None or memory.size < size:
-            memory = _Memory(size, self._free)
-        return memoryview(memory)[:size]
+        if memory is None or len(memory) < size:
+            memory = _new_memory(size)
+        return memoryview(_Lent(memory, self._free))[:size]
 
 
-class _Memory:
-    """Puts itself among those that are free when the last view of it ends."""
+def _new_memory(size: int) -> mmap.mmap:
+    # Private: pages that another process could share, mmap's default, take longer to get and are never large ones.
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # not every kernel has large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
-    def __init__(self, size: int, free: list[_Memory]) -> None:
-        self.size = size
-        # Private: pages that another process could share, mmap's default, take longer to get and are never large ones.
-        self._bytes = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._bytes.madvise(mmap.MADV_HUGEPAGE)
-        self._free = free
+
+class _Lent:
+    """Puts its memory among what is free when the last view of it ends.
+
+    What is free does not know this object, so that all of it is given back as soon as nobody can ask for it: a circle
+    would wait for the collector of garbage, which counts objects and not their bytes.
+    """
+
+    def __init__(self, memory: mmap.mmap, free: list[mmap.mmap]) -> None:
+        self._memory, self._free = memory, free
 
     def __buffer__(self, flags: int) -> memoryview:
-        return memoryview(self._bytes)
+        return memoryview(self._memory)
 
     def __release_buffer__(self, view: memoryview) -> None:
         view.release()
-        self._free.append(self)
+        self._free.append(self._memory)

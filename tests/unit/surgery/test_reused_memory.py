@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from megatron_apriel.surgery.reused_memory import ReusedMemory
 
@@ -49,6 +52,33 @@ def test_another_thread_may_end_the_last_view() -> None:
     thread.start()
     thread.join()
     assert address(memory(10)) == place
+
+
+def test_it_is_given_back_without_the_collector_of_garbage() -> None:
+    gc.disable()
+    try:
+        memory = ReusedMemory()
+        one, other = memory(1 << 20), memory(1 << 20)
+        places = [address(one), address(other)]
+        assert len(set(places)) == 2 and all(map(is_mapped, places))
+        del one
+        del memory
+        assert is_mapped(places[1]), "it is still looked at"
+        del other
+        assert not any(map(is_mapped, places))
+    finally:
+        gc.enable()
+
+
+def is_mapped(place: int) -> bool:
+    """Whether the process has memory there."""
+    ranges = (line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(start, 16) <= place < int(stop, 16) for start, stop in ranges)
+
+
+def test_a_kernel_without_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999)  # advice that no kernel knows
+    assert len(ReusedMemory()(100)) == 100
 
 
 def test_its_pages_are_private_and_may_be_large() -> None:
