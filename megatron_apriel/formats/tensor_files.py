@@ -20,7 +20,8 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
@@ -79,10 +80,15 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class TensorEntry(TensorSpec):
-    """A tensor in a file: ``size`` bytes from ``offset``, counted from the file's beginning."""
+    """A tensor in a file: ``size`` bytes from ``offset``, counted from the file's beginning.
+
+    Whoever reads them opens the file anew. So ``state``, its size and when it was last written to, is that of the file
+    whose header was read: another's bytes are never taken for the tensor's.
+    """
 
     file: Path
     offset: int
+    state: tuple[int, int] = field(compare=False, repr=False)
 
     def pieces(
         self,
@@ -93,11 +99,11 @@ class TensorEntry(TensorSpec):
     ) -> Iterator[memoryview]:
         """The bytes of rows ``start_row`` to ``stop_row`` in pieces of ``limit`` bytes; the last may be shorter.
 
-        Each piece lies in what ``memory`` gives for its size. Raises CheckpointError if the file has become shorter.
+        Each piece lies in what ``memory`` gives for its size. Raises CheckpointError, after the last one at the latest,
+        if the file was changed.
         """
         position, left = self._range(start_row, self.rows if stop_row is None else stop_row)
-        with open_input(self.file, buffering=0) as stream:
-            stream.seek(position)
+        with self._opened(position) as stream:
             while left:
                 piece = memory(min(limit, left))
                 self._fill(piece, stream, left)
@@ -105,11 +111,30 @@ class TensorEntry(TensorSpec):
                 left -= len(piece)
 
     def read_into(self, buffer: memoryview, start_row: int, stop_row: int) -> None:
-        """Fill ``buffer``, which has their size, with rows. Raises CheckpointError if the file has become shorter."""
+        """Fill ``buffer``, which has their size, with rows. Raises CheckpointError if the file was changed."""
         position, size = self._range(start_row, stop_row)
+        with self._opened(position) as stream:
+            self._fill(buffer, stream, size)
+
+    def preceding(self) -> bytearray:
+        """All bytes of the file before the tensor: its header. Raises CheckpointError if the file was changed."""
+        data = bytearray(self.offset)
+        with self._opened(0) as stream:
+            self._fill(memoryview(data), stream, self.offset)
+        return data
+
+    @contextmanager
+    def _opened(self, position: int) -> Iterator[BinaryIO]:
+        """The file, to be read from ``position``; raises CheckpointError if it is another by the end of the block."""
         with open_input(self.file, buffering=0) as stream:
             stream.seek(position)
-            self._fill(buffer, stream, size)
+            yield stream
+            if _state(stream) != self.state:
+                raise CheckpointError(
+                    f"{self.file} was changed while {self.name} was read.",
+                    "Its header was read before that: what was read may be of another model.",
+                    "Start again when nothing writes to it.",
+                )
 
     def _range(self, start_row: int, stop_row: int) -> tuple[int, int]:
         """Position in the file and size of some rows."""
@@ -139,7 +164,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     """
     try:
         with open_input(file) as stream:
-            file_size = os.fstat(stream.fileno()).st_size
+            file_size, _ = state = _state(stream)
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if length < 0 or 8 + length > file_size or length > MOST_HEADER_BYTES:
@@ -152,7 +177,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(file, "its __metadata__ is not a table of strings")
     data_start = 8 + length
-    entries = [_entry(file, data_start, name, field) for name, field in fields.items()]
+    entries = [_entry(file, state, data_start, name, value) for name, value in fields.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.size))
     position = data_start
     for entry in entries:
@@ -164,6 +189,11 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         problem = "truncated" if position > file_size else "followed by something else"
         _refuse(file, f"its header describes {position:,} bytes and it has {file_size:,}: it is {problem}")
     return {entry.name: entry for entry in entries}
+
+
+def _state(stream: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _refuse(file: Path, problem: str) -> NoReturn:
@@ -183,10 +213,10 @@ def _parse(raw: bytes, file: Path) -> dict[str, Any]:
     return value
 
 
-def _entry(file: Path, data_start: int, name: str, field: Any) -> TensorEntry:
-    if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:
+def _entry(file: Path, state: tuple[int, int], data_start: int, name: str, value: Any) -> TensorEntry:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         _refuse(file, f"{brief(name)} is not described by dtype, shape and data_offsets")
-    dtype, shape, offsets = field["dtype"], field["shape"], field["data_offsets"]
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         _refuse(file, f"{brief(name)} has dtype {shown(dtype)}, which is none of {', '.join(DTYPE_BYTES)}")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
@@ -197,7 +227,7 @@ def _entry(file: Path, data_start: int, name: str, field: Any) -> TensorEntry:
     if len(offsets) != 2:
         _refuse(file, f"{brief(name)} has data_offsets {shown(offsets)}, which is no pair")
     begin, end = offsets
-    entry = TensorEntry(name, dtype, tuple(shape), file, data_start + begin)
+    entry = TensorEntry(name, dtype, tuple(shape), file, data_start + begin, state)
     if end - begin != entry.size:
         _refuse(
             file, f"{brief(name)} ({dtype} {shape}) takes {entry.size:,} bytes and was given bytes {begin:,} to {end:,}"

@@ -159,13 +159,10 @@ class _ReadBytes:
     def __init__(self, plan: UpscalePlan, hashing: Lane) -> None:
         self._origins = plan.origins
         self._hashing = hashing
-        self._digests = {file: hashlib.sha256() for file in plan.model.tensors.files}
-        headers: dict[Path, int] = {}
+        first: dict[Path, TensorEntry] = {}
         for entry in plan.model.tensors.entries.values():
-            headers[entry.file] = min(entry.offset, headers.get(entry.file, entry.offset))
-        for file, length in headers.items():
-            with file.open("rb") as stream:
-                self._digests[file].update(stream.read(length))
+            first.setdefault(entry.file, entry)
+        self._digests = {file: hashlib.sha256(entry.preceding()) for file, entry in first.items()}
 
     def __call__(self, tensor: TensorSpec, room: Room) -> Iterator[memoryview]:
         origin = self._origins[tensor.name]

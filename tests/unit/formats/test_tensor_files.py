@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +186,33 @@ def test_pieces_are_full_where_a_read_gives_less_than_was_asked(
     entry = read_header(file)["a"]
     monkeypatch.setattr(Path, "open", lambda path, *mode, **options: Slow(path))
     assert [len(piece) for piece in entry.pieces(limit=20)] == [20, 20, 10]
+
+
+def replace(file: Path) -> None:
+    file.with_name("new").write_bytes(file.read_bytes())
+    file.with_name("new").replace(file)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "replaced": replace,
+    "written over": lambda file: file.write_bytes(file.read_bytes()),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"1"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_is_changed_while_it_is_read(change: str, tmp_path: Path) -> None:
+    file = raw_file(tmp_path / "model.safetensors", {"a": field(0, 50), "b": field(50, 60)}, 60)
+    os.utime(file, (1e9, 1e9))  # so that the system's clock, which may tick rarely, has gone on
+    entries = read_header(file)
+    kept, pieces = entries["b"].preceding(), entries["a"].pieces(limit=20)
+    next(pieces)
+    CHANGES[change](file)
+    for name, read in {
+        "a": lambda: list(pieces) and list(entries["a"].pieces()),
+        "b": lambda: entries["b"].read_into(memoryview(bytearray(10)), 0, 10),
+        "a ": lambda: entries["a"].preceding(),
+    }.items():
+        with pytest.raises(CheckpointError, match=rf"model\.safetensors was changed while {name.strip()} was read"):
+            read()
+    assert bytes(kept) == file.read_bytes()[: entries["b"].offset]
