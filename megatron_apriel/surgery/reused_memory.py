@@ -52,4 +52,5 @@ class _Lent:
 
     def __release_buffer__(self, view: memoryview) -> None:
         view.release()
-        self._free.append(self._memory)
+        with contextlib.suppress(AttributeError):  # the collector of garbage has taken this object apart
+            self._free.append(self._memory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import sys
 import threading
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_it_is_given_back_without_the_collector_of_garbage() -> None:
         assert not any(map(is_mapped, places))
     finally:
         gc.enable()
+
+
+def test_the_collector_of_garbage_may_end_the_last_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", problems.append)
+    circle: list[object] = [ReusedMemory()(10)]
+    circle.append(circle)
+    del circle
+    gc.collect()
+    assert problems == []
 
 
 def is_mapped(place: int) -> bool:
