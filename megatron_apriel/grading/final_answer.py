@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 
 from megatron_apriel.grading.boxed import is_balanced, last_boxed
 
@@ -15,7 +16,7 @@ _LABEL = re.compile(
     rf"(?im)(?<![a-z])(?:{ANSWER})(?P<quote>\")?(?: (?:to|for|of) (?:\w{{1,20}} ){{1,6}}?)?\**\s*"
     r"(?:(?:is|ist|est|es|\xe9|\xe8)(?!\w)|[:=\uff1a\u662f\u4e3a\u70ba]|(?:must|should|would|will) be(?= *[\d$\\(*-]))"
     r"(?: (?:therefore|thus|then|simply|just|equal to)(?!\w))?\**[ \t]*:?|"
-    r"^[ \t#*]*(?:final[ \t]+)?answer[ \t*]*$|<answer>|^[ \t#]*\*\*(?:final )?answer:?\*\*"
+    r"^[ \t#*]*(?:final[ \t]+)?answer[ \t*]*$|<answer>|^[ \t#]*\*\*(?:final )?answer:?\*\*[ \t]*:?"
 )
 """Words before an answer, a heading above it, or a tag."""
 _UNBRACED = re.compile(r"\\boxed\s+([^\s{}$\\]+)")
@@ -23,10 +24,34 @@ _AROUND = " \t\r*`"
 _FIELD = re.compile(r"\s*(?:\"([^\"]+)\"|([^\",}\]]+))")
 _END = re.compile(r"</answer>.*|(?<=\d)!+\Z")
 """A tag that closes, and what is called out behind a number in a sentence."""
+_DISPLAYED = {"$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$"}
+_OPENED = re.compile(r"\s*(\$\$?|\\[\[(])\s*\n")
+"""A formula that begins on a line of its own."""
+_BEFORE = re.compile(r"\}?(?:\s|~|\\(?:q?quad(?![a-z])|[,;: ]))*")
+"""Behind ``\\text{Answer:``."""
+_REMARK = re.compile(
+    r"\s*[(*]*\bwithout (?:the )?quot(?:es|ation marks)\b.*|"
+    r"(?<=[\w$})%])\s*\((?=[^()]{0,60}[A-Za-z]{3})[A-Za-z ,'-]{3,60}\)[.*$ ]*\Z"
+)
+"""Of a prompt that is repeated; and words in brackets at the end."""
+_STATED = re.compile(r"(?i)(?:\b(?:is|are|equals?)\b|=)(?: (?:equivalent|equal) to| approximately| about| therefore)?")
+_SEVERAL = re.compile(
+    r"(?:\b(?:is|are|equals?)\b|=)[^A-Za-z]{1,40}(?:\\?q?quad[^A-Za-z]{0,9})?(?:\\?text[^A-Za-z]{0,3})?\b(?:and|or)\b|=.*="
+)
+"""Two values, or an equation in steps."""
+_VERB = re.compile(r"(?i)\b(?:is|are|equals?)\b")
+_CONCLUDES = re.compile(
+    r"(?i)[\s*#>\d.-]{0,9}(?:(?:therefore|thus|hence|so|finally|consequently|in conclusion|overall|we conclude that)\b|"
+    r"\u56e0\u6b64|\u6240\u4ee5|\u6545|\u7efc\u4e0a)"
+)
+_PLACES = 20
+"""Of labels that are looked at, from the end on."""
+_LONGEST = 2_000
+"""Letters of a formula on lines of its own, or of a sentence."""
 _BARE = re.compile(
     r"[-+\u2212$\xa3\u20ac]{0,2}[\d.,]{1,40}"
     r"(?: ?[%\xb0]| ?[A-Za-z]{1,20}[23\xb2\xb3]?| [A-Za-z]{1,20} [A-Za-z]{1,20})?|"
-    r"(?!.*(?<![\\A-Za-z])[A-Za-z]{2,})(?=.*[\d\\]).+"
+    r"(?!.*(?:(?<![\\A-Za-z])[A-Za-z]{2,}|[\u3040-\u9fff]))(?=.*[\d\\]).+"
 )
 """A number with its unit, or a formula: no words but commands of LaTeX."""
 _BARE_LENGTH = 100
@@ -35,19 +60,50 @@ _BARE_LENGTH = 100
 def final_answer(text: str) -> str | None:
     """The last box, else what follows the last ``answer is`` or ``answer:`` on its line, or on the next with a word.
 
-    Of a line with one formula between dollars and no number beside it, the formula. A response that is nothing but a
-    number or a formula is its own answer.
+    Of a line with one formula between dollars and no number beside it, the formula; of a sentence, what it says that
+    something is. Where the last such words stand before nothing, or before what is cut off, those before them count.
+    A response that is nothing but a number or a formula is its own answer, and so is one that its last line concludes.
     """
     if (boxed := last_boxed(text)) is not None:
         return boxed or None
-    label = None
-    for found in _LABEL.finditer(text):
-        label = found
-    if label is None:
+    labels = deque(_LABEL.finditer(text), maxlen=_PLACES)
+    if not labels:
         if unbraced := _UNBRACED.findall(text):
             return str(unbraced[-1]).rstrip(".,;")
         bare = text.strip(_AROUND + "\n").removesuffix(".").strip(_AROUND)
-        return bare if 0 < len(bare) <= _BARE_LENGTH and _BARE.fullmatch(bare) and is_balanced(bare) else None
+        return bare if _is_bare(bare) else _concluded(text)
+    said = [_behind(text, label) for label in reversed(labels)]
+    return next((one for one in said if one and is_balanced(one)), next((one for one in said if one), None))
+
+
+def _is_bare(text: str) -> bool:
+    return 0 < len(text) <= _BARE_LENGTH and _BARE.fullmatch(text) is not None and is_balanced(text)
+
+
+def _concluded(text: str) -> str | None:
+    """What the last line says that something is, if it begins with "therefore" or its like."""
+    line = text.rstrip().rpartition("\n")[2].strip(_AROUND)
+    if len(line) > _LONGEST or _CONCLUDES.match(line) is None:
+        return None
+    return _stated(line.removesuffix("."))
+
+
+def _stated(sentence: str) -> str | None:
+    """What stands behind the last "is", if that is nothing but a number or a formula."""
+    stated = deque(_STATED.finditer(sentence), maxlen=1)
+    if not stated or _SEVERAL.search(sentence):
+        return None
+    value = _trimmed(sentence[stated[0].end() :])
+    inside = value[1:-1] if value[:1] == value[-1:] == "$" else value
+    return inside if _is_bare(inside) else None
+
+
+def _behind(text: str, label: re.Match[str]) -> str | None:
+    """What is said behind a label."""
+    if (opened := _OPENED.match(text, label.end())) is not None:
+        formula, closing, _ = text[opened.end() : opened.end() + _LONGEST].partition(_DISPLAYED[opened[1]])
+        if closing:
+            return " ".join(formula.split()).removesuffix(".") or None
     said, _, behind = text[label.end() :].partition("\n")
     if not said.strip(_AROUND):
         said = behind.lstrip(_AROUND + "\n").partition("\n")[0]
@@ -55,8 +111,24 @@ def final_answer(text: str) -> str | None:
     if label["quote"]:  # a field of JSON
         field = _FIELD.match(said)
         return None if field is None else (field[1] or field[2]).strip() or None
+    said = _trimmed(said)
     before, _, inside = said.partition("$")
     formula, closing, after = inside.partition("$")
     if closing and formula.strip() and not any(letter.isdigit() or letter == "$" for letter in before + after):
         return formula.strip()
-    return said.strip(_AROUND).removesuffix(".").strip(_AROUND) or None
+    if len(said) <= _LONGEST and _VERB.search(said) and (value := _stated(said)) is not None:
+        return value
+    return said or None
+
+
+def _trimmed(said: str) -> str:
+    """Without marks around it, what belongs to a formula that the label stands in, and remarks."""
+    if not is_balanced(said) or said[:1] in "\\~":
+        said = said[_BEFORE.match(said).end() :]  # type: ignore[union-attr]
+    said = _REMARK.sub("", said).strip(_AROUND).removesuffix(".").strip(_AROUND)
+    for opening, closing in (("\\[", "\\]"), ("\\(", "\\)")):
+        if closing in said and opening not in said:
+            said = said.removesuffix(closing)
+    if said.count("$$") == 1 or said.count("$") == 1:
+        said = said.removesuffix("$$").removesuffix("$")
+    return said.strip(_AROUND).removesuffix(".").strip(_AROUND)

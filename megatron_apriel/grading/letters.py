@@ -5,8 +5,9 @@ answer. Its patterns ``.*[aA]nswer:`` and ``(?!.*...)`` take quadratic time; the
 one pass each (TIGER-AI-Lab/MMLU-Pro, ``compute_accuracy.py``).
 
 Artificial Analysis goes through nine patterns in order and takes the last match of the first that matches. The later
-ones match nearly anything: any capital before a mark. The patterns are those of ``mmlu_pro_aa_v3`` and
-``gpqa_diamond_aa_v3`` in nvidia-simple-evals 26.3; two are written out as code, because they take quadratic time.
+ones match nearly anything, any capital before a mark, so what a response names is looked for before them. The patterns
+are those of ``mmlu_pro_aa_v3`` and ``gpqa_diamond_aa_v3`` in nvidia-simple-evals 26.3; two are written out as code,
+because they take quadratic time.
 
 evalscope's prompts ask for a last line ``ANSWER: X``, which no published rule reads: :mod:`.named_option` does.
 """
@@ -28,11 +29,10 @@ _ALONE = re.compile(r"\b([A-J])\b")
 
 _AA_LABELLED = re.compile(r"(?i)[*_]{0,2}Answer[*_]{0,2}\s*:[\s*_]{0,2}\s*([A-Z])(?![a-zA-Z0-9])")
 _CAPITAL = re.compile(r"[A-Z]")
-_AA_LATER = tuple(
+_AA_SAID = tuple(re.compile(pattern) for pattern in (r"answer is ([a-zA-Z])", r"answer is \(([a-zA-Z])\)"))
+_AA_GUESSED = tuple(
     re.compile(pattern, re.MULTILINE)
     for pattern in (
-        r"answer is ([a-zA-Z])",
-        r"answer is \(([a-zA-Z])\)",
         r"([A-Z])\)",
         r"([A-Z])\s+is\s+the\s+correct\s+answer",
         r"([A-Z])\s*$",
@@ -74,10 +74,30 @@ def _labelled(text: str) -> str | None:
 
 def aa_letter(text: str) -> str | None:
     """The letter by Artificial Analysis' rule, as a capital."""
+    return _aa_said(text) or _aa_guessed(text)
+
+
+def _aa_said(text: str) -> str | None:
+    """By the patterns for an answer that is said to be one."""
     letter = _last(_AA_LABELLED, text) or _last_boxed(text)
-    for pattern in _AA_LATER:
+    for pattern in _AA_SAID:
         letter = letter or _last(pattern, text)
     return letter.upper() if letter else None
+
+
+def _aa_guessed(text: str) -> str | None:
+    """By the patterns for capitals before a mark."""
+    return next((letter for pattern in _AA_GUESSED if (letter := _last(pattern, text))), None)
+
+
+def index_letter(text: str, options: int, choices: Sequence[str] = ()) -> str | None:
+    """By Artificial Analysis' rule, but what the response names comes before the patterns for any capital.
+
+    Those take the V of ``10^-4 eV`` where the answer is ``**A. 10^-4 eV**``, and the R of an isomer behind
+    ``Answer: $B$``.
+    """
+    said = _aa_said(text)
+    return said or named_option(text, options, choices) or _aa_guessed(text)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
@@ -161,7 +181,7 @@ def grade_letters(response: str, gold: str) -> Verdict:
 
 RULES: dict[str, Callable[[str, int, Sequence[str]], str | None]] = {
     "mmlu_pro": lambda text, options, choices: mmlu_pro_letter(text),
-    "artificial_analysis": lambda text, options, choices: aa_letter(text),
+    "artificial_analysis": index_letter,
     "labelled": named_option,
 }
 """By the name that an item gives."""

@@ -7,7 +7,7 @@ the question's language, or leave the line out. What they say is looked for in t
 2. in the last box,
 3. behind the last "the answer is", or before the last "is the correct answer",
 4. a response that is one line and begins with a letter or an option's text, or lines that begin with one letter only,
-5. the only option in brackets or behind the word "option", in the last line or in all of them,
+5. the only option in brackets, in bold or behind the word "option", in the last line or in all of them,
 6. the only option whose text occurs.
 
 Who says that it is not A but B names B; two letters in one place are two answers, so none; a refusal names nothing:
@@ -37,9 +37,10 @@ _PLAIN = str.maketrans({
 """Signs of other scripts, and letters in circles."""
 _ALIKE = {"\u0410": "A", "\u0412": "B", "\u0421": "C", "\u0415": "E"}
 """Cyrillic letters that look like Latin ones."""
-_LABEL = re.compile(rf"(?i)(?:{ANSWER})(?:\s+(?!options|choices)[a-z]{{1,10}}){{0,3}}[*_`\"]*\s*:")
+_LABEL = re.compile(rf"(?i)(?:{ANSWER})(?:\s+(?!options|choices)[a-z]{{2,10}}){{0,3}}[*_`\"]*\s*:")
 _IS = re.compile(
-    rf"(?i)(?:\b(?:{ANSWER}|option|choice|opci\xf3n|variant)(?:\s+[^\W\d]\w{{0,19}}){{0,6}}?\s+"
+    rf"(?i)(?:\b(?:{ANSWER}|option|choice|opci\xf3n|variant)(?:\s+[^\W\d]\w{{0,19}}){{0,6}}?"
+    r"(?:\s+\([^()\n]{{1,60}}\))?\s+"
     r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u2014)(?!\w)|\u7b54\u6848\s*[\u662f\u4e3a\u70ba]|"
     r"\u5e94?[\u9009\u9078][\u62e9\u64c7]?|\b(?:I|we)\s+(?:would\s+|will\s+)?(?:choose|select|pick|go with))\s*:?"
 )
@@ -56,7 +57,7 @@ _LEAD = re.compile(
     r"\u9009\u9879|\u9078\u9805|\u662f|\u4e3a)(?![A-Za-z]))*+"
 )
 _LETTER = re.compile(
-    r"([A-Z\u0410\u0412\u0421\u0415])(?![A-Za-z0-9_']|\s+[=^<>])|([a-z])(?=[)\].:*_`$}\\]*\s*$|[)\].:]\S{0,3}\s)"
+    r"([A-Z\u0410\u0412\u0421\u0415])(?![\w']|\s+[=^<>])|([a-z])(?=[)\].:*_`$}\\]*\s*$|[)\].:]\S{0,3}\s)"
 )
 _AND = re.compile(
     r"[)\]}.*_`$\\\s]*(?:,|/|&|\+|;|(?:and|or|et|ou|y|o|und|oder)\b|\u548c|\u6216)\s*(?:and\s+|or\s+)?"
@@ -67,7 +68,7 @@ _BUT = re.compile(r"(?i)\b(?:but|rather|instead|sondern|mais|sino)\b\s*(?:rather
 _PRONOUN = re.compile(r"I\s+[a-z]|A\s+(?!(?:is|are|and|or|because|since|as|but|not|for|which|with)\b)[a-z]")
 _BEGINNING = re.compile(
     r"[\s*_#>(\[$\\{`\"-]*(?:(?i:option|choice)\s+)?[(\[*_]*([A-Z])(?:[*_]*[)\].:,]|[*_`$}\\]*\s+[-\u2013\u2014]\s|"
-    r"[*_`$})\]\\]*\s*$|\s+is\b)"
+    r"[*_`$})\]\\]*\s*$|\s+is\b(?!\s+(?:wrong|false|incorrect|not|out)\b))"
 )
 _ENDS = re.compile(r"</?s>|<\|[a-z_]{1,20}\|>")
 """Tokens at the ends of a turn, which some servers leave in the text."""
@@ -75,7 +76,12 @@ _ALONE = re.compile(
     r"(?:[\s*_`$(\[{\"']|\\(?:boxed|text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)(?![a-z])|\\)*+"
     r"([A-Za-z])[\s*_`$)\]}\\\"'.]*"
 )
-_MENTIONED = re.compile(r"\(([A-Z])\)|(?i:\boption|\bchoice|\banswer)\s+[*_`\"']*([A-Z])(?![A-Za-z0-9_'])")
+_MENTIONED = re.compile(
+    r"\(([A-Z])\)|(?i:\boption|\bchoice|\banswer)\s+[*_`\"']*([A-Z])(?![A-Za-z0-9_'])|"
+    r"\*\*\(?([A-Z])[.):]+(?=\s)|\bis:?\s{1,3}[*_(]{0,4}([A-Z])(?=[*_)]{0,4}\.?[*_]{0,4}\s{0,3}$)",
+    re.MULTILINE,
+)
+"""In brackets, behind a word, in bold with its text, or at the end of a line that says what something is."""
 
 
 def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> str | None:
@@ -89,7 +95,7 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
     text = _ENDS.sub("", text.translate(_PLAIN))
     texts = OptionTexts(choices)
     for said, is_label in _statements(text):
-        if letters := _read(said, options, texts, is_label):
+        if letters := _read(said, options, texts, is_label) or (is_label and _mentioned(said, options)):
             return letters
     if right := [match[1] for match in _RIGHT.finditer(text)]:
         return right[-1]
@@ -139,7 +145,8 @@ def _read(said: str, options: int, texts: OptionTexts, is_label: bool) -> str | 
     if other is not None and other[1] != found and ord(other[1]) - ord("A") < options:
         return found + other[1]
     if ord(found) - ord("A") >= options:
-        return texts.within(said) or texts.named(found, options)
+        is_function = said[letter.end() : letter.end() + 1] == "("
+        return texts.within(said) or (None if is_function else texts.named(found, options))
     return found
 
 
@@ -164,11 +171,13 @@ def _by_lines(text: str, options: int, texts: OptionTexts) -> str | None:
 
 
 def _by_mention(text: str, options: int) -> str | None:
-    for part in (_last_line(text), text):
-        mentioned = (match[1] or match[2] for match in _MENTIONED.finditer(part))
-        if (one := only(letter for letter in mentioned if ord(letter) - ord("A") < options)) is not None:
-            return one
-    return None
+    return _mentioned(_last_line(text), options) or _mentioned(text, options)
+
+
+def _mentioned(said: str, options: int) -> str | None:
+    """The only option that is mentioned, however often."""
+    letters = (match[match.lastindex or 0] for match in _MENTIONED.finditer(said))
+    return only(letter for letter in letters if ord(letter) - ord("A") < options)
 
 
 def _last_line(text: str) -> str:

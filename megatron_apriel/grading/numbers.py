@@ -7,6 +7,8 @@ import re
 _AROUND = re.compile(r"\\(?:,|!|;|:|\s|left|right|quad|qquad)|[$\s]|\{,\}|\^\{?\\circ\}?|\\%")
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}\\]*)\}")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+", re.ASCII)
+_NAME = re.compile(r"\\?[A-Za-z]{1,12}(?:_\{?\w{1,9}\}?)?'?(?:\([A-Za-z0-9,]{1,20}\))?", re.ASCII)
+"""Of a quantity; an equation with another side than a name states no number."""
 _WHOLE = re.compile(r"([+-]?)(?=\d)0*+(\d*+)(?:\.0*+)?", re.ASCII)
 
 
@@ -39,7 +41,9 @@ def whole_number(text: str) -> str | None:
 
     Thousands may be divided: ``1,234``, ``1{,}234``.
     """
-    plain = _AROUND.sub("", _WORDS.sub(r"\1", text)).rpartition("=")[2].replace("\u2212", "-")
+    name, _, plain = _AROUND.sub("", _WORDS.sub(r"\1", text)).replace("\u2212", "-").rpartition("=")
+    if name and _NAME.fullmatch(name) is None:
+        return None
     if _THOUSANDS.fullmatch(plain):
         plain = plain.replace(",", "")
     found = _WHOLE.fullmatch(plain)

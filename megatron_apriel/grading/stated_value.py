@@ -42,6 +42,12 @@ _REMARK = re.compile(
 )
 """A modulus, and remarks in words."""
 _MONEY = re.compile(r"\\?[$\xa3\u20ac\xa5]")
+_COUNTED = re.compile(
+    r"([+-]?\d[\d,]*(?:\.\d+)?)\s+(?!(?:hundreds?|thousands?|millions?|[bt]rillions?|dozens?|percent|factorial|squared|cubed|"
+    r"halves|thirds?|quarters?|fourths?|fifths?|tenths|hundredths|pi|times|plus|minus|over|mod|and|or|to|by|choose)\b)"
+    r"[A-Za-z]{3,20}(?:\s+(?!(?:and|or|to|plus|times)\b)[A-Za-z]{2,20}){0,2}"
+)
+"""A number of things."""
 _PRODUCT = re.compile(r"(?<=\d\})\s+(?=\d)")
 _HAS_VALUE = re.compile(r"\d|\\(?:pi|infty|sqrt|frac)")
 
@@ -63,6 +69,8 @@ def stated_value(text: str) -> tuple[str, str]:
     if (turned := _TURNED.fullmatch(bare)) is not None:
         bare = turned[1]
     unit = ""
+    if (counted := _COUNTED.fullmatch(bare.strip())) is not None and _UNIT.search(bare) is None:
+        return counted[1], unit
     if (found := _UNIT.search(bare)) is not None and _HAS_VALUE.search(bare[: found.start() + 1]):
         bare, unit = bare[: found.start(1)].strip(" ~.") or bare, _canonical(found[1])
     return _PRODUCT.sub(r" \\cdot ", bare.strip() if bare != unwrapped else text), unit

@@ -12,6 +12,7 @@ from megatron_apriel.grading.letters import (
     aa_letter,
     grade_letter,
     grade_letters,
+    index_letter,
     letters_named,
     mmlu_pro_letter,
 )
@@ -89,7 +90,20 @@ def test_mmlu_pro(text: str, letter: str | None) -> None:
     ],
 )
 def test_artificial_analysis(text: str, letter: str | None) -> None:
-    assert aa_letter(text) == letter
+    assert aa_letter(text) == index_letter(text, 4) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter", "guessed"),
+    [
+        ("It is the (R) form.\n\nAnswer: $B$", "B", "R"), ("Of (E) and (Z), E.\nAnswer: \\( \\text{B} \\)", "B", "Z"),
+        ("It is 3 V.\n\nFinal answer: **Option B**", "B", "V"), ("So the answer is:\n\nB. 10 eV", "B", "V"),
+        ("The NMR shows (H) and (D).\n\n\u041e\u0442\u0432\u0435\u0442: B", "B", "D"),
+        ("Perhaps A) or D), I cannot say", "D", "D"),
+    ],
+)  # fmt: skip
+def test_what_a_response_names_comes_before_any_capital(text: str, letter: str, guessed: str) -> None:
+    assert (index_letter(text, 4), aa_letter(text)) == (letter, guessed)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,30 @@ def test_ways_to_say_a_number(grader: MathGrader, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("**Answer:**\n\\[\n61\n\\]", "61"), ("Final answer:\n$$\n61.\n$$\nDone.", "61"),
+        ("Answer:\n$$\n\\begin{pmatrix} 6 \\\\\n1 \\end{pmatrix}\n$$", "\\begin{pmatrix} 6 \\\\ 1 \\end{pmatrix}"),
+        ("**Final Answer**:\n\n$y = 61$", "y = 61"), ("\\[\n\\text{Answer: } 6 + \\sqrt{1}\n\\]", "6 + \\sqrt{1}"),
+        ("$$\n\\text{Answer:} \\quad 6\\frac{1}{2}\n$$", "6\\frac{1}{2}"), ("\\[Answer: 61\\]", "61"),
+        ("$$\\text{Answer: } 6x - 1.$$", "6x - 1"), ("Answer: $61 (without quotes)", "$61"),
+        ("Answer: $61$ (without quotes) where $61$ is the answer.", "61"), ("Answer: 61 (cubic units)", "61"),
+        ("Answer: $x$ equals 61.", "61"), ("Answer:\nThe sum of the first 3 and the last 4 terms is 61.", "61"),
+        ("### Answer\nThe least $a^4 + b$, where $ab = 5$, is $61$.", "61"),
+        ("Answer: 4 francs are equivalent to 61 pence.", "61 pence"), ("Answer: 61 is prime", "61 is prime"),
+        ("Answer: $\\frac{6}{1}$\n\nAnswer: $\\frac{6", "\\frac{6}{1}"), ("Answer: 61\n\nAnswer:", "61"),
+        ("It has 7 parts.\n\nTherefore, the sum of $7x + 5$ is **61**.", "61"),
+        ("So, with $y=3$, the value of $x$ is $61$.", "61"), ("Thus the volume is 61 cubic metres.", "61 cubic metres"),
+        ("Hence $x = 61$.", "61"), ("\u56e0\u6b64 x = 61", "61"), ("Therefore, 61 works.", None),
+        ("Thus $x = 6$ or $x = 1$.", None),
+        ("So, 6 is even and 1 is odd.", None), ("The value is 61.", None), ("Hence, it is a square.", None),
+    ],
+)  # fmt: skip
+def test_what_a_response_concludes(text: str, found: str | None) -> None:
+    assert final_answer(text) == found
+
+
+@pytest.mark.parametrize(
     "said", ["204", "**204**", "$204$", "\\(204\\)", "204.", "x = 204", "204 cm", "204 square units"]
 )
 def test_a_response_that_is_its_answer(grader: MathGrader, said: str) -> None:
@@ -98,6 +122,8 @@ def test_no_answer_is_guessed(grader: MathGrader, said: str) -> None:
         ("70", "70"), ("070", "70"), ("+70", "70"), ("-070", "-70"), ("70.00", "70"), ("$70$", "70"), ("x = 70", "70"),
         ("1,234", "1234"), ("1{,}234", "1234"), ("1\\,234", "1234"), ("000", "0"), ("-0", "0"), ("\\text{70}", "70"),
         ("70^\\circ", "70"), ("\u221270", "-70"), ("7" * 5000, "7" * 5000),
+        ("f(3) = 70", "70"), ("a_{10} = 70", "70"), ("x - y = 70", None), ("x = 1, y = 70", None),
+        ("x = 7 or x = 70", None),
         ("70.5", None), ("7 0 x", None), ("1,23", None), ("", None), ("\u0667\u0660", None), ("1/2", None),
     ],
 )  # fmt: skip

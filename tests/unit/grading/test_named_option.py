@@ -29,6 +29,8 @@ NUMBERS = ("4", "42 cm", "$45^{\\circ}$", "$\\frac{5}{12}$", "$2\\pi$", "$\\pi$"
         ("ANSWER: C\n\nOptions A and B are wrong because (A) is too small.", "C"),
         ("So A fails and B fails. ANSWER: C. Note that D is close.", "C"),
         ("answer: B</s>", "B"), ('{"answer": "C"}', "C"), ("```\nANSWER: C\n```", "C"), ("- Answer: C", "C"),
+        ("**Answer:**\n\nThe mass of the probe is **70 kg**, which is **option C**.", "C"),
+        ("Answer: the count is 7, so (C) it is.", "C"), ("The answer is B.\n\nAnswer: V\u2081(t) = 3", "B"),
     ],
 )  # fmt: skip
 def test_the_line_that_prompts_ask_for(text: str, letter: str) -> None:
@@ -43,6 +45,11 @@ def test_the_line_that_prompts_ask_for(text: str, letter: str) -> None:
         ("The best choice would be option (D) because (A) is wrong.", "D"), ("I choose B.", "B"),
         ("I would go with (E).", "E"), ("C is the correct answer.", "C"), ("Therefore (C) is the right option.", "C"),
         ("Option **C** is correct.", "C"), ("A is wrong. B is wrong. Hence option C is correct.", "C"),
+        ("The correct answer is C: the S isomer.", "C"), ("The answer is D: b.", "D"),
+        ("The answer is B:\n\nV(t) = 3t", "B"),
+        ("The closest answer (with one decimal) is **C. -0.7**.", "C"), ("The mass of the probe is **C. 70 kg**.", "C"),
+        ("A is wrong, and so is (B).\n\nTherefore, the false statement is C.", "C"),
+        ("The product is **D) ethanol**.\n\nIt boils at 78 degrees.", "D"),
         ("The answer is (A). Wait, no. The answer is (B).", "B"), ("\\boxed{C}", "C"),
         ("$\\boxed{\\textbf{(C) }5}$", "C"),
         ("So \\boxed{A}? No: \\boxed{\\mathrm{D}}", "D"), ("\\boxed{\\text{C. } 5 \\text{ cm}}", "C"),

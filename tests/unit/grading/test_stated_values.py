@@ -96,6 +96,8 @@ def grader() -> Iterator[MathGrader]:
         ("2:3", "2 : 3"), ("45^\\circ", "45"), ("12:30", "12:30"), ("3+4i", "4i+3"), ("\\langle 1,2\\rangle", "(1,2)"),
         ("y=2x+1", "2x+1"), ("y=2x+1", "2x-y+1=0"), ("7", "7 \\text{ apples}"), ("42", "\\text{The answer is } 42"),
         ("42", "\\approx 42"), ("1,000,000", "1000000"), ("1 000 000", "1000000"), ("0", "-0"), ("\\frac{0}{5}", "0"),
+        ("61", "61 marbles"), ("61", "61 red marbles"), ("1,250", "1250 old francs"), ("61", "p + q = 61"),
+        ("2x - 3y + 4 = 0", "4x - 6y + 8 = 0"), ("2x - 3y + 4 = 0", "3y - 2x - 4 = 0"),
     ],
 )  # fmt: skip
 def test_the_same_value(grader: MathGrader, gold: str, answer: str) -> None:
@@ -121,6 +123,9 @@ def test_the_same_value(grader: MathGrader, gold: str, answer: str) -> None:
         ("\\{1,2\\}", "\\{1,2,3\\}"), ("1 \\leq x \\leq 3", "1 < x < 3"), ("2:3", "3:2"),
         ("45^\\circ", "\\frac{\\pi}{4}"), ("3+4i", "3-4i"), ("y=2x+1", "y=2x-1"), ("7", "seven"), ("42", "42.0001"),
         ("41.9", "42"), ("1.000.000", "1000000"),
+        ("2x - 3y + 4 = 0", "2x - 3y + 5 = 0"), ("2x - 3y + 4 = 0", "0"), ("x^2 + y^2 = 4", "4"),
+        ("4", "x = 3 \\text{ or } x = 4"), ("4", "x = 3, y = 4"), ("5", "5 million"),
+        ("5", "5 thirds"), ("2", "2 dozen eggs"),
     ],
 )  # fmt: skip
 def test_another_value(grader: MathGrader, gold: str, answer: str) -> None:
