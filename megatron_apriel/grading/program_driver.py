@@ -50,9 +50,9 @@ def run_all(request: dict[str, Any]) -> list[dict[str, Any]]:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return [*results, {"problem": "time"}]
-        if done.returncode:
+        if done.returncode and (done.stderr.strip() or done.returncode < 0):  # sys.exit(1) alone is no fault
             words = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            return [*results, {"problem": words[-1][:300] if words else f"exit code {done.returncode}"}]
+            return [*results, {"problem": words[-1][:300] if words else f"signal {-done.returncode}"}]
         results.append({"output": done.stdout.decode("utf-8", "replace")})
     return results
 

@@ -95,6 +95,6 @@ def _same_line(ours: str, theirs: str) -> bool:
         return True
     try:
         first, second = ([Decimal(word) for word in line.split()] for line in (ours, theirs))
-    except InvalidOperation:
+        return first == second
+    except InvalidOperation:  # no number; or one that signals, "sNaN"
         return False
-    return first == second

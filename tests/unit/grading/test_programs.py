@@ -31,6 +31,8 @@ def graded(sandbox: Sandbox, program: str, function: str = "", inputs: tuple[str
         ("a, b = map(int, input().split())\nprint(a + b + (a == 4))", Mark.WRONG, "test 2: it gives 10, not 9"),
         ("print(1 / 0)", Mark.WRONG, "test 1: ZeroDivisionError"),
         ("def", Mark.WRONG, "SyntaxError"),
+        ("print(sum(map(int, input().split()))); exit(3)", Mark.RIGHT, "2 tests passed"),
+        ("import os; os.abort()", Mark.WRONG, "test 1: signal 6"),
         ("print(5.0); print()", Mark.WRONG, "test 2: it gives 5.0"),
         ("import os; os.kill(os.getppid(), 9)", Mark.WRONG, "it ended its tests"),
     ],
@@ -97,6 +99,8 @@ def test_the_last_block_counts() -> None:
         ("Yes", "YES", False),
         ("0.1", "0.10000001", False),
         ("", "", True),
+        ("sNaN", "1", False),
+        ("sNaN 1", "sNaN 1.0", False),
     ],
 )
 def test_outputs_are_compared_line_by_line(ours: str, theirs: str, same: bool) -> None:
