@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import AprielError, ConfigError, brief
 from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.items import Item, digest, file_digest
 from megatron_apriel.evaluate.records import Record, RecordFile, answer_of, read_records
@@ -27,13 +27,15 @@ from megatron_apriel.grading.responses import final_response
 from megatron_apriel.grading.sandbox import VERSION as SANDBOX_VERSION
 from megatron_apriel.grading.sandbox import find_sandbox
 from megatron_apriel.grading.scicode import TARGETS, StepGrader
-from megatron_apriel.grading.verdict import Cause, Mark, Verdict, without_answer
+from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item, without_answer
 from megatron_apriel.grading.visual_answers import grade_visual_answer
 from megatron_apriel.progress import progress
 
 FORMS = {form.name: form for form in (judge.LONG_CONTEXT, judge.CLOSED_QUESTION, judge.FIGURE)}
 JUDGE = "judge"
 """The scorer that is a model: what it is asked is asked of it for many answers at once."""
+_SHOWN = 200
+"""Letters of an error."""
 Grade = Callable[[str, Mapping[str, Any]], Verdict]
 """Takes the final response, and what the item gives to its scorer together with the rest of the answer's line."""
 
@@ -58,7 +60,9 @@ class Scorers(AbstractContextManager["Scorers"]):
         """What the verdict depends on beside the item, for the table. Raises ConfigError if there is no such scorer."""
         if item.scorer != JUDGE:
             return self._scorer(item.scorer)[0] + (f", user {record['user']}" if "user" in record else "")
-        form = FORMS[item.grading["form"]]
+        name = item.grading.get("form", "")
+        if (form := FORMS.get(name)) is None:
+            raise ConfigError(f"there is no form {name!r} of a judge.", fix="Load the items again with this version.")
         return f"judge {self.judge.name}, {form.name} {form.version}"
 
     @property
@@ -71,7 +75,18 @@ class Scorers(AbstractContextManager["Scorers"]):
         return self._judge
 
     def grade(self, item: Item, record: Record) -> Verdict | Question:
-        """The verdict on an answer's line, or what the judge is to be asked for it."""
+        """The verdict on an answer's line, or what the judge is to be asked for it.
+
+        What an item holds that its scorer cannot take is a fault of that item, and the others are scored.
+        """
+        try:
+            return self._grade(item, record)
+        except AprielError:
+            raise
+        except Exception as error:
+            return bad_item(f"it cannot be scored: {type(error).__name__}: {brief(str(error), _SHOWN)}")
+
+    def _grade(self, item: Item, record: Record) -> Verdict | Question:
         answer = answer_of(record)
         if answer is None:
             return Verdict(Mark.NONE, record["failed"], Cause.FAILED)
@@ -91,18 +106,18 @@ class Scorers(AbstractContextManager["Scorers"]):
     def _begin(self, name: str) -> tuple[str, Grade]:
         match name:
             case "letter":
-                return "letter 3", self._grade_letter
+                return "letter 4", self._grade_letter
             case "letters":
-                return "letters 3", lambda text, how: grade_letters(text, how["gold"])
+                return "letters 4", lambda text, how: grade_letters(text, how["gold"])
             case "mathvista":
-                return "mathvista 3", _grade_mathvista
+                return "mathvista 4", _grade_mathvista
             case "mmmu_open":
                 return "mmmu open 2", lambda text, how: grade_mmmu_open(text, how["gold"])
             case "visual_task":
-                return "visual task 3", lambda text, how: grade_visual_answer(text, how["answer"])
+                return "visual task 4", lambda text, how: grade_visual_answer(text, how["answer"])
             case "mathematics":
                 mathematics = self._open.enter_context(MathGrader())
-                return f"mathematics 3, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
+                return f"mathematics 4, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
             case "instructions":
                 checker = self._open.enter_context(InstructionGrader())
                 return checker.version, lambda text, how: checker.grade(
@@ -116,7 +131,7 @@ class Scorers(AbstractContextManager["Scorers"]):
                 )  # fmt: skip
             case "program":
                 sandbox = find_sandbox()
-                return f"program 1, sandbox {SANDBOX_VERSION}", lambda text, how: grade_program(
+                return f"program 2, sandbox {SANDBOX_VERSION}", lambda text, how: grade_program(
                     text, how["inputs"], how["outputs"], how["function"], sandbox
                 )
             case "scicode":

@@ -30,7 +30,7 @@ _OPENED = re.compile(r"\s*(\$\$?|\\[\[(])\s*\n")
 _BEFORE = re.compile(r"\}?(?:\s|~|\\(?:q?quad(?![a-z])|[,;: ]))*")
 """Behind ``\\text{Answer:``."""
 _REMARK = re.compile(
-    r"\s*[(*]*\bwithout (?:the )?quot(?:es|ation marks)\b.*|"
+    r"[\s(*]{0,9}\bwithout (?:the )?quot(?:es|ation marks)\b.*|"
     r"(?<=[\w$})%])\s*\((?=[^()]{0,60}[A-Za-z]{3})[A-Za-z ,'-]{3,60}\)[.*$ ]*\Z"
 )
 """Of a prompt that is repeated; and words in brackets at the end."""

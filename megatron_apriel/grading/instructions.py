@@ -50,6 +50,8 @@ class InstructionGrader:
         An instruction that cannot be checked leaves the verdict open, unless another one is not followed: then it is
         wrong whatever the check would say.
         """
+        if not instructions:
+            return bad_item("it has no instruction")
         if len(instructions) != len(arguments):
             return bad_item(f"{len(instructions)} instructions have {len(arguments)} sets of arguments")
         request = {

@@ -231,6 +231,10 @@ LONG = (
     "\n",
     "0",
     "\\text{",
+    "Therefore, x is ",
+    "= 1 or ",
+    "Answer:\n$$\n",
+    " (abc)",
 )
 
 
@@ -238,6 +242,15 @@ LONG = (
 @pytest.mark.parametrize("find", [last_boxed, final_answer, whole_number])
 def test_time_is_linear(find: Callable[[str], object], piece: str, times_of: Callable[..., Sequence[float]]) -> None:
     short, long = times_of(lambda text: find(f"{text}x"), piece)
+    assert long <= 15 * short
+
+
+@pytest.mark.parametrize("begun", ["answer: 5", "Therefore, it is 5", "answer:\n\\[\n"])
+@pytest.mark.parametrize("piece", [" ", "*", "(", "is ", "\\quad ", " (ab", "$"])
+def test_time_is_linear_behind_words_before_an_answer(
+    begun: str, piece: str, times_of: Callable[..., Sequence[float]]
+) -> None:
+    short, long = times_of(lambda text: final_answer(f"{begun}{text}x"), piece)
     assert long <= 15 * short
 
 
