@@ -34,6 +34,8 @@ _REMARK = re.compile(
     r"(?<=[\w$})%])\s*\((?=[^()]{0,60}[A-Za-z]{3})[A-Za-z ,'-]{3,60}\)[.*$ ]*\Z"
 )
 """Of a prompt that is repeated; and words in brackets at the end."""
+_REASON = re.compile(r"(?<=[\d$)}%]),?\s(?:which|since|because|rather than|not)\s.*")
+"""Words behind a value that do not belong to it."""
 _STATED = re.compile(r"(?i)(?:\b(?:is|are|equals?)\b|=)(?: (?:equivalent|equal) to| approximately| about| therefore)?")
 _SEVERAL = re.compile(
     r"(?:\b(?:is|are|equals?)\b|=)[^A-Za-z]{1,40}(?:\\?q?quad[^A-Za-z]{0,9})?(?:\\?text[^A-Za-z]{0,3})?\b(?:and|or)\b|=.*="
@@ -131,4 +133,5 @@ def _trimmed(said: str) -> str:
             said = said.removesuffix(closing)
     if said.count("$$") == 1 or said.count("$") == 1:
         said = said.removesuffix("$$").removesuffix("$")
+    said = _REASON.sub("", said)
     return said.strip(_AROUND).removesuffix(".").strip(_AROUND)

@@ -37,6 +37,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,])([+-]?\d{1,3}(?:(?:,|\{,\}|\\,|\\!,)\d{3})+
 _EATEN = {"\x0c": "\\f", "\x08": "\\b", "\u63b3": "\xb0"}
 """Escapes that were read in LaTeX, and a degree sign that was read in another encoding."""
 _REMARK = re.compile(
+    r"\s*\(?(?:\\text\s*\{\s*\(?\s*mod\s*\}|\bmod\b)\s*\d+\s*\)?\s*$|"
     r"\s*\\p?mod\s*(?:\{\s*\d+\s*\}|\d+)\s*$|"
     r"(?<=\d),?\s*(?:\\q?quad\s*)?\(?\\text\{[ ,(]*(?:as |exactly|final|where )[^{}]*\}\)?\s*$"
 )
@@ -72,7 +73,8 @@ def stated_value(text: str) -> tuple[str, str]:
     if (counted := _COUNTED.fullmatch(bare.strip())) is not None and _UNIT.search(bare) is None:
         return counted[1], unit
     if (found := _UNIT.search(bare)) is not None and _HAS_VALUE.search(bare[: found.start() + 1]):
-        bare, unit = bare[: found.start(1)].strip(" ~.") or bare, _canonical(found[1])
+        value = bare[: found.start(1)].strip(" ~.").removesuffix("\\").strip()
+        bare, unit = value or bare, _canonical(found[1])
     return _PRODUCT.sub(r" \\cdot ", bare.strip() if bare != unwrapped else text), unit
 
 

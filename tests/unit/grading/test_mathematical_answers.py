@@ -90,6 +90,8 @@ def test_ways_to_say_a_number(grader: MathGrader, said: str) -> None:
         ("Answer: $x$ equals 61.", "61"), ("Answer:\nThe sum of the first 3 and the last 4 terms is 61.", "61"),
         ("### Answer\nThe least $a^4 + b$, where $ab = 5$, is $61$.", "61"),
         ("Answer: 4 francs are equivalent to 61 pence.", "61 pence"), ("Answer: 61 is prime", "61 is prime"),
+        ("The answer is 61, which is prime.", "61"), ("Answer: $61$ because $7 < 8$", "61"),
+        ("Answer: 61, not 7", "61"),
         ("Answer: $\\frac{6}{1}$\n\nAnswer: $\\frac{6", "\\frac{6}{1}"), ("Answer: 61\n\nAnswer:", "61"),
         ("It has 7 parts.\n\nTherefore, the sum of $7x + 5$ is **61**.", "61"),
         ("So, with $y=3$, the value of $x$ is $61$.", "61"), ("Thus the volume is 61 cubic metres.", "61 cubic metres"),
