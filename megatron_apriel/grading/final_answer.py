@@ -37,11 +37,10 @@ _REMARK = re.compile(
 _REASON = re.compile(r"(?<=[\d$)}%]),?\s(?:which|since|because|rather than|not)\s.*")
 """Words behind a value that do not belong to it."""
 _STATED = re.compile(r"(?i)(?:\b(?:is|are|equals?)\b|=)(?: (?:equivalent|equal) to| approximately| about| therefore)?")
-_SEVERAL = re.compile(
-    r"(?:\b(?:is|are|equals?)\b|=)[^A-Za-z]{1,40}(?:\\?q?quad[^A-Za-z]{0,9})?(?:\\?text[^A-Za-z]{0,3})?\b(?:and|or)\b|=.*="
-)
+_SEVERAL = re.compile(r"(?:\b(?:is|are|equals?)\b|=)[^A-Za-z\d]{0,9}\d[^=]{0,40}?\b(?:and|or)\b|=.*=")
 """Two values, or an equation in steps."""
-_VERB = re.compile(r"(?i)\b(?:is|are|equals?)\b")
+_SENTENCE = re.compile(r"(?i)(?![\s*$\\(]*(?:[-+]?\d|(?:yes|no|true|false)\b)).*\b(?:is|are|equals?)\b")
+"""Words that say what something is, and do not begin with the answer."""
 _CONCLUDES = re.compile(
     r"(?i)[\s*#>\d.-]{0,9}(?:(?:therefore|thus|hence|so|finally|consequently|in conclusion|overall|we conclude that)\b|"
     r"\u56e0\u6b64|\u6240\u4ee5|\u6545|\u7efc\u4e0a)"
@@ -53,7 +52,7 @@ _LONGEST = 2_000
 _BARE = re.compile(
     r"[-+\u2212$\xa3\u20ac]{0,2}[\d.,]{1,40}"
     r"(?: ?[%\xb0]| ?[A-Za-z]{1,20}[23\xb2\xb3]?| [A-Za-z]{1,20} [A-Za-z]{1,20})?|"
-    r"(?!.*(?:(?<![\\A-Za-z])[A-Za-z]{2,}|[\u3040-\u9fff]))(?=.*[\d\\]).+"
+    r"(?!.*(?:(?<![\\A-Za-z])[A-Za-z]{2,}|[\u3040-\u9fff].*\d))(?=.*[\d\\]).+"
 )
 """A number with its unit, or a formula: no words but commands of LaTeX."""
 _BARE_LENGTH = 100
@@ -118,7 +117,7 @@ def _behind(text: str, label: re.Match[str]) -> str | None:
     formula, closing, after = inside.partition("$")
     if closing and formula.strip() and not any(letter.isdigit() or letter == "$" for letter in before + after):
         return formula.strip()
-    if len(said) <= _LONGEST and _VERB.search(said) and (value := _stated(said)) is not None:
+    if len(said) <= _LONGEST and _SENTENCE.match(said) and (value := _stated(said)) is not None:
         return value
     return said or None
 

@@ -89,7 +89,9 @@ def test_ways_to_say_a_number(grader: MathGrader, said: str) -> None:
         ("Answer: $61$ (without quotes) where $61$ is the answer.", "61"), ("Answer: 61 (cubic units)", "61"),
         ("Answer: $x$ equals 61.", "61"), ("Answer:\nThe sum of the first 3 and the last 4 terms is 61.", "61"),
         ("### Answer\nThe least $a^4 + b$, where $ab = 5$, is $61$.", "61"),
-        ("Answer: 4 francs are equivalent to 61 pence.", "61 pence"), ("Answer: 61 is prime", "61 is prime"),
+        ("Answer: Four francs are equivalent to 61 pence.", "61 pence"),
+        ("Answer: yes, as the mean is 61", "yes, as the mean is 61"), ("61\u7c73", "61\u7c73"),
+        ("Answer: 61 is prime", "61 is prime"),
         ("The answer is 61, which is prime.", "61"), ("Answer: $61$ because $7 < 8$", "61"),
         ("Answer: 61, not 7", "61"),
         ("Answer: $\\frac{6}{1}$\n\nAnswer: $\\frac{6", "\\frac{6}{1}"), ("Answer: 61\n\nAnswer:", "61"),
@@ -97,6 +99,7 @@ def test_ways_to_say_a_number(grader: MathGrader, said: str) -> None:
         ("So, with $y=3$, the value of $x$ is $61$.", "61"), ("Thus the volume is 61 cubic metres.", "61 cubic metres"),
         ("Hence $x = 61$.", "61"), ("\u56e0\u6b64 x = 61", "61"), ("Therefore, 61 works.", None),
         ("Thus $x = 6$ or $x = 1$.", None),
+        ("So the first is 6.5 V, and the second is 1 A.", None), ("So $x = 6 \\quad \\text{or} \\quad x = 1$", None),
         ("So, 6 is even and 1 is odd.", None), ("The value is 61.", None), ("Hence, it is a square.", None),
     ],
 )  # fmt: skip
