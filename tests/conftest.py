@@ -9,11 +9,16 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
-def interrupts_are_heard() -> Iterator[None]:
-    """A shell starts what runs in its background with SIGINT ignored, and every program that is started from there."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_heard() -> Iterator[None]:
+    """What is ignored stays so in every program that is started: SIGINT in a shell's background, SIGHUP by nohup."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    if before[signal.SIGINT] == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
