@@ -27,7 +27,8 @@ class Table(rich.table.Table):
             self.add_column(heading)
 
     def add_column(self, header: str = "", **options: Any) -> None:  # type: ignore[override]
-        super().add_column(plain(header), **options)
+        # A column too narrow breaks what it holds; cut, a number would be read as another one.
+        super().add_column(plain(header), **{"overflow": "fold"} | options)
 
     def add_row(self, *cells: str | list[str], **options: Any) -> None:  # type: ignore[override]
         super().add_row(*map(plain, cells), **options)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from megatron_apriel import progress as bars
 from megatron_apriel.errors import brief, listed, run_command, shown
-from megatron_apriel.tables import Table, standard_output
+from megatron_apriel.tables import Table, figures, lines_of, standard_output
 from megatron_apriel.terminal import named_logger, note, say, say_on, time_stamps
 
 NAME = "a\x1b[2J\r\nDone\x9b\u202e[red]:bomb:[/b]"
@@ -49,6 +49,14 @@ def test_tables_show_names_letter_by_letter(capsys: pytest.CaptureFixture[str]) 
     assert out.count(PRINTED) == 10
     assert "[bold]x[/]" in out
     assert not any(letter in out for letter in "\x1b\r\x9b\u202e")
+
+
+def test_a_narrow_table_breaks_numbers_and_cuts_none() -> None:
+    table = figures(*(f"number {place}" for place in range(8)), words=())
+    table.add_row(*["339,334"] * 8)
+    rows = [line.split("│")[1:-1] for line in lines_of(table, 50) if line.startswith("│")]
+    assert ["".join(cells).replace(" ", "") for cells in zip(*rows, strict=True)] == ["339,334"] * 8
+    assert len(rows) > 1
 
 
 def test_bars_show_labels_letter_by_letter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
