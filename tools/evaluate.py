@@ -96,8 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--data", type=Path, default=Path("data/benchmarks"), metavar="DIR",
                       help="a folder for each benchmark in it (%(default)s)")  # fmt: skip
-    what.add_argument("--pictures", default="", metavar="DIR", help="raw pictures that the visual tasks are made from")
-    what.add_argument("--samples", type=count_above_zero, default=1000, metavar="N", help="visual tasks (%(default)s)")
+    what.add_argument("--pictures", metavar="DIR", help="raw pictures that the visual tasks are made from")
+    what.add_argument("--samples", type=count_above_zero, metavar="N",
+                      help="questions of the visual tasks (default: 1000, or as many as --items-from has)")  # fmt: skip
     what.add_argument("--limit", type=count_above_zero, metavar="N", help="items of each benchmark (default: all)")
     what.add_argument("--baseline", nargs="+", type=Path, default=[], metavar="OTHER_OUT",
                       help="earlier evaluations to compare with")  # fmt: skip
@@ -158,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     # Only now: the imports take a while, and --help should not.
     from megatron_apriel.evaluate.benchmarks import check_other_models, chosen_benchmarks, left_out
     from megatron_apriel.evaluate.models import Places
-    from megatron_apriel.evaluate.running import Evaluation, Settings
+    from megatron_apriel.evaluate.running import Evaluation, Settings, item_settings
 
     steps = chosen(arguments.steps, STEPS, "--steps")
     benchmarks = chosen_benchmarks(arguments.benchmarks)
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         note(missing)
     settings = Settings(
         arguments.name or ", ".join(arguments.model), arguments.temperature, arguments.max_tokens, arguments.limit,
-        arguments.seed, arguments.samples, arguments.pictures,
+        arguments.seed, *item_settings(arguments.samples, arguments.pictures, arguments.items_from),
     )  # fmt: skip
     evaluation = Evaluation(arguments.output, settings, arguments.data, arguments.runs)
     places = Places(

@@ -124,6 +124,8 @@ def remarks(results: Sequence[Result], base: Result) -> list[str]:
     """What makes results another thing than the base's: settings, data, scorers, and what was not asked."""
     said = []
     for result in results:
+        if not result.rows:
+            said.append(f"{result.name} holds no benchmark: nothing was loaded there yet.")
         for row in result.rows.values():
             if row.missing:
                 said.append(f"{result.name}: {row.missing:,} of {row.title} are not asked and scored yet; they count as"

@@ -177,6 +177,12 @@ def tau2_telecom(given: Given) -> Loaded:
     return items, Source("tau2-bench, telecom, split base", file_digest(files), len(items), "tau2_telecom 1")
 
 
+_OTHER_PICTURES = (
+    "Give other --pictures, or more: photographs of more than one colour, none of them twice. Or leave visual_tasks"
+    " out of --benchmarks."
+)
+
+
 def visual_tasks(given: Given) -> Loaded:
     """The visual tasks, made by seed from a folder of pictures that training never saw."""
     from megatron_apriel.data.visual_tasks.generate import MANIFEST, RECORDS, Options, generate
@@ -189,7 +195,11 @@ def visual_tasks(given: Given) -> Loaded:
     made = given.folder / "made"
     if not (made / MANIFEST).is_file():
         workers = len(os.sched_getaffinity(0))  # which the samples do not depend on
-        generate(made, given.pictures, Options(samples=given.samples, seed=given.seed, workers=workers))
+        try:
+            generate(made, given.pictures, Options(samples=given.samples, seed=given.seed, workers=workers))
+        except DataError as error:
+            # Its ways out are options of tools/make_visual_tasks.py; an evaluation asks every task at all difficulties.
+            raise DataError(error.what, error.why, _OTHER_PICTURES) from None
     rows = rows_of([made / RECORDS], dict.fromkeys(("messages", "answer", "variant", "difficulty", "index"), Kind.ANY))
     items = [
         Item(

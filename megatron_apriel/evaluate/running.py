@@ -75,9 +75,11 @@ class Evaluation:
     runs: int | None = None
 
     def check(self) -> None:
-        """Raise ConfigError if the directory was begun with other settings, or is somebody else's."""
+        """Raise ConfigError if something is there of other settings, or of somebody else."""
         own = vars(self.settings)
         if (self.folder / SETTINGS).exists():
+            if self._is_bare():
+                return
             if earlier := {name: value for name, value in read_settings(self.folder).items() if own.get(name) != value}:
                 differs = "; ".join(f"{name} was {value!r} and is {own.get(name)!r}" for name, value in earlier.items())
                 raise ConfigError(
@@ -94,9 +96,13 @@ class Evaluation:
         """Keep the settings. Raises ConfigError as :meth:`check` does."""
         self.check()
         path = self.folder / SETTINGS
-        if not path.exists():
+        if not path.exists() or self._is_bare():
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(vars(self.settings), indent=1) + "\n")
+
+    def _is_bare(self) -> bool:
+        """Whether nothing was loaded under its settings: a first try whose data were not there keeps nobody out."""
+        return not any(self.folder.glob(f"*/{SOURCE}"))
 
     def runs_of(self, benchmark: Benchmark) -> int:
         """How often each item of a benchmark is asked."""
@@ -129,7 +135,8 @@ class Evaluation:
         earlier = {"samples": None, "pictures": None} | read_settings(other)
         for name in ("samples", "pictures"):
             if earlier[name] != getattr(self.settings, name):
-                note(f"{other} has other items: {name} was {earlier[name]!r}; they are loaded again")
+                note(f"{other} has other items: --{name} was {earlier[name]!r}, not {getattr(self.settings, name)!r};"
+                     f" those of {benchmark.title} are not taken, but loaded again")  # fmt: skip
                 return
         take_items(self.folder / benchmark.name, other / benchmark.name)
 
@@ -237,6 +244,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{printable(folder)} is no evaluation: {SETTINGS} holds no object.")
     return found
+
+
+def item_settings(samples: int | None, pictures: str | None, other: Path | None) -> tuple[int, str]:
+    """``samples`` and ``pictures`` of the settings: as given, else those of ``other``, whose items are to be taken.
+
+    Raises ConfigError if ``other`` is no evaluation.
+    """
+    taken = Settings("") if other is None else earlier_evaluation(other).settings
+    return taken.samples if samples is None else samples, taken.pictures if pictures is None else pictures
 
 
 def earlier_evaluation(folder: Path) -> Evaluation:

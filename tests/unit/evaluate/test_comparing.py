@@ -138,7 +138,7 @@ def test_rows_for_programs(tmp_path: Path, before: Path, after: Path, capsys: py
     assert json.loads(capsys.readouterr().out)["compared_to"] == str(before)
 
 
-def test_what_cannot_be_compared(tmp_path: Path, before: Path, data: Path) -> None:
+def test_what_cannot_be_compared(tmp_path: Path, before: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="it holds no evaluation"):
         compare.main([str(before), str(data)])
     (tmp_path / "run" / "evaluations").mkdir(parents=True)
@@ -146,6 +146,10 @@ def test_what_cannot_be_compared(tmp_path: Path, before: Path, data: Path) -> No
         compare.main([str(tmp_path / "run")])
     with pytest.raises(ConfigError, match="is no picture's name"):
         compare.main([str(before), "--plot", str(tmp_path / "scores.txt")])
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "settings.json").write_text((before / "settings.json").read_text())
+    assert compare.main([str(tmp_path / "begun"), str(before)]) == ExitCode.OK
+    assert f"{tmp_path / 'begun'} holds no benchmark" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         compare.main([])
     assert ended.value.code == ExitCode.USAGE

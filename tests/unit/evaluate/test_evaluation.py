@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from megatron_apriel.config.output_sections import EvaluateSection
 from megatron_apriel.errors import ConfigError, DataError
 from megatron_apriel.evaluate import scoring
 from megatron_apriel.evaluate.benchmarks import GROUPS, TEMPERATURE
 from megatron_apriel.evaluate.plan import PROMPT_TOKENS_PER_SECOND, TOKENS_PER_SECOND
+from megatron_apriel.evaluate.running import item_settings
 from megatron_apriel.formats.hf_directory import SAMPLING
 from megatron_apriel.testing.chat_servers import Reply, whole
 from tests.unit.evaluate.conftest import Answering, lines, row, run
@@ -161,7 +163,43 @@ def test_items_of_another_evaluation(tmp_path: Path, photographs: Path, answerin
     assert len(lines(second / "visual_tasks" / "answers-1.jsonl")) == 4 and len(server.requests) == 16
     with pytest.raises(DataError):
         run(third, tmp_path, *own, "5", "--items-from", str(first), benchmarks="visual_tasks")
-    assert "has other items: samples was 4; they are loaded again" in capsys.readouterr().err
+    assert "has other items: --samples was 4, not 5; those of visual tasks are not taken" in capsys.readouterr().err
+
+
+def test_items_of_another_evaluation_are_what_it_was_told(
+    tmp_path: Path, photographs: Path, answering: Answering
+) -> None:
+    server = answering(lambda body: "A")
+    own = ("--model", server.address)
+    words = ("--pictures", str(photographs), "--samples", "4")
+    assert run(tmp_path / "first", tmp_path, *own, *words, benchmarks="visual_tasks") == 0
+    second = tmp_path / "second"
+    assert run(second, tmp_path, *own, "--items-from", str(tmp_path / "first"), benchmarks="visual_tasks") == 0
+    kept = json.loads((second / "settings.json").read_text())
+    assert (kept["samples"], kept["pictures"]) == (4, str(photographs))
+    assert len(lines(second / "visual_tasks" / "answers-1.jsonl")) == 4
+
+
+def test_pictures_of_nothing_are_no_reason_for_options_that_are_not_there(tmp_path: Path, answering: Answering) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for number in range(4):
+        Image.new("RGB", (80, 80), (number * 50, 0, 0)).save(plain / f"{number}.png")
+    own = ("--model", answering(lambda body: "A").address, "--pictures", str(plain), "--samples", "40")
+    with pytest.raises(DataError, match=r"too few(?s:.*)Give other --pictures, or more") as caught:
+        run(tmp_path / "out", tmp_path, *own, benchmarks="visual_tasks")
+    assert "--tasks" not in str(caught.value) and "--difficulty" not in str(caught.value)
+
+
+def test_a_first_try_without_its_data_keeps_nobody_out(tmp_path: Path, data: Path, answering: Answering) -> None:
+    out, own = tmp_path / "out", ("--model", answering(lambda body: "Answer: A").address)
+    with pytest.raises(DataError):
+        run(out, tmp_path / "empty", *own, "--temperature", "0")
+    assert run(out, data, *own, "--max-tokens", "64") == 0
+    kept = json.loads((out / "settings.json").read_text())
+    assert (kept["temperature"], kept["max_tokens"]) == (TEMPERATURE, 64)
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        run(out, data, *own)
 
 
 def test_servers_share_the_work(tmp_path: Path, data: Path, answering: Answering) -> None:
@@ -311,8 +349,9 @@ def test_judged_answers(tmp_path: Path, data: Path, answering: Answering) -> Non
 
 def test_a_command_line_and_a_stage_ask_alike() -> None:
     parser = evaluate._parser()
-    for name in ("data", "samples", "limit", "runs", "temperature", "max_tokens"):
+    for name in ("data", "limit", "runs", "temperature", "max_tokens"):
         assert parser.get_default(name) == EvaluateSection.model_fields[name].default, name
+    assert item_settings(None, None, None) == (EvaluateSection.model_fields["samples"].default, "")
     assert parser.get_default("temperature") == TEMPERATURE == SAMPLING["temperature"]
     for option, speed in (("tokens", TOKENS_PER_SECOND), ("prompt-tokens", PROMPT_TOKENS_PER_SECOND)):
         (action,) = (one for one in parser._actions if f"--{option}-per-second" in one.option_strings)
