@@ -56,6 +56,7 @@ what is missing; without --stage 1 also where one of the stages does not fit.
 WIDTH = 150
 EXAMPLES_FOLDER = Path(__file__).resolve().parents[1] / "examples"
 RECIPE = "apriel-15b"
+ORDER = ("upscale", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
 """The model of these examples."""
 
 
@@ -145,7 +146,7 @@ def states_table(best: dict[str, Candidate | None]) -> Table:
 
 def _memory(candidate: Candidate) -> str:
     on_host = f", {size(candidate.memory.on_host)} on the host" if candidate.memory.on_host else ""
-    return f"{size(candidate.memory.total)} of {size(candidate.available)}{on_host}"
+    return f"{size(candidate.memory.total)}{on_host}"
 
 
 def _hours(candidate: Candidate) -> str:
@@ -255,7 +256,7 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
     fitting, missing = found.fitting(), found.missing()
     images = f"{work.image_tokens / config.sequence_length:.0%} image tokens"
     documents = f"documents of {work.document_tokens:,} tokens, {images}"
-    title = f"{config.stage} on {arguments.gpus} {gpu.name}, fp8={config.precision.fp8}, {documents}"
+    title = f"{config.stage} on {gpu.counted(arguments.gpus)}, fp8={config.precision.fp8}, {documents}"
     if fitting:
         console.print(ranking(fitting[: arguments.top], title))
         say("m.b.: micro-batches per step and rank, each one packed sequence. comm.: waited for, nothing hides it.")
@@ -287,10 +288,11 @@ def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, b
     """The fastest layout of every stage of the recipe, and whether each has one."""
     folder = EXAMPLES_FOLDER / "one_gpu" if arguments.gpus == 1 else EXAMPLES_FOLDER
     architecture = Architecture.from_preset(arguments.architecture or RECIPE)
-    title = f"The stages in {folder.relative_to(EXAMPLES_FOLDER.parent)} on {arguments.gpus} {gpu.name}"
+    files = f"The stages in {folder.relative_to(EXAMPLES_FOLDER.parent)}"
+    title = f"{files} of {arguments.architecture or RECIPE} on {gpu.counted(arguments.gpus)}"
     names = ("stage", "sequence", "fp8", *LAYOUT_COLUMNS[:5], "recompute", "moments", "memory", "tokens/s/GPU")
     table, all_fit = figures(*names, "TFLOP/s/GPU", "GPU-hours", words=(0, 2, 8, 9, 10), title=title), True
-    for file in sorted(folder.glob("*.yaml")):
+    for file in sorted(folder.glob("*.yaml"), key=lambda file: (*ORDER, file.stem).index(file.stem)):
         config = load_stage(file, arguments.overrides)
         _check_compute(config)
         work = Workload.of(config, arguments.document_tokens, arguments.images_share)
@@ -338,7 +340,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     of_one_stage = ("json", "show_refused", "compare_states")
     if arguments.stage is None and (given := [name for name in of_one_stage if getattr(arguments, name)]):
         option = f"--{given[0].replace('_', '-')}"
-        raise ConfigError(f"{option} is for one stage.", "All stages in examples are planned.", "Give --stage FILE.")
+        raise ConfigError(f"{option} is for one stage.", "The whole recipe is planned otherwise.", "Give --stage FILE.")
     if arguments.json is not None and arguments.json.exists():
         raise ConfigError(f"--json {arguments.json} exists.", "Nothing is overwritten.", "Name a new file.")
     if arguments.json is not None and not arguments.json.parent.is_dir():

@@ -94,7 +94,8 @@ def print_plan(
         why = why if standing.state is None else "as it was when the run began"
         notes.append(f"optimizer.moments=auto is {config.optimizer.moments} here, {why}.")
     console = console or standard_output(WIDTH)
-    console.print(plain([f"Dry run of stage {config.stage} on {world_size} ranks: nothing is started.", ""]))
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    console.print(plain([f"Dry run of stage {config.stage} on {ranks}: nothing is started.", ""]))
     console.print("Resolved configuration", style="bold")
     console.print(plain(to_yaml(config).split("\n")))
     console.print(plain([f"The model's shapes come from {origin}.", ""]), soft_wrap=True)

@@ -135,6 +135,10 @@ class Hardware(Section):
         """Bytes of a GPU that are left to the program."""
         return (self.memory - self.reserve) * 2**30
 
+    def counted(self, gpus: int) -> str:
+        """So many of them, as a table's title says it."""
+        return f"{gpus} {self.name} with {self.available / 2**30:.1f} GiB each to use"
+
     def linear(self, precision: str) -> float:
         """TFLOP/s of a decoder layer's products under ``precision.fp8``; ``none`` is bf16."""
         return float(getattr(self, "linear_bf16" if precision == "none" else f"linear_{precision}"))

@@ -58,6 +58,7 @@ def test_report() -> None:
     config = stage(parallel={"tensor": 4, "sequence": True, "pipeline": 2, "virtual": 2})
     text = plan(config, 64, architecture="apriel-15b")
     assert "Dry run of stage trial on 64 ranks: nothing is started." in text
+    assert "of stage trial on 1 rank: nothing" in plan(stage(), 1, architecture="apriel-15b")
     assert "sequence_length: 8192" in text
     assert row(text, "tensor") == ["4", "8 heads, 2 groups, sequence parallel"]
     assert row(text, "data")[0] == "8"

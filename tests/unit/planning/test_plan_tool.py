@@ -90,7 +90,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "plan.json"
     assert PLAN.main([*WORDS, "--gpus", "640", "--gpu", "h100", "--top", "4", "--json", str(output)]) == 0
     text = capsys.readouterr().out
-    assert "cpt_stage1 on 640 H100, fp8=none, documents of 32,768 tokens, 15% image tokens" in text
+    assert "cpt_stage1 on 640 H100 with 73.6 GiB each to use, fp8=none, " in text
+    assert "documents of 32,768 tokens, 15% image tokens" in text
     best = found(640).fitting()[0]
     assert f"The fastest, {three_digits(best.gpu_hours)} GPU-hours for 19,074 steps:" in text
     assert text.split("┡", 1)[1].split("└", 1)[0].count("\n│") == 4
@@ -154,11 +155,12 @@ def test_without_a_stage_the_whole_recipe_is_planned(capsys: pytest.CaptureFixtu
     """By the files for one GPU where it is one; each row is what the stage's own plan says is fastest."""
     assert PLAN.main(["--gpus", "1", "--set", "host_memory=60"]) == 1
     said = capsys.readouterr().out
-    assert "over by" in said and said.count(" bfloat16 ") > 1 and "The stages in examples/one_gpu on 1 H200" in said
+    assert "over by" in said and said.count(" bfloat16 ") > 1 and "The stages in examples/one_gpu of" in said
     assert PLAN.main(["--gpus", "1"]) == 0
     rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")}
     files = sorted((ROOT / "examples" / "one_gpu").glob("*.yaml"))
     assert {path.stem for path in files} <= rows.keys()
+    assert list(rows).index("upscale") < list(rows).index("realign") < list(rows).index("sft")
     for path in files[:3]:
         config = load_stage(path)
         best = candidates(config, APRIEL, 1, KINDS["h200"], Workload.of(config)).fitting()[0]
@@ -171,14 +173,15 @@ def test_settings_and_gpus_count_for_every_stage_of_the_recipe(capsys: pytest.Ca
     """Seventeen GPUs divide neither any stage's sequences nor its layers."""
     assert PLAN.main(["--gpus", "17", "precision.fp8=delayed", "parallel.overlap=false"]) == 1
     said = capsys.readouterr().out
-    assert "The stages in examples on 17 H200" in said and said.count("delayed") == 7
+    assert "The stages in examples of apriel-15b on 17 H200 with 133.0 GiB each to use" in said
+    assert said.count("delayed") == 7
     assert said.count("no layout can run") == 7
 
 
 @pytest.mark.parametrize("option", [["--json", "plans.json"], ["--show-refused"], ["--compare-states"]])
 def test_what_is_for_one_stage(option: list[str], tmp_path: Path) -> None:
     words = [str(tmp_path / word) if word.endswith(".json") else word for word in option]
-    with pytest.raises(ConfigError, match=f"{option[0]} is for one stage"):
+    with pytest.raises(ConfigError, match=f"{option[0]} is for one stage(?s:.*)The whole recipe is planned otherwise"):
         PLAN.main(["--gpus", "1", *words])
 
 
@@ -319,5 +322,5 @@ def test_a_small_model_is_not_shown_as_nothing(tmp_path: Path, capsys: pytest.Ca
     assert PLAN.main(["--stage", str(stage), "--gpus", "1", *settings[:-1], "checkpoint.keep=last 1"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│  1 ")][:1]
     cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert re.fullmatch(r"[1-9][0-9.]* [KM]iB of 1[0-9.]+ GiB", cells[8])
+    assert re.fullmatch(r"[1-9][0-9.]* [KM]iB", cells[8])
     assert all(re.search(r"[1-9]", cell) for cell in cells[9:12])
