@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
@@ -90,3 +91,17 @@ def named_logger(name: str) -> logging.Logger:
 def _made_printable(record: logging.LogRecord) -> bool:
     record.msg, record.args = _Stamps.before(sys.stderr) + printable(record.getMessage()), None
     return True
+
+
+def quiet_libraries() -> None:
+    """Keep remarks of libraries that are imported later off the terminal, where they are not for who runs a command.
+
+    They speak of fallbacks that this program chose itself and says, and of what Megatron calls in torch.
+    """
+    import logging
+
+    for module in (r"megatron\.core", r"torch\.distributed"):
+        warnings.filterwarnings("ignore", module=module)
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    for name in ("torch.utils.cpp_extension", "megatron.core.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

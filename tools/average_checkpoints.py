@@ -21,7 +21,7 @@ from megatron_apriel.surgery.average import AveragePlan, Distances, average, pla
 from megatron_apriel.surgery.average_inputs import AverageInput
 from megatron_apriel.surgery.mean import normalised
 from megatron_apriel.tables import figures, standard_output
-from megatron_apriel.terminal import say
+from megatron_apriel.terminal import quiet_libraries, say
 
 EXAMPLES = """\
 examples:
@@ -107,6 +107,7 @@ def _opened(path: Path) -> AverageInput:
 
 def _opened_step(path: Path) -> AverageInput:
     # Reading a distributed checkpoint needs torch; Hugging Face directories are averaged without it.
+    quiet_libraries()
     from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader
 
     reader = DistributedCheckpointReader(path)

@@ -7,14 +7,12 @@ The form of SRC is recognised. DST appears when it is whole; if anything goes wr
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from pathlib import Path
 
 from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, run_command
-from megatron_apriel.terminal import say
+from megatron_apriel.terminal import quiet_libraries, say
 
 EXAMPLES = """
 examples:
@@ -71,9 +69,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the conversion; exit code 0 only when the result is whole."""
     arguments = parser().parse_args(argv)
-    # Megatron's remarks on what it would use on a GPU are not for who converts files.
-    warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.distributed")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    quiet_libraries()
     import torch
 
     from megatron_apriel.checkpoint.convert import MARKERS, convert, plan_conversion

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -20,7 +19,7 @@ from megatron_apriel.data.raw.reading import parse_reading
 from megatron_apriel.data.raw.records import FORMATS
 from megatron_apriel.data.raw.shapes import SHAPES
 from megatron_apriel.errors import run_command
-from megatron_apriel.terminal import note, say
+from megatron_apriel.terminal import note, quiet_libraries, say
 
 if TYPE_CHECKING:
     from megatron_apriel.data.corpus.prepare import PrepareSummary
@@ -219,8 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     only_shown = arguments.show > 0 and arguments.destination is None and not arguments.dry_run
     if arguments.destination is None and not (arguments.show or arguments.dry_run):
         parser().error("the following arguments are required: DST; --show N or --dry-run go without it")
-    # Megatron Core tells everybody that it found no Transformer Engine; no model is made here.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    quiet_libraries()
     # Only now: the imports take seconds, and --help should not.
     from megatron_apriel.data.corpus.held_out import directories
     from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
@@ -311,7 +309,7 @@ def show(summary: PrepareSummary) -> None:
     console.print(inputs)
     console.print(corpus)
     if usage.unused:
-        note(f"fields that were not used: {usage.listed(SHOWN_FIELDS)}. --ignore PATH says that they need not be")
+        note(f"fields that were not used: {usage.listed(SHOWN_FIELDS)}. --ignore FIELD says that one may be left out")
     if summary.passed:
         note(_passed_over(summary.passed))
     if usage.marked:

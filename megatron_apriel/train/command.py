@@ -5,9 +5,7 @@ A dry run answers without torch, for any number of ranks, on any machine.
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from pathlib import Path
 
 from megatron_apriel.command_line import CommandLine, above_zero
@@ -15,7 +13,7 @@ from megatron_apriel.config.explain import refused_options
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.run_directory import RunDirectory
-from megatron_apriel.terminal import say, time_stamps
+from megatron_apriel.terminal import quiet_libraries, say, time_stamps
 from megatron_apriel.train import early_requests
 
 EXAMPLES = """\
@@ -28,8 +26,8 @@ examples:
       python -m megatron_apriel.train examples/cpt_stage2.yaml --dry-run --world-size 640
 
 The same command again resumes from the newest checkpoint in the stage's output directory. With --change, learning
-rate, schedule, length, the mixture's weights and the form of the optimizer's states may then differ from those that the
-run had so far.
+rate, schedule, the number of tokens, the mixture's weights and the form of the optimizer's states may then differ from
+those that the run had so far.
 
 exit codes: 0 the stage is complete; 75 stopped by SIGTERM, SIGUSR1 or the job's time limit after saving (start the
 same command again); 76 failed for what may pass by itself, as a port that is taken; 130 stopped by Ctrl-C after saving;
@@ -49,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--change",
         action="store_true",
-        help="resume with another learning rate, schedule, length, other weights and sources of the mixture, or another"
-        " form of the optimizer's states",
+        help="resume with another learning rate, schedule, number of tokens, other weights and sources of the mixture,"
+        " or another form of the optimizer's states",
     )
     planning = parser.add_argument_group("planning")
     planning.add_argument("--dry-run", action="store_true", help="print what would run, and check it; start nothing")
@@ -92,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         from megatron_apriel.planning.beginning import check_early
 
         check_early(config, os.environ, arguments.change)
-        _quiet_imports()
+        quiet_libraries()
         from megatron_apriel.train.run import run_stage
 
         early_requests.loaded()
@@ -106,15 +104,3 @@ def length_in_words(config: StageConfig) -> str:
         f"stage {config.stage}: {length} in global batches of {config.sequences_per_step:,} x"
         f" {config.sequence_length:,} tokens"
     )
-
-
-def _quiet_imports() -> None:
-    """Keep libraries' remarks off the log that are not for who runs a stage.
-
-    They speak of fallbacks that this program chose itself and says, and of what Megatron calls in torch.
-    """
-    for module in (r"megatron\.core", r"torch\.distributed"):
-        warnings.filterwarnings("ignore", module=module)
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    logging.getLogger("megatron.core.distributed").setLevel(logging.ERROR)

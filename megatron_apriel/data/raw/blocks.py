@@ -167,7 +167,7 @@ class SampleBlock(Block):
 
 def parse_json_object(line: bytes, limits: ReadLimits = DEFAULT_LIMITS) -> dict[str, Any]:
     """One JSON object. Raises BadRecord with the reason."""
-    value = parsed_json(line, limits.record_values)
+    value = parsed_json(line.rstrip(b"\r\n"), limits.record_values)
     if not isinstance(value, dict):
         raise BadRecord(f"a JSON {type(value).__name__}, not an object")
     return value

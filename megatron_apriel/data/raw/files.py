@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.compressed import PACKINGS
 from megatron_apriel.data.raw.folders import Listing, list_directory
 from megatron_apriel.data.raw.problems import names_shown
@@ -66,7 +67,14 @@ def find_inputs(
             found = list_directory(path, lambda name: _reader_of(name) is not None)
             chosen |= _read_directory(path, found, split, subset, limits, result)
             if not found.files and not found.folders and not found.saved:
-                raise DataError(f"{path} holds no file that can be read.", fix=f"Known: {_known_suffixes()}.")
+                raise DataError(
+                    f"{path} holds no file that can be read.",
+                    "Pictures alone are no records: each needs its caption beside it (a.jpg and a.txt), or a file of"
+                    " records that names it, with --image-root for the folder."
+                    if any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in found.passed)
+                    else "",
+                    f"Known: {_known_suffixes()}.",
+                )
             continue
         _check_openable(path)
         reader = _reader_of(path.name)

@@ -91,5 +91,5 @@ class ProblemTally:
             f"{self.count} of {self.records} records are bad ({self.count / self.records:.3%}), "
             f"more than the tolerated {tolerated:.3%}; no corpus was written.\n    {listed}",
             f"Most are in: {files}.",
-            "Correct the records or the options (--format, --image-root), or raise --max-bad.",
+            "Correct the records or the options (--format, --map, --ignore, --image-root), or raise --max-bad.",
         )

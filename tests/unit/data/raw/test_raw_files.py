@@ -363,6 +363,21 @@ def test_unknown_inputs(tmp_path):
         find_inputs([tmp_path / "absent"])
 
 
+@pytest.mark.parametrize(("name", "said"), [("a.png", True), ("a.JPG", True), ("a.xlsx", False)])
+def test_a_folder_of_pictures_alone(name, said, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match="holds no file that can be read") as caught:
+        find_inputs([tmp_path])
+    assert ("each needs its caption beside it (a.jpg and a.txt)" in str(caught.value)) == said
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_a_line_that_was_cut_is_no_control_character(end, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "cut her' + end, newline="")
+    (record,) = read(tmp_path / "a.jsonl")
+    assert record.problem.startswith("not valid JSON: Unterminated string")
+
+
 def tar_of(numbers) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
