@@ -89,7 +89,7 @@ def greeting(engine: Engine, service: Service) -> list[str]:
     name, address = engine.served_name(service), service.address
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
     return [
-        f"{service.name} answers at {address}. Try it:",
+        f"The model {service.name} answers at {address}. Try it:",
         f"  python tools/chat.py {address} --served-name {shlex.quote(name)}",
         f"  curl {address}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
         f'  openai.OpenAI(base_url="{address}", api_key="none"), with model="{name}"',
@@ -121,7 +121,7 @@ def check(engine: Engine, service: Service, rounding: float, seconds: float) -> 
                 for case in cases:
                     verdicts.append(compare(case, engine.greedy(service, case.asked), rounding))
                     step()
-    title = f"greedy answers of {engine.name} and of transformers, {service.dtype}"
+    title = f"greedy answers of {engine.name}, served, and of transformers in this process, {service.dtype}"
     say(*lines_of(verdict_table(verdicts, title), 110))
     differ = sum(not one.alike for one in verdicts)
     if differ:

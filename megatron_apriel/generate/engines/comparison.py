@@ -188,8 +188,8 @@ def _parting(first: Sequence[Any], second: Sequence[Any]) -> int | None:
 def verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
     """For a person."""
     table = Table(title=title)
-    for heading in ("question", "", "prompt", "answer", "part at", "gap", "behind"):
-        table.add_column(heading, justify="left" if heading in ("question", "") else "right")
+    for heading in ("question", "answers", "prompt tokens", "answer tokens", "part at", "gap", "behind"):
+        table.add_column(heading, justify="left" if heading in ("question", "answers") else "right")
     for one in verdicts:
         figures = ["" if value is None else f"{value:.4f}" for value in (one.gap, one.behind)]
         place = "" if one.parts_at is None else str(one.parts_at)

@@ -35,7 +35,7 @@ class Vllm(Engine):
 
     def check(self, service: Service) -> None:
         """Raise what stands against starting it; see :class:`Engine`."""
-        check_made(ENVIRONMENT, "vllm", self.setup)
+        check_made(ENVIRONMENT, "vllm", f"{self.setup}; or serve with --engine transformers, which is slow, or llama")
         groups = service.architecture.decoder.num_kv_heads
         if service.gpus and groups % service.gpus:
             valid = [number for number in range(1, groups + 1) if groups % number == 0]

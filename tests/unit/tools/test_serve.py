@@ -94,7 +94,7 @@ def test_it_says_where_it_serves_until_a_signal(
     monkeypatch.setattr(serve, "greeting", signalled)
     assert run(model, "--engine", "standin", "--port", port) == code
     said = capfd.readouterr()
-    assert f"tiny answers at http://127.0.0.1:{port}/v1" in said.out
+    assert f"The model tiny answers at http://127.0.0.1:{port}/v1" in said.out
     assert f"python tools/chat.py http://127.0.0.1:{port}/v1" in said.out
     assert "note: a remark" in said.err and "made" in said.err
 
@@ -121,7 +121,8 @@ def test_the_check_compares(
     engine.reply = GreedyReply((1,), (token,))
     assert run(model, "--engine", "standin", "--check") == code
     said = capsys.readouterr().out
-    assert "greedy answers of standin and of transformers, float32" in said
+    assert "greedy answers of standin, served, and of transformers in this process, float32" in said
+    assert "prompt tokens" in said and "answer tokens" in said
     assert ("1 of 1 answers differ" in said) == (code == ExitCode.FAILED)
     assert ("rounding" in said) and ("0.0002" in said) == (token != 4)
 
@@ -181,7 +182,10 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run(model, "--context", "8K")
     places = "megatron_apriel.generate.engines.environments.PROJECT"
     monkeypatch.setattr(places, tmp_path)
-    with pytest.raises(ConfigError, match=r"\.venv-vllm has no .*: it was not made yet(?s:.*)make vllm"):
+    with pytest.raises(
+        ConfigError,
+        match=r"\.venv-vllm has no .*: it was not(?s:.*)make vllm; or .* --engine transformers",
+    ):
         run(model)
     (tmp_path / ".venv-vllm" / "bin").mkdir(parents=True)
     program = tmp_path / ".venv-vllm" / "bin" / "vllm"
