@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         verify=arguments.verify,
         correct_words=arguments.correct_word_pattern,
     )
-    checked = "; read again and equal to the given model byte for byte" if arguments.verify else ""
+    checked = "; read again: every byte is the given model's, or a zero of a new layer" if arguments.verify else ""
     say(f"{arguments.destination} is whole{checked}.")
     return ExitCode.OK
 

@@ -56,7 +56,7 @@ class DistributedWeights:
         self.dtypes = {name: tensors[runs[0].key].dtype for name, runs in self._runs.items()}
         self.skipped: tuple[str, ...] = ()
         files = {piece.extent.file for key in expected for piece in tensors[key].pieces}
-        self.description = f"distributed checkpoint, {len(files)} files"
+        self.description = f"distributed checkpoint, {len(files)} file{'s' * (len(files) != 1)}"
         self.bytes_read = 0
 
     def verify(self, share: int = 0, shares: int = 1) -> None:
