@@ -56,8 +56,9 @@ what is missing; without --stage 1 also where one of the stages does not fit.
 WIDTH = 150
 EXAMPLES_FOLDER = Path(__file__).resolve().parents[1] / "examples"
 RECIPE = "apriel-15b"
-ORDER = ("upscale", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
 """The model of these examples."""
+ORDER = ("upscale", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
+"""Of the recipe's stages."""
 
 
 def _parser() -> argparse.ArgumentParser:
