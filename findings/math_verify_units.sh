@@ -22,7 +22,7 @@ import sys
 
 from math_verify import parse, verify
 
-# Given answer, right answer, and what is said of them.
+# Given answer, right answer, and whether math-verify takes them for equal.
 cases = [
     (r"5 \mathrm{m}", r"5 \mathrm{km}", True),
     (r"113.1 \mathrm{~cm}^{2}", r"113.1 \mathrm{~m}^{2}", True),

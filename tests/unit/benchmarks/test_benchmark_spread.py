@@ -194,7 +194,7 @@ def test_a_rank_that_fails_ends_its_measurement(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_measurement_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what it said last is said of it."""
+    """Its last line of output stands in the report."""
     (tmp_path / "forever.py").write_text("import time\nprint('model: 3.2 s', flush=True)\ntime.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     processes = Processes("forever", "one", {}, tmp_path)
