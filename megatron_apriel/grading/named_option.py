@@ -40,7 +40,7 @@ _ALIKE = {"\u0410": "A", "\u0412": "B", "\u0421": "C", "\u0415": "E"}
 _LABEL = re.compile(rf"(?i)(?:{ANSWER})(?:\s+(?!options|choices)[a-z]{{2,10}}){{0,3}}[*_`\"]*\s*:")
 _IS = re.compile(
     rf"(?i)(?:\b(?:{ANSWER}|option|choice|opci\xf3n|variant)(?:\s+[^\W\d]\w{{0,19}}){{0,6}}?"
-    r"(?:\s+\([^()\n]{{1,60}}\))?\s+"
+    r"(?:\s+\([^()\n]{1,60}\))?\s+"
     r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u2014)(?!\w)|\u7b54\u6848\s*[\u662f\u4e3a\u70ba]|"
     r"\u5e94?[\u9009\u9078][\u62e9\u64c7]?|\b(?:I|we)\s+(?:would\s+|will\s+)?(?:choose|select|pick|go with))\s*:?"
 )

@@ -41,6 +41,7 @@ def test_the_line_that_prompts_ask_for(text: str, letter: str) -> None:
     ("text", "letter"),
     [
         ("The answer is (C).", "C"), ("The correct answer is: **C**", "C"), ("So the answer must be C, not B.", "C"),
+        ("The answer (from the table) is C, while option D has too few.", "C"),
         ("The answer is not A but B.", "B"), ("It isn't (A); the correct option is (D).", "D"),
         ("The best choice would be option (D) because (A) is wrong.", "D"), ("I choose B.", "B"),
         ("I would go with (E).", "E"), ("C is the correct answer.", "C"), ("Therefore (C) is the right option.", "C"),
