@@ -71,7 +71,7 @@ def test_what_was_moved_is_put_back_and_resumed(
 
 def test_a_directory_that_goes_during_the_save_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of the look after a step, but of the save itself, which makes no directory above its own."""
-    output = root / "gone"
+    output, config = root / "gone", load_stage(stage_file(root, "gone"))
     prepare = CheckpointStore._prepare
 
     def gone(store: CheckpointStore, partial: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_directory_that_goes_during_the_save_is_an_error(root: Path, monkeypat
 
         def main(rank: int, size: int) -> str:
             with pytest.raises(Exception, match="could not be written") as caught:
-                run_stage(load_stage(stage_file(root, "gone")))
+                run_stage(config)
             return type(caught.value).__name__
 
         assert run_ranks(2, main) == ["CheckpointError"] * 2
