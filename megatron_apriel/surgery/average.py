@@ -39,8 +39,8 @@ from megatron_apriel.surgery.shards import Room, Shard, plan_shards, write_tenso
 
 FILE_BYTES = 5 * 10**9
 """Most bytes of tensors in a file of the result; a tensor that has more has one of its own."""
-_LARGEST_PIECE = 1 << 19
-"""Elements read at once at most; more is no faster."""
+_LARGEST_PIECE = 1 << 20
+"""Elements read at once at most; more is hardly faster."""
 
 _MARGIN_BYTES = 48 << 20
 """Kept free of ``max_memory`` for arithmetic blocks, lanes, allocator and headers."""
