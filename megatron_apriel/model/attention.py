@@ -81,8 +81,8 @@ class PackedSelfAttention(SelfAttention):  # type: ignore[misc]
         fused = self.config.transformer_impl == "transformer_engine"
         query, key, value = split_and_rotate(projected_S1GX, queries, rotary_pos_emb, fused=fused)
         if isinstance(packed_seq_params, BlockedSeqParams):
-            key, value = gather_keys_and_values(key, value, self.pg_collection.cp)
-            context = attend_by_blocks(self.core_attention, query, key, value, packed_seq_params.blocks)
+            gathered = gather_keys_and_values(key, value, self.pg_collection.cp)
+            context = attend_by_blocks(self.core_attention, query, gathered, packed_seq_params.blocks)
         else:
             context = self.core_attention(
                 query,

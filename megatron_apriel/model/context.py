@@ -24,6 +24,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -48,51 +49,96 @@ class BlockedSeqParams(PackedSeqParams):  # type: ignore[misc]
     blocks: tuple[Block, ...] = ()
 
 
-def gather_keys_and_values(key_SGD: Tensor, value_SGD: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Keys and values of the whole sequence, each [T, G, D] in the sequence's order, from this rank's blocks."""
-    ranks = group.size()
-    gathered = gather_from_sequence_parallel_region(torch.stack([key_SGD, value_SGD]), group=group)
-    pieces = gathered.view(ranks, 2, 2, key_SGD.shape[0] // 2, *key_SGD.shape[1:])
-    places = [owner_of_block(ranks, block) for block in range(2 * ranks)]
-    key_TGD, value_TGD = (torch.cat([pieces[rank, which, half] for rank, half in places]) for which in (0, 1))
-    return key_TGD, value_TGD
+def gather_keys_and_values(key_SGD: Tensor, value_SGD: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Keys and values of all ranks' blocks, [2 C, S, G, D]: of each rank in turn its keys, then its values."""
+    return gather_from_sequence_parallel_region(torch.stack([key_SGD, value_SGD]), group=group)
+
+
+class _Run(NamedTuple):
+    """Neighbouring tokens of a sequence that one rank owns: from ``start`` on in its part."""
+
+    rank: int
+    start: int
+    length: int
+
+
+def _runs(ranks: int, own: int, block: Block) -> list[_Run]:
+    """Where the keys lie that a block sees, in the sequence's order.
+
+    Args:
+        ranks: context-parallel ranks.
+        own: tokens of each.
+        block: whose keys.
+    """
+    size, runs = own // 2, []
+    for number in range(block.first_key // size, -(-block.stop // size)):
+        rank, half = owner_of_block(ranks, number)
+        first, stop = max(block.first_key - number * size, 0), min(block.stop - number * size, size)
+        runs.append(_Run(rank, half * size + first, stop - first))
+    return runs
+
+
+class _Seen(torch.autograd.Function):
+    """Copies of the keys and of the values that each block sees.
+
+    Autograd's own way back through slices of slices makes a tensor of zeros for each of them, as large as what it was
+    taken from: at two ranks some fifty times the traffic of the keys and values themselves, and more at more ranks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gathered: Tensor, runs: Sequence[Sequence[_Run]]) -> tuple[Tensor, ...]:
+        ctx.runs, ctx.size = runs, gathered.shape
+        return tuple(
+            torch.cat([gathered[2 * run.rank + which, run.start : run.start + run.length] for run in of_block])
+            for of_block in runs
+            for which in (0, 1)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].new_zeros(ctx.size)
+        for number, of_block in enumerate(ctx.runs):
+            for which, own in enumerate(gradients[2 * number : 2 * number + 2]):
+                pieces = own.split([run.length for run in of_block])
+                for run, piece in zip(of_block, pieces, strict=True):
+                    gradient[2 * run.rank + which, run.start : run.start + run.length].add_(piece)
+        return gradient, None
 
 
 def attend_by_blocks(
-    core_attention: Callable[..., Tensor],
-    query_SND: Tensor,
-    key_TGD: Tensor,
-    value_TGD: Tensor,
-    blocks: Sequence[Block],
+    core_attention: Callable[..., Tensor], query_SND: Tensor, gathered: Tensor, blocks: Sequence[Block]
 ) -> Tensor:
     """Causal attention of the queries of ``blocks``, which lie one after another, to keys of the whole sequence.
 
     Args:
         core_attention: attention proper, called as Megatron calls it.
+        query_SND: of this rank.
+        gathered: see :func:`gather_keys_and_values`.
+        blocks: of this rank.
 
     Returns:
         What ``core_attention`` gives for all S queries.
     """
-    outputs, start = [], 0
-    for block in blocks:
-        seen = slice(block.first_key, block.stop)
-        outputs.append(
-            core_attention(
-                query_SND[start : start + block.length],
-                # Copies: Transformer Engine refuses keys that begin in the middle of their storage.
-                key_TGD[seen].clone(),
-                value_TGD[seen].clone(),
-                None,
-                attn_mask_type=BlockMask.padding_causal_bottom_right,
-                attention_bias=None,
-                packed_seq_params=PackedSeqParams(
-                    qkv_format="thd",
-                    cu_seqlens_q=block.cu_queries,
-                    cu_seqlens_kv=block.cu_keys,
-                    max_seqlen_q=block.max_queries,
-                    max_seqlen_kv=block.max_keys,
-                ),
-            )
+    # Copies, which Transformer Engine wants too: it refuses keys that begin in the middle of their storage.
+    seen = _Seen.apply(gathered, [_runs(len(gathered) // 2, gathered.shape[1], block) for block in blocks])
+    outputs = [
+        core_attention(
+            query,
+            key,
+            value,
+            None,
+            attn_mask_type=BlockMask.padding_causal_bottom_right,
+            attention_bias=None,
+            packed_seq_params=PackedSeqParams(
+                qkv_format="thd",
+                cu_seqlens_q=block.cu_queries,
+                cu_seqlens_kv=block.cu_keys,
+                max_seqlen_q=block.max_queries,
+                max_seqlen_kv=block.max_keys,
+            ),
         )
-        start += block.length
+        for block, query, key, value in zip(
+            blocks, query_SND.split([block.length for block in blocks]), seen[0::2], seen[1::2], strict=True
+        )
+    ]
     return torch.cat(outputs)

@@ -136,6 +136,12 @@ def owned_positions(length: int, context: int, contexts: int) -> list[int]:
     return [*parts[context].tolist(), *parts[-1 - context].tolist()]
 
 
+def gathered_parts(key_TGD: Tensor, value_TGD: Tensor, contexts: int) -> Tensor:
+    """Keys and values of a whole sequence as its context-parallel ranks gather them, [2 C, S, G, D]."""
+    owned = [owned_positions(len(key_TGD), context, contexts) for context in range(contexts)]
+    return torch.cat([torch.stack([key_TGD[positions], value_TGD[positions]]) for positions in owned])
+
+
 def _context_part(owned: list[int], lengths: list[int], slots: list[int]) -> ContextPart:
     document_of = [number for number, length in enumerate(lengths) for _ in range(length)]
     blocks = []

@@ -23,7 +23,7 @@ from megatron_apriel.model.specs import block_spec, choose_layers
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.testing.batches import make_batch, owned_positions
+from megatron_apriel.testing.batches import gathered_parts, make_batch, owned_positions
 from megatron_apriel.testing.marks import needs_flash_attention, needs_transformer_engine
 
 pytestmark = [pytest.mark.gpu, needs_transformer_engine]
@@ -67,12 +67,12 @@ def by_blocks(
     core: torch.nn.Module, inputs: list[torch.Tensor], documents: list[list[int]], contexts: int
 ) -> torch.Tensor:
     query, key, value = inputs
-    outputs, places = [], []
+    outputs, places, gathered = [], [], gathered_parts(key, value, contexts)
     for context in range(contexts):
         part = make_batch(ARCHITECTURE, documents, place=DataPlace(context=context, contexts=contexts)).to("cuda").part
         owned = owned_positions(query.shape[0], context, contexts)
         assert part is not None
-        outputs.append(attend_by_blocks(core, query[owned], key, value, part.blocks).view(-1, HEADS, SIZE))
+        outputs.append(attend_by_blocks(core, query[owned], gathered, part.blocks).view(-1, HEADS, SIZE))
         places += owned
     return torch.zeros_like(query).index_copy(0, torch.tensor(places, device="cuda"), torch.cat(outputs))
 

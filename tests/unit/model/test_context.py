@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.model.attention import LocalCoreAttention, packed
@@ -16,7 +19,7 @@ from megatron_apriel.model.options import ModelOptions, decoder_config
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.testing.batches import make_batch, owned_positions
+from megatron_apriel.testing.batches import gathered_parts, make_batch, owned_positions
 from megatron_apriel.testing.ranks import run_ranks
 
 ARCHITECTURE = Architecture(DecoderArchitecture(32, 2, 4, 2, 16, 48, 64))
@@ -35,15 +38,52 @@ def test_blocks_of_all_ranks_are_the_whole(contexts: int) -> None:
     expected = core(*inputs, None, attn_mask_type=AttnMaskType.causal, attention_bias=None, packed_seq_params=params)
     gradients = torch.autograd.grad((expected * weight).sum(), inputs)
     query, key, value = inputs
+    gathered = gathered_parts(key, value, contexts)
     found = torch.zeros_like(expected)
     for context in range(contexts):
         part = make_batch(ARCHITECTURE, documents, place=DataPlace(context=context, contexts=contexts)).part
         owned = owned_positions(sum(LENGTHS), context, contexts)
         assert part is not None
         assert [block.length for block in part.blocks] == [len(owned) // 2] * 2
-        found = found.index_copy(0, torch.tensor(owned), attend_by_blocks(core, query[owned], key, value, part.blocks))
+        attended = attend_by_blocks(core, query[owned], gathered, part.blocks)
+        found = found.index_copy(0, torch.tensor(owned), attended)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), inputs), gradients)
+
+
+class _Written(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make or fill, views apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not function.is_view:
+            self.bytes += result.nbytes
+        return result
+
+
+@pytest.mark.parametrize("contexts", [2, 8])
+def test_gradients_come_back_without_zeros_for_each_piece(contexts: int) -> None:
+    """They are added to one tensor; autograd would make one like the whole, and smaller ones, for every piece."""
+    documents = [[20] * length for length in LENGTHS]
+    gathered = torch.randn(2 * contexts, sum(LENGTHS) // contexts, 2, 16).requires_grad_()
+    query = torch.randn(sum(LENGTHS) // contexts, 4, 16)
+    part = make_batch(ARCHITECTURE, documents, place=DataPlace(contexts=contexts)).part
+    assert part is not None
+    seen: list[torch.Tensor] = []
+
+    def core(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        seen.extend((key, value))
+        return query
+
+    attend_by_blocks(core, query, gathered, part.blocks)
+    gradients = [torch.ones_like(one) for one in seen]
+    with _Written() as written:
+        torch.autograd.grad(seen, gathered, gradients)
+    assert written.bytes == gathered.nbytes + sum(one.nbytes for one in seen)
 
 
 def test_core_attention_is_not_told_of_context_parallelism() -> None:
