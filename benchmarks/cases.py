@@ -27,7 +27,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.flops import model_flops
 from megatron_apriel.parallel.data_place import WHOLE, DataPlace
 from megatron_apriel.parallel.image_shares import share_images
-from megatron_apriel.planning.step_time import Workload
+from megatron_apriel.planning.workload import Content, Workload
 from megatron_apriel.testing.batches import Document, make_batch, random_image
 
 GRIDS = ((48, 64), (64, 48), (64, 64), (32, 48), (32, 32), (24, 32))
@@ -156,13 +156,13 @@ def batches(
 
 
 def workload(made: Sequence[Batch]) -> Workload:
-    """What the plan should take a sequence to hold, from those of a step.
-
-    Documents of equal length with the same sum of squares stand for those of many lengths.
-    """
-    lengths = [length for batch in made for length in batch.cu_seqlens.diff().tolist()]
-    image_tokens = sum(batch.images.num_patches for batch in made) / len(made)
-    return Workload(round(sum(length**2 for length in lengths) / sum(lengths)), round(image_tokens))
+    """What the plan should take the sequences of a step to hold: just that."""
+    return Workload.known(
+        [
+            Content(tuple(batch.cu_seqlens.diff().tolist()), tuple(batch.images.cu_seqlens.diff().tolist()))
+            for batch in made
+        ]
+    )
 
 
 def _grids(architecture: Architecture, document: Document) -> list[tuple[int, int]]:

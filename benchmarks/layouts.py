@@ -28,7 +28,7 @@ from megatron_apriel.errors import ConfigError, run_command
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.layouts import Candidate, candidates
-from megatron_apriel.planning.step_time import Workload
+from megatron_apriel.planning.workload import Workload
 
 EXAMPLES = """\
 examples:

@@ -26,7 +26,8 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.memory import rank_memory
-from megatron_apriel.planning.step_time import Workload, step_time
+from megatron_apriel.planning.step_time import step_time
+from megatron_apriel.planning.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -180,15 +181,19 @@ class Prediction:
 
 
 def predicted(spread: Spread, gpu: Hardware, work: Workload) -> Prediction:
-    """The plan's prediction, from the sequences that are measured (``work``)."""
+    """The plan's prediction, from the sequences that are measured (``work``); of several steps the mean."""
     config, architecture, layout = spread.config(), spread.architecture(), spread.layout()
-    step = step_time(config, architecture, layout, gpu, work)
+    steps = [
+        step_time(config, architecture, layout, gpu, replace(work, contents=own))
+        for own in itertools.batched(work.contents, spread.sequences)
+    ]
     memories = [rank_memory(config, architecture, layout, rank, gpu.available).total for rank in range(layout.pipeline)]
+    seconds = sum(step.total for step in steps)
     return Prediction(
-        tokens_per_second=config.batch_tokens / step.total / spread.gpus,
-        tflops=step.flops / step.total / spread.gpus / 1e12,
+        tokens_per_second=config.batch_tokens * len(steps) / seconds / spread.gpus,
+        tflops=sum(step.flops for step in steps) / seconds / spread.gpus / 1e12,
         peak=max(memories),
-        communicating=(step.communication + step.bubble) / step.total,
+        communicating=sum(step.communication + step.bubble for step in steps) / seconds,
     )
 
 

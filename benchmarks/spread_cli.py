@@ -25,7 +25,7 @@ from benchmarks.versions import device, facts
 from megatron_apriel.config.choices import FP8_RECIPES
 from megatron_apriel.errors import ConfigError, ExitCode
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware
-from megatron_apriel.planning.step_time import Workload
+from megatron_apriel.planning.workload import Workload
 
 PRECISIONS = ("bf16", *FP8_RECIPES)
 
@@ -79,8 +79,10 @@ def hardware_of(arguments: argparse.Namespace) -> Hardware:
 
 
 def workload_of(spread: Spread) -> Workload:
-    """What the plan should take a sequence to hold, from the step that is measured."""
-    return workload(batches(spread.sized_case(), spread.architecture()))
+    """What the plan should take sequences to hold: those of the steps that are measured, one step after the other."""
+    case, architecture = spread.sized_case(), spread.architecture()
+    steps = range(spread.different_steps)
+    return workload([batch for step in steps for batch in batches(case, architecture, first=step * case.micro_batches)])
 
 
 def show_plan(plan: Sequence[tuple[Spread, Prediction]]) -> int:

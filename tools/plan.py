@@ -22,7 +22,7 @@ from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
 from megatron_apriel.planning.state_forms import FORMS
-from megatron_apriel.planning.step_time import Workload
+from megatron_apriel.planning.workload import Workload
 from megatron_apriel.quantities import size, three_digits
 from megatron_apriel.tables import Table, figures, standard_output
 from megatron_apriel.terminal import say

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log2
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -49,6 +48,33 @@ class LayerTimes:
         spent = attention / self.attention_forward + 2 * attention / self.attention_backward
         spent += self.optimizer_milliseconds / self.micro_batches * 1e9
         return 3 * linear / (self.milliseconds * 1e9 - spent)
+
+
+class AttentionRate(NamedTuple):
+    """Causal attention over documents of any length: every query costs as if it saw some keys more than it does.
+
+    Those are the tiles that the causal mask and a document's end cut, what a kernel does once for each tile of queries,
+    and the passes over queries and keys before and after the backward pass. A document of L tokens sees L / 2 keys a
+    query, so its rate is ``peak / (1 + 2 extra / L)``.
+
+    Attributes:
+        peak: TFLOP/s of endless documents.
+        extra: keys that a query costs more.
+    """
+
+    peak: float
+    extra: float
+
+    @classmethod
+    def between(cls, at_8k: float, at_32k: float) -> AttentionRate:
+        """From the rates of documents of 8192 and of 32768 tokens; none falls with the length."""
+        ratio = min(max(at_32k / at_8k, 1.0), 2.0)
+        lost = (ratio - 1) / (1 - ratio / 4)
+        return cls(at_32k * (1 + lost / 4), lost * 8192 / 2)
+
+    def seconds(self, flops_a_pair: float, pairs: float, queries: float) -> float:
+        """Of so many queries with so many pairs of a query and a key that it sees."""
+        return flops_a_pair * (pairs + self.extra * queries) / (self.peak * 1e12)
 
 
 # Measured on one H200, 2026-11: slope between 4 and 8 layers, 8192 tokens, 8 micro-batches, the mean of two runs, 1 to
@@ -98,12 +124,12 @@ class Hardware(Section):
     fall where a frozen layer leaves out the gradients of its weights. Inventories of a step on one H200 give 0.06 in
     bf16 and 0.13 in FP8, 2026-11."""
     attention_8k_forward: Positive = _ATTENTION[8192][0]
-    """Causal attention, counted half, documents of 8192 tokens or less. FlashAttention-4 on one H200, 2026-11."""
+    """Causal attention, counted half, documents of 8192 tokens. What shorter and longer ones take follows from this and
+    the rate at 32768: each query costs some keys more than it sees. FlashAttention-4 on one H200, 2026-11."""
     attention_8k_backward: Positive = _ATTENTION[8192][1]
     """Its backward pass, counted twice the forward pass. FlashAttention-4 on one H200, 2026-11."""
     attention_32k_forward: Positive = _ATTENTION[32768][0]
-    """Documents of 32768 tokens or more; between, by the logarithm of the length. FlashAttention-4 on one H200,
-    2026-11."""
+    """Documents of 32768 tokens. FlashAttention-4 on one H200, 2026-11."""
     attention_32k_backward: Positive = _ATTENTION[32768][1]
     """Its backward pass, counted twice the forward pass. FlashAttention-4 on one H200, 2026-11."""
     head: Positive = 714.0
@@ -121,14 +147,14 @@ class Hardware(Section):
     remade_bytes: Annotated[Number, Field(ge=0)] = 3.0
     """Memory traffic of making a weight's copies in 8 bits: read once, both written. Between the 0.4 and 4.4 that
     micro-batches of the whole model gave in tensorwise and delayed on one H200, 2026-11."""
-    intra_node: Positive = 240.0
-    """GB/s of collectives inside a node. All-gathers and reduce-scatters of 256 MiB, 243 and 228, between two H200 with
-    NVLink multicast off, 2026-11; of 64 MiB about 200, of 1 GiB 270."""
+    intra_node: Positive = 249.0
+    """GB/s of collectives inside a node, beyond ``latency``. The line through all-gathers and reduce-scatters of 64 and
+    256 MiB between two H200 with NVLink multicast off, 257 and 241, 2026-11; larger ones reach 270 in all."""
     inter_node: Positive = 50.0
     """GB/s between nodes. Assumption: 400 Gb/s for each GPU (datasheet)."""
     latency: Annotated[Number, Field(ge=0)] = 40.0
-    """Microseconds of one collective or message. Smallest collectives between two H200, 36 to 40; messages 100;
-    2026-11."""
+    """Microseconds of one collective or message beyond its bytes. Smallest collectives between two H200, 36 to 40;
+    messages 100; 2026-11."""
 
     @property
     def available(self) -> float:
@@ -143,11 +169,12 @@ class Hardware(Section):
         """TFLOP/s of a decoder layer's products under ``precision.fp8``; ``none`` is bf16."""
         return float(getattr(self, "linear_bf16" if precision == "none" else f"linear_{precision}"))
 
-    def attention(self, length: float) -> tuple[float, float]:
-        """TFLOP/s of causal attention forward and backward over documents of so many tokens."""
-        share = min(max(log2(max(length, 1) / 8192) / 2, 0.0), 1.0)
-        forward = self.attention_8k_forward + share * (self.attention_32k_forward - self.attention_8k_forward)
-        return forward, self.attention_8k_backward + share * (self.attention_32k_backward - self.attention_8k_backward)
+    def attention(self) -> tuple[AttentionRate, AttentionRate]:
+        """How fast causal attention is, forward and backward: what its rates at two lengths say of all others."""
+        return (
+            AttentionRate.between(self.attention_8k_forward, self.attention_32k_forward),
+            AttentionRate.between(self.attention_8k_backward, self.attention_32k_backward),
+        )
 
     def link(self, span: int, world_size: int) -> float:
         """GB/s between ranks of a group that reaches over ``span`` neighbouring ranks out of all of them."""

@@ -25,7 +25,8 @@ from megatron_apriel.parallel.layout import Layout, divisors
 from megatron_apriel.planning.choosing_moments import allowed
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.memory import RankMemory, rank_memory
-from megatron_apriel.planning.step_time import StepTime, Workload, step_time
+from megatron_apriel.planning.step_time import StepTime, step_time
+from megatron_apriel.planning.workload import Workload
 
 GIB = 2**30
 TENSOR, CONTEXT = (1, 2, 4, 8), (1, 2, 4, 8, 16)

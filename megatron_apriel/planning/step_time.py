@@ -7,14 +7,13 @@ A step of ``m`` micro-batches takes::
 Without a pipeline, the schedule is ``m`` micro-batches one after the other; with one, ``pipeline_schedule.py`` follows
 it pass by pass. A pass of a chunk is the work of its layers, of tower or head where it has them, and what it waits for:
 
-* layers: matrix products by the tokens, attention by the documents' squared lengths, each at its own rate, shared out
-  evenly over T tensor- and C context-parallel ranks. A backward pass is twice the forward pass; a frozen decoder above
-  something that trains leaves out the products for the gradients of its weights. Recomputation adds forward passes: of
-  whole layers (``full``) or of their MLPs (``selective``), also in a tower that trains;
+* layers and images: ``layer_time.py``. A backward pass is twice the forward pass; a frozen decoder above something that
+  trains leaves out the products for the gradients of its weights. Recomputation adds forward passes: of whole layers
+  (``full``) or of their MLPs (``selective``), also in a tower that trains;
 * tensor parallelism: in each layer two all-gathers and two reduce-scatters forward and as many backward, of the
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
 * context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
-* pipeline: hidden states and their gradients come one message after their pass has ended;
+* pipeline: hidden states and their gradients come one message after both stages are ready for it;
 * layers' inputs on the host: a copy of each forward and one backward, which slow what runs beside them, and are
   waited for where they take longer than the layer;
 * sums of gradients in 24 bits: traffic of the GPU's memory in each micro-batch, and reductions that nothing hides;
@@ -26,24 +25,39 @@ it pass by pass. A pass of a chunk is the work of its layers, of tower or head w
 A collective of ``n`` ranks moves ``(n - 1) / n`` of the bytes over its slowest link and costs one latency. Groups whose
 ranks all stand in one node have its fast links.
 
-Not modelled: smaller matrices being slower than large ones, waiting for data, checkpoints, contention between groups.
+Where the sequences of a step are known, each is followed with its own documents and images, and a step ends with the
+replica that has most to do.
+
+Not modelled: the host, which may start kernels more slowly than the GPU runs them; the
+clock, which rises where a GPU waits and falls at its power limit; smaller matrices being slower than large ones; waiting
+for data, checkpoints, contention between groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.data.loading.dealing import even_shares
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.flops import decoder_forward, model_flops, tower_forward
-from megatron_apriel.parallel.balance import image_share, largest_image, recomputed_flops
+from megatron_apriel.formats.flops import model_flops
+from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware
+from megatron_apriel.planning.layer_time import (
+    GIGA,
+    MICRO,
+    LayerSeconds,
+    head_seconds,
+    image_seconds,
+    layer_seconds,
+    sums_seconds,
+)
 from megatron_apriel.planning.memory import inputs_on_host, rank_memory, state_bytes
 from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
+from megatron_apriel.planning.workload import Content, Workload
 
-TERA, GIGA, MICRO = 1e12, 1e9, 1e-6
 SUMS_BYTES = 14
 """A gradient in float32 is read and set to zero, its sum in three bytes read and written."""
 SUMS_ONCE_BYTES = 48
@@ -51,31 +65,6 @@ SUMS_ONCE_BYTES = 48
 float32. From 306 and 319 ms besides micro-batches of the whole model on one H200, 140 of them an update, 2026-11."""
 CODES_BYTES = 20
 """What roots and scales of 8-bit moments on the GPU take in an update, as memory traffic. From those 140 ms."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a sequence is taken to hold, since a plan has no data.
-
-    Attributes:
-        document_tokens: length of its documents, the last one shorter.
-        image_tokens: how many of its tokens are patches of images.
-    """
-
-    document_tokens: int
-    image_tokens: int
-
-    @classmethod
-    def of(cls, config: StageConfig, document_tokens: int | None = None, images: float | None = None) -> Workload:
-        """One document a sequence and the stage's usual share of images, unless they are given."""
-        share = image_share(config) if images is None else images
-        length = config.sequence_length
-        return cls(min(document_tokens or length, length), round(length * share))
-
-    def squared_lengths(self, tokens: int) -> int:
-        """Sum of squared lengths of the documents of a sequence."""
-        whole, rest = divmod(tokens, self.document_tokens)
-        return whole * self.document_tokens**2 + rest**2
 
 
 @dataclass(frozen=True)
@@ -118,13 +107,51 @@ class _Rank:
     def waiting(self) -> float:
         return sum(self.waits_forward) + sum(self.waits_backward)
 
-    @property
-    def whole_forward(self) -> list[float]:
-        return [sum(pair) for pair in zip(self.forward, self.waits_forward, strict=True)]
 
-    @property
-    def whole_backward(self) -> list[float]:
-        return [sum(pair) for pair in zip(self.backward, self.waits_backward, strict=True)]
+@dataclass(frozen=True)
+class _Replica:
+    """What one replica does in a step: of each of its sequences, what every pipeline rank does.
+
+    Attributes:
+        sequences: by micro-batch and pipeline rank; one micro-batch stands for all where they are alike.
+        number: micro-batches.
+        message: seconds in which hidden states come from one pipeline stage to the next.
+    """
+
+    sequences: Sequence[Sequence[_Rank]]
+    number: int
+    message: float
+
+    def busy(self, rank: int) -> tuple[float, float]:
+        """Seconds of computing and of waiting for tensor- and context-parallel ranks in all micro-batches."""
+        times = self.number / len(self.sequences)
+        ranks = [sequence[rank] for sequence in self.sequences]
+        return times * sum(one.compute for one in ranks), times * sum(one.waiting for one in ranks)
+
+    def slowest(self) -> tuple[float, float]:
+        """The same of the pipeline rank with most of it."""
+        return max((self.busy(rank) for rank in range(len(self.sequences[0]))), key=sum)
+
+    def seconds(self) -> float:
+        """Of all micro-batches, on the schedule."""
+        if len(self.sequences[0]) == 1:
+            return sum(self.busy(0))
+        return pipeline_seconds(self._passes(True), self._passes(False), self.number, self.message)
+
+    def _passes(self, forward: bool) -> list[list[list[float]]]:
+        """By rank, chunk and micro-batch."""
+        return [
+            [
+                [
+                    (one.forward[chunk] + one.waits_forward[chunk])
+                    if forward
+                    else (one.backward[chunk] + one.waits_backward[chunk])
+                    for one in ranks
+                ]
+                for chunk in range(len(ranks[0].forward))
+            ]
+            for ranks in zip(*self.sequences, strict=True)
+        ]
 
 
 def step_time(
@@ -139,44 +166,79 @@ def step_time(
         gpu: rates and links.
         workload: what the sequences hold.
     """
-    number = layout.micro_batches(config.sequences_per_step)
-    ranks = [_rank(config, architecture, layout, gpu, workload, rank) for rank in range(layout.pipeline)]
-    slowest = max(ranks, key=lambda rank: rank.compute + rank.waiting)
-    busy, scheduled = number * (slowest.compute + slowest.waiting), 0.0
-    if layout.pipeline > 1:
-        passes = [rank.whole_forward for rank in ranks], [rank.whole_backward for rank in ranks]
-        scheduled = pipeline_seconds(*passes, number, _message(config, architecture, layout, gpu))
-    trained = [_trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
-    states = [
-        (
-            state_bytes(config, architecture, layout, rank),
-            rank_memory(config, architecture, layout, rank, gpu.available).host,
-        )
-        for rank in range(layout.pipeline)
+    contents = workload.of_a_step(config, architecture)
+    replicas = [
+        _replica(config, architecture, layout, gpu, own) for own in _dealt(config, architecture, layout, contents)
     ]
+    scheduled, slowest = max(((replica.seconds(), replica) for replica in replicas), key=lambda pair: pair[0])
+    compute, waiting = slowest.slowest()
+    trained = [_trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
     exposed, update = max(
         (
-            (_data_parallel(config, layout, gpu, *rank), _optimizer(config, layout, gpu, rank[0], *states[place]))
-            for place, rank in enumerate(zip(trained, ranks, strict=True))
+            (
+                _data_parallel(config, layout, gpu, trained[rank], slowest.sequences[0][rank]),
+                _optimizer(
+                    config,
+                    layout,
+                    gpu,
+                    trained[rank],
+                    state_bytes(config, architecture, layout, rank),
+                    rank_memory(config, architecture, layout, rank, gpu.available).host,
+                ),
+            )
+            for rank in range(layout.pipeline)
         ),
         key=sum,
     )
-    length = config.sequence_length
-    text = model_flops(architecture, length, workload.squared_lengths(length), [], config.train)
-    per_sequence = text + _image_flops(config, architecture, workload)
+    flops = sum(_flops(config, architecture, content) for content in contents)
     return StepTime(
-        micro_batches=number,
-        compute=number * slowest.compute,
-        communication=number * slowest.waiting + exposed,
-        bubble=max(0.0, scheduled - busy),
+        micro_batches=slowest.number,
+        compute=compute,
+        communication=waiting + exposed,
+        bubble=max(0.0, scheduled - compute - waiting),
         optimizer=update,
-        flops=per_sequence * config.sequences_per_step,
+        flops=flops * config.sequences_per_step / len(contents),
     )
 
 
-def _layers(layout: Layout, architecture: Architecture, rank: int) -> list[int]:
-    num_layers = architecture.decoder.num_layers
-    return [len(layout.layers_of(num_layers, rank, chunk)) for chunk in range(layout.virtual)]
+def _flops(config: StageConfig, architecture: Architecture, content: Content) -> float:
+    """Of a sequence, by the FLOPs rule."""
+    images = content.images if architecture.tower else ()
+    return model_flops(architecture, config.sequence_length, content.squared_lengths, images, config.train)
+
+
+def _dealt(
+    config: StageConfig, architecture: Architecture, layout: Layout, contents: tuple[Content, ...]
+) -> list[list[Content]]:
+    """The sequences of each replica; one replica stands for all where they are alike."""
+    if len(contents) == 1:
+        return [list(contents)]
+    if config.parallel.dealing == "evenly":
+        shares = even_shares([_flops(config, architecture, one) for one in contents], layout.data)
+        return [[contents[number] for number in share] for share in shares]
+    places = (DataPlace(data_rank=rank, data_size=layout.data) for rank in range(layout.data))
+    return [[contents[number] for number in place.sequences(0, len(contents))] for place in places]
+
+
+def _replica(
+    config: StageConfig, architecture: Architecture, layout: Layout, gpu: Hardware, own: Sequence[Content]
+) -> _Replica:
+    return _Replica(
+        sequences=[_sequence(config, architecture, layout, gpu, content) for content in own],
+        number=layout.micro_batches(config.sequences_per_step),
+        message=_message(config, architecture, layout, gpu),
+    )
+
+
+def _sequence(
+    config: StageConfig, architecture: Architecture, layout: Layout, gpu: Hardware, content: Content
+) -> list[_Rank]:
+    """One micro-batch, which is one sequence, on every pipeline rank."""
+    precisions: set[str] = {"none", config.precision.fp8}
+    seconds = {fp8: layer_seconds(config, architecture, layout, gpu, content, fp8) for fp8 in precisions}
+    head = head_seconds(config, architecture, gpu) / (layout.tensor * layout.context)
+    images = image_seconds(config, architecture, layout, gpu, content)
+    return [_rank(config, architecture, layout, gpu, rank, seconds, head, images) for rank in range(layout.pipeline)]
 
 
 def _rank(
@@ -184,13 +246,14 @@ def _rank(
     architecture: Architecture,
     layout: Layout,
     gpu: Hardware,
-    workload: Workload,
     rank: int,
+    seconds: Mapping[str, LayerSeconds],
+    head: float,
+    images: tuple[float, float],
 ) -> _Rank:
-    """One micro-batch, which is one sequence, on a pipeline rank."""
-    num_layers, share = architecture.decoder.num_layers, layout.tensor * layout.context
-    seconds = {fp8: _layer_seconds(config, architecture, gpu, workload, fp8) for fp8 in ("none", config.precision.fp8)}
-    sums = _sums_seconds(config, architecture, gpu)
+    """One micro-batch on a pipeline rank, from the seconds of a layer, of the head and of the images."""
+    num_layers = architecture.decoder.num_layers
+    sums = sums_seconds(config, architecture, gpu, SUMS_BYTES) / layout.tensor
     forward, backward = [0.0] * layout.virtual, [0.0] * layout.virtual
     moved = inputs_on_host(config, architecture.decoder, layout, rank)[1] / (gpu.host_bandwidth * GIGA)
     waits: list[tuple[float, float]] = []
@@ -198,91 +261,30 @@ def _rank(
         layers, recomputed = layout.layers_of(num_layers, rank, chunk), 0
         for place, layer in enumerate(layers):
             in_8_bits = config.precision.in_8_bits(layer, num_layers)
-            once, back, again = seconds[config.precision.fp8 if in_8_bits else "none"]
+            one = seconds[config.precision.fp8 if in_8_bits else "none"]
             is_repeated = place < (config.recompute.layers or len(layers))
-            worked = (back + is_repeated * again) / share + sums / layout.tensor
-            forward[chunk] += _beside_copy(once / share, is_repeated * moved, gpu)
-            backward[chunk] += _beside_copy(worked, is_repeated * moved, gpu)
+            forward[chunk] += _beside_copy(one.forward, is_repeated * moved, gpu)
+            backward[chunk] += _beside_copy(one.backward + is_repeated * one.again + sums, is_repeated * moved, gpu)
             recomputed += is_repeated
         waits.append(_waiting(config, architecture, layout, gpu, len(layers), recomputed))
     if rank == layout.pipeline - 1:
-        head = _head_seconds(config, architecture, gpu) / share
         forward[-1] += head / 3
         backward[-1] += head * 2 / 3
     if rank == 0:
-        images = _image_seconds(config, architecture, gpu, workload)
-        forward[0] += images[0] / share
-        backward[0] += images[1] / share
+        forward[0] += images[0]
+        backward[0] += images[1]
     waits_forward, waits_backward = zip(*waits, strict=True)
     return _Rank(forward, backward, waits_forward, waits_backward)
 
 
-def _layer_seconds(
-    config: StageConfig, architecture: Architecture, gpu: Hardware, workload: Workload, fp8: str
-) -> tuple[float, float, float]:
-    """A whole layer on one GPU: forward, backward, and the forward passes that are done again."""
-    length, decoder = config.sequence_length, architecture.with_layers(1).decoder
-    linear, attention = decoder_forward(decoder, length, workload.squared_lengths(length))
-    linear -= 2 * length * decoder.embedding_parameters
-    forward_rate, backward_rate = gpu.attention(workload.document_tokens)
-    products = linear / (gpu.linear(fp8) * TERA)
-    scores = attention / (forward_rate * TERA)
-    forward, backward = products + scores, 0.0
-    if config.train.decoder or config.train.projector or config.train.tower:
-        passes = 2 if config.train.decoder else 1 + gpu.beside_products
-        backward = passes * products + 2 * attention / (backward_rate * TERA)
-    mlp = 3 * decoder.hidden_size * decoder.ffn_hidden_size / (decoder.layer_parameters - 2 * decoder.hidden_size)
-    again = {"none": 0.0, "selective": mlp * products, "full": forward}[config.recompute.mode]
-    if fp8 != "none" and config.precision.fp8_weights == "remade":
-        copies = gpu.remade_bytes * (decoder.layer_parameters - 2 * decoder.hidden_size) / (gpu.copy_bandwidth * GIGA)
-        # Backward too, be it in the forward pass that is done again.
-        forward, backward = forward + copies, backward + copies
-        again += {"none": 0.0, "selective": mlp * copies, "full": 0.0}[config.recompute.mode]
-    return forward, backward, again
+def _layers(layout: Layout, architecture: Architecture, rank: int) -> list[int]:
+    num_layers = architecture.decoder.num_layers
+    return [len(layout.layers_of(num_layers, rank, chunk)) for chunk in range(layout.virtual)]
 
 
 def _beside_copy(seconds: float, copied: float, gpu: Hardware) -> float:
     """A layer's seconds with a copy to or from the host beside it that takes so long."""
     return max(seconds, copied) + gpu.beside_copies * min(seconds, copied)
-
-
-def _sums_seconds(config: StageConfig, architecture: Architecture, gpu: Hardware) -> float:
-    """Adding the gradients of a whole layer's matrices to their sums in 24 bits, on one GPU."""
-    if config.optimizer.gradients == "float32" or not config.train.decoder:
-        return 0.0
-    decoder = architecture.decoder
-    return SUMS_BYTES * (decoder.layer_parameters - 2 * decoder.hidden_size) / (gpu.copy_bandwidth * GIGA)
-
-
-def _head_seconds(config: StageConfig, architecture: Architecture, gpu: Hardware) -> float:
-    """Head and loss on one GPU, forward and backward; a frozen head leaves out the gradient of its weights."""
-    logits = config.sequence_length * architecture.decoder.vocab_size
-    passes = 3 if config.train.decoder else 2
-    products = passes * 2 * logits * architecture.decoder.hidden_size / (gpu.head * TERA)
-    return products + gpu.loss_bytes * logits / (gpu.copy_bandwidth * GIGA)
-
-
-def _image_seconds(
-    config: StageConfig, architecture: Architecture, gpu: Hardware, workload: Workload
-) -> tuple[float, float]:
-    """Tower and projector on one GPU, forward and backward."""
-    patches, size = workload.image_tokens, largest_image(architecture, workload.image_tokens)
-    if architecture.tower is None or architecture.projector is None or not size:
-        return 0.0, 0.0
-    projector = architecture.projector
-    linear, attention = tower_forward(architecture.tower, patches, patches * size)
-    forward = linear + attention + 2 * patches * (projector.input_size + projector.output_size) * projector.output_size
-    backward = _image_flops(config, architecture, workload) - forward
-    if config.train.tower:
-        backward += sum(recomputed_flops(architecture.tower, config.recompute.mode, patches, attention))
-    return forward / (gpu.tower * TERA), backward / (gpu.tower * TERA)
-
-
-def _image_flops(config: StageConfig, architecture: Architecture, workload: Workload) -> float:
-    """Operations of tower and projector for a sequence: as many of the largest images as fill its image tokens."""
-    size = largest_image(architecture, workload.image_tokens)
-    one = model_flops(architecture, 0, 0, [size], config.train) if size else 0
-    return one * workload.image_tokens / max(size, 1)
 
 
 def collective(gigabytes_per_second: float, size: float, ranks: int, latency: float) -> float:

@@ -20,7 +20,8 @@ from megatron_apriel.parallel.balance import (
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import KINDS
-from megatron_apriel.planning.step_time import Workload, step_time
+from megatron_apriel.planning.step_time import step_time
+from megatron_apriel.planning.workload import Workload
 from megatron_apriel.testing.stages import small_stage
 
 APRIEL = Architecture.from_preset("apriel-15b")

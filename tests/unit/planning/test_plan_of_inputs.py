@@ -15,7 +15,8 @@ from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.planning.hardware import KINDS, Hardware
 from megatron_apriel.planning.layouts import GIB, Candidate, candidates
 from megatron_apriel.planning.memory import inputs_on_host, rank_memory
-from megatron_apriel.planning.step_time import Workload, step_time
+from megatron_apriel.planning.step_time import step_time
+from megatron_apriel.planning.workload import Workload
 from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.testing.stages import small_stage
 

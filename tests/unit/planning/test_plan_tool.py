@@ -19,7 +19,8 @@ from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.planning.layouts import GIB, Candidates, candidates
 from megatron_apriel.planning.memory import rank_memory
-from megatron_apriel.planning.step_time import Workload, step_time
+from megatron_apriel.planning.step_time import step_time
+from megatron_apriel.planning.workload import Workload
 from megatron_apriel.quantities import three_digits
 from megatron_apriel.testing.scripts import load_script
 

@@ -10,29 +10,24 @@ import pytest
 
 from benchmarks.cases import CASES
 from benchmarks.one_gpu_report import STEP_TOKENS, OneGpu
+from benchmarks.predictions import Measured, as_of, on_several_gpus, predicted_of
 from benchmarks.report import RESULTS
-from benchmarks.spread import Found, Spread, predicted
+from benchmarks.spread import Spread
 from benchmarks.spread_cli import workload_of
 from benchmarks.stages import stage_of
 from benchmarks.step_report import Measurement, newest
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning import layer_time
 from megatron_apriel.planning.hardware import KINDS
 from megatron_apriel.planning.memory import rank_memory
-from megatron_apriel.planning.step_time import Workload, step_time
+from megatron_apriel.planning.step_time import step_time
+from megatron_apriel.planning.workload import Content, Workload
 
 REMADE_SINCE = "20261130-08"
 """Until then, layers that were not recomputed kept copies of their weights in 8 bits from the forward pass on."""
 SLICES = [one for one in newest(RESULTS) if one.subject.startswith("ours-")]
-DATED_SPREADS = [
-    (record["date"], Found.from_json(row["found"]))
-    for name in ("layouts", "scaling")
-    for path in sorted(RESULTS.glob(f"{name}-*.json"))
-    for record in [json.loads(path.read_text(encoding="utf-8"))]
-    for row in record["measurements"]
-    if row["found"]["status"] == "measured"
-]
-SPREADS = [found for _, found in DATED_SPREADS]
+SPREADS = on_several_gpus()
 WHOLE_MODELS = [
     one
     for path in sorted(RESULTS.glob("one_gpu-*.json"))
@@ -43,13 +38,14 @@ WHOLE_MODELS = [
 SPLIT_SINCE = "2026-11-30 03:00"
 """In measurements from before, masters lay as a whole beside the weights; since then the weights are a part of them."""
 H200 = KINDS["h200"]
+WITHIN = 0.05
 TOO_FAST = {
-    ("PP2 VP6 DP2", "32768-cpt1", "delayed"): (0.06, 0.11),
-    ("CP2 PP2 VP6", "32768-cpt1", "delayed"): (0.12, 0.17),
-    ("TP2 SP PP2 VP6", "16384-mix", "bf16"): (0.05, 0.08),
-    ("TP2 SP CP2", "16384-mix", "delayed"): (0.34, 0.4),
+    # Its ranks wait for the host to start kernels, which a plan does not know: docs/layouts.md.
+    ("TP2 SP CP2", "16384-mix", "delayed"): (0.22, 0.3),
+    ("TP2 SP overlapped, states on the host: auto, 8-bit weights remade", "16384-mix", "delayed"): (0.05, 0.06),
+    ("DP2, dealt evenly", "32768-real", "delayed"): (0.05, 0.06),
 }
-"""Layout, case and precision -> by how much the prediction is above what was measured, where it is by more than 6%."""
+"""Layout, case and precision -> by how much the prediction is above what was measured, where it is by more than 5%."""
 
 
 @cache
@@ -75,7 +71,8 @@ def test_everything_that_is_planned_for_was_measured() -> None:
     assert {("8192", subject) for subject in recipes} <= measured
     assert {"32768", "32768-packed", "16384-mix", "8192-realign"} <= {case for case, _ in measured}
     assert {"ours-bf16+full", "ours-tensorwise+selective"} <= {subject for _, subject in measured}
-    assert {found.spread.label for found in SPREADS} >= {"DP1", "DP2", "TP2 SP"}
+    labels = {row.found.spread.label for row in SPREADS}
+    assert labels >= {"DP2", "DP4", "TP2 SP", "TP4 SP", "PP2 VP6 DP2", "CP2 PP2 VP6", "TP2 SP CP2", "DP2, dealt evenly"}
 
 
 @pytest.mark.parametrize("one", SLICES, ids=lambda one: f"{one.case}, {one.subject}, {one.layers} layers")
@@ -123,18 +120,33 @@ def test_the_whole_model_on_one_gpu(one: OneGpu) -> None:
         assert 1e3 * whole == pytest.approx(one.step_ms(count), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("date", "found"), [pytest.param(date, found, id=found.spread.title) for date, found in DATED_SPREADS]
-)
-def test_a_step_on_several_gpus(date: str, found: Found) -> None:
-    spread = found.spread
-    said = predicted(spread, H200, work(spread.case, spread.sequences))
+@pytest.mark.parametrize("row", [pytest.param(row, id=f"{row.result}, {row.found.spread.title}") for row in SPREADS])
+def test_a_step_on_several_gpus(row: Measured) -> None:
+    """None of these measurements set a number of the plan; links and rates come from others."""
+    spread = row.found.spread
     peaks = [
-        memory.total + (memory.optimizer / 5 if date < SPLIT_SINCE else 0)
+        memory.total + (memory.optimizer / 5 if row.date < SPLIT_SINCE else 0)
         for number in range(spread.layout().pipeline)
         for memory in [rank_memory(spread.config(), spread.architecture(), spread.layout(), number, H200.available)]
     ]
-    assert max(peaks) == pytest.approx(found.peak, rel=0.05)
-    # Context parallelism, and sequences of uneven work in a pipeline, cost more than the plan knows: docs/layouts.md.
-    least, most = TOO_FAST.get((found.spread.label, found.spread.case, found.spread.precision), (-0.06, 0.06))
-    assert least <= said.tokens_per_second / found.tokens_per_second - 1 <= most
+    assert max(peaks) == pytest.approx(row.found.peak, rel=0.05)
+    least, most = TOO_FAST.get((spread.label, spread.case, spread.precision), (-WITHIN, WITHIN))
+    assert least <= predicted_of(row).tokens_per_second / row.found.tokens_per_second - 1 <= most
+
+
+def test_the_code_as_it_was_then() -> None:
+    """What gathered keys' gradients cost until they were added up in one tensor: by hand, on two ranks.
+
+    49 times the keys and values for pieces of pieces (14 written, 7 read and written, 7 sums of two), and 5 for what
+    the blocks see of them; once and three times what they see since.
+    """
+    (row,) = (row for row in SPREADS if row.found.spread.label == "CP2 PP2 VP6")
+    spread, content = row.found.spread, Content((32768,))
+    architecture, layout = spread.architecture().decoder, spread.layout()
+    with as_of(row.date):
+        before = layer_time.context_seconds(architecture, layout, H200, content)
+    since = layer_time.context_seconds(architecture, layout, H200, content)
+    keys, queries, seen = 32768 * 2 * 2 * 8 * 128, 16384 * 2 * 32 * 128, 5 / 4
+    forward, backward = ((old - new) * H200.copy_bandwidth * 1e9 for old, new in zip(before, since, strict=True))
+    assert forward == pytest.approx(2 * keys)
+    assert backward == pytest.approx((49 + 5 + 2 * seen) * keys + 7 * queries - (1 + 3 * seen) * keys - 2 * queries)

@@ -10,7 +10,8 @@ from megatron_apriel.formats.architecture import Architecture, DecoderArchitectu
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import KINDS, Hardware, LayerTimes
 from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
-from megatron_apriel.planning.step_time import StepTime, Workload, collective, step_time
+from megatron_apriel.planning.step_time import StepTime, collective, step_time
+from megatron_apriel.planning.workload import Content, Workload
 from megatron_apriel.testing.stages import small_stage
 
 APRIEL = Architecture.from_preset("apriel-15b")
@@ -36,6 +37,11 @@ SMALL = Architecture(DecoderArchitecture(64, 8, 4, 2, 16, 128, 256))
 def small(layout: Layout, gpu: Hardware = PLAIN, sequences: int = 8, **changes: Any) -> StepTime:
     config = small_stage(64, sequences, **changes)
     return step_time(config, SMALL, layout, gpu, Workload.of(config))
+
+
+def compute_of(layout: Layout, documents: tuple[int, ...]) -> float:
+    work = Workload.known([Content(documents)] * 8)
+    return step_time(small_stage(64, 8), SMALL, layout, PLAIN, work).compute
 
 
 def one_gpu(layers: int, length: int, micro_batches: int, fp8: str, documents: int | None = None) -> StepTime:
@@ -150,9 +156,9 @@ def test_a_pipeline(pipeline: int, virtual: int, sequences: int) -> None:
     time = small(Layout(pipeline, pipeline=pipeline, virtual=virtual), sequences=sequences)
     layer, head = 64 * (64 * 16 * 12 + 3 * 64 * 128) + 64**2 * 64, 64 * 256 * 64
     assert time.compute * 1e12 == pytest.approx(6 * sequences * (8 // pipeline * layer + head))
-    forward = [[2.0 * 8 / pipeline / virtual * layer] * virtual for _ in range(pipeline)]
-    forward[-1][-1] += 2 * head
-    backward = [[2 * chunk for chunk in rank] for rank in forward]
+    forward = [[[2.0 * 8 / pipeline / virtual * layer] for _ in range(virtual)] for _ in range(pipeline)]
+    forward[-1][-1][0] += 2 * head
+    backward = [[[2 * one for one in chunk] for chunk in rank] for rank in forward]
     assert (time.compute + time.bubble) * 1e12 == pytest.approx(pipeline_seconds(forward, backward, sequences, 0))
     assert time.bubble > 0
 
@@ -177,12 +183,13 @@ def test_volumes_of_communication() -> None:
     again = waiting(Layout(2, tensor=2, sequence=True), recompute={"mode": "full"})
     assert again == pytest.approx(8 * 12 * hidden / 2)
     assert waiting(Layout(4, pipeline=2, tensor=2, sequence=True)) == pytest.approx(4 * 8 * hidden / 2)
-    # The last rank, much the slowest, waits for the first hidden states; the first one for the last gradients.
+    # The last rank, much the slowest, waits for the first hidden states, and for the next ones while it sends gradients
+    # back; the first rank for the last gradients.
     slow, fast = (
         PLAIN.model_copy(update={"intra_node": speed, "linear_bf16": 1e-3, "head": 1e-3}) for speed in (1.0, 1e12)
     )
     bubbles = [small(Layout(2, pipeline=2), gpu, train={"decoder": 1}).bubble for gpu in (slow, fast)]
-    assert (bubbles[0] - bubbles[1]) * 1e9 == pytest.approx(2 * hidden)
+    assert (bubbles[0] - bubbles[1]) * 1e9 == pytest.approx(9 * hidden)
     # Over context ranks gradients and weights are scattered and gathered too: 6 bytes of each parameter, here exposed.
     once = 6 * SMALL.decoder.parameters / 2 / 8
     context = waiting(Layout(2, context=2), parallel={"overlap": False})
@@ -215,15 +222,89 @@ def test_links() -> None:
     assert H200.link(16, 64) == H200.link(6, 12) == H200.inter_node
 
 
-def test_attention_is_between_its_two_measurements() -> None:
-    assert H200.attention(100) == H200.attention(8192) == (611, 426)
-    assert H200.attention(16384) == pytest.approx(((611 + 636) / 2, (426 + 470) / 2))
-    assert H200.attention(32768) == H200.attention(10**6) == (636, 470)
+def test_attention_meets_its_two_measurements() -> None:
+    """Rates are reached at their lengths; shorter documents are slower, since each query costs some keys more."""
+    for rate, measured in zip(H200.attention(), ((611, 636), (426, 470)), strict=True):
+        for length, expected in zip((8192, 32768), measured, strict=True):
+            assert 4 * length**2 / 2 / rate.seconds(4, length**2 / 2, length) / 1e12 == pytest.approx(expected)
+        assert rate.seconds(4, 2 * 1000**2 / 2, 2000) > 2 * rate.seconds(4, 1000**2 / 2, 500)
+    level = H200.model_copy(update={"attention_8k_forward": 100.0, "attention_32k_forward": 90.0}).attention()[0]
+    assert level == (90, 0)
 
 
-def test_squared_lengths() -> None:
-    work = Workload.of(small_stage(100), document_tokens=30)
-    assert work.squared_lengths(100) == 3 * 30**2 + 10**2
-    assert Workload.of(small_stage(100), document_tokens=300).squared_lengths(100) == 100**2
-    assert Workload.of(small_stage(100)).image_tokens == 0
-    assert Workload.of(small_stage(100, train={"projector": 1})).image_tokens == 15
+def test_attention_of_short_documents_was_measured() -> None:
+    """``benchmarks/results/attention-h200-d9e8b40-20261129-231130.md``: 11 documents of 2979 tokens, 5.97 ms."""
+    forward, backward = H200.attention()
+    pairs, queries, flops = 32768 * 2979 / 2, 32768, 4 * 32 * 128
+    both = forward.seconds(flops, pairs, queries) + backward.seconds(2 * flops, pairs, queries)
+    assert 1e3 * both == pytest.approx(5.97, rel=0.02)
+
+
+def test_the_busiest_context_rank_counts() -> None:
+    """Sixteen tokens a block. One document is even; of these three, rank 1 has both halves' ends."""
+    layout = Layout(2, context=2)
+    assert compute_of(layout, (64,)) == pytest.approx(compute_of(Layout(), (64,)) / 2)
+    # Rank 0: tokens 0 to 15 and 48 to 63, with nothing before them. Of rank 1's, 16 see 16 to 32 keys.
+    whole = 16**2 / 2
+    pairs = max(2 * whole, 16 * 16 + 2 * whole)
+    products, head = 32 * (64 * 16 * 12 + 3 * 64 * 128), 32 * 64 * 256
+    by_hand = 8 * 3 * (8 * (2 * products + 4 * 4 * 16 * pairs) + 2 * head)
+    assert compute_of(layout, (32, 16, 16)) * 1e12 == pytest.approx(by_hand)
+
+
+def test_what_a_context_rank_copies() -> None:
+    """By hand, of one document on two ranks: rank 0 sees 16 and 64 keys, rank 1 32 and 48."""
+    gpu = PLAIN.model_copy(update={"copy_bandwidth": 1.0})
+    keys, queries, own, seen = 2 * 2 * 2 * 16, 2 * 4 * 16, 32, 80
+    forward = 2 * own * keys + 2 * seen * keys + 2 * own * queries
+    backward = 64 * keys + 3 * seen * keys + 2 * own * queries
+
+    def copied(**changes: Any) -> float:
+        layouts = Layout(2, context=2), Layout(2, tensor=2, sequence=True)
+        cp, tp = (small(layout, gpu, **changes).compute / 8 / 8 * 1e9 for layout in layouts)
+        return cp - tp
+
+    assert copied() == pytest.approx(forward + backward)
+    assert copied(recompute={"mode": "full"}) == pytest.approx(2 * forward + backward)
+
+
+def test_known_sequences_are_followed() -> None:
+    """Replicas wait for the one with more to do, and dealing evenly helps."""
+    config, short, long = small_stage(64, 4), Content((16,) * 4), Content((64,))
+
+    def time(*contents: Content, dealing: str = "in_order") -> StepTime:
+        stage = config.model_copy(update={"parallel": config.parallel.model_copy(update={"dealing": dealing})})
+        return step_time(stage, SMALL, Layout(2), PLAIN, Workload.known(contents))
+
+    fast, slow = (time(*[one] * 4).total for one in (short, long))
+    assert time(long, short, long, short).total == pytest.approx(slow)
+    assert time(long, short, long, short, dealing="evenly").total == pytest.approx((fast + slow) / 2)
+    assert time(long, short, long, short).flops == pytest.approx(
+        (time(*[short] * 4).flops + time(*[long] * 4).flops) / 2
+    )
+
+
+def test_known_images_are_dealt_whole() -> None:
+    """One image cannot be shared; four alike can."""
+    model = Architecture.from_preset("tiny")
+    config = small_stage(64, 8, train={"tower": 1, "projector": 1, "decoder": 1})
+
+    def images(layout: Layout, *patches: int) -> float:
+        with_, without = (
+            step_time(config, model, layout, PLAIN, Workload.known([Content((64,), one)] * 8)).compute
+            for one in (patches, ())
+        )
+        return with_ - without
+
+    layout = Layout(4, tensor=2, sequence=True, context=2)
+    assert images(layout, 8) == pytest.approx(images(Layout(), 8))
+    assert images(layout, 8, 8, 8, 8) == pytest.approx(images(Layout(), 8))
+
+
+def test_uneven_sequences_cost_a_pipeline_more() -> None:
+    config, short, long = small_stage(64, 4), Content((4,) * 16), Content((64,))
+
+    def bubble(*contents: Content) -> float:
+        return step_time(config, SMALL, Layout(2, pipeline=2, virtual=2), PLAIN, Workload.known(contents)).bubble
+
+    assert bubble(short, long, short, long) > max(bubble(*[short] * 4), bubble(*[long] * 4))
