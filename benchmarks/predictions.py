@@ -103,11 +103,16 @@ def _work(case: str, sequences: int, different_steps: int) -> Workload:
     return workload_of(Spread(case, "bf16", 1, 1, sequences, different_steps=different_steps))
 
 
+def work_of(spread: Spread) -> Workload:
+    """What the sequences of a measurement hold, made once for all with the same ones."""
+    return _work(spread.case, spread.sequences, spread.different_steps)
+
+
 def predicted_of(row: Measured, gpu: Hardware = KINDS["h200"]) -> Prediction:
     """What the plan says of a measurement."""
     spread = row.found.spread
     with as_of(row.date):
-        return predicted(spread, gpu, _work(spread.case, spread.sequences, spread.different_steps))
+        return predicted(spread, gpu, work_of(spread))
 
 
 def cells(row: Measured) -> list[str]:

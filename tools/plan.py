@@ -17,6 +17,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.planning.certainty import Doubt, legend, signs
 from megatron_apriel.planning.choosing_moments import with_smaller_states
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
@@ -109,7 +110,7 @@ LAYOUT_WORDS = (5, 6)
 
 def ranking(found: Sequence[Candidate], title: str) -> Table:
     """The layouts that fit, as they are ordered."""
-    columns = ("m.b.", "memory", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "GPU-hours")
+    columns = ("m.b.", "memory", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "sure", "GPU-hours")
     table = figures(*LAYOUT_COLUMNS, *columns, words=LAYOUT_WORDS, title=title)
     for candidate in found:
         time = candidate.time
@@ -122,6 +123,7 @@ def ranking(found: Sequence[Candidate], title: str) -> Table:
             three_digits(candidate.teraflops),
             f"{time.bubble / time.total:.1%}",
             f"{time.communication / time.total:.1%}",
+            signs(candidate.doubts),
             _hours(candidate),
         )
     return table
@@ -248,6 +250,7 @@ def record(candidate: Candidate) -> dict[str, Any]:
         "step_seconds": {**asdict(candidate.time), "total": candidate.time.total},
         "tokens_per_second_per_gpu": candidate.tokens_per_second,
         "teraflops_per_gpu": candidate.teraflops,
+        "doubts": [doubt.name.lower() for doubt in candidate.doubts],
         "gpu_hours": candidate.gpu_hours,
     }
 
@@ -261,7 +264,9 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
     if fitting:
         console.print(ranking(fitting[: arguments.top], title))
         say("m.b.: micro-batches per step and rank, each one packed sequence. comm.: waited for, nothing hides it.")
-        say("All of it is predicted, nothing measured; docs/layouts.md says how far predictions were off.", "")
+        say(*legend([candidate.doubts for candidate in fitting[: arguments.top]]))
+        say("All of it is predicted, nothing measured, and sequences are taken to be alike: uneven ones cost more.")
+        say("docs/layouts.md says how far predictions were off.", "")
     if missing:
         console.print(misses(missing[:5]))
     say(
@@ -285,14 +290,15 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
             say("", f"and in the file's own sections, or on the command line: {' '.join(words)}")
 
 
-def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, bool]:
-    """The fastest layout of every stage of the recipe, and whether each has one."""
+def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, list[str], bool]:
+    """The fastest layout of every stage of the recipe, what its signs mean, and whether each has one."""
     folder = EXAMPLES_FOLDER / "one_gpu" if arguments.gpus == 1 else EXAMPLES_FOLDER
     architecture = Architecture.from_preset(arguments.architecture or RECIPE)
     files = f"The stages in {folder.relative_to(EXAMPLES_FOLDER.parent)}"
     title = f"{files} of {arguments.architecture or RECIPE} on {gpu.counted(arguments.gpus)}"
     names = ("stage", "sequence", "fp8", *LAYOUT_COLUMNS[:5], "recompute", "moments", "memory", "tokens/s/GPU")
-    table, all_fit = figures(*names, "TFLOP/s/GPU", "GPU-hours", words=(0, 2, 8, 9, 10), title=title), True
+    table, all_fit = figures(*names, "TFLOP/s/GPU", "sure", "GPU-hours", words=(0, 2, 8, 9, 10), title=title), True
+    shown: list[list[Doubt]] = []
     for file in sorted(folder.glob("*.yaml"), key=lambda file: (*ORDER, file.stem).index(file.stem)):
         config = load_stage(file, arguments.overrides)
         _check_compute(config)
@@ -302,21 +308,22 @@ def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, b
         all_fit = all_fit and bool(fitting)
         named = (file.stem, f"{config.sequence_length:,}", config.precision.fp8)
         if not found.accepted:
-            table.add_row(*named, *["-"] * 8, "no layout can run", "", "")
+            table.add_row(*named, *["-"] * 8, "no layout can run", "", "", "")
             continue
         best = (fitting or found.missing())[0]
         layout = best.layout
         sizes = (layout.tensor, layout.context, layout.pipeline, layout.virtual, layout.data)
-        speed = [three_digits(best.tokens_per_second), three_digits(best.teraflops), _hours(best)]
+        speed = [three_digits(best.tokens_per_second), three_digits(best.teraflops), signs(best.doubts), _hours(best)]
+        shown += [best.doubts] if fitting else []
         table.add_row(
             *named,
             *map(str, sizes),
             _recomputed(best),
             best.config.optimizer.moments,
             _memory(best),
-            *(speed if fitting else [f"over by {size(best.over)}", "", ""]),
+            *(speed if fitting else [f"over by {size(best.over)}", "", "", ""]),
         )
-    return table, all_fit
+    return table, legend(shown) if shown else [], all_fit
 
 
 def _check_compute(config: StageConfig) -> None:
@@ -351,8 +358,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _show_recipe(arguments: argparse.Namespace, gpu: Hardware) -> int:
-    table, all_fit = recipe_table(arguments, gpu)
+    table, lines, all_fit = recipe_table(arguments, gpu)
     standard_output(WIDTH).print(table)
+    say(*lines)
     say("All of it is predicted, nothing measured; docs/layouts.md says how far predictions were off.")
     hint = f"--stage FILE --architecture {arguments.architecture or RECIPE}"
     say(f"What each takes, and its other layouts: the same command with {hint}.")

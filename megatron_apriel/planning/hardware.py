@@ -109,6 +109,9 @@ class Hardware(Section):
     beside_copies: Annotated[Number, Field(ge=0, lt=1)] = 0.08
     """Share by which a GPU's work is slower while it copies from or to the host. Matrix products, with both at once,
     on one H200, 2026-11."""
+    host_layer: Annotated[Number, Field(ge=0)] = 12.0
+    """Milliseconds of computing a layer and micro-batch, forward and backward, with which the host was seen to keep up.
+    Realignment in FP8 tensorwise on one H200, 2026-11. With 8 to 9, on four, it did not; less is marked, no more."""
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
     linear_bf16: Positive = _linear("bf16")

@@ -22,6 +22,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.balance import balanced_layers, stage_extras
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, divisors
+from megatron_apriel.planning.certainty import Doubt, doubts
 from megatron_apriel.planning.choosing_moments import allowed
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.memory import RankMemory, rank_memory
@@ -49,6 +50,8 @@ class Candidate:
     """Bytes of a GPU that are left to the program."""
     host_available: float
     """Bytes of the host beside it."""
+    doubts: list[Doubt]
+    """Why its time may be further off than others'."""
 
     @property
     def over(self) -> float:
@@ -212,15 +215,17 @@ def _candidate(
     layout = Layout.from_config(config.parallel, gpus)
     memories = [rank_memory(config, architecture, layout, rank, gpu.available) for rank in range(layout.pipeline)]
     fullest = max(range(layout.pipeline), key=lambda rank: memories[rank].total + memories[rank].on_host)
+    time = step_time(config, architecture, layout, gpu, workload)
     return Candidate(
         config=config,
         layout=layout,
         layers=layout.layers_per_virtual_stage(architecture.decoder.num_layers),
         memory=memories[fullest],
         fullest_stage=fullest,
-        time=step_time(config, architecture, layout, gpu, workload),
+        time=time,
         available=gpu.available,
         host_available=gpu.host_memory * GIB,
+        doubts=doubts(architecture, layout, gpu, time),
     )
 
 

@@ -28,9 +28,9 @@ ranks all stand in one node have its fast links.
 Where the sequences of a step are known, each is followed with its own documents and images, and a step ends with the
 replica that has most to do.
 
-Not modelled: the host, which may start kernels more slowly than the GPU runs them; the
-clock, which rises where a GPU waits and falls at its power limit; smaller matrices being slower than large ones; waiting
-for data, checkpoints, contention between groups.
+Not modelled: the host, which may start kernels more slowly than the GPU runs them (``certainty.py`` says where); the
+clock, which rises where a GPU waits and falls at its power limit; smaller matrices being slower than large ones;
+waiting for data, checkpoints, contention between groups.
 """
 
 from __future__ import annotations

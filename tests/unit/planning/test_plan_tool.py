@@ -16,6 +16,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.checks import check_layout
+from megatron_apriel.planning.certainty import signs
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
 from megatron_apriel.planning.layouts import GIB, Candidates, candidates
 from megatron_apriel.planning.memory import rank_memory
@@ -97,8 +98,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"The fastest, {three_digits(best.gpu_hours)} GPU-hours for 19,074 steps:" in text
     assert text.split("┡", 1)[1].split("└", 1)[0].count("\n│") == 4
     assert "each one packed sequence" in text
+    assert "│ ? knls │" in text and "sure: k, no step on these GPUs was measured, only on H200" in text
     records = json.loads(output.read_text())
     fastest = next(record for record in records if record["fits"])
+    assert fastest["doubts"] == [doubt.name.lower() for doubt in best.doubts] and "links" in fastest["doubts"]
     assert fastest["gpu_hours"] == best.gpu_hours and fastest["recompute"] == best.config.recompute.mode
     assert [record["step_seconds"]["total"] for record in records] == sorted(
         record["step_seconds"]["total"] for record in records
@@ -167,6 +170,7 @@ def test_without_a_stage_the_whole_recipe_is_planned(capsys: pytest.CaptureFixtu
         best = candidates(config, APRIEL, 1, KINDS["h200"], Workload.of(config)).fitting()[0]
         assert f" {best.config.optimizer.moments} " in rows[path.stem]
         assert f" {three_digits(best.tokens_per_second)} " in rows[path.stem]
+        assert f"│ {signs(best.doubts)} │" in re.sub(" +", " ", rows[path.stem])
         assert f" {config.sequence_length:,} " in rows[path.stem] and config.precision.fp8 in rows[path.stem]
 
 
