@@ -36,6 +36,15 @@ PATTERNS = (
 COMMUNICATION = re.compile(r"nccl|userbuffers|memcpy ptop")
 """Names (any case) of what moves numbers between GPUs, or waits for another one."""
 
+KINDS_OF_COMMUNICATION = (
+    ("all-gather", r"allgather"),
+    ("reduce-scatter", r"reducescatter"),
+    ("all-reduce", r"allreduce"),
+    ("message", r"sendrecv"),
+    ("user buffers", r"userbuffers|memcpy ptop"),
+)
+"""Kind -> names (any case) of communication that are of it, in order; all else is ``other``."""
+
 FP8_PRODUCTS, BF16_PRODUCTS = 1351e12, 707e12
 ATTENTION_FORWARD, ATTENTION_BACKWARD = 636e12, 587e12
 BANDWIDTH = 4.26e12
@@ -121,6 +130,40 @@ def occupancy(events: Iterable[Mapping[str, Any]]) -> Occupancy:
     span = (max(end for _, end in everything) - min(start for start, _ in everything)) / 1e3 if ran else 0.0
     busy, computed = _covered_ms(everything), _covered_ms(computing)
     return Occupancy(span, computed, busy - computed, span - busy)
+
+
+@dataclass(frozen=True)
+class Division:
+    """What a device's kernels in a step were for.
+
+    Attributes:
+        kernels: how many ran.
+        computing: group -> milliseconds of its kernels; those that run at once count each.
+        waiting: kind of communication -> milliseconds in which it ran and nothing computed.
+    """
+
+    kernels: int
+    computing: Mapping[str, float]
+    waiting: Mapping[str, float]
+
+
+def division(events: Iterable[Mapping[str, Any]]) -> Division:
+    """From the events of a Chrome trace (microseconds) of one device."""
+    ran = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    groups: defaultdict[str, float] = defaultdict(float)
+    computing: list[tuple[float, float]] = []
+    by_kind: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for event in ran:
+        name, span = event["name"].lower(), (event["ts"], event["ts"] + event["dur"])
+        if COMMUNICATION.search(name):
+            kinds = (kind for kind, pattern in KINDS_OF_COMMUNICATION if re.search(pattern, name))
+            by_kind[next(kinds, "other")].append(span)
+        else:
+            groups[group_of(name)] += event["dur"] / 1e3
+            computing.append(span)
+    covered = _covered_ms(computing)
+    waiting = {kind: _covered_ms([*computing, *spans]) - covered for kind, spans in by_kind.items()}
+    return Division(len(ran), dict(groups), waiting)
 
 
 def _covered_ms(spans: Iterable[tuple[float, float]]) -> float:

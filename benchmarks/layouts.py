@@ -20,7 +20,7 @@ from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
 from benchmarks.spread_cli import PRECISIONS, add_common_options, measure, workload_of
 from benchmarks.spread_report import LAYOUT_HEADINGS, layout_rows, page_of
-from megatron_apriel.command_line import CommandLine, chosen
+from megatron_apriel.command_line import CommandLine, above_zero, chosen
 from megatron_apriel.config.choices import Fp8Weights
 from megatron_apriel.config.training_sections import parse_host_share
 from megatron_apriel.config.yaml_text import parse_yaml
@@ -45,6 +45,10 @@ examples:
   python benchmarks/layouts.py --gpus 2 --stages cpt_stage2 --layers 8 --precision bf16,delayed \\
       --parallel '{tensor: 2, sequence: true}' --parallel '{tensor: 2, sequence: true, tensor_overlap: true}'
 
+  # how long the host takes to start a layer's kernels, by layout: of sequences so short that the GPUs wait for it
+  python benchmarks/layouts.py --gpus 2 --stages cpt_stage2 --layers 8 --precision delayed --tokens 512 \\
+      --parallel '{}' --parallel '{context: 2}' --parallel '{tensor: 2, sequence: true}'
+
   # the whole model without splitting it: optimizer states that do not fit lie on the host
   python benchmarks/layouts.py --gpus 2 --stages cpt_stage2 --parallel '{}' --recompute full --host auto
 """
@@ -64,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
                       help="part of the optimizer's states in host memory, or auto (%(default)g)")  # fmt: skip
     what.add_argument("--fp8-weights", choices=get_args(Fp8Weights), default="kept", help="8-bit copies (%(default)s)")
     what.add_argument("--layers", type=int, default=48, metavar="N", help="decoder layers (%(default)s)")
+    what.add_argument("--tokens", type=above_zero, metavar="N",
+                      help="of a sequence, in place of the stage's; with few, a step is the host's time")  # fmt: skip
     what.add_argument("--sequences", type=int, default=8, metavar="N", help="of a step, over all GPUs (%(default)s)")
     add_common_options("layouts", parser, what)
     return parser
@@ -118,7 +124,7 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
             weights: Fp8Weights = "kept" if precision == "bf16" else arguments.fp8_weights
             bare = Spread(
                 STAGES[stage], precision, arguments.layers, gpus, arguments.sequences,
-                host=arguments.host, fp8_weights=weights, tiny=arguments.tiny,
+                host=arguments.host, fp8_weights=weights, tokens=arguments.tokens, tiny=arguments.tiny,
             )  # fmt: skip
             work = workload_of(bare)
             spreads = (

@@ -19,12 +19,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from benchmarks.cases import batches
-from benchmarks.kernel_groups import occupancy
+from benchmarks.kernel_groups import division, occupancy
 from benchmarks.measure import WARM_UP_STEPS, environment, seconds_of_step
 from benchmarks.phases import Phases
 from benchmarks.spread import Found, Spread
@@ -74,11 +75,13 @@ def measured(spread: Spread, steps: int, given: Sequence[Sequence[Batch]], phase
     if not math.isfinite(loss):
         raise ArithmeticError(f"the loss of the last timed step is {loss}")
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-    mine = {"peak": peak, **_profiled(subject, given[-PROFILED_STEPS:])}
-    everywhere: list[tuple[dict[str, float], list[float]]] = [({}, [])] * dist.get_world_size()
-    dist.all_gather_object(everywhere, (mine, work))
+    profiled = given[-PROFILED_STEPS:]
+    shown, divided = _profiled(subject, profiled)
+    mine = {"peak": peak, **shown}, {**divided, "steps": len(profiled)}, work
+    everywhere: list[tuple[dict[str, float], dict[str, Any], list[float]]] = [({}, {}, [])] * dist.get_world_size()
+    dist.all_gather_object(everywhere, mine)
     phases.end("profiled steps")
-    ranks, flops_of_ranks = zip(*everywhere, strict=True)
+    ranks, divisions, flops_of_ranks = zip(*everywhere, strict=True)
     layout = spread.layout()
     return Found(
         spread=spread,
@@ -89,13 +92,14 @@ def measured(spread: Spread, steps: int, given: Sequence[Sequence[Batch]], phase
         flops=sum(map(sum, flops_of_ranks)) / len(given) / layout.model_ranks,
         loss=loss,
         ranks=ranks,
+        divisions=divisions,
         flops_of_ranks=flops_of_ranks,
         seconds=phases.seconds,
     )
 
 
-def _profiled(subject: Ours, given: Sequence[Sequence[Batch]]) -> dict[str, float]:
-    """What this rank's device does in the steps; see :class:`benchmarks.kernel_groups.Occupancy`."""
+def _profiled(subject: Ours, given: Sequence[Sequence[Batch]]) -> tuple[dict[str, float], dict[str, Any]]:
+    """What this rank's device does in the steps; see :class:`Occupancy` and :class:`Division` of ``kernel_groups``."""
     on_gpu = torch.cuda.is_available()
     activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profiler:
@@ -104,7 +108,8 @@ def _profiled(subject: Ours, given: Sequence[Sequence[Batch]]) -> dict[str, floa
     with tempfile.TemporaryDirectory() as scratch:
         trace = Path(scratch) / "trace.json"
         profiler.export_chrome_trace(str(trace))
-        return asdict(occupancy(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    return asdict(occupancy(events)), asdict(division(events))
 
 
 def main(arguments: Sequence[str]) -> int:

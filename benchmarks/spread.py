@@ -46,6 +46,8 @@ class Spread:
         host: part of the optimizer's states in host memory, or ``auto``.
         fp8_weights: whether 8-bit copies of weights are kept over micro-batches.
         different_steps: steps that are measured, each of other sequences; figures are their means.
+        tokens: of a sequence, in place of the case's; None for those. With few, a step takes as long as the host needs
+            to start its kernels.
         tiny: tiny shapes, to try it on a CPU.
     """
 
@@ -60,12 +62,14 @@ class Spread:
     host: float | Literal["auto"] = 0.0
     fp8_weights: Fp8Weights = "kept"
     different_steps: int = 1
+    tokens: int | None = None
     tiny: bool = False
 
     def sized_case(self) -> Case:
-        """The case with this step's number of sequences."""
+        """The case with this step's number of sequences, and their length."""
         case = CASES[self.case]
-        return replace(small(case) if self.tiny else case, micro_batches=self.sequences)
+        case = replace(small(case) if self.tiny else case, micro_batches=self.sequences)
+        return case if self.tokens is None else replace(case, sequence_length=self.tokens)
 
     def config(self) -> StageConfig:
         """The stage that runs it."""
@@ -95,6 +99,7 @@ class Spread:
         extras = [f"states on the host: {self.host}"] if self.host else []
         extras += ["dealt evenly"] if parallel.dealing == "evenly" else []
         extras += [f"8-bit weights {self.fp8_weights}"] if self.fp8_weights != "kept" else []
+        extras += [f"sequences of {self.tokens}"] if self.tokens is not None else []
         return ", ".join([" ".join(parts) or "DP1", *extras])
 
     @property
@@ -117,6 +122,7 @@ class Found:
         tokens, flops: of a step, over all ranks; FLOPs by the rule of ``megatron_apriel/formats/flops.py``.
         loss: of the last timed step.
         ranks: of each rank the bytes at its peak (``peak``) and a profiled step's :class:`Occupancy` fields.
+        divisions: of each rank a profiled step's :class:`Division` fields, and of how many ``steps`` they are.
         flops_of_ranks: of each rank the FLOPs of its sequences in each of the different steps.
         seconds: of the first rank's phases, since its process was started or since the measurement before.
     """
@@ -129,6 +135,7 @@ class Found:
     flops: float = 0.0
     loss: float = 0.0
     ranks: Sequence[Mapping[str, float]] = ()
+    divisions: Sequence[Mapping[str, Any]] = ()
     flops_of_ranks: Sequence[Sequence[float]] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,15 @@ DEALING_HEADINGS = (
     "precision", "GPUs", "layout", "different steps", "ms a step", "tokens/s/GPU", "of dealt in order", "TFLOP/s/GPU",
     "busiest rank's FLOPs", "imbalance", "waits for ranks", "idle", "loss",
 )  # fmt: skip
+DIVISION_HEADINGS = (
+    "case", "layout", "recompute", "precision", "ms", "attention", "copies", "all other computing", "all-gather",
+    "reduce-scatter", "all-reduce", "message", "idle", "kernels",
+)  # fmt: skip
+_GROUPS = "attention", "copies and other"
+_DIVIDED = (
+    "Milliseconds of a layer and micro-batch, all else of a step shared out to them; but for the first, of profiled\n"
+    "steps, mean over the GPUs. Of communication, what nothing hides, by what waits; *kernels*, how many start."
+)
 
 
 def layout_rows(rows: Sequence[Row]) -> list[list[str]]:
@@ -103,6 +112,44 @@ def dealing_rows(rows: Sequence[Row]) -> list[list[str]]:
     ]
 
 
+def division_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """One row a layout whose steps were divided, in the columns of :data:`DIVISION_HEADINGS`."""
+    return [
+        [
+            found.spread.case,
+            found.spread.label,
+            found.spread.recomputation,
+            found.spread.precision,
+            *(f"{cell:.2f}" for cell in _divided_ms(found)),
+            f"{_of_layers(found, [one['kernels'] / one['steps'] for one in found.divisions]):.0f}",
+        ]
+        for found, _ in rows
+        if found.status == "measured" and any(one["kernels"] for one in found.divisions)
+    ]
+
+
+def _divided_ms(found: Found) -> list[float]:
+    """Milliseconds of a layer and micro-batch: of a step, and of the parts of a profiled one."""
+
+    def parts(of_rank: Callable[[Mapping[str, float], Mapping[str, Any]], float]) -> float:
+        ranks = zip(found.ranks, found.divisions, strict=True)
+        return _of_layers(found, [of_rank(rank, division) / division["steps"] for rank, division in ranks])
+
+    def kinds(part: str, names: Sequence[str]) -> list[float]:
+        return [parts(lambda _, division, name=name: float(division[part].get(name, 0.0))) for name in names]  # type: ignore[misc]
+
+    groups, waits = kinds("computing", _GROUPS), kinds("waiting", DIVISION_HEADINGS[8:12])
+    others = parts(lambda rank, _: rank["computing_ms"]) - sum(groups)
+    return [_of_layers(found, [found.step_ms]), *groups, others, *waits, parts(lambda rank, _: rank["idle_ms"])]
+
+
+def _of_layers(found: Found, of_ranks: Sequence[float]) -> float:
+    """The mean over ranks of something of a step, shared out over a rank's layers and their micro-batches."""
+    layout = found.spread.layout()
+    layers = found.spread.layers / layout.pipeline
+    return sum(of_ranks) / len(of_ranks) / layers / layout.micro_batches(found.spread.sequences)
+
+
 def _ratio(value: float, to: float | None) -> str:
     return f"{value / to:.1%}" if to else "-"
 
@@ -127,6 +174,8 @@ def page_of(
     """What a benchmark on several GPUs says of a record."""
     rows = [(Found.from_json(one["found"]), Prediction(**one["predicted"])) for one in record["measurements"]]
     measured = [found.spread.title for found, _ in rows if found.status == "measured"]
+    by_layer = division_rows(rows)
+    divided = ["", markdown(DIVISION_HEADINGS, by_layer), "", _DIVIDED] if by_layer else []
     return Page(
         title,
         question,
@@ -139,6 +188,7 @@ def page_of(
             "hides, with a pipeline's bubble and other ranks' delays); *idle*, no kernel ran. *imbalance*: how much",
             "longer than the mean the busiest GPU computed. *predicted*: by `tools/plan.py`; its communication counts",
             "the bubble.",
+            *divided,
             listed(remarks(rows)),
         ]),
     )  # fmt: skip

@@ -17,14 +17,16 @@ import torch
 
 from benchmarks import dealing, layouts, scaling
 from benchmarks.cases import CASES, STAGES, batches, real_lengths, real_packs, small
-from benchmarks.kernel_groups import occupancy
+from benchmarks.kernel_groups import division, occupancy
 from benchmarks.processes import ROOT, Processes
 from benchmarks.spread import Found, Prediction, Spread, measure_spreads
 from benchmarks.spread_report import (
     DEALING_HEADINGS,
+    DIVISION_HEADINGS,
     LAYOUT_HEADINGS,
     SCALING_HEADINGS,
     dealing_rows,
+    division_rows,
     layout_rows,
     remarks,
     scaling_rows,
@@ -68,6 +70,39 @@ def test_occupancy_counts_what_nothing_hides(name: str) -> None:
     shown = occupancy(trace)
     assert (shown.span_ms, shown.computing_ms, shown.communicating_ms, shown.idle_ms) == (9, 6, 2, 1)
     assert occupancy([]).span_ms == 0
+
+
+def test_what_kernels_were_for() -> None:
+    """Microseconds: attention 0-4000 and 7000-8000, a product 7500-9000; a gather from 3000, a message from 5000 on."""
+    trace = [
+        kernel("flash_fwd", 0, 4000),
+        kernel("ncclDevKernel_AllGather_RING_LL", 3000, 3000),
+        kernel("ncclDevKernel_SendRecv", 5000, 1500),
+        kernel("flash_bwd", 7000, 1000),
+        kernel("nvjet_gemm", 7500, 1500),
+        kernel("ncclDevKernel_AllReduce_Sum", 8000, 500),
+        {"cat": "cpu_op", "name": "flash", "ts": 0, "dur": 99999},
+    ]
+    shown = division(trace)
+    assert shown.kernels == 6
+    assert shown.computing == {"attention": 5.0, "matrix products": 1.5}
+    assert shown.waiting == {"all-gather": 2.0, "message": 1.5, "all-reduce": 0.0}
+
+
+def test_the_table_of_divisions_by_hand() -> None:
+    """Two ranks of a pipeline with four layers each, four micro-batches, two profiled steps: 32 times a layer."""
+    spread = replace(MIX, gpus=4, sequences=8, parallel={"pipeline": 2, "virtual": 2})
+    one = {"kernels": 3200, "steps": 2, "computing": {"attention": 32.0, "norms": 9.0}, "waiting": {"message": 16.0}}
+    divided = replace(found(spread, computing=(80.0, 60.0), step_ms=160.0), divisions=[one, {**one, "kernels": 6400}])
+    said = Prediction(1, 1, 1, 0)
+    (row,) = division_rows([(divided, said), (found(), said)])
+    shown = dict(zip(DIVISION_HEADINGS, row, strict=True))
+    assert (shown["ms"], shown["attention"], shown["message"], shown["all-gather"]) == ("10.00", "1.00", "0.50", "0.00")
+    assert (shown["all other computing"], shown["idle"], shown["kernels"]) == ("1.19", "0.31", "150")
+    record = {"timing": "", "measurements": [{"found": asdict(divided), "predicted": asdict(said)}]}
+    assert "what nothing hides" in layouts.page(record).body
+    record["measurements"][0]["found"].pop("divisions")
+    assert "what nothing hides, by what waits" not in layouts.page(record).body
 
 
 def test_figures_by_hand() -> None:
@@ -285,6 +320,19 @@ def test_a_plan_of_given_layouts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_cannot_be_measured_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert layouts.main(options) == 2
     assert said in capsys.readouterr().err
+
+
+def test_layouts_of_short_sequences_in_miniature(tmp_path: Path) -> None:
+    """The command that measures the host's time, on the CPU: context parallelism beside none."""
+    options = ["--tiny", "--gpus=2", "--layers=2", "--stages=cpt_stage2", "--tokens=32", "--sequences=2", "--steps=1"]
+    options += ["--parallel={}", "--parallel={context: 2}", f"--output={tmp_path}"]
+    done = subprocess.run([sys.executable, layouts.__file__, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (written,) = tmp_path.glob("layouts-*.json")
+    shown = [Found.from_json(row["found"]) for row in json.loads(written.read_text())["measurements"]]
+    assert [one.spread.label for one in shown] == ["DP2, sequences of 32", "CP2, sequences of 32"]
+    assert {one.tokens for one in shown} == {64} and [len(one.divisions) for one in shown] == [2, 2]
+    assert shown[1].loss == pytest.approx(shown[0].loss, rel=1e-5)
 
 
 def test_dealing_in_miniature(tmp_path: Path) -> None:
