@@ -265,8 +265,8 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
         console.print(ranking(fitting[: arguments.top], title))
         say("m.b.: micro-batches per step and rank, each one packed sequence. comm.: waited for, nothing hides it.")
         say(*legend([candidate.doubts for candidate in fitting[: arguments.top]]))
-        say("All of it is predicted, nothing measured. Sequences are taken to be alike: uneven ones were up to 7% slower,")
-        say("with documents of all lengths 15%. docs/layouts.md says how far predictions were off.", "")
+        say("All of it is predicted, nothing measured. Sequences are taken to be alike: uneven ones were up to 7%")
+        say("slower, with documents of all lengths 15%. docs/layouts.md says how far predictions were off.", "")
     if missing:
         console.print(misses(missing[:5]))
     say(
