@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from benchmarks import predictions
 from benchmarks.cases import CASES
 from benchmarks.one_gpu_report import STEP_TOKENS, OneGpu
 from benchmarks.predictions import Measured, as_of, on_several_gpus, predicted_of
@@ -132,6 +133,16 @@ def test_a_step_on_several_gpus(row: Measured) -> None:
     assert max(peaks) == pytest.approx(row.found.peak, rel=0.05)
     least, most = TOO_FAST.get((spread.label, spread.case, spread.precision), (-WITHIN, WITHIN))
     assert least <= predicted_of(row).tokens_per_second / row.found.tokens_per_second - 1 <= most
+
+
+def test_the_table_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predictions.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(SPREADS)
+    (line,) = (line for line in lines if "| TP2 SP CP2 |" in line)
+    shown = dict(zip(predictions.HEADINGS, [cell.strip() for cell in line.split("|")[1:-1]], strict=True))
+    assert (shown["s a step"], shown["layers"], shown["precision"]) == ("5.24", "48", "delayed")
+    assert 0.22 < float(shown["off"].rstrip("%")) / 100 < 0.3
 
 
 def test_the_code_as_it_was_then() -> None:
