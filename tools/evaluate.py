@@ -243,6 +243,7 @@ def _run(
             if arguments.items_from is not None:
                 evaluation.take_items(benchmark, arguments.items_from)
             evaluation.load(benchmark)
+    _name_damage(evaluation, benchmarks)
     if "ask" in steps:
         again = arguments.only_failed
         waiting = [benchmark for benchmark in benchmarks if not evaluation.is_answered(benchmark, again)]
@@ -261,6 +262,13 @@ def _run(
             for benchmark in benchmarks:
                 evaluation.score(benchmark, scorers)
     return _report(evaluation, benchmarks, arguments) if "report" in steps else ExitCode.OK
+
+
+def _name_damage(evaluation: Evaluation, benchmarks: list[Benchmark]) -> None:
+    """Name lines of answers and verdicts that are passed over."""
+    for benchmark in benchmarks:
+        for damage in evaluation.damage(benchmark):
+            note(f"{benchmark.title}: {damage}")
 
 
 def _judge(arguments: argparse.Namespace) -> Model | None:
@@ -284,6 +292,7 @@ def _say_plan(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: ar
 
     writing = arguments.tokens_per_second or TOKENS_PER_SECOND
     reading = arguments.prompt_tokens_per_second or PROMPT_TOKENS_PER_SECOND
+    _name_damage(evaluation, benchmarks)
     planned = plan(evaluation, benchmarks, arguments.only_failed)
     say(*(one.spelled(writing, reading) for one in (*planned, in_sum(planned))))
     tokens = evaluation.settings.max_tokens

@@ -47,6 +47,7 @@ class Report:
             if row.missing:
                 said.append(f"{row.title}: {row.missing:,} of {row.items * row.runs:,} are not asked and scored yet; "
                             "they count as wrong.")  # fmt: skip
+            said += [f"{row.title}: {damage}" for damage in row.damage]
             if row.uncheckable:
                 said.append(f"{row.title}: {row.uncheckable:,} could not be checked, whatever was answered; they count "
                             "as wrong.")  # fmt: skip

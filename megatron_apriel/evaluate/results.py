@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.items import Item, Source
-from megatron_apriel.evaluate.records import Record, read_records
+from megatron_apriel.evaluate.records import Record, read_answers, read_verdicts
 from megatron_apriel.evaluate.statistics import Interval, bootstrap
 from megatron_apriel.grading.verdict import Cause, Mark
 
@@ -38,16 +38,23 @@ class Scored:
         return str(self.verdict["cause"]) if self.verdict is not None else ""
 
 
-def scored_items(folder: Path, items: Sequence[Item], runs: int) -> list[Scored]:
-    """Everything that was asked, of all runs; an answer to another question than the item's now is none."""
-    found = []
+def scored_items(folder: Path, items: Sequence[Item], runs: int) -> tuple[list[Scored], list[str]]:
+    """Everything that was asked, of all runs; an answer to another question than the item's now is none.
+
+    And which lines of the files are damaged.
+    """
+    found: list[Scored] = []
+    damage: list[str] = []
     for run in range(1, runs + 1):
-        answers, verdicts = (read_records(path) for path in run_files(folder, run))
-        for item in filled(items, answers):
-            answer = answers.get(item.key)
+        paths = run_files(folder, run)
+        answers, verdicts = read_answers(paths[0]), read_verdicts(paths[1])
+        damage += filter(None, (answers.damage, verdicts.damage))
+        for item in filled(items, answers.records):
+            answer = answers.records.get(item.key)
             current = answer if answer is not None and answer["question"] == item.question_mark else None
-            found.append(Scored(item, run, current, verdicts.get(item.key) if current is not None else None))
-    return found
+            verdict = verdicts.records.get(item.key) if current is not None else None
+            found.append(Scored(item, run, current, verdict))
+    return found, damage
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Row:
         uncheckable: of none: what checks was not to be had, or the item is at fault.
         tokens: mean of an answer; seconds: mean for one.
         shares: of each item, right ones of its runs.
+        damage: which lines of its files are passed over.
     """
 
     name: str
@@ -107,9 +115,13 @@ class Row:
     shares: Mapping[str, float] = field(default_factory=dict)
     clusters: Mapping[str, str] = field(default_factory=dict)
     parts: Sequence[Part] = ()
+    damage: Sequence[str] = ()
 
 
-def row_of(name: str, title: str, paper: float | None, source: Source, runs: int, scored: Sequence[Scored]) -> Row:
+def row_of(
+    name: str, title: str, paper: float | None, source: Source, runs: int, scored: Sequence[Scored],
+    damage: Sequence[str] = (),
+) -> Row:  # fmt: skip
     """Add up what is known of a benchmark's items."""
     causes = Counter(one.cause for one in scored if one.verdict is not None and one.verdict["mark"] == Mark.NONE)
     marks = Counter(one.verdict["mark"] for one in scored if one.verdict is not None)
@@ -125,7 +137,7 @@ def row_of(name: str, title: str, paper: float | None, source: Source, runs: int
         marks[Mark.NONE] - truncated - failed, truncated, failed, causes[Cause.CHECK] + causes[Cause.DATA], paper,
         _loose(scored, clusters), _mean(tokens), _mean(seconds),
         sorted({one.verdict["scorer"] for one in scored if one.verdict is not None}), shares, clusters,
-        list(_parts(scored)),
+        list(_parts(scored)), damage,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.conversing import hold_conversations
 from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, take_items, write_items
 from megatron_apriel.evaluate.loaders import Given
-from megatron_apriel.evaluate.records import Record, RecordFile, read_records, record_of
+from megatron_apriel.evaluate.records import Record, RecordFile, read_answers, read_verdicts, record_of
 from megatron_apriel.evaluate.results import Row, Scored, row_of, run_files, scored_items
 from megatron_apriel.evaluate.scoring import Scorers, score
 from megatron_apriel.generate.answer import Model
@@ -142,7 +142,7 @@ class Evaluation:
 
     def unanswered(self, benchmark: Benchmark, run: int, items: Sequence[Item], again: bool = False) -> list[Item]:
         """Those of ``items`` that a run has no answer to; with ``again`` also those that failed."""
-        known = read_records(run_files(self.folder / benchmark.name, run)[0])
+        known = read_answers(run_files(self.folder / benchmark.name, run)[0]).records
         return [item for item in filled(items, known) if _is_open(item, known.get(item.key), again)]
 
     def is_answered(self, benchmark: Benchmark, again: bool = False) -> bool:
@@ -221,6 +221,15 @@ class Evaluation:
 
     def scored(self, benchmark: Benchmark) -> list[Scored]:
         """Everything that is known of a benchmark's items; of as many runs as there are, where no number is set."""
+        return self._known(benchmark)[0]
+
+    def damage(self, benchmark: Benchmark) -> list[str]:
+        """Which lines of its files are passed over, because they hold no answer or verdict."""
+        files = [run_files(self.folder / benchmark.name, run) for run in range(1, self._runs_there(benchmark) + 1)]
+        known = [lines for answers, verdicts in files for lines in (read_answers(answers), read_verdicts(verdicts))]
+        return [lines.damage for lines in known if lines.damage]
+
+    def _known(self, benchmark: Benchmark) -> tuple[list[Scored], list[str]]:
         items, _ = self.items(benchmark)
         return scored_items(self.folder / benchmark.name, items, self._runs_there(benchmark))
 
@@ -228,7 +237,7 @@ class Evaluation:
         """What there is of a benchmark, added up."""
         _, source = self.items(benchmark)
         runs = self._runs_there(benchmark)
-        return row_of(benchmark.name, benchmark.title, benchmark.paper, source, runs, self.scored(benchmark))
+        return row_of(benchmark.name, benchmark.title, benchmark.paper, source, runs, *self._known(benchmark))
 
     def _runs_there(self, benchmark: Benchmark) -> int:
         there = len(list((self.folder / benchmark.name).glob("answers-*.jsonl")))
@@ -264,7 +273,7 @@ def earlier_evaluation(folder: Path) -> Evaluation:
 
 def _check_user(answers: Path, user: Model) -> None:
     """Raise ConfigError if conversations were held with another user."""
-    known = {record["user"] for record in read_records(answers).values() if "user" in record}
+    known = {record["user"] for record in read_answers(answers).records.values() if "user" in record}
     if others := known - {user.name}:
         raise ConfigError(
             f"the simulated user of {printable(answers)} was {', '.join(sorted(others))}, and {user.name} is given.",

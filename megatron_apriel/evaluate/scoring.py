@@ -10,7 +10,7 @@ from typing import Any
 from megatron_apriel.errors import AprielError, ConfigError, brief
 from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.items import Item, digest, file_digest
-from megatron_apriel.evaluate.records import Record, RecordFile, answer_of, read_records
+from megatron_apriel.evaluate.records import Record, RecordFile, answer_of, read_answers, read_verdicts
 from megatron_apriel.evaluate.scicode_items import scicode_targets
 from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.asking import Asked, ask_models
@@ -182,7 +182,7 @@ def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers
     Returns:
         How many were scored.
     """
-    records, known = read_records(answers), read_records(verdicts)
+    records, known = read_answers(answers).records, read_verdicts(verdicts).records
     waiting: list[tuple[Item, Record, str]] = []
     for item in filled(items, records):
         record = records.get(item.key)

@@ -56,7 +56,7 @@ class Reply:
         """What an event adds. Raises ServerError if it is none of the protocol."""
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self.usage = {name: count for name, count in usage.items() if isinstance(count, int)}
+            self.usage = {name: count for name, count in usage.items() if _is_count(count)}
         choices = event.get("choices")
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
             raise _unknown(event)
@@ -120,6 +120,10 @@ class Reply:
             call["id"] = call["id"] or _text(one, "id")
             call["name"] += _text(function, "name")
             call["arguments"] += _text(function, "arguments")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def whole_answer(reply: Reply, trained: bool | None = None) -> Answer:

@@ -17,7 +17,6 @@ from megatron_apriel.errors import DataError
 from megatron_apriel.evaluate import loaders
 from megatron_apriel.evaluate.items import Item, Source, chosen_items, read_items, write_items
 from megatron_apriel.evaluate.loaders import Given
-from megatron_apriel.evaluate.records import RecordFile, read_records
 from tests.unit.evaluate.conftest import Answering, write_lines
 from tools import evaluate
 
@@ -107,23 +106,6 @@ def test_items_are_read_as_they_were_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two items 2"):
         write_items(tmp_path, [items[1], items[1]], source)
     assert chosen_items(items, 5) == items and len(chosen_items(items, 1)) == 1
-
-
-def test_the_last_line_of_an_item_counts_and_a_torn_one_does_not(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    with RecordFile(path) as file:
-        file.add({"key": "a", "value": 1})
-        file.add({"key": "b", "value": "x" * 200_000})
-        file.add({"key": "a", "value": 2})
-    with path.open("ab") as torn:
-        torn.write(b'{"key": "c", "value": "' + b"y" * 200_000)
-    assert {key: record["value"] for key, record in read_records(path).items()} == {"a": 2, "b": "x" * 200_000}
-    with RecordFile(path) as file:
-        file.add({"key": "c", "value": 3})
-    assert read_records(path)["c"]["value"] == 3
-    path.write_text("{}\n")
-    with pytest.raises(DataError, match=r"line 1 of .* is damaged"):
-        read_records(path)
 
 
 def test_the_page_holds_answers_as_text(tmp_path: Path, data: Path, answering: Answering) -> None:

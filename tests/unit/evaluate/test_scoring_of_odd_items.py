@@ -11,7 +11,7 @@ import pytest
 
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.evaluate.items import Item
-from megatron_apriel.evaluate.records import RecordFile, read_records
+from megatron_apriel.evaluate.records import RecordFile, read_verdicts
 from megatron_apriel.evaluate.scoring import Scorers, score
 
 ODD = ("\x00 B", "\ud800 Answer: B", "a\u2028b\r\n", "{}", "null", "x" * 1_000_000, "\\boxed{" + "9" * 4000 + "}")
@@ -29,7 +29,7 @@ def scored(folder: Path, asked: Mapping[str, tuple[str, Mapping[str, Any], str]]
             })  # fmt: skip
     with Scorers() as scorers:
         assert score(items, folder / "answers.jsonl", folder / "verdicts.jsonl", scorers) == len(items)
-    return read_records(folder / "verdicts.jsonl")
+    return read_verdicts(folder / "verdicts.jsonl").records
 
 
 @pytest.mark.parametrize(
