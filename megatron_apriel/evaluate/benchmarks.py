@@ -142,15 +142,30 @@ def check_other_models(benchmarks: Sequence[Benchmark], missing: Mapping[str, st
     Raises:
         ConfigError: one needs it.
     """
-    for option, names, what in (
-        ("--judge", [one.name for one in benchmarks if one.judged], "judged by a model"),
-        ("--user-model", [one.name for one in benchmarks if one.conversed], "held with a model that plays the user"),
+    for option, names in (
+        ("--judge", [one.name for one in benchmarks if one.judged]),
+        ("--user-model", [one.name for one in benchmarks if one.conversed]),
     ):
         if names and option in missing:
-            raise ConfigError(
-                f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} {what}, and none is given.",
-                fix=f"Give its address with {option}{missing[option]}.",
-            )
+            raise model_missing(option, names, missing[option])
+
+
+_MODELS = {"--judge": "judged by a model", "--user-model": "held with a model that plays the user"}
+"""What another model does, by the option that names it."""
+
+
+def model_missing(option: str, names: Sequence[str], way_out: str = "") -> ConfigError:
+    """The error where something needs another model and none is given.
+
+    Args:
+        option: that would name it.
+        names: what needs it.
+        way_out: besides, for the end of a sentence.
+    """
+    return ConfigError(
+        f"{', '.join(names)} {'are' if len(names) > 1 else 'is'} {_MODELS[option]}, and none is given.",
+        fix=f"Give its address with {option}{way_out}.",
+    )
 
 
 def _near(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import AprielError, ConfigError, brief
+from megatron_apriel.evaluate.benchmarks import model_missing
 from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.items import Item, digest, file_digest
 from megatron_apriel.evaluate.records import Record, RecordFile, answer_of, read_answers, read_verdicts
@@ -69,9 +70,7 @@ class Scorers(AbstractContextManager["Scorers"]):
     def judge(self) -> Model:
         """The model that judges. Raises ConfigError if there is none."""
         if self._judge is None:
-            raise ConfigError(
-                "these answers are judged by a model, and none is given.", fix="Give its address with --judge."
-            )
+            raise model_missing("--judge", ["what is scored here"])
         return self._judge
 
     def grade(self, item: Item, record: Record) -> Verdict | Question:

@@ -71,3 +71,9 @@ def test_answers_of_any_content_are_scored(tmp_path: Path, scorer: str, grading:
 def test_a_scorer_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no form 'none such'"):
         scored(tmp_path, {"odd": ("judge", {"form": "none such", "question": "", "gold": ""}, "B")})
+
+
+def test_what_is_judged_needs_a_judge(tmp_path: Path) -> None:
+    grading = {"form": "AA-LCR", "question": "", "gold": ""}
+    with pytest.raises(ConfigError, match=r"is judged by a model, and none is given(?s:.*)with --judge\."):
+        scored(tmp_path, {"one": ("judge", grading, "B")})
