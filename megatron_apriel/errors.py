@@ -31,7 +31,7 @@ _REFUSALS = {
 
 
 class ExitCode(IntEnum):
-    """Exit codes that scripts can rely on."""
+    """Exit codes that scripts can rely on; a command that a signal ended has :func:`ended_by` it."""
 
     OK = 0
     FAILED = 1
@@ -43,6 +43,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
     PIPE_CLOSED = 141
     """Whoever read the output went away before its end; the result may or may not be there."""
+
+
+def ended_by(number: int) -> int:
+    """The exit code of a command that was ended by a signal, as shells have it: 143 for SIGTERM, 130 for Ctrl-C."""
+    return 128 + number
 
 
 def printable(text: object) -> str:

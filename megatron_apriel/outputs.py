@@ -31,7 +31,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from megatron_apriel.errors import OutputError
+from megatron_apriel.errors import OutputError, ended_by
 from megatron_apriel.locks import HeldError, lock_directory
 from megatron_apriel.terminal import note
 
@@ -358,7 +358,7 @@ def terminating_signals_raise() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         note(f"stopped by {signal.Signals(number).name}; nothing was left half-written")
-        raise SystemExit(128 + number)
+        raise SystemExit(ended_by(number))
 
     replaced = []
     if threading.current_thread() is threading.main_thread():

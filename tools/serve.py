@@ -26,6 +26,7 @@ from megatron_apriel.generate.engines.engine import Engine, Launch, Service
 from megatron_apriel.generate.engines.running import check_port, free_port
 from megatron_apriel.generate.engines.serving import READY_SECONDS, ready_address, service_of, spelled, started
 from megatron_apriel.generate.engines.table import ENGINES
+from megatron_apriel.outputs import terminating_signals_raise
 from megatron_apriel.progress import progress
 from megatron_apriel.tables import lines_of
 from megatron_apriel.terminal import note, say
@@ -48,8 +49,8 @@ engines:
 {engines}
 
 It serves until Ctrl-C or a signal, which is passed on to the engine. Exit code 0: the engine was ended by SIGTERM or
-SIGHUP, or --check found no difference; 1: it failed, or --check found one beyond rounding; 130: Ctrl-C; 76: the port
-is taken.
+SIGHUP, or --check found no difference; 1: it failed, or --check found one beyond rounding; 130: Ctrl-C; 143 or 129:
+SIGTERM or SIGHUP ended --check; 76: the port is taken.
 """
 
 
@@ -108,14 +109,12 @@ def serve(engine: Engine, service: Service, seconds: float) -> int:
 
 def check(engine: Engine, service: Service, rounding: float, seconds: float) -> int:
     """Compare its answers with those of transformers; the exit code."""
-    note(f"loading transformers for the answers to compare with, in {service.dtype}")
-    cases = _reference(service)
-    note(f"starting {engine.name}")
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "engine.log"
-        with started(engine, service, log) as program:
-            if not program.wait_until_ready(ready_address(engine, service), seconds):
-                return ExitCode.INTERRUPTED
+    with terminating_signals_raise(), tempfile.TemporaryDirectory() as folder:
+        note(f"loading transformers for the answers to compare with, in {service.dtype}")
+        cases = _reference(service)
+        note(f"starting {engine.name}")
+        with started(engine, service, Path(folder) / "engine.log", passes_signals=False) as program:
+            program.wait_until_ready(ready_address(engine, service), seconds)
             verdicts = []
             with progress(f"asking {engine.name}", len(cases), "questions") as step:
                 for case in cases:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from megatron_apriel.errors import ExitCode
+from megatron_apriel.errors import ExitCode, ended_by
 from megatron_apriel.terminal import note, say
 
 NOTED = (signal.SIGTERM, signal.SIGUSR1)
@@ -74,7 +74,7 @@ def _note(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(RuntimeError, OSError, ValueError):  # it came while a line was printed, or nobody reads
         say(f"{name} again: stopping now" if again else f"{name}: {_when[0]}; again to stop now")
     if again:
-        os._exit(128 + number)
+        os._exit(ended_by(number))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from megatron_apriel.errors import ConfigError, ExitCode
+from megatron_apriel.errors import ConfigError, ExitCode, ended_by
 from megatron_apriel.formats.run_directory import checkpoints_in
 from megatron_apriel.parallel.agreement import greatest
 from megatron_apriel.terminal import say
@@ -121,7 +121,7 @@ class StopRequest:
                 say(f"{self._prefix}{words}")
         finally:
             if again:
-                os._exit(128 + received)
+                os._exit(ended_by(received))
 
     def _next_start(self) -> str:
         paths = list(checkpoints_in(self._checkpoints).values()) if self._checkpoints is not None else []

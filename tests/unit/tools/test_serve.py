@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Timer
@@ -23,7 +24,7 @@ from megatron_apriel.generate.engines import serving, transformers_serve
 from megatron_apriel.generate.engines.comparison import Case
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.memory import longest_context
-from megatron_apriel.generate.engines.running import free_port
+from megatron_apriel.generate.engines.running import Program, free_port
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from tools import serve
@@ -125,6 +126,40 @@ def test_the_check_compares(
     assert "prompt tokens" in said and "answer tokens" in said
     assert ("1 of 1 answers differ" in said) == (code == ExitCode.FAILED)
     assert ("rounding" in said) and ("0.0002" in said) == (token != 4)
+
+
+@pytest.mark.parametrize("when", ["loading", "starting", "asking"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_check(
+    when: str, number: signal.Signals, engine: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(at: str) -> None:
+        if at == when:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    def cases(service: Service) -> list[Case]:
+        signalled("loading")
+        case = Case(Asked("it", Question([Turn("user", ("Why?",))]), (1,), "Why?"), (4,), np.zeros((1, 5)), "So.")
+        return [case]
+
+    def greedy(self: StandIn, service: Service, asked: Asked) -> GreedyReply:
+        signalled("asking")
+        return self.reply
+
+    waits = Program.wait_until_ready
+
+    def waiting(self: Program, address: str, seconds: float) -> bool:
+        signalled("starting")
+        return waits(self, address, seconds)
+
+    monkeypatch.setattr(serve, "_reference", cases)
+    monkeypatch.setattr(StandIn, "greedy", greedy)
+    monkeypatch.setattr(Program, "wait_until_ready", waiting)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(run_command(lambda: run(model, "--engine", "standin", "--check")))
+    assert ended.value.code == 128 + number and signal.getsignal(number) is before
 
 
 def test_a_dry_run_prints_commands_that_can_be_typed(
