@@ -26,7 +26,7 @@ from megatron_apriel.inputs import NotAFileError, TooLargeError
 
 _REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE,
-    errno.ENOSPC, errno.EDQUOT,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
 }  # fmt: skip
 
 

@@ -37,6 +37,8 @@ from megatron_apriel.terminal import note
 
 RUNS_OWN = ("checkpoints", "metrics.jsonl")
 """What a training run leaves in its output directory, and nothing else does."""
+PARTIAL = ".partial-"
+"""How the name of a file begins that is being written, or was when its process was killed."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -220,11 +222,59 @@ def _explained(error: OSError, destination: str | Path, target: Path) -> OutputE
     )
 
 
+def check_file(path: Path, overwrite: bool = False, inputs: Sequence[Path] = ()) -> None:
+    """Check that a file that a person named may be written, before any work is done.
+
+    Args:
+        path: of it; :func:`whole_file` makes missing directories above it.
+        overwrite: an existing file is replaced.
+        inputs: directories whose files are read, and not replaced.
+
+    Raises:
+        OutputError: if it exists and may not be replaced, or cannot be written.
+    """
+    target = path.resolve()
+    _check_place(path, target)
+    if not os.path.lexists(target):
+        return
+    if not target.is_file():
+        raise OutputError(f"{path} exists and is no file.", fix="Give the name of a file.")
+    if not overwrite:
+        raise OutputError(
+            f"{path} exists.", "Nothing is overwritten unless you ask for it.",
+            "Give another name, or --overwrite to replace it.",
+        )  # fmt: skip
+    if held := [one for one in inputs if one.resolve() in target.parents]:
+        raise OutputError(
+            f"{path} belongs to the input {held[0]}.", "An input is only read.", "Give a name outside of it."
+        )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a name to write to; what is there becomes ``path`` when the block ends well, and vanishes otherwise.
+
+    Its name ends as that of ``path`` does. Missing directories are made. Raises OSError.
+    """
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{PARTIAL}{os.getpid()}-{target.name}")
+    try:
+        yield partial
+        flush(partial)
+        partial.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a write that fails does not know
+        raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, text: str) -> None:
-    """Write a small file that is whole or as it was."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", errors="surrogatepass")
-    partial.replace(path)
+    """Write a small file that is whole or as it was. Raises OSError."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
 def reserve(descriptor: int, size: int) -> None:

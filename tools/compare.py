@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.outputs import check_file, replace_file
 from megatron_apriel.terminal import say
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ A difference is the mean over the items whose question and scoring are the same 
 bootstrap over them: an interval without 0 is a difference. Scores alone can overlap while the difference is clear.
 Other settings, data or scorers are named below the table.
 
+Files that exist are replaced with --overwrite only, and a file of a result never.
+
 Exit code: 0 if all results were compared, 1 if one cannot be, 2 for a wrong command line.
 """
 
@@ -49,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plot", metavar="FILE", type=Path, help="picture of the scores, as .png, .svg or .pdf")
     parser.add_argument("--json", metavar="FILE", type=Path, help="rows and remarks; - for standard output")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="rows; - for standard output")
+    parser.add_argument("--overwrite", action="store_true", help="replace these files")
     arguments = parser.parse_args(argv)
     # Only now: the imports take a while, and --help should not.
     from megatron_apriel.evaluate.comparing import compare, remarks, results_in
@@ -59,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         check_picture(arguments.plot)
     folders = list(dict.fromkeys(arguments.results))
     results = [result for folder in folders for result in results_in(folder)]
+    _check_files(arguments, results)
     base = results[0] if arguments.to is None else _base(results, arguments.to)
     compared, said = compare(results, base), remarks(results, base)
     if not compared:
@@ -82,6 +88,16 @@ def main(argv: list[str] | None = None) -> int:
         if not quiet:
             say(f"plot: {arguments.plot}")
     return ExitCode.OK
+
+
+def _check_files(arguments: argparse.Namespace, results: list[Result]) -> None:
+    """Raise OutputError or ConfigError if one of the files cannot be written as it is named."""
+    named = {f"--{name}": getattr(arguments, name) for name in ("plot", "json", "csv")}
+    named = {option: path for option, path in named.items() if path is not None and str(path) != "-"}
+    for option, path in named.items():
+        if twice := [one for one, other in named.items() if one < option and other.resolve() == path.resolve()]:
+            raise ConfigError(f"{twice[0]} and {option} are both {path}.", fix="Give each a name of its own.")
+        check_file(path, arguments.overwrite, [result.evaluation.folder for result in results])
 
 
 def _base(results: list[Result], folder: Path) -> Result:
@@ -117,8 +133,7 @@ def _write(path: Path, text: str) -> None:
     if str(path) == "-":
         say(*text.split("\n"))
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
+    replace_file(path, text + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.outputs import replace_file
 from megatron_apriel.planning.certainty import Doubt, legend, signs
 from megatron_apriel.planning.choosing_moments import with_smaller_states
 from megatron_apriel.planning.dry_run import planned_architecture
@@ -400,7 +401,7 @@ def main(argv: list[str] | None = None) -> int:
         standard_output(WIDTH).print(states_table(best))
     if arguments.json is not None:
         ordered = sorted(found.accepted, key=lambda candidate: candidate.time.total)
-        arguments.json.write_text(json.dumps([record(candidate) for candidate in ordered], indent=1) + "\n")
+        replace_file(arguments.json, json.dumps([record(candidate) for candidate in ordered], indent=1) + "\n")
     if not found.fitting():
         raise nothing_fits(found, arguments.gpus, gpu)
     return ExitCode.OK

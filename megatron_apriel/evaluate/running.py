@@ -21,7 +21,7 @@ from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question, Sampling
 from megatron_apriel.inputs import read_input
-from megatron_apriel.outputs import replace_file
+from megatron_apriel.outputs import PARTIAL, replace_file
 from megatron_apriel.progress import progress
 from megatron_apriel.terminal import note
 
@@ -87,7 +87,7 @@ class Evaluation:
                     "Answers made in two ways would stand in one table.",
                     "Give the same settings, or another directory.",
                 )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(not path.name.startswith(PARTIAL) for path in self.folder.iterdir()):
             raise ConfigError(
                 f"{printable(self.folder)} holds something else than an evaluation.", fix="Give another directory."
             )

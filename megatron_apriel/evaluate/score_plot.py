@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_apriel.errors import ConfigError, printable
 from megatron_apriel.evaluate.comparing import Compared
+from megatron_apriel.outputs import whole_file
 from megatron_apriel.quantities import short
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -42,8 +43,8 @@ def draw_scores(compared: Sequence[Compared], path: Path) -> None:
         axes.set_axis_off()
     handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}  # noqa: B905
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 3), fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=130)
     plt.close(figure)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from megatron_apriel.errors import ConfigError, ExitCode
+from megatron_apriel.errors import ConfigError, ExitCode, OutputError
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path
 from megatron_apriel.formats.run_evaluations import ScoreRecord
-from tests.unit.evaluate.conftest import Answering, run, write_lines
+from tests.unit.evaluate.conftest import Answering, run, started, write_lines
 from tests.unit.evaluate.test_evaluation import asked
 from tools import compare
 
@@ -42,7 +43,7 @@ def after(tmp_path: Path, data: Path, answering: Answering) -> Path:
 
 def rows(tmp_path: Path, *words: str) -> list[dict[str, Any]]:
     file = tmp_path / "compared.json"
-    assert compare.main([*words, "--json", str(file)]) == ExitCode.OK
+    assert compare.main([*words, "--json", str(file), "--overwrite"]) == ExitCode.OK
     found: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
     return found
 
@@ -136,6 +137,58 @@ def test_rows_for_programs(tmp_path: Path, before: Path, after: Path, capsys: py
     assert float(second["difference"]) == pytest.approx(20.0)
     assert compare.main([str(before), "--json", "-"]) == ExitCode.OK
     assert json.loads(capsys.readouterr().out)["compared_to"] == str(before)
+
+
+def test_files_that_exist_are_kept(tmp_path: Path, before: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, name in (("--json", "a.json"), ("--csv", "a.csv"), ("--plot", "a.png")):
+        capsys.readouterr()
+        file = tmp_path / name
+        file.write_text("somebody's")
+        words = [str(before), option, str(file)]
+        with pytest.raises(OutputError, match=r"exists(?s:.*)--overwrite to replace it"):
+            compare.main(words)
+        assert file.read_text() == "somebody's" and not capsys.readouterr().out
+        assert compare.main([*words, "--overwrite"]) == ExitCode.OK
+        assert b"somebody's" not in file.read_bytes()
+        link = tmp_path / f"link-{name}"
+        link.symlink_to(file)
+        file.write_text("somebody's")
+        with pytest.raises(OutputError, match="exists"):
+            compare.main([str(before), option, str(link)])
+        assert compare.main([str(before), option, str(link), "--overwrite"]) == ExitCode.OK
+        assert link.is_symlink() and b"somebody's" not in file.read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_no_file_of_a_result_is_replaced(tmp_path: Path, before: Path, after: Path) -> None:
+    kept = (before / "report.json").read_bytes()
+    for words in (["--json", str(before / "report.json")], ["--csv", str(before / "mmlu_pro" / "answers-1.jsonl")]):
+        with pytest.raises(OutputError, match=r"belongs to the input (?s:.*)An input is only read"):
+            compare.main([str(after), str(before), *words, "--overwrite"])
+    assert (before / "report.json").read_bytes() == kept
+    assert compare.main([str(before), "--json", str(before / "compared.json")]) == ExitCode.OK
+
+
+def test_files_that_cannot_be_written(tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for path, said in ((tmp_path / "file" / "a.json", "is a file"), (tmp_path, "is no file"),
+                       (Path("/dev/null"), "is no file")):  # fmt: skip
+        with pytest.raises(OutputError, match=said):
+            compare.main([str(before), "--json", str(path), "--overwrite"])
+    with pytest.raises(ConfigError, match="--csv and --json are both"):
+        compare.main([str(before), "--json", str(tmp_path / "a"), "--csv", str(tmp_path / "x" / ".." / "a")])
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+        "from megatron_apriel.errors import run_command; from tools import compare; "
+        "sys.exit(run_command(lambda: compare.main(sys.argv[1:])))"
+    )
+    for option, name in (("--json", "a.json"), ("--csv", "a.csv"), ("--plot", "a.svg")):
+        full = tmp_path / "full" / name
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with started(["-c", program, str(before), option, str(full)], **how) as process:
+            said = process.communicate()[1]
+        assert process.returncode == ExitCode.FAILED and f"{full}: File too large" in said and "Traceback" not in said
+        assert not list((tmp_path / "full").iterdir())
 
 
 def test_what_cannot_be_compared(tmp_path: Path, before: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
