@@ -116,11 +116,12 @@ def resumption(config: StageConfig, newest: Path, step: int, state: RunState, ch
         differences += in_mixture
     _refuse(differences, config, newest, change)
     if config.steps < step and then.get("tokens") != config.tokens:
+        length = "; ".join(str(each) for each in differences if each.key in ("epochs", "tokens"))
+        least = f"tokens={step * config.batch_tokens}"
         raise ConfigError(
-            f"{change_in_words('tokens', then.get('tokens'), config.tokens)}, and {newest} is of step {step} already.",
-            "A run cannot become shorter than it is.",
-            f"Give at least tokens={step * config.batch_tokens}.",
-        )
+            f"{length}, and {newest} is of step {step} already.", "A run cannot become shorter than it is.",
+            f"Give more epochs, or epochs=null and at least {least}." if config.epochs else f"Give at least {least}.",
+        )  # fmt: skip
     # Settings that the version of then did not have are as by default.
     before = {"precision": PrecisionSection().model_dump(mode="json") | (then.get("precision") or {})}
     differences += _under(SAID_WHERE_CHANGED, before, now)
@@ -150,8 +151,10 @@ def _optimizer(then: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
-    """Differences in what must stay the same, the mixture left out."""
+    """Differences in what must stay the same, the mixture left out; of a length in epochs these too."""
     for difference in _under([name for name in SAME_ON_RESUME if name != "mixture"], then, now):
+        if difference.key == "tokens":
+            yield from _under(["epochs"], then, now)
         if difference.key not in FREE:
             yield replace(difference, changeable=difference.key in CHANGEABLE)
 

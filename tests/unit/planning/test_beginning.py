@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from megatron_apriel.formats.architecture import Architecture, DecoderArchitectu
 from megatron_apriel.formats.json_files import write_json
 from megatron_apriel.formats.run_directory import SIDECAR_DIRECTORY, RunDirectory, checkpoint_path
 from megatron_apriel.formats.run_record import write_run_file
-from megatron_apriel.planning.beginning import check_early
+from megatron_apriel.planning.beginning import check_early, with_tokens
 from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import VOCAB, write_corpus
@@ -96,6 +97,28 @@ def test_a_change_is_previewed_and_nothing_is_written(root: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="seed cannot change within a run"):
         plan(stage(root, tmp_path / "run", seed=7), change=True)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_change_of_epochs_is_said_in_epochs(root: Path, tmp_path: Path) -> None:
+    def lasting(epochs: float | None, tokens: int | None = None) -> StageConfig:
+        return stage(root, tmp_path / "run", epochs=epochs, tokens=tokens)
+
+    config = with_tokens(lasting(2))
+    assert config.tokens is not None
+    begin(config, 3)
+    assert "changed:" not in plan(lasting(2)) and "changed:" not in plan(lasting(None, config.tokens), change=True)
+    with pytest.raises(ConfigError, match=r"epochs: 2\.0 -> 3\.0\n(?s:.*)Add --change"):
+        plan(lasting(3))
+    lines = plan(lasting(3), change=True).splitlines()
+    place = lines.index("  changed: epochs: 2.0 -> 3.0")
+    (more,) = re.findall(rf"changed: tokens: {config.tokens} -> (\d+)$", lines[place + 1])
+    assert int(more) > config.tokens and "changed:" not in lines[place + 2]
+    tokens = config.tokens * 2
+    assert "  changed: epochs: 2.0 -> null" in plan(lasting(None, tokens), change=True).splitlines()
+    with pytest.raises(
+        ConfigError, match=r"epochs: 2\.0 -> 0\.1; tokens: (?s:.*)Give more epochs, or epochs=null and at"
+    ):
+        plan(lasting(0.1), change=True)
 
 
 def test_a_complete_run_is_called_so(root: Path, tmp_path: Path) -> None:
