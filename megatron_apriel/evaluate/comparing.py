@@ -130,7 +130,7 @@ def remarks(results: Sequence[Result], base: Result) -> list[str]:
             if row.missing:
                 said.append(f"{result.name}: {row.missing:,} of {row.title} are not asked and scored yet; they count as"
                             " wrong.")  # fmt: skip
-            said += [f"{result.name}, {row.title}: {damage}" for damage in row.damage]
+            said += [f"{result.name}, {row.title}: {remark}" for remark in (*row.source.left_out, *row.damage)]
         if result is base:
             continue
         ours, theirs = (_comparable(one.evaluation) for one in (result, base))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,14 @@ class Source:
         checksum: SHA-256 of the files that were read.
         items: how many there are in all, before a limit.
         loader: what made items of them.
+        left_out: parts that could not be made of them, with the reasons, a sentence each.
     """
 
     data: str
     checksum: str
     items: int
     loader: str
+    left_out: tuple[str, ...] = ()
 
 
 def digest(value: Any) -> str:
@@ -137,6 +139,7 @@ def read_items(folder: Path) -> tuple[list[Item], Source]:
     """Items and their source. Raises DataError if they are damaged."""
     try:
         source = Source(**json.loads(read_input(folder / SOURCE)))
+        source = replace(source, left_out=tuple(source.left_out))
         with open_input(folder / ITEMS) as file:
             items = [_item(json.loads(line)) for line in file]
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from megatron_apriel.evaluate.data_files import Kind, data_files, rows_of
 from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
 from megatron_apriel.grading.conversations import ConversationGrader
 from megatron_apriel.grading.scorer_environments import package_files
+from megatron_apriel.inputs import read_input
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Of options."""
@@ -196,7 +198,8 @@ def visual_tasks(given: Given) -> Loaded:
     if not (made / MANIFEST).is_file():
         workers = len(os.sched_getaffinity(0))  # which the samples do not depend on
         try:
-            generate(made, given.pictures, Options(samples=given.samples, seed=given.seed, workers=workers))
+            options = Options(samples=given.samples, seed=given.seed, workers=workers, leaves_out=True)
+            generate(made, given.pictures, options)
         except DataError as error:
             # Its ways out are options of tools/make_visual_tasks.py; an evaluation asks every task at all difficulties.
             raise DataError(error.what, error.why, _OTHER_PICTURES) from None
@@ -210,8 +213,11 @@ def visual_tasks(given: Given) -> Loaded:
         )
         for row in rows
     ]  # fmt: skip
-    checksum = file_digest([made / RECORDS])
-    return items, Source(f"visual tasks, seed {given.seed}", checksum, len(items), "visual_tasks 1")
+    left_out = json.loads(read_input(made / MANIFEST)).get("left_out", {})
+    return items, Source(
+        f"visual tasks, seed {given.seed}", file_digest([made / RECORDS]), len(items), "visual_tasks 1",
+        tuple(f"without {label}, which the pictures do not suit: {reason}." for label, reason in left_out.items()),
+    )  # fmt: skip
 
 
 def visual_tasks_blind(given: Given) -> Loaded:

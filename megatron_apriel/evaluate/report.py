@@ -41,6 +41,7 @@ class Report:
         """What a reader must know beside the numbers."""
         said = list(self.left_out)
         for row in self.rows:
+            said += [f"{row.title}: {left_out}" for left_out in row.source.left_out]
             if row.asked and not row.right + row.wrong:
                 said.append(f"{row.title}: no answer could be scored, so the score says nothing: {row.truncated:,} "
                             f"were cut off (--max-tokens), {row.none:,} hold none, {row.failed:,} failed.")  # fmt: skip

@@ -129,6 +129,8 @@ class Evaluation:
         if not items:
             raise DataError(f"{benchmark.title} has no items.")
         write_items(folder, items, source)
+        for left_out in source.left_out:
+            note(f"{benchmark.title}: {left_out}")
 
     def take_items(self, benchmark: Benchmark, other: Path) -> None:
         """Take the items that another evaluation has loaded, where it was to load the same; says where it was not."""

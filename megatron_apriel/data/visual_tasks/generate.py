@@ -24,7 +24,7 @@ from megatron_apriel.data.visual_tasks.coco import Annotations, read_annotations
 from megatron_apriel.data.visual_tasks.difficulty import FULL_RANGE, Range
 from megatron_apriel.data.visual_tasks.pixels import decoded, encoded
 from megatron_apriel.data.visual_tasks.raw_images import Header, RawImages, image_files, read_header
-from megatron_apriel.data.visual_tasks.refusals import Ambiguous, Unreadable, WrongAnswer, all_wrong, unfit
+from megatron_apriel.data.visual_tasks.refusals import Ambiguous, Unfit, Unreadable, WrongAnswer, all_wrong, unfit
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample
 from megatron_apriel.data.visual_tasks.tasks import TASKS, Menu, Variant
 from megatron_apriel.errors import ConfigError, DataError
@@ -67,6 +67,7 @@ class Options:
         workers: processes.
         limits: on the raw images that are read.
         max_wrong: share of the samples whose pictures may give another answer; those are drawn again.
+        leaves_out: variants that the images do not suit are left out, and others made in their place.
     """
 
     samples: int
@@ -80,6 +81,7 @@ class Options:
     workers: int = 1
     limits: ReadLimits = DEFAULT_LIMITS
     max_wrong: float = 0.01
+    leaves_out: bool = False
 
     def check(self) -> None:
         """Raise ConfigError for numbers that cannot be."""
@@ -112,6 +114,7 @@ class Summary:
         pictures: files written.
         rejected: pictures drawn in vain, by "task variant: reason".
         wrong: samples that were drawn again because their pictures gave another answer.
+        left_out: variants that the images do not suit, with the reasons.
     """
 
     files: int = 0
@@ -124,6 +127,7 @@ class Summary:
     pictures: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Generator:
 
         Raises:
             WrongAnswer: every sample that could be drawn has an answer that its check does not find.
-            DataError: no picture of many gives such a sample.
+            Unfit: no picture of many gives such a sample.
         """
         which = self._random(index, 0)
         offset = float(np.random.default_rng([self.options.seed]).random())
@@ -166,7 +170,7 @@ class Generator:
             try:
                 sample = variant.make(draw)
             except Ambiguous as reason:
-                rejected[f"{variant.task} {variant.name}: {reason}"] += 1
+                rejected[f"{variant.label}: {reason}"] += 1
                 if isinstance(reason, Unreadable):
                     damaged[reason.name] = reason.damage
                 continue
@@ -175,15 +179,15 @@ class Generator:
             if found == sample.answer:
                 record, names = self._record(index, variant, difficulty, sample, draw.used)
                 return Made(record, dict(zip(names, data, strict=True)), rejected, damaged, wrong)
-            rejected[f"{variant.task} {variant.name}: {_WRONG}"] += 1
+            rejected[f"{variant.label}: {_WRONG}"] += 1
             wrong = wrong or [
-                f"sample {index} of seed {self.options.seed} ({variant.task} {variant.name}, difficulty {difficulty}, "
+                f"sample {index} of seed {self.options.seed} ({variant.label}, difficulty {difficulty}, "
                 f"from {', '.join(draw.used)}) has the answer {sample.answer!r}, but its pictures give {found!r}"
             ]
-        name = f"sample {index} ({variant.task} {variant.name}, difficulty {difficulty})"
+        name = f"sample {index} ({variant.label}, difficulty {difficulty})"
         if wrong:
-            raise all_wrong(name, ATTEMPTS, rejected[f"{variant.task} {variant.name}: {_WRONG}"], wrong[0])
-        raise unfit(name, ATTEMPTS, len(self.images), rejected, damaged)
+            raise all_wrong(variant.label, name, ATTEMPTS, rejected[f"{variant.label}: {_WRONG}"], wrong[0])
+        raise unfit(variant.label, name, ATTEMPTS, len(self.images), rejected, damaged)
 
     def _random(self, index: int, stream: int) -> np.random.Generator:
         """Streams of one sample: 0 what it is, 1 its answer, 2 and on one for each attempt."""
@@ -241,11 +245,25 @@ def generate(
         for index in range(min(options.samples, _TRIED)):
             _account(generator.make(index), summary, options.max_wrong)
         return summary
-    with whole_directory(destination, overwrite, MARKERS, inputs) as partial:
-        _write(generator, partial, summary)
-        manifest = _manifest(images, annotations, options, summary)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return summary
+    while True:
+        try:
+            with whole_directory(destination, overwrite, MARKERS, inputs) as partial:
+                _write(generator, partial, summary)
+                manifest = _manifest(images, annotations, options, summary)
+                (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            return summary
+        except Unfit as error:
+            generator = replace(generator, menu=_without(generator.menu, error, options, summary))
+            summary.made, summary.pictures, summary.rejected, summary.wrong = Counter(), 0, Counter(), []
+
+
+def _without(menu: Menu, error: Unfit, options: Options, summary: Summary) -> Menu:
+    """The menu without what the images do not suit. Raises the error where nothing may be left out, or all would be."""
+    rest = menu.without(error.reasons)
+    if not (options.leaves_out and error.reasons and rest.tasks):
+        raise error
+    summary.left_out |= error.reasons
+    return rest
 
 
 def prepare_generator(images: Path, annotations: Path | None, options: Options, summary: Summary) -> Generator:
@@ -277,7 +295,10 @@ def prepare_generator(images: Path, annotations: Path | None, options: Options, 
         )
         summary.annotated, summary.annotation_problems = len(known.images), known.problems
     menu = Menu.of(options.tasks, options.weights, known)
-    menu.check_images(len(raw), options.difficulty, found)
+    try:
+        menu.check_images(len(raw), options.difficulty, found)
+    except Unfit as error:
+        menu = _without(menu, error, options, summary)
     return Generator(raw, known, menu, options)
 
 
@@ -386,4 +407,5 @@ def _manifest(images: Path, annotations: Path | None, options: Options, summary:
         "variants": dict(sorted(summary.made.items())),
         "rejected": dict(sorted(summary.rejected.items())),
         "wrong": {"samples": len(summary.wrong), "first": summary.wrong[:_KEPT]},
+        "left_out": summary.left_out,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from megatron_apriel.data.visual_tasks import annotated, count, detect, match, r
 from megatron_apriel.data.visual_tasks import difficulty as knobs
 from megatron_apriel.data.visual_tasks.coco import Annotations
 from megatron_apriel.data.visual_tasks.difficulty import Range
+from megatron_apriel.data.visual_tasks.refusals import Unfit
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample
 from megatron_apriel.errors import ConfigError, DataError
 
@@ -36,6 +37,11 @@ class Variant:
     make: Callable[[Draw], Sample]
     images: Callable[[float], int] = lambda difficulty: 1
     annotated: bool = False
+
+    @property
+    def label(self) -> str:
+        """Task and variant."""
+        return f"{self.task} {self.name}"
 
 
 def _patch_images(difficulty: float) -> int:
@@ -110,6 +116,19 @@ class Menu:
         variants = tuple(tuple(v for v in offered if v.task == task) for task in tasks)
         return cls(tuple(tasks), tuple(w / sum(given) for w in given), variants)
 
+    def without(self, labels: Collection[str]) -> Menu:
+        """This menu without some variants, and without tasks that have no others; their shares go to the rest."""
+        left = [
+            (task, weight, rest)
+            for task, weight, own in zip(self.tasks, self.weights, self.variants, strict=True)
+            if (rest := tuple(variant for variant in own if variant.label not in labels))
+        ]
+        total = sum(weight for _, weight, _ in left)
+        return Menu(
+            tuple(task for task, _, _ in left), tuple(weight / total for _, weight, _ in left),
+            tuple(rest for _, _, rest in left),
+        )  # fmt: skip
+
     def variant(self, index: int, offset: float, share: float) -> Variant:
         """What sample ``index`` is.
 
@@ -127,7 +146,7 @@ class Menu:
         return self.variants[task][int(share * len(self.variants[task]))]
 
     def check_images(self, usable: int, difficulty: Range, found: str) -> None:
-        """Raise DataError if there are too few images for a variant anywhere in the range of difficulties.
+        """Raise Unfit if there are too few images for a variant anywhere in the range of difficulties.
 
         Args:
             usable: number of images.
@@ -139,8 +158,9 @@ class Menu:
         lacking = [v for group in self.variants for v in group if needed[v.name] > usable]
         if lacking:
             listed = ", ".join(f"{v.task} ({v.name}) needs {needed[v.name]}" for v in lacking)
-            raise DataError(
+            raise Unfit(
                 f"{usable} usable images are too few at difficulty {difficulty}: {listed}.",
                 f"Wrong answers come from other images. {found}",
                 "Add images, leave these tasks out with --tasks, or change --difficulty.",
+                {v.label: f"it needs {needed[v.name]} images, and {usable} can be used" for v in lacking},
             )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from megatron_apriel.config.output_sections import EvaluateSection
 from megatron_apriel.errors import ConfigError, DataError
@@ -178,17 +177,6 @@ def test_items_of_another_evaluation_are_what_it_was_told(
     kept = json.loads((second / "settings.json").read_text())
     assert (kept["samples"], kept["pictures"]) == (4, str(photographs))
     assert len(lines(second / "visual_tasks" / "answers-1.jsonl")) == 4
-
-
-def test_pictures_of_nothing_are_no_reason_for_options_that_are_not_there(tmp_path: Path, answering: Answering) -> None:
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    for number in range(4):
-        Image.new("RGB", (80, 80), (number * 50, 0, 0)).save(plain / f"{number}.png")
-    own = ("--model", answering(lambda body: "A").address, "--pictures", str(plain), "--samples", "40")
-    with pytest.raises(DataError, match=r"too few(?s:.*)Give other --pictures, or more") as caught:
-        run(tmp_path / "out", tmp_path, *own, benchmarks="visual_tasks")
-    assert "--tasks" not in str(caught.value) and "--difficulty" not in str(caught.value)
 
 
 def test_a_first_try_without_its_data_keeps_nobody_out(tmp_path: Path, data: Path, answering: Answering) -> None:
