@@ -107,12 +107,14 @@ def _recomputed(candidate: Candidate) -> str:
 
 LAYOUT_COLUMNS = ("TP", "CP", "PP", "VP", "DP", "layers", "recompute")
 LAYOUT_WORDS = (5, 6)
+NAMED_BY = LAYOUT_COLUMNS.index("layers")
+"""How many of them are repeated where a table has more columns than room."""
 
 
 def ranking(found: Sequence[Candidate], title: str) -> Table:
     """The layouts that fit, as they are ordered."""
     columns = ("m.b.", "memory", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "sure", "GPU-hours")
-    table = figures(*LAYOUT_COLUMNS, *columns, words=LAYOUT_WORDS, title=title)
+    table = figures(*LAYOUT_COLUMNS, *columns, words=LAYOUT_WORDS, title=title, about=NAMED_BY)
     for candidate in found:
         time = candidate.time
         table.add_row(
@@ -160,7 +162,7 @@ def _hours(candidate: Candidate) -> str:
 def misses(found: Sequence[Candidate]) -> Table:
     """Layouts that do not fit, and by how much."""
     title = "The nearest that do not fit"
-    table = figures(*LAYOUT_COLUMNS, "memory", "over by", "stage", words=LAYOUT_WORDS, title=title)
+    table = figures(*LAYOUT_COLUMNS, "memory", "over by", "stage", words=LAYOUT_WORDS, title=title, about=NAMED_BY)
     for candidate in found:
         table.add_row(*_layout_cells(candidate), _memory(candidate), size(candidate.over), str(candidate.fullest_stage))
     return table

@@ -28,7 +28,7 @@ from megatron_apriel.generate.engines.serving import READY_SECONDS, ready_addres
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.outputs import terminating_signals_raise
 from megatron_apriel.progress import progress
-from megatron_apriel.tables import lines_of
+from megatron_apriel.tables import standard_output
 from megatron_apriel.terminal import note, say
 
 EXAMPLES = """
@@ -121,7 +121,7 @@ def check(engine: Engine, service: Service, rounding: float, seconds: float) -> 
                     verdicts.append(compare(case, engine.greedy(service, case.asked), rounding))
                     step()
     title = f"greedy answers of {engine.name}, served, and of transformers in this process, {service.dtype}"
-    say(*lines_of(verdict_table(verdicts, title), 110))
+    standard_output(110).print(verdict_table(verdicts, title))
     differ = sum(not one.alike for one in verdicts)
     if differ:
         say(f"{differ} of {len(verdicts)} answers differ by more than rounding ({rounding:g}).")

@@ -15,7 +15,7 @@ from examples.recipe.record import Record, logs_below
 from examples.recipe.scheduler import Job
 from megatron_apriel.errors import brief
 from megatron_apriel.inputs import open_input
-from megatron_apriel.tables import figures, lines_of
+from megatron_apriel.tables import figures, lines_of, standard_output
 
 WIDTH = 120
 START_OF_ATTEMPT = b"---- attempt "
@@ -88,7 +88,7 @@ class Standing:
                 reached(step) if step.stage else "",
                 str(step.product.relative_to(self.runs)) if step.done else "-",
             )
-        return lines_of(table, WIDTH)
+        return lines_of(table, standard_output(WIDTH).width)
 
     def _state(self, step: Step) -> str:
         job = self.job_of(step.name)

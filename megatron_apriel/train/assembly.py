@@ -37,7 +37,7 @@ from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.planning.beginning import Beginning
 from megatron_apriel.planning.changes import check_same_data, what_is_lost
 from megatron_apriel.planning.mixture_table import mixture_table
-from megatron_apriel.tables import lines_of
+from megatron_apriel.tables import lines_of, standard_output
 from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage
 from megatron_apriel.train.metrics import Metrics
@@ -66,7 +66,7 @@ def assembled(
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
         if dist.get_rank() == 0:
-            say(*lines_of(mixture_table(loader.data), WIDTH))
+            say(*lines_of(mixture_table(loader.data), standard_output(WIDTH).width))
         for source in loader.sources:
             metrics.write("source", beginning.finished_steps, **source.figures())
         sidecars = alike(lambda: _keep_sidecars(config, beginning))
