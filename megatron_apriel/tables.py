@@ -130,9 +130,7 @@ def _shared(least: Sequence[int], wide: Sequence[int], room: int) -> list[int]:
     return widths
 
 
-def figures(
-    *headings: str, words: Collection[int] = (0,), title: str | None = None, about: int | None = None
-) -> Table:
+def figures(*headings: str, words: Collection[int] = (0,), title: str | None = None, about: int | None = None) -> Table:
     """A table of numbers, which are aligned right, but for the columns at the places ``words``.
 
     Those of them at the left say what a row is about, or so many columns as ``about`` says.

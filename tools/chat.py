@@ -164,7 +164,7 @@ def remark_on(answer: Answer, most: int | None) -> None:
         note(f"note: the answer was cut off at {way}")
     elif answer.finish is FinishReason.FILTERED:
         note("note: the server withheld the rest of the answer")
-    if answer.problem and answer.finish is not FinishReason.INTERRUPTED:
+    if answer.problem:
         note(f"note: {answer.problem}")
 
 

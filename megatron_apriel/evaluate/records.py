@@ -24,6 +24,7 @@ from megatron_apriel.formats.json_files import unique_keys
 from megatron_apriel.generate.answer import Answer, FinishReason
 from megatron_apriel.generate.asking import Asked
 from megatron_apriel.generate.conversation import ToolCall
+from megatron_apriel.grading.responses import withheld
 from megatron_apriel.grading.verdict import Cause, Mark
 from megatron_apriel.inputs import open_input
 
@@ -207,3 +208,9 @@ def answer_of(record: Record) -> Answer | None:
         record["reasoning"], record["content"], tuple(ToolCall(**call) for call in record["calls"]),
         FinishReason(record["finish"]), record["prompt_tokens"], record["tokens"], record["problem"],
     )  # fmt: skip
+
+
+def failure_of(record: Record) -> str:
+    """Why a line holds no answer of the model; empty where it does."""
+    answer = answer_of(record)
+    return str(record["failed"]) or "without a reason" if answer is None else withheld(answer)

@@ -14,7 +14,7 @@ from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.conversing import hold_conversations
 from megatron_apriel.evaluate.items import SOURCE, Item, Source, chosen_items, read_items, take_items, write_items
 from megatron_apriel.evaluate.loaders import Given
-from megatron_apriel.evaluate.records import Record, RecordFile, read_answers, read_verdicts, record_of
+from megatron_apriel.evaluate.records import Record, RecordFile, failure_of, read_answers, read_verdicts, record_of
 from megatron_apriel.evaluate.results import Row, Scored, row_of, run_files, scored_items
 from megatron_apriel.evaluate.scoring import Scorers, score
 from megatron_apriel.generate.answer import Model
@@ -202,8 +202,8 @@ class Evaluation:
 
             def keep(item: Item, rest: Record) -> None:
                 file.add({"key": item.key, "question": item.question_mark, **rest})
-                if "failed" in rest:
-                    failures.append((item.key, rest["failed"]))
+                if problem := failure_of(rest):
+                    failures.append((item.key, problem))
                 step()
 
             def done(asked: Asked) -> None:
@@ -285,7 +285,7 @@ def _check_user(answers: Path, user: Model) -> None:
 
 
 def _is_open(item: Item, record: Record | None, again: bool) -> bool:
-    return record is None or record["question"] != item.question_mark or (again and "failed" in record)
+    return record is None or record["question"] != item.question_mark or (again and bool(failure_of(record)))
 
 
 def _jobs(items: Sequence[Item], folder: Path, sampling: Sampling) -> Iterator[tuple[str, Callable[[], Question]]]:

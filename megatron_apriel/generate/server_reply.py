@@ -14,10 +14,14 @@ from megatron_apriel.generate.conversation import ToolCall
 from megatron_apriel.generate.parsing import AnswerParser, parse_answer
 
 _FINISHED = {
-    "stop": FinishReason.STOP, "eos": FinishReason.STOP, "length": FinishReason.LENGTH,
-    "tool_calls": FinishReason.CALLS, "function_call": FinishReason.CALLS, "content_filter": FinishReason.FILTERED,
-    "abort": FinishReason.INTERRUPTED,
-}  # fmt: skip
+    FinishReason.STOP: ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"),
+    FinishReason.LENGTH: ("length", "max_tokens", "model_length"),
+    FinishReason.CALLS: ("tool_calls", "function_call", "tool_use"),
+    FinishReason.FILTERED: ("content_filter", "safety", "recitation"),
+    FinishReason.INTERRUPTED: ("abort", "error", "cancelled", "insufficient_system_resource"),
+}
+"""What servers call them."""
+_FINISHED_BY = {word: reason for reason, words in _FINISHED.items() for word in words}
 
 
 class Reply:
@@ -31,6 +35,8 @@ class Reply:
         self._calls: dict[int, dict[str, str]] = {}
         self.has_reasoning_field = False
         self.finish: FinishReason | None = None
+        self.unknown_reason = ""
+        """What a server called the end, where nobody knows whether the answer is whole then."""
         self.usage: dict[str, int] = {}
 
     @property
@@ -77,7 +83,9 @@ class Reply:
             yield from self._content.feed(content)
         self._add_calls(said.get("tool_calls"), event)
         if choice.get("finish_reason"):
-            self.finish = _FINISHED.get(str(choice["finish_reason"]), FinishReason.STOP)
+            reason = str(choice["finish_reason"])
+            self.finish = _FINISHED_BY.get(reason.lower(), FinishReason.INTERRUPTED)
+            self.unknown_reason = "" if reason.lower() in _FINISHED_BY else reason
 
     def rest(self) -> Iterator[Piece]:
         """What was held back, and the calls."""
@@ -139,6 +147,10 @@ def whole_answer(reply: Reply, trained: bool | None = None) -> Answer:
     answer = reply.answer(None if plain is None else Part.CONTENT if plain else Part.REASONING)
     usage = reply.usage
     counted = replace(answer, prompt_tokens=usage.get("prompt_tokens"), tokens=usage.get("completion_tokens"))
+    if reply.unknown_reason:
+        counted = replace(
+            counted, problem=f"the server ended it for a reason unknown here: {brief(reply.unknown_reason)}"
+        )
     return finished(counted, reply.finish)
 
 

@@ -22,7 +22,8 @@ from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 
 _TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 """Around the reasoning of DeepSeek, Qwen and kin, and of Magistral."""
-_WITHHELD = {FinishReason.FILTERED: "the server withheld it", FinishReason.INTERRUPTED: "it was interrupted"}
+WITHHELD = {FinishReason.FILTERED: "the server withheld it", FinishReason.INTERRUPTED: "it was interrupted"}
+"""Ends of an answer that is none, with the reasons."""
 
 
 def final_response(answer: Answer) -> str | Verdict:
@@ -30,14 +31,20 @@ def final_response(answer: Answer) -> str | Verdict:
     if answer.finish is FinishReason.LENGTH:
         where = "its final response" if answer.content else "its reasoning"
         return Verdict(Mark.NONE, f"it reached the most tokens allowed, in {where}", Cause.TRUNCATED)
-    if answer.finish in _WITHHELD:
-        return Verdict(Mark.NONE, _WITHHELD[answer.finish], Cause.FAILED)
+    if answer.finish in WITHHELD:
+        return Verdict(Mark.NONE, withheld(answer), Cause.FAILED)
     response = _without_reasoning(answer.content)
     if not response.strip():
         reasons = answer.reasoning or answer.content.strip()
         said = "calls of tools alone" if answer.calls else "its reasoning alone" if reasons else "nothing"
         return Verdict(Mark.NONE, f"it has no final response: {said}", Cause.NO_ANSWER)
     return response
+
+
+def withheld(answer: Answer) -> str:
+    """Why an answer is none, although the server gave something; empty where it is one."""
+    reason = WITHHELD.get(answer.finish, "")
+    return f"{reason}: {answer.problem}" if reason and answer.problem else reason
 
 
 def _without_reasoning(content: str) -> str:

@@ -91,6 +91,26 @@ def test_what_failed_is_asked_again_on_demand(tmp_path: Path, data: Path, answer
     assert (row(out)["failed"], row(out)["right"]) == (0, 6)
 
 
+@pytest.mark.parametrize("end", ["abort", "content_filter", "nobody knows"])
+def test_what_a_server_cut_short_is_asked_again_on_demand(
+    tmp_path: Path, data: Path, answering: Answering, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    ends = [end]
+
+    def answer(body: dict[str, Any]) -> Reply:
+        choice = {"index": 0, "message": {"content": "Answer: A"}, "finish_reason": ends[0]}
+        return whole({"choices": [choice]})
+
+    server, out = answering(answer), tmp_path / "out"
+    assert run(out, data, "--model", server.address) == 1
+    assert (row(out)["failed"], row(out)["right"]) == (10, 0)
+    assert "10 of 10 failed; --only-failed asks them again" in capsys.readouterr().err
+    ends[0] = "stop"
+    assert run(out, data, "--model", server.address) == 1 and len(server.requests) == 10
+    assert run(out, data, "--model", server.address, "--only-failed") == 0 and len(server.requests) == 20
+    assert (row(out)["failed"], row(out)["right"]) == (0, 6)
+
+
 def test_another_scorer_scores_again_and_asks_nothing(
     tmp_path: Path, data: Path, answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:

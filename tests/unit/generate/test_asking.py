@@ -13,6 +13,8 @@ from megatron_apriel.generate.answer import Answer, AnswerStream, FinishReason, 
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question, Turn
 from megatron_apriel.generate.server import ServerModel
+from megatron_apriel.grading.responses import final_response
+from megatron_apriel.grading.verdict import Cause, Verdict
 from megatron_apriel.testing.chat_servers import Reply, ScriptedServer, whole
 
 
@@ -69,6 +71,28 @@ def test_answers_are_divided_as_in_a_chat(text: str, finish: str, expected: tupl
         answer = outcomes([server], 1)["0"].answer
     assert answer is not None and (answer.reasoning, answer.content, answer.finish) == expected
     assert (answer.prompt_tokens, answer.tokens) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        ("eos_token", FinishReason.STOP), ("STOP", FinishReason.STOP), ("model_length", FinishReason.LENGTH),
+        ("safety", FinishReason.FILTERED), ("error", FinishReason.INTERRUPTED), ("abort", FinishReason.INTERRUPTED),
+    ],
+)  # fmt: skip
+def test_ends_have_many_names(reason: str, finish: FinishReason) -> None:
+    with ScriptedServer(said("Four.", reason)) as server:
+        answer = outcomes([server], 1)["0"].answer
+    assert answer is not None and answer.finish is finish and "unknown" not in answer.problem
+
+
+def test_an_end_that_nobody_knows_is_none_of_a_whole_answer() -> None:
+    with ScriptedServer(said("Four.", "out\x1bof\ncheese")) as server:
+        answer = outcomes([server], 1)["0"].answer
+    assert answer is not None and answer.finish is FinishReason.INTERRUPTED
+    assert answer.problem == r"the server ended it for a reason unknown here: out\x1bof\ncheese"
+    verdict = final_response(answer)
+    assert isinstance(verdict, Verdict) and verdict.cause is Cause.FAILED and answer.problem in verdict.reason
 
 
 def test_reasoning_in_a_field_of_its_own() -> None:
