@@ -65,10 +65,7 @@ def check_destination(
     Raises:
         OutputError: if it exists and may not be replaced, or overlaps an input.
     """
-    try:
-        target = Path(destination).resolve()
-    except RuntimeError:  # what Path makes of a link that leads back to itself
-        raise OutputError(f"the destination {destination} is a link that leads back to itself.") from None
+    target = _resolved(destination)
     for given in map(Path, inputs):
         place = given.resolve()
         if target == place or target in place.parents or place in target.parents:
@@ -222,6 +219,22 @@ def _explained(error: OSError, destination: str | Path, target: Path) -> OutputE
     )
 
 
+def check_growing(directory: Path) -> None:
+    """Check that files can be added to a directory, or that it can be made. Raises OutputError."""
+    target = _resolved(directory)
+    if os.path.lexists(target) and not target.is_dir():
+        raise OutputError(f"{directory} is no directory.", fix="Give the name of one, or of one that is to be made.")
+    _check_place(directory, target / "any")
+
+
+def _resolved(path: str | Path) -> Path:
+    """Absolute, links followed. Raises OutputError for a link that leads back to itself."""
+    try:
+        return Path(path).resolve()
+    except RuntimeError:  # what Path makes of such a link
+        raise OutputError(f"the destination {path} is a link that leads back to itself.") from None
+
+
 def check_file(path: Path, overwrite: bool = False, inputs: Sequence[Path] = ()) -> None:
     """Check that a file that a person named may be written, before any work is done.
 
@@ -233,7 +246,7 @@ def check_file(path: Path, overwrite: bool = False, inputs: Sequence[Path] = ())
     Raises:
         OutputError: if it exists and may not be replaced, or cannot be written.
     """
-    target = path.resolve()
+    target = _resolved(path)
     _check_place(path, target)
     if not os.path.lexists(target):
         return
@@ -258,7 +271,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{PARTIAL}{os.getpid()}-{target.name}")
+    _remove_stale_file(target)
+    partial = target.with_name(f"{PARTIAL}{_writer()}-{target.name}")
     try:
         yield partial
         flush(partial)
@@ -400,6 +414,17 @@ def _remove_stale(target: Path) -> None:
                 path.rename(target)
             else:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_stale_file(target: Path) -> None:
+    """Remove what killed processes of this host left of a file."""
+    for path in target.parent.iterdir():
+        if not (path.name.startswith(PARTIAL) and path.name.endswith(f"-{target.name}")):
+            continue
+        host, process, started, *more = path.name[len(PARTIAL) : -len(target.name)].split("-")
+        ours = _writer().startswith(f"{host}-") and process.isdecimal() and more == [""]
+        if ours and _start_time(int(process)) != started:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -142,9 +142,12 @@ def read_items(folder: Path) -> tuple[list[Item], Source]:
         source = replace(source, left_out=tuple(source.left_out))
         with open_input(folder / ITEMS) as file:
             items = [_item(json.loads(line)) for line in file]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if len(items) != source.items:
+            raise ValueError(f"{ITEMS} has {len(items):,} of {source.items:,}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"the items in {folder} cannot be read: {error}.", fix="Remove the folder; they are loaded again."
+            f"the items in {folder} cannot be read: {error}.",
+            fix=f"Remove {folder / SOURCE}: they are loaded again, and answers to the same questions stay.",
         ) from None
     return items, source
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megatron_apriel.errors import brief, listed
+from megatron_apriel.errors import OutputError, brief, listed
 from megatron_apriel.formats.growing_files import cut_torn_line, in_ranges
 from megatron_apriel.formats.json_files import unique_keys
 from megatron_apriel.generate.answer import Answer, FinishReason
@@ -170,7 +170,7 @@ class RecordFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(path)
-        self._file = path.open("ab")
+        self._path, self._file = path, path.open("ab")
 
     def __enter__(self) -> RecordFile:
         return self
@@ -178,13 +178,20 @@ class RecordFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what cannot be written was said
+            self._file.close()
 
     def add(self, record: Record) -> None:
-        """Write a line, so that it stays if this process is killed."""
+        """Write a line, so that it stays if this process is killed. Raises OutputError."""
         text = json.dumps(record, ensure_ascii=False, default=dict)
-        self._file.write(text.encode("utf-8", "surrogatepass") + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(text.encode("utf-8", "surrogatepass") + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{self._path} cannot be written: {error.strerror}.", "What was written before is kept.",
+                "Make room for it, and give the same command again.",
+            ) from None  # fmt: skip
 
 
 def record_of(asked: Asked) -> dict[str, Any]:

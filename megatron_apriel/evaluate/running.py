@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.errors import ConfigError, DataError, printable
+from megatron_apriel.errors import ConfigError, DataError, OutputError, printable
 from megatron_apriel.evaluate.benchmarks import TEMPERATURE, Benchmark
 from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.conversing import hold_conversations
@@ -21,7 +21,7 @@ from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question, Sampling
 from megatron_apriel.inputs import read_input
-from megatron_apriel.outputs import PARTIAL, replace_file
+from megatron_apriel.outputs import PARTIAL, check_growing, replace_file
 from megatron_apriel.progress import progress
 from megatron_apriel.terminal import note
 
@@ -75,7 +75,8 @@ class Evaluation:
     runs: int | None = None
 
     def check(self) -> None:
-        """Raise ConfigError if something is there of other settings, or of somebody else."""
+        """Raise ConfigError for other settings or somebody else's directory, OutputError for one that cannot be."""
+        check_growing(self.folder)
         own = vars(self.settings)
         if (self.folder / SETTINGS).exists():
             if self._is_bare():
@@ -97,8 +98,10 @@ class Evaluation:
         self.check()
         path = self.folder / SETTINGS
         if not path.exists() or self._is_bare():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(path, json.dumps(vars(self.settings), indent=1) + "\n")
+            try:
+                replace_file(path, json.dumps(vars(self.settings), indent=1) + "\n")
+            except OSError as error:
+                raise OutputError(f"{self.folder} cannot be written: {error}.", fix="Give another directory.") from None
 
     def _is_bare(self) -> bool:
         """Whether nothing was loaded under its settings: a first try whose data were not there keeps nobody out."""
@@ -251,7 +254,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(read_input(folder / SETTINGS))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{printable(folder)} is no evaluation: {SETTINGS}: {error}.") from None
+        raise ConfigError(
+            f"{printable(folder)} is no evaluation: {SETTINGS}: {error}.",
+            fix="Where that file was damaged, report.json beside it may still have its settings."
+            if (folder / SETTINGS).is_file()
+            else "",
+        ) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{printable(folder)} is no evaluation: {SETTINGS} holds no object.")
     return found

@@ -160,7 +160,7 @@ class _Asking:
                 for number in range(len(self._servers)):
                     for _ in range(self._at_once):
                         group.create_task(self._work(number, trusted))
-        except* ServerError as errors:
+        except* AprielError as errors:
             raise errors.exceptions[0] from None
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from megatron_apriel.errors import ServerError
+from megatron_apriel.errors import DataError, OutputError, ServerError
 from megatron_apriel.testing.chat_servers import Reply
 from tests.unit.evaluate.conftest import TOOL, Answering, lines, row, run, started, wait_until, write_lines
 
@@ -88,3 +89,76 @@ def test_a_server_that_is_gone_keeps_what_was_answered(tmp_path: Path, data: Pat
     with pytest.raises(ServerError):
         run(tmp_path / "out", data, "--model", server.address, "--at-once", "1")
     assert 0 < len(lines(tmp_path / "out" / "mmlu_pro" / "answers-1.jsonl")) < 10
+
+
+LIMITED = (
+    "import resource, runpy, sys; size = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)); "
+    "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("", "items.jsonl: File too large"),
+        ("load", "answers-1.jsonl cannot be written: File too large.\n  What was written before is kept."),
+        ("load,ask", "verdicts-1.jsonl cannot be written: File too large."),
+        ("load,ask,score", "report.json: File too large"),
+    ],
+)
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    tmp_path: Path, data: Path, answering: Answering, before: str, said: str
+) -> None:
+    server, out = answering(lambda body: "Answer: A"), tmp_path / "out"
+    own = ("--model", server.address)
+    if before:
+        run(out, data, *own, "--steps", before)
+    words = [TOOL, str(out), "--benchmarks", "mmlu_pro", "--data", str(data), *own, "--at-once", "4"]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(["-c", LIMITED, "1200", *words], **how) as process:
+        errors = process.communicate()[1]
+    assert process.returncode == 1 and said in errors and "Traceback" not in errors and "exception" not in errors
+    asked = len(server.requests)
+    assert run(out, data, *own) == 0
+    assert (row(out)["right"], row(out)["missing"]) == (6, 0)
+    assert len(server.requests) - asked < 10 or not before
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "loop", "/proc/evaluation"])
+def test_a_place_that_cannot_be_is_said(tmp_path: Path, data: Path, answering: Answering, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    server = answering(lambda body: "Answer: A")
+    for more in ((), ("--dry-run",))[: 1 if name.startswith("/") else 2]:
+        with pytest.raises(OutputError):
+            run(tmp_path / name, data, "--model", server.address, *more)
+    assert not server.requests
+
+
+def test_items_that_are_not_all_there_are_refused(tmp_path: Path, data: Path, answering: Answering) -> None:
+    server, out = answering(lambda body: "Answer: A"), tmp_path / "out"
+    own = ("--model", server.address)
+    assert run(out, data, *own) == 0
+    items = out / "mmlu_pro" / "items.jsonl"
+    items.write_bytes(b"".join(items.read_bytes().splitlines(keepends=True)[:7]))
+    with pytest.raises(
+        DataError, match=r"items\.jsonl has 7 of 10\.(?s:.*)Remove .*items\.json: they are loaded again"
+    ):
+        run(out, data, *own)
+    (out / "mmlu_pro" / "items.json").unlink()
+    assert run(out, data, *own) == 0 and len(server.requests) == 10
+
+
+def test_what_was_killed_while_it_wrote_its_settings_begins_anew(
+    tmp_path: Path, data: Path, answering: Answering
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    host = "".join(letter if letter.isalnum() else "_" for letter in os.uname().nodename)[:64]
+    for name in (f".partial-{host}-99999999-1-settings.json", ".partial-elsewhere-7-1-settings.json"):
+        (out / name).write_text("{")
+    assert run(out, data, "--model", answering(lambda body: "Answer: A").address) == 0
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [
+        ".partial-elsewhere-7-1-settings.json"
+    ]
