@@ -320,9 +320,7 @@ def _report(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argp
     rows = {benchmark.name: evaluation.row(benchmark) for benchmark in benchmarks}
     others = {str(folder): earlier_evaluation(folder) for folder in arguments.baseline}
     differences = {
-        name: compared(
-            list(rows.values()), [other.row(one) for one in benchmarks if (other.folder / one.name).is_dir()]
-        )
+        name: compared(list(rows.values()), [other.row(one) for one in benchmarks if other.is_loaded(one)])
         for name, other in others.items()
     }
     gains = {}

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_apriel.errors import DataError
-from megatron_apriel.evaluate import loaders
+from megatron_apriel.evaluate import loaders, page
 from megatron_apriel.evaluate.items import Item, Source, chosen_items, read_items, write_items
 from megatron_apriel.evaluate.loaders import Given
 from tests.unit.evaluate.conftest import Answering, write_lines
@@ -113,14 +113,39 @@ def test_the_page_holds_answers_as_text(tmp_path: Path, data: Path, answering: A
     server = answering(lambda body: hostile)
     assert evaluate.main([str(tmp_path / "out"), "--model", server.address, "--benchmarks", "mmlu_pro",
                           "--data", str(data), "--name", "<b>model</b>"]) == 0  # fmt: skip
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "alert(1)</script>" not in page and "<img src=x" not in page and "<b>model" not in page
-    kept: dict[str, Any] = json.loads(re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)[0])
-    assert kept["items"][0]["answers"][0]["content"] == hostile
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "alert(1)</script>" not in text and "<img src=x" not in text and "<b>model" not in text
+    assert items_of(tmp_path / "out" / "report.html")[0]["answers"][0]["content"] == hostile
     assert (
-        "src=" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL) and "http:" not in page.split("<h1>")[0]
+        "src=" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL) and "http:" not in text.split("<h1>")[0]
     )
     assert "\\<b\\>model" in (tmp_path / "out" / "report.md").read_text()
+
+
+def items_of(page: Path) -> list[dict[str, Any]]:
+    (text,) = re.findall(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    found: list[dict[str, Any]] = json.loads(text)["items"]
+    return found
+
+
+def test_the_page_holds_every_item(tmp_path: Path, answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    write_lines(tmp_path / "own" / "q.jsonl", [{"question": f"q{number}", "answer": number} for number in range(5000)])
+    server, out = answering(lambda body: "<!-- é" * 60 + " It is \\boxed{7}."), tmp_path / "out"
+    words = [str(out), "--model", server.address, "--benchmarks", "own", "--data", str(tmp_path)]
+    assert evaluate.main(words) == 0
+    items = items_of(out / "report.html")
+    assert {item["key"] for item in items} == {str(number) for number in range(5000)} and len(items) == 5000
+    assert sum(item["answers"][0]["mark"] == "right" for item in items) == 1
+    assert "Texts are cut" not in (out / "report.html").read_text()
+    # Where they are too many, texts are shorter, and none of them is left out.
+    monkeypatch.setattr(page, "_LETTERS", (3000, 400, 100))
+    monkeypatch.setattr(page, "MOST_BYTES", (out / "report.html").stat().st_size // 2)
+    assert evaluate.main([*words, "--steps", "report"]) == 0
+    shorter = items_of(out / "report.html")
+    assert len(shorter) == 5000 and (out / "report.html").stat().st_size < page.MOST_BYTES + 20_000
+    assert all(item["answers"][0]["content"] == ("<!-- é" * 60)[:100] + " [...]" for item in shorter)
+    assert "Texts are cut at 100 letters" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
