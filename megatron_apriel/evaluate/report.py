@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel import __version__
+from megatron_apriel.errors import brief
 from megatron_apriel.evaluate.results import Part, Row, as_json
 from megatron_apriel.evaluate.statistics import Interval, paired
 from megatron_apriel.outputs import replace_file
@@ -16,6 +17,8 @@ from megatron_apriel.tables import Table, figures
 
 HEADINGS = ("benchmark", "score", "95% interval", "asked", "scored", "right", "wrong", "none", "truncated", "failed",
             "runs", "tokens", "seconds", "paper")  # fmt: skip
+_SHOWN = 200
+"""Letters of a reason."""
 PART_HEADINGS = ("part", "items", "score", "95% interval", "chance", "most frequent answer")
 
 
@@ -50,8 +53,10 @@ class Report:
                             "they count as wrong.")  # fmt: skip
             said += [f"{row.title}: {damage}" for damage in row.damage]
             if row.uncheckable:
-                said.append(f"{row.title}: {row.uncheckable:,} could not be checked, whatever was answered; they count "
-                            "as wrong.")  # fmt: skip
+                why, again = row.unchecked
+                said.append(f"{row.title}: {row.uncheckable:,} could not be checked, whatever was answered, and count as"
+                            f" wrong, for example: {brief(why, _SHOWN)}."
+                            + (f" The same command checks {again:,} of them again." if again else ""))  # fmt: skip
             if row.loose is not None:
                 said.append(f"{row.title}: by the loose rule {row.loose}.")
             if row.items < row.source.items:

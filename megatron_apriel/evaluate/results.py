@@ -88,6 +88,7 @@ class Row:
         right, wrong, none: verdicts; none without those that are truncated or failed.
         truncated, failed: of the rest.
         uncheckable: of none: what checks was not to be had, or the item is at fault.
+        unchecked: of these the most frequent reason, and how many of them the next scoring tries again.
         tokens: mean of an answer; seconds: mean for one.
         shares: of each item, right ones of its runs.
         damage: which lines of its files are passed over.
@@ -116,6 +117,7 @@ class Row:
     clusters: Mapping[str, str] = field(default_factory=dict)
     parts: Sequence[Part] = ()
     damage: Sequence[str] = ()
+    unchecked: tuple[str, int] = ("", 0)
 
 
 def row_of(
@@ -137,8 +139,16 @@ def row_of(
         marks[Mark.NONE] - truncated - failed, truncated, failed, causes[Cause.CHECK] + causes[Cause.DATA], paper,
         _loose(scored, clusters), _mean(tokens), _mean(seconds),
         sorted({one.verdict["scorer"] for one in scored if one.verdict is not None}), shares, clusters,
-        list(_parts(scored)), damage,
+        list(_parts(scored)), damage, (_most_frequent_reason(scored), causes[Cause.CHECK]),
     )  # fmt: skip
+
+
+def _most_frequent_reason(scored: Sequence[Scored]) -> str:
+    """Of what could not be checked."""
+    reasons = Counter(
+        one.verdict["reason"] for one in scored if one.verdict and one.verdict["cause"] in (Cause.CHECK, Cause.DATA)
+    )
+    return str(max(reasons, key=reasons.__getitem__, default=""))
 
 
 def _shares(scored: Sequence[Scored]) -> dict[str, float]:

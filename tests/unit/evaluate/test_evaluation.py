@@ -341,6 +341,10 @@ def test_judged_answers(tmp_path: Path, data: Path, answering: Answering) -> Non
     found = row(tmp_path / "out")
     assert (found["right"], found["wrong"], found["none"], found["uncheckable"]) == (1, 1, 1, 1)
     assert "judge answering, AA-LCR" in found["scorers"][0]
+    assert (
+        "AA-LCR: 1 could not be checked, whatever was answered, and count as wrong, for example: the judge's reply"
+        " cannot be read: Well, CORRECT. The same command checks 1 of them again."
+    ) in json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]
     prompts = [body["messages"][0]["content"] for body in server.requests]
     assert sum("long\nwith lines\n\nEND INPUT DOCUMENTS" in prompt for prompt in prompts) == 2
     items = lines(tmp_path / "out" / "aa_lcr" / "items.jsonl")
