@@ -6,6 +6,7 @@ A kind is a function from text, for ``type=`` of an argument. What it refuses, a
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -50,6 +51,17 @@ def bytes_above_zero(text: str) -> int:
 def fraction(text: str) -> float:
     """A part of a whole, as 10% or 0.1."""
     return _parsed(parse_fraction, text)
+
+
+def not_negative(text: str) -> float:
+    """A number that is 0 or above."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or above")
+    return value
 
 
 def word_list(text: str) -> tuple[str, ...]:

@@ -75,6 +75,8 @@ def has_styles(stream: TextIO) -> bool:
 
 
 def _print(lines: tuple[object, ...], stream: TextIO) -> None:
+    if not lines:
+        return
     stamp = _Stamps.before(stream)
     print("\n".join(stamp + printable(line) for line in lines), file=stream, flush=True)
 

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_apriel.command_line import CommandLine, above_zero, chosen, count_above_zero
+from megatron_apriel.command_line import CommandLine, above_zero, chosen, count_above_zero, not_negative
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.locks import HeldError, lock_directory
@@ -106,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
                       help="take the items that were loaded there, the same questions")  # fmt: skip
     how = parser.add_argument_group("how it is asked")
     how.add_argument("--runs", type=above_zero, metavar="K", help="of each benchmark (default: as published)")
-    how.add_argument("--temperature", type=float, default=0.6, metavar="X", help="0 for the likeliest (%(default)s)")
+    how.add_argument("--temperature", type=not_negative, default=0.6, metavar="X",
+                     help="0 for the likeliest (%(default)s)")  # fmt: skip
     how.add_argument("--max-tokens", type=count_above_zero, metavar="N", help="(default: what the model allows)")
     how.add_argument("--at-once", type=above_zero, default=32, metavar="N", help="for each server (%(default)s)")
     how.add_argument("--seed", type=int, default=1, metavar="S", help="of the first run (%(default)s)")

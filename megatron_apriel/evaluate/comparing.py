@@ -86,6 +86,11 @@ def results_in(folder: Path) -> list[Result]:
     Raises:
         ConfigError: it is neither.
     """
+    if not folder.is_dir():
+        what = "is no directory" if folder.exists() else "does not exist"
+        raise ConfigError(
+            f"{printable(folder)} {what}.", fix="Results are directories that tools/evaluate.py made, and runs."
+        )
     if (folder / SETTINGS).is_file():
         return [Result(str(folder), earlier_evaluation(folder))]
     run = RunDirectory(folder)

@@ -54,8 +54,8 @@ class Report:
             said += [f"{row.title}: {damage}" for damage in row.damage]
             if row.uncheckable:
                 why, again = row.unchecked
-                said.append(f"{row.title}: {row.uncheckable:,} could not be checked, whatever was answered, and count as"
-                            f" wrong, for example: {brief(why, _SHOWN)}."
+                said.append(f"{row.title}: {row.uncheckable:,} could not be checked, whatever was answered, and count "
+                            f"as wrong, for example: {brief(why, _SHOWN)}."
                             + (f" The same command checks {again:,} of them again." if again else ""))  # fmt: skip
             if row.loose is not None:
                 said.append(f"{row.title}: by the loose rule {row.loose}.")

@@ -29,6 +29,8 @@ def parsed(kind: Callable[[str], Any], text: str) -> Any:
         ("bytes_above_zero", "2MiB", 2**21),
         ("fraction", "10%", 0.1),
         ("fraction", "0", 0.0),
+        ("not_negative", "0", 0.0),
+        ("not_negative", "0.6", 0.6),
         ("word_list", " a, b,,c ", ("a", "b", "c")),
         ("word_list", "", ()),
         ("number_list", "1,2.5,1", (1.0, 2.5, 1.0)),
@@ -47,6 +49,7 @@ def test_what_is_taken(kind: str, text: str, value: Any) -> None:
         ("bytes_above_zero", "0GB", "0GB is not above 0"),
         ("bytes_above_zero", "5 apples", "'5 apples' is not a number with a unit"),
         ("fraction", "110%", "'110%' is not between 0% and 100%"),
+        *(("not_negative", text, f"'{text}' is not a number, 0 or above") for text in ("x", "nan", "inf", "")),
         ("number_list", "1,x", "'1,x' is not a list of numbers, such as 1,2,1"),
     ],
 )

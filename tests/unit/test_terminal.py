@@ -51,6 +51,12 @@ def test_tables_show_names_letter_by_letter(capsys: pytest.CaptureFixture[str]) 
     assert not any(letter in out for letter in "\x1b\r\x9b\u202e")
 
 
+def test_nothing_to_say_is_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say()
+    note()
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_narrow_table_breaks_numbers_and_cuts_none() -> None:
     table = figures(*(f"number {place}" for place in range(8)), words=())
     table.add_row(*["339,334"] * 8)

@@ -197,6 +197,9 @@ def test_what_cannot_be_compared(tmp_path: Path, before: Path, data: Path, capsy
     (tmp_path / "run" / "evaluations").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no evaluation in it is whole"):
         compare.main([str(tmp_path / "run")])
+    for path, said in ((tmp_path / "nowhere", "does not exist"), (before / "report.json", "is no directory")):
+        with pytest.raises(ConfigError, match=said):
+            compare.main([str(path)])
     with pytest.raises(ConfigError, match="is no picture's name"):
         compare.main([str(before), "--plot", str(tmp_path / "scores.txt")])
     (tmp_path / "begun").mkdir()
