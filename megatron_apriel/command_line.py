@@ -78,8 +78,10 @@ def number_list(text: str) -> tuple[float, ...]:
 
 
 def chosen(text: str, valid: Sequence[str], option: str) -> list[str]:
-    """The words of a list, each of which must be valid. Raises ConfigError."""
-    for word in (words := word_list(text)):
+    """The words of a list, at least one, each of which must be valid. Raises ConfigError."""
+    if not (words := word_list(text)):
+        raise ConfigError(f"{option} names nothing.", fix=f"Valid: {', '.join(valid)}.")
+    for word in words:
         if word not in valid:
             raise ConfigError(f"{option}: there is no {word!r}.", fix=f"Valid: {', '.join(valid)}.")
     return list(words)

@@ -335,8 +335,7 @@ def _report(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argp
     write_report(evaluation.folder, report)
     write_page(evaluation, benchmarks, report, others)
     standard_output(200).print(table(report))
-    for remark in report.remarks():
-        say(remark)
+    say(*report.differences(), *report.remarks())
     say(f"written: {evaluation.folder}/report.md, report.json, report.html")
     return ExitCode.FAILED if any(row.missing or row.failed for row in report.rows) else ExitCode.OK
 

@@ -46,7 +46,7 @@ def write_page(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row)) + "</tr>" for row in report.rows
     )
     cut = f"Texts are cut at {letters:,} letters, where {_CUT} stands; the files beside this page have all of them."
-    said = [*report.remarks(), *([cut] if _CUT in data else [])]
+    said = [*report.differences(), *report.remarks(), *([cut] if _CUT in data else [])]
     remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in said)
     text = _TEMPLATE.read_text(encoding="utf-8")
     for name, value in {

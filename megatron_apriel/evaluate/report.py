@@ -60,7 +60,8 @@ class Report:
             if row.loose is not None:
                 said.append(f"{row.title}: by the loose rule {row.loose}.")
             if row.items < row.source.items:
-                said.append(f"{row.title}: {row.items:,} of {row.source.items:,} items were chosen; the paper has all.")
+                said.append(f"{row.title}: {row.items:,} of {row.source.items:,} items were chosen"
+                            f"{'.' if row.paper is None else '; the paper has all.'}")  # fmt: skip
         scored = {row.title for row in self.rows if row.right + row.wrong}
         for name, gain in self.blind.items():
             if name not in scored:
@@ -69,6 +70,16 @@ class Report:
             said.append(f"{name}: pictures add {what}." if gain.low > 0 else
                         f"{name}: the model gains nothing from the pictures ({what}).")  # fmt: skip
         return said
+
+    def differences(self) -> list[str]:
+        """To the baselines, a sentence each."""
+        return [
+            f"{row.title}: {gains[row.name].value:+.2f} points to {name} ({gains[row.name].low:+.2f} to"
+            f" {gains[row.name].high:+.2f}), on the items of both."
+            for name, gains in self.baselines.items()
+            for row in self.rows
+            if row.name in gains
+        ]
 
 
 def compared(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Interval]:

@@ -112,7 +112,11 @@ class Evaluation:
         return self.runs or benchmark.runs
 
     def items(self, benchmark: Benchmark) -> tuple[list[Item], Source]:
-        """The items that are asked, of those that were loaded."""
+        """The items that are asked, of those that were loaded. Raises DataError if none were."""
+        if not self.is_loaded(benchmark):
+            raise DataError(
+                f"{printable(self.folder)} has no items of {benchmark.title} yet.", fix="Load them: --steps load."
+            )
         items, source = read_items(self.folder / benchmark.name)
         return chosen_items(items, self.settings.limit), source
 

@@ -216,7 +216,9 @@ def test_servers_share_the_work(tmp_path: Path, data: Path, answering: Answering
     assert len(first.requests) + len(second.requests) == 10 and first.requests and second.requests
 
 
-def test_a_baseline_is_compared_item_by_item(tmp_path: Path, data: Path, answering: Answering) -> None:
+def test_a_baseline_is_compared_item_by_item(
+    tmp_path: Path, data: Path, answering: Answering, capsys: pytest.CaptureFixture[str]
+) -> None:
     old, new = answering(lambda body: "Answer: C"), answering(lambda body: "Answer: A")
     assert run(tmp_path / "old", data, "--model", old.address, "--runs", "2") == 0
     assert run(tmp_path / "new", data, "--model", new.address, "--baseline", str(tmp_path / "old")) == 0
@@ -225,6 +227,8 @@ def test_a_baseline_is_compared_item_by_item(tmp_path: Path, data: Path, answeri
     assert gain["mmlu_pro"]["value"] == pytest.approx(60.0)
     page = (tmp_path / "new" / "report.html").read_text()
     assert "Answer: C" in page and str(tmp_path / "old") in page
+    said = f"MMLU-Pro: +60.00 points to {tmp_path / 'old'} (+30.00 to +90.00), on the items of both."
+    assert said in page and said in capsys.readouterr().out
 
 
 def test_other_settings_are_refused(tmp_path: Path, data: Path, answering: Answering) -> None:
@@ -251,6 +255,9 @@ def test_other_settings_are_refused(tmp_path: Path, data: Path, answering: Answe
         (["--benchmarks", "gpqa_diamond"], DataError, "there are no data of gpqa_diamond"),
         (["--benchmarks", "visual_tasks"], DataError, "no folder of them is given"),
         (["--benchmarks", "mmlu_pro", "--steps", "all"], ConfigError, "there is no 'all'"),
+        (["--benchmarks", "mmlu_pro", "--steps", ","], ConfigError, "--steps names nothing"),
+        (["--benchmarks", "mmlu_pro", "--steps", "ask"], DataError, "has no items of MMLU-Pro yet"),
+        (["--benchmarks", "mmlu_pro", "--steps", "report"], DataError, "has no items of MMLU-Pro yet"),
         (["--benchmarks", "mmlu_pro", "--baseline", "nowhere"], ConfigError, "nowhere is no evaluation"),
     ],
 )
