@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from megatron_apriel.evaluate.benchmarks import Benchmark
     from megatron_apriel.evaluate.models import Places
     from megatron_apriel.evaluate.running import Evaluation
+    from megatron_apriel.evaluate.statistics import Interval
     from megatron_apriel.generate.answer import Model
     from megatron_apriel.train.metrics import Metrics
 
@@ -312,26 +313,34 @@ def _say_plan(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: ar
 def _report(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argparse.Namespace) -> int:
     """Write and show what there is."""
     from megatron_apriel.evaluate.benchmarks import left_out
+    from megatron_apriel.evaluate.comparing import difference
     from megatron_apriel.evaluate.page import write_page
-    from megatron_apriel.evaluate.report import Report, compared, table, write_report
+    from megatron_apriel.evaluate.report import Report, table, write_report
     from megatron_apriel.evaluate.running import earlier_evaluation
     from megatron_apriel.evaluate.statistics import paired
     from megatron_apriel.tables import standard_output
 
     rows = {benchmark.name: evaluation.row(benchmark) for benchmark in benchmarks}
     others = {str(folder): earlier_evaluation(folder) for folder in arguments.baseline}
-    differences = {
-        name: compared(list(rows.values()), [other.row(one) for one in benchmarks if other.is_loaded(one)])
-        for name, other in others.items()
-    }
+    differences: dict[str, dict[str, Interval]] = {}
+    unpaired = []
+    for name, other in others.items():
+        differences[name] = {}
+        for benchmark in filter(other.is_loaded, benchmarks):
+            row = rows[benchmark.name]
+            gain, both = difference(row, evaluation, other.row(benchmark), other)
+            if gain is not None:
+                differences[name][row.name] = gain
+            if both < row.items:
+                unpaired.append(f"{row.title}: {both:,} of {row.items:,} items are asked and scored alike in {name}.")
     gains = {}
     for benchmark in benchmarks:
         if benchmark.blind in rows and (
-            gain := paired(rows[benchmark.name].shares, rows[benchmark.blind].shares, rows[benchmark.name].clusters)
+            added := paired(rows[benchmark.name].shares, rows[benchmark.blind].shares, rows[benchmark.name].clusters)
         ):
-            gains[benchmark.title] = gain
+            gains[benchmark.title] = added
     missing = left_out(arguments.benchmarks)
-    report = Report(vars(evaluation.settings), list(rows.values()), differences, gains, missing)
+    report = Report(vars(evaluation.settings), list(rows.values()), differences, gains, missing, unpaired)
     write_report(evaluation.folder, report)
     write_page(evaluation, benchmarks, report, others)
     standard_output(200).print(table(report))

@@ -49,11 +49,6 @@ class Result:
         names = [name for name in BENCHMARKS if (self.evaluation.folder / name / SOURCE).is_file()]
         return {name: self.evaluation.row(BENCHMARKS[name]) for name in names}
 
-    def marks(self, benchmark: str) -> dict[str, tuple[str, str]]:
-        """Of each item what changes where its question or its scoring does."""
-        items, _ = read_items(self.evaluation.folder / benchmark)
-        return {item.key: (item.question_mark, item.grading_mark) for item in items}
-
 
 @dataclass(frozen=True)
 class Compared:
@@ -119,10 +114,21 @@ def _compared(result: Result, base: Result, name: str) -> Compared:
     row = result.rows[name]
     if result is base or name not in base.rows:
         return Compared(result, row, None, 0)
-    theirs, marks = base.rows[name], base.marks(name)
-    same = {key for key, mark in result.marks(name).items() if marks.get(key) == mark}
-    ours = {key: share for key, share in row.shares.items() if key in same and key in theirs.shares}
-    return Compared(result, row, paired(ours, theirs.shares, row.clusters), len(ours))
+    return Compared(result, row, *difference(row, result.evaluation, base.rows[name], base.evaluation))
+
+
+def difference(row: Row, evaluation: Evaluation, base: Row, base_evaluation: Evaluation) -> tuple[Interval | None, int]:
+    """The mean difference of a row to another's, over the items that are the same in both, and how many those are."""
+    marks = _marks(base_evaluation, base.name)
+    same = {key for key, mark in _marks(evaluation, row.name).items() if marks.get(key) == mark}
+    ours = {key: share for key, share in row.shares.items() if key in same and key in base.shares}
+    return paired(ours, base.shares, row.clusters), len(ours)
+
+
+def _marks(evaluation: Evaluation, benchmark: str) -> dict[str, tuple[str, str]]:
+    """Of each item what changes where its question or its scoring does."""
+    items, _ = read_items(evaluation.folder / benchmark)
+    return {item.key: (item.question_mark, item.grading_mark) for item in items}
 
 
 def remarks(results: Sequence[Result], base: Result) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_apriel import __version__
 from megatron_apriel.errors import brief
 from megatron_apriel.evaluate.results import Part, Row, as_json
-from megatron_apriel.evaluate.statistics import Interval, paired
+from megatron_apriel.evaluate.statistics import Interval
 from megatron_apriel.outputs import replace_file
 from megatron_apriel.tables import Table, figures
 
@@ -30,6 +30,7 @@ class Report:
         settings: of its directory.
         rows: one a benchmark.
         baselines: by the name of an earlier evaluation, the difference on the items that both have, by benchmark.
+        unpaired: what of the baselines has other items, a sentence each.
         blind: of a benchmark with pictures, what they add to its score.
         left_out: columns that are not evaluated, and why.
     """
@@ -39,10 +40,11 @@ class Report:
     baselines: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     blind: Mapping[str, Interval] = field(default_factory=dict)
     left_out: Sequence[str] = ()
+    unpaired: Sequence[str] = ()
 
     def remarks(self) -> list[str]:
         """What a reader must know beside the numbers."""
-        said = list(self.left_out)
+        said = [*self.left_out, *self.unpaired]
         for row in self.rows:
             said += [f"{row.title}: {left_out}" for left_out in row.source.left_out]
             if row.asked and not row.right + row.wrong:
@@ -80,16 +82,6 @@ class Report:
             for row in self.rows
             if row.name in gains
         ]
-
-
-def compared(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Interval]:
-    """The paired difference to the same benchmarks of another evaluation."""
-    theirs = {row.name: row for row in others}
-    found = {}
-    for row in rows:
-        if row.name in theirs and (difference := paired(row.shares, theirs[row.name].shares, row.clusters)):
-            found[row.name] = difference
-    return found
 
 
 def cells(row: Row) -> list[str]:

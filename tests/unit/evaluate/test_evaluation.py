@@ -17,7 +17,7 @@ from megatron_apriel.evaluate.plan import PROMPT_TOKENS_PER_SECOND, TOKENS_PER_S
 from megatron_apriel.evaluate.running import item_settings
 from megatron_apriel.formats.hf_directory import SAMPLING
 from megatron_apriel.testing.chat_servers import Reply, whole
-from tests.unit.evaluate.conftest import Answering, lines, row, run
+from tests.unit.evaluate.conftest import Answering, lines, row, run, write_lines
 from tools import evaluate
 
 TRAINED = "Here are my reasoning steps: Answer: B\n[BEGIN FINAL RESPONSE]\nAnswer: A\n[END FINAL RESPONSE]"
@@ -229,6 +229,27 @@ def test_a_baseline_is_compared_item_by_item(
     assert "Answer: C" in page and str(tmp_path / "old") in page
     said = f"MMLU-Pro: +60.00 points to {tmp_path / 'old'} (+30.00 to +90.00), on the items of both."
     assert said in page and said in capsys.readouterr().out
+
+
+def test_a_baseline_that_was_asked_something_else_is_no_pair(
+    tmp_path: Path, data: Path, answering: Answering, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = answering(lambda body: "Answer: A")
+    assert run(tmp_path / "old", data, "--model", server.address) == 0
+    rows = lines(data / "mmlu_pro" / "test.jsonl")
+    rows[0]["question"], rows[1]["answer"] = "What else?", "C"
+    write_lines(data / "mmlu_pro" / "test.jsonl", rows)
+    own = ("--model", server.address, "--baseline", str(tmp_path / "old"))
+    assert run(tmp_path / "new", data, *own) == 0
+    said = f"MMLU-Pro: 8 of 10 items are asked and scored alike in {tmp_path / 'old'}."
+    assert said in capsys.readouterr().out and said in (tmp_path / "new" / "report.html").read_text()
+    (gain,) = json.loads((tmp_path / "new" / "report.json").read_text())["baselines"].values()
+    assert gain["mmlu_pro"]["value"] == 0  # item 1 became wrong by its gold answer alone
+    write_lines(data / "mmlu_pro" / "test.jsonl", [{**one, "question": f"{one['question']} Say."} for one in rows])
+    assert run(tmp_path / "third", data, *own) == 0
+    assert "MMLU-Pro: 0 of 10 items are asked and scored alike" in capsys.readouterr().out
+    (gain,) = json.loads((tmp_path / "third" / "report.json").read_text())["baselines"].values()
+    assert gain == {}
 
 
 def test_other_settings_are_refused(tmp_path: Path, data: Path, answering: Answering) -> None:
