@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..case import Target
 from .annotations import AnnotationFiles, PictureFolders
+from .answers import Answers
 from .chat import ChatRecords
 from .configurations import HardwareFiles, Quantities, StageFiles
 from .corpora import Corpora, PackingPlans
@@ -34,5 +35,6 @@ def targets() -> dict[str, Target]:
         PictureFolders(),
         ChatRecords(),
         Scores(),
+        Answers(),
     ]
     return {target.name: target for target in made}
