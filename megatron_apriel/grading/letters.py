@@ -17,8 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from megatron_apriel.grading.boxed import last_boxed
 from megatron_apriel.grading.named_option import named_option
+from megatron_apriel.grading.spelling import UNWRAPPED
+from megatron_apriel.grading.statements import plain_signs, statements
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 MMLU_PRO_LETTERS = "ABCDEFGHIJ"
@@ -40,13 +41,28 @@ _AA_GUESSED = tuple(
         r"([A-Z])\s*[^\w]",
     )
 )
-_LABELS = (re.compile(r"(?i)answers?[*_`]*\s*[:\uff1a]"), re.compile(r"(?i)answers?\s+(?:is|are)(?![a-z])"))
-_WORD = re.compile(r"[A-Za-z0-9']+")
-_LIST = re.compile(r"(?<![A-Za-z0-9])([A-I1-9])(?=\s?[):.\]])")
+_WORD = re.compile(r"[A-Za-z0-9]+(?:'[a-z]+)?")
+_ENTRIES = re.compile(r"[\s*_`(\[\-]*[A-I1-9]\s?[):.\]]")
+"""The beginning of a list of labels, each with a mark behind it and its text."""
+_ENTRY = re.compile(r"(?<![A-Za-z0-9])([A-I1-9])(?=\s?[):.\]])")
+_ENTRY_LINE = re.compile(
+    r"\s*(?:[-*\u2022]|\d{1,2}[.)](?=\s))?[\s*_`(\[$]*([A-I1-9])(?:[\s*_`)\]$.,;]*|[).:\]](?P<text>\s.*))"
+)
+"""A line that is an item of such a list."""
 _GROUP = re.compile(r"(?<![A-Za-z0-9(,/])(?<!, )[A-I](?:, ?[A-I]){0,8},? (?:and|&) [A-I](?![A-Za-z0-9,)])")
 """Letters with an "and" in a sentence: ``A, B and C``."""
-_CONNECTING = frozenset(("and", "or", "option", "options", "choice", "choices", "y", "et", "und"))
+_CONNECTING = frozenset(
+    ["and", "or", "also", "as", "well", "both", "only", "option", "options", "choice", "choices", "y", "e", "et", "und"]
+)
 _AGAINST = re.compile(r"(?i)\b(?:not|but|because|since|rather|instead|neither|nor|none)\b")
+_BUT = re.compile(r"(?i)\bbut\b(?: rather)?")
+_NEXT_SENTENCE = re.compile(r"[.;]\s+(?=[A-I1-9]\s+[a-z]|[A-Z][a-z])")
+_REMARK = re.compile(r"\([^()]*[a-z]{2}[^()]*\)")
+_BETWEEN = r"(?:[\s,;/&)\]}(\[\"']|and|or)"
+_SMALL = re.compile(rf"[\s*_`([{{$\"']*[a-i]{_BETWEEN}+(?:[a-i]{_BETWEEN}*)+[.*_`$]*\Z")
+"""Small letters that are labels, because nothing else is there."""
+_BOXES = re.compile(r"(?:\\boxed\s*\{[^{}]{1,40}\}(?:[\s,;$.&]|and)*){2,}\Z")
+"""Boxes one behind the other at the end."""
 _SHORT = 400
 """Letters of a line that are looked at."""
 _BOX = "\\boxed{"
@@ -122,18 +138,24 @@ def _boxed_capitals(text: str) -> Iterator[list[str]]:
 def letters_named(text: str, labels: str = "ABCDEFGHI") -> str | None:
     """All labels behind the last ``Answer:``, in the last box, or behind the last ``answer is``, as ``AC``.
 
-    They stand on the line of those words, or on the next one with a word. A response without such words may consist of
-    labels, or name a single option.
+    They stand on the line of those words, or on the next ones. A response without such words may consist of labels, or
+    name a single option.
 
     Args:
         text: the response.
         labels: of LogicVista's options; one of its questions has digits, so AND, OR and NONE are none.
     """
-    for said in (_behind_last(_LABELS[0], text), last_boxed(text), _behind_last(_LABELS[1], text)):
-        if said is not None:
-            return _listed(said, labels)
-    if len(text) <= _SHORT and (whole := _listed(text, labels, whole=True)) is not None:
-        return whole
+    text = plain_signs(text)
+    if (boxes := _BOXES.search(text[-_SHORT:])) is not None:
+        return _listed(boxes[0].replace(_BOX[:-1], " "), labels)
+    for said, is_label, place in statements(text):
+        if (listed := _listed_lines(text, place, labels, is_label)) or (listed := _listed(said, labels)):
+            return listed
+        if said.strip():
+            break
+    for part in (text, text.strip().partition("\n")[0], text.rstrip().rpartition("\n")[2]):
+        if len(part) <= _SHORT and (whole := _listed(part, labels, whole=True)) is not None:
+            return whole
     letter = named_option(text, len(labels)) if labels[0] == "A" else None
     if letter is not None and letter in labels:
         return letter
@@ -141,12 +163,35 @@ def letters_named(text: str, labels: str = "ABCDEFGHI") -> str | None:
     return groups.pop() if len(groups) == 1 else None
 
 
+def _listed_lines(text: str, place: int, labels: str, with_texts: bool) -> str | None:
+    """The labels that stand on lines of their own behind a place, at least two of them, or at the beginning of some."""
+    if place < 0:
+        return None
+    found: list[str] = []
+    for line in text[place : place + _SHORT].lstrip(" *_`:$\n").split("\n"):
+        entry = _ENTRY_LINE.fullmatch(line)
+        if entry is None or entry[1] not in labels or (entry["text"] and not with_texts):
+            break
+        found.append(entry[1])
+    return "".join(sorted(found)) if len(set(found)) == len(found) > 1 else None
+
+
 def _listed(said: str, labels: str, whole: bool = False) -> str | None:
     """The labels that a line lists: one behind the other, or each with a bracket or a point behind it."""
-    said = said[:_SHORT]
-    said = said[: against.start()] if (against := _AGAINST.search(said)) and against.start() else said
-    if len(alone := said.strip(" \t\r*_`().:$")) == 1 and alone.upper() in labels:
+    said = _REMARK.sub(" ", UNWRAPPED.sub(r"\1", said[:_SHORT]))
+    if (against := _AGAINST.search(said)) is not None:
+        before, but = said[: against.start()], _BUT.search(said, against.end())
+        if not _WORD.search(before) and but is None:
+            return None
+        said = before if but is None or _WORD.search(before) else said[but.end() :]
+    if len(alone := said.strip(" \t\r*_`().:$\"'[]<>")) == 1 and alone.upper() in labels:
         return alone.upper()
+    if _SMALL.match(said) is not None and labels[0] == "A":
+        said = re.sub(r"\b[a-i]\b", lambda letter: letter[0].upper(), said)
+    if whole and _NEXT_SENTENCE.search(said) is not None:
+        return None
+    if not (are_entries := _ENTRIES.match(said) is not None):
+        said = _NEXT_SENTENCE.split(said)[0]
     found: list[str] = []
     for word in _WORD.finditer(said):
         is_pronoun = word[0] == "I" and re.match(r"\s+[a-z]", said[word.end() :])
@@ -157,17 +202,9 @@ def _listed(said: str, labels: str, whole: bool = False) -> str | None:
         elif whole:
             return None
         elif found:
-            found = [one for one in _LIST.findall(said) if one in labels] or found
+            found = [one for one in _ENTRY.findall(said) if one in labels] if are_entries else found
             break
     return "".join(sorted(set(found))) or None
-
-
-def _behind_last(label: re.Pattern[str], text: str) -> str | None:
-    ends = [match.end() for match in label.finditer(text)]
-    if not ends:
-        return None
-    said, _, behind = text[ends[-1] :].partition("\n")
-    return said if said.strip(" \t\r*_`") else behind.lstrip().partition("\n")[0]
 
 
 def grade_letters(response: str, gold: str) -> Verdict:

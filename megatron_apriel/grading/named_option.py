@@ -17,33 +17,14 @@ no letter is taken out of words, as Artificial Analysis' last patterns take the 
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from megatron_apriel.grading.boxed import last_boxed
-from megatron_apriel.grading.final_answer import ANSWER
 from megatron_apriel.grading.option_texts import OptionTexts, only
+from megatron_apriel.grading.spelling import UNWRAPPED
+from megatron_apriel.grading.statements import LONGEST, plain_signs, statements
 
-_LINE = 300
-"""Letters of a line that are looked at; an answer stands at its beginning."""
-_PLACES = 20
-"""Of a kind that are looked at, from the end on."""
-_PLAIN = str.maketrans({
-    **{chr(0xFF21 + place): chr(ord("A") + place) for place in range(26)},
-    **{chr(0x24B6 + place): chr(ord("A") + place) for place in range(26)},
-    "\uff08": "(", "\uff09": ")", "\u3010": "[", "\u3011": "]", "\uff1a": ":", "\uff0c": ",", "\u3001": ",",
-    "\uff0e": ".", "\u3002": ".", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\xa0": " ", "\u200b": "",
-})  # fmt: skip
-"""Signs of other scripts, and letters in circles."""
 _ALIKE = {"\u0410": "A", "\u0412": "B", "\u0421": "C", "\u0415": "E"}
 """Cyrillic letters that look like Latin ones."""
-_LABEL = re.compile(rf"(?i)(?:{ANSWER})(?:\s+(?!options|choices)[a-z]{{2,10}}){{0,3}}[*_`\"]*\s*:")
-_IS = re.compile(
-    rf"(?i)(?:\b(?:{ANSWER}|option|choice|opci\xf3n|variant)(?:\s+[^\W\d]\w{{0,19}}){{0,6}}?"
-    r"(?:\s+\([^()\n]{1,60}\))?\s+"
-    r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u2014)(?!\w)|\u7b54\u6848\s*[\u662f\u4e3a\u70ba]|"
-    r"\u5e94?[\u9009\u9078][\u62e9\u64c7]?|\b(?:I|we)\s+(?:would\s+|will\s+)?(?:choose|select|pick|go with))\s*:?"
-)
 _RIGHT = re.compile(
     r"([A-Z])[)\]}*_`$\\]*\s+(?:is|would be|seems to be|must be)\s+(?:indeed\s+|therefore\s+|clearly\s+)?"
     r"the\s+(?:\w{1,12}\s+)?(?:correct|right|best|most\s+\w{1,20})\s+(?:\w{1,12}\s+)?(?:answer|option|choice)"
@@ -57,7 +38,7 @@ _LEAD = re.compile(
     r"\u9009\u9879|\u9078\u9805|\u662f|\u4e3a)(?![A-Za-z]))*+"
 )
 _LETTER = re.compile(
-    r"([A-Z\u0410\u0412\u0421\u0415])(?![\w']|\s+[=^<>])|([a-z])(?=[)\].:*_`$}\\]*\s*$|[)\].:]\S{0,3}\s)"
+    r"([A-Z\u0410\u0412\u0421\u0415])(?![^\W_\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]|_[A-Za-z0-9{]|'\w|\s+[=^<>])|([a-z])(?=[)\].:*_`$}\\]*\s*$|[)\].:]\S{0,3}\s)"
 )
 _AND = re.compile(
     r"[)\]}.*_`$\\\s]*(?:,|/|&|\+|;|(?:and|or|et|ou|y|o|und|oder)\b|\u548c|\u6216)\s*(?:and\s+|or\s+)?"
@@ -65,13 +46,19 @@ _AND = re.compile(
 )
 _NOT = re.compile(r"(?i)(?:not|isn't|neither|nor|none|nicht|pas|no es|\u4e0d\u662f)\b")
 _BUT = re.compile(r"(?i)\b(?:but|rather|instead|sondern|mais|sino)\b\s*(?:rather|instead)?|\u800c\u662f")
-_PRONOUN = re.compile(r"I\s+[a-z]|A\s+(?!(?:is|are|and|or|because|since|as|but|not|for|which|with)\b)[a-z]")
+_PRONOUN = re.compile(
+    r"I\s+[a-z]|A\s+(?!(?:is|are|was|and|or|because|since|as|but|not|for|which|with|rather|instead|over|only|alone|must|"
+    r"shows|matches|fits|the|it|this|that|there)\b)[a-z]"
+)
+_CLOSES = re.compile(
+    r"(?i)[\s*_#>$\\(]*(?:(?:so|thus|therefore|hence|finally|overall|final|in conclusion|in summary|"
+    r"it(?:'s| is| must be| should be| would be| has to be))(?!\w)[\s,:*_]*|(?:=>|->|[\u2192\u21d2\u2234])\s*)++"
+)
+_CLOSED = re.compile(r"([A-Z])[)\]}*_`$\\\"']*(?:\s*$|[.:,]+[)\]}*_`$\\\"']*(?:\s|$))")
 _BEGINNING = re.compile(
     r"[\s*_#>(\[$\\{`\"-]*(?:(?i:option|choice)\s+)?[(\[*_]*([A-Z])(?:[*_]*[)\].:,]|[*_`$}\\]*\s+[-\u2013\u2014]\s|"
     r"[*_`$})\]\\]*\s*$|\s+is\b(?!\s+(?:wrong|false|incorrect|not|out)\b))"
 )
-_ENDS = re.compile(r"</?s>|<\|[a-z_]{1,20}\|>")
-"""Tokens at the ends of a turn, which some servers leave in the text."""
 _ALONE = re.compile(
     r"(?:[\s*_`$(\[{\"']|\\(?:boxed|text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)(?![a-z])|\\)*+"
     r"([A-Za-z])[\s*_`$)\]}\\\"'.]*"
@@ -92,15 +79,16 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
         options: how many there are.
         choices: their texts, where they are known.
     """
-    text = _ENDS.sub("", text.translate(_PLAIN))
+    text = plain_signs(text)
     texts = OptionTexts(choices)
-    for said, is_label in _statements(text):
+    for said, is_label, _ in statements(text):
         if letters := _read(said, options, texts, is_label) or (is_label and _mentioned(said, options)):
             return letters
     if right := [match[1] for match in _RIGHT.finditer(text)]:
         return right[-1]
     return (
         only(match[1] for match in _WEAKLY_RIGHT.finditer(text))
+        or _closing(_last_line(text), options, texts)
         or _by_lines(text, options, texts)
         or _by_mention(text, options)
         or texts.within(_last_line(text))
@@ -108,57 +96,57 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
     )
 
 
-def _statements(text: str) -> Iterator[tuple[str, bool]]:
-    """Places that say an answer, the more trustworthy first, and whether a label stands before them."""
-    for match in _last(_LABEL, text):
-        yield _line_behind(text, match.end()), True
-    if (boxed := last_boxed(text)) is not None:
-        yield boxed[:_LINE], True
-    for match in _last(_IS, text):
-        yield _line_behind(text, match.end()), False
-
-
-def _last(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """The last places where a pattern matches, from the end on."""
-    return reversed(deque(pattern.finditer(text), maxlen=_PLACES))
-
-
-def _line_behind(text: str, place: int) -> str:
-    """What stands behind a place on its line; where nothing does, the next line with a word."""
-    said, _, behind = text[place : place + 2 * _LINE].partition("\n")
-    return (said if said.strip(" \t\r*_`$:") else behind.lstrip().partition("\n")[0])[:_LINE]
-
-
 def _read(said: str, options: int, texts: OptionTexts, is_label: bool) -> str | None:
     """The letters at the beginning of a statement, or that of the option whose text it is."""
     if by_text := texts.same(said):
         return by_text
+    said = UNWRAPPED.sub(r"\1", said)
     place = lead.end() if (lead := _LEAD.match(said)) else 0
     if _NOT.match(said, place):
         but = _BUT.search(said, place)
         return None if but is None else _read(said[but.end() :], options, texts, is_label)
     letter = _LETTER.match(said, place)
-    if letter is None or ((not is_label or said[place] == "I") and _PRONOUN.match(said, place)):
+    is_sure = is_label and not texts.known
+    if letter is None or ((not is_sure or said[place] == "I") and _PRONOUN.match(said, place)):
         return texts.within(said)
     found = _ALIKE.get(letter[0], letter[0].upper())
-    other = _AND.match(said, letter.end())
-    if other is not None and other[1] != found and ord(other[1]) - ord("A") < options:
-        return found + other[1]
+    if (other := _other(said, letter.end(), found, options)) is not None:
+        return found + other
     if ord(found) - ord("A") >= options:
         is_function = said[letter.end() : letter.end() + 1] == "("
         return texts.within(said) or (None if is_function else texts.named(found, options))
     return found
 
 
+def _other(said: str, place: int, found: str, options: int) -> str | None:
+    """Another letter that is named with the one before a place."""
+    other = _AND.match(said, place)
+    return other[1] if other is not None and other[1] != found and ord(other[1]) - ord("A") < options else None
+
+
+def _closing(line: str, options: int, texts: OptionTexts) -> str | None:
+    """The letter at the end of a last line, behind "so" or its like alone, or behind "not A but"."""
+    line = UNWRAPPED.sub(r"\1", line[:LONGEST])
+    if _NOT.match(line):
+        return _read(line, options, texts, is_label=False)
+    if (closes := _CLOSES.match(line)) is None:
+        return None
+    lead = _LEAD.match(line, closes.end())
+    closed = _CLOSED.match(line, closes.end() if lead is None else lead.end())
+    return closed[1] if closed is not None and ord(closed[1]) - ord("A") < options else None
+
+
 def _by_lines(text: str, options: int, texts: OptionTexts) -> str | None:
     """The letter with which a line begins, if the lines that begin with one agree; or one that is a line of its own."""
-    lines = [line[:_LINE] for line in text.split("\n") if line.strip()]
+    lines = [line[:LONGEST] for line in text.split("\n") if line.strip()]
     if not lines:
         return None
     if len(lines) == 1 and (alone := _ALONE.fullmatch(lines[0])):
         return texts.named(alone[1].upper(), options)
     if len(lines) == 1 and (by_text := texts.same(lines[0])):
         return by_text
+    if (first := _BEGINNING.match(lines[0])) and (other := _other(lines[0], first.end(1), first[1], options)):
+        return texts.same(lines[0]) or first[1] + other
     begun = [match[1] if (match := _BEGINNING.match(line)) else None for line in lines]
     begun = [letter if letter and ord(letter) - ord("A") < options else None for letter in begun]
     if (one := only(letter for letter in begun if letter)) is not None:

@@ -36,6 +36,11 @@ class OptionTexts:
         self._choices = [(letter, choice) for letter, choice in self._choices if choice]
         self._values = {letter: value for letter, choice in self._choices if (value := _value(choice)) is not None}
 
+    @property
+    def known(self) -> bool:
+        """Whether there are any."""
+        return bool(self._choices)
+
     def same(self, said: str) -> str | None:
         """The option whose text, or whose only number, this is; a single letter is an option's name first."""
         bare = _bare(said)

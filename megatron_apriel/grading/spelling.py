@@ -21,7 +21,15 @@ _LINE = re.compile(r"\\underline\s*(?=\{)|\\displaystyle(?![a-zA-Z])")
 _ALL_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _EXPONENT = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})", re.ASCII)
 _MIXED = re.compile(r"([+-]?\d+)\s+(\d+)/(\d+)", re.ASCII)
+UNWRAPPED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)\s*\{([^{}]*)\}")
+"""Words in a formula, without what puts them there."""
+_END_TOKENS = re.compile(r"</?s>|</answer>|<\|[a-z_]{1,20}\|>|<(?:end_of_turn|eos)>|\[(?:BEGIN|END) FINAL RESPONSE\]")
 _BEHIND = re.compile(r"(?:\\[,;:!]|[\s,;.\u3002])+\Z")
+
+
+def without_end_tokens(text: str) -> str:
+    """A response without the tokens of a chat's template, which some servers leave in the text."""
+    return _END_TOKENS.sub("", text)
 
 
 def plain_spelling(text: str) -> str:

@@ -101,7 +101,7 @@ def test_no_letter_is_guessed(text: str) -> None:
         ("ANSWER: A, C", "AC"),
         ("ANSWER: A or B", "AB"),
         ("The answer is either (A) or (D).", "AD"),
-        ("Choice: (A/B)", None),
+        ("Choice: (A/B)", "AB"),
     ],
 )
 def test_two_letters_are_no_answer(text: str, letters: str | None) -> None:

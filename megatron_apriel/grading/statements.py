@@ -1,0 +1,83 @@
+"""The places where a response says its answer, from which letters are read.
+
+In the order in which they can be trusted: behind the last label such as ``Answer:``, a heading or a tag; in the last
+box; behind the last "the answer is". Signs of other scripts are plain ones then, and tokens that end a turn are gone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from megatron_apriel.grading.boxed import last_boxed
+from megatron_apriel.grading.final_answer import ANSWER
+from megatron_apriel.grading.spelling import without_end_tokens
+
+LONGEST = 300
+"""Letters of a place that are looked at; an answer stands at its beginning."""
+_PLACES = 20
+"""Of a kind that are looked at, from the end on."""
+_PLAIN = str.maketrans({
+    **{chr(0xFF21 + place): chr(ord("A") + place) for place in range(26)},
+    **{chr(0x24B6 + place): chr(ord("A") + place) for place in range(26)},
+    "\uff08": "(", "\uff09": ")", "\u3010": "[", "\u3011": "]", "\uff1a": ":", "\uff0c": ",", "\u3001": ",",
+    "\uff0e": ".", "\u3002": ".", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\xa0": " ", "\u200b": "",
+})  # fmt: skip
+"""Signs of other scripts, and letters in circles."""
+_LABEL = re.compile(
+    rf"(?im)(?:{ANSWER})(?:(?:\s+|_)(?!options|choices)[a-z]{{2,10}}){{0,3}}[*_`\"']*\s*:|"
+    rf"(?:{ANSWER})[*_`]*\s*(?:=>|->|[\u2192\u21d2|]|[-\u2013\u2014](?=\s)|=(?=[\s*(]*[A-Z][\s*.)]*$))|"
+    r"<answer>|\bans\.(?=\s)|^[ \t#*_]*(?:final |correct )?answers?[ \t#*_]*$"
+)
+_HEADED = "choice|option|selection|letter|decision|conclusion|solution|result"
+_HEAD = re.compile(
+    rf"(?im)^[ \t#>*_\"'{{-]*(?:(?:(?:my|the|final|best|correct|right|selected|chosen)[ _]){{1,2}}(?:{_HEADED})s?|{_HEADED})"
+    r"[*_`\"']*\s*:"
+)
+"""Words that stand before other things too."""
+_IS = re.compile(
+    rf"(?i)(?:\b(?:{ANSWER}|option|choice|letter|(?:correct|right|best) (?:options|choices|letters)|opci\xf3n|variant)"
+    r"(?:\s+[^\W\d]\w{0,19}){0,6}?"
+    r"(?:\s+\([^()\n]{1,60}\))?\s+"
+    r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u0647\u064a|\u2014)(?!\w)|"
+    r"(?:\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3)\s*[\u662f\u4e3a\u70ba\u306f]|\uc815\ub2f5\uc740|"
+    r"\u5e94?[\u9009\u9078][\u62e9\u64c7]?|"
+    r"\b(?:I|we)(?:\s+would|\s+will|'d|'ll)?\s+(?:choose|select|pick|go with))\s*:?"
+)
+
+
+class Statement(NamedTuple):
+    """What stands in a place, whether a label stands before it, and where it begins; -1 where it is a box's."""
+
+    said: str
+    is_label: bool
+    place: int
+
+
+def plain_signs(text: str) -> str:
+    """A response with plain signs in place of other scripts', and without tokens that end a turn."""
+    return without_end_tokens(text.translate(_PLAIN))
+
+
+def statements(text: str) -> Iterator[Statement]:
+    """The places that say an answer, the more trustworthy first."""
+    for match in _last(_LABEL, text):
+        yield Statement(_line_behind(text, match.end()), True, match.end())
+    if (boxed := last_boxed(text)) is not None:
+        yield Statement(boxed[:LONGEST], True, -1)
+    for pattern in (_IS, _HEAD):
+        for match in _last(pattern, text):
+            yield Statement(_line_behind(text, match.end()), False, match.end())
+
+
+def _last(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """The last places where a pattern matches, from the end on."""
+    return reversed(deque(pattern.finditer(text), maxlen=_PLACES))
+
+
+def _line_behind(text: str, place: int) -> str:
+    """What stands behind a place on its line; where nothing does, the next line with a word."""
+    said, _, behind = text[place : place + 2 * LONGEST].partition("\n")
+    return (said if said.strip(" \t\r*_`$:") else behind.lstrip().partition("\n")[0])[:LONGEST]
