@@ -13,6 +13,7 @@ _SIGNS = (
 _SET = re.compile(r"\s*\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\\vert|\||:)(.*?)\\?\}\s*")
 _IN = re.compile(r"\s*[a-zA-Z]\s*(?:\\in(?![a-z])|\u2208)\s*(.+)")
 _OR = re.compile(r"\\(?:text|mathrm)\s*\{\s*or\s*\}|\\lor(?![a-z])|\\cup(?![a-z])|\bor\b")
+_AND = re.compile(r"\\(?:text|mathrm)\s*\{\s*and\s*\}|\\land(?![a-z])|\band\b|,")
 _UNEQUAL = re.compile(r"\s*[a-zA-Z]\s*(?:\\neq?(?![a-z])|\u2260)\s*(\S+)\s*")
 _SIGN = re.compile("([<>\u2264\u2265])")
 _WIDTH = re.compile(r"\\(?:left|right|bigl|bigr|big)(?![a-z])|\\[,;!: ]")
@@ -50,8 +51,18 @@ def as_interval(text: str) -> str | None:
         text = sign.sub(plain, text)
     if (unequal := _UNEQUAL.fullmatch(text)) is not None and not _VARIABLE.search(unequal[1]):
         return f"(-\\infty, {unequal[1]}) \\cup ({unequal[1]}, \\infty)"
-    parts = [_one(part) for part in _OR.split(text)]
+    parts = [_one(part) or _both(_AND.split(part)) for part in _OR.split(text)]
     return None if None in parts else " \\cup ".join(part for part in parts if part is not None)
+
+
+def _both(texts: list[str]) -> str | None:
+    """The interval of two inequalities that hold together, one for each of its ends."""
+    ends = [one for text in texts if (one := _one(text)) is not None]
+    low = [one for one in ends if one.endswith(", \\infty)")]
+    high = [one for one in ends if one.startswith("(-\\infty, ")]
+    if len(texts) != 2 or len(low) != 1 or len(high) != 1 or len({_VARIABLE.search(text)[0] for text in texts}) > 1:  # type: ignore[index]
+        return None
+    return low[0].removesuffix("\\infty)") + high[0].removeprefix("(-\\infty, ")
 
 
 def _one(text: str) -> str | None:

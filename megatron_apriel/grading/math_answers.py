@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess
 from megatron_apriel.grading.named_parts import listed_intervals, named_parts
 from megatron_apriel.grading.numbers import whole_number
 from megatron_apriel.grading.stated_value import stated_value
+from megatron_apriel.grading.units import times
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item, compared, without_answer
 
 SECONDS = 15.0
@@ -32,6 +34,7 @@ MOST_LETTERS = 2_000
 
 
 _ASSIGNED = re.compile(r"\s*([a-zA-Z])\s*=\s*[^=]+\Z")
+_DECIMAL = re.compile(r"[+-]?\d{1,50}(?:\.\d{0,50})?", re.ASCII)
 _TEXT = re.compile(r"\\(?:text(?:rm|bf|it|sf)?|mbox)\s*\{([^{}\\]*)\}")
 
 
@@ -92,7 +95,11 @@ class MathGrader:
     def _by_value(self, found: str, gold: str) -> Verdict:
         (ours, our_unit), (theirs, their_unit) = stated_value(found), stated_value(gold)
         if our_unit and their_unit and our_unit != their_unit:
-            return compared(False, found, gold)
+            if (factor := times(our_unit, their_unit)) is None:
+                return compared(False, found, gold)
+            if _DECIMAL.fullmatch(ours) and _DECIMAL.fullmatch(theirs):
+                return compared(Fraction(ours) * factor == Fraction(theirs), found, gold)
+            ours = f"({ours}) \\cdot \\frac{{{factor.numerator}}}{{{factor.denominator}}}"
         if is_equal_text(ours, theirs):
             return compared(True, found, gold)
         named = _ASSIGNED.match(ours), _ASSIGNED.match(theirs)

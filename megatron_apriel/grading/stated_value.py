@@ -28,11 +28,16 @@ _POWER = r"\s*(?:\^\s*\{?\s*[23]\s*\}?|[\u00b2\u00b3])?"
 _UNIT = re.compile(
     rf"(?:(?<=[\d.}})])(?!\w(?!\w))|\s)\s*((?:square|sq\.?|cubic)?\s*{_NAME}{_POWER}(?:\s*(?:/|\bper\b)\s*{_NAME}{_POWER})?)\.?\s*$"
 )
+_IN_BRACKETS = re.compile(rf"\(\s*((?:square|sq\.?|cubic)?\s*{_NAME}{_POWER}(?:\s*/\s*{_NAME}{_POWER})?)\s*\)\.?\s*$")
+_POINT = re.compile(
+    r"\s*(?:(?i:the\s+)?(?i:points?|vertex|coordinates)\s*(?:(?:is|are|at)\s+)?)?[A-Z]?\s*(?=(?:\\left\s*)?\([^()]*,[^()]*\)\s*$)"
+)
+"""Words or a letter before a pair."""
 _WRAPPED = re.compile(r"\\(?:text(?:rm|bf|it|sf)?|mathrm|mathbf|mathit|mbox|operatorname)\s*\{\s*~?([^{}]*)\}")
 _BRACED = re.compile(r"(?<=[\di}])\s*\{([a-z]{2,})\}")
 _BEARING = re.compile(r"(\^\s*\{?\s*\\circ\s*\}?)\s*T\s*$")
 _NAMED = re.compile(r"\s*(?:(?=(?:[^=:]*[A-Za-z]){3})[A-Za-z][A-Za-z.,' ]*)?(?:=|:|\bis\b)\s*(?=\S)")
-_TURNED = re.compile(r"\s*([^=A-Za-z]+)\s*=\s*[a-z]\s*")
+_TURNED = re.compile(r"\s*([^=A-Za-z]+)\s*=\s*[A-Za-z]\s*")
 _THOUSANDS = re.compile(r"(?<![\d.,])([+-]?\d{1,3}(?:(?:,|\{,\}|\\,|\\!,)\d{3})+)(?![\d,]|\{,\})", re.ASCII)
 _EATEN = {"\x0c": "\\f", "\x08": "\\b", "\u63b3": "\xb0"}
 """Escapes that were read in LaTeX, and a degree sign that was read in another encoding."""
@@ -67,6 +72,9 @@ def stated_value(text: str) -> tuple[str, str]:
     bare = _BEARING.sub(r"\1", _BRACED.sub(r" \1 ", unwrapped))
     if (named := _NAMED.match(bare)) is not None and _HAS_VALUE.search(bare, named.end()):
         bare = bare[named.end() :]
+    bare = _IN_BRACKETS.sub(r" \1", bare)
+    if (point := _POINT.match(bare)) is not None:
+        bare = bare[point.end() :]
     if (turned := _TURNED.fullmatch(bare)) is not None:
         bare = turned[1]
     unit = ""

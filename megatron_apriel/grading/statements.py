@@ -33,8 +33,8 @@ _LABEL = re.compile(
 )
 _HEADED = "choice|option|selection|letter|decision|conclusion|solution|result"
 _HEAD = re.compile(
-    rf"(?im)^[ \t#>*_\"'{{-]*(?:(?:(?:my|the|final|best|correct|right|selected|chosen)[ _]){{1,2}}(?:{_HEADED})s?|{_HEADED})"
-    r"[*_`\"']*\s*:"
+    rf"(?im)^[ \t#>*_\"'{{-]*"
+    rf"(?:(?:(?:my|the|final|best|correct|right|selected|chosen)[ _]){{1,2}}(?:{_HEADED})s?|{_HEADED})[*_`\"']*\s*:"
 )
 """Words that stand before other things too."""
 _IS = re.compile(
