@@ -6,6 +6,7 @@ import re
 from collections import deque
 
 from megatron_apriel.grading.boxed import is_balanced, last_boxed
+from megatron_apriel.grading.spelling import without_end_tokens
 
 ANSWER = (
     "answers?|ans|antwort|r\xe9ponse|respuesta|resposta|risposta|odpowied\u017a|"
@@ -14,15 +15,16 @@ ANSWER = (
 )
 """The word, in the languages of published questions and a few more."""
 _LABEL = re.compile(
-    rf"(?im)(?<![a-z])(?:{ANSWER})(?P<quote>\")?(?: (?:to|for|of) (?:\w{{1,20}} ){{1,6}}?)?\**\s*"
-    r"(?:(?:is|ist|est|es|\xe9|\xe8)(?!\w)|[:=\uff1a\u662f\u4e3a\u70ba]|(?:must|should|would|will) be(?= *[\d$\\(*-]))"
+    rf"(?im)(?<![a-z])(?:{ANSWER})(?P<quote>[\"'])?(?: (?:to|for|of) (?:\w{{1,20}} ){{1,6}}?)?\**\s*"
+    r"(?:(?:is|ist|est|es|\xe9|\xe8)(?!\w)|[:=\uff1a\u662f\u4e3a\u70ba\u306f\u2192]|[-\u2013\u2014](?= )|"
+    r"(?:must|should|would|will) be(?= *[\d$\\(*-])|of(?= *(?:\*\*|\$|\\\(|-?\d)))"
     r"(?: (?:therefore|thus|then|simply|just|equal to)(?!\w))?\**[ \t]*:?|"
     r"^[ \t#*]*(?:final[ \t]+)?answer[ \t*]*$|<answer>|^[ \t#]*\*\*(?:final )?answer:?\*\*[ \t]*:?"
 )
 """Words before an answer, a heading above it, or a tag."""
 _UNBRACED = re.compile(r"\\boxed\s+([^\s{}$\\]+)")
 _AROUND = " \t\r*`"
-_FIELD = re.compile(r"\s*(?:\"([^\"]+)\"|([^\",}\]]+))")
+_FIELD = re.compile(r"\s*(?:\"([^\"]+)\"|'([^']+)'|([^\"',}\]]+))")
 _END = re.compile(r"</answer>.*|(?<=\d)!+\Z")
 """A tag that closes, and what is called out behind a number in a sentence."""
 _DISPLAYED = {"$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$"}
@@ -44,8 +46,10 @@ _SENTENCE = re.compile(r"(?i)(?![\s*$\\(]*(?:[-+]?\d|(?:yes|no|true|false)\b)).*
 """Words that say what something is, and do not begin with the answer."""
 _CONCLUDES = re.compile(
     r"(?i)[\s*#>\d.-]{0,9}(?:(?:therefore|thus|hence|so|finally|consequently|in conclusion|overall|we conclude that)\b|"
+    r"(?:the )?(?:final )?result(?: is\b|\**\s?[:=])|=>|[\u2192\u21d2\u2234]|"
     r"\u56e0\u6b64|\u6240\u4ee5|\u6545|\u7efc\u4e0a)"
 )
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _PLACES = 20
 """Of labels that are looked at, from the end on."""
 _LONGEST = 2_000
@@ -66,16 +70,24 @@ def final_answer(text: str) -> str | None:
     something is. Where the last such words stand before nothing, or before what is cut off, those before them count.
     A response that is nothing but a number or a formula is its own answer, and so is one that its last line concludes.
     """
+    text = without_end_tokens(text)
     if (boxed := last_boxed(text)) is not None:
         return boxed or None
+    if (behind := labelled_answer(text)) is not None:
+        return behind or None
+    if unbraced := _UNBRACED.findall(text):
+        return str(unbraced[-1]).rstrip(".,;")
+    bare = text.strip(_AROUND + "\n").removesuffix(".").strip(_AROUND)
+    return _unwrapped(bare) if _is_bare(bare) else _concluded(text)
+
+
+def labelled_answer(text: str) -> str | None:
+    """What follows the last words before an answer; empty where nothing does, None where there are no such words."""
     labels = deque(_LABEL.finditer(text), maxlen=_PLACES)
     if not labels:
-        if unbraced := _UNBRACED.findall(text):
-            return str(unbraced[-1]).rstrip(".,;")
-        bare = text.strip(_AROUND + "\n").removesuffix(".").strip(_AROUND)
-        return bare if _is_bare(bare) else _concluded(text)
+        return None
     said = [_behind(text, label) for label in reversed(labels)]
-    return next((one for one in said if one and is_balanced(one)), next((one for one in said if one), None))
+    return next((one for one in said if one and is_balanced(one)), next((one for one in said if one), ""))
 
 
 def _is_bare(text: str) -> bool:
@@ -85,9 +97,12 @@ def _is_bare(text: str) -> bool:
 def _concluded(text: str) -> str | None:
     """What the last line says that something is, if it begins with "therefore" or its like."""
     line = text.rstrip().rpartition("\n")[2].strip(_AROUND)
-    if len(line) > _LONGEST or _CONCLUDES.match(line) is None:
+    if len(line) > _LONGEST or (concludes := _CONCLUDES.match(line)) is None:
         return None
-    return _stated(line.removesuffix("."))
+    if (stated := _stated(line.removesuffix("."))) is not None:
+        return stated
+    value = _unwrapped(_trimmed(line[concludes.end() :].lstrip(" ,:*")))
+    return value if _is_bare(value) and _WORD.search(value) is None else None
 
 
 def _stated(sentence: str) -> str | None:
@@ -96,8 +111,12 @@ def _stated(sentence: str) -> str | None:
     if not stated or _SEVERAL.search(sentence):
         return None
     value = _trimmed(sentence[stated[0].end() :])
-    inside = value[1:-1] if value[:1] == value[-1:] == "$" else value
+    inside = _unwrapped(value)
     return inside if _is_bare(inside) else None
+
+
+def _unwrapped(value: str) -> str:
+    return value[1:-1].strip() if value[:1] == value[-1:] == "$" and value.count("$") == 2 else value
 
 
 def _behind(text: str, label: re.Match[str]) -> str | None:
@@ -112,7 +131,7 @@ def _behind(text: str, label: re.Match[str]) -> str | None:
     said = _END.sub("", said.rstrip(_AROUND))
     if label["quote"]:  # a field of JSON
         field = _FIELD.match(said)
-        return None if field is None else (field[1] or field[2]).strip() or None
+        return None if field is None else (field[1] or field[2] or field[3]).strip() or None
     said = _trimmed(said)
     before, _, inside = said.partition("$")
     formula, closing, after = inside.partition("$")
@@ -127,7 +146,7 @@ def _trimmed(said: str) -> str:
     """Without marks around it, what belongs to a formula that the label stands in, and remarks."""
     if not is_balanced(said) or said[:1] in "\\~":
         said = said[_BEFORE.match(said).end() :]  # type: ignore[union-attr]
-    said = _REMARK.sub("", said).strip(_AROUND).removesuffix(".").strip(_AROUND)
+    said = _REMARK.sub("", said).strip(_AROUND).rstrip(".\u3002").strip(_AROUND)
     for opening, closing in (("\\[", "\\]"), ("\\(", "\\)")):
         if closing in said and opening not in said:
             said = said.removesuffix(closing)

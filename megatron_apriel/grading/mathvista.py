@@ -92,7 +92,7 @@ def _plain_list(said: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            listed = ast.literal_eval(said.replace("\\left", "").replace("\\right", ""))
+            listed = ast.literal_eval(said.strip("$= ").replace("\\left", "").replace("\\right", ""))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return said
     return str(list(listed)) if isinstance(listed, list | tuple) else said
@@ -104,7 +104,9 @@ def _number_in(response: str) -> str | None:
         return None
     if bold := [number for part in _BOLD.findall(response) if (number := number_in(plain_spelling(part)))]:
         return bold[-1]
-    numbers = (_NUMBERS.findall(sentence) for sentence in reversed(_SENTENCE.split(response)[-_SENTENCES:]))
+    numbers = (
+        _NUMBERS.findall(plain_spelling(sentence)) for sentence in reversed(_SENTENCE.split(response)[-_SENTENCES:])
+    )
     last = next((found for found in numbers if found), [])
     return last[0].replace(",", "") if len(set(last)) == 1 else None
 

@@ -16,7 +16,9 @@ _NUMBER = re.compile(r"[+-]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)", re.ASCII)
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))", re.ASCII)
 _POWER = re.compile(r"([+-]?\d{1,20}(?:\.\d{1,20})?)\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{?([+-]?\d{1,3})\}?", re.ASCII)
 _MIXED = re.compile(r"([+-]?)(\d{1,15})\s*\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}", re.ASCII)
-_UNIT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?")
+_UNIT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{[^{}\d]*\}(?:\^\{?\d\}?)?")
+_GROUPED = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!,?|,\\!)(?=\d{3}(?!\d))")
+"""What divides thousands in a formula."""
 
 
 def number_in(text: str) -> str | None:
@@ -24,7 +26,7 @@ def number_in(text: str) -> str | None:
 
     A fraction is divided, and a power of ten written with an e; None where there is no number, or several.
     """
-    plain = _AROUND.sub(" ", _UNIT.sub(" ", text)).rpartition("=")[2].strip()
+    plain = _AROUND.sub(" ", _WORDS.sub(r" \1 ", _UNIT.sub(" ", _GROUPED.sub(",", text)))).rpartition("=")[2].strip()
     if (fraction := _FRACTION.fullmatch(plain)) is not None:
         above, below = fraction[2] or fraction[4], int(fraction[3] or fraction[5])
         return str(int(fraction[1] + above) / below) if below else None

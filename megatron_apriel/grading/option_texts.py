@@ -18,6 +18,7 @@ _BEFORE, _AFTER = frozenset(["", *" (=:,;'[\u2248"]), frozenset(["", *" ).,;:!?'
 """What may stand beside a text, for it to stand there by itself."""
 _POINT = frozenset(f".{digit}" for digit in range(10))
 _JOINING = frozenset("+-*/^_{}<>%\\")
+_FACTORS = ("\\cdot", "\\times", "\\div")
 _WRITTEN = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;!()\[\]]|[$*_`\"]")
 _INNER = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
 
@@ -99,7 +100,8 @@ def _occurs(part: str, text: str) -> bool:
             if not is_formula:
                 return True
             around = text[max(place - 2, 0) : place].strip()[-1:] + text[place + len(part) :][:2].strip()[:1]
-            if not any(letter in _JOINING for letter in around):
+            is_factor = text[max(place - 8, 0) : place].rstrip().endswith(_FACTORS)
+            if not is_factor and not any(letter in _JOINING for letter in around):
                 return True
         place = text.find(part, place + len(part))
     return False

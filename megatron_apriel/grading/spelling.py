@@ -48,7 +48,9 @@ _EXPONENT = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})", re.ASCII)
 _MIXED = re.compile(r"([+-]?\d+)\s+(\d+)/(\d+)", re.ASCII)
 UNWRAPPED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)\s*\{([^{}]*)\}")
 """Words in a formula, without what puts them there."""
-_END_TOKENS = re.compile(r"</?s>|</answer>|<\|[a-z_]{1,20}\|>|<(?:end_of_turn|eos)>|\[(?:BEGIN|END) FINAL RESPONSE\]")
+_END_TOKENS = re.compile(
+    r"</?s>|</answer>|<\|[a-z_]{1,20}\|>(?:\s?assistant\b)?|<(?:end_of_turn|eos)>|\[(?:BEGIN|END) FINAL RESPONSE\]"
+)
 _BEHIND = re.compile(r"(?:\\[,;:!]|[\s,;.\u3002])+\Z")
 
 
