@@ -28,7 +28,7 @@ VERSION = "evalscope 1.14.1"
 Sample = Mapping[str, Any]
 Grading = tuple[str, dict[str, Any]]
 _RULE = "labelled"
-_OPTIONS = re.compile(r"(?:Choices|Options):")
+_OPTIONS = re.compile(r"(?:Choices?|Options?):")
 _OPTION = re.compile(r"(?:^|[,;\n])\s*([A-J])\s?[:.)]")
 
 
@@ -64,17 +64,23 @@ def _math_vision(sample: Sample) -> Grading:
 
 
 def _math_verse(sample: Sample) -> Grading:
-    """Of its multiple choice, some have two right letters, a letter in brackets, or a value."""
+    """Of its multiple choice, some have two right letters, a letter in brackets, or an option's text.
+
+    The official judge takes the right option's value for its letter.
+    """
     gold = sample["target"]
     if sample["metadata"]["question_type"] != "multi-choice":
         return "mathematics", {"gold": gold}
-    letters = re.fullmatch(r"\s*\(?([A-F])\)?(?:\s+([A-F]))?\s*", gold)
-    if letters is None:
-        return "mathematics", {"gold": gold}
-    if letters[2]:
-        return "letters", {"gold": "".join(sorted((letters[1], letters[2])))}
     choices = _listed_options(_text(sample))
-    return "letter", {"gold": letters[1], "options": len(choices) or 26, "rule": _RULE, "choices": choices}
+    letters = re.fullmatch(r"\s*\(?([A-F])\)?(?:\s+([A-F]))?\s*", gold)
+    if letters is not None and letters[2]:
+        return "letters", {"gold": "".join(sorted((letters[1], letters[2])))}
+    if letters is None and gold.strip() not in choices:
+        return "mathematics", {"gold": gold}
+    letter = letters[1] if letters is not None else chr(ord("A") + choices.index(gold.strip()))
+    value = choices[ord(letter) - ord("A") :][:1]
+    return "letter", {"gold": letter, "options": len(choices) or 26, "rule": _RULE, "choices": choices,
+                      "value": value[0] if value else ""}  # fmt: skip
 
 
 def _mmmu(sample: Sample) -> Grading:

@@ -43,7 +43,7 @@ def bundled_nltk_data() -> str:
 
 
 def variants(response: str) -> list[str]:
-    """What the loose rule tries, in its order: the answer without its first line, its last, both, or without asterisks."""
+    """What the loose rule tries: the answer without asterisks, its first line, its last, both, or several of these."""
     lines = response.split("\n")
     cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
     return [response, response.replace("*", ""), *cut, *(one.replace("*", "") for one in cut)]

@@ -39,7 +39,7 @@ _PLAIN = (
     (re.compile(r"(?<![\\A-Za-z])(ln|log|sin|cos|tan|pi)(?![A-Za-z])"), r"\\\1 "),
 )
 """What is written without LaTeX, or in a form that math-verify does not read."""
-_ROOT = re.compile(r"\u221a(?:\((\w+)\)|(\d+|[a-zA-Z]))")
+_ROOT = re.compile(r"\u221a\s?(?:\((\w+)\)|\{([^{}]*)\}|(\d+|[a-zA-Z]))")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _SAME = (("\\varnothing", "\\emptyset"), ("\\langle", "("), ("\\rangle", ")"), ("\\{\\}", "\\emptyset"))
 _LINE = re.compile(r"\\underline\s*(?=\{)|\\displaystyle(?![a-zA-Z])")
@@ -78,7 +78,7 @@ def plain_spelling(text: str) -> str:
     text = _UNBRACED.sub(lambda found: f"\\frac{{{found[1]}}}{{{found[2]}}}" if found[1] else "\\frac", text)
     for pattern, written in _PLAIN:
         text = pattern.sub(written, text)
-    text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2]}}}", text)
+    text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", text)
     if (inside := _ALL_TEXT.fullmatch(text)) is not None and any(letter.isdigit() for letter in inside[1]):
         text = inside[1].strip()
     if (number := _EXPONENT.fullmatch(text)) is not None:
