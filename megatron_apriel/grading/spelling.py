@@ -51,12 +51,27 @@ UNWRAPPED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)\s*\{([
 _END_TOKENS = re.compile(
     r"</?s>|</answer>|<\|[a-z_]{1,20}\|>(?:\s?assistant\b)?|<(?:end_of_turn|eos)>|\[(?:BEGIN|END) FINAL RESPONSE\]"
 )
-_BEHIND = re.compile(r"(?:\\[,;:!]|[\s,;.\u3002])+\Z")
+_BEHIND = " \t\n\r\f\v,;.\u3002"
+_WIDTHS = ("\\,", "\\;", "\\:", "\\!")
+"""Marks and blanks of LaTeX at the end."""
 
 
 def without_end_tokens(text: str) -> str:
     """A response without the tokens of a chat's template, which some servers leave in the text."""
     return _END_TOKENS.sub("", text)
+
+
+def _without_end(text: str) -> str:
+    """Without marks and blanks at the end."""
+    end = len(text)
+    while end:
+        if text.endswith(_WIDTHS, 0, end):
+            end -= 2
+        elif text[end - 1] in _BEHIND:
+            end -= 1
+        else:
+            break
+    return text[:end]
 
 
 def _exponent(raised: re.Match[str]) -> str:
@@ -71,7 +86,7 @@ def _fraction(sign: re.Match[str]) -> str:
 
 def plain_spelling(text: str) -> str:
     """An answer with nothing around its value that does not change it."""
-    text = _BEHIND.sub("", _LINE.sub("", _COLOUR.sub("", text.translate(_SIGNS)))).strip()
+    text = _without_end(_LINE.sub("", _COLOUR.sub("", text.translate(_SIGNS)))).strip()
     for written, meant in _SAME:
         text = text.replace(written, meant)
     text = _EXPONENTS.sub(_exponent, _FRACTION.sub(_fraction, text))

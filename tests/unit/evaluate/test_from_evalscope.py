@@ -95,6 +95,18 @@ def test_pictures_stand_where_they_stood(tmp_path: Path, monkeypatch: pytest.Mon
             "ANSWER: 60\xb0",
             "ANSWER: 40\xb0",
         ),
+        (
+            "math_verse_vd",
+            sample("C", parts=[{"text": "Choices:\nA:4\nB:5\nC:2\u221a{3}\nD:8"}], question_type="multi-choice"),
+            "\\boxed{\\sqrt{12}}",
+            "\\boxed{4}",
+        ),
+        (
+            "math_verse_td",
+            sample("90^\\circ", parts=[{"text": "Choice:\nA. 9\nB. 90^\\circ"}], question_type="multi-choice"),
+            "ANSWER: B",
+            "ANSWER: A",
+        ),
         ("logic_vista", sample("3", list("ABCDEFGHI")), "ANSWER: 3", "ANSWER: 2"),
         (
             "mm_star",

@@ -118,6 +118,15 @@ def test_what_a_response_names_comes_before_any_capital(text: str, letter: str, 
         ("I'm sorry, I can't see it.", None), ("ANSWER: neither A nor B", None), ("\\boxed{\\text{A, C}}", "AC"),
         ("ANSWER: A, C.\nBecause B and D have no X.", "AC"), ("ANSWER: [A, C]", "AC"), ('ANSWER: ["A", "C"]', "AC"),
         ("ANSWER: NONE", None), ("ANSWER: none of these", None), ("Maybe A", None), ("A and C", "AC"),
+        ("The correct options are A and C", "AC"), ("Correct options: A, C", "AC"), ("### Final Answer\nA and C", "AC"),
+        ("<answer>A, C</answer>", "AC"), ("\u7b54\u6848\uff1aAC", "AC"), ("\\boxed{A \\text{ and } C}", "AC"),
+        ("\\boxed{A}, \\boxed{C}", "AC"), ("First \\boxed{A}, but then \\boxed{C}", "C"), ("ANSWER:\n- A\n- C", "AC"),
+        ("ANSWER:\nA. one\nC. two", "AC"), ("ANSWER: A as well as C", "AC"), ("ANSWER: A (one) and C (two)", "AC"),
+        ("ANSWER: a, c", "AC"), ("ANSWER: ['A', 'C']", "AC"), ("ANSWER: A, C. B is wrong.", "AC"),
+        ("A and C only", "AC"),
+        ("ANSWER: not A but B", "B"), ("ANSWER: B. A and C are wrong", "B"), ("A, C\n\nB is wrong.", "AC"),
+        ("Options:\nA. one\nB. two", None), ("A, C<|im_end|>", "AC"),
+        ("So the answer is (A).\n\nThe other choices are:\n* (B) two", "A"), ("A, C</s>", "AC"),
         ("answer : d", "D"), ("ANSWER: A\nANSWER: C", "C"),
         ("The diagrams A and B belong to it, C does not.", "AB"), ("Which of A, B, and C?\nA and C. Or B and C.", None),
     ],
@@ -175,7 +184,8 @@ def test_verdicts_on_mmmu_pro() -> None:
 
 
 LONG = ("A ", "{", "\\boxed{", "answer: ", "answer is (", "answer:" + " " * 50, "(A) ", "Answer", "B" * 20, "\n", "*_",
-        "answer:\\", "answer: \\boxed{", "answer: \\text{\\text{", "answers are ")  # fmt: skip
+        "answer:\\", "answer: \\boxed{", "answer: \\text{\\text{", "answers are ", "\\boxed{A},", "A and ",
+        "so ")  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", LONG)

@@ -14,6 +14,7 @@ from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess
 from megatron_apriel.grading.math_answers import MathGrader
 from megatron_apriel.grading.numbers import whole_number
 from megatron_apriel.grading.responses import answer_of_text, final_response
+from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 
 
@@ -70,6 +71,9 @@ def test_without_a_box_the_line_that_says_the_answer() -> None:
         "Die Antwort ist 204.", "La respuesta es 204.", "\\framebox{204}", "\\boxed 204", "<answer>204</answer>",
         "{\"answer\": 204}", "{\"answer\": \"204\", \"n\": 7}", "The answer must be 204.",
         "The answer is therefore 204.", "**Answer** 204", "\\boxed{(204)}", "\\boxed{204\\ \\text{ways}}",
+        "{'answer': '204'}", "Answer - 204", "Answer \u2192 204", "So for a final answer of **204**.", "Thus $204$",
+        "Therefore 204.", "\u2234 204", "Final result: 204", "Answer: 204<|im_end|>", "\\boxed{\\bm{204}}",
+        "\\boxed{204 = N}", "\\boxed{\\boldsymbol{204}}",
         "\\boxed{200+4}", "\\boxed{204, \\text{ as required}}", "The answer to the question is 204.",
     ],
 )  # fmt: skip
@@ -155,6 +159,32 @@ def test_whole_numbers(text: str, number: str | None) -> None:
         ("\\textcolor{red}{70}", "70", Mark.RIGHT),
         ("\\text{70 cm}", "70", Mark.RIGHT),
         ("1e3", "1000", Mark.RIGHT),
+        ("\xbd", "0.5", Mark.RIGHT),
+        ("2\xbd", "2.5", Mark.RIGHT),
+        ("\\nicefrac{1}{2}", "\\frac12", Mark.RIGHT),
+        ("\\dfrac\\pi4", "\\frac{\\pi}{4}", Mark.RIGHT),
+        ("x\xb2+1", "x^2+1", Mark.RIGHT),
+        ("1.5\xd710\u207b\xb3", "0.0015", Mark.RIGHT),
+        ("1.5*10^-3", "0.0015", Mark.RIGHT),
+        ("3*sqrt(2)", "3\\sqrt{2}", Mark.RIGHT),
+        ("2 ln 3", "2\\ln 3", Mark.RIGHT),
+        ("3 pi/4", "\\frac{3\\pi}{4}", Mark.RIGHT),
+        ("45\\degree", "45", Mark.RIGHT),
+        ("45\xba", "45", Mark.RIGHT),
+        ("\u20133", "-3", Mark.RIGHT),
+        ("3\\colon 4", "3:4", Mark.RIGHT),
+        ("x \\ge 2 \\text{ and } x < 3", "[2,3)", Mark.RIGHT),
+        ("x \\ge 2 \\text{ and } x > 3", "[2,3)", Mark.WRONG),
+        (
+            "\\left(\\begin{array}{cc}1&2\\\\3&4\\end{array}\\right)",
+            "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+            Mark.RIGHT,
+        ),
+        (
+            "\\left(\\begin{array}{cc}1&2\\\\4&3\\end{array}\\right)",
+            "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+            Mark.WRONG,
+        ),
         ("3 \\times 10^5", "3e5", Mark.RIGHT),
         ("1 1/2", "1.5", Mark.RIGHT),
         ("2\u221a3", "2\\sqrt{3}", Mark.RIGHT),
@@ -240,11 +270,15 @@ LONG = (
     "= 1 or ",
     "Answer:\n$$\n",
     " (abc)",
+    "  ",
+    "\\,",
+    "\\frac ",
+    "\\left(\\begin{array}{",
 )
 
 
 @pytest.mark.parametrize("piece", LONG)
-@pytest.mark.parametrize("find", [last_boxed, final_answer, whole_number])
+@pytest.mark.parametrize("find", [last_boxed, final_answer, whole_number, plain_spelling])
 def test_time_is_linear(find: Callable[[str], object], piece: str, times_of: Callable[..., Sequence[float]]) -> None:
     short, long = times_of(lambda text: find(f"{text}x"), piece)
     assert long <= 15 * short

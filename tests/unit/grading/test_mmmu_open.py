@@ -46,6 +46,12 @@ def test_open_questions(response: str, gold: str, is_right: bool) -> None:
         ("ANSWER: \\text{Tampa}", "['Tampa', 'Florida']", True), ("ANSWER: the city of Tampa", "['Tampa']", True),
         ("ANSWER: MgS", "['$MgS$', 'MgS']", True), ("ANSWER: $\\mathrm{MgS}$", "['$MgS$', 'MgS']", True),
         ("ANSWER:\n42", "42", True), ("ANSWER: 24/7", "['24/7', '3.429']", True), ("Final answer: 7", "7", True),
+        ("### Final Answer\n42", "42", True), ("<answer>42</answer>", "42", True), ('{"answer": "42"}', "42", True),
+        ("\u7b54\u6848\uff1a42", "42", True), ("\\boxed{6.00}", "$6.00", True), ("ANSWER: $6.00", "$6.00", True),
+        ("ANSWER: 7", "$6.00", False), ("ANSWER: apoptosis (of a cell)", "apoptosis", True),
+        ("ANSWER: .75", "0.75", True), ("ANSWER: 5", "$", False),
+        ("The answer is $\\frac{24}{7}$.", "24/7", True), ("ANSWER: 42<|im_end|>", "42", True),
+        ("ANSWER: 24 is 7", "24", False), ('ANSWER: "C"', "C", True), ("$-3$", "-3", True),
         ("ANSWER: 4\nWait, no.\nANSWER: 5", "5", True), ("ANSWER: 4\nWait, no.\nANSWER: 5", "4", False),
     ],
 )  # fmt: skip

@@ -30,6 +30,10 @@ NUMBERS = ("4", "42 cm", "$45^{\\circ}$", "$\\frac{5}{12}$", "$2\\pi$", "$\\pi$"
         ("So A fails and B fails. ANSWER: C. Note that D is close.", "C"),
         ("answer: B</s>", "B"), ('{"answer": "C"}', "C"), ("```\nANSWER: C\n```", "C"), ("- Answer: C", "C"),
         ("**Answer:**\n\nThe mass of the probe is **70 kg**, which is **option C**.", "C"),
+        ("<answer>B</answer>", "B"), ("<answer> B. 5 cm </answer>", "B"), ("{'answer': 'B'}", "B"),
+        ('{"answer_letter": "B"}', "B"), ('{"choice": "B"}', "B"), ("ANSWER: 'B'", "B"), ("Answer - B", "B"),
+        ("Answer \u2192 B", "B"), ("ANSWER = B", "B"), ("| Answer | B |", "B"), ("__ANSWER: B__", "B"), ("Ans. B", "B"),
+        ("Correct option: B", "B"), ("My choice: B", "B"), ("**Conclusion:** B", "B"), ("ANSWER: B <|im_end|>", "B"),
         ("Answer: the count is 7, so (C) it is.", "C"), ("The answer is B.\n\nAnswer: V\u2081(t) = 3", "B"),
     ],
 )  # fmt: skip
@@ -55,6 +59,9 @@ def test_the_line_that_prompts_ask_for(text: str, letter: str) -> None:
         ("$\\boxed{\\textbf{(C) }5}$", "C"),
         ("So \\boxed{A}? No: \\boxed{\\mathrm{D}}", "D"), ("\\boxed{\\text{C. } 5 \\text{ cm}}", "C"),
         ("The correct answer is\n\nJ. $0 \\pi$ A", "J"), ("The closest option is \\( (J) -0.086 \\).", "J"),
+        ("I'd go with B.", "B"), ("So it must be B.", "B"), ("It's B.", "B"), ("\u2192 B", "B"), ("\u2234 B", "B"),
+        ("A fails.\n\nTherefore: **B**", "B"), ("Thus B.", "B"), ("In conclusion, (B).", "B"), ("Not A but B.", "B"),
+        ("So, B: the larger one.", "B"),
         ("B", "B"), ("b", "B"), ("(B)", "B"), ("**B**", "B"), ("B.", "B"), ("<s> B", "B"), ("$\\text{B}$", "B"),
         ("B. 0.25 M", "B"), ("(B) 5 V", "B"), ("B: 100 cos(2t) V", "B"), ("**B. JOHANNES VERMEER**", "B"),
         ("B is closer. Point B is nearer than point A.", "B"), ("Option D: $\\sigma = 5$", "D"),
@@ -74,6 +81,8 @@ def test_other_ways_to_say_it(text: str, letter: str) -> None:
         ("R\xe9ponse : C", "C"), ("La r\xe9ponse est C.", "C"), ("Respuesta: C", "C"),
         ("La respuesta correcta es la C.", "C"),
         ("A resposta correta \xe9 a letra C", "C"), ("\u041e\u0442\u0432\u0435\u0442: C", "C"),
+        ("\u7b54\u3048\u306fC\u3067\u3059\u3002", "C"), ("\u6b63\u89e3\u306fC\u3067\u3059\u3002", "C"),
+        ("\uc815\ub2f5\uc740 C\uc785\ub2c8\ub2e4.", "C"), ("\u0909\u0924\u094d\u0924\u0930: C", "C"),
         ("\uc815\ub2f5: C", "C"), ("\u7b54\u3048\uff1aC", "C"),
     ],
 )  # fmt: skip
@@ -88,6 +97,7 @@ def test_other_languages(text: str, letter: str) -> None:
         "As an AI, I do not know.", "ANSWER:", "ANSWER: None of the above", "ANSWER: not listed",
         "The answer is a red car.", "The answer is in the USA.", "Answer: I cannot determine it.",
         "The answer is neither A nor B.", "The first, (A), is too small, and (B) too big.", "A. one\nB. two\nC. three",
+        "So A is larger than B.", "Thus a person walks.", "answer = \"Yes\"",
         "It could be A or B.", "Which of A, B, C, D?", "Answer: E2", "The cost in Year A was 5.",
     ],
 )  # fmt: skip
@@ -102,6 +112,8 @@ def test_no_letter_is_guessed(text: str) -> None:
         ("ANSWER: A or B", "AB"),
         ("The answer is either (A) or (D).", "AD"),
         ("Choice: (A/B)", "AB"),
+        ("A, B", "AB"),
+        ("\\boxed{A \\text{ or } B}", "AB"),
     ],
 )
 def test_two_letters_are_no_answer(text: str, letters: str | None) -> None:
@@ -125,6 +137,13 @@ def test_two_letters_are_no_answer(text: str, letters: str | None) -> None:
         ("ANSWER: E", ("K", "E", "N", "G"), "B"), ("yes", ("yes", "no"), "A"), ("No, it is not.", ("yes", "no"), "B"),
         ("It corresponds to point \"C\" there.", ("Point A", "Point B", "Point C"), "C"),
         ("ANSWER: A and B", ("one", "two", "A and B"), "C"),
+        ("ANSWER: A person walks", ("two dogs", "a cat", "person walks"), "C"),
+        ("ANSWER: A large animal", ("two dogs", "a cat", "person walks"), None),
+        ("ANSWER: A the dogs", ("two dogs", "a cat", "person walks"), "A"),
+        ("The answer is A rather than B.", ("two dogs", "a cat", "person walks"), "A"),
+        ("R, D, N\nfor the code", ("A, R, N", "R, D, N"), "B"), ("2\u221a3", ("\u221a{3}", "2\u221a{3}"), "B"),
+        ("\\boxed{2\\sqrt{3}}", ("\u221a{3}", "2\u221a{3}"), "B"), ("It is 2 \\times 3 wide.", ("3", "4"), None),
+        ("\\boxed{63\\text{C}48}", ("A", "B", "C"), None),
     ],
 )  # fmt: skip
 def test_an_options_text_in_place_of_its_letter(text: str, choices: Sequence[str], letter: str | None) -> None:

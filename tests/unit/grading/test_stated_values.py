@@ -179,3 +179,21 @@ def test_named_parts() -> None:
 def test_time_is_linear(piece: str, times_of: Callable[..., Sequence[float]]) -> None:
     short, long = times_of(lambda text: (stated_value(text), as_interval(text), named_parts(text)), piece)
     assert long <= 15 * short
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "is_right"),
+    [
+        ("4.4 m", "440 \\text{ cm}", True), ("4.4 m", "44 \\text{ cm}", False), ("50 cm", "0.5 m", True),
+        ("Area $=113.1 \\mathrm{~cm}^{2}$", "0.01131 \\text{ m}^2", True),
+        ("Area $=113.1 \\mathrm{~cm}^{2}$", "1.131 \\text{ m}^2", False),
+        ("Area $=9 \\pi \\mathrm{cm}^{2}$", "900\\pi \\text{ mm}^2", True), ("2 l", "2000 \\text{ cm}^3", True),
+        ("36 km/h", "10 m/s", True), ("36 km/h", "36 m/s", False), ("90 min", "1.5 hours", True),
+        ("3 kg", "3000 g", True), ("3 kg", "3 m", False), ("1 m", "3.28 ft", False),
+        ("12 cm", "12 \\, (\\text{cm})", True), ("12 cm", "12 \\, (\\text{m})", False),
+        ("(2,3)", "P(2, 3)", True), ("(2,3)", "\\text{Point } (2, 3)", True),
+        ("(2,3)", "\\text{the vertex } (3, 2)", False), ("70", "70 = N", True),
+    ],
+)  # fmt: skip
+def test_other_units_and_words_before_a_pair(grader: MathGrader, gold: str, answer: str, is_right: bool) -> None:
+    assert grader.grade(f"So \\boxed{{{answer}}}.", gold).is_right is is_right
