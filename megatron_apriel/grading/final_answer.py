@@ -10,7 +10,7 @@ from megatron_apriel.grading.spelling import without_end_tokens
 
 ANSWER = (
     "answers?|ans|antwort|r\xe9ponse|respuesta|resposta|risposta|odpowied\u017a|"
-    "\u043e\u0442\u0432\u0435\u0442|\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\uc815\ub2f5|\u0627\u0644\u0625\u062c\u0627\u0628\u0629|"
+    "\u043e\u0442\u0432\u0435\u0442|\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\uc815\ub2f5|\ub2f5|\u0627\u0644\u0625\u062c\u0627\u0628\u0629|"
     "\u0909\u0924\u094d\u0924\u0930|cevap|jawaban|\u0111\xe1p \xe1n"
 )
 """The word, in the languages of published questions and a few more."""

@@ -34,8 +34,8 @@ _LEAD = re.compile(
     r"(?:[\s*_`$~(){}\[\]<>\"'#:=\-\u2013\u2014\xab\xbb]|\\[(\[,! ]|"
     r"\\(?:boxed|fbox|text(?:bf|rm|it)?|math(?:rm|bf|sf|tt|it)|mbox|bm)(?![a-z])|"
     r"(?i:the|is|it's|it|my|final|correct|right|best|answer|options?|choices?|letter|label|most|likely|probably|either|"
-    r"would|be|should|thus|so|therefore|la|le|die|opci\xf3n|lettre|letra|a(?=\s+letra)|"
-    r"\u9009\u9879|\u9078\u9805|\u662f|\u4e3a)(?![A-Za-z]))*+"
+    r"would|be|should|thus|so|therefore|la|le|die|opci\xf3n|lettre|letra|a(?=\s+(?:letra|[a-j](?![\w'])))|"
+    r"r\xe9ponse|respuesta|resposta|risposta|antwort|alternativa)(?![A-Za-z])|\u9009\u9879|\u9078\u9805|\u662f|\u4e3a)*+"
 )
 _LETTER = re.compile(
     r"([A-Z\u0410\u0412\u0421\u0415])(?![^\W_\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]|_[A-Za-z0-9{]|'\w|\s+[=^<>])|([a-z])(?=[)\].:*_`$}\\]*\s*$|[)\].:]\S{0,3}\s)"
@@ -44,6 +44,7 @@ _AND = re.compile(
     r"[)\]}.*_`$\\\s]*(?:,|/|&|\+|;|(?:and|or|et|ou|y|o|und|oder)\b|\u548c|\u6216)\s*(?:and\s+|or\s+)?"
     r"(?i:option\s+|choice\s+)?[(\[*_$\\{]*([A-Z])(?![A-Za-z0-9_']|\s+[a-z])"
 )
+_NOT_ANOTHER = re.compile(r",?\s+(?:and not|not|rather than|instead of)\s.*", re.DOTALL)
 _NOT = re.compile(r"(?i)(?:not|isn't|neither|nor|none|nicht|pas|no es|\u4e0d\u662f)\b")
 _BUT = re.compile(r"(?i)\b(?:but|rather|instead|sondern|mais|sino)\b\s*(?:rather|instead)?|\u800c\u662f")
 _PRONOUN = re.compile(
@@ -65,6 +66,7 @@ _ALONE = re.compile(
 )
 _MENTIONED = re.compile(
     r"\(([A-Z])\)|(?i:\boption|\bchoice|\banswer)\s+[*_`\"']*([A-Z])(?![A-Za-z0-9_'])|"
+    r"(?i:\boption|\bchoice)\s+\(?([a-z])\)?(?=\s+is\s+(?:the\s+)?(?:correct|right|best)\b|[.*]{0,4}\s{0,3}$)|"
     r"\*\*\(?([A-Z])[.):]+(?=\s)|\bis:?\s{1,3}[*_(]{0,4}([A-Z])(?=[*_)]{0,4}\.?[*_]{0,4}\s{0,3}$)",
     re.MULTILINE,
 )
@@ -108,7 +110,7 @@ def _read(said: str, options: int, texts: OptionTexts, is_label: bool) -> str | 
     letter = _LETTER.match(said, place)
     is_sure = is_label and not texts.known
     if letter is None or ((not is_sure or said[place] == "I") and _PRONOUN.match(said, place)):
-        return texts.within(said)
+        return texts.within(said) or texts.within(_NOT_ANOTHER.sub("", said))
     found = _ALIKE.get(letter[0], letter[0].upper())
     if (other := _other(said, letter.end(), found, options)) is not None:
         return found + other
@@ -164,7 +166,7 @@ def _by_mention(text: str, options: int) -> str | None:
 
 def _mentioned(said: str, options: int) -> str | None:
     """The only option that is mentioned, however often."""
-    letters = (match[match.lastindex or 0] for match in _MENTIONED.finditer(said))
+    letters = (match[match.lastindex or 0].upper() for match in _MENTIONED.finditer(said))
     return only(letter for letter in letters if ord(letter) - ord("A") < options)
 
 

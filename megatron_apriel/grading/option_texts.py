@@ -18,6 +18,7 @@ _BEFORE, _AFTER = frozenset(["", *" (=:,;'[\u2248"]), frozenset(["", *" ).,;:!?'
 """What may stand beside a text, for it to stand there by itself."""
 _POINT = frozenset(f".{digit}" for digit in range(10))
 _JOINING = frozenset("+-*/^_{}<>%\\")
+_DENIED = re.compile(r"\bnot (?:the |an? |in )?\Z")
 _FACTORS = ("\\cdot", "\\times", "\\div")
 _WRITTEN = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;!()\[\]]|[$*_`\"]")
 _INNER = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
@@ -97,6 +98,9 @@ def _occurs(part: str, text: str) -> bool:
     while place >= 0:
         before, after = text[place - 1 : place] if place else "", text[place + len(part) : place + len(part) + 2]
         if before in _BEFORE and (after[:1] in _AFTER and after not in _POINT):
+            if _DENIED.search(text[max(place - 12, 0) : place]):
+                place = text.find(part, place + len(part))
+                continue
             if not is_formula:
                 return True
             around = text[max(place - 2, 0) : place].strip()[-1:] + text[place + len(part) :][:2].strip()[:1]

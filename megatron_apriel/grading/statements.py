@@ -24,27 +24,30 @@ _PLAIN = str.maketrans({
     **{chr(0x24B6 + place): chr(ord("A") + place) for place in range(26)},
     "\uff08": "(", "\uff09": ")", "\u3010": "[", "\u3011": "]", "\uff1a": ":", "\uff0c": ",", "\u3001": ",",
     "\uff0e": ".", "\u3002": ".", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\xa0": " ", "\u200b": "",
+    "\u2705": "", "\u2714": "", "\u2611": "", "\u27a1": "", "\ufe0f": "", "\U0001f449": "",
 })  # fmt: skip
-"""Signs of other scripts, and letters in circles."""
+"""Signs of other scripts, letters in circles, and pictures that point to an answer."""
 _LABEL = re.compile(
     rf"(?im)(?:{ANSWER})(?:(?:\s+|_)(?!options|choices)[a-z]{{2,10}}){{0,3}}[*_`\"']*\s*:|"
     rf"(?:{ANSWER})[*_`]*\s*(?:=>|->|[\u2192\u21d2|]|[-\u2013\u2014](?=\s)|=(?=[\s*(]*[A-Z][\s*.)]*$))|"
     r"<answer>|\bans\.(?=\s)|^[ \t#*_]*(?:final |correct )?answers?[ \t#*_]*$"
 )
-_HEADED = "choice|option|selection|letter|decision|conclusion|solution|result"
+_HEADED = "choice|option|selection|letter|decision|conclusion|solution|result|correct"
 _HEAD = re.compile(
     rf"(?im)^[ \t#>*_\"'{{-]*"
     rf"(?:(?:(?:my|the|final|best|correct|right|selected|chosen)[ _]){{1,2}}(?:{_HEADED})s?|{_HEADED})[*_`\"']*\s*:"
 )
 """Words that stand before other things too."""
 _IS = re.compile(
-    rf"(?i)(?:\b(?:{ANSWER}|option|choice|letter|(?:correct|right|best) (?:options|choices|letters)|opci\xf3n|variant)"
+    rf"(?i)(?:\b(?:{ANSWER}|option|choice|letter|(?:correct|right|best) (?:options|choices|letters)|"
+    r"opci\xf3n|alternativa|variant)"
     r"(?:\s+[^\W\d]\w{0,19}){0,6}?"
     r"(?:\s+\([^()\n]{1,60}\))?\s+"
     r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u0647\u064a|\u2014)(?!\w)|"
-    r"(?:\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3)\s*[\u662f\u4e3a\u70ba\u306f]|\uc815\ub2f5\uc740|"
+    r"(?:\u7b54\u6848|\u9009\u9879|\u9078\u9805|\u7b54\u3048|\u6b63\u89e3)\s*[\u662f\u4e3a\u70ba\u306f]|\uc815\ub2f5\uc740|"
     r"\u5e94?[\u9009\u9078][\u62e9\u64c7]?|"
-    r"\b(?:I|we)(?:\s+would|\s+will|'d|'ll)?\s+(?:choose|select|pick|go with))\s*:?"
+    r"\b(?:I|we)(?:\s+would|\s+will|'d|'ll)?\s+(?:choose|select|pick|go with)|"
+    r"\b(?:that|this|which)\s+leaves(?:\s+us)?(?:\s+(?:with|only))?)\s*:?"
 )
 
 
