@@ -11,6 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
+from megatron_apriel.data.raw.table_values import json_columns, row_as_json
 from megatron_apriel.errors import DataError, brief
 from megatron_apriel.inputs import read_input
 
@@ -68,7 +71,7 @@ def rows_of(files: Sequence[Path], fields: Mapping[str, Kind]) -> list[dict[str,
     for path in files:
         try:
             found = _rows(path)
-        except (OSError, ValueError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error, BadRecord) as error:
             raise DataError(f"{path} cannot be read: {brief(error, 200)}.") from None
         for number, row in enumerate(found, 1):
             for field, kind in fields.items():
@@ -84,7 +87,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if path.name.endswith(".parquet"):
         import pyarrow.parquet
 
-        return list(pyarrow.parquet.read_table(path).to_pylist())
+        table = pyarrow.parquet.read_table(path)
+        texts = json_columns(table.schema)
+        return [row_as_json(row, table.schema, DEFAULT_LIMITS, texts) for row in table.to_pylist()]
     data = read_input(path, MOST_BYTES)
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     if path.name.endswith(".csv"):

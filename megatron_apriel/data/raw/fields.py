@@ -14,6 +14,7 @@ from typing import Any
 from megatron_apriel.data.raw.meanings import NUMBERS
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading, plain_name
+from megatron_apriel.errors import shown
 
 _LONGEST_NUMBER = 16  # digits; longer ones are identities
 
@@ -231,11 +232,21 @@ class DoubtfulNumber(float):
     """A number of a table's column of fractions that may have had another spelling: 1 and 1.0 are one there."""
 
 
+class DoubtfulText(str):
+    """What ``datasets`` wrote of a text or a number: 7 and "7" are one in its JSON columns. Where a text must stand,
+    it is right."""
+
+
 def check_text(value: Any, what: str) -> None:
     """Raise BadRecord for a tree of values that has no one spelling as JSON text."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
+        if isinstance(one, DoubtfulText) and one is not value:
+            raise BadRecord(
+                f"{what} holds {shown(one)} out of a JSON column of datasets, where a text and a number are the "
+                "same: which one stood there is not known; give the file that datasets read"
+            )
         if isinstance(one, str):
             try:
                 one.encode("utf-8")

@@ -1,8 +1,9 @@
 """A table's values as the records that they came from had them.
 
 A column has one type for all rows, so what wrote the table changed some values: absent fields became empty ones, texts
-that look like dates became timestamps, whole numbers among others became fractions. What can be given back is; what
-cannot is marked, and refused where it would be learned (``fields.check_text``).
+that look like dates became timestamps, whole numbers among others became fractions, texts that look like numbers lost
+their quotes. What can be given back is; what cannot is marked, and refused where it would be learned
+(``fields.check_text``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_apriel.data.raw.fields import DoubtfulNumber
+from megatron_apriel.data.raw.fields import DoubtfulNumber, DoubtfulText
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.read_limits import ReadLimits
 
@@ -61,12 +62,12 @@ def as_json(value: Any, kind: Any, limits: ReadLimits, texts: frozenset[str] = f
     types = pyarrow.types
     if value is None:
         return None
+    if isinstance(value, str) and path in texts:
+        return _of_datasets(value, limits, f"column {path}")
     if isinstance(kind, pyarrow.BaseExtensionType):
         if kind.extension_name == "arrow.json":
             return parsed_json(value, limits.record_values, "a column's text")
         return as_json(value, kind.storage_type, limits, texts, path)
-    if isinstance(value, str):
-        return parsed_json(value, limits.record_values, f"column {path}") if path in texts else value
     if types.is_struct(kind):
         inner = {part.name: as_json(value[part.name], part.type, limits, texts, f"{path}.{part.name}") for part in kind}
         return {name: part for name, part in inner.items() if part is not None}
@@ -79,6 +80,17 @@ def as_json(value: Any, kind: Any, limits: ReadLimits, texts: frozenset[str] = f
     if isinstance(value, float) and (not types.is_float64(kind) or value.is_integer()):
         return DoubtfulNumber(value)
     return value
+
+
+def _of_datasets(text: str, limits: ReadLimits, what: str) -> Any:
+    """What stood in a JSON column before ``datasets`` wrote it.
+
+    It writes a text between quotes, unless the text is JSON for a lenient parser: 7, 007, true and null stay as they
+    are, and are read as numbers and nothing by ``datasets`` itself. Where nothing stood, it writes nothing.
+    """
+    if text.lstrip()[:1] in ('"', "[", "{"):
+        return parsed_json(text, limits.record_values, what)
+    return DoubtfulText(text)
 
 
 def row_as_json(row: Mapping[str, Any], schema: Any, limits: ReadLimits, texts: frozenset[str]) -> dict[str, Any]:

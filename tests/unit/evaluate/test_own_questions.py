@@ -52,6 +52,21 @@ def test_all_kinds_are_asked_and_scored(tmp_path: Path, answering: Answering) ->
     assert len(list((out / "own" / "pictures").iterdir())) == 1
 
 
+def test_parquet_of_datasets_holds_the_same_answers(tmp_path: Path) -> None:
+    """It writes a column of texts and numbers as JSON, the texts between quotes."""
+    import datasets
+
+    rows = [{"question": f"{number}?", "answer": answer} for number, answer in enumerate([7, "red", "2.50", "true"])]
+    of_lines, _ = own(Given(write(tmp_path / "lines", *rows), tmp_path / "items"))
+    file = tmp_path / "lines" / "own" / "set.jsonl"
+    loaded = datasets.Dataset.from_json(str(file), cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "table" / "own").mkdir(parents=True)
+    loaded.to_parquet(str(tmp_path / "table" / "own" / "set.parquet"))
+    items, _ = own(Given(tmp_path / "table", tmp_path / "items"))
+    assert items == of_lines
+    assert [item.grading["gold"] for item in items] == ["7", "red", "2.50", "true"]
+
+
 def test_files_are_read_in_order_and_have_a_checksum(tmp_path: Path) -> None:
     data = write(tmp_path, {"question": "a?", "answer": "1"}, name="b.jsonl")
     (data / "own" / "a.csv").write_text('question,answer\nc?,2\n"d,?",3\n')

@@ -109,6 +109,47 @@ def test_json_columns_of_datasets(kept, tmp_path):
     assert [json.dumps(one) for one in found] == ['{"place": "Hoek"}', '{"days": [1, 2.0, "x"]}']
 
 
+TEXTS = ["3", "007", "1.50", "-0", "true", "null", "NaN", " 8 ", "No.", 'Six, "half a dozen".', "\u00e9t\u00e9\n"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_texts_that_datasets_takes_for_numbers(form, tmp_path):
+    """A field of texts and lists is a JSON column; findings/datasets_texts_as_json.sh."""
+    import datasets
+
+    question = {"role": "user", "content": [{"type": "text", "text": "How many?"}]}
+    lines = [{"messages": [question, {"role": "assistant", "content": text}]} for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    loaded = datasets.Dataset.from_json(str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert [row["messages"][1]["content"] for row in loaded][:2] == [3, 7]
+    if form == "parquet":
+        loaded.to_parquet(str(tmp_path / "given.parquet"))
+    else:
+        loaded.save_to_disk(str(tmp_path / "given.parquet"))
+    (given,) = find_inputs([tmp_path / "given.parquet"]).readable
+    turns = [parse_record(raw.value, "messages").messages for block in given.blocks() for raw in block.records()]
+    assert [question["content"] for question, _ in turns] == ["How many?"] * len(TEXTS)
+    assert [answer["content"] for _, answer in turns] == [text.strip() for text in TEXTS]
+
+
+def test_a_number_of_a_json_column_is_refused_in_a_call(tmp_path):
+    """3 and "3" are one there, and a call is learned as it is spelled."""
+    import datasets
+
+    lines = [{"messages": calls({"days": one})} for one in (3, "3", ["a"])]
+    for line in lines:
+        line["messages"][0]["tool_calls"] = None  # turns of the same fields, so that the argument alone is JSON
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    loaded = datasets.Dataset.from_json(str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
+    loaded.to_parquet(str(tmp_path / "b.parquet"))
+    *doubtful, known = back(tmp_path, pyarrow.parquet.read_table(tmp_path / "b.parquet"))
+    for raw in doubtful:
+        with pytest.raises(BadRecord, match=r"holds '3' out of a JSON column of datasets.*is not known"):
+            parse_record(raw.value, "messages")
+    (call,) = parse_record(known.value, "messages").messages[1]["tool_calls"]
+    assert call["function"]["arguments"] == {"days": ["a"]}
+
+
 def _plain(kind):
     if isinstance(kind, pyarrow.BaseExtensionType):
         return kind.storage_type
