@@ -46,6 +46,8 @@ PIECE_BYTES = 1 << 20
 MOST_HEADER_BYTES = MOST_BYTES
 """Of a header. The reference implementation allows 100 MB, of which a reader's memory would be several GiB; a tensor
 takes about a hundred bytes of it."""
+_PICKLE = b"PK\x03\x04"
+"""How a file of ``torch.save`` begins, which is a zip archive with a pickle in it."""
 _MOST_DIMENSIONS = 32
 _MOST = 2**63 - 1  # of a dimension or an offset
 
@@ -168,6 +170,12 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if length < 0 or 8 + length > file_size or length > MOST_HEADER_BYTES:
+                if prefix.startswith(_PICKLE):
+                    raise CheckpointError(
+                        f"{printable(file)} is no safetensors file: it begins as torch.save writes.",
+                        "torch's distributed checkpoint makes such files where a number is saved beside the tensors.",
+                        "Save the tensors alone. If it has a wrong name only, have transformers write it anew.",
+                    )
                 _refuse(file, f"its header would be {max(length, 0):,} bytes long, in a file of {file_size:,} bytes")
             raw = stream.read(length)
     except OSError as error:

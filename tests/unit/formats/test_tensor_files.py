@@ -87,6 +87,19 @@ def test_header_that_does_not_fit(tmp_path: Path) -> None:
         read_header(tmp_path / "model.safetensors")
 
 
+def test_a_pickle_under_the_name_of_safetensors(tmp_path: Path) -> None:
+    """As torch's distributed checkpoint leaves it; findings/dcp_number_beside_tensors.sh."""
+    import torch
+    from torch.distributed import checkpoint
+
+    state = {"w": torch.ones(2), "step": 7}
+    checkpoint.save(state, storage_writer=checkpoint.HuggingFaceStorageWriter(tmp_path))
+    (file,) = tmp_path.glob("*.safetensors")
+    with pytest.raises(CheckpointError, match=r"is no safetensors file: it begins as torch\.save writes") as caught:
+        read_header(file)
+    assert "Save the tensors alone" in str(caught.value)
+
+
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     write_file(file, PAIR)
