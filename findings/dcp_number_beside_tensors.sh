@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Library:   torch 2.13.0 with safetensors 0.8.0
 # Behaviour: torch.distributed.checkpoint saves what is no tensor beside the tensors (a step, a name), and its writer of
-#            the Hugging Face form takes that too. The file that is called .safetensors then begins with a pickle: no
-#            error when it is saved, an index that names every weight, and nothing that reads it, its own reader included.
+#            the Hugging Face form takes that too. The file that is called .safetensors then begins with a pickle. There
+#            is no error when it is saved, the index names every weight, and nothing reads it, not even its own reader.
 # Output:    tensors: saved; safetensors: b, w; loaded
 #            tensors and a step: saved; safetensors: SafetensorError; CheckpointException; begins with b'PK'
-# Matters:   It comes out at the next load, when the run is over and the weights are gone. Such a directory that is given
-#            to this project is refused, with what its file is (megatron_apriel/formats/tensor_files.py).
+# Matters:   It comes out at the next load, when the run is over and the weights are gone. Where such a directory is
+#            given to this project, megatron_apriel/formats/tensor_files.py says what its file is.
 set -euo pipefail
 unset PYTHONPATH
 
