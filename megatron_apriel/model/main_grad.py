@@ -9,10 +9,12 @@ can do without: add to ``main_grad`` directly, then give autograd :func:`placeho
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import weakref
+from collections.abc import Sequence
+from typing import Any
 
 from megatron.core.utils import log_single_rank
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_apriel.terminal import named_logger
 
@@ -31,11 +33,14 @@ def placeholder_gradient(weight: Tensor) -> Tensor | None:
     return weight.detach()
 
 
-def share_placeholders(weights: Iterable[Tensor]) -> None:
+def share_placeholders(models: Sequence[nn.Module]) -> None:
     """Have Transformer Engine's layers, too, give autograd a weight's own numbers where it insists on a gradient.
 
     They keep a tensor for each shape of weight for that, which nothing ever reads: half a gigabyte for this model. Call
     when the weights are where they will stay.
+
+    Transformer Engine's tensors are there for as long as the process. A model's weights lie in one buffer, of which a
+    single one would keep the whole, so they are taken away with their model.
     """
     from transformer_engine.pytorch.module import base
 
@@ -44,5 +49,14 @@ def share_placeholders(weights: Iterable[Tensor]) -> None:
         log_single_rank(logger, logging.INFO, "this version of Transformer Engine keeps its own placeholder gradients")
         return
     placeholders.clear()
-    for weight in weights:
-        placeholders.setdefault((*weight.shape, weight.dtype), weight.detach())
+    for model in models:
+        own = {(*weight.shape, weight.dtype): weight.detach() for weight in model.parameters()}
+        placeholders.update(own)
+        weakref.finalize(model, _take_away, placeholders, own).atexit = False
+
+
+def _take_away(placeholders: dict[Any, Tensor], own: dict[Any, Tensor]) -> None:
+    """Another model's, made since, stay."""
+    for key, weight in own.items():
+        if placeholders.get(key) is weight:
+            del placeholders[key]

@@ -60,7 +60,7 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
     if narrow:
         keep_sums(wrapped)
     if model_config.transformer_impl == "transformer_engine":
-        share_placeholders(parameter for chunk in chunks for parameter in chunk.parameters())
+        share_placeholders(chunks)
     model_config.finalize_model_grads_func = _finalize_without_division
     if overlap:
         single = len(wrapped) == 1
@@ -117,7 +117,10 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: StageConfig) 
     # them, and leaves masters to it. The switch that sets this asks for Transformer Engine's Adam.
     settings.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
     use_own_adamw()
-    optimizer = get_megatron_optimizer(settings, chunks, config_overrides=_group_overrides(config))
+    # Megatron's runs of float32 parameters are views with a way back to these in autograd, where Python's collector
+    # does not see that they refer to each other: with gradients on, nothing of a trainer would ever be given back.
+    with torch.no_grad():
+        optimizer = get_megatron_optimizer(settings, chunks, config_overrides=_group_overrides(config))
     chunks[0].config.grad_scale_func = optimizer.scale_loss
     return optimizer
 

@@ -88,6 +88,16 @@ def test_saved_in_one_place_and_resumed_in_the_other(before: float, after: float
         assert equal(run.state(), ended) and not equal(ended, saved)
 
 
+@pytest.mark.parametrize("precision", ["delayed", "bf16"])
+def test_a_run_that_has_ended_holds_nothing(precision: str) -> None:
+    """But a library's room for products, 32 MiB each; the weights alone are 472 MiB."""
+    what = Slice(precision, 4, width="half", recomputed=2).on_host(0.5)
+    with running(what) as run:
+        run.steps(2)
+    with running(what) as run:
+        assert run.held_before < 2**27
+
+
 @pytest.mark.parametrize(
     "what",
     [
