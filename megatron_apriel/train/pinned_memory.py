@@ -60,24 +60,32 @@ class HostMemory:
         instead: str = "Lower optimizer.host",
     ) -> None:
         slabs = _slabs(sizes)
+        made: dict[int, Tensor] = {}
+        registered: list[int] = []
+
+        def make(number: int) -> None:
+            made[number] = _made(sum(map(_rounded, slabs[number])), device)
+            if device.type == "cuda":
+                registered.append(made[number].data_ptr())
+
         try:
             with ThreadPoolExecutor(_THREADS) as threads:
-                made = list(threads.map(lambda slab: _made(sum(map(_rounded, slab)), device), slabs))
+                list(threads.map(make, range(len(slabs))))
         except _RefusedError as error:
+            _release(registered)
             raise ConfigError(
                 f"{in_words(error.size)} more of host memory for {purpose} were refused: {error.reason}.",
                 "It must be mapped and registered with the GPU's driver before the first step.",
                 f"{instead}, or give the job more host memory.",
             ) from None
+        # A process that ends gives it back anyway, and sooner.
+        weakref.finalize(self, _release, registered).atexit = False
         self.pieces: list[Tensor] = []
-        for slab, memory in zip(slabs, made, strict=True):
+        for number, slab in enumerate(slabs):
             start = 0
             for size in slab:
-                self.pieces.append(memory[start : start + size])
+                self.pieces.append(made[number][start : start + size])
                 start += _rounded(size)
-        if device.type == "cuda":
-            # A process that ends gives it back anyway, and sooner.
-            weakref.finalize(self, _release, [memory.data_ptr() for memory in made]).atexit = False
 
 
 def _slabs(sizes: Sequence[int]) -> list[list[int]]:
@@ -117,6 +125,6 @@ def _made(size: int, device: torch.device) -> Tensor:
 
 
 def _release(addresses: Sequence[int]) -> None:
-    runtime: Any = torch.cuda.cudart()
     for address in addresses:
+        runtime: Any = torch.cuda.cudart()
         runtime.cudaHostUnregister(address)

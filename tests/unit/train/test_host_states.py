@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,6 +111,32 @@ def test_memory_is_taken_in_slabs_of_whole_pieces(slab: int, device: str, monkey
         piece.fill_(number + 1)
         assert piece.data_ptr() % 256 == 0 and (device == "cpu" or piece.is_pinned())
     assert all(bool((piece == number + 1).all()) for number, piece in enumerate(memory.pieces))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_all_registered_memory_is_given_back(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a driver that is none; also where it does not register the last of it."""
+    registered: set[int] = set()
+
+    def register(address: int, size: int, flags: int) -> int:
+        if refused and size == 1024:
+            return 2
+        registered.add(address)
+        return 0
+
+    driver = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=registered.remove)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(pinned_memory, "SLAB_BYTES", 1)
+    sizes, device = [256, 256, 512, 1024], torch.device("cuda", 0)
+    if refused:
+        with pytest.raises(ConfigError, match=r"1\.00 KiB more of host memory for the optimizer's states were refused"):
+            HostMemory(sizes, device)
+    else:
+        memory = HostMemory(sizes, device)
+        assert registered == {piece.data_ptr() for piece in memory.pieces} and len(registered) == 4
+        del memory
+    assert not registered
 
 
 @pytest.mark.parametrize(
