@@ -35,7 +35,6 @@ from megatron_apriel.formats.flops import step_flops
 from megatron_apriel.outputs import replace_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.data_place import DataPlace
-from megatron_apriel.testing.fp8_scales import forget_scales
 
 PROFILED_STEPS = 2
 """Of the different ones, the last."""
@@ -54,8 +53,7 @@ def own_batches(spread: Spread, rank: int) -> list[list[Batch]]:
 def measured(spread: Spread, steps: int, given: Sequence[Sequence[Batch]], phases: Phases) -> Found:
     """Time of a step, and what every rank's device does in one; all ranks call this within their process groups."""
     on_gpu = torch.cuda.is_available()
-    forget_scales()  # and all else of the measurement before
-    gc.collect()
+    gc.collect()  # what the measurement before has left
     if on_gpu:
         torch.cuda.empty_cache()
     architecture, train = spread.architecture(), spread.config().train

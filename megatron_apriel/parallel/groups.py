@@ -20,6 +20,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_apriel.errors import ConfigError, TransientError
 from megatron_apriel.parallel import cpu, user_buffers
+from megatron_apriel.parallel.fp8_scales import forget_scales
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.meeting import first_host, met
 from megatron_apriel.parallel.watch import other_ranks
@@ -56,6 +57,8 @@ def joined() -> Iterator[torch.device]:
 def initialized(layout: Layout, seed: int = 1234) -> Iterator[torch.device]:
     """:func:`joined`, and within it Megatron's process groups of a layout and this rank's random states.
 
+    With the groups goes what libraries keep for all models that ran on them.
+
     Args:
         layout: how the ranks are laid out.
         seed: of parameters' initialisation and of dropout; shifted per tensor-parallel and pipeline rank.
@@ -82,6 +85,7 @@ def initialized(layout: Layout, seed: int = 1234) -> Iterator[torch.device]:
             # Not after a failure: another rank may be gone, and the device would wait for it.
             user_buffers.release()
         finally:
+            forget_scales()
             parallel_state.destroy_model_parallel()
 
 

@@ -28,9 +28,9 @@ from megatron_apriel.formats.architecture import (
 )
 from megatron_apriel.outputs import replace_file
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.fp8_scales import forget_scales
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.checkpoints import hf_model
-from megatron_apriel.testing.fp8_scales import forget_scales
 from megatron_apriel.testing.layouts import CASES, GPU_LAYOUTS, LAYOUTS, Case, LayoutRun, Setup
 from megatron_apriel.testing.weights import from_transformers
 

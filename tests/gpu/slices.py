@@ -31,9 +31,9 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.config.training_sections import OptimizerSection
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.fp8_scales import forget_scales
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.memory import RankMemory, rank_memory
-from megatron_apriel.testing.fp8_scales import forget_scales
 from megatron_apriel.testing.optimizer_state import kept_states
 from megatron_apriel.train.step_result import StepResult
 from megatron_apriel.train.trainer import Trainer

@@ -1,16 +1,22 @@
-"""How a rank finds its device and the others, before any group exists."""
+"""How a rank finds its device and the others, before any group exists; and what goes with the groups."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from megatron.core import parallel_state
 
 from megatron_apriel.errors import ConfigError, ExitCode, TransientError, run_command
 from megatron_apriel.parallel import groups
+from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing.ranks import run_ranks
 
 
 @pytest.fixture
@@ -93,3 +99,23 @@ def test_one_task_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     with groups.joined():
         assert torch.distributed.get_world_size() == 1
+
+
+@pytest.mark.parametrize("failure", [None, ValueError])
+def test_scales_of_models_go_with_the_groups_that_they_were_reduced_over(
+    failure: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[bool] = []
+    quantization = ModuleType("transformer_engine.pytorch.quantization")
+    reset = SimpleNamespace(reset=lambda: there.append(parallel_state.model_parallel_is_initialized()))
+    quantization.FP8GlobalStateManager = reset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, quantization.__name__, quantization)
+
+    def on_rank(rank: int, size: int) -> list[bool]:
+        for _ in range(2):
+            with contextlib.suppress(ValueError), groups.initialized(Layout()):
+                if failure is not None:
+                    raise failure
+        return there
+
+    assert run_ranks(1, on_rank) == [[True, True]]
