@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_apriel.formats.architecture import ProjectorArchitecture
 from megatron_apriel.model.options import ACTIVATIONS
-from megatron_apriel.model.vision import mark_replicated, replicated_state
+from megatron_apriel.model.replicated import Replicated
 from megatron_apriel.parallel.groups import current_device
 
 
-class Projector(MegatronModule):  # type: ignore[misc]
+class Projector(Replicated):
     """Features of patches to embeddings of tokens; held whole by every tensor-parallel rank, like the tower."""
 
     def __init__(self, architecture: ProjectorArchitecture, config: TransformerConfig) -> None:
@@ -26,16 +23,11 @@ class Projector(MegatronModule):  # type: ignore[misc]
         linear = partial(torch.nn.Linear, bias=architecture.bias, dtype=config.params_dtype, device=current_device())
         self.linear_1 = linear(architecture.input_size, architecture.output_size)
         self.linear_2 = linear(architecture.output_size, architecture.output_size)
-        mark_replicated(self)
+        self.mark_replicated()
 
     def forward(self, features: Tensor) -> Tensor:
         """[P, input_size] to [P, output_size]."""
         return self.linear_2(self.activation(self.linear_1(features)))
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
-    ) -> ShardedStateDict:
-        return replicated_state(super().sharded_state_dict(prefix, sharded_offsets, metadata))
 
     def extra_repr(self) -> str:
         return "replicated over tensor-parallel ranks"

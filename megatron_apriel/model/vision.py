@@ -4,19 +4,14 @@ All images of a rank's share are one list of patches. A patch becomes a token by
 convolution of the reference with its filters flattened; attention stays inside each image; positions are rows and
 columns. There is no class token and no norm after the last layer (transformers, ``PixtralVisionModel``).
 
-Every tensor- and context-parallel rank holds the whole tower: its layers belong to a group of one rank. See
-``sharing.py`` for how ranks divide the images, and why its parameters are marked as they are.
+Every tensor- and context-parallel rank holds the whole tower (``replicated.py``): its layers belong to a group of one
+rank. See ``sharing.py`` for how ranks divide the images.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -25,28 +20,13 @@ from megatron_apriel.batch import PackedImages
 from megatron_apriel.formats.architecture import TowerArchitecture
 from megatron_apriel.model.attention import packed
 from megatron_apriel.model.norm import RMSNorm
+from megatron_apriel.model.replicated import Replicated
 from megatron_apriel.model.rotary import tower_rotary
 from megatron_apriel.model.specs import Layers, block_spec
 from megatron_apriel.parallel.groups import current_device, group_of_one
 
 
-def mark_replicated(module: torch.nn.Module) -> None:
-    """Tell Megatron that tensor-parallel ranks hold the same parameters and each a part of their gradients."""
-    for parameter in module.parameters():
-        parameter.tensor_model_parallel = False  # type: ignore[attr-defined]
-        parameter.sequence_parallel = False  # type: ignore[attr-defined]
-        parameter.average_gradients_across_tp_domain = True  # type: ignore[attr-defined]
-
-
-def replicated_state(sharded: ShardedStateDict) -> ShardedStateDict:
-    """Number the copies on tensor-parallel ranks, so that a checkpoint takes one of them and not each."""
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    for entry in sharded.values():
-        entry.replica_id = (entry.replica_id[0], rank, entry.replica_id[2])
-    return sharded
-
-
-class VisionTower(MegatronModule):  # type: ignore[misc]
+class VisionTower(Replicated):
     """Patches of any number of images to one feature per patch.
 
     Args:
@@ -79,7 +59,7 @@ class VisionTower(MegatronModule):  # type: ignore[misc]
             post_layer_norm=False,
             pg_collection=ProcessGroupCollection(tp=alone, cp=alone, pp=alone),
         )
-        mark_replicated(self)
+        self.mark_replicated()
 
     def forward(self, images: PackedImages) -> Tensor:
         """Features [P, hidden_size] of the share's P patches, P above 0."""
@@ -93,11 +73,6 @@ class VisionTower(MegatronModule):  # type: ignore[misc]
             packed_seq_params=packed(images.cu_seqlens, images.max_patches),
         )
         return hidden_P1H[:, 0]
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
-    ) -> ShardedStateDict:
-        return replicated_state(super().sharded_state_dict(prefix, sharded_offsets, metadata))
 
     def extra_repr(self) -> str:
         return "replicated over tensor- and context-parallel ranks, each runs its share of the images"
