@@ -56,8 +56,14 @@ from megatron_apriel.planning.layer_time import (
 )
 from megatron_apriel.planning.memory import inputs_on_host, rank_memory, state_bytes
 from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
+from megatron_apriel.planning.state_forms import StateForm
 from megatron_apriel.planning.workload import Content, Workload
 
+MEASURED_FORM = StateForm()
+"""Of the states with which ``Hardware.optimizer_bytes`` was measured; smaller ones are read and written in less."""
+ZEROED_BYTES = 4.0
+"""Of ``Hardware.optimizer_bytes``, what sets a gradient in float32 to zero. A rank does so for all of its parameters,
+and the rest for its share of them."""
 SUMS_BYTES = 14
 """A gradient in float32 is read and set to zero, its sum in three bytes read and written."""
 SUMS_ONCE_BYTES = 48
@@ -361,9 +367,9 @@ def _optimizer(
     """
     if not trained or not of_states:
         return 0.0
-    zeroed, exact = 4.0, 10.0
     here = trained / layout.optimizer_shards - on_host / of_states
-    more = CODES_BYTES if config.optimizer.moments == "int8" else 0.0
-    traffic = (gpu.optimizer_bytes - zeroed - 2 * (exact - of_states) + more) * here + zeroed * trained
+    of_one = gpu.optimizer_bytes - ZEROED_BYTES - 2 * (MEASURED_FORM.bytes - of_states)
+    of_one += CODES_BYTES if config.optimizer.moments == "int8" else 0.0
+    traffic = of_one * here + ZEROED_BYTES * trained
     traffic += SUMS_ONCE_BYTES * trained if config.optimizer.gradients == "24bit" else 0.0
     return traffic / (gpu.copy_bandwidth * GIGA) + on_host / (gpu.host_bandwidth * GIGA)
