@@ -44,10 +44,10 @@ def grade_visual_answer(response: str, answer: Any) -> Verdict:
     if read is None:
         return bad_item(f"{answer!r} is no answer of a visual task")
     found = read(response)
-    if found is None and (told := final_answer(response)) is not None:
-        found = read(told)
+    if found is None and (final := final_answer(response)) is not None:
+        found = read(final)
         if found is None:
-            found = read(_FIRST_PART.split(told, maxsplit=1)[0])
+            found = read(_FIRST_PART.split(final, maxsplit=1)[0])
     if found is None:
         return without_answer("it names none, or several")
     return compared(found == answer, str(found), str(answer))

@@ -334,12 +334,12 @@ def _refuse(differences: list[Difference], config: StageConfig, newest: Path, ch
 def _check_positions(newest: Path, step: int, state: RunState) -> None:
     """Every sequence was of one source, and no change was made after the checkpoint or of more than it had."""
     given, packs = _last_given(state), state.packs
-    told = sum(packs) + sum(source.packs for source in given[len(packs) :])
+    of_sources = sum(packs) + sum(source.packs for source in given[len(packs) :])
     bad = any(change.step > step for change in state.changes) or any(
         source.packs > now for source, now in zip(given, packs, strict=False)
     )
-    if bad or (given and len(given) < len(packs)) or (packs and told != state.sequences):
-        raise _not_its_data(newest, f"its sources gave {told} sequences, and it has {state.sequences}")
+    if bad or (given and len(given) < len(packs)) or (packs and of_sources != state.sequences):
+        raise _not_its_data(newest, f"its sources gave {of_sources} sequences, and it has {state.sequences}")
 
 
 def _peaks(then: Mapping[str, Any], config: StageConfig) -> dict[float, float]:
