@@ -67,23 +67,33 @@ def check_destination(
     """
     target = _resolved(destination)
     for given in map(Path, inputs):
-        place = given.resolve()
-        if target == place or target in place.parents or place in target.parents:
-            relation = "is" if target == place else "contains" if target in place.parents else "lies inside"
-            raise OutputError(
-                f"the destination {destination} {relation} the input {given}.",
-                "An input is only read; replacing it would lose it if anything went wrong.",
-                "Give a destination outside of it.",
-            )
-        for link in _links_into(target, place):
-            raise OutputError(
-                f"the destination {destination} holds what {link} of the input is a link to.",
-                "An input is only read; replacing the destination would take that file from it.",
-                "Give another destination.",
-            )
+        _check_apart(destination, target, given)
     _check_place(destination, target)
-    if not os.path.lexists(target):
-        return target
+    if os.path.lexists(target):
+        _check_replaceable(destination, target, overwrite, marker)
+    return target
+
+
+def _check_apart(destination: str | Path, target: Path, given: Path) -> None:
+    """Raise OutputError if writing ``target`` would touch the input ``given``."""
+    place = given.resolve()
+    if target == place or target in place.parents or place in target.parents:
+        relation = "is" if target == place else "contains" if target in place.parents else "lies inside"
+        raise OutputError(
+            f"the destination {destination} {relation} the input {given}.",
+            "An input is only read; replacing it would lose it if anything went wrong.",
+            "Give a destination outside of it.",
+        )
+    for link in _links_into(target, place):
+        raise OutputError(
+            f"the destination {destination} holds what {link} of the input is a link to.",
+            "An input is only read; replacing the destination would take that file from it.",
+            "Give another destination.",
+        )
+
+
+def _check_replaceable(destination: str | Path, target: Path, overwrite: bool, marker: str | tuple[str, ...]) -> None:
+    """Raise OutputError unless what exists at ``target`` is an earlier result that may be replaced, or empty."""
     if not target.is_dir():
         raise OutputError(f"the destination {destination} is a file.", fix="Give the name of a directory.")
     if not overwrite:
@@ -104,7 +114,6 @@ def check_destination(
             "It would be lost with what is replaced.",
             "Move the run away, or give another destination.",
         )
-    return target
 
 
 def _missing(directory: Path, marker: str | tuple[str, ...]) -> list[str]:
