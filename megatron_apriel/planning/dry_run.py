@@ -1,46 +1,42 @@
 """The dry run: what a stage would do on any number of ranks, answered at once, without torch and without a GPU.
 
 Everything that can be checked without starting is checked first, so that a job that cannot run is refused before it
-waits in a queue. The figures follow :mod:`megatron_apriel.planning.memory` and :mod:`megatron_apriel.formats.flops`.
+waits in a queue. The tables are those of ``dry_run_tables.py``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from megatron_apriel.config.data_sections import SourceSection
 from megatron_apriel.config.load import to_yaml
-from megatron_apriel.config.output_sections import EvaluateSection
-from megatron_apriel.config.schedule import warmup_steps
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.config.training_sections import COMPONENTS
 from megatron_apriel.data.loading.mixture import RUN_BEGINS
 from megatron_apriel.data.loading.sources import Source, check_tokenizer
 from megatron_apriel.data.loading.stage_data import StageData, open_held_out, open_sources
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.evaluate.benchmarks import chosen_benchmarks
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.formats.flops import model_flops
 from megatron_apriel.formats.kinds import Kind, architecture_of, recognise, sidecar_directory
 from megatron_apriel.formats.other_tools import copied
 from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.formats.run_record import change_in_words, newest_checkpoint
 from megatron_apriel.formats.sidecars import missing_readers
-from megatron_apriel.parallel.balance import rank_loads, resolved_split, stage_extras
+from megatron_apriel.parallel.balance import resolved_split
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.beginning import Standing, check_weights, standing_of, with_tokens
 from megatron_apriel.planning.changes import check_same_data
 from megatron_apriel.planning.choosing_moments import chosen_moments
+from megatron_apriel.planning.dry_run_tables import layout_table, memory_table, parameters_table, steps_table
 from megatron_apriel.planning.hardware import Hardware
-from megatron_apriel.planning.memory import RankMemory, rank_memory
 from megatron_apriel.planning.mixture_table import mixture_table, unfinished_table
-from megatron_apriel.quantities import flop, size
-from megatron_apriel.tables import Table, figures, plain, standard_output
+from megatron_apriel.tables import plain, standard_output
 
 WIDTH = 120
 
@@ -66,12 +62,47 @@ def print_plan(
 
     Raises ConfigError, CheckpointError or DataError with everything that does not fit.
     """
+    found = _checked(config, world_size, architecture, check_data, change)
+    if os.environ.get("RANK", "0") == "0":
+        found = _with_chosen_moments(found)
+        _print(found, _notes(found), console or standard_output(WIDTH))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A stage that can run, and what was found out about it.
+
+    Attributes:
+        config: with everything that follows from model and data.
+        model, origin: the model, and where its shapes come from.
+        layout: of the ranks that are planned for.
+        directory: of the model's sidecars; None where a preset stands in for a model.
+        standing: how far the run in the output directory is.
+        data: of the stage, if all corpora of its mixture are there.
+        opened: those of its sources that are.
+        remarks: on data and evaluation.
+    """
+
+    config: StageConfig
+    model: Architecture
+    origin: str
+    layout: Layout
+    directory: Path | None
+    standing: Standing
+    data: StageData | None
+    opened: list[Source]
+    remarks: list[str]
+
+
+def _checked(
+    config: StageConfig, world_size: int, architecture: str | None, check_data: bool, change: bool
+) -> _Checked:
+    """Everything that can be checked without starting; see :func:`print_plan`."""
     standing = Standing()
     if architecture is None and newest_checkpoint(RunDirectory(config.output).checkpoints) is not None:
         config = with_tokens(config)
         standing = standing_of(config, change)
     model, origin = planned_architecture(config, architecture, standing.newest)
-    gpu = Hardware()
     config = resolved_split(config, model)
     check_layout(config, model, world_size)
     directory = None
@@ -80,41 +111,55 @@ def print_plan(
         if standing.newest is None:
             _check_weights(config.init_from, model)
     absent = _absent_pictures(config, check_data) + _evaluations(config)
-    data, opened, notes = _data(config, model, directory, check_data, standing)
-    notes += absent
+    data, opened, remarks = _data(config, model, directory, check_data, standing)
     if data is not None:
         config = data.config
     # Once more: how long epochs are is known only now.
     layout = check_layout(config, model, world_size)
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if config.optimizer.moments == "auto":
-        config = chosen_moments(config, model, layout, gpu.available, gpu.host_memory * 2**30, standing.state)
-        why = f"the first form that fits a GPU of {gpu.memory:g} GiB and {gpu.host_memory:g} GiB of the host"
-        why = why if standing.state is None else "as it was when the run began"
-        notes.append(f"optimizer.moments=auto is {config.optimizer.moments} here, {why}.")
-    console = console or standard_output(WIDTH)
-    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    return _Checked(config, model, origin, layout, directory, standing, data, opened, remarks + absent)
+
+
+def _with_chosen_moments(found: _Checked) -> _Checked:
+    """The same with ``optimizer.moments=auto`` decided for the GPUs that are planned for."""
+    config, gpu, state = found.config, Hardware(), found.standing.state
+    if config.optimizer.moments != "auto":
+        return found
+    config = chosen_moments(config, found.model, found.layout, gpu.available, gpu.host_memory * 2**30, state)
+    why = f"the first form that fits a GPU of {gpu.memory:g} GiB and {gpu.host_memory:g} GiB of the host"
+    why = why if state is None else "as it was when the run began"
+    remark = f"optimizer.moments=auto is {config.optimizer.moments} here, {why}."
+    return replace(found, config=config, remarks=[*found.remarks, remark])
+
+
+def _notes(found: _Checked) -> list[str]:
+    """Remarks on data and evaluation, and on what the result would lack or differ in."""
+    config, directory, notes = found.config, found.directory, list(found.remarks)
+    if config.precision.compute == "auto":
+        notes.append("precision.compute=auto is planned for GPUs, as bf16; on a CPU it is fp32.")
+    if directory is not None and (lacking := missing_readers(directory, found.model.tower is not None)):
+        notes.append(f"init_from {directory} has no {lacking}, and the result will have none. {copied(directory)}")
+    if not Path(config.init_from).exists():
+        notes.insert(0, f"init_from {config.init_from} does not exist yet.")
+    return notes
+
+
+def _print(found: _Checked, notes: list[str], console: Console) -> None:
+    config, model, layout = found.config, found.model, found.layout
+    ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
     console.print(plain([f"Dry run of stage {config.stage} on {ranks}: nothing is started.", ""]))
     console.print("Resolved configuration", style="bold")
     console.print(plain(to_yaml(config).split("\n")))
-    console.print(plain([f"The model's shapes come from {origin}.", ""]), soft_wrap=True)
+    console.print(plain([f"The model's shapes come from {found.origin}.", ""]), soft_wrap=True)
     for table in (
         layout_table(config, layout, model),
         parameters_table(config, model),
         steps_table(config, layout, model),
-        mixture_table(data) if data is not None else unfinished_table(config, opened),
+        mixture_table(found.data) if found.data is not None else unfinished_table(config, found.opened),
         memory_table(config, model, layout),
     ):
         console.print(table)
         console.print()
-    if config.precision.compute == "auto":
-        notes.append("precision.compute=auto is planned for GPUs, as bf16; on a CPU it is fp32.")
-    if directory is not None and (lacking := missing_readers(directory, model.tower is not None)):
-        notes.append(f"init_from {directory} has no {lacking}, and the result will have none. {copied(directory)}")
-    if not Path(config.init_from).exists():
-        notes.insert(0, f"init_from {config.init_from} does not exist yet.")
-    for line in _standing_in_words(standing, config):
+    for line in _standing_in_words(found.standing, config):
         console.print(plain(line), soft_wrap=True)
     for note in notes:
         console.print(plain(f"note: {note}"), soft_wrap=True)
@@ -191,129 +236,6 @@ def _evaluations(config: StageConfig) -> list[str]:
     return remarks
 
 
-def layout_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:
-    """Ranks in each kind of parallelism, and the decoder layers and load of every pipeline stage."""
-    table = figures("", "ranks", "what each holds", words=(0, 2), title="Parallel layout")
-    heads, groups = architecture.decoder.num_heads, architecture.decoder.num_kv_heads
-    sequence = ", sequence parallel" if layout.sequence else ""
-    table.add_row(
-        "tensor", str(layout.tensor), f"{heads // layout.tensor} heads, {groups // layout.tensor} groups{sequence}"
-    )
-    table.add_row("context", str(layout.context), f"1/{layout.context} of each sequence")
-    table.add_row(
-        "data", str(layout.data), f"a replica of the model, 1/{layout.optimizer_shards} of the optimizer state"
-    )
-    table.add_row("pipeline", str(layout.pipeline), f"{layout.virtual} chunk(s) of layers")
-    num_layers = architecture.decoder.num_layers
-    for stage in range(layout.pipeline):
-        chunks = [layout.layers_of(num_layers, stage, chunk) for chunk in range(layout.virtual)]
-        layers = ", ".join(f"{chunk.start}-{chunk.stop - 1}" for chunk in chunks)
-        first = "tower, projector, embedding, " if stage == 0 and architecture.tower else "embedding, " * (stage == 0)
-        last = ", head" if stage == layout.pipeline - 1 else ""
-        table.add_row(f"  stage {stage}", str(layout.world_size // layout.pipeline), f"{first}layers {layers}{last}")
-    if layout.pipeline > 1:
-        layers_per_stage = layout.layers_per_virtual_stage(num_layers)
-        extras = stage_extras(config, architecture)
-        table.add_row("  split", "", f"layers_per_stage={str(list(layers_per_stage)).replace(' ', '')}")
-        table.add_row("  loads", "", _loads(rank_loads(layers_per_stage, layout.pipeline, extras)))
-        table.caption = f"loads: the head counts as {extras.last:.2f} layers, tower and projector as {extras.first:.2f}"
-        table.caption_justify = "left"
-    table.add_row("all", str(layout.world_size), "", end_section=True)
-    return table
-
-
-def _loads(loads: list[float]) -> str:
-    """Each pipeline rank's load relative to the mean; the largest one sets the pace."""
-    mean = sum(loads) / len(loads)
-    each = ", ".join(f"{load / mean:.0%}" for load in loads)
-    return f"{each} of the mean: {max(loads) / mean - 1:.0%} slower than an even load"
-
-
-def parameters_table(config: StageConfig, architecture: Architecture) -> Table:
-    """Parameters of each part, trained and frozen."""
-    table = figures("part", "parameters", "trained", "frozen", "rate factor", title="Parameters")
-    totals = [0, 0]
-    for name in COMPONENTS:
-        part = getattr(architecture, name)
-        if part is None:
-            continue
-        factor = getattr(config.train, name)
-        trained, frozen = (part.parameters, 0) if factor else (0, part.parameters)
-        totals = [totals[0] + trained, totals[1] + frozen]
-        table.add_row(name, *map(_thousands, (part.parameters, trained, frozen)), f"{factor:g}" if factor else "frozen")
-    table.add_section()
-    table.add_row("all", *map(_thousands, (sum(totals), *totals)), "")
-    return table
-
-
-def steps_table(config: StageConfig, layout: Layout, architecture: Architecture) -> Table:
-    """How the stage's tokens become steps and micro-batches, and what they cost."""
-    table = figures("", "", title="Steps")
-    length = config.sequence_length
-    per_token = model_flops(architecture, length, length**2, [], config.train) / length
-    rows = {
-        "tokens per step": _thousands(config.batch_tokens),
-        "sequences per step": f"{config.sequences_per_step} of {_thousands(length)} tokens",
-        "micro-batches per step and rank": str(layout.micro_batches(config.sequences_per_step)),
-        **_length(config),
-        "checkpoints": f"every {config.checkpoint.every} steps, keep {config.checkpoint.keep}"
-        + (", written in the background" if config.checkpoint.background else ""),
-        **({"evaluations": _evaluated(config.evaluate, config.checkpoint.every)} if config.evaluate else {}),
-        "text, one document a sequence": f"{flop(per_token)} per token",
-    }
-    if config.tokens is not None:
-        rows["the stage, if it were such text"] = f"{per_token * config.steps * config.batch_tokens:.3g} FLOP"
-    tower = architecture.tower
-    if tower is not None:
-        grid = tower.image_size // tower.patch_size
-        image = model_flops(architecture, 0, 0, [grid**2], config.train)
-        rows[f"tower and projector, image of {tower.image_size} x {tower.image_size}"] = flop(image)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
-def _evaluated(section: EvaluateSection, saved_every: int) -> str:
-    """What is evaluated, and when."""
-    begin = "at the start, " if section.start else ""
-    return f"{begin}every {section.every or saved_every} steps and at the end: {', '.join(section.benchmarks)}"
-
-
-def _length(config: StageConfig) -> dict[str, str]:
-    """How long the stage is; what its epochs are without corpora cannot be known."""
-    epochs = {"epochs": f"{config.epochs:g}, of the source that its weight uses up first"} if config.epochs else {}
-    if config.tokens is None:
-        unknown = "not known: epochs are counted with the corpora, and some are missing"
-        return epochs | {"steps, tokens of the stage": unknown}
-    return epochs | {
-        "steps": _thousands(config.steps),
-        "warm-up steps": _thousands(warmup_steps(config.steps, config.optimizer)),
-        "tokens of the stage": _thousands(config.steps * config.batch_tokens),
-    }
-
-
-def memory_table(config: StageConfig, architecture: Architecture, layout: Layout) -> Table:
-    """Expected memory of a rank of each pipeline stage."""
-    names = ["stage", "weights", "gradients", "optimizer", "activations", "logits", "images", "total"]
-    on_host = config.optimizer.host != 0 or config.recompute.inputs == "host"
-    title = "Expected memory per rank (CUDA, NCCL and allocator add 3 to 6 GiB)"
-    table = figures(*names, *["on the host"] * on_host, title=title)
-    gpu = Hardware()
-    for stage in range(layout.pipeline):
-        memory = rank_memory(config, architecture, layout, stage, gpu.available)
-        table.add_row(str(stage), *map(size, _columns(memory)), *[size(memory.on_host)] * on_host)
-    table.caption = "images: for a sequence full of them; rules: megatron_apriel/planning/memory.py"
-    if config.optimizer.host == "auto":
-        table.caption += f"\noptimizer.host=auto: for a GPU of {gpu.memory:g} GiB, {gpu.reserve:g} of them left free"
-    table.caption_justify = "left"
-    return table
-
-
-def _columns(memory: RankMemory) -> Iterator[float]:
-    yield from (memory.weights, memory.gradients, memory.optimizer)
-    yield from (memory.activations, memory.logits, memory.images, memory.total)
-
-
 def _data(
     config: StageConfig, architecture: Architecture, directory: Path | None, refuse_absent: bool, standing: Standing
 ) -> tuple[StageData | None, list[Source], list[str]]:
@@ -351,7 +273,3 @@ def _absence(source: SourceSection) -> str:
 
 def _role(source: SourceSection, config: StageConfig) -> str:
     return "mixture" if source in config.mixture else "validation"
-
-
-def _thousands(number: int) -> str:
-    return f"{number:,}"
