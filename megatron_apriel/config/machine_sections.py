@@ -118,6 +118,10 @@ class PrecisionSection(Section):
             return self.compute
         return "bf16" if gpu else "fp32"
 
+    def bytes_on(self, gpu: bool) -> int:
+        """Of a number of that type."""
+        return 2 if self.compute_on(gpu) == "bf16" else 4
+
     def in_8_bits(self, layer: int, num_layers: int) -> bool:
         """Whether a decoder layer, counted from 0, runs in 8 bits."""
         kept_at_end = layer >= num_layers - self.bf16_layers_at_end

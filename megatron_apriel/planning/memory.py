@@ -50,7 +50,7 @@ from megatron_apriel.formats.architecture import Architecture, DecoderArchitectu
 from megatron_apriel.parallel import user_buffers
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.logit_parts import LOGITS_PER_PART
-from megatron_apriel.planning.state_forms import form_of
+from megatron_apriel.planning.state_forms import Kind, form_of
 
 PIECE_NUMBERS = 8 << 20
 """Parameters whose states come from the host and go back together."""
@@ -127,9 +127,17 @@ def host_share(
 
 def state_bytes(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> float:
     """Bytes of the optimizer's states of a parameter, in the mean over those of a rank; 0 where none is trained."""
-    held = _held(config, architecture, layout, pipeline_rank)
-    trained = sum(getattr(held, part) for part in config.trained_components) / layout.optimizer_shards
+    trained = trained_parameters(config, architecture, layout, pipeline_rank) / layout.optimizer_shards
     return _whole(config, architecture, layout, pipeline_rank)[0].optimizer / trained if trained else 0.0
+
+
+def trained_parameters(config: StageConfig, architecture: Architecture, layout: Layout, pipeline_rank: int) -> float:
+    """Trained parameters on each rank of a pipeline stage."""
+    return _trained(config, _held(config, architecture, layout, pipeline_rank))
+
+
+def _trained(config: StageConfig, held: _Held) -> float:
+    return sum(getattr(held, part) for part in config.trained_components)
 
 
 def _share(config: StageConfig, whole: RankMemory, of_piece: float, available: float) -> float:
@@ -150,12 +158,12 @@ def _whole(
 ) -> tuple[RankMemory, float]:
     """With all states on the GPU; and the bytes of a number in the pieces that would go to the host."""
     held = _held(config, architecture, layout, pipeline_rank)
-    bf16 = config.precision.compute_on(gpu=True) == "bf16"
-    compute = 2 if bf16 else 4
+    compute = config.precision.bytes_on(gpu=True)
     everything = held.decoder + held.tower + held.projector
-    trained = sum(getattr(held, part) for part in config.trained_components)
+    trained = _trained(config, held)
     vocabulary, layers = (held.vocabulary, held.layers) if config.train.decoder else (0.0, 0)
-    of_matrix, of_vocabulary = (form_of(config.optimizer, bf16, kind).bytes for kind in ("matrix", "vocabulary"))
+    kinds: tuple[Kind, ...] = ("matrix", "vocabulary")
+    of_matrix, of_vocabulary = (form_of(config.optimizer, compute == 2, kind).bytes for kind in kinds)
     spared, scratch = 0.0, 0.0
     if config.optimizer.gradients == "24bit":
         spared, scratch = layers * held.layer_matrices, 4 * held.layer_matrices * bool(layers)
@@ -285,8 +293,7 @@ def inputs_on_host(
     micro_batches = layout.micro_batches(config.sequences_per_step)
     passes = round(micro_batches_in_flight(layout, pipeline_rank, micro_batches) * layout.virtual)
     tokens = config.sequence_length // layout.context // (layout.tensor if layout.sequence else 1)
-    number = 2 if config.precision.compute_on(gpu=True) == "bf16" else 4
-    return of_a_chunk * passes, number * tokens * decoder.hidden_size
+    return of_a_chunk * passes, config.precision.bytes_on(gpu=True) * tokens * decoder.hidden_size
 
 
 def _image_elements(config: StageConfig, architecture: Architecture, layout: Layout) -> float:

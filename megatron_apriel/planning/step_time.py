@@ -54,7 +54,7 @@ from megatron_apriel.planning.layer_time import (
     layer_seconds,
     sums_seconds,
 )
-from megatron_apriel.planning.memory import inputs_on_host, rank_memory, state_bytes
+from megatron_apriel.planning.memory import inputs_on_host, rank_memory, state_bytes, trained_parameters
 from megatron_apriel.planning.pipeline_schedule import pipeline_seconds
 from megatron_apriel.planning.state_forms import StateForm
 from megatron_apriel.planning.workload import Content, Workload
@@ -178,7 +178,7 @@ def step_time(
     ]
     scheduled, slowest = max(((replica.seconds(), replica) for replica in replicas), key=lambda pair: pair[0])
     compute, waiting = slowest.slowest()
-    trained = [_trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
+    trained = [trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
     exposed, update = max(
         (
             (
@@ -283,11 +283,6 @@ def _rank(
     return _Rank(forward, backward, waits_forward, waits_backward)
 
 
-def _layers(layout: Layout, architecture: Architecture, rank: int) -> list[int]:
-    num_layers = architecture.decoder.num_layers
-    return [len(layout.layers_of(num_layers, rank, chunk)) for chunk in range(layout.virtual)]
-
-
 def _beside_copy(seconds: float, copied: float, gpu: Hardware) -> float:
     """A layer's seconds with a copy to or from the host beside it that takes so long."""
     return max(seconds, copied) + gpu.beside_copies * min(seconds, copied)
@@ -323,28 +318,12 @@ def _message(config: StageConfig, architecture: Architecture, layout: Layout, gp
     return size / (gpu.link(layout.world_size, layout.world_size) * GIGA) + gpu.latency * MICRO
 
 
-def _trained_parameters(config: StageConfig, architecture: Architecture, layout: Layout, rank: int) -> float:
-    """Trained parameters on each rank of a pipeline stage."""
-    decoder = architecture.decoder
-    trained = 0.0
-    if config.train.decoder:
-        ends = (rank == 0) + (rank == layout.pipeline - 1)
-        layers = sum(_layers(layout, architecture, rank))
-        trained += (layers * decoder.layer_parameters + ends * decoder.embedding_parameters) / layout.tensor
-    if rank == 0:
-        for name in ("tower", "projector"):
-            part = getattr(architecture, name)
-            trained += part.parameters if part is not None and getattr(config.train, name) else 0
-    return trained
-
-
 def _data_parallel(config: StageConfig, layout: Layout, gpu: Hardware, trained: float, work: _Rank) -> float:
     """Seconds of scattering gradients and gathering weights that nothing hides."""
-    weight = 2 if config.precision.compute_on(gpu=True) == "bf16" else 4
     replicas = layout.optimizer_shards
     link = gpu.link(layout.tensor * replicas, layout.world_size)
     gradients = collective(link, 4 * trained, replicas, gpu.latency)
-    weights = collective(link, weight * trained, replicas, gpu.latency)
+    weights = collective(link, config.precision.bytes_on(gpu=True) * trained, replicas, gpu.latency)
     if not config.parallel.overlap:
         return gradients + weights
     if config.optimizer.gradients != "float32":
