@@ -125,7 +125,7 @@ class AprielModel(MegatronModule):  # type: ignore[misc]
         return operation(self.output_layer, hidden, batch)
 
     def _embed(self, batch: Batch) -> Tensor:
-        """Embeddings of tokens and patches; this rank's tokens only under sequence parallelism."""
+        """Embeddings [S, 1, H] of tokens and patches; this rank's tokens only under sequence parallelism."""
         embeddings_S1H = self.embedding(batch.tokens_S)
         if self.tower is not None and self.projector is not None:
             await_parameters(self.tower, self.projector)

@@ -21,7 +21,7 @@ WARPS = 8
 
 
 def row_statistics(logits_TV: Tensor, labels_T: Tensor, first_entry: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row the largest logit, the sum of exp(logit - largest), and the label's logit; float32 [C] each."""
+    """Per row the largest logit, the sum of exp(logit - largest), and the label's logit; float32 [T] each."""
     rows, entries = logits_TV.shape
     statistics_3T = torch.empty(3, rows, dtype=torch.float32, device=logits_TV.device)
     _statistics_kernel[(rows,)](

@@ -7,7 +7,7 @@ written in torch, a few rows at a time for the same reason.
 A row is a token. A tensor-parallel rank has a run of the vocabulary, from ``first_entry`` on; a label outside of it,
 ``IGNORED_LABEL`` included, is somebody else's.
 
-Shape letters: C tokens, V entries of the vocabulary on this rank.
+Shape letters: T tokens, R rows at a time, V entries of the vocabulary on this rank.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def _columns(logits_TV: Tensor, labels_T: Tensor, first_entry: int) -> tuple[Ten
 
 
 def _pieces(logits_TV: Tensor) -> Iterator[slice]:
+    """Runs of rows with no more logits than torch's version copies at once."""
     rows, entries = logits_TV.shape
-    step = max(LOGITS_AT_A_TIME // entries, 1)
-    return (slice(start, start + step) for start in range(0, rows, step))
+    length = max(LOGITS_AT_A_TIME // entries, 1)
+    return (slice(start, start + length) for start in range(0, rows, length))

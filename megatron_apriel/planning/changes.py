@@ -1,4 +1,4 @@
-"""What a run may change when it resumes: its settings compared with those in its checkpoint, and where its data go on.
+"""What a run may change when it resumes: its settings compared with its checkpoint's, and where its data continue.
 
 A setting that says what is trained on what, in which order, stays the same, or the run would mean something else. Some
 of them may change when it is asked for: the learning rate and its schedule, the length, and the weights of the
@@ -6,8 +6,8 @@ mixture, with sources that come and go. What follows from a change is stated, an
 
 - a step has the rate that the new schedule gives it, as if the run had had that schedule from its first step;
 - the mixture begins anew: shares hold from the change on, and what came before is not made up for;
-- every source goes on behind the last pack that it gave. A new one begins at its first pack, and one that was left out
-  and comes back goes on where it was, so that no document is seen again before its source's epoch is over.
+- every source continues behind the last pack that it gave. A new one begins at its first pack, and one that was left
+  out and comes back continues where it was, so that no document is seen again before its source's epoch is over.
 
 A source is known by its documents, not by its name or place: by the fingerprint of its corpus.
 """

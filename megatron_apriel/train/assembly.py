@@ -73,9 +73,9 @@ def assembled(
         sampler = alike(lambda: _sampler(config, beginning, loader))
 
         def initialise(chunks: list[AprielModel]) -> None:
-            report = load_weights(chunks, config.init_from, architecture)
+            loaded = load_weights(chunks, config.init_from, architecture)
             if dist.get_rank() == 0:
-                say(*str(report).split("\n"))
+                say(*str(loaded).split("\n"))
 
         trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
         placement = placement_in_words(trainer.optimizer, config, trainer.inputs)

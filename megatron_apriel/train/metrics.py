@@ -34,9 +34,11 @@ from megatron_apriel.train.wandb_run import begin_wandb, wandb_table
 class Sink(Protocol):
     """Takes the records of a run."""
 
-    def write(self, record: Mapping[str, Any]) -> None: ...
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Take one; raises OSError where it cannot be kept."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing more will come."""
 
 
 def clock(seconds: float) -> str:

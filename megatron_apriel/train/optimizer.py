@@ -39,6 +39,9 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
 
     Also hands the schedule's callbacks to the model's TransformerConfig. Call after freezing: parameters that do not
     require a gradient get no buffer.
+
+    Raises:
+        ConfigError: masters or gradients are to be in 24 bits, and weights are not in bf16.
     """
     overlap = config.parallel.overlap
     settings = DistributedDataParallelConfig(

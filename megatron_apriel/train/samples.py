@@ -6,7 +6,7 @@ slow for long texts, and right on every layout by what makes the loss right on i
 objective whose "sum" is the number of the likeliest token, given by the one rank that has the prompt's last position
 and 0 by all others; so the sum over all ranks that a step's losses take tells every rank which token it is.
 
-Nothing is drawn at random and no gradient is made: training goes on to the bit as without.
+Nothing is drawn at random and no gradient is made: training continues to the bit as without samples.
 """
 
 from __future__ import annotations

@@ -45,6 +45,9 @@ class Trainer:
         optimizer: Megatron's distributed optimizer.
         inputs: what enters recomputed layers, where it waits on the host.
         shared: the caller's numbers that travel with a step's; may be replaced between steps.
+
+    Raises:
+        ConfigError: what the stage asks for cannot run here, or the host has less memory than it needs.
     """
 
     chunks: list[AprielModel]

@@ -1,7 +1,7 @@
 """What every objective is: an operation of the model's head whose result is a sum over what it counts.
 
 The model gives hidden states; what is made of them belongs to the objective, the head's matrix product included, since
-the cheapest way to a loss is seldom by way of all logits. A step adds the sums and the counts of all micro-batches and
+the cheapest way to a loss rarely makes all logits. A step adds the sums and the counts of all micro-batches and
 ranks and divides one by the other: the mean over the **global** batch, however it was cut.
 
 Shape letters: S this rank's tokens of a micro-batch, H hidden, F figures.
