@@ -37,30 +37,7 @@ anything else is a failure, explained on standard error.
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line; plan or train."""
-    parser = CommandLine(
-        prog="megatron_apriel.train",
-        description="Train one stage of the recipe from its YAML file.",
-        epilog=EXAMPLES,
-    )
-    parser.add_argument("stage", type=Path, help="the stage's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
-    parser.add_argument(
-        "--change",
-        action="store_true",
-        help="resume with another learning rate, schedule, number of tokens, other weights and sources of the mixture,"
-        " or another form of the optimizer's states",
-    )
-    planning = parser.add_argument_group("planning")
-    planning.add_argument("--dry-run", action="store_true", help="print what would run, and check it; start nothing")
-    planning.add_argument("--world-size", type=above_zero, help="ranks to plan for (default: WORLD_SIZE, or 1)")
-    planning.add_argument(
-        "--architecture", help="with --dry-run: a preset such as apriel-15b, where init_from does not exist yet"
-    )
-    planning.add_argument(
-        "--check-data",
-        action="store_true",
-        help="with --dry-run: corpora that do not exist yet are errors, not notes; those that do are always checked",
-    )
+    parser = _parser()
     # Intermixed, so that overrides may also stand after options.
     arguments, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
@@ -95,6 +72,34 @@ def main(argv: list[str] | None = None) -> int:
 
         early_requests.loaded()
         return run_stage(config, arguments.change)
+
+
+def _parser() -> CommandLine:
+    parser = CommandLine(
+        prog="megatron_apriel.train",
+        description="Train one stage of the recipe from its YAML file.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("stage", type=Path, help="the stage's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument(
+        "--change",
+        action="store_true",
+        help="resume with another learning rate, schedule, number of tokens, other weights and sources of the mixture,"
+        " or another form of the optimizer's states",
+    )
+    planning = parser.add_argument_group("planning")
+    planning.add_argument("--dry-run", action="store_true", help="print what would run, and check it; start nothing")
+    planning.add_argument("--world-size", type=above_zero, help="ranks to plan for (default: WORLD_SIZE, or 1)")
+    planning.add_argument(
+        "--architecture", help="with --dry-run: a preset such as apriel-15b, where init_from does not exist yet"
+    )
+    planning.add_argument(
+        "--check-data",
+        action="store_true",
+        help="with --dry-run: corpora that do not exist yet are errors, not notes; those that do are always checked",
+    )
+    return parser
 
 
 def length_in_words(config: StageConfig) -> str:
