@@ -197,7 +197,7 @@ def test_volumes_of_communication() -> None:
 
 
 def test_gradients_hide_behind_one_micro_batch() -> None:
-    parameters = 8 * SMALL.decoder.layer_parameters + 2 * SMALL.decoder.embedding_parameters
+    parameters = SMALL.decoder.parameters
     gpu = PLAIN.model_copy(update={"intra_node": 0.5})
     layer, head = 64 * (64 * 16 * 12 + 3 * 64 * 128) + 64**2 * 64, 64 * 256 * 64
     forward = 2 * (8 * layer + head) / 1e12
@@ -211,7 +211,7 @@ def test_gradients_hide_behind_one_micro_batch() -> None:
 
 def test_optimizer() -> None:
     """Its state is split over the replicas; the gradients' buffer is set to zero whole."""
-    parameters = 8 * SMALL.decoder.layer_parameters + 2 * SMALL.decoder.embedding_parameters
+    parameters = SMALL.decoder.parameters
     gpu = PLAIN.model_copy(update={"optimizer_bytes": 44.0, "copy_bandwidth": 1.0})
     assert small(Layout(), gpu).optimizer == pytest.approx(44 * parameters / 1e9)
     assert small(Layout(4), gpu).optimizer == pytest.approx((10 + 4) * parameters / 1e9)
