@@ -28,7 +28,11 @@ class RankFailure(AssertionError):
     """A rank raised, died or did not answer in time; the message holds its traceback."""
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 180) -> list[Any]:
+_LAST_WORDS_S = 30.0
+"""How long the other ranks may take to notice that one has failed, and to say so."""
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
     """Run ``function(rank, world_size, *args)`` on ``world_size`` gloo ranks and return their results in rank order.
 
     Each rank is a fork of this process with RANK, LOCAL_RANK and WORLD_SIZE set, the default process group made, and
@@ -41,7 +45,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         timeout: seconds until all ranks must have answered.
 
     Raises:
-        RankFailure: with the traceback of every rank that failed, or the ranks that did not answer.
+        RankFailure: with the traceback of every rank that failed, and the ranks that did not answer.
     """
     # Imported before the fork, once, so that every rank has them for nothing.
     import megatron.core.distributed
@@ -70,26 +74,27 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
 def _collect(processes: list[Any], answers: Any, deadline: float) -> list[Any]:
     results: dict[int, Any] = {}
     errors: dict[int, str] = {}
-    while len(results) + len(errors) < len(processes):
+    while missing := set(range(len(processes))) - results.keys() - errors.keys():
+        # Before the look into the queue: a process that has ended by now has put there all that it had to say.
+        ended = any(processes[rank].exitcode is not None for rank in missing)
         try:
             rank, result, error = answers.get(timeout=0.2)
         except queue.Empty:
-            missing = [rank for rank in range(len(processes)) if rank not in results and rank not in errors]
-            dead = {rank: processes[rank].exitcode for rank in missing if processes[rank].exitcode is not None}
-            if errors or dead or time.monotonic() > deadline:
+            if ended or time.monotonic() > deadline:
                 break
             continue
         if error is None:
             results[rank] = result
         else:
             errors[rank] = error
-            # The others now wait for a rank that is gone, or fail because of it: a moment to hear which.
-            deadline = min(deadline, time.monotonic() + 2)
-    if errors:
-        raise RankFailure("\n".join(f"rank {rank} of {len(processes)} raised:\n{errors[rank]}" for rank in errors))
-    if len(results) < len(processes):
-        states = {rank: process.exitcode for rank, process in enumerate(processes) if rank not in results}
-        raise RankFailure(f"no answer from ranks (rank: exit code, None while running): {states}")
+            # The others now wait for a rank that is gone, or fail because of it.
+            deadline = min(deadline, time.monotonic() + _LAST_WORDS_S)
+    problems = [f"rank {rank} of {len(processes)} raised:\n{errors[rank]}" for rank in errors]
+    if missing:
+        states = {rank: processes[rank].exitcode for rank in sorted(missing)}
+        problems.append(f"no answer from ranks (rank: exit code, None while running): {states}")
+    if problems:
+        raise RankFailure("\n".join(problems))
     for process in processes:
         process.join(timeout=10)
     return [torch.load(io.BytesIO(results[rank]), weights_only=False) for rank in range(len(processes))]

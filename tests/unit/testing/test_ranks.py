@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import queue
 import time
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from megatron_apriel.errors import AprielError, ConfigError, DataError
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.testing import ranks
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
 
 
@@ -34,6 +39,46 @@ def test_the_rank_that_raised_is_named() -> None:
 
     with pytest.raises(RankFailure, match=r"(?s)rank 1 of 2 raised:.*ValueError: this one"):
         run_ranks(2, fail)
+
+
+def test_the_others_are_heard_too() -> None:
+    """Also where one takes a while to notice that the first is gone."""
+
+    def fail(rank: int, size: int) -> None:
+        time.sleep(rank)
+        raise ValueError(f"number {rank}")
+
+    with pytest.raises(RankFailure, match=r"(?s)ValueError: number 0.*ValueError: number 1"):
+        run_ranks(2, fail)
+
+
+def test_who_failed_and_who_died_are_both_named() -> None:
+    def end(rank: int, size: int) -> None:
+        if rank == 1:
+            os._exit(3)
+        raise ValueError("this one")
+
+    with pytest.raises(RankFailure, match=r"(?s)rank 0 of 2 raised:.*ValueError: this one.*\{1: 3\}"):
+        run_ranks(2, end)
+
+
+def test_an_answer_that_comes_just_before_the_end_counts() -> None:
+    """As on a busy machine, where much happens between two looks."""
+    saved = io.BytesIO()
+    torch.save("late", saved)
+    process = SimpleNamespace(exitcode=None, join=lambda timeout: None)
+
+    class Answers:
+        waiting: ClassVar[list[object]] = []
+
+        def get(self, timeout: float) -> object:
+            if not self.waiting:
+                self.waiting.append((0, saved.getvalue(), None))
+                process.exitcode = 0
+                raise queue.Empty
+            return self.waiting.pop()
+
+    assert ranks._collect([process], Answers(), time.monotonic() + 60) == ["late"]
 
 
 def test_a_rank_that_dies_is_named() -> None:
