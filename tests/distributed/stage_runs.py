@@ -102,9 +102,34 @@ def losses(root: Path, name: str) -> list[float]:
 
 def start(root: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
     """The stage as a user starts it."""
-    command = [sys.executable, "-m", "megatron_apriel.train", str(stage_file(root, name)), *overrides]
+    return _started([sys.executable, "-m", "megatron_apriel.train", str(stage_file(root, name)), *overrides])
+
+
+HELD = """
+import runpy, sys
+from megatron_apriel.train import loop
+held, step = int(sys.argv.pop(1)), loop._step
+def waiting(stage, work):
+    if stage.finished_steps == held:
+        sys.stdin.readline()
+    return step(stage, work)
+loop._step = waiting
+runpy.run_module("megatron_apriel.train", run_name="__main__", alter_sys=True)
+"""
+"""The command line, which waits after so many steps."""
+
+
+def start_held(root: Path, name: str, finished_steps: int, *overrides: str) -> subprocess.Popen[str]:
+    """As :func:`start`, but after so many steps it waits for a line, or the end, of what it is given to read."""
+    command = [sys.executable, "-c", HELD, str(finished_steps), str(stage_file(root, name)), *overrides]
+    return _started(command, stdin=subprocess.PIPE)
+
+
+def _started(command: list[str], **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **options
+    )
 
 
 def before_step(monkeypatch: pytest.MonkeyPatch, finished_steps: int, action: Callable[[int], None]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_runs import before_step, losses, records, run, stage_file, start, wait_for_line, without_times
+from stage_runs import before_step, losses, records, run, stage_file, start, start_held, wait_for_line, without_times
 
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import ExitCode
@@ -20,10 +20,11 @@ from megatron_apriel.train.run import run_stage
 
 
 def test_sigterm_saves_and_asks_to_be_started_again(root: Path, reference: list[float]) -> None:
-    process = start(root, "terminated", "checkpoint.every=100")
+    process = start_held(root, "terminated", 1, "checkpoint.every=100")
     wait_for_line(process, "step 1/6")
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    wait_for_line(process, "SIGTERM: stopping after this step")
+    output, _ = process.communicate("go\n", timeout=120)
     assert process.returncode == ExitCode.REQUEUE, output
     assert "SIGTERM; run the same command to resume" in output
     assert not (root / "terminated" / "final").exists()

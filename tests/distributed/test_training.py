@@ -20,7 +20,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from stage_runs import ARCHITECTURE, before_step, losses, poison, records, run, stage_file, start, wait_for_line
+from stage_runs import (
+    ARCHITECTURE,
+    before_step,
+    losses,
+    poison,
+    records,
+    run,
+    stage_file,
+    start,
+    start_held,
+    wait_for_line,
+)
 from transformers import LlavaForConditionalGeneration
 
 from megatron_apriel.batch import IGNORED_LABEL, Batch
@@ -117,7 +128,7 @@ def test_resumes_on_another_layout(root: Path, reference: list[float], first: st
 
 
 def test_killed_runs_continue_to_the_bit(root: Path, reference: list[float]) -> None:
-    process = start(root, "killed")
+    process = start_held(root, "killed", 5)
     wait_for_line(process, "step 5/6")
     process.kill()
     process.wait()
