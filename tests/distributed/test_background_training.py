@@ -7,15 +7,14 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from slow_disk import fail_writing, hold_writing, slow_writing
-from stage_runs import before_step, losses, poison, records, run, stage_file, start, wait_for_line
+from slow_disk import fail_writing, hold_writing_until_all_wait, slow_writing, writing_has_ended
+from stage_runs import before_step, losses, poison, records, run, stage_file, start, start_held, wait_for_line
 
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import CheckpointError, ExitCode
@@ -47,7 +46,7 @@ def test_the_training_is_the_same(root: Path) -> None:
 
 
 def test_killed_runs_continue_to_the_bit(root: Path, reference: list[float]) -> None:
-    process = start(root, "killed_behind", BACKGROUND, "checkpoint.every=1")
+    process = start_held(root, "killed_behind", 4, BACKGROUND, "checkpoint.every=1")
     wait_for_line(process, "step 4/6")
     process.kill()
     process.wait()
@@ -68,14 +67,9 @@ def test_a_request_to_stop_waits_for_what_is_being_written(
     def asked(rank: int) -> None:
         if rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            threading.Timer(5.0, released.set).start()  # longer than the step that is still made
-
-    released = threading.Event()
 
     def one_rank_writes_slowly(rank: int, size: int) -> int:
-        nonlocal released
-        released = hold_writing() if rank == 1 else released
+        hold_writing_until_all_wait(rank == 1)
         return int(run_stage(config))
 
     config = load_stage(stage_file(root, "asked"), [BACKGROUND])
@@ -100,7 +94,7 @@ def test_the_next_save_waits_and_says_so(root: Path, capfd: pytest.CaptureFixtur
     )
 
     def writes_slowly(rank: int, size: int) -> int:
-        slow_writing(0.01)
+        hold_writing_until_all_wait(True)
         return int(run_stage(config))
 
     assert run_ranks(1, writes_slowly) == [ExitCode.OK]
@@ -123,8 +117,8 @@ def test_a_write_that_fails_on_one_rank_ends_all_at_the_next_step(
         return str(caught.value)
 
     with monkeypatch.context() as patch:
-        before_step(patch, 2, lambda rank: time.sleep(0.5))
-        for message in run_ranks(2, one_rank_fails, timeout=60):
+        before_step(patch, 2, lambda rank: writing_has_ended())
+        for message in run_ranks(2, one_rank_fails):
             assert "step_00000002 could not be written" in message and "bytes free" in message
     assert checkpoints(root, "full_behind") == []
     assert len(records(root, "full_behind", "step")) == 3
@@ -138,18 +132,17 @@ def test_an_error_meanwhile_ends_the_run_soon_and_publishes_nothing(
     def breaks(rank: int) -> None:
         raise ArithmeticError("broken")
 
-    def fails_meanwhile(rank: int, size: int) -> float:
-        slow_writing(0.2)
-        started = time.monotonic()
+    def fails_meanwhile(rank: int, size: int) -> int:
+        begun = slow_writing(1)
         with pytest.raises(ArithmeticError, match="broken"):
             run_stage(config)
         assert threading.active_count() == 1
-        return time.monotonic() - started
+        return len(begun)
 
     with monkeypatch.context() as patch:
         before_step(patch, 3, breaks)
-        (seconds,) = run_ranks(1, fails_meanwhile)
-    assert seconds < 10  # its hundred tensors would take twenty
+        (tensors,) = run_ranks(1, fails_meanwhile)
+    assert tensors < 50  # of a hundred, each of which takes a second
     assert checkpoints(root, "broken") == ["step_00000002.partial"]
     assert run(root, "broken", BACKGROUND) == [ExitCode.OK]
     assert losses(root, "broken") == reference

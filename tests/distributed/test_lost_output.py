@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from slow_disk import writing_has_ended
 from stage_runs import before_step, losses, run, stage_file
 
 from megatron_apriel.checkpoint.store import CheckpointStore
@@ -43,9 +45,16 @@ def test_every_rank_ends_and_nothing_is_made_anew(
     root: Path, monkeypatch: pytest.MonkeyPatch, loses: Callable[[Path], None], background: str
 ) -> None:
     output = root / "lost"
+
+    def lost(rank: int) -> None:
+        writing_has_ended()  # on both ranks: a directory that is written to meanwhile cannot be removed
+        torch.distributed.barrier()
+        if rank == 0:
+            loses(output)
+
     with monkeypatch.context() as patch:
         # Before the third step: the one behind which the second checkpoint would be saved is never made.
-        before_step(patch, 2, lambda rank: loses(output) if rank == 0 else None)
+        before_step(patch, 2, lost)
         messages = ending(root, "lost", 2, f"checkpoint.background={background}")
     assert len(messages) == 2
     for message in messages:
