@@ -193,7 +193,7 @@ def _export_fails(rank: int, world_size: int, source: Path, destination: Path) -
 
 
 def test_failed_export_ends_on_all_ranks(checkpoint, tmp_path):
-    messages = run_ranks(2, _export_fails, checkpoint, tmp_path / "exported", timeout=60)
+    messages = run_ranks(2, _export_fails, checkpoint, tmp_path / "exported")
     assert all("No space left" in message for message in messages)
     assert list(tmp_path.iterdir()) == []
 
@@ -255,7 +255,7 @@ def _save_again(rank: int, world_size: int, source: Path, where: Path) -> list[s
 
 def test_killed_in_mid_save(checkpoint, tmp_path):
     with pytest.raises(RankFailure):
-        run_ranks(2, _killed_in_mid_save, checkpoint, tmp_path, timeout=30)
+        run_ranks(2, _killed_in_mid_save, checkpoint, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002.partial"]
     assert CheckpointStore(tmp_path, KEEP_ALL, 4).latest() == tmp_path / "step_00000001"
     names = run_ranks(2, _save_again, checkpoint, tmp_path)[0]
@@ -280,6 +280,6 @@ def _disk_full(rank: int, world_size: int, source: Path, where: Path, at: str) -
 
 @pytest.mark.parametrize("at", ["shards", "sidecars"])
 def test_a_save_that_fails_fails_on_all_ranks(checkpoint, tmp_path, at):
-    messages = run_ranks(2, _disk_full, checkpoint, tmp_path, at, timeout=60)
+    messages = run_ranks(2, _disk_full, checkpoint, tmp_path, at)
     assert all("No space left" in message and "unchanged" in message for message in messages)
     assert list(tmp_path.iterdir()) == []

@@ -61,6 +61,6 @@ def test_all_ranks_end(saved: Path, tmp_path: Path, key: str, place: str) -> Non
     with (step / piece.file).open("r+b") as file:
         file.seek(piece.offset + (0 if place == "beginning" else piece.length // 2))
         file.write(b"\x5a" * 40)
-    for said in run_ranks(2, _load, where, timeout=60):
+    for said in run_ranks(2, _load, where):
         assert f"{step} could not be read" in said
         assert "Remove or rename" in said

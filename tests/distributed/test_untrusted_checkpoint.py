@@ -123,6 +123,6 @@ def test_it_is_refused_for_what_it_is(saved: tuple[Path, list[list[float]]], tmp
     step = where / STEP
     with changed_metadata(step) as metadata:
         change(step, metadata, mark)
-    for said in run_ranks(2, _load, where, timeout=60):
+    for said in run_ranks(2, _load, where):
         assert message in said and "damaged" not in str(said).partition("\n")[0]
     assert not mark.exists()
