@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -70,11 +72,24 @@ def started(program: Sequence[str], **how: Any) -> subprocess.Popen[str]:
 
 
 def wait_until(happened: Callable[[], object]) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if happened():
             return
         time.sleep(0.05)
-    raise AssertionError("it did not happen within a minute")
+    raise AssertionError("it did not happen within five minutes")
+
+
+class AnsweringUntil:
+    """Answers so many questions, and further ones only once it may go on."""
+
+    def __init__(self, number: int, answer: str) -> None:
+        self.goes_on = threading.Event()
+        self._number, self._answer, self._asked = number, answer, itertools.count()
+
+    def __call__(self, body: dict[str, Any]) -> str:
+        if next(self._asked) >= self._number:
+            self.goes_on.wait(300)
+        return self._answer
 
 
 def row(out: Path, number: int = 0) -> dict[str, Any]:

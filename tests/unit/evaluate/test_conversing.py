@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.grading.scorer_environments import package_files
 from megatron_apriel.testing.chat_servers import Reply, whole
-from tests.unit.evaluate.conftest import TOOL, Answering, lines, row, started, wait_until
+from tests.unit.evaluate.conftest import TOOL, Answering, AnsweringUntil, lines, row, started, wait_until
 from tools import evaluate
 
 TASKS = ("cut", "broken", "silent", "refused", "mute", "good")
@@ -151,23 +150,19 @@ def test_killed_conversations_go_on(tmp_path: Path, answering: Answering, tau2: 
                                     ending: signal.Signals) -> None:  # fmt: skip
     tau2(*(f"task{number}" for number in range(60)))
 
-    def slowly(body: dict[str, Any]) -> str:
-        time.sleep(0.02)
-        return "Reboot."
-
-    agent, user = answering(slowly), answering(slowly)
+    answer = AnsweringUntil(20, "Reboot.")
+    agent, user = answering(answer), answering(lambda body: "Reboot.")
     out, own = tmp_path / "out", ("--model", agent.address, "--user-model", user.address, "--at-once", "2")
     command = [TOOL, str(out), "--benchmarks", "tau2_telecom", "--runs", "1", *own]
     with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         answers = out / "tau2_telecom" / "answers-1.jsonl"
-        wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") > 10)
+        wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") == 20)
+        wait_until(lambda: len(agent.requests) == 20 + 2)  # so that none arrives later
         process.send_signal(ending)
-    kept = answers.read_bytes().count(b"\n")
-    assert 10 < kept < 60
-    asked = len(agent.requests)
+    answer.goes_on.set()
     assert run(out, *own) == 0
     assert (row(out)["right"], len(lines(answers))) == (60, 60)
-    assert len(agent.requests) - asked == 60 - kept
+    assert len(agent.requests) == 20 + 2 + 40
 
 
 @pytest.mark.skipif(not package_files("tau2", "tau2"), reason="needs tau2's environment: make scorers")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,17 @@ import pytest
 
 from megatron_apriel.errors import DataError, OutputError, ServerError
 from megatron_apriel.testing.chat_servers import Reply
-from tests.unit.evaluate.conftest import TOOL, Answering, lines, row, run, started, wait_until, write_lines
+from tests.unit.evaluate.conftest import (
+    TOOL,
+    Answering,
+    AnsweringUntil,
+    lines,
+    row,
+    run,
+    started,
+    wait_until,
+    write_lines,
+)
 
 
 def test_a_killed_command_goes_on(tmp_path: Path, data: Path, answering: Answering) -> None:
@@ -25,25 +34,21 @@ def test_a_killed_command_goes_on(tmp_path: Path, data: Path, answering: Answeri
         for number in range(200)
     ])  # fmt: skip
 
-    def slowly(body: dict[str, Any]) -> str:
-        time.sleep(0.02)
-        return "Answer: A"
-
-    server = answering(slowly)
+    answer = AnsweringUntil(25, "Answer: A")
+    server = answering(answer)
     out = tmp_path / "out"
     words = ("--model", server.address, "--benchmarks", "mmlu_pro", "--data", str(data), "--at-once", "2")
     with started([TOOL, str(out), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         answers = out / "mmlu_pro" / "answers-1.jsonl"
-        wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") > 20)
+        wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") == 25)
+        wait_until(lambda: len(server.requests) == 25 + 2)  # so that none arrives later
         process.send_signal(signal.SIGKILL)
     with answers.open("ab") as file:
         file.write(b'{"key": "torn')
-    before = answers.read_bytes().count(b"\n")
-    assert 20 < before < 200
-    requests = len(server.requests)
+    answer.goes_on.set()
     assert run(out, data, "--model", server.address, "--at-once", "2") == 0
     assert row(out)["right"] == 200
-    assert len(server.requests) - requests == 200 - before
+    assert len(server.requests) == 25 + 2 + 175
     assert len(lines(answers)) == 200
 
 
@@ -54,12 +59,12 @@ def test_a_signal_while_questions_are_out(tmp_path: Path, data: Path, answering:
 
     def never(body: dict[str, Any]) -> str:
         came.set()
-        over.wait(60)
+        over.wait(300)
         return "Answer: A"
 
     words = ("--benchmarks", "mmlu_pro", "--data", str(data), "--model", answering(never).address)
     with started([TOOL, str(tmp_path / "out"), *words], stderr=subprocess.PIPE) as process:
-        assert came.wait(60)
+        assert came.wait(300)
         process.send_signal(number)
         said = process.communicate()[1]
         over.set()
