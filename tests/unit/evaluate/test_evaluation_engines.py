@@ -16,6 +16,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.ports import own_port
 from tests.unit.evaluate.conftest import lines, row, run
 
 SERVER = """
@@ -82,6 +83,7 @@ class StandIn(Engine):
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn(tmp_path / "starts")
     monkeypatch.setitem(ENGINES, "vllm", made)
+    monkeypatch.setattr(models, "free_port", lambda host: own_port())
     return made
 
 

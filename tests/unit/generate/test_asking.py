@@ -16,6 +16,7 @@ from megatron_apriel.generate.server import ServerModel
 from megatron_apriel.grading.responses import final_response
 from megatron_apriel.grading.verdict import Cause, Verdict
 from megatron_apriel.testing.chat_servers import Reply, ScriptedServer, whole
+from megatron_apriel.testing.ports import own_port
 
 
 def said(text: str, finish: str = "stop", **message: object) -> Reply:
@@ -138,7 +139,7 @@ def test_a_question_that_cannot_be_made_is_an_outcome() -> None:
 
 
 def test_a_server_that_goes_away_leaves_its_questions_to_the_others() -> None:
-    with ScriptedServer(said("yes")) as there, ScriptedServer(said("gone")) as gone:
+    with ScriptedServer(said("yes")) as there, ScriptedServer(said("gone"), port=own_port()) as gone:
         models: list[Model] = [ServerModel(gone.address), ServerModel(there.address)]
         gone.__exit__()
         done: list[Asked] = []
@@ -147,7 +148,7 @@ def test_a_server_that_goes_away_leaves_its_questions_to_the_others() -> None:
 
 
 def test_without_any_server_the_rest_stays_unasked() -> None:
-    with ScriptedServer(said("yes")) as server:
+    with ScriptedServer(said("yes"), port=own_port()) as server:
         models: list[Model] = [ServerModel(server.address)]
     done: list[Asked] = []
     with pytest.raises(ServerError, match="no server can be reached any more"):
@@ -156,18 +157,19 @@ def test_without_any_server_the_rest_stays_unasked() -> None:
 
 
 def test_a_server_that_comes_back_in_time_is_used() -> None:
-    with ScriptedServer(said("yes")) as server:
+    port = own_port()
+    with ScriptedServer(said("yes"), port=port) as server:
         model = ServerModel(server.address)
     back = threading.Event()
     done: list[Asked] = []
 
     def come_back() -> None:
-        with ScriptedServer(said("yes"), port=int(server.address.rpartition(":")[2])):
-            back.wait(60)
+        with ScriptedServer(said("yes"), port=port):
+            back.wait(300)
 
     thread = threading.Timer(0.3, come_back)
     thread.start()
-    ask_models([model], jobs(5), done.append, patience_s=30.0)
+    ask_models([model], jobs(5), done.append, patience_s=300.0)
     back.set()
     thread.join()
     assert len(done) == 5 and all(one.answer for one in done)

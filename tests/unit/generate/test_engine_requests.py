@@ -16,9 +16,9 @@ from megatron_apriel.generate.conversation import Question, Sampling, Turn
 from megatron_apriel.generate.engines import transformers_serve
 from megatron_apriel.generate.engines.engine import Asked, GreedyReply, Service
 from megatron_apriel.generate.engines.requests import whole_reply
-from megatron_apriel.generate.engines.running import free_port
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.testing.chat_servers import Reply, ScriptedServer, whole
+from megatron_apriel.testing.ports import own_port
 
 ASKED = Asked("it", Question([Turn("user", ("Why?",))], (), Sampling(greedy=True, max_tokens=7)), (1, 2), "Why?")
 
@@ -82,7 +82,7 @@ def test_other_replies_are_errors(reply: Reply, message: str) -> None:
 
 def test_a_server_that_is_gone() -> None:
     with pytest.raises(ServerError, match="cannot be reached"):
-        whole_reply(f"http://127.0.0.1:{free_port('127.0.0.1')}/v1/chat/completions", {})
+        whole_reply(f"http://127.0.0.1:{own_port()}/v1/chat/completions", {})
 
 
 def test_addresses() -> None:

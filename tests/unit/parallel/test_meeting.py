@@ -14,6 +14,7 @@ import pytest
 
 from megatron_apriel.errors import ConfigError, TransientError
 from megatron_apriel.parallel import meeting
+from megatron_apriel.testing.ports import own_port
 
 TIMEOUT = datetime.timedelta(seconds=60)
 
@@ -36,20 +37,11 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
     assert meeting.first_host(nodes) == first
 
 
-def free_ports() -> int:
-    """The first of several ports in a row that are free."""
-    for first in range(20300, 32000, 50):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + meeting.PORTS):
-                stack.enter_context(meeting.listening_socket(port))
-            return first
-    raise AssertionError("no ports are free")
-
-
 @pytest.fixture
 def step() -> dict[str, str]:
     return {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports()), "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(own_port(meeting.PORTS)), "SLURM_JOB_ID": "12",
+        "SLURM_STEP_ID": "3",
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_apriel.errors import AprielError
 from megatron_apriel.parallel import groups, watch
+from megatron_apriel.testing.ports import own_port
 
 FORK = multiprocessing.get_context("fork")
 FAR = 120.0
@@ -26,8 +27,7 @@ def started(
 ) -> list[ForkProcess]:
     """Processes that meet and then behave; those that have ended by themselves before the grace is over say so."""
     monkeypatch.setattr(watch, "GRACE_S", grace)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = own_port()
 
     def rank_main(rank: int) -> None:
         os.environ |= {

@@ -24,9 +24,10 @@ from megatron_apriel.generate.engines import serving, transformers_serve
 from megatron_apriel.generate.engines.comparison import Case
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.memory import longest_context
-from megatron_apriel.generate.engines.running import Program, free_port
+from megatron_apriel.generate.engines.running import Program
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
+from megatron_apriel.testing.ports import own_port
 from tools import serve
 
 SERVER = (
@@ -63,6 +64,7 @@ class StandIn(Engine):
 def engine(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
     monkeypatch.setitem(ENGINES, "standin", made)
+    monkeypatch.setattr(serve, "free_port", lambda host: own_port())
     return made
 
 
@@ -86,7 +88,7 @@ def test_it_says_where_it_serves_until_a_signal(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    port, greeting = free_port("127.0.0.1"), serve.greeting
+    port, greeting = own_port(), serve.greeting
 
     def signalled(engine: Engine, service: Service) -> list[str]:
         Timer(0.3, os.kill, (os.getpid(), number)).start()
@@ -103,7 +105,7 @@ def test_it_says_where_it_serves_until_a_signal(
 def test_an_engine_that_ends_by_itself_fails(engine: StandIn, model: Path) -> None:
     engine.code = "raise SystemExit(3)"
     with pytest.raises(ServerError, match=r"ended with exit code 3 before it answered(?s:.*)stands above"):
-        run(model, "--engine", "standin", "--port", free_port("127.0.0.1"))
+        run(model, "--engine", "standin", "--port", own_port())
 
 
 @pytest.mark.parametrize(("token", "code"), [(4, ExitCode.OK), (3, ExitCode.OK), (0, ExitCode.FAILED)])
