@@ -105,9 +105,9 @@ class Program:
         return False
 
     def check_running(self, when: str = "") -> None:
-        """Raise ServerError if it ended."""
+        """Raise ServerError if it ended, unless a signal was passed on to it."""
         code = self._process.poll()
-        if code is not None:
+        if code is not None and self.signalled is None:
             raise ServerError(f"{self.name} ended with {_spelled(code)}{when}.", *self._last_lines())
 
     def wait(self) -> None:
