@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
@@ -19,6 +19,7 @@ from megatron_apriel.grading.letters import (
 from megatron_apriel.grading.mmmu_pro import grade_mmmu_pro, mmmu_pro_letter
 from megatron_apriel.grading.named_option import named_option
 from megatron_apriel.grading.verdict import Cause, Mark
+from tests.unit.grading.conftest import CheckLinear
 
 PIECES = (
     "answer is ", "Answer:", "answer:", " ", "\n", "A", "B", "(C)", "D)", "\\boxed{", "}", "x", "*", "__", ".",
@@ -193,6 +194,5 @@ LONG = ("A ", "{", "\\boxed{", "answer: ", "answer is (", "answer:" + " " * 50, 
     "find",
     [mmlu_pro_letter, aa_letter, named_option, letters_named, lambda text: mmmu_pro_letter(text, OPTIONS)],
 )
-def test_time_is_linear(find: Callable[[str], object], piece: str, times_of: Callable[..., Sequence[float]]) -> None:
-    short, long = times_of(find, piece)
-    assert long <= 15 * short
+def test_time_is_linear(find: Callable[[str], object], piece: str, check_linear: CheckLinear) -> None:
+    check_linear(find, piece)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -16,6 +16,7 @@ from megatron_apriel.grading.numbers import whole_number
 from megatron_apriel.grading.responses import answer_of_text, final_response
 from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
+from tests.unit.grading.conftest import CheckLinear
 
 
 @pytest.fixture(scope="module")
@@ -279,18 +280,14 @@ LONG = (
 
 @pytest.mark.parametrize("piece", LONG)
 @pytest.mark.parametrize("find", [last_boxed, final_answer, whole_number, plain_spelling])
-def test_time_is_linear(find: Callable[[str], object], piece: str, times_of: Callable[..., Sequence[float]]) -> None:
-    short, long = times_of(lambda text: find(f"{text}x"), piece)
-    assert long <= 15 * short
+def test_time_is_linear(find: Callable[[str], object], piece: str, check_linear: CheckLinear) -> None:
+    check_linear(lambda text: find(f"{text}x"), piece)
 
 
 @pytest.mark.parametrize("begun", ["answer: 5", "Therefore, it is 5", "answer:\n\\[\n"])
 @pytest.mark.parametrize("piece", [" ", "*", "(", "is ", "\\quad ", " (ab", "$"])
-def test_time_is_linear_behind_words_before_an_answer(
-    begun: str, piece: str, times_of: Callable[..., Sequence[float]]
-) -> None:
-    short, long = times_of(lambda text: final_answer(f"{begun}{text}x"), piece)
-    assert long <= 15 * short
+def test_time_is_linear_behind_words_before_an_answer(begun: str, piece: str, check_linear: CheckLinear) -> None:
+    check_linear(lambda text: final_answer(f"{begun}{text}x"), piece)
 
 
 def test_a_process_that_ends_or_hangs_is_started_again(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -323,6 +320,5 @@ def test_a_process_that_ends_or_hangs_is_started_again(tmp_path) -> None:  # typ
 @pytest.mark.parametrize(
     "piece", ["<tool_calls>[]</tool_calls>", "[END ", '<tool_calls>["a"', "[BEGIN FINAL RESPONSE]"]
 )
-def test_the_final_response_is_found_in_linear_time(piece: str, times_of: Callable[..., Sequence[float]]) -> None:
-    short, long = times_of(lambda text: final_response(answer_of_text(f"x [BEGIN FINAL RESPONSE] {text}")), piece)
-    assert long <= 15 * short
+def test_the_final_response_is_found_in_linear_time(piece: str, check_linear: CheckLinear) -> None:
+    check_linear(lambda text: final_response(answer_of_text(f"x [BEGIN FINAL RESPONSE] {text}")), piece)

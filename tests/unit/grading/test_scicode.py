@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from megatron_apriel.grading.sandbox import Level, find_sandbox, why_not
 from megatron_apriel.grading.scicode import StepGrader, python_block
 from megatron_apriel.grading.scorer_environments import package_files, plain_environment, scorer_python
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
+from tests.unit.grading.conftest import CheckLinear
 
 NUMBERS = """
 import ast, json, sys
@@ -86,9 +86,8 @@ def test_the_code_of_a_response_is_the_harness_own(response: str) -> None:
 @pytest.mark.parametrize(
     "piece", ["```python\n", "\n```", "```python\n\n", "from ", "import \n", "from  import ", "\n"]
 )
-def test_taking_code_out_is_linear(times_of: Callable[..., tuple[float, float]], piece: str) -> None:
-    short, long = times_of(lambda text: python_block(f"```python\n{text}\n```"), piece)
-    assert long <= 15 * short
+def test_taking_code_out_is_linear(check_linear: CheckLinear, piece: str) -> None:
+    check_linear(lambda text: python_block(f"```python\n{text}\n```"), piece)
 
 
 @pytest.fixture
