@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -40,12 +41,15 @@ def resident_bytes(processes: list[int]) -> int:
 
 def kill_tree(process: int) -> None:
     """Kill its descendants until there are none, then itself; orphans must come back to it or die with it."""
-    for _ in range(_ROUNDS):
+    none_seen = 0
+    for number in range(_ROUNDS):
         living = descendants(process)
         for child in living:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(child, signal.SIGKILL)
-        if not living:
+        none_seen = 0 if living else none_seen + 1
+        if none_seen == 2:  # one look can miss a child that is on its way from a dead parent to the next
             break
+        time.sleep(min(number, 20) / 1000)  # on a busy machine, what is killed takes a moment to end
     with suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGKILL)
