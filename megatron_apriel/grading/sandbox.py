@@ -152,8 +152,9 @@ class Sandbox:
             try:
                 run = self._watched(process, work if self.level is Level.LANDLOCK else None)
             finally:
-                kill_tree(process.pid)
-                process.wait()
+                if process.returncode is None:  # or its number may be another's by now
+                    kill_tree(process.pid)
+                    process.wait()
                 with os.fdopen(read_end, "rb") as status:
                     said = status.read().decode("utf-8", "replace")
         if said != "ready":
@@ -248,6 +249,8 @@ class Sandbox:
                 process.wait(max(begun + self.limits.seconds - time.monotonic(), 0.05))
             except subprocess.TimeoutExpired:
                 end = End.TIME
+        if end is End.BY_ITSELF and self._fills_disk(work):
+            end = End.DISK  # faster than the watch looks
         seconds = time.monotonic() - begun
         kill_tree(process.pid)
         code = process.wait()
@@ -264,7 +267,10 @@ class Sandbox:
             return End.MEMORY
         if len(family) > self.limits.processes + 3:  # the sandbox's own
             return End.PROCESSES
-        return End.DISK if work is not None and _bytes_below(work) > self.limits.disk_bytes else None
+        return End.DISK if self._fills_disk(work) else None
+
+    def _fills_disk(self, work: Path | None) -> bool:
+        return work is not None and _bytes_below(work) > self.limits.disk_bytes
 
 
 @contextmanager
