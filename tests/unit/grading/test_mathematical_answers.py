@@ -296,18 +296,19 @@ def test_a_process_that_ends_or_hangs_is_started_again(tmp_path) -> None:  # typ
         "import sys, json, time\n"
         "for line in sys.stdin:\n"
         "    said = json.loads(line)\n"
-        "    if said == 'hang': time.sleep(60)\n"
+        "    if said == 'hang': time.sleep(3600)\n"
         "    if said == 'end': sys.exit('it had enough')\n"
         "    print(line.strip() if said != 'nonsense' else 'no json', flush=True)\n",
         encoding="utf-8",
     )
     import sys
 
-    with LineProcess([sys.executable, str(program)], 3.0) as process:
-        assert process.ask({"a": [1, "é\n"]}) == {"a": [1, "é\n"]}
+    with LineProcess([sys.executable, str(program)], 1.0) as process:
+        assert process.ask({"a": [1, "é\n"]}) == {"a": [1, "é\n"]}  # with the time that a start has
         with pytest.raises(OutOfTimeError):
             process.ask("hang")
         assert process.ask("again") == "again"
+    with LineProcess([sys.executable, str(program)], 60.0) as process:
         with pytest.raises(BrokenProcessError, match="it had enough"):
             process.ask("end")
         with pytest.raises(BrokenProcessError, match="no json"):

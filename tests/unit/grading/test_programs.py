@@ -19,6 +19,12 @@ def sandbox() -> Sandbox:
     return find_sandbox()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no test of slowness is right on a busy machine too."""
+    monkeypatch.setattr(programs, "SECONDS", 120.0)
+
+
 def graded(sandbox: Sandbox, program: str, function: str = "", inputs: tuple[str, ...] = ("2 3\n", "4 5\n"),
            outputs: tuple[str, ...] = ("5\n", "9\n")) -> Verdict:  # fmt: skip
     return grade_program(f"Here it is:\n```python\n{program}\n```\n", inputs, outputs, function, sandbox)
