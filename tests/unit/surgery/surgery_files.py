@@ -94,13 +94,13 @@ def signalled_in_mid_write(
     process: subprocess.Popen[str], folder: Path, partial: str, size: int, number: signal.Signals
 ) -> str:
     """Send a signal once a file of ``partial`` has more than ``size`` bytes; returns what the process said."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not any(path.stat().st_size > size for path in folder.glob(f"{partial}/*.safetensors")):
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     return errors
 

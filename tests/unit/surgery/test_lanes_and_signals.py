@@ -79,7 +79,7 @@ def ends(places: set[int], helped: bool) -> bool:
 
     thread = threading.Thread(target=body, daemon=True)  # so that the test ends even if the crew does not
     thread.start()
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive(), f"it waits for ever after a signal at {places}"
     if signals.passed < min(places):
         return False
@@ -99,7 +99,7 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_signal_may_come_anywhere(helped: bool) -> None:
     before, place = threading.active_count(), 1
     while ends({place}, helped):
-        deadline = time.monotonic() + 20  # one that had not begun ends a moment later
+        deadline = time.monotonic() + 120  # one that had not begun ends a moment later
         while threading.active_count() > before:
             assert time.monotonic() < deadline, f"a thread is left over after a signal at {place}"
         place += 1
@@ -118,7 +118,7 @@ def test_a_second_signal_does_not_let_a_thread_go_on_alone() -> None:
 
     def work(piece: memoryview) -> None:
         begun.set()
-        end.wait(20)
+        end.wait(120)
         ended.set()
 
     def stop() -> None:
@@ -131,7 +131,7 @@ def test_a_second_signal_does_not_let_a_thread_go_on_alone() -> None:
     stopped = threading.Thread(target=stop)
     with pytest.raises(KeyboardInterrupt), Crew("test") as crew, Lane(crew) as lane:
         lane.put(work, PIECE)
-        begun.wait(20)
+        begun.wait(120)
         stopped.start()
         raise KeyboardInterrupt
     assert ended.is_set()

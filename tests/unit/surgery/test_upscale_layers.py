@@ -423,7 +423,7 @@ def test_full_disk(tmp_path: Path) -> None:
     process = start(
         source, tmp_path / "result", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     )
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "OutputError" in errors
     assert "could not be written" in errors
