@@ -38,18 +38,20 @@ def test_only_the_last_rank_is_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     (package / "train.py").write_text(
         "import os, pathlib, sys, time\n"
         "here = pathlib.Path(sys.argv[1]).parent\n"
-        "(here / ('rank' + os.environ['RANK'])).write_text(str(os.getpid()))\n"
+        "own = here / ('rank' + os.environ['RANK'])\n"
+        "own.with_suffix('.half').write_text(str(os.getpid()))\n"
+        "own.with_suffix('.half').rename(own)\n"
         "print('started', flush=True)\n"
         "while not (here / 'killed').exists(): time.sleep(0.05)\n"
         "print('[rank0]: Traceback\\n[rank0]: x.DistError: why', flush=True)\n"
         "print('2026 rank 1 of 2 is gone; rank 0 ends', flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     monkeypatch.setattr(killed_rank, "ROOT", tmp_path)
     monkeypatch.setattr(killed_rank, "paths", lambda: {"PATH": "", "PYTHONPATH": str(tmp_path)})
     run = killed_rank.Run(tmp_path / "stage.yaml", [], 2, launcher, tmp_path / "logs")
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not all((tmp_path / f"rank{rank}").exists() for rank in range(2)) and time.monotonic() < until:
             time.sleep(0.05)
         assert not run.ended()
