@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -15,17 +16,24 @@ def threads() -> int:
     return sum(thread.name == "data-prefetch" for thread in threading.enumerate())
 
 
-def test_prefetching_is_bounded_ordered_and_timed():
+def test_prefetching_is_bounded_ordered_and_timed(monkeypatch):
     done: list[int] = []
+    waited_for = threading.Event()
 
-    def slow(number: int) -> int:
-        time.sleep(0.01)
+    def work(number: int) -> int:
+        waited_for.wait()
         done.append(number)
         return number * number
 
-    batches = Prefetcher(slow, range(100), depth=3)
-    assert next(batches) == 0 and batches.wait_seconds > 0.005
-    time.sleep(0.2)
+    def waiting() -> Any:
+        threading.Timer(0.05, waited_for.set).start()
+        return get()
+
+    batches = Prefetcher(work, range(100), depth=3)
+    get = batches._queue.get
+    monkeypatch.setattr(batches._queue, "get", waiting)
+    assert next(batches) == 0 and batches.wait_seconds >= 0.05
+    time.sleep(0.2)  # in which it could do too much
     assert len(done) <= 1 + 3 + 1  # taken, waiting in the queue, and one in hand
     assert [next(batches) for _ in range(5)] == [1, 4, 9, 16, 25]
     batches.close()
