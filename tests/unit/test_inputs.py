@@ -23,7 +23,7 @@ def test_a_regular_file_is_read_and_keeps_its_name(tmp_path: Path) -> None:
         assert stream.read(1) == b"{"
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("buffering", [-1, 0])
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, buffering: int) -> None:
     os.mkfifo(tmp_path / "a.jsonl")

@@ -29,7 +29,7 @@ def main():
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
             (partial / "weights").write_bytes(bytes(5000))
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
 sys.exit(run_command(main))
 """
@@ -179,7 +179,7 @@ def test_sigterm_cleans_up(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
     process = start_writer(tmp_path / "x")
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert errors == "stopped by SIGTERM; nothing was left half-written\n"
     assert names(tmp_path) == ["x"]
@@ -228,7 +228,7 @@ def test_what_a_live_process_writes_is_left_alone(tmp_path: Path, monkeypatch: p
         assert len(names(tmp_path)) == 2
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert names(tmp_path) == ["x"]
 
 
@@ -252,7 +252,7 @@ def test_kill_between_the_two_renames_is_mended(tmp_path: Path) -> None:
 def test_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
     process = start_writer(tmp_path / "x", "full")
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "could not be written" in errors
     assert "largest allowed file is full" in errors

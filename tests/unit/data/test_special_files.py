@@ -19,7 +19,7 @@ from megatron_apriel.data.visual_tasks.raw_images import RawImages, image_files,
 from megatron_apriel.data.visual_tasks.refusals import Unreadable
 from megatron_apriel.errors import DataError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 NAMES = ["a.jsonl", "a.json.gz", "a.jsonl.zst", "a.parquet", "a.tar", "a.tar.gz"]
 

@@ -28,7 +28,7 @@ def test_a_second_run_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_a_pipe_or_link_in_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(OutputError, match=r"cannot be locked: .*it is a pipe"):

@@ -181,7 +181,7 @@ def test_a_manifest_larger_than_any_is_not_read(corpus):
     check_refused(corpus, r"corpus\.json cannot be read: .*1,099,511,627,776 bytes")
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", [*FILES, "corpus.json"])
 def test_what_is_no_file_is_refused(corpus, name):
     file = corpus.path / name

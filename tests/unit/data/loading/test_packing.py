@@ -267,7 +267,7 @@ def test_ranks_that_start_together_get_the_same_plan(corpus):
     processes = [context.Process(target=_plan_in_process, args=(corpus.path, results)) for _ in range(4)]
     for process in processes:
         process.start()
-    plans = [results.get(timeout=60) for _ in processes]
+    plans = [results.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     assert plans == [make_plan(corpus, 512, 1).documents.tolist()] * 4

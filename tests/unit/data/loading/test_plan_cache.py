@@ -143,7 +143,7 @@ def test_a_file_larger_than_any_plan_is_not_read(corpus, caplog):
     check_made_again(corpus, caplog, "it has 1,099,511,627,776 bytes, and a plan of this corpus at most")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_pipes_in_place_of_a_plan_and_of_its_lock_are_not_waited_for(corpus, caplog, tmp_path):
     place_of(corpus).parent.mkdir()
     os.mkfifo(place_of(corpus))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -183,13 +184,9 @@ def test_a_stopped_run_leaves_nothing_behind(folder, tmp_path, number) -> None:
     """Stopped in the middle of writing, with worker processes: neither DST nor its unfinished form stays."""
     command = [sys.executable, TOOL, tmp_path / "out", "--images", folder, "--samples", "100000", "--workers", "2"]
     process = subprocess.Popen([*map(str, command), "--max-side", "128"], stderr=subprocess.PIPE)
-    for _ in range(600):
-        if any(tmp_path.glob(".out.partial-*/images/*/*")):
-            break
-        time.sleep(0.1)
-    assert any(tmp_path.iterdir())
+    _wait_until(lambda: any(tmp_path.glob(".out.partial-*/images/*/*")))
     process.send_signal(number)
-    _, message = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=300)
     assert process.returncode in (130, 143) and b"nothing was left half-written" in message
     assert not any(tmp_path.iterdir())
 
@@ -197,18 +194,19 @@ def test_a_stopped_run_leaves_nothing_behind(folder, tmp_path, number) -> None:
 def test_a_killed_run_takes_its_workers_along(folder, tmp_path) -> None:
     command = [sys.executable, TOOL, tmp_path / "out", "--images", folder, "--samples", "100000", "--workers", "2"]
     process = subprocess.Popen([*map(str, command), "--max-side", "128"], stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        if any(tmp_path.glob(".out.partial-*/images/*/*")):
-            break
-        time.sleep(0.1)
+    _wait_until(lambda: any(tmp_path.glob(".out.partial-*/images/*/*")))
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
-    for _ in range(100):
-        if not any(_runs(worker) for worker in workers):
-            break
-        time.sleep(0.1)
-    assert len(workers) == 2 and not any(_runs(worker) for worker in workers)
+    assert len(workers) == 2
+    _wait_until(lambda: not any(_runs(worker) for worker in workers))
+
+
+def _wait_until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
 
 
 def _runs(process: str) -> bool:
