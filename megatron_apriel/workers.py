@@ -42,7 +42,9 @@ class Workers[Shared]:
     def __enter__(self) -> Workers[Shared]:
         if self.number > 1:
             context = multiprocessing.get_context("fork")
-            self.pool = ProcessPoolExecutor(self.number, context, initializer=_begin, initargs=(self.shared,))
+            self.pool = ProcessPoolExecutor(
+                self.number, context, initializer=_begin, initargs=(self.shared, os.getpid())
+            )
             self.pool.submit(os.getpid).result()
         return self
 
@@ -78,22 +80,29 @@ _shared: Any = None
 """The worker's own object; set once in each worker process."""
 
 
-def _begin(shared: Any) -> None:
+def _begin(shared: Any, parent: int) -> None:
     global _shared
     _shared = shared
     # Ctrl-C reaches the whole process group: the parent ends the work. Handlers inherited from it mean nothing here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A parent that is killed tells nobody; without this its workers would wait for work for ever.
-    end_with_parent(signal.SIGKILL)
+    end_with_parent(parent, signal.SIGKILL)
     # A tokenizer's own threads would not be more cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def end_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when its parent dies; where it cannot, nothing happens."""
+def end_with_parent(parent: int, number: int) -> None:
+    """Have the kernel send this process a signal when its parent dies; where it cannot, nothing happens.
+
+    Args:
+        parent: the process that started this one: it may have died before this.
+        number: of the signal.
+    """
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, number)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
 
 
 def _run[Work, Result](function: Callable[[Any, Work], Result], task: Work) -> Result:

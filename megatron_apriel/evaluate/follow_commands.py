@@ -73,8 +73,9 @@ class Commands:
 def run(command: Sequence[str]) -> int:
     """Run a command with its output shown; its exit code. It ends with this process."""
     say("", f"$ {shlex.join(command)}")
+    own = os.getpid()
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, preexec_fn=lambda: end_with_parent(signal.SIGTERM)
+        command, stdin=subprocess.DEVNULL, preexec_fn=lambda: end_with_parent(own, signal.SIGTERM)
     ) as process:
         try:
             return process.wait()

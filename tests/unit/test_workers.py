@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_apriel.errors import DataError
-from megatron_apriel.workers import Workers
+from megatron_apriel.workers import Workers, end_with_parent
 
 LESS_MEMORY = "Use fewer."
 
@@ -41,6 +42,16 @@ def test_a_worker_that_dies_is_an_error_with_the_remedy() -> None:
     ):
         list(workers.in_order(die, range(5)))
     assert raised.value.fix == LESS_MEMORY
+
+
+def test_a_process_whose_parent_is_gone_already_ends_too() -> None:
+    """As one that was killed between the start of a worker and its first instruction."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=end_with_parent, args=(parent, signal.SIGKILL)) for parent in (os.getpid(), 0)]
+    for process in processes:
+        process.start()
+        process.join()
+    assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
 
 
 def test_only_a_few_tasks_are_under_way() -> None:

@@ -50,6 +50,7 @@ class Program:
         self.signalled: signal.Signals | None = None
         """The signal that ended it, where a person or a scheduler sent one."""
         output: Any = log.open("wb") if log else 2
+        own = os.getpid()
         try:
             self._process = subprocess.Popen(
                 launch.command,
@@ -58,7 +59,7 @@ class Program:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+                preexec_fn=lambda: end_with_parent(own, signal.SIGTERM),
             )
         except OSError as error:
             raise ConfigError(f"{launch.command[0]} cannot be started: {error.strerror}.") from None
