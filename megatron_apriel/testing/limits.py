@@ -1,9 +1,9 @@
 """Runs a function as a test of hostile input has to: in a process of its own, its memory, time and waiting bounded.
 
 The process is a fork, so what the test has imported is there already and does not count; only what the function adds
-does: resident memory at its peak over what there was before, and processor time of all its threads, which a busy
-machine does not stretch. Far above what is asserted stand limits of the system, so that broken code takes down its own
-process and not the machine.
+does: resident memory at its peak over what there was before, and processor time of all its threads. A busy machine
+stretches that a little: what takes too long is tried again, and the least counts. Far above what is asserted stand
+limits of the system, so that broken code takes down its own process and not the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ SECONDS = 2.0
 MEBIBYTES = 512
 """Of memory, within which a refusal is expected."""
 
-_WAIT = 60.0  # seconds until a function that says nothing counts as waiting for ever
+_TRIES = 3
+_WAIT = 120.0  # seconds until a function that says nothing counts as waiting for ever
 _ROOM = 8 * 2**30  # bytes of address space beyond what the process has: threads and allocators reserve generously
 
 
@@ -72,6 +73,10 @@ def refused_within(
             died, or took more than it may.
     """
     spent = measured(function, *arguments)
+    for _ in range(_TRIES - 1):
+        if spent.seconds <= seconds:
+            break
+        spent = min(spent, measured(function, *arguments), key=lambda one: one.seconds)
     assert spent.error is not None, f"not refused; the result is {spent.result}"
     assert spent.refused, f"refused by an error that nobody should see:\n{spent.trace}"
     check_cost(spent, seconds, mebibytes)
