@@ -32,6 +32,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("page", "block"), RUN, ids=[f"{page.stem}-{number}" for number, (page, _) in enumerate(RUN)])
 def test_commands_run(page: Path, block: Block, workplace: Path) -> None:
     for name, text in files(page).items():

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import LlavaForConditionalGeneration
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STAGES = ("stage1", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
 
 

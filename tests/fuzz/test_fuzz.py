@@ -20,6 +20,7 @@ from tests.fuzz.json_changes import change_value, write_json
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(1800)
 def test_the_first_cases_of_every_target(tmp_path: Path) -> None:
     """In a process of its own: one of the targets is a rank, for good."""
     command = [sys.executable, "-m", "tests.fuzz", "--cases", "12", "--seed", "1", "--work", str(tmp_path)]
