@@ -219,7 +219,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.own, text.encode())
 
-    def expect(self, words: str, seconds: float = 120.0) -> str:
+    def expect(self, words: str, seconds: float = 300.0) -> str:
         """What was printed until these words, which come within so many seconds."""
         end = time.monotonic() + seconds
         while words not in self.seen:
@@ -247,7 +247,7 @@ class Terminal:
 
     def close(self) -> int:
         """The exit code."""
-        return self.process.wait(60)
+        return self.process.wait(300)
 
 
 @contextlib.contextmanager

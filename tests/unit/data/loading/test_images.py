@@ -191,7 +191,8 @@ def test_errors_that_are_kept_hold_no_threads():
                 decoder.patches([picture])
             kept.append(caught.value)
             threads.append(len(list(Path("/proc/self/task").iterdir())))
-    assert len(kept) == 4 and threads[-1] <= threads[0]
+    # A thread or more for each that is kept would be three more; another library may have begun one meanwhile.
+    assert len(kept) == 4 and threads[-1] < threads[0] + 3
 
 
 def test_an_image_of_other_dimensions_than_recorded_is_damaged(decoder):
