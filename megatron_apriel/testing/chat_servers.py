@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 
@@ -58,7 +58,7 @@ class ScriptedServer:
         self.requests: list[dict[str, Any]] = []
         """Bodies of the questions."""
         self.headers: list[dict[str, str]] = []
-        self._waiting = list(replies)
+        self._waiting, self._taking = list(replies), Lock()
         listing = models if isinstance(models, Reply) else whole({"data": [{"id": name} for name in models]})
         script = self
 
@@ -99,7 +99,8 @@ class ScriptedServer:
 
     def reply(self, body: dict[str, Any]) -> Reply:
         """What is sent for a question."""
-        return self._waiting.pop(0) if len(self._waiting) > 1 else self._waiting[0]
+        with self._taking:  # several may be asked for at once
+            return self._waiting.pop(0) if len(self._waiting) > 1 else self._waiting[0]
 
     def __enter__(self) -> ScriptedServer:
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
