@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -19,6 +20,19 @@ def signals_are_heard() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_terminal_is_described() -> Iterator[None]:
+    """Readline tells every program that is started how wide it takes the terminal for, pytest's own workers too.
+
+    Python does not see what readline sets in its own process, so that it is taken away from the system's list as well.
+    """
+    before = {name: os.environ.pop(name, None) for name in ("COLUMNS", "LINES")}
+    for name in before:
+        os.unsetenv(name)
+    yield
+    os.environ |= {name: value for name, value in before.items() if value is not None}
 
 
 @pytest.fixture(autouse=True)
