@@ -14,14 +14,17 @@ ANSWER = (
     "\u0909\u0924\u094d\u0924\u0930|cevap|jawaban|\u0111\xe1p \xe1n"
 )
 """The word, in the languages of published questions and a few more."""
+_NAMED = rf"(?<![a-z])(?:{ANSWER})(?P<quote>[\"'])?(?: (?:to|for|of) (?:\w{{1,20}} ){{1,6}}?)?\**\s*"
 _LABEL = re.compile(
-    rf"(?im)(?<![a-z])(?:{ANSWER})(?P<quote>[\"'])?(?: (?:to|for|of) (?:\w{{1,20}} ){{1,6}}?)?\**\s*"
-    r"(?:(?:is|ist|est|es|\xe9|\xe8)(?!\w)|[:=\uff1a\u662f\u4e3a\u70ba\u306f\u2192]|[-\u2013\u2014](?= )|"
-    r"(?:must|should|would|will) be(?= *[\d$\\(*-])|of(?= *(?:\*\*|\$|\\\(|-?\d)))"
+    rf"(?im){_NAMED}"
+    r"(?:(?:is|ist|est|es|\xe9|\xe8)(?!\w)|[:=\uff1a\u662f\u4e3a\u70ba\u306f]|"
+    r"(?:must|should|would|will) be(?= *[\d$\\(*-]))"
     r"(?: (?:therefore|thus|then|simply|just|equal to)(?!\w))?\**[ \t]*:?|"
     r"^[ \t#*]*(?:final[ \t]+)?answer[ \t*]*$|<answer>|^[ \t#]*\*\*(?:final )?answer:?\*\*[ \t]*:?"
 )
 """Words before an answer, a heading above it, or a tag."""
+_WEAK_LABEL = re.compile(rf"(?im){_NAMED}(?:\u2192|[-\u2013\u2014](?= )|of(?= *(?:\*\*|\$|\\\(|-?\d)))\**[ \t]*:?")
+"""What stands in other sentences too, "this answer - it is whole - ...", and counts where there is no other label."""
 _UNBRACED = re.compile(r"\\boxed\s+([^\s{}$\\]+)")
 _AROUND = " \t\r*`"
 _FIELD = re.compile(r"\s*(?:\"([^\"]+)\"|'([^']+)'|([^\"',}\]]+))")
@@ -83,11 +86,14 @@ def final_answer(text: str) -> str | None:
 
 def labelled_answer(text: str) -> str | None:
     """What follows the last words before an answer; empty where nothing does, None where there are no such words."""
-    labels = deque(_LABEL.finditer(text), maxlen=_PLACES)
-    if not labels:
-        return None
-    said = [_behind(text, label) for label in reversed(labels)]
-    return next((one for one in said if one and is_balanced(one)), next((one for one in said if one), ""))
+    behind = None
+    for pattern in (_LABEL, _WEAK_LABEL):
+        if labels := deque(pattern.finditer(text), maxlen=_PLACES):
+            said = [one for label in reversed(labels) if (one := _behind(text, label))]
+            behind = next(filter(is_balanced, said), said[0] if said else "")
+        if behind:
+            break
+    return behind
 
 
 def _is_bare(text: str) -> bool:

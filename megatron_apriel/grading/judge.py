@@ -37,8 +37,9 @@ _HEDGED = re.compile(
 )
 """Words behind it that take something of it back."""
 _BACKSLASH = re.compile(r"\\(?![\"\\/])")
-_OBJECT = re.compile(r"\{(?:[^{}\"]|\"(?:[^\"\\]|\\.)*+\")*+\}", re.DOTALL)
-"""An object of JSON without another in it."""
+_PLAIN = r"[^{}\"\\]|\"(?:[^\"\\]|\\.)*+\""
+_OBJECT = re.compile(rf"\{{(?:{_PLAIN}|\{{(?:{_PLAIN})*+\}})*+\}}", re.DOTALL)
+"""An object of JSON, with others in it that have no more in them; ``_PLAIN`` is a text in it, or what is between."""
 
 _LONG_CONTEXT = """\
 Assess whether the following CANDIDATE ANSWER is CORRECT or INCORRECT.

@@ -25,6 +25,8 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
 _SENTENCES = 50
 """Of a response that are looked at, from the end on."""
 _NUMBERS = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w]|[.,]\d)", re.ASCII)
+_RAISED = re.compile(r"(?<=[A-Za-z])\s?\^\{?[23]\}?")
+"""Of a unit: no number of its own."""
 _REFUSED = re.compile(
     r"(?i)\b(?:cannot|can't|unable|not possible|impossible|insufficient|not (?:enough|provide|clear))\b"
 )
@@ -104,9 +106,8 @@ def _number_in(response: str) -> str | None:
         return None
     if bold := [number for part in _BOLD.findall(response) if (number := number_in(plain_spelling(part)))]:
         return bold[-1]
-    numbers = (
-        _NUMBERS.findall(plain_spelling(sentence)) for sentence in reversed(_SENTENCE.split(response)[-_SENTENCES:])
-    )
+    sentences = reversed(_SENTENCE.split(response)[-_SENTENCES:])
+    numbers = (_NUMBERS.findall(_RAISED.sub("", plain_spelling(sentence))) for sentence in sentences)
     last = next((found for found in numbers if found), [])
     return last[0].replace(",", "") if len(set(last)) == 1 else None
 

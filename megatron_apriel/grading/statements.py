@@ -1,7 +1,8 @@
 """The places where a response says its answer, from which letters are read.
 
 In the order in which they can be trusted: behind the last label such as ``Answer:``, a heading or a tag; in the last
-box; behind the last "the answer is". Signs of other scripts are plain ones then, and tokens that end a turn are gone.
+box; behind the last "the answer is"; behind the word with an arrow or a dash; behind ``Conclusion:`` or "that leaves".
+Signs of other scripts are plain ones then, and tokens that end a turn are gone.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ _PLAIN = str.maketrans({
 """Signs of other scripts, letters in circles, and pictures that point to an answer."""
 _LABEL = re.compile(
     rf"(?im)(?:{ANSWER})(?:(?:\s+|_)(?!options|choices)[a-z]{{2,10}}){{0,3}}[*_`\"']*\s*:|"
-    rf"(?:{ANSWER})[*_`]*\s*(?:=>|->|[\u2192\u21d2|]|[-\u2013\u2014](?=\s)|=(?=[\s*(]*[A-Z][\s*.)]*$))|"
     r"<answer>|\bans\.(?=\s)|^[ \t#*_]*(?:final |correct )?answers?[ \t#*_]*$"
 )
+_POINTED = re.compile(
+    rf"(?im)(?:{ANSWER})[*_`]*\s*(?:=>|->|[\u2192\u21d2|]|[-\u2013\u2014](?=\s)|=(?=[\s*(]*[A-Z][\s*.)]*$))"
+)
+"""The word and a sign that points from it, which stand in other sentences too."""
 _HEADED = "choice|option|selection|letter|decision|conclusion|solution|result|correct"
-_HEAD = re.compile(
+_OTHER = re.compile(
     rf"(?im)^[ \t#>*_\"'{{-]*"
-    rf"(?:(?:(?:my|the|final|best|correct|right|selected|chosen)[ _]){{1,2}}(?:{_HEADED})s?|{_HEADED})[*_`\"']*\s*:"
+    rf"(?:(?:(?:my|the|final|best|correct|right|selected|chosen)[ _]){{1,2}}(?:{_HEADED})s?|{_HEADED})[*_`\"']*\s*:|"
+    r"\b(?:that|this|which)\s+leaves(?:\s+us)?(?:\s+(?:with|only))?\s*:?"
 )
 """Words that stand before other things too."""
 _IS = re.compile(
@@ -44,10 +49,9 @@ _IS = re.compile(
     r"(?:\s+[^\W\d]\w{0,19}){0,6}?"
     r"(?:\s+\([^()\n]{1,60}\))?\s+"
     r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u0647\u064a|\u2014)(?!\w)|"
-    r"(?:\u7b54\u6848|\u9009\u9879|\u9078\u9805|\u7b54\u3048|\u6b63\u89e3)\s*[\u662f\u4e3a\u70ba\u306f]|\uc815\ub2f5\uc740|"
-    r"\u5e94?[\u9009\u9078][\u62e9\u64c7]?|"
-    r"\b(?:I|we)(?:\s+would|\s+will|'d|'ll)?\s+(?:choose|select|pick|go with)|"
-    r"\b(?:that|this|which)\s+leaves(?:\s+us)?(?:\s+(?:with|only))?)\s*:?"
+    r"(?:\u7b54\u6848|\u9009\u9879|\u9078\u9805|\u7b54\u3048|\u6b63\u89e3)\s*[\u662f\u4e3a\u70ba\u306f]|"
+    r"\uc815\ub2f5\uc740|\u5e94?[\u9009\u9078][\u62e9\u64c7]?|"
+    r"\b(?:I|we)(?:\s+would|\s+will|'d|'ll)?\s+(?:choose|select|pick|go with))\s*:?"
 )
 
 
@@ -70,9 +74,9 @@ def statements(text: str) -> Iterator[Statement]:
         yield Statement(_line_behind(text, match.end()), True, match.end())
     if (boxed := last_boxed(text)) is not None:
         yield Statement(boxed[:LONGEST], True, -1)
-    for pattern in (_IS, _HEAD):
+    for pattern in (_IS, _POINTED, _OTHER):
         for match in _last(pattern, text):
-            yield Statement(_line_behind(text, match.end()), False, match.end())
+            yield Statement(_line_behind(text, match.end()), pattern is _POINTED, match.end())
 
 
 def _last(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:

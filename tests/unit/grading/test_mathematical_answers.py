@@ -104,6 +104,8 @@ def test_ways_to_say_a_number(grader: MathGrader, said: str) -> None:
         ("So, with $y=3$, the value of $x$ is $61$.", "61"), ("Thus the volume is 61 cubic metres.", "61 cubic metres"),
         ("Hence $x = 61$.", "61"), ("\u56e0\u6b64 x = 61", "61"), ("Therefore, 61 works.", None),
         ("Thus $x = 6$ or $x = 1$.", None),
+        ("The answer is 61.\n\nThis answer - it is prime - fits.", "61"),
+        ("Answer: 61\n\nAn answer of 7 would be too small.", "61"),
         ("So the first is 6.5 V, and the second is 1 A.", None), ("So $x = 6 \\quad \\text{or} \\quad x = 1$", None),
         ("So, 6 is even and 1 is odd.", None), ("The value is 61.", None), ("Hence, it is a square.", None),
     ],

@@ -34,6 +34,7 @@ NUMBERS = ("4", "42 cm", "$45^{\\circ}$", "$\\frac{5}{12}$", "$2\\pi$", "$\\pi$"
         ('{"answer_letter": "B"}', "B"), ('{"choice": "B"}', "B"), ("ANSWER: 'B'", "B"), ("Answer - B", "B"),
         ("Answer \u2192 B", "B"), ("ANSWER = B", "B"), ("| Answer | B |", "B"), ("__ANSWER: B__", "B"), ("Ans. B", "B"),
         ("Correct option: B", "B"), ("My choice: B", "B"), ("**Conclusion:** B", "B"), ("ANSWER: B <|im_end|>", "B"),
+        ("Answer: B\nI checked this answer - A is too small.", "B"),
         ("Answer: the count is 7, so (C) it is.", "C"), ("The answer is B.\n\nAnswer: V\u2081(t) = 3", "B"),
     ],
 )  # fmt: skip
@@ -68,6 +69,7 @@ def test_the_line_that_prompts_ask_for(text: str, letter: str) -> None:
         ("B is closer. Point B is nearer than point A.", "B"), ("Option D: $\\sigma = 5$", "D"),
         ("B\n\nA is in the foreground, and C is not.", "B"), ("We get 5 V.\n\nMatching the options:\n\nF. 5 V", "F"),
         ("A. False\nB. True\nC. False\n\nThe answer:\nB. True", "B"),
+        ("The answer is C. That leaves A with nothing.", "C"),
     ],
 )  # fmt: skip
 def test_other_ways_to_say_it(text: str, letter: str) -> None:
