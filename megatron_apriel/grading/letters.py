@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_apriel.grading.named_option import named_option
-from megatron_apriel.grading.spelling import UNWRAPPED
+from megatron_apriel.grading.spelling import without_text_commands
 from megatron_apriel.grading.statements import plain_signs, statements
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
@@ -178,7 +178,7 @@ def _listed_lines(text: str, place: int, labels: str, with_texts: bool) -> str |
 
 def _listed(said: str, labels: str, whole: bool = False) -> str | None:
     """The labels that a line lists: one behind the other, or each with a bracket or a point behind it."""
-    said = _REMARK.sub(" ", UNWRAPPED.sub(r"\1", said[:_SHORT]))
+    said = _REMARK.sub(" ", without_text_commands(said[:_SHORT]))
     if (against := _AGAINST.search(said)) is not None:
         before, but = said[: against.start()], _BUT.search(said, against.end())
         if not _WORD.search(before) and but is None:

@@ -16,7 +16,7 @@ import re
 
 from megatron_apriel.grading.boxed import last_boxed
 from megatron_apriel.grading.final_answer import ANSWER, labelled_answer
-from megatron_apriel.grading.spelling import plain_spelling, without_end_tokens
+from megatron_apriel.grading.spelling import plain_spelling, without_end_tokens, without_text_commands
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 _WORDS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -28,7 +28,6 @@ _HEADED = re.compile(
 )
 _SHORT = 200
 """Letters of an answer that counts as it is too: the rule takes what stands behind the "is" of "apoptosis (...)"."""
-_WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", re.ASCII)
 _MARKS = {ord(mark): None for mark in "$*_`\\"}
 _NUMBERS = (
@@ -60,7 +59,7 @@ def _alone(response: str) -> str:
 
 def _plain(said: str) -> str:
     """Without marks of Markdown and LaTeX around numbers and words, fractions divided by a stroke."""
-    said = _FRACTION.sub(r"\1/\2", _WRAPPED.sub(r"\1", plain_spelling(said.replace("{,}", ","))))
+    said = _FRACTION.sub(r"\1/\2", without_text_commands(plain_spelling(said.replace("{,}", ","))))
     said = said.translate(_MARKS).strip(" \"'")
     return said.rstrip(".").strip("()[]") if len(said) < 5 else said
 

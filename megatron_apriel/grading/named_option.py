@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 
 from megatron_apriel.grading.option_texts import OptionTexts, only
-from megatron_apriel.grading.spelling import UNWRAPPED
+from megatron_apriel.grading.spelling import without_text_commands
 from megatron_apriel.grading.statements import LONGEST, plain_signs, statements
 
 _ALIKE = {"\u0410": "A", "\u0412": "B", "\u0421": "C", "\u0415": "E"}
@@ -102,7 +102,7 @@ def _read(said: str, options: int, texts: OptionTexts, is_label: bool) -> str | 
     """The letters at the beginning of a statement, or that of the option whose text it is."""
     if by_text := texts.same(said):
         return by_text
-    said = UNWRAPPED.sub(r"\1", said)
+    said = without_text_commands(said)
     place = lead.end() if (lead := _LEAD.match(said)) else 0
     if _NOT.match(said, place):
         but = _BUT.search(said, place)
@@ -128,7 +128,7 @@ def _other(said: str, place: int, found: str, options: int) -> str | None:
 
 def _closing(line: str, options: int, texts: OptionTexts) -> str | None:
     """The letter at the end of a last line, behind "so" or its like alone, or behind "not A but"."""
-    line = UNWRAPPED.sub(r"\1", line[:LONGEST])
+    line = without_text_commands(line[:LONGEST])
     if _NOT.match(line):
         return _read(line, options, texts, is_label=False)
     if (closes := _CLOSES.match(line)) is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from megatron_apriel.grading.spelling import plain_spelling
+from megatron_apriel.grading.spelling import plain_spelling, without_text_commands
 
 _RATIO = re.compile(r"\\[dt]?frac\{(\d{1,9})\}\{(\d{1,9})\}|(\d{1,9}) ?[:/] ?(\d{1,9})(?!\d)", re.ASCII)
 _NUMBER = re.compile(r"([+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))\s*[a-z%{} /]*(?:\^\{?(?:\\circ|[23])\}?)?[a-z]?", re.ASCII)
@@ -21,7 +21,6 @@ _JOINING = frozenset("+-*/^_{}<>%\\")
 _DENIED = re.compile(r"\bnot (?:the |an? |in )?\Z")
 _FACTORS = ("\\cdot", "\\times", "\\div")
 _WRITTEN = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;!()\[\]]|[$*_`\"]")
-_INNER = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
 
 
 def only(found: Iterable[str]) -> str | None:
@@ -81,7 +80,7 @@ class OptionTexts:
 
 def _bare(text: str) -> str:
     """In small letters, without marks around it and what only typesets; fractions and ratios of numbers as ``5/12``."""
-    text = _RATIO.sub(r"\1\3/\2\4", _WRITTEN.sub("", _INNER.sub(r"\1", plain_spelling(text))))
+    text = _RATIO.sub(r"\1\3/\2\4", _WRITTEN.sub("", without_text_commands(plain_spelling(text))))
     return " ".join(text.split()).casefold().strip(" .,;:!\"'")
 
 

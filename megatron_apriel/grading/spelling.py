@@ -46,8 +46,7 @@ _LINE = re.compile(r"\\underline\s*(?=\{)|\\displaystyle(?![a-zA-Z])")
 _ALL_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _EXPONENT = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})", re.ASCII)
 _MIXED = re.compile(r"([+-]?\d+)\s+(\d+)/(\d+)", re.ASCII)
-UNWRAPPED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)\s*\{([^{}]*)\}")
-"""Words in a formula, without what puts them there."""
+_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
 _END_TOKENS = re.compile(
     r"</?s>|</answer>|<\|[a-z_]{1,20}\|>(?:\s?assistant\b)?|<(?:end_of_turn|eos)>|\[(?:BEGIN|END) FINAL RESPONSE\]"
 )
@@ -59,6 +58,11 @@ _WIDTHS = ("\\,", "\\;", "\\:", "\\!")
 def without_end_tokens(text: str) -> str:
     """A response without the tokens of a chat's template, which some servers leave in the text."""
     return _END_TOKENS.sub("", text)
+
+
+def without_text_commands(text: str) -> str:
+    """Words in a formula without the command that puts them there, or in a box: ``cm`` for ``\\text{cm}``."""
+    return _TEXT_COMMAND.sub(r"\1", text)
 
 
 def _without_end(text: str) -> str:

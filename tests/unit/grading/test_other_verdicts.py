@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,13 @@ def test_replies_of_judges_are_read_strictly(form: Form, reply: str, mark: Mark)
     verdict = form.verdict_of(Answer("CORRECT or not?", reply, finish=FinishReason.STOP))
     assert verdict.mark is mark
     assert (verdict.cause is Cause.CHECK) == (mark is Mark.NONE)
+
+
+@pytest.mark.parametrize("piece", ['{"', '{\\"', '{"a": {', '{"\\"', "correct:\n", "{", "correct: yes "])
+@pytest.mark.parametrize("form", [CLOSED_QUESTION, FIGURE, LONG_CONTEXT])
+def test_replies_are_read_in_linear_time(form: Form, piece: str, times_of: Callable[..., Sequence[float]]) -> None:
+    short, long = times_of(form.read, piece)
+    assert long <= 15 * short
 
 
 def test_a_judge_that_fails_gives_no_verdict() -> None:
