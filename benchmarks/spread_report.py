@@ -135,10 +135,11 @@ def _divided_ms(found: Found) -> list[float]:
         ranks = zip(found.ranks, found.divisions, strict=True)
         return _of_layers(found, [of_rank(rank, division) / division["steps"] for rank, division in ranks])
 
-    def kinds(part: str, names: Sequence[str]) -> list[float]:
-        return [parts(lambda _, division, name=name: float(division[part].get(name, 0.0))) for name in names]  # type: ignore[misc]
+    def part_of(part: str, name: str) -> float:
+        return parts(lambda _, division: float(division[part].get(name, 0.0)))
 
-    groups, waits = kinds("computing", _GROUPS), kinds("waiting", DIVISION_HEADINGS[8:12])
+    groups = [part_of("computing", name) for name in _GROUPS]
+    waits = [part_of("waiting", name) for name in DIVISION_HEADINGS[8:12]]
     others = parts(lambda rank, _: rank["computing_ms"]) - sum(groups)
     return [_of_layers(found, [found.step_ms]), *groups, others, *waits, parts(lambda rank, _: rank["idle_ms"])]
 

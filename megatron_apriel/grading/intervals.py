@@ -60,7 +60,8 @@ def _both(texts: list[str]) -> str | None:
     ends = [one for text in texts if (one := _one(text)) is not None]
     low = [one for one in ends if one.endswith(", \\infty)")]
     high = [one for one in ends if one.startswith("(-\\infty, ")]
-    if len(texts) != 2 or len(low) != 1 or len(high) != 1 or len({_VARIABLE.search(text)[0] for text in texts}) > 1:  # type: ignore[index]
+    variables = {variable[0] for text in texts if (variable := _VARIABLE.search(text)) is not None}
+    if [len(each) for each in (texts, low, high, variables)] != [2, 1, 1, 1]:
         return None
     return low[0].removesuffix("\\infty)") + high[0].removeprefix("(-\\infty, ")
 

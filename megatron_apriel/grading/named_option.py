@@ -35,11 +35,16 @@ _LEAD = re.compile(
     r"\\(?:boxed|fbox|text(?:bf|rm|it)?|math(?:rm|bf|sf|tt|it)|mbox|bm)(?![a-z])|"
     r"(?i:the|is|it's|it|my|final|correct|right|best|answer|options?|choices?|letter|label|most|likely|probably|either|"
     r"would|be|should|thus|so|therefore|la|le|die|opci\xf3n|lettre|letra|a(?=\s+(?:letra|[a-j](?![\w'])))|"
-    r"r\xe9ponse|respuesta|resposta|risposta|antwort|alternativa)(?![A-Za-z])|\u9009\u9879|\u9078\u9805|\u662f|\u4e3a)*+"
+    r"r\xe9ponse|respuesta|resposta|risposta|antwort|alternativa)(?![A-Za-z])|"
+    r"\u9009\u9879|\u9078\u9805|\u662f|\u4e3a)*+"
 )
+_UNSPACED = r"\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
+"""Signs of Japanese, Chinese and Korean, whose words follow a letter without a space."""
 _LETTER = re.compile(
-    r"([A-Z\u0410\u0412\u0421\u0415])(?![^\W_\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]|_[A-Za-z0-9{]|'\w|\s+[=^<>])|([a-z])(?=[)\].:*_`$}\\]*\s*$|[)\].:]\S{0,3}\s)"
+    rf"([A-Z\u0410\u0412\u0421\u0415])(?![^\W_{_UNSPACED}]|_[A-Za-z0-9{{]|'\w|\s+[=^<>])|"
+    r"([a-z])(?=[)\].:*_`$}\\]*\s*$|[)\].:]\S{0,3}\s)"
 )
+"""A capital that is no part of a word, an index or an equation; a small letter with a mark behind it, or alone."""
 _AND = re.compile(
     r"[)\]}.*_`$\\\s]*(?:,|/|&|\+|;|(?:and|or|et|ou|y|o|und|oder)\b|\u548c|\u6216)\s*(?:and\s+|or\s+)?"
     r"(?i:option\s+|choice\s+)?[(\[*_$\\{]*([A-Z])(?![A-Za-z0-9_']|\s+[a-z])"
@@ -48,8 +53,9 @@ _NOT_ANOTHER = re.compile(r",?\s+(?:and not|not|rather than|instead of)\s.*", re
 _NOT = re.compile(r"(?i)(?:not|isn't|neither|nor|none|nicht|pas|no es|\u4e0d\u662f)\b")
 _BUT = re.compile(r"(?i)\b(?:but|rather|instead|sondern|mais|sino)\b\s*(?:rather|instead)?|\u800c\u662f")
 _PRONOUN = re.compile(
-    r"I\s+[a-z]|A\s+(?!(?:is|are|was|and|or|because|since|as|but|not|for|which|with|rather|instead|over|only|alone|must|"
-    r"shows|matches|fits|the|it|this|that|there)\b)[a-z]"
+    r"I\s+[a-z]|"
+    r"A\s+(?!(?:is|are|was|and|or|because|since|as|but|not|for|which|with|rather|instead|over|only|alone|must|shows|"
+    r"matches|fits|the|it|this|that|there)\b)[a-z]"
 )
 _CLOSES = re.compile(
     r"(?i)[\s*_#>$\\(]*(?:(?:so|thus|therefore|hence|finally|overall|final|in conclusion|in summary|"

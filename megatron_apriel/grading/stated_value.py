@@ -25,12 +25,12 @@ _SPELLINGS = sorted(
 )
 _NAME = f"(?:{'|'.join(_SPELLINGS)})"
 _POWER = r"\s*(?:\^\s*\{?\s*[23]\s*\}?|[\u00b2\u00b3])?"
-_UNIT = re.compile(
-    rf"(?:(?<=[\d.}})])(?!\w(?!\w))|\s)\s*((?:square|sq\.?|cubic)?\s*{_NAME}{_POWER}(?:\s*(?:/|\bper\b)\s*{_NAME}{_POWER})?)\.?\s*$"
-)
-_IN_BRACKETS = re.compile(rf"\(\s*((?:square|sq\.?|cubic)?\s*{_NAME}{_POWER}(?:\s*/\s*{_NAME}{_POWER})?)\s*\)\.?\s*$")
+_ANY_UNIT = rf"((?:square|sq\.?|cubic)?\s*{_NAME}{_POWER}(?:\s*(?:/|\bper\b)\s*{_NAME}{_POWER})?)"
+_UNIT = re.compile(rf"(?:(?<=[\d.}})])(?!\w(?!\w))|\s)\s*{_ANY_UNIT}\.?\s*$")
+_IN_BRACKETS = re.compile(rf"\(\s*{_ANY_UNIT}\s*\)\.?\s*$")
 _POINT = re.compile(
-    r"\s*(?:(?i:the\s+)?(?i:points?|vertex|coordinates)\s*(?:(?:is|are|at)\s+)?)?[A-Z]?\s*(?=(?:\\left\s*)?\([^()]*,[^()]*\)\s*$)"
+    r"\s*(?:(?i:the\s+)?(?i:points?|vertex|coordinates)\s*(?:(?:is|are|at)\s+)?)?[A-Z]?\s*"
+    r"(?=(?:\\left\s*)?\([^()]*,[^()]*\)\s*$)"
 )
 """Words or a letter before a pair."""
 _WRAPPED = re.compile(r"\\(?:text(?:rm|bf|it|sf)?|mathrm|mathbf|mathit|mbox|operatorname)\s*\{\s*~?([^{}]*)\}")

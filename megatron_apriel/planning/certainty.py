@@ -27,7 +27,7 @@ class Doubt(enum.Enum):
     NUMBER = "n", f"more than the {MEASURED_GPUS} GPUs of one host that were measured"
     LINKS = "l", "links between hosts are taken from datasheets"
     SPLIT = "s", f"wider than TP{MEASURED_TENSOR}, CP{MEASURED_CONTEXT} or PP{MEASURED_PIPELINE}, or PP without VP"
-    HOST = "h", "layers so short that the host may not start their kernels in time: of one such 26% too much was said"
+    HOST = "h", "layers so short that the host may not start their kernels in time: one such was predicted 26% too fast"
 
     @property
     def sign(self) -> str:
