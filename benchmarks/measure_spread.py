@@ -32,7 +32,7 @@ from benchmarks.spread import Found, Spread
 from benchmarks.subjects.ours import Ours
 from megatron_apriel.batch import Batch
 from megatron_apriel.formats.flops import step_flops
-from megatron_apriel.outputs import replace_file
+from megatron_apriel.output_files import replace_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.data_place import DataPlace
 

@@ -4,7 +4,8 @@ A room may import only rooms above it in this list, and no file imports in a cir
 
     megatron_apriel/
       errors.py concealed.py              errors in words that help; secrets that are never printed
-      inputs.py locks.py outputs.py       regular files in; locks between processes; directories out, whole or absent
+      inputs.py locks.py                  regular files in; locks between processes
+      outputs.py output_files.py          directories and files out, whole or absent
       terminal.py tables.py progress.py   what a person sees: lines, tables, progress
       quantities.py command_line.py       what a person writes: 4M, 5GB, arguments
       workers.py                          work shared out over forked processes, which end with their parent

@@ -15,7 +15,8 @@ The hidden name says who is writing: host, process and the process's start time.
 by the next run that writes to the same place. What a live process is writing is never touched: beside the name, the
 writer holds a lock on the directory, which the kernel releases only with the process.
 
-This file may import only ``errors``, ``locks`` and ``terminal``.
+Files by themselves are written by ``output_files.py``. This file may import only ``errors``, ``locks`` and
+``terminal``.
 """
 
 from __future__ import annotations
@@ -37,8 +38,6 @@ from megatron_apriel.terminal import note
 
 RUNS_OWN = ("checkpoints", "metrics.jsonl")
 """What a training run leaves in its output directory, and nothing else does."""
-PARTIAL = ".partial-"
-"""How the name of a file begins that is being written, or was when its process was killed."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -65,10 +64,10 @@ def check_destination(
     Raises:
         OutputError: if it exists and may not be replaced, or overlaps an input.
     """
-    target = _resolved(destination)
+    target = resolved(destination)
     for given in map(Path, inputs):
         _check_apart(destination, target, given)
-    _check_place(destination, target)
+    check_place(destination, target)
     if os.path.lexists(target):
         _check_replaceable(destination, target, overwrite, marker)
     return target
@@ -130,7 +129,7 @@ def _links_into(target: Path, given: Path) -> Iterator[Path]:
         yield from (link for link in links if target in link.resolve().parents)
 
 
-def _check_place(destination: str | Path, target: Path) -> None:
+def check_place(destination: str | Path, target: Path) -> None:
     """Raise OutputError if the directory in which ``target`` is to appear cannot be made or written to."""
     place = next(path for path in (*target.parents, Path("/")) if os.path.lexists(path))
     if not place.is_dir():
@@ -183,7 +182,7 @@ def whole_directory(
     try:
         with terminating_signals_raise(), ExitStack() as lock:
             _remove_stale(target)
-            partial = target.parent / f".{target.name}.partial-{_writer()}-{os.urandom(3).hex()}"
+            partial = target.parent / f".{target.name}.partial-{writer_name()}-{os.urandom(3).hex()}"
             partial.mkdir()
             with suppress(HeldError):  # another process is looking whether this one lives
                 lock.enter_context(lock_directory(partial))
@@ -230,74 +229,18 @@ def _explained(error: OSError, destination: str | Path, target: Path) -> OutputE
 
 def check_growing(directory: Path) -> None:
     """Check that files can be added to a directory, or that it can be made. Raises OutputError."""
-    target = _resolved(directory)
+    target = resolved(directory)
     if os.path.lexists(target) and not target.is_dir():
         raise OutputError(f"{directory} is no directory.", fix="Give the name of one, or of one that is to be made.")
-    _check_place(directory, target / "any")
+    check_place(directory, target / "any")
 
 
-def _resolved(path: str | Path) -> Path:
+def resolved(path: str | Path) -> Path:
     """Absolute, links followed. Raises OutputError for a link that leads back to itself."""
     try:
         return Path(path).resolve()
     except RuntimeError:  # what Path makes of such a link
         raise OutputError(f"the destination {path} is a link that leads back to itself.") from None
-
-
-def check_file(path: Path, overwrite: bool = False, inputs: Sequence[Path] = ()) -> None:
-    """Check that a file that a person named may be written, before any work is done.
-
-    Args:
-        path: of it; :func:`whole_file` makes missing directories above it.
-        overwrite: an existing file is replaced.
-        inputs: directories whose files are read, and not replaced.
-
-    Raises:
-        OutputError: if it exists and may not be replaced, or cannot be written.
-    """
-    target = _resolved(path)
-    _check_place(path, target)
-    if not os.path.lexists(target):
-        return
-    if not target.is_file():
-        raise OutputError(f"{path} exists and is no file.", fix="Give the name of a file.")
-    if not overwrite:
-        raise OutputError(
-            f"{path} exists.", "Nothing is overwritten unless you ask for it.",
-            "Give another name, or --overwrite to replace it.",
-        )  # fmt: skip
-    if held := [one for one in inputs if one.resolve() in target.parents]:
-        raise OutputError(
-            f"{path} belongs to the input {held[0]}.", "An input is only read.", "Give a name outside of it."
-        )
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a name to write to; what is there becomes ``path`` when the block ends well, and vanishes otherwise.
-
-    Its name ends as that of ``path`` does. Missing directories are made. Raises OSError.
-    """
-    target = path.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_file(target)
-    partial = target.with_name(f"{PARTIAL}{_writer()}-{target.name}")
-    try:
-        yield partial
-        flush(partial)
-        partial.replace(target)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # which a write that fails does not know
-        raise
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a small file that is whole or as it was. Raises OSError."""
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
 def reserve(descriptor: int, size: int) -> None:
@@ -366,7 +309,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _swap_by_two_renames(partial: Path, target: Path) -> None:
     """Replace ``target`` without an atomic exchange; ``_remove_stale`` repairs a kill between the two renames."""
-    aside = target.parent / f".{target.name}.replaced-{_writer()}-{os.urandom(3).hex()}"
+    aside = target.parent / f".{target.name}.replaced-{writer_name()}-{os.urandom(3).hex()}"
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         target.rename(aside)
@@ -380,13 +323,13 @@ def _swap_by_two_renames(partial: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _writer() -> str:
+def writer_name() -> str:
     """Host, process and start time of this process: together they name one process for good."""
     host = "".join(letter if letter.isalnum() else "_" for letter in os.uname().nodename)[:64]
-    return f"{host}-{os.getpid()}-{_start_time(os.getpid())}"
+    return f"{host}-{os.getpid()}-{start_time(os.getpid())}"
 
 
-def _start_time(process: int) -> str:
+def start_time(process: int) -> str:
     """Start time of a live process in clock ticks since boot, "" if there is none (or only its zombie)."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
@@ -398,7 +341,7 @@ def _start_time(process: int) -> str:
 
 def _remove_stale(target: Path) -> None:
     """Remove what killed processes left beside ``target``; restore a result that was cut off between two renames."""
-    ours = _writer().rpartition("-")[0].rpartition("-")[0]
+    ours = writer_name().rpartition("-")[0].rpartition("-")[0]
     for kind in ("replaced", "partial"):
         prefix = f".{target.name}.{kind}-"
         for path in sorted(target.parent.iterdir()):
@@ -411,7 +354,7 @@ def _remove_stale(target: Path) -> None:
                     "If no process there is writing it, remove it."
                 )
                 continue
-            if _start_time(int(process)) == started:
+            if start_time(int(process)) == started:
                 continue  # its writer lives
             try:
                 with lock_directory(path):
@@ -423,17 +366,6 @@ def _remove_stale(target: Path) -> None:
                 path.rename(target)
             else:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_stale_file(target: Path) -> None:
-    """Remove what killed processes of this host left of a file."""
-    for path in target.parent.iterdir():
-        if not (path.name.startswith(PARTIAL) and path.name.endswith(f"-{target.name}")):
-            continue
-        host, process, started, *more = path.name[len(PARTIAL) : -len(target.name)].split("-")
-        ours = _writer().startswith(f"{host}-") and process.isdecimal() and more == [""]
-        if ours and _start_time(int(process)) != started:
-            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
-from megatron_apriel.outputs import check_file, replace_file
+from megatron_apriel.output_files import check_file, replace_file
 from megatron_apriel.terminal import say
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.outputs import replace_file
+from megatron_apriel.output_files import replace_file
 from megatron_apriel.planning.certainty import Doubt, legend, signs
 from megatron_apriel.planning.choosing_moments import with_smaller_states
 from megatron_apriel.planning.dry_run import planned_architecture

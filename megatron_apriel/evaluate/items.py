@@ -16,7 +16,7 @@ from typing import Any
 from megatron_apriel.errors import DataError, brief
 from megatron_apriel.generate.conversation import Picture, Question, Sampling, Turn
 from megatron_apriel.inputs import open_input, read_input
-from megatron_apriel.outputs import replace_file
+from megatron_apriel.output_files import replace_file
 
 ITEMS, SOURCE = "items.jsonl", "items.json"
 Part = str | Mapping[str, str]

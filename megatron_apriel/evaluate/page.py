@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_apriel.evaluate.items import Part
 from megatron_apriel.evaluate.report import HEADINGS, Report, cells
 from megatron_apriel.evaluate.results import Scored
-from megatron_apriel.outputs import replace_file
+from megatron_apriel.output_files import replace_file
 
 if TYPE_CHECKING:
     from megatron_apriel.evaluate.benchmarks import Benchmark

@@ -12,7 +12,7 @@ from megatron_apriel import __version__
 from megatron_apriel.errors import brief
 from megatron_apriel.evaluate.results import Part, Row, as_json
 from megatron_apriel.evaluate.statistics import Interval
-from megatron_apriel.outputs import replace_file
+from megatron_apriel.output_files import replace_file
 from megatron_apriel.tables import Table, figures
 
 HEADINGS = ("benchmark", "score", "95% interval", "asked", "scored", "right", "wrong", "none", "truncated", "failed",

@@ -21,7 +21,8 @@ from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question, Sampling
 from megatron_apriel.inputs import read_input
-from megatron_apriel.outputs import PARTIAL, check_growing, replace_file
+from megatron_apriel.output_files import PARTIAL, replace_file
+from megatron_apriel.outputs import check_growing
 from megatron_apriel.progress import progress
 from megatron_apriel.terminal import note
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_apriel.errors import ConfigError, printable
 from megatron_apriel.evaluate.comparing import Compared
-from megatron_apriel.outputs import whole_file
+from megatron_apriel.output_files import whole_file
 from megatron_apriel.quantities import short
 
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -32,7 +32,7 @@ from megatron_apriel.errors import DataError, OutputError, brief, printable
 from megatron_apriel.formats.growing_files import cut_torn_line, in_ranges, whole_lines
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path, checkpoints_in
 from megatron_apriel.inputs import read_input
-from megatron_apriel.outputs import replace_file
+from megatron_apriel.output_files import replace_file
 from megatron_apriel.terminal import note
 
 REPORT = "report.json"

@@ -26,7 +26,7 @@ from megatron_apriel.formats.architecture import (
     ProjectorArchitecture,
     TowerArchitecture,
 )
-from megatron_apriel.outputs import replace_file
+from megatron_apriel.output_files import replace_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.fp8_scales import forget_scales
 from megatron_apriel.parallel.layout import Layout

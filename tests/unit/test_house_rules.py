@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "megatron_apriel"
 
 GROUND = (
-    "inputs", "concealed", "errors", "terminal", "tables", "quantities", "command_line", "locks", "outputs", "progress",
-    "workers",
+    "inputs", "concealed", "errors", "terminal", "tables", "quantities", "command_line", "locks", "outputs",
+    "output_files", "progress", "workers",
 )  # fmt: skip
 ORDER = (
     GROUND, "config", "formats", "surgery", "batch", "parallel", "data.raw", "data.visual_tasks", "data.corpus",

@@ -223,7 +223,7 @@ def test_what_a_live_process_writes_is_left_alone(tmp_path: Path, monkeypatch: p
             write(tmp_path / "x", "mine")
         assert len(names(tmp_path)) == 2
         # As seen from another container on the same host: its number is not known here, and the lock is all there is.
-        monkeypatch.setattr(outputs, "_start_time", lambda number: "")
+        monkeypatch.setattr(outputs, "start_time", lambda number: "")
         write(tmp_path / "x", "mine again", overwrite=True)
         assert len(names(tmp_path)) == 2
     finally:
@@ -241,7 +241,7 @@ def test_what_another_host_left_is_told(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_kill_between_the_two_renames_is_mended(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
-    host = outputs._writer().split("-")[0]
+    host = outputs.writer_name().split("-")[0]
     (tmp_path / "x").rename(tmp_path / f".x.replaced-{host}-999999999-1-abc")
     with pytest.raises(ValueError), whole_directory(tmp_path / "x", overwrite=True):
         raise ValueError
