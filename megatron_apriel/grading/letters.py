@@ -59,7 +59,7 @@ _BUT = re.compile(r"(?i)\bbut\b(?: rather)?")
 _NEXT_SENTENCE = re.compile(r"[.;]\s+(?=[A-I1-9]\s+[a-z]|[A-Z][a-z])")
 _REMARK = re.compile(r"\([^()]*[a-z]{2}[^()]*\)")
 _BETWEEN = r"(?:[\s,;/&)\]}(\[\"']|and|or)"
-_SMALL = re.compile(rf"[\s*_`([{{$\"']*[a-i]{_BETWEEN}+(?:[a-i]{_BETWEEN}*)+[.*_`$]*\Z")
+_SMALL = re.compile(rf"[\s*_`([{{$\"']*[a-i](?:{_BETWEEN}+[a-i])+{_BETWEEN}*[.*_`$]*\Z")
 """Small letters that are labels, because nothing else is there."""
 _BOXES = re.compile(r"(?:\\boxed\s*\{[^{}]{1,40}\}(?:[\s,;$.&]|and)*){2,}\Z")
 """Boxes one behind the other at the end."""
