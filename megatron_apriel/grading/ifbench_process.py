@@ -50,7 +50,7 @@ def variants(response: str) -> list[str]:
 
 
 def check(request: Mapping[str, Any], checkers: Mapping[str, Callable[[str], Any]]) -> list[dict[str, Any]]:
-    """Of every instruction whether it is followed, strictly and loosely, or why that cannot be told.
+    """Of every instruction whether it is followed, strictly and loosely, or why that cannot be known.
 
     The loose rule ends at the first variant that follows it; a checker that fails on one before leaves it open.
     """
