@@ -46,9 +46,20 @@ class _Lookup(torch.autograd.Function):
         # are added one after another, so those tokens add their zeros to rows of their own instead.
         idle_S = (gradient_SH == 0).all(dim=1)
         apart_S = torch.arange(len(rows_S), device=rows_S.device) % len(table_VH)
-        # Sorts equal rows together, so that the order of the additions, hence the rounding, is always the same.
-        sum_VH.index_put_((torch.where(idle_S, apart_S, rows_S),), gradient_SH, accumulate=True)
+        _add_rows(sum_VH, torch.where(idle_S, apart_S, rows_S), gradient_SH)
         return (sum_VH if main_grad is None else placeholder_gradient(table_VH)), None, None
+
+
+def _add_rows(sum_VH: Tensor, rows_S: Tensor, gradient_SH: Tensor) -> None:
+    """Add each gradient to its row, equal rows always in the same order, so that the rounding is the same every time.
+
+    On a GPU ``index_put_`` sorts equal rows together and ``index_add_`` adds them as they come. On a CPU it is the
+    other way round: the threads of ``index_put_`` add as they come, ``index_add_`` takes one row after another.
+    """
+    if sum_VH.is_cuda:
+        sum_VH.index_put_((rows_S,), gradient_SH, accumulate=True)
+    else:
+        sum_VH.index_add_(0, rows_S, gradient_SH)
 
 
 class TokenEmbedding(MegatronModule):  # type: ignore[misc]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_apriel.formats.architecture import DecoderArchitecture
-from megatron_apriel.model.decoder import TokenEmbedding
+from megatron_apriel.model.decoder import TokenEmbedding, _Lookup
 from megatron_apriel.model.options import ModelOptions, decoder_config
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
@@ -49,3 +49,24 @@ def test_embeddings_and_gradient_equal_torch(size: int, buffered: bool) -> None:
         assert result["added"] is (True if buffered else None)
     gradient = torch.cat([result["gradient"] for result in results])
     torch.testing.assert_close(gradient, table.grad + (0.5 if buffered else 0.0))
+
+
+def test_the_gradient_of_repeated_tokens_is_the_same_every_time() -> None:
+    """Threads that add to one row as they come would round otherwise from time to time."""
+    draws = torch.Generator().manual_seed(0)
+    tokens, gradient_SH = torch.randint(0, 100, (1024,), generator=draws), torch.randn(1024, 192, generator=draws)
+    table_VH = torch.zeros(256, 192, requires_grad=True)
+
+    def table_gradient() -> torch.Tensor:
+        embeddings_SH = _Lookup.apply(table_VH, tokens, torch.zeros(1024, dtype=torch.bool))
+        return torch.autograd.grad(embeddings_SH, table_VH, gradient_SH)[0]
+
+    alone = table_gradient()
+    expected = torch.zeros(256, 192, dtype=torch.float64).index_add_(0, tokens, gradient_SH.double())
+    torch.testing.assert_close(alone.double(), expected, rtol=0, atol=1e-5)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert all(torch.equal(table_gradient(), alone) for _ in range(100))
+    finally:
+        torch.set_num_threads(threads)
