@@ -254,9 +254,9 @@ def main(argv: list[str] | None = None) -> int:
     summary = prepare(destination, arguments.input, arguments.model, options, overwrite=arguments.overwrite)
     show_documents(summary)
     if only_shown:
-        _note_problems(summary)
+        _note_problems(summary, written=False)
         return 0
-    show(summary)
+    show(summary, written=destination is not None)
     if destination is not None:
         say(*(f"wrote {place}" for place in directories(destination, options.held_out)))
     else:
@@ -279,7 +279,7 @@ def show_documents(summary: PrepareSummary) -> None:
         console.print(plain(LEGEND, "dim"), soft_wrap=True)
 
 
-def show(summary: PrepareSummary) -> None:
+def show(summary: PrepareSummary, *, written: bool) -> None:
     """Print what was read and what became of it."""
     from megatron_apriel.tables import Table, standard_output
 
@@ -314,14 +314,15 @@ def show(summary: PrepareSummary) -> None:
         note(_passed_over(summary.passed))
     if usage.marked:
         note(f"{usage.marked:,} documents say which of their words are learned: use loss: responses")
-    _note_problems(summary)
+    _note_problems(summary, written=written)
 
 
-def _note_problems(summary: PrepareSummary) -> None:
+def _note_problems(summary: PrepareSummary, *, written: bool) -> None:
+    """The first bad records; where no corpus was written, no file of it lists the others."""
     for problem in summary.problems.first[:5]:
         note(f"bad record: {problem}")
     if summary.problems.count > 5:
-        note(f"... and {summary.problems.count - 5:,} more, listed in corpus.json")
+        note(f"... and {summary.problems.count - 5:,} more{', listed in corpus.json' if written else ''}")
 
 
 def _held_out(summary: PrepareSummary) -> str:

@@ -171,6 +171,15 @@ def test_bad_records_are_listed_with_place_and_reason(prepare_data, with_bad_rec
     assert printed.err.count("bad record: ") == 5 and "... and 2 more, listed in corpus.json" in printed.err
 
 
+@pytest.mark.parametrize("option", [("--dry-run",), ("--show", "9")])
+def test_no_file_is_named_where_none_is_written(prepare_data, with_bad_records, model, capsys, option):
+    file, _ = with_bad_records
+    options = ("--workers", "1", "--max-bad", "60%", *option)
+    assert prepare_data("--input", file, "--model", model, *options) == 0
+    printed = capsys.readouterr().err
+    assert "... and 2 more\n" in printed and "corpus.json" not in printed
+
+
 def test_too_many_bad_records_leave_nothing(with_bad_records, model, tmp_path):
     file, bad = with_bad_records
     before = sorted(tmp_path.iterdir())
