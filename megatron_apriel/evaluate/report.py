@@ -68,9 +68,9 @@ class Report:
         for name, gain in self.blind.items():
             if name not in scored:
                 continue
-            what = f"{gain} points"
+            what = f"{gain.value:.2f} points ({gain.low:.2f} to {gain.high:.2f})"
             said.append(f"{name}: pictures add {what}." if gain.low > 0 else
-                        f"{name}: the model gains nothing from the pictures ({what}).")  # fmt: skip
+                        f"{name}: no sure gain from the pictures: {what}.")  # fmt: skip
         return said
 
     def differences(self) -> list[str]:

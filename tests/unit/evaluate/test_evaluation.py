@@ -423,7 +423,7 @@ def test_visual_tasks_with_and_without_pictures(tmp_path: Path, photographs: Pat
     assert sent == {"blind": 24, "pictures": 24}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [one["name"] for one in report["rows"]] == ["visual_tasks", "visual_tasks_blind"]
-    assert any("gains nothing from the pictures" in remark for remark in report["remarks"])
+    assert any("no sure gain from the pictures" in remark for remark in report["remarks"])
     parts = {tuple(part["name"]): part for part in report["rows"][0]["parts"]}
     assert {kind for kind, _ in parts} == {"variant", "difficulty"}
     assert sum(part["items"] for (kind, _), part in parts.items() if kind == "variant") == 24
