@@ -101,13 +101,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """Six pictures with something to see."""
-    folder = tmp_path / "photographs"
+def write_photographs(folder: Path, pictures: int, seed: int) -> Path:
+    """Make a folder of pictures with something to see; returns it."""
     folder.mkdir()
-    draw = np.random.default_rng(0)
-    for number in range(6):
+    draw = np.random.default_rng(seed)
+    for number in range(pictures):
         small = draw.integers(0, 256, size=(12, 16, 3), dtype=np.uint8)
         Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Six pictures with something to see."""
+    return write_photographs(tmp_path / "photographs", 6, seed=0)

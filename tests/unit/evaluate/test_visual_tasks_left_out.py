@@ -6,7 +6,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,7 +13,7 @@ from megatron_apriel.data.visual_tasks.generate import Options, generate
 from megatron_apriel.data.visual_tasks.refusals import Unfit, WrongAnswer
 from megatron_apriel.errors import DataError
 from megatron_apriel.evaluate.items import read_items
-from tests.unit.evaluate.conftest import Answering, run
+from tests.unit.evaluate.conftest import Answering, run, write_photographs
 from tools import compare
 
 MATCHED = {"match point", "match different", "match retrieval"}
@@ -34,13 +33,7 @@ def plain(tmp_path: Path) -> Path:
 @pytest.fixture
 def few(tmp_path: Path) -> Path:
     """Too few pictures for one variant."""
-    folder = tmp_path / "few"
-    folder.mkdir()
-    draw = np.random.default_rng(1)
-    for number in range(4):
-        small = draw.integers(0, 256, size=(12, 16, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    return folder
+    return write_photographs(tmp_path / "few", 4, seed=1)
 
 
 def test_what_suits_is_asked_and_what_does_not_is_named(
