@@ -88,10 +88,17 @@ CASES = {
         Case("8192-realign", 8192, 8, (1, 3), "images", train=TrainedParts(projector=1)),
         Case("32768-cpt1", 32768, 4, (1, 2), "mix", rich=SOME_IMAGES, train=EVERYTHING),
         Case("32768-sft", 32768, 4, (1, 2), "packed", document_length=6000),
+        Case("49152-sft", 49152, 4, (1, 2), "packed", document_length=6000),
         Case("32768-real", 32768, 4, (1, 2), "real"),
     )
 }
-STAGES = {"realign": "8192-realign", "cpt_stage1": "32768-cpt1", "cpt_stage2": "16384-mix", "sft": "32768-sft"}
+STAGES = {
+    "realign": "8192-realign",
+    "cpt_stage1": "32768-cpt1",
+    "cpt_stage2": "16384-mix",
+    "sft": "32768-sft",
+    "sft_long": "49152-sft",
+}
 """Stage of the recipe, as ``examples`` names it -> case with its sequence length, trained parts and kind of data."""
 
 

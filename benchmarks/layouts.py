@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
                       help="with --parallel: what is recomputed (%(default)s)")  # fmt: skip
     what.add_argument("--host", type=parse_host_share, default=0.0, metavar="SHARE",
                       help="part of the optimizer's states in host memory, or auto (%(default)g)")  # fmt: skip
-    what.add_argument("--fp8-weights", choices=get_args(Fp8Weights), default="kept", help="8-bit copies (%(default)s)")
+    what.add_argument("--fp8-weights", choices=get_args(Fp8Weights),
+                      help="8-bit copies (as the plan's best layouts have them; with --parallel: kept)")  # fmt: skip
     what.add_argument("--layers", type=int, default=48, metavar="N", help="decoder layers (%(default)s)")
     what.add_argument("--tokens", type=above_zero, metavar="N",
                       help="of a sequence, in place of the stage's; with few, a step is the host's time")  # fmt: skip
@@ -78,7 +79,14 @@ def _parser() -> argparse.ArgumentParser:
 def spread_of(candidate: Candidate, bare: Spread) -> Spread:
     """The measurement of a layout that the plan proposes."""
     config = candidate.config
-    return replace(bare, parallel=config.parallel.model_dump(mode="json"), recompute=config.recompute.mode)
+    return replace(
+        bare,
+        parallel=config.parallel.model_dump(mode="json"),
+        recompute=config.recompute.mode,
+        recompute_layers=config.recompute.layers,
+        inputs=config.recompute.inputs,
+        fp8_weights=config.precision.fp8_weights,
+    )
 
 
 def _given(bare: Spread, arguments: argparse.Namespace) -> list[Spread]:
@@ -98,9 +106,17 @@ def _given(bare: Spread, arguments: argparse.Namespace) -> list[Spread]:
     return spreads
 
 
-def _proposed(stage: str, bare: Spread, best: int, gpu: Hardware, work: Workload) -> list[Spread]:
-    """The measurements of the plan's best layouts for a stage. Raises ConfigError where none fits."""
-    found = candidates(bare.config(), bare.architecture(), bare.gpus, gpu, work).fitting()
+def _proposed(
+    stage: str, bare: Spread, weights: Fp8Weights | None, best: int, gpu: Hardware, work: Workload
+) -> list[Spread]:
+    """The measurements of the plan's best layouts for a stage, with given 8-bit copies of weights or those that it
+    chooses. Raises ConfigError where none fits.
+    """
+    config = bare.config()
+    if weights is None:
+        precision = type(config.precision).model_validate(config.precision.model_dump(exclude={"fp8_weights"}))
+        config = config.model_copy(update={"precision": precision})
+    found = candidates(config, bare.architecture(), bare.gpus, gpu, work).fitting()
     if not found:
         raise ConfigError(
             f"no layout of {stage} with {bare.layers} layers in {bare.precision} fits {bare.gpus} {gpu.name}.",
@@ -121,14 +137,16 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
     plan: list[tuple[Spread, Prediction]] = []
     for stage in chosen(arguments.stages, list(STAGES), "--stages"):
         for precision in chosen(arguments.precision, PRECISIONS, "--precision"):
-            weights: Fp8Weights = "kept" if precision == "bf16" else arguments.fp8_weights
+            weights: Fp8Weights | None = "kept" if precision == "bf16" else arguments.fp8_weights
             bare = Spread(
                 STAGES[stage], precision, arguments.layers, gpus, arguments.sequences,
-                host=arguments.host, fp8_weights=weights, tokens=arguments.tokens, tiny=arguments.tiny,
+                host=arguments.host, fp8_weights=weights or "kept", tokens=arguments.tokens, tiny=arguments.tiny,
             )  # fmt: skip
             work = workload_of(bare)
             spreads = (
-                _given(bare, arguments) if arguments.parallel else _proposed(stage, bare, arguments.best, gpu, work)
+                _given(bare, arguments)
+                if arguments.parallel
+                else _proposed(stage, bare, weights, arguments.best, gpu, work)
             )
             plan += [(spread, predicted(spread, gpu, work)) for spread in spreads]
     return plan

@@ -19,7 +19,7 @@ from benchmarks.cases import CASES, Case, small
 from benchmarks.phases import in_words
 from benchmarks.processes import Processes
 from benchmarks.stages import stage_config
-from megatron_apriel.config.choices import Compute, Fp8Weights
+from megatron_apriel.config.choices import Compute, Fp8Weights, Inputs
 from megatron_apriel.config.machine_sections import ParallelSection, RecomputeSection
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
@@ -43,6 +43,7 @@ class Spread:
         parallel: the layout, as ``parallel`` of a stage's file.
         recompute: mode of recomputation.
         recompute_layers: with ``full``, of how many layers of each chunk; None for all.
+        inputs: with ``full``, where the layers' inputs wait.
         host: part of the optimizer's states in host memory, or ``auto``.
         fp8_weights: whether 8-bit copies of weights are kept over micro-batches.
         different_steps: steps that are measured, each of other sequences; figures are their means.
@@ -59,6 +60,7 @@ class Spread:
     parallel: Mapping[str, Any] = field(default_factory=dict)
     recompute: str = "none"
     recompute_layers: int | None = None
+    inputs: Inputs = "gpu"
     host: float | Literal["auto"] = 0.0
     fp8_weights: Fp8Weights = "kept"
     different_steps: int = 1
@@ -74,7 +76,9 @@ class Spread:
     def config(self) -> StageConfig:
         """The stage that runs it."""
         parallel = ParallelSection.model_validate(dict(self.parallel))
-        recompute = RecomputeSection.model_validate({"mode": self.recompute, "layers": self.recompute_layers})
+        recompute = RecomputeSection.model_validate(
+            {"mode": self.recompute, "layers": self.recompute_layers, "inputs": self.inputs}
+        )
         # Planned on a machine without GPUs too, for machines that have them.
         compute: Compute | None = None if self.tiny else "bf16"
         case = self.sized_case()
@@ -105,7 +109,8 @@ class Spread:
     @property
     def recomputation(self) -> str:
         """What is recomputed."""
-        return self.recompute if self.recompute_layers is None else f"{self.recompute}, {self.recompute_layers}"
+        layers = [] if self.recompute_layers is None else [str(self.recompute_layers)]
+        return ", ".join([self.recompute, *layers, *(["inputs on the host"] if self.inputs == "host" else [])])
 
     @property
     def title(self) -> str:

@@ -34,6 +34,7 @@ from benchmarks.spread_report import (
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.data_place import DataPlace
+from megatron_apriel.planning.hardware import hardware
 from megatron_apriel.testing.batches import owned_positions
 
 MIX = Spread("16384-mix", "bf16", 8, 2, 8, {"tensor": 2, "sequence": True})
@@ -284,6 +285,19 @@ def test_the_plan_for_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert layouts.main([*options, "--dry-run"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ 16384-mix")]
     assert len(rows) == 4
+
+
+def test_what_the_plan_chooses_is_what_is_measured() -> None:
+    """On two H200 CPT-1 fits with remade 8-bit weights and inputs on the host, and neither is lost on the way."""
+    parser = layouts._parser()
+    for options, weights in (([], "remade"), (["--fp8-weights=kept"], "kept")):
+        arguments = parser.parse_args(["--stages=cpt_stage1", "--precision=delayed", "--best=1", *options])
+        ((spread, prediction),) = layouts._plan(arguments, 2, hardware("h200"))
+        config = spread.config()
+        assert (config.precision.fp8_weights, config.recompute.mode, config.recompute.inputs) == (
+            weights, "full", "host"
+        )  # fmt: skip
+        assert prediction.peak < 133 * 2**30 and spread.recomputation == "full, inputs on the host"
 
 
 def test_a_plan_of_given_layouts(capsys: pytest.CaptureFixture[str]) -> None:
