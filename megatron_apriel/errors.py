@@ -166,7 +166,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     The project's own errors are printed on standard error without a traceback, since they already say what to do. Any
     other exception is a defect of the program and keeps its traceback, which is printable too.
     """
-    sys.excepthook = _print_traceback
+    sys.excepthook = print_traceback
     try:
         with _no_unrestricted_loading():
             code = int(main() or ExitCode.OK)
@@ -199,7 +199,8 @@ def run_command(main: Callable[[], int | None]) -> int:
         return ExitCode.INTERRUPTED
 
 
-def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception on standard error as Python does, but printable; made to be ``sys.excepthook``."""
     import traceback  # late: nearly every command ends without one
 
     print(printable_lines("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -18,12 +18,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_apriel.errors import ConfigError, TransientError
+from megatron_apriel.errors import AprielError, ConfigError, TransientError
 from megatron_apriel.parallel import cpu, user_buffers
 from megatron_apriel.parallel.fp8_scales import forget_scales
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.meeting import first_host, met
-from megatron_apriel.parallel.watch import other_ranks
+from megatron_apriel.parallel.watch import ended_soon, other_ranks
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective may wait for the slowest rank before the run is given up."""
@@ -35,22 +35,31 @@ def joined() -> Iterator[torch.device]:
 
     Takes rank and world size from the environment that torchrun and Slurm's ``srun`` set, and a single process without
     one as a world of one. A default process group that exists already is used and left in place. If another rank dies,
-    this one is ended (``watch.py``).
+    this one is ended; so is one that fails and cannot end by itself (``watch.py``).
 
     Raises:
         ConfigError: if there are more ranks on this host than devices.
     """
     cpu.enable()
     device = _take_device()
-    mine = not dist.is_initialized()
-    if mine:
-        _join()
+    if dist.is_initialized():
+        yield device
+        return
+    _join()
     try:
-        with _others_watched() if mine else contextlib.nullcontext():
+        with _others_watched():
             yield device
-    finally:
-        if mine:
+    except AprielError:  # raised by all ranks together
+        dist.destroy_process_group()
+        raise
+    except BaseException as error:
+        if dist.get_world_size() == 1:
             dist.destroy_process_group()
+        else:
+            # Not destroyed: that waits for kernels under way, and those for ranks that may be gone.
+            ended_soon(error)
+        raise
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ one that ends with an error of the project's, which ranks raise together. Rank 0
 is gone itself, they notice alike. Whoever learns of it has a few seconds to fail by itself and to say what it knows;
 then it is ended.
 
+A rank that fails by itself unwinds and says why at its end. On its way something may wait for kernels that wait for the
+others; so it has those few seconds too (:func:`ended_soon`).
+
 Connections are for those who know the word that rank 0 has put into the ranks' store: whoever else finds the port can
 end nobody.
 """
@@ -17,17 +20,20 @@ end nobody.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import secrets
 import selectors
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
 import torch.distributed as dist
 
-from megatron_apriel.errors import AprielError, ExitCode
+from megatron_apriel.errors import AprielError, ExitCode, print_traceback
 from megatron_apriel.parallel.meeting import listening_socket
 from megatron_apriel.terminal import note
 
@@ -74,6 +80,22 @@ def other_ranks(store: dist.Store, host: str, rank: int, ranks: int) -> Iterator
         raise
     finally:
         watcher.leave(properly)
+
+
+def ended_soon(error: BaseException) -> None:
+    """Have this process, which fails by ``error``, end within some seconds: with its own words, or else with these."""
+
+    def overdue() -> None:
+        time.sleep(GRACE_S)
+        try:
+            print_traceback(type(error), error, error.__traceback__)
+            note(f"it did not end within {GRACE_S:g} s of that, so it is ended.")
+        finally:
+            os._exit(ExitCode.FAILED)
+
+    threading.Thread(target=overdue, name="end", daemon=True).start()
+    # At the interpreter's own end, or where something waits that lets no thread run, only this one is left.
+    faulthandler.dump_traceback_later(2 * GRACE_S, exit=True, file=sys.__stderr__)
 
 
 class _Ending:

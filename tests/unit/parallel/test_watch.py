@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -80,6 +81,36 @@ def test_a_rank_that_fails_ends_those_that_wait_for_it(monkeypatch: pytest.Monke
         time.sleep(FAR)
 
     assert ended(started(2, behave, monkeypatch)) == [1, 1]
+
+
+def test_ranks_that_fail_wait_for_no_kernel(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each waits for the other's kernels when it takes its groups down: what it has to say would never be seen."""
+
+    def behave(rank: int) -> None:
+        raise MemoryError(f"no memory left on device {rank}")
+
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: time.sleep(FAR))
+    assert ended(started(2, behave, monkeypatch)) == [1, 1]
+    said = capfd.readouterr().err
+    assert all(f"MemoryError: no memory left on device {rank}" in said for rank in range(2))
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["threads run", "no thread runs"])
+def test_one_that_fails_and_does_not_end_is_ended(
+    held: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "GRACE_S", 0.2)
+
+    def fail_and_wait() -> None:
+        watch.ended_soon(MemoryError("no memory left"))
+        library = ctypes.PyDLL(None) if held else ctypes.CDLL(None)  # the one keeps the interpreter's lock
+        library.sleep(int(FAR))
+
+    (process,) = processes = [FORK.Process(target=fail_and_wait)]
+    process.start()
+    assert ended(processes) == [1]
+    said = capfd.readouterr().err
+    assert ("Timeout" in said) if held else ("MemoryError: no memory left" in said and "it did not end within" in said)
 
 
 def test_there_is_time_to_end_by_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
