@@ -119,7 +119,7 @@ def _parts(subject: Ours, given: Sequence[Batch], repetitions: int) -> tuple[flo
     """Seconds that a micro-batch adds to a step, and of the step besides.
 
     Steps of one and of all micro-batches are taken by turns. With images a micro-batch differs much from the next, and
-    the first says nothing of the others: what a step does once is then timed alone.
+    the first says nothing of the others: what a step does once is then timed alone, thrice.
     """
     alike = not any(batch.images.num_patches for batch in given)
     counts = (1, len(given)) if alike else (len(given),)
@@ -128,7 +128,7 @@ def _parts(subject: Ours, given: Sequence[Batch], repetitions: int) -> tuple[flo
     if alike:
         micro_batch = (all_of_them - one[0]) / (len(given) - 1)
         return micro_batch, one[0] - micro_batch
-    per_step = subject.update_seconds(with_norm=True)
+    per_step = statistics.median(subject.update_seconds(with_norm=True) for _ in range(3))
     return (all_of_them - per_step) / len(given), per_step
 
 

@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 
 
 def on_several_gpus() -> list[Measured]:
-    """All that are stored, the oldest first."""
+    """All that are stored, the oldest first, but for those of few tokens: they say how long the host takes."""
     records = [
         (json.loads(path.read_text(encoding="utf-8")), path.stem)
         for name in BENCHMARKS
@@ -62,7 +62,8 @@ def on_several_gpus() -> list[Measured]:
         Measured(record["date"], result, Found.from_json(row["found"]))
         for record, result in records
         for row in record["measurements"]
-        if row["found"]["status"] == "measured" and row["found"]["spread"]["gpus"] > 1
+        for spread in [row["found"]["spread"]]
+        if row["found"]["status"] == "measured" and spread["gpus"] > 1 and spread.get("tokens") is None
     ]
     return sorted(rows, key=lambda row: row.date)
 

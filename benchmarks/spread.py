@@ -189,7 +189,7 @@ class Prediction:
     tflops: float
     peak: float
     communicating: float
-    """Part of the step's time, the pipeline's bubble included."""
+    """Part of the step's time, the pipeline's bubble and waiting for the host included."""
 
 
 def predicted(spread: Spread, gpu: Hardware, work: Workload) -> Prediction:
@@ -205,7 +205,7 @@ def predicted(spread: Spread, gpu: Hardware, work: Workload) -> Prediction:
         tokens_per_second=config.batch_tokens * len(steps) / seconds / spread.gpus,
         tflops=sum(step.flops for step in steps) / seconds / spread.gpus / 1e12,
         peak=max(memories),
-        communicating=sum(step.communication + step.bubble for step in steps) / seconds,
+        communicating=1 - sum(step.compute + step.optimizer for step in steps) / seconds,
     )
 
 

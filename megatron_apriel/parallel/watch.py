@@ -25,7 +25,6 @@ import os
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -95,7 +94,7 @@ def ended_soon(error: BaseException) -> None:
 
     threading.Thread(target=overdue, name="end", daemon=True).start()
     # At the interpreter's own end, or where something waits that lets no thread run, only this one is left.
-    faulthandler.dump_traceback_later(2 * GRACE_S, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(2 * GRACE_S, exit=True, file=2)
 
 
 class _Ending:

@@ -2,14 +2,13 @@
 
 Where nothing here speaks against it, predicted speed was within :data:`WITHIN` of what was measured, but for few steps
 just beyond (``benchmarks/predictions.py`` shows them all). A :class:`Doubt` names what no measurement stands behind, or
-what was measured and is not predicted: the host that starts the kernels.
+what differs from machine to machine: the host that starts the kernels.
 """
 
 from __future__ import annotations
 
 import enum
 
-from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.step_time import StepTime
@@ -27,7 +26,7 @@ class Doubt(enum.Enum):
     NUMBER = "n", f"more than the {MEASURED_GPUS} GPUs of one host that were measured"
     LINKS = "l", "links between hosts are taken from datasheets"
     SPLIT = "s", f"wider than TP{MEASURED_TENSOR}, CP{MEASURED_CONTEXT} or PP{MEASURED_PIPELINE}, or PP without VP"
-    HOST = "h", "layers so short that the host may not start their kernels in time: one such was predicted 26% too fast"
+    HOST = "h", "layers so short that the host decides, which starts their kernels; measured on one kind of host"
 
     @property
     def sign(self) -> str:
@@ -38,10 +37,8 @@ class Doubt(enum.Enum):
         return self.value[1]
 
 
-def doubts(architecture: Architecture, layout: Layout, gpu: Hardware, time: StepTime) -> list[Doubt]:
+def doubts(layout: Layout, gpu: Hardware, time: StepTime) -> list[Doubt]:
     """What speaks against a predicted step."""
-    layers = -(-architecture.decoder.num_layers // layout.pipeline)
-    layer = time.compute / time.micro_batches / layers
     found = {
         Doubt.KIND: gpu.name != MEASURED_GPU,
         Doubt.NUMBER: layout.world_size > MEASURED_GPUS,
@@ -50,7 +47,7 @@ def doubts(architecture: Architecture, layout: Layout, gpu: Hardware, time: Step
         or layout.context > MEASURED_CONTEXT
         or layout.pipeline > MEASURED_PIPELINE
         or (layout.pipeline > 1 and layout.virtual == 1),
-        Doubt.HOST: layer < 1e-3 * gpu.host_layer,
+        Doubt.HOST: time.host > 0,
     }
     return [doubt for doubt, speaks in found.items() if speaks]
 

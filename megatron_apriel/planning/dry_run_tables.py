@@ -124,7 +124,7 @@ def _length(config: StageConfig) -> dict[str, str]:
 
 def memory_table(config: StageConfig, architecture: Architecture, layout: Layout) -> Table:
     """Expected memory of a rank of each pipeline stage."""
-    names = ["stage", "weights", "gradients", "optimizer", "activations", "logits", "images", "total"]
+    names = ["stage", "weights", "gradients", "optimizer", "activations", "at work", "images", "total"]
     on_host = config.optimizer.host != 0 or config.recompute.inputs == "host"
     title = "Expected memory per rank (CUDA, NCCL and allocator add 3 to 6 GiB)"
     table = figures(*names, *["on the host"] * on_host, title=title)
@@ -141,7 +141,7 @@ def memory_table(config: StageConfig, architecture: Architecture, layout: Layout
 
 def _columns(memory: RankMemory) -> Iterator[float]:
     yield from (memory.weights, memory.gradients, memory.optimizer)
-    yield from (memory.activations, memory.logits, memory.images, memory.total)
+    yield from (memory.activations, memory.working, memory.images, memory.total)
 
 
 def _thousands(number: int) -> str:

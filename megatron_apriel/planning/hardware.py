@@ -109,9 +109,19 @@ class Hardware(Section):
     beside_copies: Annotated[Number, Field(ge=0, lt=1)] = 0.08
     """Share by which a GPU's work is slower while it copies from or to the host. Matrix products, with both at once,
     on one H200, 2026-11."""
-    host_layer: Annotated[Number, Field(ge=0)] = 12.0
-    """Milliseconds of computing a layer and micro-batch, forward and backward, with which the host was seen to keep up.
-    Realignment in FP8 tensorwise on one H200, 2026-11. With 8 to 9, on four, it did not; less is marked, no more."""
+    host_layer_bf16: Annotated[Number, Field(ge=0)] = 5.2
+    """Milliseconds in which the host starts a layer's kernels, forward and backward: what a layer takes at least. From
+    steps of 512 tokens and 8 layers on two H200, less 25 ms for what a step does once, 2026-11."""
+    host_layer_fp8: Annotated[Number, Field(ge=0)] = 7.1
+    """The same in FP8 delayed."""
+    host_tensor_bf16: Annotated[Number, Field(ge=0)] = 1.5
+    """How much longer with tensor parallelism. Of the same steps."""
+    host_tensor_fp8: Annotated[Number, Field(ge=0)] = 4.0
+    """The same in FP8 delayed."""
+    host_context_bf16: Annotated[Number, Field(ge=0)] = 1.1
+    """How much longer with context parallelism. Of the same steps."""
+    host_context_fp8: Annotated[Number, Field(ge=0)] = 2.0
+    """The same in FP8 delayed."""
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
     linear_bf16: Positive = _linear("bf16")

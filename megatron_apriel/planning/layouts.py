@@ -225,7 +225,7 @@ def _candidate(
         time=time,
         available=gpu.available,
         host_available=gpu.host_memory * GIB,
-        doubts=doubts(architecture, layout, gpu, time),
+        doubts=doubts(layout, gpu, time),
     )
 
 

@@ -17,20 +17,22 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
 
       none        4h + (2q + 2k)/T + 3f/T     both norms' inputs and outputs; q, k, v, attention's output; gate, up,
                                               and their product
-      selective   3h + (2q + 2k)/T            the MLP is computed again from its input
+      selective   4h + (2q + 2k)/T            the MLP is computed again from its input, the second norm's output
       full        h                           the whole layer is
 
   h is divided by T under sequence parallelism. Under context parallelism a rank has its share of the tokens, and of
-  each layer the keys and values of all tokens: k counts once for every context-parallel rank. A decoder that is frozen
-  keeps no inputs of its matrices: 2h less and f/T less. In a layer that runs in FP8 those inputs take one byte for two,
-  and attention's output is kept in both forms. Recomputation needs one layer's ``none`` at a time on top. With
-  ``recompute.inputs=host`` the h of ``full`` lies in host memory but for the inputs on their way, and but for those
-  that a pipeline's later ranks received: Megatron's schedule holds these.
+  each layer copies of the keys and values that its two blocks see: of one document those of all tokens and half a
+  rank's more. A decoder that is frozen keeps no inputs of its matrices: 2h less and f/T less, with ``selective`` h
+  less. In a layer that runs in FP8 those inputs take one byte for two, and with delayed scaling attention's output is
+  kept in both forms. With ``recompute.inputs=host`` the h of ``full`` lies in host memory but for the inputs on their
+  way, and but for those that a pipeline's later ranks received: Megatron's schedule holds these.
   Pipeline rank p of P keeps P - p micro-batches (one forward, one backward; more with interleaving, as in Megatron's
   schedule). With ``parallel.tensor_overlap`` the buffers of ``parallel/user_buffers.py``, once for all layers;
-* logits, on the last stage: 2 a token and vocabulary entry of this rank, of one part of the tokens at a time, since
-  the loss computes logits and their gradient in parts of at most ``LOGITS_PER_PART`` elements; and 2h a token for the
-  gradient of the hidden states;
+* what is at work, of two that never meet the larger. On the last stage the loss: 2 a token and vocabulary entry of this
+  rank, of one part of the tokens at a time, since it computes logits and their gradient in parts of at most
+  ``LOGITS_PER_PART`` elements; and 2h a token for the gradient of the hidden states. Or a layer that goes backward:
+  2f/T elements, the gradients of gate and up, and what it has computed again. Where the last layers of a chunk keep
+  everything, those have gone before one is computed again;
 * images, on the first stage, for a sequence full of them, shared out over T: a trained tower keeps ``8h + 3f``
   elements a patch and layer (7h with ``selective``, h with ``full``), a frozen one holds one layer at a time; a trained
   projector keeps its three widths; the features of all shares are gathered on every rank. P micro-batches are kept, 2P
@@ -63,13 +65,17 @@ in use."""
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank on its GPU, and beside it on the host: of optimizer states, and of layers' inputs."""
+    """Bytes of one rank on its GPU, and beside it on the host: of optimizer states, and of layers' inputs.
+
+    Activations are those that are kept for the backward pass; ``working`` is what the loss takes, or a layer that goes
+    backward, at the fullest moment.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
-    logits: float
+    working: float
     images: float
     host: float = 0.0
     host_inputs: float = 0.0
@@ -169,14 +175,15 @@ def _whole(
         spared, scratch = layers * held.layer_matrices, 4 * held.layer_matrices * bool(layers)
     is_first, is_last = pipeline_rank == 0, pipeline_rank == layout.pipeline - 1
     tokens = config.sequence_length / layout.context
-    logits, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
+    entries, hidden = architecture.decoder.vocab_size / layout.tensor, architecture.decoder.hidden_size
+    loss = min(tokens * entries, LOGITS_PER_PART) + tokens * hidden if is_last else 0
+    kept, at_work = _decoder_elements(config, architecture.decoder, layout, pipeline_rank)
     memory = RankMemory(
         weights=compute * everything + 2 * held.matrices_in_8_bits,
         gradients=4 * trained - spared + scratch,
         optimizer=(of_matrix * (trained - vocabulary) + of_vocabulary * vocabulary) / layout.optimizer_shards,
-        activations=compute * _decoder_elements(config, architecture.decoder, layout, pipeline_rank)
-        + _buffers(config, layout, tokens * hidden),
-        logits=compute * (min(tokens * logits, LOGITS_PER_PART) + tokens * hidden) if is_last else 0,
+        activations=compute * kept + _buffers(config, layout, tokens * hidden),
+        working=compute * max(loss, at_work),
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
         host_inputs=prod(inputs_on_host(config, architecture.decoder, layout, pipeline_rank)),
     )
@@ -237,19 +244,21 @@ def layer_elements(
 ) -> float:
     """Elements a token of a rank that one decoder layer keeps for the backward pass, by the module's table."""
     hidden = decoder.hidden_size / (tensor if sequence else 1)
-    attention = 2 * (decoder.num_heads + context * decoder.num_kv_heads) * decoder.head_dim / tensor
+    copies = context + 0.5 if context > 1 else 1  # of the keys and values of so many tokens as a rank has
+    attention = 2 * (decoder.num_heads + copies * decoder.num_kv_heads) * decoder.head_dim / tensor
     feed_forward = decoder.ffn_hidden_size / tensor
     if mode == "full":
         return hidden
     if mode == "selective":
-        return (3 if trained else 2) * hidden + attention
+        return (4 if trained else 3) * hidden + attention
     return (4 if trained else 2) * hidden + attention + (3 if trained else 2) * feed_forward
 
 
-def _spared_by_8_bits(decoder: DecoderArchitecture, mode: str, layout: Layout) -> float:
+def _spared_by_8_bits(decoder: DecoderArchitecture, mode: str, layout: Layout, recipe: str) -> float:
     """Elements of two bytes a token that a trained layer spares where the inputs of its matrices are kept in 8 bits."""
     hidden = decoder.hidden_size / (layout.tensor if layout.sequence else 1)
-    attention = decoder.num_heads * decoder.head_dim / layout.tensor
+    # With delayed scaling in both forms; otherwise in the one that attention itself keeps.
+    attention = decoder.num_heads * decoder.head_dim / layout.tensor if recipe == "delayed" else 0.0
     halves = {
         "none": 2 * hidden + decoder.ffn_hidden_size / layout.tensor - attention,
         "selective": hidden - attention,
@@ -258,7 +267,10 @@ def _spared_by_8_bits(decoder: DecoderArchitecture, mode: str, layout: Layout) -
     return halves[mode] / 2
 
 
-def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout: Layout, pipeline_rank: int) -> float:
+def _decoder_elements(
+    config: StageConfig, decoder: DecoderArchitecture, layout: Layout, pipeline_rank: int
+) -> tuple[float, float]:
+    """Elements that a rank keeps of its layers for the backward pass, and those of a layer that goes backward."""
     chunks = [layout.layers_of(decoder.num_layers, pipeline_rank, chunk) for chunk in range(layout.virtual)]
     layers = [layer for chunk in chunks for layer in chunk]
     trained, mode = config.train.decoder > 0, config.recompute.mode
@@ -266,7 +278,8 @@ def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout:
 
     def kept(how: str) -> float:
         elements = layer_elements(decoder, how, layout.tensor, layout.sequence, trained, layout.context)
-        return elements - (in_8_bits * _spared_by_8_bits(decoder, how, layout) if trained else 0)
+        spared = in_8_bits * _spared_by_8_bits(decoder, how, layout, config.precision.fp8) if trained else 0
+        return elements - spared
 
     recomputed = _recomputed(config, layout, pipeline_rank, decoder.num_layers)
     micro_batches = layout.micro_batches(config.sequences_per_step)
@@ -275,8 +288,15 @@ def _decoder_elements(config: StageConfig, decoder: DecoderArchitecture, layout:
     if config.recompute.inputs == "host":
         received = in_flight * (layout.virtual - (pipeline_rank == 0))
         inputs = min(inputs, INPUTS_ON_THE_WAY + received)
-    whole = (len(layers) - recomputed) * in_flight + (recomputed > 0)
-    return config.sequence_length / layout.context * (inputs * kept(mode) + whole * kept("none"))
+    whole = (len(layers) - recomputed) * in_flight
+    again = 0.0
+    if mode == "selective":
+        again = kept("none") - kept(mode)
+    elif mode == "full" and any(len(chunk) <= (config.recompute.layers or len(chunk)) for chunk in chunks):
+        again = kept("none")
+    gradients = 2 * decoder.ffn_hidden_size / layout.tensor
+    tokens = config.sequence_length / layout.context
+    return tokens * (inputs * kept(mode) + whole * kept("none")), tokens * (gradients + again)
 
 
 def inputs_on_host(

@@ -13,6 +13,7 @@ it pass by pass. A pass of a chunk is the work of its layers, of tower or head w
 * tensor parallelism: in each layer two all-gathers and two reduce-scatters forward and as many backward, of the
   ``2 h S/C`` bytes of the hidden states (an all-reduce moves what the two together do), all waited for;
 * context parallelism: in each layer an all-gather of keys and values, and a reduce-scatter of their gradients;
+* the host: a pass is not over before it has started the kernels of all layers, however few tokens they have;
 * pipeline: hidden states and their gradients come one message after both stages are ready for it;
 * layers' inputs on the host: a copy of each forward and one backward, which slow what runs beside them, and are
   waited for where they take longer than the layer;
@@ -28,14 +29,13 @@ ranks all stand in one node have its fast links.
 Where the sequences of a step are known, each is followed with its own documents and images, and a step ends with the
 replica that has most to do.
 
-Not modelled: the host, which may start kernels more slowly than the GPU runs them (``certainty.py`` says where); the
-clock, which rises where a GPU waits and falls at its power limit; smaller matrices being slower than large ones;
-waiting for data, checkpoints, contention between groups.
+Not modelled: the clock, which rises where a GPU waits and falls at its power limit; smaller matrices being slower than
+large ones; waiting for data, checkpoints, contention between groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_apriel.config.schema import StageConfig
@@ -50,6 +50,7 @@ from megatron_apriel.planning.layer_time import (
     MICRO,
     LayerSeconds,
     head_seconds,
+    host_seconds,
     image_seconds,
     layer_seconds,
     sums_seconds,
@@ -75,12 +76,14 @@ CODES_BYTES = 20
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step, by what they go to; ``bubble`` and the rest add up to ``total``."""
+    """Seconds of one optimizer step, by what they go to; they add up to ``total``."""
 
     micro_batches: int
     compute: float
     communication: float
     """Waited for in all micro-batches of the slowest rank, and once a step for gradients and weights."""
+    host: float
+    """In which the slowest rank's GPU waits for kernels to be started."""
     bubble: float
     optimizer: float
     flops: float
@@ -88,7 +91,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return self.compute + self.communication + self.bubble + self.optimizer
+        return self.compute + self.communication + self.host + self.bubble + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,15 @@ class _Rank:
     Attributes:
         forward, backward: computation.
         waits_forward, waits_backward: for tensor- and context-parallel ranks.
+        starts_forward, starts_backward: in which the host starts the kernels of both.
     """
 
     forward: Sequence[float]
     backward: Sequence[float]
     waits_forward: Sequence[float]
     waits_backward: Sequence[float]
+    starts_forward: Sequence[float]
+    starts_backward: Sequence[float]
 
     @property
     def compute(self) -> float:
@@ -112,6 +118,22 @@ class _Rank:
     @property
     def waiting(self) -> float:
         return sum(self.waits_forward) + sum(self.waits_backward)
+
+    @property
+    def late(self) -> float:
+        """In which kernels are still to be started."""
+        return sum(
+            max(0.0, starts - work - waits) for half in (True, False) for work, waits, starts in self._parts(half)
+        )
+
+    def passes(self, forward: bool) -> list[float]:
+        """Of each chunk, all in all."""
+        return [max(work + waits, starts) for work, waits, starts in self._parts(forward)]
+
+    def _parts(self, forward: bool) -> Iterator[tuple[float, float, float]]:
+        if forward:
+            return zip(self.forward, self.waits_forward, self.starts_forward, strict=True)
+        return zip(self.backward, self.waits_backward, self.starts_backward, strict=True)
 
 
 @dataclass(frozen=True)
@@ -128,13 +150,15 @@ class _Replica:
     number: int
     message: float
 
-    def busy(self, rank: int) -> tuple[float, float]:
-        """Seconds of computing and of waiting for tensor- and context-parallel ranks in all micro-batches."""
+    def busy(self, rank: int) -> tuple[float, float, float]:
+        """Seconds of computing, of waiting for tensor- and context-parallel ranks and for the host in a step."""
         times = self.number / len(self.sequences)
         ranks = [sequence[rank] for sequence in self.sequences]
-        return times * sum(one.compute for one in ranks), times * sum(one.waiting for one in ranks)
+        parts = ((one.compute, one.waiting, one.late) for one in ranks)
+        compute, waiting, late = (times * sum(part) for part in zip(*parts, strict=True))
+        return compute, waiting, late
 
-    def slowest(self) -> tuple[float, float]:
+    def slowest(self) -> tuple[float, float, float]:
         """The same of the pipeline rank with most of it."""
         return max((self.busy(rank) for rank in range(len(self.sequences[0]))), key=sum)
 
@@ -147,15 +171,7 @@ class _Replica:
     def _passes(self, forward: bool) -> list[list[list[float]]]:
         """By rank, chunk and micro-batch."""
         return [
-            [
-                [
-                    (one.forward[chunk] + one.waits_forward[chunk])
-                    if forward
-                    else (one.backward[chunk] + one.waits_backward[chunk])
-                    for one in ranks
-                ]
-                for chunk in range(len(ranks[0].forward))
-            ]
+            [list(chunk) for chunk in zip(*(one.passes(forward) for one in ranks), strict=True)]
             for ranks in zip(*self.sequences, strict=True)
         ]
 
@@ -177,7 +193,7 @@ def step_time(
         _replica(config, architecture, layout, gpu, own) for own in _dealt(config, architecture, layout, contents)
     ]
     scheduled, slowest = max(((replica.seconds(), replica) for replica in replicas), key=lambda pair: pair[0])
-    compute, waiting = slowest.slowest()
+    compute, waiting, late = slowest.slowest()
     trained = [trained_parameters(config, architecture, layout, rank) for rank in range(layout.pipeline)]
     exposed, update = max(
         (
@@ -201,7 +217,8 @@ def step_time(
         micro_batches=slowest.number,
         compute=compute,
         communication=waiting + exposed,
-        bubble=max(0.0, scheduled - compute - waiting),
+        host=late,
+        bubble=max(0.0, scheduled - compute - waiting - late),
         optimizer=update,
         flops=flops * config.sequences_per_step / len(contents),
     )
@@ -263,11 +280,15 @@ def _rank(
     forward, backward = [0.0] * layout.virtual, [0.0] * layout.virtual
     moved = inputs_on_host(config, architecture.decoder, layout, rank)[1] / (gpu.host_bandwidth * GIGA)
     waits: list[tuple[float, float]] = []
+    starts = [[0.0, 0.0] for _ in range(layout.virtual)]
     for chunk in range(layout.virtual):
         layers, recomputed = layout.layers_of(num_layers, rank, chunk), 0
         for place, layer in enumerate(layers):
             in_8_bits = config.precision.in_8_bits(layer, num_layers)
-            one = seconds[config.precision.fp8 if in_8_bits else "none"]
+            fp8 = config.precision.fp8 if in_8_bits else "none"
+            one = seconds[fp8]
+            for number, started in enumerate(host_seconds(config, layout, gpu, fp8)):
+                starts[chunk][number] += started
             is_repeated = place < (config.recompute.layers or len(layers))
             forward[chunk] += _beside_copy(one.forward, is_repeated * moved, gpu)
             backward[chunk] += _beside_copy(one.backward + is_repeated * one.again + sums, is_repeated * moved, gpu)
@@ -279,8 +300,7 @@ def _rank(
     if rank == 0:
         forward[0] += images[0]
         backward[0] += images[1]
-    waits_forward, waits_backward = zip(*waits, strict=True)
-    return _Rank(forward, backward, waits_forward, waits_backward)
+    return _Rank(forward, backward, *zip(*waits, strict=True), *zip(*starts, strict=True))
 
 
 def _beside_copy(seconds: float, copied: float, gpu: Hardware) -> float:

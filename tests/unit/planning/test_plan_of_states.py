@@ -155,7 +155,7 @@ def test_what_would_help_is_said() -> None:
     found = candidates(stage("auto"), APRIEL, 1, small_host, WORK)
     said = str(PLAN.nothing_fits(found, 1, small_host))
     assert "GiB of 60.0 GiB of the host" in said and "optimizer.host=auto" not in said
-    assert "(--set host_memory=89)" in said
+    assert "(--set host_memory=88)" in said
     enough = H200.model_copy(update={"host_memory": 89.0})
     assert candidates(stage("auto"), APRIEL, 1, enough, WORK).fitting()
 

@@ -16,6 +16,7 @@ from megatron_apriel.testing.stages import small_stage
 
 APRIEL = Architecture.from_preset("apriel-15b")
 H200 = KINDS["h200"]
+BITS = ("bf16", "fp8")
 # One TFLOP/s for everything, no memory traffic, no waiting: what is left are operations.
 PLAIN = H200.model_copy(
     update={
@@ -26,6 +27,7 @@ PLAIN = H200.model_copy(
         "loss_bytes": 0.0,
         "optimizer_bytes": 4.0,
         "latency": 0.0,
+        **dict.fromkeys((f"host_{part}_{bits}" for part in ("layer", "tensor", "context") for bits in BITS), 0.0),
         "copy_bandwidth": 1e12,
         "intra_node": 1e12,
         "inter_node": 1e12,
@@ -37,6 +39,28 @@ SMALL = Architecture(DecoderArchitecture(64, 8, 4, 2, 16, 128, 256))
 def small(layout: Layout, gpu: Hardware = PLAIN, sequences: int = 8, **changes: Any) -> StepTime:
     config = small_stage(64, sequences, **changes)
     return step_time(config, SMALL, layout, gpu, Workload.of(config))
+
+
+def test_a_pass_takes_as_long_as_the_host_needs_to_start_it() -> None:
+    """By hand for 8 layers: milliseconds forward and backward, a third of them again where layers are recomputed."""
+    times = {"host_layer_bf16": 30.0, "host_layer_fp8": 60.0, "host_tensor_bf16": 6.0, "host_context_bf16": 3.0}
+    gpu = PLAIN.model_copy(update=times)
+
+    def of_a_micro_batch(layout: Layout | None = None, **changes: Any) -> float:
+        step = small(layout or Layout(), gpu, **changes)
+        assert step.total == pytest.approx(step.compute + step.host + step.bubble + step.communication, rel=1e-3)
+        return (step.compute + step.communication + step.host) / step.micro_batches
+
+    assert of_a_micro_batch() == pytest.approx(8 * 0.030, rel=1e-3)
+    assert of_a_micro_batch(precision={"fp8": "tensorwise", "compute": "bf16"}) == pytest.approx(8 * 0.060, rel=1e-3)
+    assert of_a_micro_batch(recompute={"mode": "full"}) == pytest.approx(8 * 0.040, rel=1e-3)
+    assert of_a_micro_batch(Layout(2, tensor=2, sequence=True)) == pytest.approx(8 * 0.036, rel=1e-3)
+    assert of_a_micro_batch(Layout(4, tensor=2, sequence=True, context=2)) == pytest.approx(8 * 0.039, rel=1e-3)
+    assert of_a_micro_batch(Layout(2, pipeline=2)) == pytest.approx(4 * 0.030, rel=1e-3)
+    # What is waited for, and what computes, is time in which the host goes on.
+    slow = gpu.model_copy(update={"intra_node": 1e-4})
+    waited = small(Layout(2, tensor=2, sequence=True), slow)
+    assert waited.host == 0 and waited.communication / waited.micro_batches > 8 * 0.036
 
 
 def compute_of(layout: Layout, documents: tuple[int, ...]) -> float:
