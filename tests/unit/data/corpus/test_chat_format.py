@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 
 import jinja2
 import numpy as np
@@ -164,6 +165,16 @@ def test_the_format_is_the_recipe():
         '{"name": "weather", "arguments": {"city":  "Genève"}}]</tool_calls>\n<|end|>\n',
         "Both.\n[BEGIN FINAL RESPONSE]\nSun and rain.\n[END FINAL RESPONSE]\n<|end|>\n</s>",
     ]
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["", "offered"])
+def test_what_is_learned_is_every_answer_up_to_its_end(name, tools):
+    """Found in the text, not by transformers, which marks other characters once the tags stand in a macro."""
+    text, spans = render_chat(CONVERSATIONS[name], tools)
+    answer = re.compile(r"<\|assistant\|>\n(?:Here are my reasoning steps:\n)?(.*?<\|end\|>\n(?:</s>)?)", re.DOTALL)
+    assert spans == [found.span(1) for found in answer.finditer(text)]
+    assert len(spans) == sum(message["role"] == "assistant" for message in CONVERSATIONS[name])
 
 
 def test_think_tags_and_raw_output_become_reasoning():
