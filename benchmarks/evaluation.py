@@ -176,8 +176,8 @@ def page(record: Record) -> Page:
         question="Does every benchmark of the table get its way through loading, asking and scoring?",
         configuration=f"random weights, {record['architecture']} with a decoder of {record['layers']} layers, by "
         f"transformers in one process; --limit {record['limit']}, --max-tokens {record['tokens']}, one run; "
-        f"{record['seconds_making']:.0f} s for the model and "
-        f"{record['seconds_asking']:.0f} s for all answers, its loading included",
+        f"{record['seconds_making']:.0f} s for the model and {record['seconds_asking']:.0f} s for asking, its loading "
+        "included, in the command that ended it",
         measured=[row["name"] for row in record["rows"]],
         body=markdown(HEADINGS, rows(record)),
     )

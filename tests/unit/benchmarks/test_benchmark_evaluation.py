@@ -57,7 +57,7 @@ def test_the_page_counts_what_was_asked() -> None:
     page = evaluation.page(record)
     assert "| IFBench | real | 8 | 7 | 7 | 1 | 1,234 | 0.50 |" in page.body
     assert "apriel-15b with a decoder of 4 layers" in page.configuration
-    assert "90 s for all answers" in page.configuration
+    assert "90 s for asking" in page.configuration
 
 
 def test_a_model_that_is_not_written_ends_the_asking(tmp_path: Path) -> None:
