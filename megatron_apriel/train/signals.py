@@ -140,6 +140,6 @@ class StopRequest:
         return bool(code)
 
     def adopt(self, code: int) -> None:
-        """Take over a request that another rank received."""
-        if not self.reason:
-            self.reason, self.exit_code = "another rank was asked to stop", ExitCode(code)
+        """End with ``code``, on which the ranks have agreed: they may have received different requests, or none."""
+        self.reason = self.reason or "another rank was asked to stop"
+        self.exit_code = ExitCode(code)

@@ -59,6 +59,16 @@ def test_a_request_to_stop_before_the_first_step_is_met(
     assert losses(root, name) == reference
 
 
+def test_ranks_that_got_different_requests_end_alike(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at one host while Slurm's warning reaches another; all answer as the one with the greater exit code."""
+    signals = {0: signal.SIGUSR1, 1: signal.SIGINT}
+    with monkeypatch.context() as patch:
+        before_step(patch, 2, lambda rank: os.kill(os.getpid(), signals[rank]))
+        assert run(root, "different", ranks=2) == [ExitCode.INTERRUPTED] * 2
+    (end,) = records(root, "different", "end")
+    assert (end["step"], end["reason"]) == (3, "SIGUSR1")
+
+
 def test_a_request_to_stop_during_the_export_is_not_acted_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export = run_module._export
 

@@ -119,12 +119,14 @@ def test_the_end_of_the_jobs_time_is_a_request(monkeypatch: pytest.MonkeyPatch) 
     assert stop.exit_code == ExitCode.REQUEUE
 
 
-def test_another_ranks_request_is_adopted_but_does_not_replace_ours() -> None:
-    stop = StopRequest()
-    stop.adopt(ExitCode.REQUEUE)
-    assert (stop.exit_code, stop.reason) == (ExitCode.REQUEUE, "another rank was asked to stop")
-    stop.adopt(ExitCode.INTERRUPTED)
-    assert stop.exit_code == ExitCode.REQUEUE
+def test_the_agreed_exit_code_is_taken_and_the_own_reason_stays() -> None:
+    other = StopRequest()
+    other.adopt(ExitCode.REQUEUE)
+    assert (other.exit_code, other.reason) == (ExitCode.REQUEUE, "another rank was asked to stop")
+    with StopRequest() as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        asked.adopt(ExitCode.INTERRUPTED)
+    assert (asked.exit_code, asked.reason) == (ExitCode.INTERRUPTED, "SIGTERM")
 
 
 def test_time_that_leaves_no_room_for_a_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
