@@ -136,22 +136,22 @@ def load_state(
         groups: list[dict[str, Any]] = []
         same_layout = False
         if optimizer is not None:
-            groups = _saved_groups(directory, contents, owned, record, peaks or {})
+            groups = alike(lambda: _saved_groups(directory, contents, owned, record, peaks or {}))
             parts = distributed_parts(optimizer)
             random = _sharded_random_states()
             same_layout = record.layout is not None and record.layout.model_dump() == current_layout()
             same_layout = same_layout and all(shard.key in contents.tensors for shard in random.values())
             if same_layout:
-                _check_random(directory, contents, random)
+                alike(lambda: _check_random(directory, contents, random))
                 state["random"] = random
         loaded = read_shards(state, reader, directory)
         for parameter, tensor in owned:
             value = loaded["model"][parameter.key]
             if value.data_ptr() != tensor.data_ptr():
                 tensor.copy_(value)
+        alike(lambda: _give_groups(parts, groups))
         boxes: dict[str, Boxes] = {}
         for part in parts:
-            _give_groups(part, groups)
             boxes |= _optimizer_boxes(part, owned)
         alike(lambda: read_boxes(reader, boxes))
         for part in parts:
@@ -230,11 +230,11 @@ def _optimizer_boxes(part: DistributedOptimizer, owned: Owned) -> dict[str, Boxe
     return boxes
 
 
-def _give_groups(part: DistributedOptimizer, groups: list[dict[str, Any]]) -> None:
+def _give_groups(parts: Sequence[DistributedOptimizer], groups: list[dict[str, Any]]) -> None:
     """Set the saved step count and rates. Megatron's own way would make a second set of states."""
     groups = [{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()} for group in groups]
     saved = {_identity(group): group for group in groups}
-    for group in part.optimizer.param_groups:
+    for group in (group for part in parts for group in part.optimizer.param_groups):
         found = saved.get(_identity(group))
         if found is None:
             raise CheckpointError(

@@ -13,24 +13,25 @@ from megatron_apriel.checkpoint.metadata import read_metadata
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.errors import AprielError
 from megatron_apriel.parallel import groups
+from megatron_apriel.testing.changed_checkpoints import changed_metadata
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.layouts import layout_of
 from megatron_apriel.testing.ranks import run_ranks
 
-LAYOUT = layout_of("DP2")
 
-
-def _save(rank: int, world_size: int, source: Path, where: Path) -> None:
-    with groups.initialized(LAYOUT):
-        run = Run(LAYOUT)
+def _save(rank: int, world_size: int, source: Path, where: Path, name: str = "DP2") -> None:
+    layout = layout_of(name)
+    with groups.initialized(layout):
+        run = Run(layout)
         run.start_from(source)
         run.steps(0, 1)
         CheckpointStore(where, KEEP_ALL, 4).save(1, run.wrapped, run.optimizer, {}, source)
 
 
-def _load(rank: int, world_size: int, where: Path) -> str:
-    with groups.initialized(LAYOUT):
-        run, store = Run(LAYOUT), CheckpointStore(where, KEEP_ALL, 4)
+def _load(rank: int, world_size: int, where: Path, name: str = "DP2") -> str:
+    layout = layout_of(name)
+    with groups.initialized(layout):
+        run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
         try:
             store.load(store.latest(), run.chunks, run.optimizer)  # type: ignore[arg-type]
         except AprielError as error:
@@ -64,3 +65,16 @@ def test_all_ranks_end(saved: Path, tmp_path: Path, key: str, place: str) -> Non
     for said in run_ranks(2, _load, where):
         assert f"{step} could not be read" in said
         assert "Remove or rename" in said
+
+
+def test_what_only_one_rank_needs_and_misses_ends_all(tmp_path: Path) -> None:
+    """The moment of a layer on the second of two pipeline stages."""
+    source, where = write_hf_checkpoint(tmp_path / "hf", ARCHITECTURE), tmp_path / "checkpoints"
+    run_ranks(2, _save, source, where, "PP2")
+    missing = "optimizer.state.exp_avg.decoder.layers.3.mlp.linear_fc2.weight"
+    with changed_metadata(where / "step_00000001") as metadata:
+        del metadata.state_dict_metadata[missing]
+        for index in [index for index in metadata.storage_data if index.fqn == missing]:
+            del metadata.storage_data[index]
+    for said in run_ranks(2, _load, where, "PP2", timeout=60):
+        assert f"{missing} is missing" in said
