@@ -127,7 +127,12 @@ class AprielError(Exception):
         what: one sentence, with the values that were found.
         why: the reason, if ``what`` does not already give it.
         fix: what to do about it, with the valid choices.
+
+    Attributes:
+        of_one_rank: whether the other ranks of a run do not raise it as well, and wait for the one that does.
     """
+
+    of_one_rank = False
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
         self.what, self.why, self.fix = map(_with_own_lines, (what, why, fix))

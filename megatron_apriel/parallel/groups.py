@@ -18,12 +18,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_apriel.errors import AprielError, ConfigError, TransientError
+from megatron_apriel.errors import ConfigError, TransientError
 from megatron_apriel.parallel import cpu, user_buffers
 from megatron_apriel.parallel.fp8_scales import forget_scales
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.meeting import first_host, met
-from megatron_apriel.parallel.watch import ended_soon, other_ranks
+from megatron_apriel.parallel.watch import ended_soon, other_ranks, raised_together
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective may wait for the slowest rank before the run is given up."""
@@ -49,11 +49,8 @@ def joined() -> Iterator[torch.device]:
     try:
         with _others_watched():
             yield device
-    except AprielError:  # raised by all ranks together
-        dist.destroy_process_group()
-        raise
     except BaseException as error:
-        if dist.get_world_size() == 1:
+        if raised_together(error) or dist.get_world_size() == 1:
             dist.destroy_process_group()
         else:
             # Not destroyed: that waits for kernels under way, and those for ranks that may be gone.

@@ -6,9 +6,9 @@ for.
 
 So each rank keeps a connection to rank 0 on which nothing is said. The system closes it when the process ends, in
 whatever way, and TCP's own probes find a host that is gone. A rank that leaves as it should says so first, and so does
-one that ends with an error of the project's, which ranks raise together. Rank 0 tells the others who is gone; that it
-is gone itself, they notice alike. Whoever learns of it has a few seconds to fail by itself and to say what it knows;
-then it is ended.
+one that ends with an error of the project's, which ranks raise together, but for what happened within
+:func:`raised_alone`. Rank 0 tells the others who is gone; that it is gone itself, they notice alike. Whoever learns of
+it has a few seconds to fail by itself and to say what it knows; then it is ended.
 
 A rank that fails by itself unwinds and says why at its end. On its way something may wait for kernels that wait for the
 others; so it has those few seconds too (:func:`ended_soon`).
@@ -74,8 +74,8 @@ def other_ranks(store: dist.Store, host: str, rank: int, ranks: int) -> Iterator
     try:
         yield
         properly = True
-    except AprielError:
-        properly = True
+    except BaseException as error:
+        properly = raised_together(error)
         raise
     finally:
         watcher.leave(properly)
@@ -95,6 +95,21 @@ def ended_soon(error: BaseException) -> None:
     threading.Thread(target=overdue, name="end", daemon=True).start()
     # At the interpreter's own end, or where something waits that lets no thread run, only this one is left.
     faulthandler.dump_traceback_later(2 * GRACE_S, exit=True, file=2)
+
+
+def raised_together(error: BaseException) -> bool:
+    """Whether all ranks raise it: an error of the project's, but for what happened within :func:`raised_alone`."""
+    return isinstance(error, AprielError) and not error.of_one_rank
+
+
+@contextlib.contextmanager
+def raised_alone() -> Iterator[None]:
+    """For what a rank does in the middle of a step: others do not raise its errors, and wait for it in a collective."""
+    try:
+        yield
+    except AprielError as error:
+        error.of_one_rank = True
+        raise
 
 
 class _Ending:

@@ -31,6 +31,7 @@ from megatron_apriel.formats.run_record import ChangeRecord
 from megatron_apriel.formats.sidecar_contents import KeptSidecars
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.parallel.watch import raised_alone
 from megatron_apriel.terminal import say
 from megatron_apriel.train.averages import SinceLastRecord
 from megatron_apriel.train.metrics import Metrics
@@ -171,18 +172,26 @@ def _step(stage: Stage, work: _Work) -> StepResult:
     rate = learning_rate(stage.finished_steps, config.steps, config.optimizer)
     waited = stage.loader.wait_seconds
     trainer.shared = work
-    result = trainer.step(_counted(stage, itertools.islice(stage.loader, trainer.micro_batches), work), rate)
+    batches = _counted(stage, itertools.islice(stage.loader, trainer.micro_batches), work)
+    result = trainer.step(_on_device(stage, batches), rate)
     work.waited = stage.loader.wait_seconds - waited
     return result
 
 
 def _counted(stage: Stage, batches: Iterator[Batch], work: _Work) -> Iterator[Batch]:
-    """The batches on this rank's device, with their work added up while they are still on the host."""
+    """The batches, with their work added up while they are still on the host."""
     for batch in batches:
         work.tokens += stage.config.sequence_length
         work.flops += step_flops(stage.architecture, stage.config.train, batch)
         work.image_flops += image_flops(stage.architecture, stage.config.train, batch)
-        yield batch.to(stage.device)
+        yield batch
+
+
+def _on_device(stage: Stage, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches on this rank's device. Others read others: what is damaged in one is an error of this rank alone."""
+    with raised_alone():
+        for batch in batches:
+            yield batch.to(stage.device)
 
 
 def _record(stage: Stage, result: StepResult, work: _Work, last: bool) -> None:
@@ -296,7 +305,7 @@ def _validate(stage: Stage) -> None:
     if stage.validation is None or stage.config.validation is None:
         return
     labels = [source.label for source in stage.config.validation.corpora]
-    batches = (batch.to(stage.device) for batch in stage.validation)
+    batches = _on_device(stage, iter(stage.validation))
     result = stage.trainer.evaluate(batches, stage.validation.micro_batches, sources=len(labels))
     stage.metrics.write(
         "validation",

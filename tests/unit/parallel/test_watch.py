@@ -113,6 +113,24 @@ def test_one_that_fails_and_does_not_end_is_ended(
     assert ("Timeout" in said) if held else ("MemoryError: no memory left" in said and "it did not end within" in said)
 
 
+@pytest.mark.parametrize("alone", [0, 1])
+def test_an_error_of_one_rank_ends_those_that_wait_for_it(
+    alone: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One of the project's, such as a damaged image among its own."""
+
+    def behave(rank: int) -> None:
+        if rank == alone:
+            with watch.raised_alone():
+                raise AprielError("only one knows it")
+        time.sleep(FAR)
+
+    assert ended(started(2, behave, monkeypatch)) == [1, 1]
+    said = capfd.readouterr().err
+    assert "AprielError: only one knows it" in said
+    assert f"rank {alone} of 2 is gone; rank {1 - alone} ends, since no step can be done without it." in said
+
+
 def test_there_is_time_to_end_by_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
     def behave(rank: int) -> None:
         if rank == 1:
