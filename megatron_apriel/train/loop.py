@@ -34,7 +34,7 @@ from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.watch import raised_alone
 from megatron_apriel.terminal import say
 from megatron_apriel.train.averages import SinceLastRecord
-from megatron_apriel.train.metrics import Metrics
+from megatron_apriel.train.metrics import Metrics, reported
 from megatron_apriel.train.output_place import OutputPlace
 from megatron_apriel.train.samples import Sampler
 from megatron_apriel.train.signals import StopRequest
@@ -274,7 +274,7 @@ def _record_skipped(stage: Stage, result: StepResult) -> None:
             "gradient_norm": str(result.gradient_norm),
             "sequences": named,
         }
-        with details.open("a", encoding="utf-8") as file:
+        with reported(f"{details} cannot be written"), details.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     stage.metrics.write(
         "skipped",

@@ -255,12 +255,12 @@ class Metrics:
 
     def _give(self, record: Mapping[str, Any]) -> None:
         for sink in self._sinks:
-            with _reported(sink):
+            with _kept(sink):
                 sink.write(record)
 
     def close(self) -> None:
         for sink in self._sinks:
-            with _reported(sink):
+            with _kept(sink):
                 sink.close()
 
 
@@ -271,10 +271,15 @@ def _shown(figure: Any) -> Any:
     return printable(figure) if isinstance(figure, str) else figure
 
 
+def _kept(sink: Sink) -> contextlib.AbstractContextManager[None]:
+    return reported(f"{type(sink).__name__} cannot write figures")
+
+
 @contextlib.contextmanager
-def _reported(sink: Sink) -> Iterator[None]:
+def reported(failure: str) -> Iterator[None]:
+    """Within it, a file of rank 0's that cannot be written is a warning: ``failure``, and what the system says."""
     try:
         yield
     except OSError as error:
         with contextlib.suppress(OSError):
-            note(f"warning: {type(sink).__name__} cannot write figures: {error}")
+            note(f"warning: {failure}: {error}")

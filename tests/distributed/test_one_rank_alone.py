@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stage_runs import poison, stage_file, write_inputs
+from stage_runs import poison, records, run, stage_file, write_inputs
 
 from megatron_apriel.config.load import load_stage
-from megatron_apriel.errors import DataError
+from megatron_apriel.errors import DataError, ExitCode
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.train.run import run_stage
 
@@ -47,3 +47,15 @@ def test_too_many_bad_steps_are_an_error_of_all_ranks(root: Path, monkeypatch: p
     poison(monkeypatch, set(range(100)))
     said, of_one_rank = error_of(root, "bad_steps", "faults.max_skipped_in_a_row=2")
     assert "2 steps in a row" in said and not of_one_rank
+
+
+def test_a_list_of_skipped_steps_that_cannot_be_written_does_not_end_the_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is rank 0's: the other would wait for it."""
+    details = root / "unlisted" / "skipped_steps.jsonl"
+    details.mkdir(parents=True)
+    poison(monkeypatch, {9})
+    assert run(root, "unlisted", "tokens=2K", ranks=2) == [ExitCode.OK] * 2
+    assert [record["step"] for record in records(root, "unlisted", "skipped")] == [3]
+    assert f"warning: {details} cannot be written: " in capfd.readouterr().err
