@@ -24,7 +24,7 @@ from torch import Tensor
 from megatron_apriel.train.adamw_coefficients import Coefficients
 from megatron_apriel.train.adamw_update import update
 from megatron_apriel.train.host_stream import HostStream, Job
-from megatron_apriel.train.optimizer_states import OptimizerStates, StateNumbers, StatePart
+from megatron_apriel.train.optimizer_states import Division, OptimizerStates, StateNumbers, StatePart
 
 
 class AdamW(torch.optim.Optimizer):
@@ -64,11 +64,15 @@ class AdamW(torch.optim.Optimizer):
 
         Args:
             host_share: part of all states, by bytes, that lies in host memory.
-            how: further arguments of :class:`~megatron_apriel.train.optimizer_states.OptimizerStates`.
+            how: further arguments of :meth:`~megatron_apriel.train.optimizer_states.Division.of`.
         """
-        self._states = OptimizerStates(self._parameters(), host_share, **how)
+        self._states = OptimizerStates(Division.of(self._parameters(), host_share, **how))
         if self._states.piece_bytes:
             self._stream = HostStream(self.factor.device, self._states.piece_bytes)
+
+    def host_bytes(self, host_share: float, **how: Any) -> int:
+        """Bytes that :meth:`make_states` with these arguments takes of the host."""
+        return sum(Division.of(self._parameters(), host_share, **how).sizes)
 
     @property
     def states(self) -> OptimizerStates:

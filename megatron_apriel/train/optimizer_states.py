@@ -15,7 +15,7 @@ are bfloat16 anyway: :class:`StateNumbers` reads and writes them so, a few at a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,42 +64,69 @@ def _packed_part(start: int, stop: int, packed: Tensor, form: StateForm) -> Stat
     return StatePart(start, stop, form, states_in(packed, form, stop - start), packed)
 
 
-class OptimizerStates:
-    """The states of an optimizer's parameters; zeros in the beginning, when every weight is its master.
+@dataclass(frozen=True)
+class Division:
+    """What of an optimizer's states lies on the device, and what in which pieces on the host.
 
-    Args:
-        parameters: in the optimizer's order, of one device.
-        host_share: part of all their states, by bytes, that lies on the host.
-        piece: numbers of one piece there, at most, but for one group of them; ``PIECE_NUMBERS`` where None.
-        permit: called with the number of bytes before they are taken from the host; refuses by raising.
-        forms: of the parameters' states, those that lose nothing where it says none.
+    Attributes:
+        forms: of each parameter's states, in the optimizer's order.
+        first_on_host: of each, the first number whose states lie on the host.
+        pieces: there, each as a parameter and its numbers from the second to before the third.
     """
 
-    def __init__(
-        self,
+    forms: dict[Tensor, StateForm]
+    first_on_host: dict[Tensor, int]
+    pieces: list[tuple[Tensor, int, int]]
+
+    @classmethod
+    def of(
+        cls,
         parameters: Sequence[Tensor],
         host_share: float = 0.0,
         piece: int | None = None,
-        permit: Callable[[int], None] = lambda size: None,
         forms: Mapping[Tensor, StateForm] | None = None,
-    ) -> None:
-        forms = {parameter: (forms or {}).get(parameter) or exact_form(parameter) for parameter in parameters}
-        first_on_host = _divided(parameters, host_share, forms)
+    ) -> Division:
+        """Of the states of an optimizer's parameters.
+
+        Args:
+            parameters: in the optimizer's order, of one device.
+            host_share: part of all their states, by bytes, that lies on the host.
+            piece: numbers of one piece there, at most, but for one group of them; ``PIECE_NUMBERS`` where None.
+            forms: of the parameters' states, those that lose nothing where it says none.
+        """
+        chosen = {parameter: (forms or {}).get(parameter) or exact_form(parameter) for parameter in parameters}
+        first_on_host = _first_on_host(parameters, host_share, chosen)
         pieces = [
             (parameter, start, min(start + size, parameter.numel()))
-            for parameter, first in zip(parameters, first_on_host, strict=True)
-            for size in [_up(piece or PIECE_NUMBERS, forms[parameter].group)]
+            for parameter, first in first_on_host.items()
+            for size in [_up(piece or PIECE_NUMBERS, chosen[parameter].group)]
             for start in range(first, parameter.numel(), size)
         ]
-        sizes = [state_size(forms[parameter], stop - start) for parameter, start, stop in pieces]
+        return cls(chosen, first_on_host, pieces)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of the pieces."""
+        return [state_size(self.forms[parameter], stop - start) for parameter, start, stop in self.pieces]
+
+
+class OptimizerStates:
+    """The states of an optimizer's parameters; zeros in the beginning, when every weight is its master.
+
+    Attributes:
+        piece_bytes, host_bytes: of the largest piece on the host, and of all of them.
+    """
+
+    def __init__(self, division: Division) -> None:
+        sizes, forms = division.sizes, division.forms
         self.piece_bytes, self.host_bytes = max(sizes, default=0), sum(sizes)
-        permit(self.host_bytes)
-        self._memory = HostMemory(sizes, parameters[0].device if parameters else torch.device("cpu"))
+        device = next((parameter.device for parameter in forms), torch.device("cpu"))
+        self._memory = HostMemory(sizes, device)
         self._parts = {
             parameter: [_on_device(parameter, first, forms[parameter])] if first or not parameter.numel() else []
-            for parameter, first in zip(parameters, first_on_host, strict=True)
+            for parameter, first in division.first_on_host.items()
         }
-        for (parameter, start, stop), packed in zip(pieces, self._memory.pieces, strict=True):
+        for (parameter, start, stop), packed in zip(division.pieces, self._memory.pieces, strict=True):
             self._parts[parameter].append(_packed_part(start, stop, packed, forms[parameter]))
 
     def parts(self, parameter: Tensor) -> Sequence[StatePart]:
@@ -118,15 +145,17 @@ class OptimizerStates:
                 yield from part.states.all()
 
 
-def _divided(parameters: Sequence[Tensor], host_share: float, forms: Mapping[Tensor, StateForm]) -> list[int]:
+def _first_on_host(
+    parameters: Sequence[Tensor], host_share: float, forms: Mapping[Tensor, StateForm]
+) -> dict[Tensor, int]:
     """The first number of each parameter whose states lie on the host."""
-    sizes = [forms[parameter].bytes for parameter in parameters]
-    first = [parameter.numel() for parameter in parameters]
-    left = host_share * sum(size * count for size, count in zip(sizes, first, strict=True))
-    for place in sorted(range(len(parameters)), key=lambda place: -first[place]):
-        taken = min(max(round(left / sizes[place]), 0), first[place])
-        left -= taken * sizes[place]
-        first[place] = min(_up(first[place] - taken, forms[parameters[place]].group), first[place])
+    first = {parameter: parameter.numel() for parameter in parameters}
+    left = host_share * sum(forms[parameter].bytes * count for parameter, count in first.items())
+    for parameter in sorted(parameters, key=lambda parameter: -parameter.numel()):
+        form, count = forms[parameter], parameter.numel()
+        taken = min(max(round(left / form.bytes), 0), count)
+        left -= taken * form.bytes
+        first[parameter] = min(_up(count - taken, form.group), count)
     return first
 
 

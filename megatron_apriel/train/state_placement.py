@@ -1,7 +1,7 @@
 """What a rank keeps in which form and where: its optimizer's states, and in host memory also inputs of its layers.
 
-Whether the host has the room is asked before any of it is taken. What a process takes beyond its control group's limit
-is not refused by the system: it ends the process.
+Whether the host has the room is asked by all ranks before any of them takes a part of it. What a process takes beyond
+its control group's limit is not refused by the system: it ends the process.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def place_inputs(
     rank = parallel_state.get_pipeline_model_parallel_rank()
     config = config.with_compute_on(torch.cuda.is_available())
     count, bytes_of_one = inputs_on_host(config, architecture.decoder, layout, rank)
+    needed = count * bytes_of_one
+    alike(lambda: check_host_memory(config, "recompute.inputs=host", "Set recompute.inputs=gpu", needed))
 
     def make() -> LayerInputs:
-        check_host_memory(config, "recompute.inputs=host", "Set recompute.inputs=gpu", count * bytes_of_one)
         inputs = LayerInputs(count, bytes_of_one, current_device())
         for chunk in chunks:
             inputs.follow(chunk.decoder)
@@ -73,14 +74,13 @@ def place_states(
         ConfigError: host memory does not hold them.
     """
     share, forms = share_on_host(config, architecture, layout), state_forms(optimizer, config)
-    setting, instead = f"optimizer.host={config.optimizer.host}", "Lower optimizer.host"
-
-    def permit(needed: int) -> None:
-        check_host_memory(config, setting, instead, needed, beside)
+    needed = sum(own.host_bytes(share, forms=forms) for own in own_optimizers(optimizer))
+    setting = f"optimizer.host={config.optimizer.host}"
+    alike(lambda: check_host_memory(config, setting, "Lower optimizer.host", needed, beside))
 
     def make() -> None:
         for own in own_optimizers(optimizer):
-            own.make_states(share, permit=permit, forms=forms)
+            own.make_states(share, forms=forms)
 
     alike(make)
 
