@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,7 @@ from megatron_apriel.formats.megatron_parameters import Parameter, Split, parame
 from megatron_apriel.formats.tensor_files import TensorSpec
 from megatron_apriel.formats.tensor_names import Form, weights
 from megatron_apriel.outputs import check_destination, whole_directory
-from megatron_apriel.parallel.agreement import agree, on_first_rank
+from megatron_apriel.parallel.agreement import agree, of_all_ranks, on_first_rank
 from megatron_apriel.progress import progress
 from megatron_apriel.surgery.shards import Room, plan_shards, write_tensors
 
@@ -163,10 +162,8 @@ def _place(parameter: Parameter, shard: Tensor, rank: int, size: int, whole: dic
 
 def _owners(owned: dict[str, Tensor], place: Place) -> dict[str, list[int]]:
     """The global ranks that send each parameter, by tensor-parallel rank."""
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, (place, sorted(owned) if place.copy == 0 else []))
     owners: dict[str, dict[int, int]] = {}
-    for rank, (where, keys) in enumerate(everywhere):
+    for rank, (where, keys) in enumerate(of_all_ranks((place, sorted(owned) if place.copy == 0 else []))):
         for key in keys:
             owners.setdefault(key, {})[where.tensor] = rank
     return {key: [ranks[number] for number in sorted(ranks)] for key, ranks in owners.items()}

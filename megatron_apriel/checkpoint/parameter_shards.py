@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.megatron_parameters import Parameter, Split, parameter_key, parameters
+from megatron_apriel.parallel.agreement import of_all_ranks
 
 type Shard = Any
 """``ShardedTensor``, or ``ShardedTensorFactory`` where one tensor is kept as several."""
@@ -81,11 +81,8 @@ def owned_parameters(
 
 def check_all_owned(keys: set[str], architecture: Architecture) -> None:
     """Raise CheckpointError if some parameter of the architecture is on no rank; collective over all ranks."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        everywhere: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, sorted(keys))
-        keys = {key for rank in everywhere for key in rank}
-    if absent := [key for key in parameters(architecture) if key not in keys]:
+    everywhere = {key for of_rank in of_all_ranks(sorted(keys)) for key in of_rank}
+    if absent := [key for key in parameters(architecture) if key not in everywhere]:
         raise CheckpointError(
             f"no rank's model has {listed(absent)} ({len(absent)} parameters in all).",
             "Model and architecture do not agree.",

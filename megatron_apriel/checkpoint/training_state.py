@@ -41,7 +41,7 @@ from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.megatron_parameters import Parameter
 from megatron_apriel.formats.run_record import RunRecord
-from megatron_apriel.parallel.agreement import alike
+from megatron_apriel.parallel.agreement import alike, of_all_ranks
 
 Owned = list[tuple[Parameter, nn.Parameter]]
 
@@ -212,9 +212,7 @@ def _plain_group(group: dict[str, Any]) -> dict[str, Any]:
 
 def _first_not_empty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Megatron gives all ranks the same groups, but a rank on which everything is frozen has no optimizer at all."""
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, groups)
-    return next((each for each in everywhere if each), [])
+    return next((each for each in of_all_ranks(groups) if each), [])
 
 
 def _optimizer_boxes(part: DistributedOptimizer, owned: Owned) -> dict[str, Boxes]:

@@ -42,6 +42,15 @@ def agree(failure: Exception | None, path: Path) -> None:
         raise CheckpointError(f"{path} could not be written: {outcome[0]}", UNCHANGED) from failure
 
 
+def of_all_ranks[Value](value: Value) -> list[Value]:
+    """Every rank's value, in rank order; collective. For small ones, which are pickled. A process alone has its own."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def greatest(number: int) -> int:
     """The greatest of all ranks' numbers; collective. What is queued on the device is not waited for."""
     if dist.get_world_size() == 1:
@@ -73,15 +82,14 @@ def alike[Result](work: Callable[[], Result]) -> Result:
         result = work()
     except Exception as error:
         failure = error
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        everywhere: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, None if failure is None else str(failure) or repr(failure))
-        failed = [rank for rank, message in enumerate(everywhere) if message is not None]
-        if failed and failure is None:
-            raise AprielError(
-                f"{len(failed)} of {len(everywhere)} ranks cannot continue, so all end; rank {failed[0]} says:",
-                everywhere[failed[0]].replace("\n", "\n  "),
-            )
+    said = of_all_ranks(None if failure is None else str(failure) or repr(failure))
     if failure is not None:
         raise failure
+    failed = [(rank, message) for rank, message in enumerate(said) if message is not None]
+    if failed:
+        rank, message = failed[0]
+        raise AprielError(
+            f"{len(failed)} of {len(said)} ranks cannot continue, so all end; rank {rank} says:",
+            message.replace("\n", "\n  "),
+        )
     return result  # type: ignore[return-value]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from megatron_apriel.parallel.agreement import of_all_ranks
 from megatron_apriel.parallel.groups import current_device
 
 
@@ -177,6 +178,4 @@ def _first_with_results() -> bool:
 def gather_bad_sequences(results: list[MicroBatch]) -> list[int]:
     """Numbers of the sequences of all ranks whose loss is not finite; collective, and waits for the device."""
     mine = [result.sequence for result in results if not math.isfinite(result.sum.item())]
-    gathered: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, mine)
-    return sorted({sequence for part in gathered for sequence in part})
+    return sorted({sequence for part in of_all_ranks(mine) for sequence in part})
