@@ -23,7 +23,7 @@ from megatron_apriel.data.corpus.answer_format import exported_chat_format
 from megatron_apriel.data.loading.loader import TrainingLoader, ValidationLoader
 from megatron_apriel.data.loading.mixture import RUN_BEGINS
 from megatron_apriel.data.loading.prompts import Prompts
-from megatron_apriel.data.loading.sources import check_tokenizer
+from megatron_apriel.data.loading.sources import Source, check_tokenizer
 from megatron_apriel.formats.hf_directory import write_hf_sidecars
 from megatron_apriel.formats.kinds import config_for, sidecar_directory
 from megatron_apriel.formats.run_directory import RunDirectory
@@ -42,6 +42,7 @@ from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.output_place import OutputPlace
+from megatron_apriel.train.same_everywhere import check_documents
 from megatron_apriel.train.samples import Sampler
 from megatron_apriel.train.state_placement import placement_in_words
 from megatron_apriel.train.trainer import Trainer
@@ -65,6 +66,7 @@ def assembled(
     with contextlib.ExitStack() as stack:
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))
+        check_documents(_opened(loader, validation))
         if dist.get_rank() == 0:
             say(*lines_of(mixture_table(loader.data), standard_output(WIDTH).width))
         for source in loader.sources:
@@ -151,9 +153,13 @@ def _loaders(
             ValidationLoader(config, beginning.architecture, place, micro_batch_multiple=multiple, directory=directory)
         )
     if dist.get_rank() == 0:
-        sources = [*loader.sources, *(validation.sources if validation is not None else [])]
-        check_tokenizer({source.corpus.path: source.corpus.manifest for source in sources}, directory)
+        manifests = {source.corpus.path: source.corpus.manifest for source in _opened(loader, validation)}
+        check_tokenizer(manifests, directory)
     return loader, validation
+
+
+def _opened(loader: TrainingLoader, validation: ValidationLoader | None) -> list[Source]:
+    return [*loader.sources, *(validation.sources if validation is not None else [])]
 
 
 def _sampler(config: StageConfig, beginning: Beginning, loader: TrainingLoader) -> Sampler | None:

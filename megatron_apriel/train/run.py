@@ -26,7 +26,6 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.answer_format import exported_chat_format
 from megatron_apriel.errors import (
     AprielError,
-    CheckpointError,
     ConfigError,
     ExitCode,
     OutputError,
@@ -46,6 +45,7 @@ from megatron_apriel.train.ending import ending
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.output_place import OutputPlace
+from megatron_apriel.train.same_everywhere import check_checkpoints, check_settings
 from megatron_apriel.train.signals import StopRequest, check_time_left
 from megatron_apriel.train.state_placement import with_settled_moments
 
@@ -66,12 +66,13 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
     directory = RunDirectory(config.output)
     final, outdated = directory.final, directory.outdated
     with groups.joined():
+        check_settings(config)
         config = alike(partial(with_tokens, config))
         evaluations = RunEvaluations.of(config)
         besides = {"kept_besides": evaluations.kept} if evaluations is not None else {}
         store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps, **besides)
         beginning = alike(lambda: _checked_beginning(config, change))
-        _check_same_everywhere(beginning.newest)
+        check_checkpoints(beginning.newest)
         config = with_settled_moments(config, beginning)
         exported = final.exists() and not outdated.exists()
         if beginning.ended(config) and (exported or not config.checkpoint.export):
@@ -118,19 +119,6 @@ def _checked_beginning(config: StageConfig, change: bool) -> Beginning:
     if beginning.newest is None:
         open_weights(config.init_from, beginning.architecture)
     return beginning
-
-
-def _check_same_everywhere(newest: Path | None) -> None:
-    """Refuse to start where hosts see different checkpoints; collective."""
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, newest.name if newest is not None else "none")
-    other = next((rank for rank, name in enumerate(everywhere) if name != everywhere[0]), None)
-    if other is not None:
-        raise CheckpointError(
-            f"the newest checkpoint is {everywhere[0]} for rank 0 and {everywhere[other]} for rank {other}.",
-            "Ranks that resume from different steps would train different models.",
-            "The output directory must lie on a file system that all hosts share.",
-        )
 
 
 def precision_in_words(precision: PrecisionSection, on_gpu: bool) -> str:

@@ -1,0 +1,69 @@
+"""Ranks that would train different things, since hosts have copies of their own: refused, before the first step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from stage_runs import run, stage_file
+
+from megatron_apriel.config.load import load_stage
+from megatron_apriel.errors import AprielError
+from megatron_apriel.testing.corpora import write_corpus
+from megatron_apriel.testing.ranks import run_ranks
+from megatron_apriel.train.run import run_stage
+
+
+def refusals(root: Path, name: str, *of_last: str) -> set[str]:
+    """What two ranks are told of which the last has further settings."""
+    file = stage_file(root, name)
+
+    def main(rank: int, size: int) -> str:
+        config = load_stage(file, of_last if rank == size - 1 else ())
+        with pytest.raises(AprielError) as caught:
+            run_stage(config)
+        return f"{type(caught.value).__name__}: {caught.value}"
+
+    return set(run_ranks(2, main, timeout=100))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("seed=7", "seed=1234 for rank 0 and 7 for rank 1"),
+        ("tokens=2K", "tokens=3072 for rank 0 and 2000 for rank 1"),
+        ("train.tower=frozen", "train.tower=0.5 for rank 0 and 0.0 for rank 1"),
+        ("mixture.1.loss=all", "mixture.1.loss='responses' for rank 0 and 'all' for rank 1"),
+        ("validation=null", "validation.corpora.0.weight=1.0 for rank 0 and None, "),
+    ],
+)
+def test_other_settings(root: Path, setting: str, words: str) -> None:
+    (said,) = refusals(root, "settings", setting)
+    assert said.startswith("ConfigError: ") and words in said
+
+
+@pytest.mark.parametrize("used", ["mixture", "validation.corpora"])
+def test_other_documents(root: Path, tmp_path: Path, used: str) -> None:
+    """A pipeline rank would learn the next tokens of one text from the tokens of another."""
+    other = write_corpus(tmp_path / "text", [12, 40, 200], seed=3).path
+    (said,) = refusals(root, "documents", f"{used}.0.corpus={other}")
+    assert said.startswith("DataError: ") and "text" in said and "rank 1" in said
+
+
+def test_copies_at_other_places_are_the_same(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "text", tmp_path / "copy")
+    file = stage_file(root, "copies")
+
+    def main(rank: int, size: int) -> int:
+        moved = [f"mixture.0.corpus={tmp_path / 'copy'}", "mixture.0.name=text"] if rank else ["mixture.0.name=text"]
+        return int(run_stage(load_stage(file, [*moved, "tokens=1K"])))
+
+    assert run_ranks(2, main) == [0, 0]
+
+
+def test_other_checkpoints(root: Path, tmp_path: Path) -> None:
+    """An output directory of its own for each host."""
+    assert run(root, "own") == [0]
+    (said,) = refusals(root, "own", f"output={tmp_path}")
+    assert said.startswith("CheckpointError: the newest checkpoint is step_00000006 for rank 0 and none for rank 1.")
