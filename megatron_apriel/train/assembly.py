@@ -32,6 +32,7 @@ from megatron_apriel.formats.sidecar_contents import KeptSidecars
 from megatron_apriel.formats.sidecars import chat_template
 from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.model.apriel import AprielModel
+from megatron_apriel.output_files import replace_file
 from megatron_apriel.parallel.agreement import alike
 from megatron_apriel.parallel.data_place import DataPlace
 from megatron_apriel.planning.beginning import Beginning
@@ -184,7 +185,7 @@ def _keep_sidecars(config: StageConfig, beginning: Beginning) -> KeptSidecars:
     if dist.get_rank() != 0:
         return KeptSidecars(directory.sidecars)
     config.output.mkdir(parents=True, exist_ok=True)
-    directory.resolved_config.write_text(to_yaml(config), encoding="utf-8")
+    replace_file(directory.resolved_config, to_yaml(config))
     given = sidecar_directory(beginning.newest or config.init_from)
     if (theirs := chat_template(given)) is not None and theirs != chat_format.template.strip():
         say(f"the chat template in {given} is not the one of the corpora, which the run's checkpoints get")

@@ -139,3 +139,11 @@ def test_a_run_is_evaluated_by_the_command(
     assert report["settings"]["model"] == "trial, step 1" and report["rows"][0]["asked"] == 3
     assert not list((root / "whole" / "evaluations" / "weights").iterdir())
     assert f"the scores are in {root / 'whole' / 'metrics.jsonl'}" in capfd.readouterr().out
+
+
+def test_whoever_reads_the_settings_while_a_run_resumes_gets_the_former_ones_whole(root: Path) -> None:
+    assert run(root, "read", "tokens=1024") == [ExitCode.OK]
+    with (root / "read" / "config.resolved.yaml").open(encoding="utf-8") as former:
+        assert run(root, "read", "tokens=1536", change=True) == [ExitCode.OK]
+        assert "tokens: 1024" in former.read()
+    assert "tokens: 1536" in (root / "read" / "config.resolved.yaml").read_text(encoding="utf-8")
