@@ -47,7 +47,7 @@ from megatron_apriel.formats.run_record import newest_checkpoint, read_run_file,
 from megatron_apriel.formats.sidecars import write_sidecars
 from megatron_apriel.outputs import flush, flush_directory
 from megatron_apriel.parallel.agreement import UNCHANGED, alike, on_first_rank
-from megatron_apriel.terminal import say
+from megatron_apriel.terminal import note, say
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,11 @@ class CheckpointStore:
         for step in superseded - self._kept_besides(superseded):
             # Renamed first: a checkpoint that is being removed must not look like one.
             going = partial_of(complete[step])
-            complete[step].rename(going)
+            try:
+                complete[step].rename(going)
+            except OSError as error:  # the next save tries again; the one that is in place now is whole
+                note(f"warning: {complete[step]} cannot be removed: {error}")
+                continue
             shutil.rmtree(going, ignore_errors=True)
 
 

@@ -216,10 +216,21 @@ class WeightsAndBiases:
         if scalars:
             # Figures of an earlier step, a checkpoint's that was written in the background, would be dropped.
             self._newest = max(self._newest, record["step"])
-            self._run.log(scalars, step=self._newest)
+            with _as_os_errors():
+                self._run.log(scalars, step=self._newest)
 
     def close(self) -> None:
-        self._run.finish()
+        with _as_os_errors():
+            self._run.finish()
+
+
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """For a service: where it is gone, its library raises errors of many kinds, which have no base of their own."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class Metrics:

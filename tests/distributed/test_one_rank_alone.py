@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from stage_runs import poison, records, run, stage_file, write_inputs
@@ -59,3 +63,35 @@ def test_a_list_of_skipped_steps_that_cannot_be_written_does_not_end_the_run(
     assert run(root, "unlisted", "tokens=2K", ranks=2) == [ExitCode.OK] * 2
     assert [record["step"] for record in records(root, "unlisted", "skipped")] == [3]
     assert f"warning: {details} cannot be written: " in capfd.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_removed_stays_and_the_run_goes_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == "step_00000002":
+            raise OSError(errno.EPERM, "Operation not permitted")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    assert run(root, "stuck", "checkpoint.keep=last 1", ranks=2) == [ExitCode.OK] * 2
+    folder = root / "stuck" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000002", "step_00000006"]
+    assert f"warning: {folder}/step_00000002 cannot be removed: [Errno 1]" in capfd.readouterr().err
+
+
+def test_a_service_that_is_gone_does_not_end_the_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Weights & Biases raises errors of its own, of several kinds."""
+
+    def gone(*arguments: Any, **more: Any) -> None:
+        raise RuntimeError("no service")
+
+    wandb_run = SimpleNamespace(log=gone, finish=gone)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **settings: wandb_run))
+    assert run(root, "gone", "tokens=1K", "logging.wandb=offline", ranks=2) == [ExitCode.OK] * 2
+    said = capfd.readouterr().err
+    assert "warning: WeightsAndBiases cannot write figures: RuntimeError: no service" in said
