@@ -53,7 +53,7 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
         check_for_nan_in_grad=False,
     )
     model_config, narrow = chunks[0].config, config.optimizer.gradients == "24bit"
-    _check_forms(config)
+    check_forms(config)
     if narrow:
         mark(chunks)
     wrapped = [
@@ -73,7 +73,8 @@ def wrap_data_parallel(chunks: list[AprielModel], config: StageConfig) -> list[D
     return wrapped
 
 
-def _check_forms(config: StageConfig) -> None:
+def check_forms(config: StageConfig) -> None:
+    """Raise ConfigError if masters or gradients are to be in 24 bits, and weights are not in bf16 on this machine."""
     compute = config.precision.compute_on(torch.cuda.is_available())
     if config.kept_in_24_bits and compute != "bf16":
         given = " and ".join(f"optimizer.{name}=24bit" for name in config.kept_in_24_bits)

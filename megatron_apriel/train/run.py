@@ -44,6 +44,7 @@ from megatron_apriel.train.assembly import assembled
 from megatron_apriel.train.ending import ending
 from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
+from megatron_apriel.train.optimizer import check_forms
 from megatron_apriel.train.output_place import OutputPlace
 from megatron_apriel.train.same_everywhere import check_checkpoints, check_settings
 from megatron_apriel.train.signals import StopRequest, check_time_left
@@ -115,6 +116,7 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
 def _checked_beginning(config: StageConfig, change: bool) -> Beginning:
     """Where the run stands, with what only torch can check: its options, and weights that can be read."""
     check_options(ModelOptions.from_stage(config))
+    check_forms(config)
     beginning = beginning_of(config, ranks_of(os.environ), change)
     if beginning.newest is None:
         open_weights(config.init_from, beginning.architecture)

@@ -400,11 +400,20 @@ def test_on_a_cpu_the_numbers_are_float32_unless_asked_for_and_it_is_said(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may run it")
-@pytest.mark.parametrize("setting", ["precision.fp8=delayed", "attention=flash"])
-def test_what_this_machine_cannot_run_is_said_before_data_and_weights_are_looked_for(root: Path, setting: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("precision.compute=bf16", "precision.fp8=delayed"), "Transformer Engine"),
+        (("precision.compute=bf16", "attention=flash"), "Transformer Engine"),
+        (("precision.compute=auto", "optimizer.gradients=24bit"), "needs weights in bf16, not in fp32"),
+    ],
+)
+def test_what_this_machine_cannot_run_is_said_before_data_and_weights_are_looked_for(
+    root: Path, settings: tuple[str, ...], words: str
+) -> None:
     nowhere = f"init_from={root}/nowhere", f"mixture.0.corpus={root}/nowhere"
-    with pytest.raises(RankFailure, match="Transformer Engine"):
-        run(root, "impossible", "precision.compute=bf16", setting, *nowhere)
+    with pytest.raises(RankFailure, match=words):
+        run(root, "impossible", *settings, *nowhere)
     assert not (root / "impossible").exists()
 
 
