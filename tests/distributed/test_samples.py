@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stage_runs import losses, records, run, write_inputs
+from stage_runs import ARCHITECTURE, losses, records, run, stage_file, write_inputs
 
+from megatron_apriel.config.load import load_stage
 from megatron_apriel.data.corpus.tokens import load_tokenizer
+from megatron_apriel.data.loading.prompts import Prompts
 from megatron_apriel.errors import ExitCode, printable_lines
 from megatron_apriel.formats.run_directory import RunDirectory
+from megatron_apriel.parallel.checks import sequence_multiple
+from megatron_apriel.parallel.data_place import DataPlace
+from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.testing.layouts import LAYOUTS
 from megatron_apriel.train.trainer import Trainer
 
@@ -152,6 +157,19 @@ def test_a_request_to_stop_is_not_kept_waiting(root, monkeypatch):
     assert run(root, "stopped", settings(root, every=1), "validation=null") == [ExitCode.REQUEUE]
     assert records(root, "stopped", "samples") == []
     assert [one["step"] for one in records(root, "stopped", "step")] == [1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16, fp8: tensorwise", "bf16, fp8: blockwise"])
+@pytest.mark.parametrize("parallel", ["{}", "{context: 2}", "{tensor: 2, sequence: true}", "{tensor: 2, context: 2}"])
+def test_every_layout_and_recipe_can_run_a_prompts_sequence(root: Path, parallel: str, precision: str) -> None:
+    """Though it is shorter than a training sequence, of which the same is checked."""
+    overrides = [f"parallel={parallel}", f"precision={{compute: {precision}}}", "sequence_length=4096"]
+    config = load_stage(stage_file(root, "prompts"), [*overrides, "batch_tokens=4096", settings(root)])
+    size = config.parallel.tensor * config.parallel.context
+    layout = Layout(size, tensor=config.parallel.tensor, context=config.parallel.context)
+    for rank in range(size):
+        prompts = Prompts(config, ARCHITECTURE, DataPlace.of(layout, rank), root / "model", "floor")
+        assert prompts.length % sequence_multiple(config)[0] == 0 and prompts.length < 4096
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ its tokens under context parallelism, its share of the images, whose pixels are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,11 @@ from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.errors import ConfigError, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.inputs import read_input
+from megatron_apriel.parallel.checks import sequence_multiple
 from megatron_apriel.parallel.data_place import DataPlace
 
 _ALIGNED = 32
-"""Tokens of a prompt's sequence on a rank are a multiple of this: whole blocks of FP8 and of context parallelism."""
+"""Tokens of a prompt's sequence on a rank are a multiple of this, and of what layout and FP8 recipe want besides."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Prompts:
                 f"sequence_length is {config.sequence_length:,}.",
                 "Give a shorter prompt, a smaller image, or a smaller samples.max_tokens.",
             )
-        multiple = _ALIGNED * place.shares
+        multiple = math.lcm(_ALIGNED * place.shares, sequence_multiple(config)[0])
         self.length = min(-(-longest // multiple) * multiple, config.sequence_length)
 
     def _encoded(self, number: int, prompt: SamplePrompt, chat: bool, share: ImageShare) -> Prompt:
