@@ -286,14 +286,14 @@ def flush(path: str | Path) -> None:
 
 def _publish(partial: Path, target: Path, overwrite: bool) -> None:
     if overwrite and target.is_dir():
-        if not _exchange(partial, target):
+        if not exchange(partial, target):
             _swap_by_two_renames(partial, target)
     else:
         os.rename(partial, target)  # noqa: PTH104 - fails on a directory that is not empty, as it must
     flush(target.parent)
 
 
-def _exchange(first: Path, second: Path) -> bool:
+def exchange(first: Path, second: Path) -> bool:
     """Let two paths change places atomically. Returns False where the system or the file system cannot do so."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

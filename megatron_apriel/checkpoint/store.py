@@ -45,7 +45,7 @@ from megatron_apriel.formats.run_directory import (
 )
 from megatron_apriel.formats.run_record import newest_checkpoint, read_run_file, write_run_file
 from megatron_apriel.formats.sidecars import write_sidecars
-from megatron_apriel.outputs import flush, flush_directory
+from megatron_apriel.outputs import exchange, flush, flush_directory
 from megatron_apriel.parallel.agreement import UNCHANGED, alike, on_first_rank
 from megatron_apriel.terminal import note, say
 
@@ -287,12 +287,13 @@ class CheckpointStore:
 def _put_in_place(partial: Path, path: Path) -> None:
     """Flush everything to disk, then give it its name."""
     flush_directory(partial)
-    if path.exists():
-        # Saved again at the same step, after a resume: the same state, so that which of the two stays is no matter.
+    if not path.exists():
+        partial.rename(path)
+    elif not exchange(partial, path):
+        # Saved again at the same step, after a resume, where a file system has no atomic exchange.
         former = former_of(path)
         path.rename(former)
         partial.rename(path)
         shutil.rmtree(former, ignore_errors=True)
-    else:
-        partial.rename(path)
     flush(path.parent)
+    shutil.rmtree(partial, ignore_errors=True)  # what an exchange has left there

@@ -86,7 +86,7 @@ def test_forgotten_marker_is_a_defect_and_leaves_nothing(tmp_path: Path) -> None
 @pytest.mark.parametrize("atomic", [True, False])
 def test_overwriting_replaces_everything(tmp_path: Path, atomic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not atomic:
-        monkeypatch.setattr(outputs, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(outputs, "exchange", lambda first, second: False)
     write(tmp_path / "x", "old")
     (tmp_path / "x" / "left over").write_text("")
     write(tmp_path / "x", "new", overwrite=True)
@@ -99,7 +99,7 @@ def test_this_system_exchanges_atomically(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text("")
-    assert outputs._exchange(tmp_path / "a", tmp_path / "b")
+    assert outputs.exchange(tmp_path / "a", tmp_path / "b")
     assert names(tmp_path / "a") == ["b"]
 
 

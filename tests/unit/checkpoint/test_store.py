@@ -15,6 +15,7 @@ import torch
 from alone import alone
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_apriel.checkpoint import store as store_module
 from megatron_apriel.checkpoint.background_save import first_failure
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader, DistributedWeights
@@ -27,6 +28,7 @@ from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, architecture_of, recognise
+from megatron_apriel.formats.run_directory import checkpoint_path, partial_of
 from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.model.builder import build_model
 from megatron_apriel.model.options import ModelOptions
@@ -49,6 +51,29 @@ def store(source: Path, tmp_path: Path) -> CheckpointStore:
     for step in (10, 20, 30):
         convert(plan_conversion(source, Kind.MEGATRON), tmp_path / "checkpoints" / f"step_{step:08d}")
     return CheckpointStore(tmp_path / "checkpoints", ALL, 30)
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_checkpoint_that_is_saved_again_is_replaced(
+    atomic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And at every moment there is one, where the file system can exchange directories."""
+    path, partial = checkpoint_path(tmp_path, 7), partial_of(checkpoint_path(tmp_path, 7))
+    for place in (path, partial):
+        place.mkdir()
+        (place / "run.json").write_text(place.name)
+    rename = Path.rename
+
+    def watched(origin: Path, target: Path) -> Path:
+        assert not atomic, f"{origin} is nowhere for a moment"
+        return rename(origin, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    if not atomic:
+        monkeypatch.setattr(store_module, "exchange", lambda first, second: False)
+    store_module._put_in_place(partial, path)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert (path / "run.json").read_text() == partial.name
 
 
 def simulate(saves: list[int], policy: KeepPolicy, total: int) -> list[int]:
