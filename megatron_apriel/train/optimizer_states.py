@@ -71,7 +71,7 @@ class Division:
     Attributes:
         forms: of each parameter's states, in the optimizer's order.
         first_on_host: of each, the first number whose states lie on the host.
-        pieces: there, each as a parameter and its numbers from the second to before the third.
+        pieces: on the host, each as a parameter, the first of its numbers in it, and the first one behind it.
     """
 
     forms: dict[Tensor, StateForm]
