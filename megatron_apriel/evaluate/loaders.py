@@ -183,11 +183,15 @@ _OTHER_PICTURES = (
     "Give other --pictures, or more: photographs of more than one colour, none of them twice. Or leave visual_tasks"
     " out of --benchmarks."
 )
+_FAILED_CHECKS = (
+    "Something is wrong with this program, or with the pictures it names. Leave visual_tasks out of --benchmarks."
+)
 
 
 def visual_tasks(given: Given) -> Loaded:
     """The visual tasks, made by seed from a folder of pictures that training never saw."""
     from megatron_apriel.data.visual_tasks.generate import MANIFEST, RECORDS, Options, generate
+    from megatron_apriel.data.visual_tasks.refusals import WrongAnswer
 
     if given.pictures is None:
         raise DataError(
@@ -202,7 +206,8 @@ def visual_tasks(given: Given) -> Loaded:
             generate(made, given.pictures, options)
         except DataError as error:
             # Its ways out are options of tools/make_visual_tasks.py; an evaluation asks every task at all difficulties.
-            raise DataError(error.what, error.why, _OTHER_PICTURES) from None
+            fix = _FAILED_CHECKS if isinstance(error, WrongAnswer) else _OTHER_PICTURES
+            raise DataError(error.what, error.why, fix) from None
     rows = rows_of([made / RECORDS], dict.fromkeys(("messages", "answer", "variant", "difficulty", "index"), Kind.ANY))
     items = [
         Item(
@@ -216,7 +221,7 @@ def visual_tasks(given: Given) -> Loaded:
     left_out = json.loads(read_input(made / MANIFEST)).get("left_out", {})
     return items, Source(
         f"visual tasks, seed {given.seed}", file_digest([made / RECORDS]), len(items), "visual_tasks 1",
-        tuple(f"without {label}, which the pictures do not suit: {reason}." for label, reason in left_out.items()),
+        tuple(f"without {label}, because {reason}." for label, reason in left_out.items()),
     )  # fmt: skip
 
 

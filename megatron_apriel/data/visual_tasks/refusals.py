@@ -24,7 +24,8 @@ class Unfit(DataError):
     """The images give no samples of some variants.
 
     Attributes:
-        reasons: by a variant's label, why; none where it is no matter of single variants.
+        reasons: by a variant's label, why it is left out, in words to stand behind "because"; none where it is no
+            matter of single variants.
     """
 
     def __init__(self, what: str, why: str = "", fix: str = "", reasons: Mapping[str, str] | None = None) -> None:
@@ -38,7 +39,7 @@ class WrongAnswer(Unfit):
 
 def all_wrong(variant: str, name: str, attempts: int, failed: int, first: str) -> WrongAnswer:
     """Of a sample of which every one that could be drawn fails its check; ``first`` says how."""
-    what = f"none of the {failed} samples that {attempts} attempts gave passes its check"
+    what = f"its check fails on every sample that {attempts} attempts gave, {failed} in all"
     return WrongAnswer(
         f"{name}: {what}.",
         f"The first: {first}.",

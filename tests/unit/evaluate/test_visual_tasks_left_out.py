@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from megatron_apriel.data.visual_tasks import tasks
 from megatron_apriel.data.visual_tasks.generate import Options, generate
 from megatron_apriel.data.visual_tasks.refusals import Unfit, WrongAnswer
 from megatron_apriel.errors import DataError
@@ -41,9 +44,7 @@ def test_what_suits_is_asked_and_what_does_not_is_named(
 ) -> None:
     server, out = answering(lambda body: "A"), tmp_path / "out"
     own = ("--model", server.address, "--pictures", str(few), "--samples", "24")
-    said = (
-        "visual tasks: without match retrieval, which the pictures do not suit: it needs 6 images, and 4 can be used."
-    )
+    said = "visual tasks: without match retrieval, because it needs 6 images, and 4 can be used."
     assert run(out, tmp_path, *own, "--dry-run", benchmarks="visual_tasks") == 0
     assert capsys.readouterr().err.count(said) == 1 and not out.exists()
     assert run(out, tmp_path, *own, benchmarks="visual_tasks") == 0
@@ -84,6 +85,31 @@ def test_variants_that_show_their_fault_on_the_way(tmp_path: Path, plain: Path) 
     assert manifest["left_out"] == summary.left_out and set(manifest["variants"]) == made
     generate(tmp_path / "two", plain, Options(samples=24, workers=2, leaves_out=True))
     assert (tmp_path / "two" / "records.jsonl").read_bytes() == (tmp_path / "one" / "records.jsonl").read_bytes()
+
+
+def test_a_variant_whose_checks_all_fail_is_left_out_because_of_its_check(
+    tmp_path: Path, photographs: Path, answering: Answering, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Nothing is wrong with the pictures, and nothing says so."""
+    point = next(variant for variant in tasks.VARIANTS if variant.name == "point")
+    wrong = replace(point, make=lambda draw: replace(point.make(draw), answer="none of them"))
+    monkeypatch.setattr(tasks, "VARIANTS", tuple(wrong if one is point else one for one in tasks.VARIANTS))
+    own = ("--model", answering(lambda body: "A").address, "--pictures", str(photographs), "--samples", "24")
+    assert run(tmp_path / "out", tmp_path, *own, benchmarks="visual_tasks") == 0
+    said = re.findall(r"visual tasks: without (.*)", capsys.readouterr().out)
+    assert len(said) == 1 and "do not suit" not in said[0]
+    assert re.match(
+        r"match point, because its check fails on every sample that 100 attempts gave, \d+ in all; the first: sample "
+        r"\d+ of seed 0 \(match point, .* has the answer 'none of them', but its pictures give .*\.$", said[0]
+    )  # fmt: skip
+    monkeypatch.setattr(tasks, "VARIANTS", (wrong,))
+    monkeypatch.setattr("megatron_apriel.data.visual_tasks.generate.Options", partial(Options, tasks=("match",)))
+    with pytest.raises(
+        DataError, match=r"its check fails on every(?s:.*)Something is wrong with this program"
+    ) as error:
+        run(tmp_path / "other", tmp_path, *own, benchmarks="visual_tasks")
+    assert "Give other --pictures" not in str(error.value)
 
 
 def test_a_tool_that_is_told_what_to_make_leaves_nothing_out(tmp_path: Path, plain: Path, few: Path) -> None:
