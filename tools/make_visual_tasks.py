@@ -14,7 +14,7 @@ from megatron_apriel.errors import ExitCode, run_command
 from megatron_apriel.terminal import note, say
 
 if TYPE_CHECKING:
-    from megatron_apriel.data.visual_tasks.generate import Summary
+    from megatron_apriel.data.visual_tasks.summary import Summary
 
 EXAMPLES = """\
 examples:
@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Only now: the imports take a while, and --help should not.
     from megatron_apriel.data.visual_tasks.difficulty import Range
-    from megatron_apriel.data.visual_tasks.generate import Options, generate
+    from megatron_apriel.data.visual_tasks.generate import generate
+    from megatron_apriel.data.visual_tasks.options import Options
 
     options = Options(
         samples=arguments.samples,

@@ -190,7 +190,8 @@ _FAILED_CHECKS = (
 
 def visual_tasks(given: Given) -> Loaded:
     """The visual tasks, made by seed from a folder of pictures that training never saw."""
-    from megatron_apriel.data.visual_tasks.generate import MANIFEST, RECORDS, Options, generate
+    from megatron_apriel.data.visual_tasks.generate import MANIFEST, RECORDS, generate
+    from megatron_apriel.data.visual_tasks.options import Options
     from megatron_apriel.data.visual_tasks.refusals import WrongAnswer
 
     if given.pictures is None:

@@ -15,7 +15,8 @@ from PIL import Image
 from megatron_apriel.data.visual_tasks.annotated import available
 from megatron_apriel.data.visual_tasks.coco import Annotations, read_annotations
 from megatron_apriel.data.visual_tasks.difficulty import FULL_RANGE, Range
-from megatron_apriel.data.visual_tasks.generate import Options, generate
+from megatron_apriel.data.visual_tasks.generate import generate
+from megatron_apriel.data.visual_tasks.options import Options
 
 from ..case import Target, Wrong
 from ..file_changes import Changes, change_files, change_json, copy_honest

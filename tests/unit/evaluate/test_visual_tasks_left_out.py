@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from megatron_apriel.data.visual_tasks import tasks
-from megatron_apriel.data.visual_tasks.generate import Options, generate
+from megatron_apriel.data.visual_tasks.generate import generate
+from megatron_apriel.data.visual_tasks.options import Options
 from megatron_apriel.data.visual_tasks.refusals import Unfit, WrongAnswer
 from megatron_apriel.errors import DataError
 from megatron_apriel.evaluate.items import read_items
@@ -104,7 +105,7 @@ def test_a_variant_whose_checks_all_fail_is_left_out_because_of_its_check(
         r"\d+ of seed 0 \(match point, .* has the answer 'none of them', but its pictures give .*\.$", said[0]
     )  # fmt: skip
     monkeypatch.setattr(tasks, "VARIANTS", (wrong,))
-    monkeypatch.setattr("megatron_apriel.data.visual_tasks.generate.Options", partial(Options, tasks=("match",)))
+    monkeypatch.setattr("megatron_apriel.data.visual_tasks.options.Options", partial(Options, tasks=("match",)))
     with pytest.raises(
         DataError, match=r"its check fails on every(?s:.*)Something is wrong with this program"
     ) as error:
@@ -129,7 +130,7 @@ def test_where_nothing_suits_other_pictures_are_asked_for(
         with Image.open(path) as picture:
             picture.resize((side, side)).save(path)
     made_of_parts = partial(Options, tasks=("reconstruct", "match"))
-    monkeypatch.setattr("megatron_apriel.data.visual_tasks.generate.Options", made_of_parts)
+    monkeypatch.setattr("megatron_apriel.data.visual_tasks.options.Options", made_of_parts)
     own = ("--model", answering(lambda body: "A").address, "--pictures", str(plain), "--samples", "40")
     with pytest.raises(DataError, match=r"(can be used|gives a question with one answer)\.(?s:.*)Give other --pictures"
                        ) as caught:  # fmt: skip

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from megatron_apriel.data.visual_tasks.generate import Options, Summary, prepare_generator
+from megatron_apriel.data.visual_tasks.generate import prepare_generator
+from megatron_apriel.data.visual_tasks.options import Options
+from megatron_apriel.data.visual_tasks.summary import Summary
 from megatron_apriel.errors import DataError
 
 CATEGORIES = [

@@ -17,10 +17,12 @@ import pytest
 from PIL import Image, ImageOps
 from skimage.measure import label
 
-from megatron_apriel.data.visual_tasks import generate as module
-from megatron_apriel.data.visual_tasks import match
+from megatron_apriel.data.visual_tasks import generator as module
+from megatron_apriel.data.visual_tasks import match, summary
 from megatron_apriel.data.visual_tasks.difficulty import Range
-from megatron_apriel.data.visual_tasks.generate import Generator, Options, Summary, prepare_generator
+from megatron_apriel.data.visual_tasks.generate import generate, prepare_generator
+from megatron_apriel.data.visual_tasks.generator import Generator
+from megatron_apriel.data.visual_tasks.options import Options
 from megatron_apriel.data.visual_tasks.pixels import correlation, encoded
 from megatron_apriel.data.visual_tasks.refusals import Ambiguous, WrongAnswer
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample
@@ -86,15 +88,15 @@ def test_too_many_wrong_answers_are_an_error(folder, monkeypatch, tmp_path) -> N
         return honest(Image.new("RGB", picture.size) if len(given) % 4 == 0 else picture, image_format, quality)
 
     monkeypatch.setattr(module, "encoded", tampered)
-    monkeypatch.setattr(module, "_WRONG_AT_MOST", 2)
+    monkeypatch.setattr(summary, "_WRONG_AT_MOST", 2)
     with pytest.raises(WrongAnswer, match=r"had an answer that their pictures do not give, more than 1\.0%"):
-        module.generate(tmp_path / "out", folder, options)
+        generate(tmp_path / "out", folder, options)
     assert not (tmp_path / "out").exists()
     given.clear()
-    summary = module.generate(tmp_path / "out", folder, replace(options, max_wrong=1.0))
+    made = generate(tmp_path / "out", folder, replace(options, max_wrong=1.0))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["wrong"] == {"samples": len(summary.wrong), "first": summary.wrong} and len(summary.wrong) > 2
-    assert manifest["variants"].keys() >= {"reconstruct patch"} and summary.made.total() == 12
+    assert manifest["wrong"] == {"samples": len(made.wrong), "first": made.wrong} and len(made.wrong) > 2
+    assert manifest["variants"].keys() >= {"reconstruct patch"} and made.made.total() == 12
 
 
 def test_a_sample_whose_check_always_fails_is_not_blamed_on_the_images(folder, monkeypatch) -> None:
@@ -104,7 +106,7 @@ def test_a_sample_whose_check_always_fails_is_not_blamed_on_the_images(folder, m
     with pytest.raises(
         WrongAnswer, match=r"its check fails on every sample that 5 attempts gave, \d in all\."
     ) as error:
-        module.generate(None, folder, options)
+        generate(None, folder, options)
     assert "has the answer" in str(error.value) and "Uniform" not in str(error.value)
 
 
@@ -143,7 +145,7 @@ def test_damaged_images_do_not_cost_the_others_of_a_sample(folder, tmp_path) -> 
         (tmp_path / f"whole{number}.png").write_bytes(path.read_bytes())
         (tmp_path / f"broken{number}.png").write_bytes(path.read_bytes()[:20_000])
     options = Options(1, seed=1, max_side=128)
-    whole = prepare_generator(tmp_path, None, options, Summary())
+    whole = prepare_generator(tmp_path, None, options, summary.Summary())
     generator = only(whole.images, next(one for one in VARIANTS if one.name == "retrieval"), 1.0)
     made = [generator.make(index) for index in range(3)]
     assert all(name.startswith("whole") for one in made for name in one.record["sources"])

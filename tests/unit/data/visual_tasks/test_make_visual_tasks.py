@@ -15,8 +15,10 @@ from scipy.stats import chisquare
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
 from megatron_apriel.data.visual_tasks.difficulty import Range
-from megatron_apriel.data.visual_tasks.generate import Options, Summary, generate, prepare_generator
+from megatron_apriel.data.visual_tasks.generate import generate, prepare_generator
+from megatron_apriel.data.visual_tasks.options import Options
 from megatron_apriel.data.visual_tasks.raw_images import image_files
+from megatron_apriel.data.visual_tasks.summary import Summary
 from megatron_apriel.errors import ConfigError, DataError, OutputError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
