@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
-from math import ceil
 from pathlib import Path
-from typing import Any
 
 from megatron_apriel.command_line import CommandLine, above_zero, fraction
 from megatron_apriel.config.load import load_stage
@@ -18,15 +13,15 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.output_files import replace_file
-from megatron_apriel.planning.certainty import Doubt, legend, signs
+from megatron_apriel.planning.certainty import Doubt, legend
 from megatron_apriel.planning.choosing_moments import with_smaller_states
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
-from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
-from megatron_apriel.planning.state_forms import FORMS
+from megatron_apriel.planning.layouts import Candidates, candidates
+from megatron_apriel.planning.plan_tables import misses, ranking, stage_row, stages_table, states_table
+from megatron_apriel.planning.plan_words import further_settings, hours_of, nothing_fits, record, yaml_lines
 from megatron_apriel.planning.workload import Workload
-from megatron_apriel.quantities import size, three_digits
-from megatron_apriel.tables import Table, figures, standard_output
+from megatron_apriel.tables import Table, standard_output
 from megatron_apriel.terminal import say
 
 EXAMPLES = """\
@@ -91,173 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _layout_cells(candidate: Candidate) -> list[str]:
-    layout = candidate.layout
-    sizes = (layout.tensor, layout.context, layout.pipeline, layout.virtual, layout.data)
-    runs = [(count, len(list(equal))) for count, equal in itertools.groupby(candidate.layers)]
-    layers = ", ".join(f"{count} x{times}" if times > 1 else str(count) for count, times in runs)
-    return [*map(str, sizes), layers, _recomputed(candidate)]
-
-
-def _recomputed(candidate: Candidate) -> str:
-    recompute = candidate.config.recompute
-    words = [recompute.mode, *[str(recompute.layers)] * (recompute.layers is not None)]
-    return ", ".join([*words, *["host"] * (recompute.inputs == "host")])
-
-
-LAYOUT_COLUMNS = ("TP", "CP", "PP", "VP", "DP", "layers", "recompute")
-LAYOUT_WORDS = (5, 6)
-NAMED_BY = LAYOUT_COLUMNS.index("layers")
-"""How many of them are repeated where a table has more columns than room."""
-
-
-def ranking(found: Sequence[Candidate], title: str) -> Table:
-    """The layouts that fit, as they are ordered."""
-    columns = ("m.b.", "memory", "s/step", "tokens/s/GPU", "TFLOP/s/GPU", "bubble", "comm.", "sure", "GPU-hours")
-    table = figures(*LAYOUT_COLUMNS, *columns, words=LAYOUT_WORDS, title=title, about=NAMED_BY)
-    for candidate in found:
-        time = candidate.time
-        table.add_row(
-            *_layout_cells(candidate),
-            str(time.micro_batches),
-            _memory(candidate),
-            three_digits(time.total),
-            three_digits(candidate.tokens_per_second),
-            three_digits(candidate.teraflops),
-            f"{time.bubble / time.total:.1%}",
-            f"{time.communication / time.total:.1%}",
-            signs(candidate.doubts),
-            _hours(candidate),
-        )
-    return table
-
-
-def states_table(best: dict[str, Candidate | None]) -> Table:
-    """The fastest layout with each form of the optimizer's numbers; the first is the stage's own."""
-    title = "What smaller optimizer states would give (docs/one_gpu.md says what they lose)"
-    columns = ("states", *LAYOUT_COLUMNS[:4], "recompute", "memory", "tokens/s/GPU", "gain")
-    table = figures(*columns, words=(0, 5), title=title)
-    own = next(iter(best.values()))
-    for name, candidate in best.items():
-        if candidate is None:
-            table.add_row(name, *["-"] * 5, "does not fit", "-", "-")
-            continue
-        faster = candidate.tokens_per_second / own.tokens_per_second - 1 if own not in (None, candidate) else None
-        gain = "-" if faster is None else f"{faster:+.1%}"
-        cells = _layout_cells(candidate)
-        speed = three_digits(candidate.tokens_per_second)
-        table.add_row(name, *cells[:4], cells[-1], _memory(candidate), speed, gain)
-    return table
-
-
-def _memory(candidate: Candidate) -> str:
-    on_host = f", {size(candidate.memory.on_host)} on the host" if candidate.memory.on_host else ""
-    return f"{size(candidate.memory.total)}{on_host}"
-
-
-def _hours(candidate: Candidate) -> str:
-    return "not known" if candidate.gpu_hours is None else three_digits(candidate.gpu_hours)
-
-
-def misses(found: Sequence[Candidate]) -> Table:
-    """Layouts that do not fit, and by how much."""
-    title = "The nearest that do not fit"
-    table = figures(*LAYOUT_COLUMNS, "memory", "over by", "stage", words=LAYOUT_WORDS, title=title, about=NAMED_BY)
-    for candidate in found:
-        table.add_row(*_layout_cells(candidate), _memory(candidate), size(candidate.over), str(candidate.fullest_stage))
-    return table
-
-
-def yaml_lines(best: Candidate) -> str:
-    """The best layout as the stage's file would say it."""
-    layout, parts = best.layout, {}
-    for name, default in (("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual", 1), ("context", 1)):
-        if getattr(layout, name) != default:
-            parts[name] = getattr(layout, name)
-    if layout.layers_per_stage is not None:
-        parts["layers_per_stage"] = list(layout.layers_per_stage)
-    if not best.config.parallel.overlap:
-        parts["overlap"] = False
-    words = ", ".join(f"{name}: {str(value).lower()}" for name, value in parts.items())
-    section = best.config.recompute.model_dump(exclude_defaults=True) or {"mode": best.config.recompute.mode}
-    recompute = ", ".join(f"{name}: {value}" for name, value in section.items())
-    return f"parallel: {{{words}}}\nrecompute: {{{recompute}}}"
-
-
-def further_settings(best: Candidate, config: StageConfig) -> list[str]:
-    """What the plan chose beside layout and recomputation, as words of the command line."""
-    words = []
-    if config.optimizer.moments == "auto":
-        words.append(f"optimizer.moments={best.config.optimizer.moments}")
-    if best.memory.host and config.optimizer.host != best.config.optimizer.host:
-        words.append(f"optimizer.host={best.config.optimizer.host}")
-    if config.precision.fp8_weights != best.config.precision.fp8_weights:
-        words.append(f"precision.fp8_weights={best.config.precision.fp8_weights}")
-    return words
-
-
-def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
-    """Why there is no layout to name, and what would help."""
-    if not found.accepted:
-        reasons = dict.fromkeys(str(error) for _, error in found.refused)
-        listing = "\n  ".join("- " + reason.replace("\n", "\n  ") for reason in list(reasons)[:3])
-        more = f"\n  and {len(reasons) - 3} more with --show-refused" if len(reasons) > 3 else ""
-        return ConfigError(
-            f"no layout of this stage can run on {gpus} GPUs, for {len(reasons)} reason(s).", listing + more
-        )
-    nearest = found.missing()[0]
-    shares = sorted(_on_the_gpu(nearest).items(), key=lambda item: -item[1])
-    largest = ", ".join(f"{name} {size(number)}" for name, number in shares[:3])
-    helps = ["more GPUs, over which more is split", "a GPU with more memory"]
-    host = nearest.memory.on_host
-    if nearest.memory.total <= nearest.available:
-        helps.insert(0, f"a host with {size(host)} for that (--set host_memory={ceil(host / GIB)})")
-    if not nearest.memory.host and shares[0][0] == "optimizer":
-        helps.insert(0, "optimizer.host=auto, which puts as much of its states as need be into the host's memory")
-    if nearest.config.precision.fp8 != "none" and nearest.config.precision.fp8_weights == "kept":
-        helps.insert(0, "precision.fp8_weights=remade, which keeps 8-bit copies of one layer's weights at a time")
-    if nearest.config.precision.fp8 != "none":
-        helps.insert(0, "precision.fp8=none, which keeps no 8-bit copies of the weights")
-    if shares[0][0] in ("activations", "images", "logits"):
-        helps.insert(0, "a shorter sequence_length")
-    return ConfigError(
-        f"no layout of this stage fits {gpus} {gpu.name}: the nearest, {nearest.label} with"
-        f" recompute.mode={nearest.config.recompute.mode}, is over by {size(nearest.over)}"
-        f" on pipeline stage {nearest.fullest_stage}.",
-        f"It needs {size(nearest.memory.total)} of {size(nearest.available)}: {largest}"
-        + (f"; and {size(host)} of {size(nearest.host_available)} of the host." if host else "."),
-        f"What helps: {'; '.join(helps)}.",
-    )
-
-
-def _on_the_gpu(candidate: Candidate) -> dict[str, float]:
-    return {name: number for name, number in asdict(candidate.memory).items() if not name.startswith("host")}
-
-
-def record(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as JSON: settings, bytes and seconds."""
-    return {
-        "parallel": candidate.config.parallel.model_dump(mode="json"),
-        "recompute": candidate.config.recompute.mode,
-        "recomputed_layers": candidate.config.recompute.layers,
-        "inputs": candidate.config.recompute.inputs,
-        "optimizer_host": candidate.config.optimizer.host,
-        "optimizer_forms": {name: getattr(candidate.config.optimizer, name) for name in FORMS},
-        "fp8_weights": candidate.config.precision.fp8_weights,
-        "data": candidate.layout.data,
-        "layers": candidate.layers,
-        "fits": candidate.over <= 0,
-        "over_bytes": candidate.over,
-        "memory_bytes": {**asdict(candidate.memory), "total": candidate.memory.total},
-        "fullest_stage": candidate.fullest_stage,
-        "step_seconds": {**asdict(candidate.time), "total": candidate.time.total},
-        "tokens_per_second_per_gpu": candidate.tokens_per_second,
-        "teraflops_per_gpu": candidate.teraflops,
-        "doubts": [doubt.name.lower() for doubt in candidate.doubts],
-        "gpu_hours": candidate.gpu_hours,
-    }
-
-
 def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace, gpu: Hardware, work: Workload) -> None:
     console = standard_output(WIDTH)
     fitting, missing = found.fitting(), found.missing()
@@ -285,7 +113,7 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
             " not read. Give tokens=..., or count them with python -m megatron_apriel.train STAGE.yaml --dry-run."
         )
     if fitting:
-        cost = "" if config.tokens is None else f", {_hours(fitting[0])} GPU-hours for {config.steps:,} steps"
+        cost = "" if config.tokens is None else f", {hours_of(fitting[0])} GPU-hours for {config.steps:,} steps"
         say("", f"The fastest{cost}:", "")
         say(*yaml_lines(fitting[0]).split("\n"))
         words = further_settings(fitting[0], config)
@@ -299,33 +127,16 @@ def recipe_table(arguments: argparse.Namespace, gpu: Hardware) -> tuple[Table, l
     architecture = Architecture.from_preset(arguments.architecture or RECIPE)
     files = f"The stages in {folder.relative_to(EXAMPLES_FOLDER.parent)}"
     title = f"{files} of {arguments.architecture or RECIPE} on {gpu.counted(arguments.gpus)}"
-    names = ("stage", "sequence", "fp8", *LAYOUT_COLUMNS[:5], "recompute", "moments", "memory", "tokens/s/GPU")
-    table, all_fit = figures(*names, "TFLOP/s/GPU", "sure", "GPU-hours", words=(0, 2, 8, 9, 10), title=title), True
+    table, all_fit = stages_table(title), True
     shown: list[list[Doubt]] = []
     for file in sorted(folder.glob("*.yaml"), key=lambda file: (*ORDER, file.stem).index(file.stem)):
         config = load_stage(file, arguments.overrides)
         _check_compute(config)
         work = Workload.of(config, arguments.document_tokens, arguments.images_share)
         found = candidates(config, architecture, arguments.gpus, gpu, work)
-        fitting = found.fitting()
-        all_fit = all_fit and bool(fitting)
-        named = (file.stem, f"{config.sequence_length:,}", config.precision.fp8)
-        if not found.accepted:
-            table.add_row(*named, *["-"] * 8, "no layout can run", "", "", "")
-            continue
-        best = (fitting or found.missing())[0]
-        layout = best.layout
-        sizes = (layout.tensor, layout.context, layout.pipeline, layout.virtual, layout.data)
-        speed = [three_digits(best.tokens_per_second), three_digits(best.teraflops), signs(best.doubts), _hours(best)]
-        shown += [best.doubts] if fitting else []
-        table.add_row(
-            *named,
-            *map(str, sizes),
-            _recomputed(best),
-            best.config.optimizer.moments,
-            _memory(best),
-            *(speed if fitting else [f"over by {size(best.over)}", "", "", ""]),
-        )
+        table.add_row(*stage_row(file.stem, config, found))
+        all_fit = all_fit and bool(found.fitting())
+        shown += [best.doubts for best in found.fitting()[:1]]
     return table, legend(shown) if shown else [], all_fit
 
 

@@ -19,9 +19,10 @@ from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.planning.hardware import KINDS
 from megatron_apriel.planning.layouts import GIB, candidates
 from megatron_apriel.planning.memory import PIECE_NUMBERS, rank_memory
+from megatron_apriel.planning.plan_tables import states_table
+from megatron_apriel.planning.plan_words import further_settings
 from megatron_apriel.planning.step_time import step_time
 from megatron_apriel.planning.workload import Workload
-from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.testing.stages import small_stage
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,7 +34,6 @@ ALL = APRIEL.decoder.parameters
 H200 = KINDS["h200"]
 WORK = Workload(8192, 0)
 SMALLEST = SMALLER["the same, 24-bit gradients"]
-PLAN = load_script("tools/plan.py")
 
 
 def stage(host: float | str = 0.0, **forms: str) -> StageConfig:
@@ -114,7 +114,7 @@ def test_a_plan_takes_narrow_moments_only_where_exact_ones_fit_nowhere() -> None
     for gpu, expected in ((H200, "float32"), (small, "bfloat16")):
         (best,) = candidates(stage("auto", moments="auto"), APRIEL, 1, gpu, WORK).fitting()
         assert best.config.optimizer.moments == expected
-    words = PLAN.further_settings(best, stage("auto", moments="auto"))
+    words = further_settings(best, stage("auto", moments="auto"))
     assert words[0] == "optimizer.moments=bfloat16"
 
 
@@ -135,7 +135,7 @@ def test_where_less_splitting_is_needed_the_gain_is_shown() -> None:
         best[name] = candidates(smaller, whole, 8, gpu, work).fitting()[0]
     assert best["16-bit moments"].tokens_per_second > 1.1 * best["own"].tokens_per_second
     output = io.StringIO()
-    Console(file=output, width=150).print(PLAN.states_table(best | {"none": None}))
+    Console(file=output, width=150).print(states_table(best | {"none": None}))
     gain = best["16-bit moments"].tokens_per_second / best["own"].tokens_per_second - 1
     assert f"{gain:+.1%}" in output.getvalue() and "does not fit" in output.getvalue()
 

@@ -15,16 +15,15 @@ from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.planning.hardware import KINDS, Hardware
 from megatron_apriel.planning.layouts import GIB, Candidate, candidates
 from megatron_apriel.planning.memory import inputs_on_host, rank_memory
+from megatron_apriel.planning.plan_words import record, yaml_lines
 from megatron_apriel.planning.step_time import step_time
 from megatron_apriel.planning.workload import Workload
-from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.testing.stages import small_stage
 
 APRIEL = Architecture(Architecture.from_preset("apriel-15b").decoder)
 H200 = KINDS["h200"]
 INPUT = 2 * 32768 * 5120
 """Bytes of what enters a layer."""
-PLAN = load_script("tools/plan.py")
 
 
 def stage(inputs: str = "host", layers: int | None = None, **changes: Any) -> StageConfig:
@@ -104,8 +103,8 @@ def test_chosen_where_a_layout_fits_in_no_other_way() -> None:
     small = H200.model_copy(update={"memory": 112.0})
     (found,) = undivided(small)
     assert found.config.recompute.inputs == "host" and found.memory.on_host == 48 * INPUT
-    assert "recompute: {mode: full, inputs: host}" in PLAN.yaml_lines(found)
-    assert PLAN.record(found)["inputs"] == "host"
+    assert "recompute: {mode: full, inputs: host}" in yaml_lines(found)
+    assert record(found)["inputs"] == "host"
     # Where there is room without it, it is slower.
     assert [one.config.recompute.inputs for one in undivided(H200)] == ["gpu"]
     assert not undivided(small.model_copy(update={"host_memory": 10.0}))

@@ -17,9 +17,9 @@ from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.planning.hardware import KINDS
 from megatron_apriel.planning.layouts import GIB, Candidate, candidates
 from megatron_apriel.planning.memory import PIECE_NUMBERS, host_share, rank_memory
+from megatron_apriel.planning.plan_words import further_settings, nothing_fits
 from megatron_apriel.planning.step_time import step_time
 from megatron_apriel.planning.workload import Workload
-from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.testing.stages import small_stage
 
 APRIEL = Architecture(Architecture.from_preset("apriel-15b").decoder)
@@ -28,7 +28,6 @@ ROOM = 3 * 10 * PIECE_NUMBERS
 """For three pieces on their way."""
 WORK = Workload(8192, 0)
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-PLAN = load_script("tools/plan.py")
 
 
 def stage(host: float | str = 0.0, **changes: Any) -> StageConfig:
@@ -117,7 +116,7 @@ def test_one_gpu_is_given_what_a_stage_does_not_say() -> None:
     silent = small_stage(8192, 64, precision={"fp8": "tensorwise"}, train={"decoder": 1})
     (best,) = candidates(silent, APRIEL, 1, H200, WORK).fitting()
     assert best.memory.host > 0 and best.config.precision.fp8_weights == "remade"
-    assert PLAN.further_settings(best, silent) == ["optimizer.host=auto", "precision.fp8_weights=remade"]
+    assert further_settings(best, silent) == ["optimizer.host=auto", "precision.fp8_weights=remade"]
     assert not candidates(stage(0.0), APRIEL, 1, H200, WORK).fitting()
     kept = stage("auto", precision={"fp8": "tensorwise", "fp8_weights": "kept"})
     assert all(one.config.precision.fp8_weights == "kept" for one in candidates(kept, APRIEL, 1, H200, WORK).accepted)
@@ -149,11 +148,11 @@ def test_remade_copies_spare_a_split() -> None:
 
 def test_what_would_help_is_said() -> None:
     found = candidates(stage(), APRIEL, 1, H200, WORK)
-    assert "What helps: precision.fp8=none" in str(PLAN.nothing_fits(found, 1, H200))
-    assert "optimizer.host=auto" in str(PLAN.nothing_fits(found, 1, H200))
+    assert "What helps: precision.fp8=none" in str(nothing_fits(found, 1, H200))
+    assert "optimizer.host=auto" in str(nothing_fits(found, 1, H200))
     small_host = H200.model_copy(update={"host_memory": 60.0})
     found = candidates(stage("auto"), APRIEL, 1, small_host, WORK)
-    said = str(PLAN.nothing_fits(found, 1, small_host))
+    said = str(nothing_fits(found, 1, small_host))
     assert "GiB of 60.0 GiB of the host" in said and "optimizer.host=auto" not in said
     assert "(--set host_memory=88)" in said
     enough = H200.model_copy(update={"host_memory": 89.0})

@@ -1,0 +1,122 @@
+"""What a plan says of a layout: as a stage's file has it, as JSON, and where none fits, why and what would help."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import ceil
+from typing import Any
+
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.errors import ConfigError
+from megatron_apriel.planning.hardware import Hardware
+from megatron_apriel.planning.layouts import GIB, Candidate, Candidates
+from megatron_apriel.planning.state_forms import FORMS
+from megatron_apriel.quantities import size, three_digits
+
+
+def recomputation_of(candidate: Candidate) -> str:
+    """What is recomputed, of how many layers, and whether their inputs lie on the host."""
+    recompute = candidate.config.recompute
+    words = [recompute.mode, *[str(recompute.layers)] * (recompute.layers is not None)]
+    return ", ".join([*words, *["host"] * (recompute.inputs == "host")])
+
+
+def memory_of(candidate: Candidate) -> str:
+    """What the fullest GPU needs, and the host where something lies there."""
+    on_host = f", {size(candidate.memory.on_host)} on the host" if candidate.memory.on_host else ""
+    return f"{size(candidate.memory.total)}{on_host}"
+
+
+def hours_of(candidate: Candidate) -> str:
+    """GPU-hours of the whole stage."""
+    return "not known" if candidate.gpu_hours is None else three_digits(candidate.gpu_hours)
+
+
+def yaml_lines(best: Candidate) -> str:
+    """The best layout as the stage's file would say it."""
+    layout, parts = best.layout, {}
+    for name, default in (("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual", 1), ("context", 1)):
+        if getattr(layout, name) != default:
+            parts[name] = getattr(layout, name)
+    if layout.layers_per_stage is not None:
+        parts["layers_per_stage"] = list(layout.layers_per_stage)
+    if not best.config.parallel.overlap:
+        parts["overlap"] = False
+    words = ", ".join(f"{name}: {str(value).lower()}" for name, value in parts.items())
+    section = best.config.recompute.model_dump(exclude_defaults=True) or {"mode": best.config.recompute.mode}
+    recompute = ", ".join(f"{name}: {value}" for name, value in section.items())
+    return f"parallel: {{{words}}}\nrecompute: {{{recompute}}}"
+
+
+def further_settings(best: Candidate, config: StageConfig) -> list[str]:
+    """What the plan chose beside layout and recomputation, as words of the command line."""
+    words = []
+    if config.optimizer.moments == "auto":
+        words.append(f"optimizer.moments={best.config.optimizer.moments}")
+    if best.memory.host and config.optimizer.host != best.config.optimizer.host:
+        words.append(f"optimizer.host={best.config.optimizer.host}")
+    if config.precision.fp8_weights != best.config.precision.fp8_weights:
+        words.append(f"precision.fp8_weights={best.config.precision.fp8_weights}")
+    return words
+
+
+def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
+    """Why there is no layout to name, and what would help."""
+    if not found.accepted:
+        reasons = dict.fromkeys(str(error) for _, error in found.refused)
+        listing = "\n  ".join("- " + reason.replace("\n", "\n  ") for reason in list(reasons)[:3])
+        more = f"\n  and {len(reasons) - 3} more with --show-refused" if len(reasons) > 3 else ""
+        return ConfigError(
+            f"no layout of this stage can run on {gpus} GPUs, for {len(reasons)} reason(s).", listing + more
+        )
+    nearest = found.missing()[0]
+    shares = sorted(_on_the_gpu(nearest).items(), key=lambda item: -item[1])
+    largest = ", ".join(f"{name} {size(number)}" for name, number in shares[:3])
+    helps = ["more GPUs, over which more is split", "a GPU with more memory"]
+    host = nearest.memory.on_host
+    if nearest.memory.total <= nearest.available:
+        helps.insert(0, f"a host with {size(host)} for that (--set host_memory={ceil(host / GIB)})")
+    if not nearest.memory.host and shares[0][0] == "optimizer":
+        helps.insert(0, "optimizer.host=auto, which puts as much of its states as need be into the host's memory")
+    if nearest.config.precision.fp8 != "none" and nearest.config.precision.fp8_weights == "kept":
+        helps.insert(0, "precision.fp8_weights=remade, which keeps 8-bit copies of one layer's weights at a time")
+    if nearest.config.precision.fp8 != "none":
+        helps.insert(0, "precision.fp8=none, which keeps no 8-bit copies of the weights")
+    if shares[0][0] in ("activations", "images", "logits"):
+        helps.insert(0, "a shorter sequence_length")
+    return ConfigError(
+        f"no layout of this stage fits {gpus} {gpu.name}: the nearest, {nearest.label} with"
+        f" recompute.mode={nearest.config.recompute.mode}, is over by {size(nearest.over)}"
+        f" on pipeline stage {nearest.fullest_stage}.",
+        f"It needs {size(nearest.memory.total)} of {size(nearest.available)}: {largest}"
+        + (f"; and {size(host)} of {size(nearest.host_available)} of the host." if host else "."),
+        f"What helps: {'; '.join(helps)}.",
+    )
+
+
+def _on_the_gpu(candidate: Candidate) -> dict[str, float]:
+    return {name: number for name, number in asdict(candidate.memory).items() if not name.startswith("host")}
+
+
+def record(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as JSON: settings, bytes and seconds."""
+    return {
+        "parallel": candidate.config.parallel.model_dump(mode="json"),
+        "recompute": candidate.config.recompute.mode,
+        "recomputed_layers": candidate.config.recompute.layers,
+        "inputs": candidate.config.recompute.inputs,
+        "optimizer_host": candidate.config.optimizer.host,
+        "optimizer_forms": {name: getattr(candidate.config.optimizer, name) for name in FORMS},
+        "fp8_weights": candidate.config.precision.fp8_weights,
+        "data": candidate.layout.data,
+        "layers": candidate.layers,
+        "fits": candidate.over <= 0,
+        "over_bytes": candidate.over,
+        "memory_bytes": {**asdict(candidate.memory), "total": candidate.memory.total},
+        "fullest_stage": candidate.fullest_stage,
+        "step_seconds": {**asdict(candidate.time), "total": candidate.time.total},
+        "tokens_per_second_per_gpu": candidate.tokens_per_second,
+        "teraflops_per_gpu": candidate.teraflops,
+        "doubts": [doubt.name.lower() for doubt in candidate.doubts],
+        "gpu_hours": candidate.gpu_hours,
+    }
