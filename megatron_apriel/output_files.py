@@ -30,7 +30,7 @@ def check_file(path: Path, overwrite: bool = False, inputs: Sequence[Path] = ())
     Args:
         path: of it; :func:`whole_file` makes missing directories above it.
         overwrite: an existing file is replaced.
-        inputs: directories whose files are read, and not replaced.
+        inputs: files that are read, and not replaced, and directories of such files.
 
     Raises:
         OutputError: if it exists and may not be replaced, or cannot be written.
@@ -46,10 +46,14 @@ def check_file(path: Path, overwrite: bool = False, inputs: Sequence[Path] = ())
             f"{path} exists.", "Nothing is overwritten unless you ask for it.",
             "Give another name, or --overwrite to replace it.",
         )  # fmt: skip
-    if held := [one for one in inputs if one.resolve() in target.parents]:
-        raise OutputError(
-            f"{path} belongs to the input {held[0]}.", "An input is only read.", "Give a name outside of it."
-        )
+    for given in inputs:
+        place = given.resolve()
+        if place == target:
+            raise OutputError(f"{path} is the input {given}.", "An input is only read.", "Give another name.")
+        if place in target.parents:
+            raise OutputError(
+                f"{path} belongs to the input {given}.", "An input is only read.", "Give a name outside of it."
+            )
 
 
 @contextmanager

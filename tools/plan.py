@@ -12,7 +12,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.architecture import Architecture
-from megatron_apriel.output_files import replace_file
+from megatron_apriel.output_files import check_file, replace_file
 from megatron_apriel.planning.certainty import Doubt, legend
 from megatron_apriel.planning.choosing_moments import with_smaller_states
 from megatron_apriel.planning.dry_run import planned_architecture
@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--top", type=above_zero, default=10, help="how many layouts are listed (default: %(default)s)")
     shown.add_argument("--compare-states", action="store_true", help="predict also what smaller optimizer states give")
     shown.add_argument("--show-refused", action="store_true", help="list the layouts that cannot run, with the reason")
-    shown.add_argument("--json", type=Path, metavar="FILE", help="write every layout that was predicted to a new file")
+    shown.add_argument("--json", type=Path, metavar="FILE", help="write every layout that was predicted")
+    shown.add_argument("--overwrite", action="store_true", help="replace that file")
     return parser
 
 
@@ -163,12 +164,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.stage is None and (given := [name for name in of_one_stage if getattr(arguments, name)]):
         option = f"--{given[0].replace('_', '-')}"
         raise ConfigError(f"{option} is for one stage.", "The whole recipe is planned otherwise.", "Give --stage FILE.")
-    if arguments.json is not None and arguments.json.exists():
-        raise ConfigError(f"--json {arguments.json} exists.", "Nothing is overwritten.", "Name a new file.")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise ConfigError(
-            f"--json {arguments.json}: there is no directory {arguments.json.parent}.", fix="Make it first."
-        )
+    if arguments.json is not None:
+        check_file(arguments.json, arguments.overwrite, [arguments.stage, *filter(None, [arguments.hardware])])
 
 
 def _show_recipe(arguments: argparse.Namespace, gpu: Hardware) -> int:

@@ -60,15 +60,18 @@ def test_what_may_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result" / "report.json").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     report = tmp_path / "result" / "report.json"
+    (tmp_path / "stage.yaml").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "stage.yaml")
     for path, overwrite, words in (
         (tmp_path / "result", True, "is no file"),
         (report, False, "exists"),
         (report, True, "belongs to the input"),
+        (tmp_path / "link", True, "is the input"),
         (report / "table.csv", False, "is a file"),
         (tmp_path / "loop", True, "leads back to itself"),
     ):
         with pytest.raises(OutputError, match=words):
-            check_file(path, overwrite, [tmp_path / "result"])
+            check_file(path, overwrite, [tmp_path / "result", tmp_path / "stage.yaml"])
     check_file(report, True)
     check_file(tmp_path / "new" / "table.csv")
-    assert names(tmp_path) == ["loop", "result"]
+    assert names(tmp_path) == ["link", "loop", "result", "stage.yaml"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_apriel.config.load import load_stage
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import ConfigError, OutputError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.planning.certainty import signs
@@ -106,8 +106,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [record["step_seconds"]["total"] for record in records] == sorted(
         record["step_seconds"]["total"] for record in records
     )
-    with pytest.raises(ConfigError, match="exists"):
-        PLAN.main([*WORDS, "--gpus", "640", "--json", str(output)])
 
 
 @pytest.mark.parametrize("settings", [[], ["precision.fp8=tensorwise"], ["parallel.overlap=false"]])
@@ -270,11 +268,27 @@ def test_images_for_a_model_of_text(tmp_path: Path) -> None:
         PLAN.main([*words, "--images-share", "50%"])
 
 
-def test_json_into_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Known before anything is predicted."""
-    with pytest.raises(ConfigError, match=f"there is no directory {tmp_path / 'none'}"):
-        PLAN.main([*WORDS, "--gpus", "64", "--json", str(tmp_path / "none" / "plan.json")])
-    assert capsys.readouterr().out == ""
+def test_what_the_json_may_not_replace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Known before anything is predicted; a directory that is missing is made, as for every output."""
+    stage, hardware_file, output = tmp_path / "stage.yaml", tmp_path / "node.yaml", tmp_path / "new" / "plan.json"
+    stage.write_bytes(STAGE.read_bytes())
+    hardware_file.write_text("inter_node: 25\n")
+    words = ["--gpus", "64", "--stage", str(stage), *WORDS[2:], "--hardware", str(hardware_file), "--json"]
+    assert PLAN.main([*words, str(output)]) == 0
+    written = output.read_bytes()
+    capsys.readouterr()
+    for path, more, message in (
+        (output, [], r"plan\.json exists\.(?s:.*)or --overwrite to replace it"),
+        (output / "plan.json", [], "is a file"),
+        (tmp_path, ["--overwrite"], "is no file"),
+        (stage, ["--overwrite"], "is the input"),
+        (hardware_file, ["--overwrite"], "is the input"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            PLAN.main([*words, str(path), *more])
+    assert capsys.readouterr().out == "" and output.read_bytes() == written
+    assert PLAN.main([*words, str(output), "--overwrite", "--set", "inter_node=50"]) == 0
+    assert output.read_bytes() != written
 
 
 def test_no_torch() -> None:

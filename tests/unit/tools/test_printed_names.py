@@ -117,7 +117,7 @@ def test_planning_and_the_dry_run(printed, tmp_path: Path) -> None:
     assert code == 0 and PRINTED in text
     code, text = printed(load_script("tools/plan.py"), *plan, "--set", f"{NAME}=1")
     assert code == 1 and PRINTED in text
-    code, text = printed(load_script("tools/plan.py"), *plan, "--json", tmp_path / NAME / "none")
+    code, text = printed(load_script("tools/plan.py"), *plan, "--json", place)
     assert code == 1 and PRINTED in text
     dry = ["--dry-run", "--architecture", "apriel-15b", "--world-size", 64, f"mixture.0.corpus={label}"]
     code, text = printed(trainer, place, *dry)
