@@ -95,11 +95,16 @@ def _begin(shared: Any, parent: int) -> None:
 def end_with_parent(parent: int, number: int) -> None:
     """Have the kernel send this process a signal when its parent dies; where it cannot, nothing happens.
 
+    The signal has its default effect from now on. A handler of the parent's would note it, and what it noted would be
+    lost where this process becomes another program.
+
     Args:
         parent: the process that started this one: it may have died before this.
         number: of the signal.
     """
     with suppress(OSError, AttributeError):  # Linux only
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, number)
         if os.getppid() != parent:
             os.kill(os.getpid(), number)

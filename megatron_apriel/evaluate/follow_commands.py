@@ -74,18 +74,27 @@ def run(command: Sequence[str]) -> int:
     """Run a command with its output shown; its exit code. It ends with this process."""
     say("", f"$ {shlex.join(command)}")
     own = os.getpid()
-    with subprocess.Popen(
+    # Not as a context, which waits for the command's own end where a signal comes before the block below: without one
+    # the command ends with this process.
+    process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, preexec_fn=lambda: end_with_parent(own, signal.SIGTERM)
-    ) as process:
-        try:
-            return process.wait()
-        except BaseException:
-            # A signal to this process alone: the command ends what it has started.
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_ENDING_SECONDS)
-            process.kill()
-            raise
+    )
+    try:
+        return process.wait()
+    except BaseException:
+        # A signal to this process alone.
+        _end(process)
+        raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let a command end what it has started; another signal to this process does not cut that short."""
+    process.terminate()
+    end = time.monotonic() + _ENDING_SECONDS
+    while process.poll() is None and (left := end - time.monotonic()) > 0:
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt, SystemExit):
+            process.wait(left)
+    process.kill()
 
 
 @contextmanager

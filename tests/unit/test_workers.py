@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -52,6 +53,26 @@ def test_a_process_whose_parent_is_gone_already_ends_too() -> None:
         process.start()
         process.join()
     assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
+
+
+def test_a_process_that_becomes_another_program_ends_with_its_parent() -> None:
+    """Also where its parent dies before it has: the parent's handler, which it still has, does not take the signal."""
+    reading, writing = os.pipe()
+    if not (parent := os.fork()):
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        own = os.getpid()
+        if not os.fork():
+            end_with_parent(own, signal.SIGTERM)
+            os.write(writing, b"ready")
+            time.sleep(60)
+            os._exit(0)
+        os.read(reading, 5)
+        os._exit(0)
+    os.waitpid(parent, 0)
+    os.close(writing)
+    began = time.monotonic()
+    assert os.read(reading, 1) == b"" and time.monotonic() - began < 30  # nobody can write any more
+    os.close(reading)
 
 
 def test_only_a_few_tasks_are_under_way() -> None:
