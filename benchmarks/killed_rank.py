@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.logs import log_folder
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT, places
@@ -243,23 +244,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": arguments.model, "parallel": arguments.parallel, "limit": arguments.limit,
     }  # fmt: skip
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="killed_rank-", dir=arguments.directory) as scratch:
-        root, logs = Path(scratch), Path(tempfile.mkdtemp(prefix="benchmark-"))
+    with (
+        log_folder() as logs,
+        tempfile.TemporaryDirectory(prefix="killed_rank-", dir=arguments.directory) as scratch,
+    ):
+        root = Path(scratch)
         make(root, sizes, arguments.layers)
         stage, batch = root / "stage.yaml", gpus * sizes.length
         stage.write_text(STAGE.format(root=root, length=sizes.length, batch=batch, tokens=batch * STEPS), "utf-8")
         compute = "bf16" if torch.cuda.is_available() else "fp32"
         overrides = [f"parallel={arguments.parallel}", f"precision={{compute: {compute}}}"]
         for launcher in launchers:
-            one = lose_a_rank(stage, root / launcher, overrides, gpus, launcher, arguments.limit, logs)
+            one = lose_a_rank(stage, root / launcher, overrides, gpus, launcher, arguments.limit, logs.folder)
             print(one, file=sys.stderr, flush=True)
             found.append(one)
+            logs.wanted |= one["seconds"] >= arguments.limit  # its other ranks did not end
             # Kept after each: what is interrupted has cost device time all the same.
             path = write(arguments.output, record | {"found": found}, page(record | {"found": found}), begun)
-        found[-1]["resumed"] = resumed(stage, root / launchers[-1], overrides, gpus, logs)
+        found[-1]["resumed"] = resumed(stage, root / launchers[-1], overrides, gpus, logs.folder)
     path = write(arguments.output, record | {"found": found}, page(record | {"found": found}), begun)
     print_table("a killed rank", HEADINGS, [row(one, arguments.limit) for one in found])
-    print(f"{path}.json and .md; logs in {logs}")
+    print(f"{path}.json and .md")
     return ExitCode.OK
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.logs import log_folder
 from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import Processes
 from benchmarks.report import Page, Record, markdown, write
@@ -76,9 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return wrong_usage(error)
     begun = datetime.datetime.now(datetime.UTC)
-    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     sizes = SIZES[:2] if arguments.tiny else SIZES
-    result = Processes("benchmarks.measure_links", "links", {"sizes": sizes}, logs, gpus).run(300)
+    with log_folder() as logs:
+        result = Processes("benchmarks.measure_links", "links", {"sizes": sizes}, logs.folder, gpus).run(300)
+        logs.wanted = isinstance(result, str)
     if isinstance(result, str):
         print(f"failed: {result}", file=sys.stderr)
         return ExitCode.FAILED

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.cases import batches, workload
+from benchmarks.logs import log_folder
 from benchmarks.measure import WARM_UP_STEPS
 from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.report import GIB, Page, Record, write
@@ -145,23 +144,24 @@ def _finish(
 ) -> int:
     """Measure the plan, keep what was found after every measurement, and show it; 0 if none failed."""
     begun = datetime.datetime.now(datetime.UTC)
-    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     rows: list[Row] = []
     machine: dict[str, Any] = {"device": device()}
     spreads = [spread for spread, _ in plan]
     gpus = max(spread.gpus for spread in spreads)
     path = arguments.output
-    measuring = measure_spreads(spreads, arguments.steps, logs, arguments.budget, arguments.limit)
-    for (found, environment), (_, said) in zip(measuring, plan, strict=True):
-        rows.append((found, said))
-        machine = environment or machine
-        record = {
-            **facts(benchmark, arguments.commit, machine, begun, gpus),
-            "timing": f"median of {arguments.steps} steps after {WARM_UP_STEPS}", "measurements": recorded(rows),
-        }  # fmt: skip
-        path = write(arguments.output, record, page(record), begun)
+    with log_folder() as logs:
+        measuring = measure_spreads(spreads, arguments.steps, logs.folder, arguments.budget, arguments.limit)
+        for (found, environment), (_, said) in zip(measuring, plan, strict=True):
+            rows.append((found, said))
+            logs.wanted |= found.status == "failed"
+            machine = environment or machine
+            record = {
+                **facts(benchmark, arguments.commit, machine, begun, gpus),
+                "timing": f"median of {arguments.steps} steps after {WARM_UP_STEPS}", "measurements": recorded(rows),
+            }  # fmt: skip
+            path = write(arguments.output, record, page(record), begun)
     print_table(page(record).title, headings, rows_of(rows))
     for line in remarks(rows):
         print(line)
-    print(f"{path}.json and .md; logs in {logs}")
-    return ExitCode.FAILED if any(found.status == "failed" for found, _ in rows) else ExitCode.OK
+    print(f"{path}.json and .md")
+    return ExitCode.FAILED if logs.wanted else ExitCode.OK

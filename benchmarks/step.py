@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES
+from benchmarks.logs import log_folder
 from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.processes import Planned, measure_all
 from benchmarks.report import write
@@ -133,23 +133,24 @@ def main(argv: list[str] | None = None) -> int:
             print(planned.title)
         return ExitCode.OK
     begun = datetime.datetime.now(datetime.UTC)
-    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     measurements: list[dict[str, Any]] = []
     environment: dict[str, Any] = {"device": device()}
     path = arguments.output
     options = {"steps": arguments.steps, "tiny": arguments.tiny}
-    for result in measure_all(plan, options, logs, arguments.budget, arguments.limit):
-        measurements.append(result["measurement"])
-        # Kept after every measurement: what is interrupted has cost device time all the same.
-        environment = result.get("environment") or environment
-        record = {
-            **facts("step", arguments.commit, environment, begun), "steps": arguments.steps,
-            "measurements": measurements,
-        }  # fmt: skip
-        path = write(arguments.output, record, page(record), begun)
+    with log_folder() as logs:
+        for result in measure_all(plan, options, logs.folder, arguments.budget, arguments.limit):
+            measurements.append(result["measurement"])
+            logs.wanted |= result["measurement"]["status"] == "failed"
+            # Kept after every measurement: what is interrupted has cost device time all the same.
+            environment = result.get("environment") or environment
+            record = {
+                **facts("step", arguments.commit, environment, begun), "steps": arguments.steps,
+                "measurements": measurements,
+            }  # fmt: skip
+            path = write(arguments.output, record, page(record), begun)
     _show([Measurement.from_json(values) for values in measurements])
-    print(f"{path}.json and .md; logs in {logs}")
-    return ExitCode.FAILED if any(one["status"] == "failed" for one in measurements) else ExitCode.OK
+    print(f"{path}.json and .md")
+    return ExitCode.FAILED if logs.wanted else ExitCode.OK
 
 
 if __name__ == "__main__":

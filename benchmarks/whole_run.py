@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.logs import log_folder
 from benchmarks.measure import environment
 from benchmarks.options import add_output_options
 from benchmarks.processes import ROOT
@@ -192,7 +193,7 @@ def largest_difference(first: Sequence[dict[str, Any]], second: Sequence[dict[st
     return max(abs(again[step] - losses[step]) / losses[step] for step in both)
 
 
-def _runs(root: Path, arguments: argparse.Namespace, gpus: int, sizes: Sizes) -> dict[str, Any]:
+def _runs(root: Path, logs: Path, arguments: argparse.Namespace, gpus: int, sizes: Sizes) -> dict[str, Any]:
     begun = time.perf_counter()
     make(root, sizes, arguments.layers)
     print(f"model and corpora made in {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
@@ -200,7 +201,6 @@ def _runs(root: Path, arguments: argparse.Namespace, gpus: int, sizes: Sizes) ->
     text = STAGE.format(root=root, length=sizes.length, batch=batch, tokens=batch * STEPS)
     (root / "stage.yaml").write_text(text, encoding="utf-8")
     common = [f"precision={{compute: {'bf16' if torch.cuda.is_available() else 'fp32'}, fp8: {arguments.precision}}}"]
-    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     first = train(root, logs, gpus, f"parallel={arguments.first}", *common)
     checkpoints = root / "run" / "checkpoints"
     size = sum(file.stat().st_size for file in (checkpoints / "step_00000004").rglob("*") if file.is_file())
@@ -241,8 +241,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.tiny:
         sizes = Sizes("tiny", 256, (96, 64), 60, 60)
     begun = datetime.datetime.now(datetime.UTC)
-    with tempfile.TemporaryDirectory(prefix="whole_run-", dir=arguments.directory) as scratch:
-        found = _runs(Path(scratch), arguments, gpus, sizes)
+    with (
+        log_folder() as logs,
+        tempfile.TemporaryDirectory(prefix="whole_run-", dir=arguments.directory) as scratch,
+    ):
+        found = _runs(Path(scratch), logs.folder, arguments, gpus, sizes)
     record = {
         **facts("whole_run", arguments.commit, environment(), begun, gpus), "layers": arguments.layers,
         "precision": arguments.precision, **found,

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -278,6 +279,21 @@ def test_a_measurement_that_fails_does_not_end_those_that_share_its_processes(
         ["bf16", "delayed"],
         ["tensorwise", "blockwise"],
     ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_logs_are_left_where_a_measurement_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    monkeypatch.setattr(Stub, "started", [])
+    monkeypatch.setattr("benchmarks.spread.Processes", Stub)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if fails:
+        monkeypatch.setattr(Stub, "run", lambda self, limit: self.reason())
+    options = ["--tiny", "--gpus=1", "--gpu=h200", "--layers=2"]
+    assert scaling.main([*options, f"--output={tmp_path / 'results'}"]) == int(fails)
+    left = list(tmp_path.glob("benchmark-*"))
+    assert len(left) == int(fails) and all(f"logs in {folder}\n" in capsys.readouterr().err for folder in left)
 
 
 def test_the_plan_for_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:

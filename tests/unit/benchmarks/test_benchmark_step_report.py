@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,8 +170,12 @@ def test_one_measurement_on_the_cpu(tmp_path: Path) -> None:
         "1",
     ]
     chosen = ["--subjects", "ours-bf16,megatron-bf16", "--output", str(tmp_path)]
-    done = subprocess.run([*command, *chosen], cwd=root, capture_output=True, text=True, check=False)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    place = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run([*command, *chosen], cwd=root, env=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert not list(temporary.glob("benchmark-*"))
     (written,) = tmp_path.glob("step-*.json")
     record = json.loads(written.read_text())
     status = [(one["subject"], one["layers"], one["status"]) for one in record["measurements"]]
