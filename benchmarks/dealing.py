@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import CASES, real_lengths
-from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
-from benchmarks.spread_cli import PRECISIONS, add_common_options, measure, workload_of
-from benchmarks.spread_report import DEALING_HEADINGS, dealing_rows, page_of
-from megatron_apriel.command_line import CommandLine, chosen
+from benchmarks.spread_cli import PRECISIONS, SpreadBenchmark, workload_of
+from benchmarks.spread_report import DEALING_HEADINGS, dealing_rows
+from megatron_apriel.command_line import chosen
 from megatron_apriel.config.choices import DEALINGS
 from megatron_apriel.errors import run_command
 from megatron_apriel.planning.hardware import Hardware
@@ -34,15 +32,11 @@ examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
-    what = parser.add_argument_group("what is measured")
+def _add_options(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--case", choices=CASES, default="32768-real", help="kind of sequences (%(default)s)")
     what.add_argument("--layers", type=int, default=4, metavar="N", help="decoder layers of the slice (%(default)s)")
     what.add_argument("--micro-batches", type=int, default=4, metavar="N", help="of each GPU in a step (%(default)s)")
     what.add_argument("--different-steps", type=int, default=6, metavar="N", help="of other sequences (%(default)s)")
-    add_common_options("dealing", parser, what)
-    return parser
 
 
 def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple[Spread, Prediction]]:
@@ -57,22 +51,28 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
     return plan
 
 
-def page(record: Record) -> Page:
-    """What this benchmark says of a record."""
+def _documents() -> str:
     lengths = sorted(real_lengths())
-    documents = (
+    return (
         f"{len(lengths):,} documents of {sum(lengths) / 1e6:.1f} M tokens: half have less than"
         f" {lengths[len(lengths) // 2]:,}, one in ten more than {lengths[len(lengths) * 9 // 10]:,}, and the longest"
         f" {lengths[-1]:,}, which is split."
     )
-    question = "How much faster is a step whose sequences are dealt evenly to data-parallel ranks?"
-    made = page_of("Dealing sequences to ranks", question, record, DEALING_HEADINGS, dealing_rows)
-    return Page(made.title, made.question, made.configuration, made.measured, f"{made.body}\n\n{documents}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if no measurement failed."""
-    return measure("dealing", _parser().parse_args(argv), _plan, page, DEALING_HEADINGS, dealing_rows)
+BENCHMARK = SpreadBenchmark(
+    name="dealing",
+    title="Dealing sequences to ranks",
+    question="How much faster is a step whose sequences are dealt evenly to data-parallel ranks?",
+    description=__doc__,
+    examples=EXAMPLES,
+    add_options=_add_options,
+    planned=_plan,
+    headings=DEALING_HEADINGS,
+    rows_of=dealing_rows,
+    below=_documents,
+)
+page, main = BENCHMARK.page, BENCHMARK.main
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -16,11 +15,10 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import STAGES
-from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
-from benchmarks.spread_cli import PRECISIONS, add_common_options, measure, workload_of
-from benchmarks.spread_report import LAYOUT_HEADINGS, layout_rows, page_of
-from megatron_apriel.command_line import CommandLine, above_zero, chosen
+from benchmarks.spread_cli import PRECISIONS, SpreadBenchmark, workload_of
+from benchmarks.spread_report import LAYOUT_HEADINGS, layout_rows
+from megatron_apriel.command_line import above_zero, chosen
 from megatron_apriel.config.choices import Fp8Weights
 from megatron_apriel.config.training_sections import parse_host_share
 from megatron_apriel.config.yaml_text import parse_yaml
@@ -54,9 +52,7 @@ examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
-    what = parser.add_argument_group("what is measured")
+def _add_options(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--stages", default="cpt_stage1,cpt_stage2,sft", metavar="A,B",
                       help=f"of {', '.join(STAGES)} (default: %(default)s)")  # fmt: skip
     what.add_argument("--best", type=int, default=3, metavar="N", help="layouts of each stage (%(default)s)")
@@ -72,8 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--tokens", type=above_zero, metavar="N",
                       help="of a sequence, in place of the stage's; with few, a step is the host's time")  # fmt: skip
     what.add_argument("--sequences", type=int, default=8, metavar="N", help="of a step, over all GPUs (%(default)s)")
-    add_common_options("layouts", parser, what)
-    return parser
 
 
 def spread_of(candidate: Candidate, bare: Spread) -> Spread:
@@ -152,15 +146,18 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
     return plan
 
 
-def page(record: Record) -> Page:
-    """What this benchmark says of a record."""
-    question = "How fast do the recipe's stages train on the layouts that the plan thinks best, and does the plan hold?"
-    return page_of("Layouts of several GPUs", question, record, LAYOUT_HEADINGS, layout_rows)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if no measurement failed."""
-    return measure("layouts", _parser().parse_args(argv), _plan, page, LAYOUT_HEADINGS, layout_rows)
+BENCHMARK = SpreadBenchmark(
+    name="layouts",
+    title="Layouts of several GPUs",
+    question="How fast do the recipe's stages train on the layouts that the plan thinks best, and does the plan hold?",
+    description=__doc__,
+    examples=EXAMPLES,
+    add_options=_add_options,
+    planned=_plan,
+    headings=LAYOUT_HEADINGS,
+    rows_of=layout_rows,
+)
+page, main = BENCHMARK.page, BENCHMARK.main
 
 
 if __name__ == "__main__":

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import CASES
-from benchmarks.report import Page, Record
 from benchmarks.spread import Prediction, Spread, predicted
-from benchmarks.spread_cli import PRECISIONS, add_common_options, measure, workload_of
-from benchmarks.spread_report import SCALING_HEADINGS, page_of, scaling_rows
-from megatron_apriel.command_line import CommandLine, chosen
+from benchmarks.spread_cli import PRECISIONS, SpreadBenchmark, workload_of
+from benchmarks.spread_report import SCALING_HEADINGS, scaling_rows
+from megatron_apriel.command_line import chosen
 from megatron_apriel.errors import run_command
 from megatron_apriel.planning.hardware import Hardware
 
@@ -32,14 +30,10 @@ examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandLine(description=__doc__, epilog=EXAMPLES)
-    what = parser.add_argument_group("what is measured")
+def _add_options(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--case", choices=CASES, default="8192", help="kind of sequences (%(default)s)")
     what.add_argument("--layers", type=int, default=8, metavar="N", help="decoder layers of the slice (%(default)s)")
     what.add_argument("--micro-batches", type=int, default=8, metavar="N", help="of each GPU in a step (%(default)s)")
-    add_common_options("scaling", parser, what)
-    return parser
 
 
 def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple[Spread, Prediction]]:
@@ -53,15 +47,18 @@ def _plan(arguments: argparse.Namespace, gpus: int, gpu: Hardware) -> list[tuple
     return plan
 
 
-def page(record: Record) -> Page:
-    """What this benchmark says of a record."""
-    question = "What does data parallelism cost as GPUs of one host are added?"
-    return page_of("Scaling over GPUs", question, record, SCALING_HEADINGS, scaling_rows)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if no measurement failed."""
-    return measure("scaling", _parser().parse_args(argv), _plan, page, SCALING_HEADINGS, scaling_rows)
+BENCHMARK = SpreadBenchmark(
+    name="scaling",
+    title="Scaling over GPUs",
+    question="What does data parallelism cost as GPUs of one host are added?",
+    description=__doc__,
+    examples=EXAMPLES,
+    add_options=_add_options,
+    planned=_plan,
+    headings=SCALING_HEADINGS,
+    rows_of=scaling_rows,
+)
+page, main = BENCHMARK.page, BENCHMARK.main
 
 
 if __name__ == "__main__":

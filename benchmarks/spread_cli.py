@@ -1,4 +1,4 @@
-"""What the command lines of measurements on several GPUs share: options, what there is, running, showing, keeping."""
+"""The command line of every benchmark on several GPUs: options, what there is, running, showing, keeping."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import datetime
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from benchmarks.measure import WARM_UP_STEPS
 from benchmarks.options import add_output_options, wrong_usage
 from benchmarks.report import GIB, Page, Record, write
 from benchmarks.spread import Prediction, Spread, measure_spreads
-from benchmarks.spread_report import Row, recorded, remarks
+from benchmarks.spread_report import Row, page_of, recorded, remarks
 from benchmarks.versions import device, facts
+from megatron_apriel.command_line import CommandLine
 from megatron_apriel.config.choices import FP8_RECIPES
 from megatron_apriel.errors import ConfigError, ExitCode
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware
@@ -29,7 +31,7 @@ from megatron_apriel.planning.workload import Workload
 PRECISIONS = ("bf16", *FP8_RECIPES)
 
 
-def add_common_options(benchmark: str, parser: argparse.ArgumentParser, what: argparse._ArgumentGroup) -> None:
+def _add_common_options(benchmark: str, parser: argparse.ArgumentParser, what: argparse._ArgumentGroup) -> None:
     """Options of every such command line; ``what`` is its group of what is measured."""
     what.add_argument("--precision", default="bf16", metavar="A,B",
                       help=f"of {', '.join(PRECISIONS)} (default: %(default)s)")  # fmt: skip
@@ -108,60 +110,71 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     Console(width=None if sys.stdout.isatty() else 220).print(table)
 
 
-def measure(
-    benchmark: str,
-    arguments: argparse.Namespace,
-    planned: Callable[[argparse.Namespace, int, Hardware], list[tuple[Spread, Prediction]]],
-    page: Callable[[Record], Page],
-    headings: Sequence[str],
-    rows_of: Callable[[Sequence[Row]], list[list[str]]],
-) -> int:
-    """Do what a command line of such a benchmark asks for; 0 if no measurement failed.
+@dataclass(frozen=True)
+class SpreadBenchmark:
+    """A benchmark on several GPUs: its command line, and what it says of what it found.
 
-    Args:
-        benchmark: its name.
-        arguments: parsed.
+    Attributes:
+        name: of its file and of its results.
+        title, question: of its page.
+        description, examples: of its command line.
+        add_options: adds the options of its own to the group of what is measured.
         planned: gives what is measured, from the arguments, the number of GPUs and their kind.
-        page: what it says of a record.
-        headings, rows_of: of the table.
+        headings, rows_of: of its table.
+        below: more of its page, as Markdown.
     """
-    try:
-        plan = planned(arguments, usable_gpus(arguments), hardware_of(arguments))
-    except ConfigError as error:
-        return wrong_usage(error)
-    if arguments.dry_run:
-        return show_plan(plan)
-    return _finish(benchmark, arguments, plan, page, headings, rows_of)
 
+    name: str
+    title: str
+    question: str
+    description: str
+    examples: str
+    add_options: Callable[[argparse._ArgumentGroup], None]
+    planned: Callable[[argparse.Namespace, int, Hardware], list[tuple[Spread, Prediction]]]
+    headings: Sequence[str]
+    rows_of: Callable[[Sequence[Row]], list[list[str]]]
+    below: Callable[[], str] | None = None
 
-def _finish(
-    benchmark: str,
-    arguments: argparse.Namespace,
-    plan: Sequence[tuple[Spread, Prediction]],
-    page: Callable[[Record], Page],
-    headings: Sequence[str],
-    rows_of: Callable[[Sequence[Row]], list[list[str]]],
-) -> int:
-    """Measure the plan, keep what was found after every measurement, and show it; 0 if none failed."""
-    begun = datetime.datetime.now(datetime.UTC)
-    rows: list[Row] = []
-    machine: dict[str, Any] = {"device": device()}
-    spreads = [spread for spread, _ in plan]
-    gpus = max(spread.gpus for spread in spreads)
-    path = arguments.output
-    with log_folder() as logs:
-        measuring = measure_spreads(spreads, arguments.steps, logs.folder, arguments.budget, arguments.limit)
-        for (found, environment), (_, said) in zip(measuring, plan, strict=True):
-            rows.append((found, said))
-            logs.wanted |= found.status == "failed"
-            machine = environment or machine
-            record = {
-                **facts(benchmark, arguments.commit, machine, begun, gpus),
-                "timing": f"median of {arguments.steps} steps after {WARM_UP_STEPS}", "measurements": recorded(rows),
-            }  # fmt: skip
-            path = write(arguments.output, record, page(record), begun)
-    print_table(page(record).title, headings, rows_of(rows))
-    for line in remarks(rows):
-        print(line)
-    print(f"{path}.json and .md")
-    return ExitCode.FAILED if logs.wanted else ExitCode.OK
+    def page(self, record: Record) -> Page:
+        """What this benchmark says of a record."""
+        page = page_of(self.title, self.question, record, self.headings, self.rows_of)
+        return page if self.below is None else replace(page, body=f"{page.body}\n\n{self.below()}")
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command line; 0 if no measurement failed."""
+        parser = CommandLine(description=self.description, epilog=self.examples)
+        what = parser.add_argument_group("what is measured")
+        self.add_options(what)
+        _add_common_options(self.name, parser, what)
+        arguments = parser.parse_args(argv)
+        try:
+            plan = self.planned(arguments, usable_gpus(arguments), hardware_of(arguments))
+        except ConfigError as error:
+            return wrong_usage(error)
+        return show_plan(plan) if arguments.dry_run else self._measure(arguments, plan)
+
+    def _measure(self, arguments: argparse.Namespace, plan: Sequence[tuple[Spread, Prediction]]) -> int:
+        """Measure the plan, keep what was found after every measurement, and show it; 0 if none failed."""
+        begun = datetime.datetime.now(datetime.UTC)
+        rows: list[Row] = []
+        machine: dict[str, Any] = {"device": device()}
+        spreads = [spread for spread, _ in plan]
+        gpus = max(spread.gpus for spread in spreads)
+        path = arguments.output
+        with log_folder() as logs:
+            measuring = measure_spreads(spreads, arguments.steps, logs.folder, arguments.budget, arguments.limit)
+            for (found, environment), (_, said) in zip(measuring, plan, strict=True):
+                rows.append((found, said))
+                logs.wanted |= found.status == "failed"
+                machine = environment or machine
+                record = {
+                    **facts(self.name, arguments.commit, machine, begun, gpus),
+                    "timing": f"median of {arguments.steps} steps after {WARM_UP_STEPS}",
+                    "measurements": recorded(rows),
+                }
+                path = write(arguments.output, record, self.page(record), begun)
+        print_table(self.title, self.headings, self.rows_of(rows))
+        for line in remarks(rows):
+            print(line)
+        print(f"{path}.json and .md")
+        return ExitCode.FAILED if logs.wanted else ExitCode.OK
