@@ -3,15 +3,17 @@
 rich reads square brackets as styles and ``:name:`` as a picture, and prints control characters as they are. In a table
 of this kind every heading, title and cell is plain text, made printable.
 
-rich makes a table that is too wide fit by breaking its headings and numbers anywhere. Here lines break between words;
-where that is not enough, the columns that have no room follow in a part of their own below, with the first ones, which
-say what a row is about, repeated. A table in which none does stays in one piece.
+rich makes a table that is too wide fit by breaking its headings and numbers anywhere. Here lines break between words,
+and long words, such as paths, behind their ``/``, ``_``, ``-`` and ``.``. Where that is not enough, the columns that
+have no room follow in a part of their own below, with the first ones, which say what a row is about, repeated. A table
+in which none does stays in one piece.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -20,12 +22,15 @@ from typing import Any
 import rich.console
 import rich.table
 from rich.cells import cell_len
+from rich.console import RenderableType
 from rich.text import Text
 
 from megatron_apriel.errors import printable
 
 _LONGEST_WORD = 24
 """Letters of a word, such as a path, behind which it may be broken."""
+_PARTS = re.compile(r"[^/]*/+|[^/]+"), re.compile(r"[^_.-]*[_.-]+|[^_.-]+")
+"""Of a word, each with the separators behind it: names of a path, and where one is too long, its words."""
 
 
 class Table(rich.table.Table):
@@ -77,7 +82,29 @@ def _parts(columns: Sequence[rich.table.Column], about: int, room: int) -> Itera
     least = [_least(column) for column in columns]
     for part in _even(least, about, room):
         widths = _shared([least[place] for place in part], [wide[place] for place in part], room)
-        yield [replace(columns[place], width=width) for place, width in zip(part, widths, strict=True)]
+        yield [_narrowed(columns[place], width) for place, width in zip(part, widths, strict=True)]
+
+
+def _narrowed(column: rich.table.Column, width: int) -> rich.table.Column:
+    """A column of a width, in whose cells words that are longer have line ends behind their separators."""
+    cells: list[RenderableType] = [Text(_broken(str(cell), width)) for cell in column.cells]
+    return replace(column, width=width, _cells=cells)
+
+
+def _broken(text: str, width: int) -> str:
+    """``text`` with line ends in its words of more than ``width`` letters, where they have separators."""
+    return re.sub(r"\S+", lambda word: "\n".join(_pieces(word[0], width)), text)
+
+
+def _pieces(word: str, width: int, parts: Sequence[re.Pattern[str]] = _PARTS) -> list[str]:
+    """Few pieces of a word that have room, each ending behind a separator; what has none in it may have no room."""
+    pieces: list[str] = []
+    for part in parts[0].findall(word) if parts else [word]:
+        if pieces and cell_len(pieces[-1] + part) <= width:
+            pieces[-1] += part
+        else:
+            pieces += _pieces(part, width, parts[1:]) if parts and cell_len(part) > width else [part]
+    return pieces
 
 
 def _even(least: Sequence[int], about: int, room: int) -> list[list[int]]:

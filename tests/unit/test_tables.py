@@ -101,6 +101,29 @@ def test_long_paths_break_and_leave_room_for_figures() -> None:
     heading, row = cells_of(part)
     assert heading == ["result", "score", "95% interval"] and row[1:] == ["60.00", "30.00 to 90.00"]
     assert row[0].replace(" ", "") == path
+    assert row[0].split() == ["/scratch/somebody/runs/", "cpt_stage2/evaluations/", "step_00001000"]
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("datasets--FineVision_charts-2024.parquet", ["datasets--FineVision_", "charts-2024.parquet"]),
+        (
+            "/data/ein_sehr-langer.name/雪国雪国雪国雪国/雪国雪国",
+            ["/data/", "ein_sehr-langer.name/", "雪国雪国雪国雪国/", "雪国雪国"],
+        ),
+        ("models/nothingThatOneCouldSeparate", ["models/", "nothingThatOneCouldSepar", "ate"]),
+        ("a word/of two-parts", ["a word/of two-parts"]),
+    ],
+)
+def test_long_words_break_behind_their_separators(word: str, found: list[str]) -> None:
+    """Letter by letter only where there is none; what has room stays whole."""
+    table = figures("name", "score", "95% interval", title="t")
+    table.add_row(word, "60.00", "30.00 to 90.00")
+    assert lines_of(table, 200)[4].split("│")[1].strip() == word
+    lines = [line.split("│")[1].strip() for line in lines_of(table, 53) if line.startswith("│")]
+    assert lines == found
+    assert lines_of(table, 200)[4].split("│")[1].strip() == word, "printing changes nothing"
 
 
 def test_what_no_column_names_stays_in_one_piece() -> None:
