@@ -23,6 +23,7 @@ from megatron_apriel.terminal import note, quiet_libraries, say
 
 if TYPE_CHECKING:
     from megatron_apriel.data.corpus.prepare import PrepareSummary
+    from megatron_apriel.data.raw.problems import ProblemTally
 
 EXAMPLES = """
 examples:
@@ -55,6 +56,8 @@ roles that --map role:THEIRS=OURS can give: {roles}
 
 SHOWN_FIELDS = 50
 """Fields that were not used, listed in the summary; corpus.json has all."""
+SHOWN_PROBLEMS = 5
+"""Bad records named in the summary."""
 SHOWN_INPUTS = 20
 """Inputs listed one by one at the end; corpus.json has all."""
 
@@ -127,6 +130,10 @@ def parser() -> argparse.ArgumentParser:
         "--max-bad", type=fraction, default=0.001, metavar="F", help="tolerated share of bad records (default: 0.1%%)"
     )
     how.add_argument(
+        "--bad-records", type=Path, metavar="FILE",
+        help="list all bad records there, as JSON lines, also where too many are bad or nothing else is written",
+    )  # fmt: skip
+    how.add_argument(
         "--correct-word-pattern",
         action="store_true",
         help="split text by Tekken's word pattern where the tokenizer has the faulty one of older conversions; "
@@ -140,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
         help="keep this share of the documents, as 2%%, out of DST and write them to DST-held-out, for a stage's "
         "validation; a hash of a document's text and images decides, so copies stay together",
     )
-    how.add_argument("--overwrite", action="store_true", help="replace an existing corpus at DST")
+    how.add_argument("--overwrite", action="store_true", help="replace an existing corpus at DST, and FILE")
     how.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
     how.add_argument(
         "--show",
@@ -244,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
             pixels=arguments.max_pixels,
         ),
         max_bad=arguments.max_bad,
+        bad_records=arguments.bad_records,
         limit=arguments.limit,
         held_out=arguments.held_out,
         show=arguments.show,
@@ -318,11 +326,23 @@ def show(summary: PrepareSummary, *, written: bool) -> None:
 
 
 def _note_problems(summary: PrepareSummary, *, written: bool) -> None:
-    """The first bad records; where no corpus was written, no file of it lists the others."""
-    for problem in summary.problems.first[:5]:
+    """The first bad records, and where all of them are listed."""
+    problems = summary.problems
+    for problem in problems.first[:SHOWN_PROBLEMS]:
         note(f"bad record: {problem}")
-    if summary.problems.count > 5:
-        note(f"... and {summary.problems.count - 5:,} more{', listed in corpus.json' if written else ''}")
+    if problems.count > SHOWN_PROBLEMS:
+        note(f"... and {problems.count - SHOWN_PROBLEMS:,} more{_listed(problems, written=written)}")
+
+
+def _listed(problems: ProblemTally, *, written: bool) -> str:
+    from megatron_apriel.data.raw.problems import KEPT_PROBLEMS
+
+    if problems.listed_in is not None:
+        return f"; all are listed in {problems.listed_in}"
+    if written and problems.count <= KEPT_PROBLEMS:
+        return ", listed in corpus.json"
+    kept = f", the first {KEPT_PROBLEMS:,} of all listed in corpus.json" if written else ""
+    return f"{kept}; --bad-records FILE lists all"
 
 
 def _held_out(summary: PrepareSummary) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_apriel.data.corpus.bad_records import bad_records_in, check_list
 from megatron_apriel.data.corpus.chat import exported_template_digest
 from megatron_apriel.data.corpus.format import MANIFEST_FILE, CorpusManifest, UsageRecord
 from megatron_apriel.data.corpus.held_out import HeldOutCounts, directories, note_earlier
@@ -62,6 +63,7 @@ class PrepareOptions:
         correct_words: give a tokenizer with a faulty word pattern the right one.
         limits: on what is read.
         max_bad: fraction of bad records that is tolerated.
+        bad_records: a file for all of them.
         limit: read the first so many records only; 0 means all.
         held_out: share of the documents that become a corpus of their own, beside the other.
         show: how many of the first documents the summary has in full.
@@ -79,6 +81,7 @@ class PrepareOptions:
     correct_words: bool = False
     limits: ReadLimits = DEFAULT_LIMITS
     max_bad: float = 0.001
+    bad_records: Path | None = None
     limit: int = 0
     held_out: float = 0.0
     show: int = 0
@@ -147,16 +150,19 @@ def prepare(
         inputs: files and directories, see :func:`~megatron_apriel.data.raw.files.find_inputs`.
         model: Hugging Face directory whose tokenizer and ``config.json`` the corpus is made for.
         options: see :class:`PrepareOptions`.
-        overwrite: replace an existing corpus.
+        overwrite: replace an existing corpus, and an existing list of bad records.
 
     Raises:
-        DataError: an input cannot be read or recognised, or too many records are bad; nothing is written.
+        DataError: an input cannot be read or recognised, or too many records are bad; nothing is written but the list
+            of these.
         OutputError: the destination may not be written.
     """
     found = find_inputs(inputs, options.split, options.limits, options.subset)
     places = directories(Path(destination), options.held_out) if destination is not None else []
     if destination is not None and not options.held_out:
         note_earlier(Path(destination))
+    if options.bad_records is not None:
+        check_list(options.bad_records, overwrite, [*inputs, model], places)
     with ExitStack() as outputs:
         written = [
             outputs.enter_context(whole_directory(place, overwrite, MANIFEST_FILE, [*inputs, model]))
@@ -177,7 +183,8 @@ def prepare(
             )
             with ExitStack() as files:
                 writers = [files.enter_context(CorpusWriter(directory, manifest)) for directory in written]
-                _collect(results, summary, options, table, writers)
+                with bad_records_in(options.bad_records, summary.problems):
+                    _collect(results, summary, options, table, writers)
                 usage = UsageRecord(**summary.usage.record(), passed_over=summary.passed[:KEPT_PROBLEMS])
                 counted = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
                 for writer, part in zip(writers, summary.held_out.parts(), strict=False):

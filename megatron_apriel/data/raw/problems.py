@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from megatron_apriel.errors import DataError
 
@@ -67,12 +68,16 @@ class ProblemTally:
         count: bad ones among them.
         first: the first ``KEPT_PROBLEMS`` problems.
         files: bad records per file.
+        write: takes every bad record, where there is a file for all of them.
+        listed_in: that file.
     """
 
     records: int = 0
     count: int = 0
     first: list[Problem] = field(default_factory=list)
     files: Counter[str] = field(default_factory=Counter)
+    write: Callable[[Problem], None] | None = None
+    listed_in: Path | None = None
 
     def add(self, file: str, problem: Problem) -> None:
         """Count one bad record of ``file``."""
@@ -80,16 +85,19 @@ class ProblemTally:
         self.files[file] += 1
         if len(self.first) < KEPT_PROBLEMS:
             self.first.append(problem)
+        if self.write is not None:
+            self.write(problem)
 
     def check(self, tolerated: float) -> None:
         """Raise DataError if more than the fraction ``tolerated`` of the records is bad."""
         if self.count <= tolerated * self.records:
             return
+        way = "--bad-records FILE lists all" if self.listed_in is None else f"{self.listed_in} lists all"
         listed = "\n    ".join(map(str, self.first[:5]))
         files = ", ".join(f"{file} ({count})" for file, count in self.files.most_common(3))
         raise DataError(
             f"{self.count} of {self.records} records are bad ({self.count / self.records:.3%}), "
             f"more than the tolerated {tolerated:.3%}; no corpus was written.\n    {listed}",
-            f"Most are in: {files}.",
+            f"Most are in: {files}; {way}.",
             "Correct the records or the options (--format, --map, --ignore, --image-root), or raise --max-bad.",
         )

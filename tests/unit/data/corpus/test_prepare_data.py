@@ -177,7 +177,7 @@ def test_no_file_is_named_where_none_is_written(prepare_data, with_bad_records, 
     options = ("--workers", "1", "--max-bad", "60%", *option)
     assert prepare_data("--input", file, "--model", model, *options) == 0
     printed = capsys.readouterr().err
-    assert "... and 2 more\n" in printed and "corpus.json" not in printed
+    assert "... and 2 more; --bad-records FILE lists all\n" in printed and "corpus.json" not in printed
 
 
 def test_too_many_bad_records_leave_nothing(with_bad_records, model, tmp_path):
