@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ The answer of every sample is found again before it is written: from its finishe
 what annotations say of a photograph, from these alone. The same seed gives the same samples with any number of workers,
 and more samples continue fewer. See docs/visual_tasks.md.
 """
+SHOWN = 5
+"""Of a kind of remark, as about images that cannot be used."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     destination = None if arguments.dry_run else arguments.destination
     summary = generate(destination, arguments.images, options, arguments.annotations, overwrite=arguments.overwrite)
-    _show(summary)
+    _show(summary, written=not arguments.dry_run)
     if arguments.dry_run:
         say(f"dry run: {arguments.destination} was not written; {arguments.samples:,} samples were asked for")
     else:
@@ -132,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     return ExitCode.OK
 
 
-def _show(summary: Summary) -> None:
+def _show(summary: Summary, *, written: bool) -> None:
     """Print what was found and made."""
     from megatron_apriel.tables import Table, standard_output
 
@@ -147,12 +150,20 @@ def _show(summary: Summary) -> None:
         table.add_row(*name.split(" "), f"{count:,}", f"{again:,}")
     standard_output().print(table, soft_wrap=True)
     say(f"{sum(summary.made.values()):,} samples with {summary.pictures:,} pictures; {_checked(summary)}")
-    for problem in summary.wrong[:5]:
-        note(f"drawn again: {problem}")
-    for file, problem in sorted(summary.unusable.items())[:5]:
-        note(f"unusable image: {file} {problem}")
-    if len(summary.unusable) > 5:
-        note(f"... and {len(summary.unusable) - 5:,} more, listed in manifest.json")
+    _note_first("drawn again", summary.wrong, written=written)
+    unusable = [f"{file} {problem}" for file, problem in sorted(summary.unusable.items())]
+    _note_first("unusable image", unusable, written=written)
+
+
+def _note_first(what: str, found: Sequence[str], *, written: bool) -> None:
+    """The first few, and where more of them are listed: in the manifest, if one was written."""
+    from megatron_apriel.data.visual_tasks.summary import KEPT
+
+    for one in found[:SHOWN]:
+        note(f"{what}: {one}")
+    if len(found) > SHOWN:
+        kept = "" if len(found) <= KEPT else f"the first {KEPT:,} of all "
+        note(f"... and {len(found) - SHOWN:,} more{f', {kept}listed in manifest.json' if written else ''}")
 
 
 def _checked(summary: Summary) -> str:

@@ -11,7 +11,8 @@ from megatron_apriel.data.visual_tasks.generator import Made
 from megatron_apriel.data.visual_tasks.options import Options
 from megatron_apriel.data.visual_tasks.refusals import WrongAnswer
 
-_KEPT = 1000  # problems listed one by one
+KEPT = 1000
+"""Unusable files that a manifest lists one by one, and samples that were drawn again."""
 _WRONG_AT_MOST = 10  # samples whose check fails, before their share counts
 
 
@@ -98,13 +99,13 @@ class Summary:
                 "usable": self.usable,
                 "other_files": self.others,
                 "unusable": len(self.unusable),
-                "first_unusable": dict(sorted(self.unusable.items())[:_KEPT]),
+                "first_unusable": dict(sorted(self.unusable.items())[:KEPT]),
                 "annotated": self.annotated,
                 "annotation_problems": self.annotation_problems,
             },
             "made": {"samples": options.samples, "pictures": self.pictures, "tasks": dict(sorted(tasks.items()))},
             "variants": dict(sorted(self.made.items())),
             "rejected": dict(sorted(self.rejected.items())),
-            "wrong": {"samples": len(self.wrong), "first": self.wrong[:_KEPT]},
+            "wrong": {"samples": len(self.wrong), "first": self.wrong[:KEPT]},
             "left_out": self.left_out,
         }

@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
+from megatron_apriel.data.visual_tasks import summary as summary_module
 from megatron_apriel.data.visual_tasks.difficulty import Range
 from megatron_apriel.data.visual_tasks.generate import generate, prepare_generator
 from megatron_apriel.data.visual_tasks.options import Options
@@ -163,6 +164,25 @@ def test_damaged_images_are_passed_over_counted_and_named(tool, folder, tmp_path
     used = {name for record in records_of(tmp_path / "out") for name in record["sources"]}
     assert not used & {"empty.jpg", "text.png", "tiny.png", "truncated.png"}
     assert "truncated.png" in capsys.readouterr().err
+
+
+def test_where_all_unusable_images_are_listed_is_said_only_of_what_lists_them(
+    tool, folder, tmp_path, capsys, monkeypatch
+):
+    images = damaged_folder(folder, tmp_path / "photographs", 9)
+    for number in range(3):
+        (images / f"empty{number}.jpg").write_bytes(b"")
+    options = (images, "--samples", 2, "--workers", 1, "--tasks", "count")
+    assert run(tool, tmp_path / "out", *options, "--dry-run") == 0
+    printed = capsys.readouterr().err
+    assert printed.count("unusable image: ") == 5 and "... and 2 more\n" in printed and "manifest" not in printed
+    assert run(tool, tmp_path / "out", *options) == 0
+    assert "... and 2 more, listed in manifest.json\n" in capsys.readouterr().err
+    monkeypatch.setattr(summary_module, "KEPT", 6)
+    assert run(tool, tmp_path / "out", *options, "--overwrite") == 0
+    assert "... and 2 more, the first 6 of all listed in manifest.json\n" in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert len(manifest["images"]["first_unusable"]) == 6 and manifest["images"]["unusable"] == 7
 
 
 def test_a_name_that_is_not_utf8_is_passed_over(tool, folder, tmp_path):
