@@ -1,5 +1,5 @@
 """Values as people write them, in files and arguments: ``4M`` tokens, ``10%``, ``5GB``, ``${DATA_ROOT:-data}/text``;
-and as they read them: ``1.50 GiB``, ``92.2 GFLOP``.
+and as they read them: ``1.50 GiB``, ``92.2 GFLOP``, ``1 image``.
 
 What an environment variable brings into a path may be a secret. The path is then used as it is and spelled as the file
 spells it, ``${DATA_ROOT}/text``: in the configuration written down, and in what is printed.
@@ -92,6 +92,11 @@ def size(number: float) -> str:
 def flop(number: float) -> str:
     """Floating-point operations as a person reads them: ``92.2 GFLOP``."""
     return _in_unit(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"), 1000)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """So many of something: ``1 image``, ``1,200 images``; ``many`` where more than one is not ``one`` with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def short(number: float) -> str:

@@ -16,6 +16,7 @@ from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.run_directory import is_checkpoint
 from megatron_apriel.formats.sidecars import CONFIG
 from megatron_apriel.outputs import check_destination
+from megatron_apriel.quantities import counted
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average import AveragePlan, Distances, average, plan_average
 from megatron_apriel.surgery.average_inputs import AverageInput
@@ -127,7 +128,8 @@ def _weights(arguments: argparse.Namespace, inputs: int) -> tuple[float, ...] | 
         return None
     if len(arguments.weights) != inputs:
         raise ConfigError(
-            f"--weights has {len(arguments.weights)} numbers for {inputs} checkpoints.", fix="Give one each."
+            f"--weights has {counted(len(arguments.weights), 'number')} for {counted(inputs, 'checkpoint')}.",
+            fix="Give one each.",
         )
     if not all(math.isfinite(weight) and weight > 0 for weight in arguments.weights):
         shown = " ".join(f"{weight:g}" for weight in arguments.weights)
@@ -145,7 +147,7 @@ def _print_plan(plan: AveragePlan, console: Console) -> None:
         table.add_row(f"{number + 1}  {given.label}", weight)
     console.print(table)
     tensors = sum(len(shard.tensors) for shard in plan.shards)
-    say(f"{tensors} tensors, {plan.size:,} bytes, in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}")
+    say(f"{counted(tensors, 'tensor')}, {counted(plan.size, 'byte')}, in {counted(len(plan.shards), 'file')}")
 
 
 def _print_distances(plan: AveragePlan, distances: Distances, console: Console) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ConfigError, run_command
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import quiet_libraries, say
 
 EXAMPLES = """
@@ -92,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         correct_words=arguments.correct_word_pattern,
     )
     tensors, parameters = len(conversion.weights.table), conversion.architecture.parameters
-    say(f"{arguments.checkpoint}: {conversion.weights.description}, {tensors} tensors, {parameters:,} parameters")
+    held = f"{counted(tensors, 'tensor')}, {counted(parameters, 'parameter')}"
+    say(f"{arguments.checkpoint}: {conversion.weights.description}, {held}")
     if conversion.weights.skipped:
         say(f"left out, because they follow from the config: {', '.join(conversion.weights.skipped)}")
     say(f"{arguments.destination}: {to}, {conversion.size:,} bytes of tensors")

@@ -18,6 +18,7 @@ from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.generate.engines.table import ENGINES
 from megatron_apriel.locks import HeldError, lock_directory
 from megatron_apriel.outputs import terminating_signals_raise
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note, say
 
 if TYPE_CHECKING:
@@ -332,7 +333,8 @@ def _report(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argp
             if gain is not None:
                 differences[name][row.name] = gain
             if both < row.items:
-                unpaired.append(f"{row.title}: {both:,} of {row.items:,} items are asked and scored alike in {name}.")
+                alike = f"{both:,} of {counted(row.items, 'item')} {'is' if both == 1 else 'are'}"
+                unpaired.append(f"{row.title}: {alike} asked and scored alike in {name}.")
     gains = {}
     for benchmark in benchmarks:
         if benchmark.blind in rows and (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from megatron_apriel.command_line import CommandLine, above_zero, count_above_zero, fraction, number_list, word_list
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import ExitCode, run_command
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note, say
 
 if TYPE_CHECKING:
@@ -129,9 +130,10 @@ def main(argv: list[str] | None = None) -> int:
     summary = generate(destination, arguments.images, options, arguments.annotations, overwrite=arguments.overwrite)
     _show(summary, written=not arguments.dry_run)
     if arguments.dry_run:
-        say(f"dry run: {arguments.destination} was not written; {arguments.samples:,} samples were asked for")
+        asked_for = counted(arguments.samples, "sample was", "samples were")
+        say(f"dry run: {arguments.destination} was not written; {asked_for} asked for")
     else:
-        say(f"wrote {arguments.samples:,} samples to {arguments.destination}")
+        say(f"wrote {counted(arguments.samples, 'sample')} to {arguments.destination}")
     return ExitCode.OK
 
 
@@ -139,9 +141,10 @@ def _show(summary: Summary, *, written: bool) -> None:
     """Print what was found and made."""
     from megatron_apriel.tables import Table, standard_output
 
-    say(f"images: {summary.usable:,} of {summary.files:,} files can be used; {summary.others:,} other files")
+    usable = f"{summary.usable:,} of {counted(summary.files, 'file')}"
+    say(f"images: {usable} can be used; {counted(summary.others, 'other file')}")
     if summary.annotated:
-        say(f"annotations: of {summary.annotated:,} images")
+        say(f"annotations: of {counted(summary.annotated, 'image')}")
     for reason, count in summary.annotation_problems.items():
         note(f"  passed over: {count:,} {reason}")
     table = Table("task", "variant", "samples", "drawn again")
@@ -149,7 +152,8 @@ def _show(summary: Summary, *, written: bool) -> None:
         again = sum(number for reason, number in summary.rejected.items() if reason.startswith(f"{name}: "))
         table.add_row(*name.split(" "), f"{count:,}", f"{again:,}")
     standard_output().print(table, soft_wrap=True)
-    say(f"{sum(summary.made.values()):,} samples with {summary.pictures:,} pictures; {_checked(summary)}")
+    made = counted(summary.made.total(), "sample")
+    say(f"{made} with {counted(summary.pictures, 'picture')}; {_checked(summary)}")
     _note_first("drawn again", summary.wrong, written=written)
     unusable = [f"{file} {problem}" for file, problem in sorted(summary.unusable.items())]
     _note_first("unusable image", unusable, written=written)
@@ -173,8 +177,10 @@ def _checked(summary: Summary) -> str:
     marked = {f"{variant.task} {variant.name}" for variant in VARIANTS if variant.annotated}
     annotated = sum(count for name, count in summary.made.items() if name in marked)
     drawn = sum(summary.made.values()) - annotated
-    parts = [f"{drawn:,} answers were found again in the finished pictures"] if drawn or not annotated else []
-    parts += [f"{annotated:,} were compared with the annotations alone"] if annotated else []
+    parts = []
+    if drawn or not annotated:
+        parts.append(f"{counted(drawn, 'answer was', 'answers were')} found again in the finished pictures")
+    parts += [f"{counted(annotated, 'was', 'were')} compared with the annotations alone"] if annotated else []
     return ", ".join(parts)
 
 

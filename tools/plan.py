@@ -21,6 +21,7 @@ from megatron_apriel.planning.layouts import Candidates, candidates
 from megatron_apriel.planning.plan_tables import misses, ranking, stage_row, stages_table, states_table
 from megatron_apriel.planning.plan_words import further_settings, hours_of, nothing_fits, record, yaml_lines
 from megatron_apriel.planning.workload import Workload
+from megatron_apriel.quantities import counted
 from megatron_apriel.tables import Table, standard_output
 from megatron_apriel.terminal import say
 
@@ -102,7 +103,8 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
     if missing:
         console.print(misses(missing[:5]))
     say(
-        f"{len(fitting)} layouts fit, {len(missing)} do not, {len(found.refused)} cannot run"
+        f"{counted(len(fitting), 'layout fits', 'layouts fit')}, {counted(len(missing), 'does', 'do')} not, "
+        f"{len(found.refused)} cannot run"
         f"{'' if arguments.show_refused or not found.refused else ' (--show-refused says why)'}."
     )
     if arguments.show_refused:
@@ -114,7 +116,9 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
             " not read. Give tokens=..., or count them with python -m megatron_apriel.train STAGE.yaml --dry-run."
         )
     if fitting:
-        cost = "" if config.tokens is None else f", {hours_of(fitting[0])} GPU-hours for {config.steps:,} steps"
+        cost = ""
+        if config.tokens is not None:
+            cost = f", {hours_of(fitting[0])} GPU-hours for {counted(config.steps, 'step')}"
         say("", f"The fastest{cost}:", "")
         say(*yaml_lines(fitting[0]).split("\n"))
         words = further_settings(fitting[0], config)

@@ -19,6 +19,7 @@ from megatron_apriel.data.raw.reading import parse_reading
 from megatron_apriel.data.raw.records import FORMATS
 from megatron_apriel.data.raw.shapes import SHAPES
 from megatron_apriel.errors import run_command
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note, quiet_libraries, say
 
 if TYPE_CHECKING:
@@ -321,7 +322,7 @@ def show(summary: PrepareSummary, *, written: bool) -> None:
     if summary.passed:
         note(_passed_over(summary.passed))
     if usage.marked:
-        note(f"{usage.marked:,} documents say which of their words are learned: use loss: responses")
+        note(f"{counted(usage.marked, 'document says', 'documents say')} which words are learned: use loss: responses")
     _note_problems(summary, written=written)
 
 
@@ -348,7 +349,7 @@ def _listed(problems: ProblemTally, *, written: bool) -> str:
 def _held_out(summary: PrepareSummary) -> str:
     held_out = summary.held_out
     share = held_out.documents / summary.documents
-    return f"{held_out.documents:,} documents ({share:.2%}), {held_out.tokens:,} tokens"
+    return f"{counted(held_out.documents, 'document')} ({share:.2%}), {counted(held_out.tokens, 'token')}"
 
 
 def _passed_over(paths: Sequence[str]) -> str:
@@ -357,16 +358,20 @@ def _passed_over(paths: Sequence[str]) -> str:
     listed += f" and {len(others) - SHOWN_INPUTS:,} more" if len(others) > SHOWN_INPUTS else ""
     said = f"files of the directories that were passed over: {len(others):,}" + (f" ({listed})" if listed else "")
     pictures = len(paths) - len(others)
-    return said + (f"; {pictures:,} pictures are read where records name them" if pictures else "")
+    return said + (
+        f"; {counted(pictures, 'picture is', 'pictures are')} read where records name them" if pictures else ""
+    )
 
 
 def _reasoning(summary: PrepareSummary) -> str:
     usage = summary.usage
-    parts = [f"{usage.reasoning:,} documents"]
+    parts = [counted(usage.reasoning, "document")]
     if usage.hidden_reasoning:
-        parts.append(f"{usage.hidden_reasoning:,} earlier turns had some, which is not shown")
+        parts.append(f"{counted(usage.hidden_reasoning, 'earlier turn')} had some, which is not shown")
     if usage.unrecognised:
-        parts.append(f"{usage.unrecognised:,} documents look as if theirs was not recognised")
+        parts.append(
+            f"{counted(usage.unrecognised, 'document looks', 'documents look')} as if theirs was not recognised"
+        )
     return "; ".join(parts)
 
 

@@ -11,6 +11,7 @@ from megatron_apriel.command_line import CommandLine, bytes_above_zero
 from megatron_apriel.errors import ExitCode, run_command
 from megatron_apriel.formats.word_pattern import name_word_fault
 from megatron_apriel.outputs import check_destination
+from megatron_apriel.quantities import counted
 from megatron_apriel.surgery.layer_maps import MAP_NAMES, layer_map
 from megatron_apriel.surgery.models import GivenModel
 from megatron_apriel.surgery.upscale import UpscalePlan, plan_upscale, upscale
@@ -108,11 +109,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _say_plan(plan: UpscalePlan) -> None:
     layers = plan.layers
-    say(f"{plan.model.num_layers} -> {len(layers.originals)} layers, map {layers.name}, init {plan.initialisation}")
+    say(
+        f"{plan.model.num_layers} -> {counted(len(layers.originals), 'layer')}, map {layers.name}, "
+        f"init {plan.initialisation}"
+    )
     copied = [original for original, is_copy in zip(layers.originals, layers.copies, strict=True) if is_copy]
     if copied:
         say(f"copies of layer {', '.join(map(str, copied))}")
-    say(f"{len(plan.origins)} tensors, {plan.size:,} bytes, in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}")
+    say(f"{counted(len(plan.origins), 'tensor')}, {counted(plan.size, 'byte')}, in {counted(len(plan.shards), 'file')}")
 
 
 def _print_tables(plan: UpscalePlan) -> None:

@@ -24,6 +24,7 @@ from sklearn.datasets import load_sample_images
 
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.evaluate.loaders import multiple_choice
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import say
 
 LIBRARY = [
@@ -183,7 +184,7 @@ def split(records: list[dict[str, Any]], group: int = 1) -> tuple[list[dict[str,
 
 def write(file: Path, records: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    say(f"{file}: {len(records)} records")
+    say(f"{file}: {counted(len(records), 'record')}")
 
 
 def main(argv: list[str] | None = None) -> int:

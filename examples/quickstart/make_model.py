@@ -19,6 +19,7 @@ from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.outputs import whole_directory
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import say
 from megatron_apriel.testing.tokenizers import write_processor
 
@@ -37,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         write_processor(partial, architecture)
         # transformers writes its own, fuller form; published checkpoints carry this one.
         (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    say(f"{arguments.destination}: {architecture.parameters:,} parameters, {architecture.decoder.num_layers} layers")
+    layers = counted(architecture.decoder.num_layers, "layer")
+    say(f"{arguments.destination}: {counted(architecture.parameters, 'parameter')}, {layers}")
     return 0
 
 

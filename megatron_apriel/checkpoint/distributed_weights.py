@@ -26,6 +26,7 @@ from megatron_apriel.formats.megatron_parameters import parameters
 from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.formats.tensor_files import TensorSpec
 from megatron_apriel.formats.tensor_names import Form, weights
+from megatron_apriel.quantities import counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class DistributedWeights:
         self.dtypes = {name: tensors[runs[0].key].dtype for name, runs in self._runs.items()}
         self.skipped: tuple[str, ...] = ()
         files = {piece.extent.file for key in expected for piece in tensors[key].pieces}
-        self.description = f"distributed checkpoint, {len(files)} file{'s' * (len(files) != 1)}"
+        self.description = f"distributed checkpoint, {counted(len(files), 'file')}"
         self.bytes_read = 0
 
     def verify(self, share: int = 0, shares: int = 1) -> None:

@@ -20,6 +20,7 @@ from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.errors import listed, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.agreement import alike
+from megatron_apriel.quantities import counted
 
 
 @dataclass
@@ -46,12 +47,17 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [
-            f"loaded {self.tensors} tensors from {printable(self.path)} ({self.description}); this rank filled "
-            f"{self.parameters} parameters with {self.elements:,} numbers and read {self.bytes_read:,} bytes"
+            f"loaded {counted(self.tensors, 'tensor')} from {printable(self.path)} ({self.description}); this rank "
+            f"filled {counted(self.parameters, 'parameter')} with {counted(self.elements, 'number')} and read "
+            f"{counted(self.bytes_read, 'byte')}"
         ]
-        lines += [f"  {count} slices cast from {stored} to {loaded}" for (stored, loaded), count in self.casts.items()]
+        lines += [
+            f"  {counted(count, 'slice')} cast from {stored} to {loaded}"
+            for (stored, loaded), count in self.casts.items()
+        ]
         if self.skipped:
-            lines.append(f"  {len(self.skipped)} tensors have no place in this model: {listed(self.skipped, 3)}")
+            without = counted(len(self.skipped), "tensor has", "tensors have")
+            lines.append(f"  {without} no place in this model: {listed(self.skipped, 3)}")
         return "\n".join(lines)
 
 

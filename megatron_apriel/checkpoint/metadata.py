@@ -27,6 +27,7 @@ from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.run_directory import METADATA_FILE
 from megatron_apriel.formats.run_record import SHARD_SUFFIX
 from megatron_apriel.inputs import read_input
+from megatron_apriel.quantities import counted
 
 _MOST_BYTES = 256 * 2**20
 """Of the file. 48 layers on 640 GPUs take some 10 MiB."""
@@ -201,7 +202,7 @@ def _tensor(key: str, entry: Any, places: dict[Any, Extent]) -> StoredTensor:
     if len(shape) not in (1, 2) or not isinstance(chunks, list):
         raise _Unsound(f"{key} has {len(shape)} dimensions, and tensors of 1 or 2 in pieces are written")
     if len(chunks) != len(places):
-        raise _Unsound(f"{key} has {len(chunks)} pieces and {len(places)} places")
+        raise _Unsound(f"{key} has {counted(len(chunks), 'piece')} and {len(places)} places")
     pieces = []
     for chunk in chunks:
         corner, extent = _state(chunk, "ChunkStorageMetadata", "offsets", "sizes")

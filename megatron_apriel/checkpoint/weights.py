@@ -25,6 +25,7 @@ from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.formats.tensor_accounts import check_complete, resolve
 from megatron_apriel.formats.tensor_files import TensorDirectory
 from megatron_apriel.formats.tensor_names import Form, Weight, halves_from_pairs, weights
+from megatron_apriel.quantities import counted
 
 
 class Weights(Protocol):
@@ -81,8 +82,7 @@ class SafetensorsWeights:
         self._entries = {name: directory.entries[stored] for name, stored in resolution.stored.items()}
         self._permuted = resolution.form is Form.MISTRAL
         self._handles: dict[Path, Any] = {}
-        many = len(directory.files) > 1
-        self.description = f"{len(directory.files)} safetensors file{'s' if many else ''}, {resolution.form}"
+        self.description = f"{counted(len(directory.files), 'safetensors file')}, {resolution.form}"
         self.table = weights(architecture)
         self.skipped = resolution.skipped + resolution.buffers
         self.bytes_read = 0

@@ -17,6 +17,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.config.section import Section
 from megatron_apriel.config.yaml_text import Location
 from megatron_apriel.errors import ConfigError, brief, listed, shown
+from megatron_apriel.quantities import counted
 
 MOST_SHOWN = 20
 """Mistakes that one message names."""
@@ -140,8 +141,8 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than_equal": lambda context: f"at least {context['ge']:g}",
     "less_than": lambda context: f"below {context['lt']:g}",
     "less_than_equal": lambda context: f"at most {context['le']:g}",
-    "too_short": lambda context: f"at least {context['min_length']} value(s)",
-    "too_long": lambda context: f"at most {context['max_length']} value(s)",
+    "too_short": lambda context: f"at least {counted(context['min_length'], 'value')}",
+    "too_long": lambda context: f"at most {counted(context['max_length'], 'value')}",
     "string_pattern_mismatch": lambda context: f"text that matches {context['pattern']}",
     "string_type": lambda _: "text (in quotes, if it looks like a number)",
     "finite_number": lambda _: "a finite number",

@@ -24,6 +24,7 @@ from megatron_apriel.generate.engines.vllm import ENVIRONMENT, Vllm
 from megatron_apriel.generate.opening import is_address, open_model
 from megatron_apriel.generate.server import ServerModel
 from megatron_apriel.outputs import terminating_signals_raise
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note
 
 IN_PROCESS = TransformersServe.name
@@ -119,7 +120,9 @@ def _served(places: Places, name: str, log: Path) -> Iterator[Model]:
     service = replace(service, port=free_port(service.host))
     for remark in (*remarks, *engine.launch(service).remarks):
         note(f"note: {remark}")
-    note(f"starting {name} on {f'{service.gpus} GPUs' if service.gpus else 'the CPU'}; what it prints is in {log}")
+    note(
+        f"starting {name} on {counted(service.gpus, 'GPU') if service.gpus else 'the CPU'}; what it prints is in {log}"
+    )
     with started(engine, service, log, passes_signals=False) as program:
         begun = time.monotonic()
         program.wait_until_ready(ready_address(engine, service), READY_SECONDS)

@@ -17,6 +17,7 @@ from megatron_apriel.data.corpus.image_size import image_tokens, patch_grid
 from megatron_apriel.evaluate.benchmarks import Benchmark
 from megatron_apriel.evaluate.items import Item
 from megatron_apriel.evaluate.running import Evaluation
+from megatron_apriel.quantities import counted
 
 TOKENS_PER_SECOND = 2000
 """Of answers, all servers together. # assumption: one H200 (4.8 TB/s) reads 30 GB of weights and, of 32 answers at a
@@ -64,10 +65,11 @@ class Planned:
     def spelled(self, tokens_per_second: float, prompt_tokens_per_second: float) -> str:
         """A line for people."""
         known = f" ({self.answered:,} are answered)" if self.answered else ""
-        often = f", {self.runs} times" if self.runs else ""
+        often = f", {counted(self.runs, 'time')}" if self.runs else ""
         return (
-            f"{self.title}: {self.chosen:,} of {self.items:,} items{often}; {self.questions:,} questions{known}, "
-            f"about {self.question_tokens:,} tokens with {self.pictures:,} pictures; {self.answer_tokens:,} tokens of "
+            f"{self.title}: {self.chosen:,} of {counted(self.items, 'item')}{often}; "
+            f"{counted(self.questions, 'question')}{known}, about {counted(self.question_tokens, 'token')} with "
+            f"{counted(self.pictures, 'picture')}; {counted(self.answer_tokens, 'token')} of "
             f"answers, {self.hours(tokens_per_second, prompt_tokens_per_second):,.2f} hours"
         )
 

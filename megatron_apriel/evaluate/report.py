@@ -13,6 +13,7 @@ from megatron_apriel.errors import brief
 from megatron_apriel.evaluate.results import Part, Row, as_json
 from megatron_apriel.evaluate.statistics import Interval
 from megatron_apriel.output_files import replace_file
+from megatron_apriel.quantities import counted
 from megatron_apriel.tables import Table, figures
 
 HEADINGS = ("benchmark", "score", "95% interval", "asked", "scored", "right", "wrong", "none", "truncated", "failed",
@@ -62,7 +63,8 @@ class Report:
             if row.loose is not None:
                 said.append(f"{row.title}: by the loose rule {row.loose}.")
             if row.items < row.source.items:
-                said.append(f"{row.title}: {row.items:,} of {row.source.items:,} items were chosen"
+                said.append(f"{row.title}: {row.items:,} of {counted(row.source.items, 'item')} "
+                            f"{'was' if row.items == 1 else 'were'} chosen"
                             f"{'.' if row.paper is None else '; the paper has all.'}")  # fmt: skip
         scored = {row.title for row in self.rows if row.right + row.wrong}
         for name, gain in self.blind.items():
@@ -127,8 +129,9 @@ def markdown(report: Report) -> str:
         if row.parts:
             parts += ["", f"## {row.title}", "", _table(PART_HEADINGS, map(part_cells, row.parts))]
     parts += ["", "## Data and scorers", ""]
-    parts += [f"- {row.title}: {_plain(row.source.data)}, {row.source.items:,} items, SHA-256 {row.source.checksum}, "
-              f"loaded by {row.source.loader}, scored by {_plain('; '.join(row.scorers) or 'nothing yet')}"
+    parts += [f"- {row.title}: {_plain(row.source.data)}, {counted(row.source.items, 'item')}, "
+              f"SHA-256 {row.source.checksum}, loaded by {row.source.loader}, "
+              f"scored by {_plain('; '.join(row.scorers) or 'nothing yet')}"
               for row in report.rows]  # fmt: skip
     return "\n".join([*parts, ""])
 

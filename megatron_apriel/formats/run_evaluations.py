@@ -33,6 +33,7 @@ from megatron_apriel.formats.growing_files import cut_torn_line, in_ranges, whol
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path, checkpoints_in
 from megatron_apriel.inputs import read_input
 from megatron_apriel.output_files import replace_file
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note
 
 REPORT = "report.json"
@@ -213,8 +214,9 @@ def _name_damaged(
     path: str, records: Mapping[int, ScoreRecord | None], lines: int, remark: Callable[[str], None]
 ) -> None:
     if damaged := [number for number, record in records.items() if record is None]:
+        what = "is no score" if len(damaged) == 1 else "are no scores"
         remark(
-            f"{len(damaged):,} of {lines:,} lines of {path} are no scores, and passed over: "
+            f"{len(damaged):,} of {counted(lines, 'line')} of {path} {what}, and passed over: "
             f"{brief(in_ranges(damaged), _SHOWN)}"
         )
 

@@ -25,6 +25,7 @@ from megatron_apriel.formats.tensor_files import TensorDirectory
 from megatron_apriel.generate.answer import Answer, AnswerStream, FinishReason, Model, Part, Piece, finished
 from megatron_apriel.generate.conversation import Picture, Question, Sampling, Turn
 from megatron_apriel.generate.parsing import AnswerParser
+from megatron_apriel.quantities import counted
 
 _ENDING_TOKENS = 32
 """Of a prompt, which hold the words that open the reasoning."""
@@ -274,7 +275,7 @@ def _check_whole(directory: Path, missing: Collection[str]) -> None:
     if missing:
         TensorDirectory.open(directory, "model")  # which names the tool, where the tensors' names tell it
         raise CheckpointError(
-            f"{printable(directory)} lacks {len(missing):,} weights ({listed(sorted(missing))}).",
+            f"{printable(directory)} lacks {counted(len(missing), 'weight')} ({listed(sorted(missing))}).",
             "transformers would fill them with random numbers.",
             "Give a whole set of files, with the names that transformers writes.",
         )

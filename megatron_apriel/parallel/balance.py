@@ -18,6 +18,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture, TowerArchitecture
 from megatron_apriel.formats.flops import decoder_forward, model_flops, tower_forward
+from megatron_apriel.quantities import counted
 
 ASSUMED_IMAGE_SHARE = 0.15
 # assumption: half of the tokens of the recipe's 30% multimodal data are image tokens; corpora do not say it beforehand.
@@ -99,9 +100,9 @@ def balanced_layers(num_layers: int, pipeline: int, virtual: int, extras: Extras
     if pipeline * virtual > num_layers:
         raise ConfigError(
             f"{pipeline * virtual} pipeline stages (parallel.pipeline={pipeline} x parallel.virtual={virtual}) for"
-            f" {num_layers} decoder layers.",
+            f" {counted(num_layers, 'decoder layer')}.",
             "Every stage holds at least one layer.",
-            f"At most {num_layers} stages are possible.",
+            f"{counted(num_layers, 'stage')} at most.",
         )
     ranks = _dealt(num_layers, [virtual] * pipeline, _with_ends([0.0] * pipeline, extras))
     counts = [0] * (pipeline * virtual)

@@ -15,6 +15,7 @@ from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.parallel.balance import resolved_split
 from megatron_apriel.parallel.layout import Layout, divisors
+from megatron_apriel.quantities import counted
 
 FP8_TOKEN_MULTIPLE = {"delayed": 16, "tensorwise": 16, "blockwise": 128}
 """Tokens per rank must be a multiple of this: the tile of the 8-bit matrix products of each scaling recipe."""
@@ -57,7 +58,8 @@ def _together(config: StageConfig, world_size: int, findings: list[ConfigError])
         return findings[0]
     listing = "\n  ".join("- " + str(finding).replace("\n", "\n  ") for finding in findings)
     return ConfigError(
-        f"stage {config.stage} cannot run as configured on {world_size} ranks; {len(findings)} things do not fit.",
+        f"stage {config.stage} cannot run as configured on {counted(world_size, 'rank')};"
+        f" {len(findings)} things do not fit.",
         listing,
     )
 

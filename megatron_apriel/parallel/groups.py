@@ -24,6 +24,7 @@ from megatron_apriel.parallel.fp8_scales import forget_scales
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.parallel.meeting import first_host, met
 from megatron_apriel.parallel.watch import ended_soon, other_ranks, raised_together
+from megatron_apriel.quantities import counted
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective may wait for the slowest rank before the run is given up."""
@@ -75,7 +76,8 @@ def initialized(layout: Layout, seed: int = 1234) -> Iterator[torch.device]:
     with joined() as device:
         if dist.get_world_size() != layout.world_size:
             raise ConfigError(
-                f"the layout is for {layout.world_size} rank(s), but {dist.get_world_size()} were started.",
+                f"the layout is for {counted(layout.world_size, 'rank')}, but"
+                f" {counted(dist.get_world_size(), 'was', 'were')} started.",
                 fix="Start as many processes as the layout has ranks (torchrun --nproc-per-node, --nnodes).",
             )
         try:
@@ -117,7 +119,8 @@ def _take_device() -> torch.device:
         local_rank = 0  # Slurm bound each task to a GPU of its own (--gpus-per-task), the only one that it sees
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"rank {local_rank} of this host has no device: {torch.cuda.device_count()} CUDA device(s) are visible.",
+            f"rank {local_rank} of this host has no device:"
+            f" {counted(torch.cuda.device_count(), 'CUDA device is', 'CUDA devices are')} visible.",
             "Every process drives one device.",
             "Start as many processes per host as it has devices, or widen CUDA_VISIBLE_DEVICES.",
         )

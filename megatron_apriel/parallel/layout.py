@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.quantities import counted
 
 if TYPE_CHECKING:
     from megatron_apriel.config.machine_sections import ParallelSection
@@ -87,7 +88,8 @@ class Layout:
             below = above - self.model_ranks
             choices = " or ".join(str(size) for size in (below, above) if size)
             raise ConfigError(
-                f"{self.world_size} ranks cannot be divided into model replicas of {self.model_ranks} ranks"
+                f"{counted(self.world_size, 'rank')} cannot be divided into model replicas of"
+                f" {counted(self.model_ranks, 'rank')}"
                 f" (parallel.tensor={self.tensor} x parallel.context={self.context}"
                 f" x parallel.pipeline={self.pipeline}).",
                 "Every data-parallel rank is a whole replica of the model.",
@@ -96,8 +98,10 @@ class Layout:
             )
         if self.layers_per_stage is not None and len(self.layers_per_stage) != self.virtual_stages:
             raise ConfigError(
-                f"parallel.layers_per_stage={list(self.layers_per_stage)} has {len(self.layers_per_stage)} entries for"
-                f" {self.virtual_stages} stages (parallel.pipeline={self.pipeline} x parallel.virtual={self.virtual}).",
+                f"parallel.layers_per_stage={list(self.layers_per_stage)} has"
+                f" {counted(len(self.layers_per_stage), 'entry', 'entries')} for"
+                f" {counted(self.virtual_stages, 'stage')}"
+                f" (parallel.pipeline={self.pipeline} x parallel.virtual={self.virtual}).",
                 "Each virtual pipeline stage needs its number of decoder layers, in order.",
                 f"Give {self.virtual_stages} that sum to the layers, or set parallel.layers_per_stage=balanced.",
             )

@@ -36,6 +36,7 @@ from megatron_apriel.planning.choosing_moments import chosen_moments
 from megatron_apriel.planning.dry_run_tables import layout_table, memory_table, parameters_table, steps_table
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.mixture_table import mixture_table, unfinished_table
+from megatron_apriel.quantities import counted
 from megatron_apriel.tables import plain, standard_output
 
 WIDTH = 120
@@ -145,8 +146,9 @@ def _notes(found: _Checked) -> list[str]:
 
 def _print(found: _Checked, notes: list[str], console: Console) -> None:
     config, model, layout = found.config, found.model, found.layout
-    ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
-    console.print(plain([f"Dry run of stage {config.stage} on {ranks}: nothing is started.", ""]))
+    console.print(
+        plain([f"Dry run of stage {config.stage} on {counted(layout.world_size, 'rank')}: nothing is started.", ""])
+    )
     console.print("Resolved configuration", style="bold")
     console.print(plain(to_yaml(config).split("\n")))
     console.print(plain([f"The model's shapes come from {found.origin}.", ""]), soft_wrap=True)

@@ -17,7 +17,7 @@ from megatron_apriel.parallel.balance import rank_loads, stage_extras
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.memory import RankMemory, rank_memory
-from megatron_apriel.quantities import flop, size
+from megatron_apriel.quantities import counted, flop, size
 from megatron_apriel.tables import Table, figures
 
 
@@ -26,14 +26,13 @@ def layout_table(config: StageConfig, layout: Layout, architecture: Architecture
     table = figures("", "ranks", "what each holds", words=(0, 2), title="Parallel layout")
     heads, groups = architecture.decoder.num_heads, architecture.decoder.num_kv_heads
     sequence = ", sequence parallel" if layout.sequence else ""
-    table.add_row(
-        "tensor", str(layout.tensor), f"{heads // layout.tensor} heads, {groups // layout.tensor} groups{sequence}"
-    )
+    own = counted(heads // layout.tensor, "head"), counted(groups // layout.tensor, "group")
+    table.add_row("tensor", str(layout.tensor), f"{own[0]}, {own[1]}{sequence}")
     table.add_row("context", str(layout.context), f"1/{layout.context} of each sequence")
     table.add_row(
         "data", str(layout.data), f"a replica of the model, 1/{layout.optimizer_shards} of the optimizer state"
     )
-    table.add_row("pipeline", str(layout.pipeline), f"{layout.virtual} chunk(s) of layers")
+    table.add_row("pipeline", str(layout.pipeline), f"{counted(layout.virtual, 'chunk')} of layers")
     num_layers = architecture.decoder.num_layers
     for stage in range(layout.pipeline):
         chunks = [layout.layers_of(num_layers, stage, chunk) for chunk in range(layout.virtual)]
@@ -86,7 +85,7 @@ def steps_table(config: StageConfig, layout: Layout, architecture: Architecture)
         "sequences per step": f"{config.sequences_per_step} of {_thousands(length)} tokens",
         "micro-batches per step and rank": str(layout.micro_batches(config.sequences_per_step)),
         **_length(config),
-        "checkpoints": f"every {config.checkpoint.every} steps, keep {config.checkpoint.keep}"
+        "checkpoints": f"every {counted(config.checkpoint.every, 'step')}, keep {config.checkpoint.keep}"
         + (", written in the background" if config.checkpoint.background else ""),
         **({"evaluations": _evaluated(config.evaluate, config.checkpoint.every)} if config.evaluate else {}),
         "text, one document a sequence": f"{flop(per_token)} per token",
@@ -106,7 +105,9 @@ def steps_table(config: StageConfig, layout: Layout, architecture: Architecture)
 def _evaluated(section: EvaluateSection, saved_every: int) -> str:
     """What is evaluated, and when."""
     begin = "at the start, " if section.start else ""
-    return f"{begin}every {section.every or saved_every} steps and at the end: {', '.join(section.benchmarks)}"
+    return (
+        f"{begin}every {counted(section.every or saved_every, 'step')} and at the end: {', '.join(section.benchmarks)}"
+    )
 
 
 def _length(config: StageConfig) -> dict[str, str]:

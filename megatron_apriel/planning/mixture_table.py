@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.sources import Source
 from megatron_apriel.data.loading.stage_data import StageData
+from megatron_apriel.quantities import counted
 from megatron_apriel.tables import Table, figures
 
 NOT_KNOWN = "not known"
@@ -22,8 +23,9 @@ def mixture_table(data: StageData) -> Table:
     taken = sum(map(mixture.tokens_used, range(len(data.sources))))
     room = sum(mixture.packs_used) * config.sequence_length
     table.caption = (
-        f"tokens: without padding; documents, sequences and padding: of one pass. In all {sum(mixture.packs_used):,}"
-        f" sequences of {config.sequence_length:,}, {1 - taken / room:.2%} of them padding."
+        f"tokens: without padding; documents, sequences and padding: of one pass. In all"
+        f" {counted(sum(mixture.packs_used), 'sequence')} of {config.sequence_length:,},"
+        f" {1 - taken / room:.2%} of them padding."
     )
     return table
 

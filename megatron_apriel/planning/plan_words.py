@@ -11,7 +11,7 @@ from megatron_apriel.errors import ConfigError
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.layouts import GIB, Candidate, Candidates
 from megatron_apriel.planning.state_forms import FORMS
-from megatron_apriel.quantities import size, three_digits
+from megatron_apriel.quantities import counted, size, three_digits
 
 
 def recomputation_of(candidate: Candidate) -> str:
@@ -67,7 +67,8 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
         listing = "\n  ".join("- " + reason.replace("\n", "\n  ") for reason in list(reasons)[:3])
         more = f"\n  and {len(reasons) - 3} more with --show-refused" if len(reasons) > 3 else ""
         return ConfigError(
-            f"no layout of this stage can run on {gpus} GPUs, for {len(reasons)} reason(s).", listing + more
+            f"no layout of this stage can run on {counted(gpus, 'GPU')}, for {counted(len(reasons), 'reason')}.",
+            listing + more,
         )
     nearest = found.missing()[0]
     shares = sorted(_on_the_gpu(nearest).items(), key=lambda item: -item[1])

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_apriel.errors import ConfigError
+from megatron_apriel.quantities import counted
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def layer_map(kind: str, given_layers: int, target_layers: int) -> LayerMap:
     """
     if target_layers < given_layers:
         raise ConfigError(
-            f"--num-layers {target_layers} is below the model's {given_layers} decoder layers.",
+            f"--num-layers {target_layers} is below the model's {counted(given_layers, 'decoder layer')}.",
             "Upscaling repeats layers; it never removes one.",
             f"Give {given_layers} or more.",
         )
@@ -129,7 +130,7 @@ def layer_map(kind: str, given_layers: int, target_layers: int) -> LayerMap:
             if most_copies(name, given_layers) >= copies
         ]
         raise ConfigError(
-            f"the map {kind} cannot place {copies} copies among {given_layers} layers.",
+            f"the map {kind} cannot place {counted(copies, 'copy', 'copies')} among {counted(given_layers, 'layer')}.",
             f"It repeats a layer at most once and can place {possible}: {given_layers + possible} layers at most.",
             f"Possible for {target_layers} layers: {', '.join([*others, 'an explicit list of layers'])}.",
         )

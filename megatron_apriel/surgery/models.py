@@ -26,6 +26,7 @@ from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.other_tools import refuse_quantised, refuse_without_config
 from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, TensorEntry
 from megatron_apriel.formats.tensor_names import Form, LayerNames, decoder_layers, is_buffer, layer_shapes
+from megatron_apriel.quantities import counted
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,10 @@ def _check_layers(model: GivenModel, sizes: Mapping[str, int]) -> None:
     # Not range(stated): a config may state any number.
     missing = [layer for layer in range(min(stated, len(layers) + 8)) if layer not in layers]
     if missing or len(layers) != stated:
-        found = f"{len(layers)} decoder layers, {min(layers)} to {max(layers)}"
+        found = f"{counted(len(layers), 'decoder layer')}, {min(layers)} to {max(layers)}"
         absent = f" Layers without a tensor: {', '.join(map(str, missing[:8]))}." if missing else ""
         raise CheckpointError(
-            f"{model.config_file} says {stated} decoder layers, and the files of {path} hold {found}.",
+            f"{model.config_file} says {counted(stated, 'decoder layer')}, and the files of {path} hold {found}.",
             "One of the two is wrong." + absent,
             "mergekit's passthrough leaves the number in text_config as it was: if the files are right, set it there to"
             f" {len(layers)}."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoints_in
+from megatron_apriel.quantities import counted
 
 
 def available_steps(run: str | Path) -> dict[int, Path]:
@@ -67,7 +68,7 @@ def chosen(steps: Sequence[int], wanted: Sequence[int]) -> list[int]:
 def _require(steps: Sequence[int], count: int, option: str) -> None:
     if not 1 <= count <= len(steps):
         raise ConfigError(
-            f"{option} {count} is not possible: the run has {len(steps)} checkpoints.",
+            f"{option} {count} is not possible: the run has {counted(len(steps), 'checkpoint')}.",
             f"They are of steps {_listed(steps)}.",
             f"Give 1 to {len(steps)}, or let the run keep more (checkpoint.keep).",
         )

@@ -13,6 +13,7 @@ from megatron_apriel.config.explain import refused_options
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.run_directory import RunDirectory
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import quiet_libraries, say, time_stamps
 from megatron_apriel.train import early_requests
 
@@ -104,7 +105,11 @@ def _parser() -> CommandLine:
 
 def length_in_words(config: StageConfig) -> str:
     """The first line of a run: what was read, before anything is loaded."""
-    length = f"{config.epochs:g} epochs" if config.tokens is None else f"{config.steps:,} steps"
+    length = (
+        f"{config.epochs:g} epoch{'s' * (config.epochs != 1)}"
+        if config.tokens is None
+        else counted(config.steps, "step")
+    )
     return (
         f"stage {config.stage}: {length} in global batches of {config.sequences_per_step:,} x"
         f" {config.sequence_length:,} tokens"

@@ -10,6 +10,7 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.kinds import sidecar_directory
 from megatron_apriel.formats.sidecars import chat_template
+from megatron_apriel.quantities import counted
 
 
 def ending(config: StageConfig, final: Path | None, checkpoint: Path | None) -> Iterator[str]:
@@ -20,7 +21,8 @@ def ending(config: StageConfig, final: Path | None, checkpoint: Path | None) -> 
         final: the exported result; None where none was asked for.
         checkpoint: the newest one.
     """
-    yield f"{config.stage}: complete, all {config.steps} steps are done; the result is in {final or checkpoint}"
+    steps = f"all {counted(config.steps, 'step')} are" if config.steps > 1 else "its 1 step is"
+    yield f"{config.stage}: complete, {steps} done; the result is in {final or checkpoint}"
     if final is None:
         command = _command("tools/convert_checkpoint.py", checkpoint, "DST", "--to", "hf")
         yield f"to chat with it or serve it, make a Hugging Face directory of it: {command}"

@@ -26,7 +26,7 @@ from megatron_apriel.errors import ConfigError, brief, printable
 from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.formats.run_evaluations import RunEvaluations
 from megatron_apriel.formats.run_record import change_in_words
-from megatron_apriel.quantities import short
+from megatron_apriel.quantities import counted, short
 from megatron_apriel.terminal import note, say
 from megatron_apriel.train.wandb_run import begin_wandb, wandb_table
 
@@ -98,13 +98,14 @@ class Console:
 
     def _empty(self, record: Mapping[str, Any]) -> str:
         return (
-            f"step {record['step']}/{record['steps']} | EMPTY, no update: none of its {record['sequences']} sequences"
-            f" ({', '.join(record['sources'])}) has a token to learn; {record['empty']} such steps in all"
+            f"step {record['step']}/{record['steps']} | EMPTY, no update: none of its "
+            f"{counted(record['sequences'], 'sequence')} ({', '.join(record['sources'])})"
+            f" has a token to learn; {counted(record['empty'], 'such step')} in all"
         )
 
     def _end(self, record: Mapping[str, Any]) -> str:
         skipped, empty = record["skipped"], record["empty"]
-        summary = f"step {record['step']}/{record['steps']} | without an update: {skipped} skipped, {empty} empty steps"
+        summary = f"step {record['step']}/{record['steps']} | without an update: {skipped} skipped, {empty} empty"
         return summary if skipped or empty else ""
 
     def _resumed(self, record: Mapping[str, Any]) -> str:

@@ -138,8 +138,8 @@ def test_a_run_counts_its_steps_without_a_target(root: Path, chats: str, capfd: 
     assert (end["complete"], end["skipped"], end["empty"]) == (True, 0, PROMPTS)
     assert not (root / "chatting" / "skipped_steps.jsonl").exists()
     printed = capfd.readouterr().out
-    assert "EMPTY, no update: none of its 1 sequences (chats) has a token to learn; 5 such steps in all" in printed
-    assert "without an update: 0 skipped, 5 empty steps" in printed
+    assert "EMPTY, no update: none of its 1 sequence (chats) has a token to learn; 5 such steps in all" in printed
+    assert "without an update: 0 skipped, 5 empty" in printed
 
 
 def test_a_resumed_run_goes_on_counting(root: Path, chats: str) -> None:

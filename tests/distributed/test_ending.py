@@ -42,7 +42,7 @@ def test_where_the_result_is_and_how_to_chat(root, model, capfd, template, words
     for _ in range(2):
         assert run(root, name, *SHORT, ranks=2) == [ExitCode.OK] * 2
         complete, *middle, chat = last_lines(capfd)
-        assert complete == f"trial: complete, all 1 steps are done; the result is in {root / name / 'final'}"
+        assert complete == f"trial: complete, its 1 step is done; the result is in {root / name / 'final'}"
         assert chat == f"chat with it: {shlex.join(['python', 'tools/chat.py', str(root / name / 'final')])}"
         assert len(middle) == (words is not None)
         assert all(words in line and str(root / "model") in line for line in middle)

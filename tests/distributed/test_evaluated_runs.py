@@ -81,7 +81,7 @@ def test_scores_come_into_the_figures_of_a_run_that_runs(
     said = capfd.readouterr()
     assert "step 1/4 | evaluated after 512 tokens: mmlu_pro 25.00 (0.00 to 50.00)" in said.out
     assert f"evaluated by python tools/evaluate.py --follow {root / 'running'}" in said.out
-    assert "1 of 2 lines of" in said.err and "are no scores, and passed over: 2" in said.err
+    assert "1 of 2 lines of" in said.err and "is no score, and passed over: 2" in said.err
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     accumulator = events.EventAccumulator(str(root / "running" / "tensorboard"))
     accumulator.Reload()

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel.quantities import flop, parse_bytes, parse_count, parse_fraction, parse_path, size, three_digits
+from megatron_apriel.quantities import (
+    counted,
+    flop,
+    parse_bytes,
+    parse_count,
+    parse_fraction,
+    parse_path,
+    size,
+    three_digits,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +100,15 @@ def test_operations_and_other_numbers_keep_their_first_digits() -> None:
     assert [three_digits(number) for number in (0.01234, 1.234, 99.9, 99.96, 123_456.7, 0)] == [
         "0.0123", "1.23", "99.9", "100", "123,457", "0",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (counted(0, "image"), "0 images"), (counted(1, "image"), "1 image"), (counted(2, "image"), "2 images"),
+        (counted(12345, "usable image"), "12,345 usable images"), (counted(1, "entry", "entries"), "1 entry"),
+        (counted(3, "entry", "entries"), "3 entries"), (counted(1, "layout fits", "layouts fit"), "1 layout fits"),
+    ],
+)  # fmt: skip
+def test_one_of_something_is_not_many(said: str, expected: str) -> None:
+    assert said == expected

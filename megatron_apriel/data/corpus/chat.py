@@ -28,6 +28,7 @@ from megatron_apriel.data.corpus.format import ImageRecord, image_block
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
+from megatron_apriel.quantities import counted
 
 MOST_MESSAGES = 10_000
 """Of a conversation; transformers renders them in time that grows with the square of their number."""
@@ -249,7 +250,8 @@ def expand_images(
     """Replace the one ``[IMG]`` token of each image by its rows of tokens; none of them is a response."""
     places = [] if record is None else np.flatnonzero(tokens == record.image_token_id).tolist()
     if len(places) != len(grids):
-        raise BadRecord(f"the text has places for {len(places)} images and the record has {len(grids)} images")
+        places_of = counted(len(places), "place")
+        raise BadRecord(f"the text has {places_of} for images, and the record has {counted(len(grids), 'image')}")
     if record is None or not places:
         return EncodedDocument(tokens, responses)
     token_pieces, flag_pieces, starts, done, length = [], [], [], 0, 0

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from megatron_apriel.data.corpus.format import MANIFEST_FILE
 from megatron_apriel.errors import DataError
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note
 
 _NUMBERS = 2**64
@@ -94,7 +95,7 @@ class HeldOutCounts:
             else ("none", f"more than {self.least / _NUMBERS:.3g} holds one out")
         )
         raise DataError(
-            f"--held-out {self.share:.6g} holds out {which} of {documents:,} documents.",
+            f"--held-out {self.share:.6g} holds out {which} of {counted(documents, 'document')}.",
             "A document is held out by a hash of its content, so the number is not exact; a corpus is never empty.",
             f"Give another share: {way}. Or take more documents.",
         )

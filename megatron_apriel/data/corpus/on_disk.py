@@ -48,6 +48,7 @@ from megatron_apriel.data.corpus.format import (
 from megatron_apriel.data.corpus.image_size import patch_grid
 from megatron_apriel.data.corpus.token_index import write_index
 from megatron_apriel.errors import DataError
+from megatron_apriel.quantities import counted
 
 __all__ = ["Corpus", "CorpusManifest", "CorpusWriter", "ImageRecord", "StoredImage", "TokenizerRecord", "image_block"]
 
@@ -125,7 +126,9 @@ class CorpusWriter:
         record = self.manifest.images
         if record is None:
             if images:
-                raise DataError(f"document {number} has {len(images)} images, but the manifest has no image tokens.")
+                raise DataError(
+                    f"document {number} has images ({len(images):,}), but the manifest has no image tokens."
+                )
             return
         for place, image in enumerate(images):
             where = f"document {number}, image {place} ({image.height} x {image.width} pixels)"
@@ -143,7 +146,8 @@ class CorpusWriter:
         found, expected = int((tokens == record.image_token_id).sum()), sum(im.rows * im.columns for im in images)
         if found != expected or starts != sorted(set(starts)):
             raise DataError(
-                f"document {number} holds {found} image tokens; its {len(images)} images make {expected}.",
+                f"document {number} holds {counted(found, 'image token')}; its {counted(len(images), 'image')} would"
+                f" have {expected:,}.",
                 "Every image token must belong to one image, images in order.",
                 f"Text must not be encoded into token {record.image_token_id}.",
             )

@@ -38,6 +38,7 @@ from megatron_apriel.errors import DataError
 from megatron_apriel.formats.word_pattern import NOTHING_TO_CORRECT, WAY_OUT
 from megatron_apriel.outputs import whole_directory
 from megatron_apriel.progress import progress
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note
 from megatron_apriel.workers import Workers
 
@@ -248,7 +249,7 @@ def _format_of(given: RawInput, options: PrepareOptions) -> str:
     if not seen:
         return "no records"
     raise DataError(
-        f"{given.path}: none of its first {seen} records has a known shape: {', '.join(FORMATS)}.",
+        f"{given.path}: none of its first {counted(seen, 'record')} has a known shape: {', '.join(FORMATS)}.",
         " ".join(
             [
                 *([f"Their fields: {shortened(', '.join(sorted(fields)), _FIELDS_SHOWN)}."] if fields else []),
@@ -336,7 +337,7 @@ def _why_none(summary: PrepareSummary) -> str:
     problems, passed = summary.problems, [Path(one).name for one in summary.passed]
     said = []
     if problems.count:
-        said.append(f"{problems.count} of {problems.records} records are bad; the first: {problems.first[0]}.")
+        said.append(f"{problems.spelled}; the first: {problems.first[0]}.")
     if passed:
         said.append(f"Files that were passed over: {shortened(', '.join(passed), _FIELDS_SHOWN)}.")
     return " ".join(said)

@@ -20,6 +20,7 @@ from megatron_apriel.data.raw.problems import BadRecord, Problem
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.records import parse_record
+from megatron_apriel.quantities import counted
 
 _PICTURES = 10
 """Times the limit on one picture, for all pictures of a record: each may be small and stand there a thousand times."""
@@ -63,7 +64,7 @@ class RecordEncoder:
         document = parse_record(record, record_format, self.reading, self.limits, found_out=self.found_out)
         rule = self.table.images
         if rule is None and document.images:
-            raise BadRecord(f"it has {len(document.images)} images, and the model has no vision tower")
+            raise BadRecord(f"it has {counted(len(document.images), 'image')}, and the model has no vision tower")
         images = self._images(document.images, loader)
         grids = [self._grid(image) for image in images]
         most = self.limits.text_characters

@@ -28,6 +28,7 @@ from rich.text import Text
 from megatron_apriel.data.corpus.format import ImageRecord, image_block
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.errors import printable
+from megatron_apriel.quantities import counted
 
 LEGEND = "+: learned under loss: responses (loss: all learns every token but the images'); «...»: one special token"
 
@@ -85,8 +86,8 @@ class ShownDocument:
     def heading(self, number: int) -> str:
         """One line about the document, ``number`` counted from 1."""
         return (
-            f"document {number}, from {self.place}: {self.tokens:,} tokens, {self.learned:,} learned under "
-            f"loss: responses, {self.images:,} images"
+            f"document {number}, from {self.place}: {counted(self.tokens, 'token')}, {self.learned:,} learned under "
+            f"loss: responses, {counted(self.images, 'image')}"
         )
 
 

@@ -29,6 +29,7 @@ from megatron_apriel.data.loading.stage_data import StageData, open_held_out
 from megatron_apriel.errors import ConfigError, DataError, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.data_place import WHOLE, DataPlace
+from megatron_apriel.quantities import counted
 
 PREFETCHED = 4
 """Batches ready ahead of the step. A batch of 16384 tokens that are all image has 48 MB of pixels."""
@@ -95,8 +96,8 @@ class TrainingLoader(_Loader):
         per_step, data_size = config.sequences_per_step, place.data_size
         if per_step % data_size:
             raise ConfigError(
-                f"batch_tokens={config.batch_tokens} makes {per_step} sequences of {config.sequence_length} per step, "
-                f"which {data_size} data-parallel ranks cannot share.",
+                f"batch_tokens={config.batch_tokens} makes {counted(per_step, 'sequence')} of {config.sequence_length}"
+                f" per step, which {counted(data_size, 'data-parallel rank')} cannot share.",
                 "Every rank runs the same number of sequences.",
                 f"Set batch_tokens to a multiple of {data_size * config.sequence_length}.",
             )

@@ -27,6 +27,7 @@ from megatron_apriel.data.loading.plan_cache import cached_plan
 from megatron_apriel.data.loading.targets import Targets, count_targets, images_left
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import named_logger
 
 logger = named_logger(__name__)
@@ -50,12 +51,12 @@ class Lesson:
         if targets.without.size:
             cut = f", {targets.without_as_cut:,} of them because they were cut" if targets.without_as_cut else ""
             result.append(
-                f"{targets.without.size:,} of {len(corpus):,} documents have no token to learn (loss: {section.loss})"
+                f"{_some_of(corpus, targets.without.size, 'has', 'have')} no token to learn (loss: {section.loss})"
                 f"{cut}; they are left out (without_targets: {section.without_targets})"
             )
         if targets.lost and section.loss == "responses":
             result.append(
-                f"{targets.shortened:,} of {len(corpus):,} documents lost {targets.lost:,} tokens of their responses"
+                f"{_some_of(corpus, targets.shortened, 'lost')} {counted(targets.lost, 'token')} of responses"
                 f" (long_documents: {section.long_documents})"
             )
         return result
@@ -79,10 +80,11 @@ class Source:
         long, result = self.plan.long_documents, []
         if long.documents:
             dropped = (
-                f"; {long.dropped_documents:,} documents were dropped, {long.dropped_tokens:,} tokens in all left out"
+                f"; {counted(long.dropped_documents, 'document was', 'documents were')} dropped, "
+                f"{counted(long.dropped_tokens, 'token')} in all left out"
             )
             result.append(
-                f"{long.documents:,} of {len(self.corpus):,} documents are longer than the sequence of"
+                f"{_some_of(self.corpus, long.documents, 'is', 'are')} longer than the sequence of"
                 f" {self.plan.sequence_length:,} tokens (long_documents: {self.section.long_documents})"
                 + dropped
                 * (long.dropped_tokens > 0)
@@ -130,16 +132,19 @@ def check_something_to_learn(section: SourceSection, corpus: Corpus, sequence_le
     targets = count_targets(corpus, cut, section.loss)
     without, number = targets.without, targets.without.size
     if number == targets.kept > 0:
-        found = f"none of its {len(corpus):,} documents has a token to learn"
+        found = f"none of its {counted(len(corpus), 'document')} has a token to learn"
         raise _without_targets(section, sequence_length, targets, found, "take it out of the mixture")
     if number and section.without_targets == "error":
-        found = (
-            f"{number:,} of its {len(corpus):,} documents have no token to learn, the first is document {without[0]},"
-        )
+        found = f"{_some_of(corpus, number, 'has', 'have')} no token to learn, the first is document {without[0]},"
         raise _without_targets(section, sequence_length, targets, found, "set without_targets=drop for it")
     if number:
         cut = cut_documents(corpus, sequence_length, section.long_documents, without)
     return Lesson(targets, images_left(corpus, cut))
+
+
+def _some_of(corpus: Corpus, number: int, is_so: str, are_so: str = "") -> str:
+    """That so many of a corpus's documents are something, as ``1 of 8 documents is``."""
+    return f"{number:,} of {counted(len(corpus), 'document')} {is_so if number == 1 else are_so or is_so}"
 
 
 def _without_targets(
@@ -200,7 +205,7 @@ def check_fits(
     tower, record = architecture.tower, manifest.images
     if tower is None or record is None:
         raise DataError(
-            f"{section.corpus} has {counts.images} images; the model has no vision tower.",
+            f"{section.corpus} has {counted(counts.images, 'image')}; the model has no vision tower.",
             fix="Train a model with a tower, or take the corpus out of the mixture.",
         )
     image_size = longest_side(directory, architecture) if directory is not None else tower.image_size

@@ -29,6 +29,7 @@ from megatron_apriel.data.raw.meanings import (
 from megatron_apriel.data.raw.pictures import rows_of
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import plain_name
+from megatron_apriel.quantities import counted
 
 _KINDS = ("function", "tool_use", "tool_call", "function_call")
 """What makers call a call of a function."""
@@ -223,7 +224,9 @@ def order_of_results(calls: Sequence[Call], ids: Sequence[Any], names: Sequence[
         if list(names) != functions[: len(names)]:
             raise BadRecord(f"{where}: results that only a name distinguishes, which several calls have")
     if len(calls) > 1 and len(ids) != len(calls):
-        raise BadRecord(f"{where}: {len(ids)} results of {len(calls)} calls, and no tool_call_id says of which")
+        raise BadRecord(
+            f"{where}: {counted(len(ids), 'result')} of {counted(len(calls), 'call')}, and no tool_call_id says which"
+        )
     return same
 
 
@@ -234,5 +237,7 @@ def _places(known: Sequence[Any], given: Sequence[Any], field: str, where: str) 
     if len(set(map(str, given))) != len(given) or len(set(map(str, known))) != len(known):
         raise BadRecord(f"{where}: {field} is there twice, so results cannot be distinguished: {list(given)}")
     if len(given) != len(known):
-        raise BadRecord(f"{where}: {len(given)} results of {len(known)} calls; those of {field} are missing")
+        raise BadRecord(
+            f"{where}: {counted(len(given), 'result')} of {counted(len(known), 'call')}; those of {field} are missing"
+        )
     return sorted(range(len(given)), key=lambda number: list(known).index(given[number]))

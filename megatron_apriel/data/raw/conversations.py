@@ -46,6 +46,7 @@ from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reasoning import taken_reasoning
 from megatron_apriel.data.raw.shown_pictures import place_shown
 from megatron_apriel.data.raw.turns import Turn
+from megatron_apriel.quantities import counted
 
 _WITH_IMAGES = ("user", "tool_result")
 
@@ -295,7 +296,7 @@ def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> No
             )
         first = next((turn for turn in own if turn.role == "user"), None)
         if first is None:
-            raise BadRecord(f"0 places for images, but {len(pictures.present)} images, and no turn of the user")
+            raise BadRecord(f"no place for {counted(len(pictures.present), 'image')}: there is no turn of the user")
         first.pieces[:0] = in_front(len(pictures.present))
     find_places([turn.pieces for turn in own], pictures, markers=markers)
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from megatron_apriel.data.raw.parquet_footer import ColumnChunk, RowGroup
 from megatron_apriel.data.raw.read_limits import FREE_BYTES, LimitExceeded, ReadLimits
 from megatron_apriel.data.raw.thrift_structs import INT32, DamagedStruct, Fields, read_struct
+from megatron_apriel.quantities import counted
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # PageType
 _DICTIONARY_ENCODINGS = (2, 8)  # PLAIN_DICTIONARY, RLE_DICTIONARY
@@ -77,7 +78,7 @@ def reading_plan(
     """
     if len(group.columns) != len(schema):
         raise DamagedStruct(
-            f"row group {group.number} has {len(group.columns)} columns, and the schema has {len(schema)}"
+            f"row group {group.number} has {counted(len(group.columns), 'column')}, and the schema has {len(schema)}"
         )
     references, packed, entries = [], 0, 0
     for number, chunk in enumerate(group.columns):

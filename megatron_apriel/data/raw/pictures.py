@@ -20,6 +20,7 @@ from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, kin
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_INSIDE, IMAGE_PATH, IMAGES
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.quantities import counted
 
 IMAGE_MARKER = "<image>"
 _NUMBERED_MARKER = re.compile(r"<\|?(?i:image|img|picture)[ _-]?(\d{1,4})\|?>|\[(?i:image)[ _-](\d{1,4})\]")
@@ -233,7 +234,8 @@ def find_places(texts: list[Pieces], pictures: Pictures, *, markers: bool) -> No
     waiting = pictures.present
     if len(empty) != len(waiting):
         raise BadRecord(
-            f"{len(empty) + given} places for images ({IMAGE_MARKER} or image parts), but {len(waiting) + given} images"
+            f"{counted(len(empty) + given, 'place')} for images ({IMAGE_MARKER} or image parts), but "
+            f"{counted(len(waiting) + given, 'image')}"
         )
     for place, image in zip(empty, waiting, strict=True):
         place.image = image
@@ -266,9 +268,9 @@ def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
         return False
     images = pictures.numbered(numbers)
     if missing := [number for number in numbers if images.get(number) is None]:
-        raise BadRecord(f"a marker names image {missing[0]}; the record has {len(pictures.present)} images")
+        raise BadRecord(f"a marker names image {missing[0]}; the record has {counted(len(pictures.present), 'image')}")
     if unseen := [number for number, image in images.items() if image is not None and number not in numbers]:
-        raise BadRecord(f"no marker names image {unseen[0]} of {len(pictures.present)} images")
+        raise BadRecord(f"no marker names image {unseen[0]} of {counted(len(pictures.present), 'image')}")
 
     def split(string: str) -> Iterator[str | Place]:
         end = 0
@@ -295,12 +297,14 @@ def _deal_by_index(indexed: list[Place], empty: list[Place], pictures: Pictures)
     for place in indexed:
         assert place.index is not None, "they were chosen so"
         if not 0 <= place.index < len(pictures.images) or pictures.images[place.index] is None:
-            raise BadRecord(f"an image part has index {place.index}; the record has {len(pictures.images)} images")
+            raise BadRecord(
+                f"an image part has index {place.index}; the record has {counted(len(pictures.images), 'image')}"
+            )
         place.image = pictures.images[place.index]
     named = {place.index for place in indexed}
     for number, image in enumerate(pictures.images):
         if image is not None and number not in named:
-            raise BadRecord(f"no image part has index {number} of {len(pictures.images)} images")
+            raise BadRecord(f"no image part has index {number} of {counted(len(pictures.images), 'image')}")
 
 
 def in_front(count: int) -> Pieces:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_apriel.errors import DataError
+from megatron_apriel.quantities import counted
 
 REASON_CHARACTERS = 1000
 """Of a problem's reason, and of its place."""
@@ -79,6 +80,11 @@ class ProblemTally:
     write: Callable[[Problem], None] | None = None
     listed_in: Path | None = None
 
+    @property
+    def spelled(self) -> str:
+        """How many records are bad, in words."""
+        return f"{self.count:,} of {counted(self.records, 'record')} {'is' if self.count == 1 else 'are'} bad"
+
     def add(self, file: str, problem: Problem) -> None:
         """Count one bad record of ``file``."""
         self.count += 1
@@ -96,7 +102,7 @@ class ProblemTally:
         listed = "\n    ".join(map(str, self.first[:5]))
         files = ", ".join(f"{file} ({count})" for file, count in self.files.most_common(3))
         raise DataError(
-            f"{self.count} of {self.records} records are bad ({self.count / self.records:.3%}), "
+            f"{self.spelled} ({self.count / self.records:.3%}), "
             f"more than the tolerated {tolerated:.3%}; no corpus was written.\n    {listed}",
             f"Most are in: {files}; {way}.",
             "Correct the records or the options (--format, --map, --ignore, --image-root), or raise --max-bad.",

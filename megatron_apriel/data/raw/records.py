@@ -19,6 +19,7 @@ from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.replies import holds_reply
 from megatron_apriel.data.raw.shapes import SHAPES
+from megatron_apriel.quantities import counted
 
 FORMATS = tuple(shape.name for shape in SHAPES)
 """Names of the shapes, in the order in which a record's fields are looked for."""
@@ -72,7 +73,9 @@ def why_unknown(record: Mapping[str, Any], reading: Reading = _AS_PUBLISHED) -> 
     for name, value in record.items():
         rows = value if isinstance(value, list) and all(isinstance(one, Mapping) for one in value) else []
         if rows and (shape := recognise(rows[0], reading)) not in (None, "text"):
-            return f"field {name!r} is a list of {len(rows)} records of the shape {shape}: give the list itself"
+            return (
+                f"field {name!r} is a list of {counted(len(rows), 'record')} of the shape {shape}: give the list itself"
+            )
     for name in REPLIES.names:
         if holds_reply(record.get(name), DEFAULT_LIMITS.record_values):
             return f"field {name!r} holds an answer, and no field the request that it answers: put both into one record"

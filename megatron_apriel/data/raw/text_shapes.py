@@ -28,6 +28,7 @@ from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.rendered import check_not_rendered
 from megatron_apriel.data.raw.shown_pictures import place_shown
 from megatron_apriel.data.raw.turn_shapes import lacks
+from megatron_apriel.quantities import counted
 
 
 def are_interleaved(record: Fields) -> bool:
@@ -101,7 +102,7 @@ def _at_positions(text: str, positions: Any, pictures: Pictures, masked: list[tu
     numbers = positions if isinstance(positions, list) else [positions]
     images = pictures.images
     if len(numbers) != len(images) or None in images:
-        raise BadRecord(f"{len(numbers)} image_positions, but {len(pictures.present)} images")
+        raise BadRecord(f"{len(numbers)} image_positions, but {counted(len(pictures.present), 'image')}")
     if not all(type(one) is int and 0 <= one <= len(text) for one in numbers):
         raise BadRecord(f"image_positions are not numbers from 0 to {len(text):,}, the characters of the text")
     for begin, end in masked or ():

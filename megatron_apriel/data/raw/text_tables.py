@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 
 from megatron_apriel.data.raw.read_limits import LimitExceeded, ReadLimits
+from megatron_apriel.quantities import counted
 
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -40,7 +41,8 @@ def table_rows(
             raise BrokenTable(f"its first line does not name the columns, each once: {names[:20]}")
         for number, values in enumerate(_rows(reader, bounded), 1):
             if len(values) != len(names):
-                yield number, None, f"the row has {len(values)} values, and the table {len(names)} columns"
+                have = f"{counted(len(values), 'value')}, and the table {counted(len(names), 'column')}"
+                yield number, None, f"the row has {have}"
                 continue
             record = {name: value for name, value in zip(names, values, strict=True) if value}
             yield number, json.dumps(record).encode(), ""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from megatron_apriel.data.visual_tasks.coco_file import Document, Identity, read_document
 from megatron_apriel.data.visual_tasks.partition import Partition
 from megatron_apriel.errors import DataError, shown
+from megatron_apriel.quantities import counted
 
 TINY = 0.03
 """Shorter side of a box, as a share of the image's, below which the object is hardly visible."""
@@ -145,7 +146,8 @@ def read_annotations(path: Path, names: Mapping[str, int], sizes: Mapping[int, t
     if not images:
         listed = ", ".join(f"{reason}: {count}" for reason, count in problems.items())
         raise DataError(
-            f"{document.name} describes {len(document.images)} images, none of them usable here ({listed or 'none'}).",
+            f"{document.name} describes {counted(len(document.images), 'image')}, none of them usable here"
+            f" ({listed or 'none'}).",
             "An image is found by its file_name, relative to the folder of images.",
             "Give the folder that these annotations belong to with --images, or the annotations of these images.",
         )

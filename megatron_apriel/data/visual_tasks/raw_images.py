@@ -34,6 +34,7 @@ from megatron_apriel.data.visual_tasks.pixels import Picture
 from megatron_apriel.data.visual_tasks.refusals import Unreadable
 from megatron_apriel.errors import DataError
 from megatron_apriel.inputs import TooLargeError, open_input
+from megatron_apriel.quantities import counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 MIN_SIDE = 64
@@ -169,7 +170,7 @@ def image_files(root: Path) -> tuple[list[str], int]:
                 others += 1
     if not names:
         raise DataError(
-            f"{root} holds no image: {others} files, none ending in {', '.join(SUFFIXES)}.",
+            f"{root} holds no image: {counted(others, 'file')}, none ending in {', '.join(SUFFIXES)}.",
             fix="Give a folder of pictures; folders below it are searched too.",
         )
     return sorted(names), others

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_apriel.data.visual_tasks.generator import Made
 from megatron_apriel.data.visual_tasks.options import Options
 from megatron_apriel.data.visual_tasks.refusals import WrongAnswer
+from megatron_apriel.quantities import counted
 
 KEPT = 1000
 """Unusable files that a manifest lists one by one, and samples that were drawn again."""
@@ -51,7 +52,7 @@ class Summary:
         """How many of the files cannot be used, with examples, as a sentence."""
         first = [f"{name} {problem}" for name, problem in list(self.unusable.items())[:3]]
         examples = f", for example: {'; '.join(first)}" if first else ""
-        return f"Of {self.files} image files, {len(self.unusable)} cannot be used{examples}."
+        return f"Of {counted(self.files, 'image file')}, {len(self.unusable):,} cannot be used{examples}."
 
     def take(self, made: Made, max_wrong: float) -> None:
         """Count a sample. Raises WrongAnswer if too many were drawn again because of their answers."""
@@ -63,8 +64,8 @@ class Summary:
         samples = self.made.total()
         if len(self.wrong) > max(_WRONG_AT_MOST, max_wrong * samples):
             raise WrongAnswer(
-                f"of {samples} samples, {len(self.wrong)} had an answer that their pictures do not give, more than "
-                f"{max_wrong:.1%}.",
+                f"of {counted(samples, 'sample')}, {len(self.wrong):,} had an answer that their pictures do not give,"
+                f" more than {max_wrong:.1%}.",
                 f"The last: {self.wrong[-1]}.",
                 "Look at the images it names. Allow more with --max-wrong, or leave the task out with --tasks.",
             )

@@ -14,6 +14,7 @@ from megatron_apriel.data.visual_tasks.difficulty import Range
 from megatron_apriel.data.visual_tasks.refusals import Unfit
 from megatron_apriel.data.visual_tasks.sample import Draw, Sample
 from megatron_apriel.errors import ConfigError, DataError
+from megatron_apriel.quantities import counted
 
 TASKS = ("reconstruct", "match", "detect", "count")
 
@@ -101,14 +102,15 @@ class Menu:
         given = [1.0] * len(tasks) if weights is None else list(weights)
         if len(given) != len(tasks) or not all(np.isfinite(w) and w > 0 for w in given):
             raise ConfigError(
-                f"weights {', '.join(f'{w:g}' for w in given)} do not fit the {len(tasks)} tasks {','.join(tasks)}.",
+                f"weights {', '.join(f'{w:g}' for w in given)} do not fit {counted(len(tasks), 'task')},"
+                f" {','.join(tasks)}.",
                 "Each task needs one number above 0; leave a task out with --tasks.",
             )
         possible = {} if annotations is None else annotated.available(annotations)
         wants = [v for v in VARIANTS if v.annotated and v.task in tasks]
         if annotations is not None and wants and not any(possible[v.name] for v in wants):
             raise DataError(
-                f"the annotations of {len(annotations.images)} images hold nothing that can be asked about.",
+                f"the annotations of {counted(len(annotations.images), 'image')} hold nothing that can be asked about.",
                 "Crowds, tiny boxes and empty ones are never asked for, and presence needs images without a category.",
                 "Give annotations of more images, or leave --annotations out.",
             )
@@ -159,8 +161,9 @@ class Menu:
         if lacking:
             listed = ", ".join(f"{v.task} ({v.name}) needs {needed[v.name]}" for v in lacking)
             raise Unfit(
-                f"{usable} usable images are too few at difficulty {difficulty}: {listed}.",
+                f"{counted(usable, 'usable image is', 'usable images are')} too few at difficulty {difficulty}:"
+                f" {listed}.",
                 f"Wrong answers come from other images. {found}",
                 "Add images, leave these tasks out with --tasks, or change --difficulty.",
-                {v.label: f"it needs {needed[v.name]} images, and {usable} can be used" for v in lacking},
+                {v.label: f"it needs {counted(needed[v.name], 'image')}, and {usable} can be used" for v in lacking},
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
-from megatron_apriel.quantities import size
+from megatron_apriel.quantities import counted, size
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a number, by the dtype that is computed in."""
@@ -38,8 +38,8 @@ def longest_context(architecture: Architecture, dtype: str, memory: list[int]) -
     fits = max(0, room - weights) // cached_bytes(architecture.decoder, dtype) // 1024 * 1024
     if fits < min(most, _LEAST_CONTEXT):
         raise ConfigError(
-            f"the weights have {size(weights)} in {dtype}, and {len(memory)} GPUs have {size(room)} for them and for "
-            "conversations.",
+            f"the weights have {size(weights)} in {dtype}, and {counted(len(memory), 'GPU has', 'GPUs have')}"
+            f" {size(room)} for them and for conversations.",
             fix="Divide the model over more with --gpus.",
         )
     return min(most, fits)

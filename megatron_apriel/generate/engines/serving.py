@@ -13,6 +13,7 @@ from megatron_apriel.generate.engines.engine import Engine, Launch, Service
 from megatron_apriel.generate.engines.gpus import gpu_memory
 from megatron_apriel.generate.engines.memory import longest_context
 from megatron_apriel.generate.engines.running import Program, run_step
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note
 
 READY_SECONDS = 1800
@@ -47,7 +48,7 @@ def service_of(
     dtype = dtype or ("bfloat16" if gpus else "float32")
     if gpus < 0 or gpus > len(memory):
         raise ConfigError(
-            f"--gpus {gpus}: this machine has {len(memory)} GPUs that can be used.",
+            f"--gpus {gpus}: this machine has {counted(len(memory), 'usable GPU')}.",
             fix="0 serves on the CPU; CUDA_VISIBLE_DEVICES says which are used.",
         )
     most, remarks = _context(context, architecture, dtype, memory[:gpus])

@@ -206,7 +206,7 @@ def test_a_model_that_lacks_a_weight_never_answers(ours: Path, tmp_path: Path) -
     weights = load_file(ours / "model.safetensors")
     del weights[next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))]
     save_file(weights, tmp_path / "lacking" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights \(.*layers\.1\.mlp\.up_proj\.weight\)"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 weight \(.*layers\.1\.mlp\.up_proj\.weight\)"):
         TransformersModel(tmp_path / "lacking")
 
 

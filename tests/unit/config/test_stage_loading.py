@@ -196,7 +196,7 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
         ("optimizer.betas=[0.9]", "optimizer.betas has too few values.\n  optimizer.betas.1 is missing."),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas.1=1 is not possible.\n  It must be below 1."),
         ("optimizer=null", "optimizer=null (empty) is not possible.\n  It must be a section with settings of its own."),
-        ("mixture=[]", "It must be at least 1 value(s)."),
+        ("mixture=[]", "It must be at least 1 value."),
         ("mixture=data/a", "It must be a list."),
         ("mixture.1.corpus=other/a", "mixture: two sources are called 'a'; give each its own name."),
         ("mixture.1.weight=20%", "the mixture's weights sum to 90.0000%, not 100% (a 70.0000%, b 20.0000%)."),

@@ -149,7 +149,7 @@ def test_what_is_evaluated_is_said_and_checked(tmp_path: Path) -> None:
     assert "note: checkpoints are evaluated by python tools/evaluate.py --follow runs/trial, beside the run." in text
     assert "note: evaluate.pictures no/such/pictures does not exist yet." in text
     assert f"note: evaluate.data {tmp_path}" not in text
-    assert row(evaluated("ifbench", every=1000, start=False), "evaluations")[0].startswith("every 1000 steps")
+    assert row(evaluated("ifbench", every=1000, start=False), "evaluations")[0].startswith("every 1,000 steps")
     with pytest.raises(ConfigError, match="there is no benchmark 'ifbenhc'; did you mean ifbench"):
         evaluated("ifbenhc")
 
@@ -242,15 +242,13 @@ def test_what_is_left_to_learn_is_counted(tmp_path: Path) -> None:
         config = stage(mixture=[source], train={"decoder": 1})
         return " ".join(plan(config, 8, architecture="apriel-15b").split())
 
-    with pytest.raises(DataError, match="1 of its 3 documents have no token to learn, the first is document 0, in"):
+    with pytest.raises(DataError, match="1 of 3 documents has no token to learn, the first is document 0, in"):
         text()
     with pytest.raises(DataError, match="2 of 3 documents are longer than sequence_length=8192"):
         text(long_documents="error")
     dropped = text(without_targets="drop")
-    assert (
-        "note: mixture chats: 1 of 3 documents have no token to learn (loss: responses), 1 of them because" in dropped
-    )
-    assert "chats: 2 of 3 documents lost 10,000 tokens of their responses (long_documents: truncate)" in dropped
+    assert "note: mixture chats: 1 of 3 documents has no token to learn (loss: responses), 1 of them because" in dropped
+    assert "chats: 2 of 3 documents lost 10,000 tokens of responses (long_documents: truncate)" in dropped
     longer = (
         "note: mixture chats: 2 of 3 documents are longer than the sequence of 8,192 tokens (long_documents: split)"
     )

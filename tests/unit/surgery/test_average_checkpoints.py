@@ -220,7 +220,7 @@ def test_command_lines_that_are_refused(
     for arguments, message in (
         ((tmp_path / "mean", *both), "exists"),
         ((a, *both, "--overwrite"), "is the input"),
-        ((tmp_path / "x", *both, "--weights", 1), "--weights has 1 numbers for 2 checkpoints"),
+        ((tmp_path / "x", *both, "--weights", 1), "--weights has 1 number for 2 checkpoints"),
         ((tmp_path / "x", *both, "--weights", 1, 0), "--weights 1 0: every weight must be a positive number"),
         ((tmp_path / "x", *both, "--weights", 1, "nan"), "every weight must be a positive number"),
         ((tmp_path / "x", *both, "--last", 2), "choose among a run's checkpoints"),

@@ -308,7 +308,7 @@ def test_plain_text_is_bos_text_eos(table):
         ([{"role": "wizard", "content": "x"}], "unknown role wizard; known: system, user, assistant, tool_result"),
         ([{"role": "user", "content": [{"type": "video"}]}], "a content part has type video; known: text, image"),
         ([{"role": "system", "content": [{"type": "image"}]}], "an image in a turn of role system"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "places for 1 images and the record has 0 images"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "1 place for images, and the record has 0 images"),
     ],
 )
 def test_refused_conversations(messages, message, table):

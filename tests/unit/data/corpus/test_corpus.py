@@ -152,10 +152,10 @@ def test_a_writer_that_was_not_closed_leaves_no_corpus(tmp_path):
         ([], [], "non-empty"),
         ([1, 4096], [], "token 4096 is outside the tokenizer's vocabulary of 4096"),
         ([-1], [], "token -1 is outside"),
-        ([1, 10, 5], [], "holds 1 image tokens; its 0 images make 0"),
+        ([1, 10, 5], [], "holds 1 image token; its 0 images would have 0"),
         ([5, "image"], [(8, 8, 2, 2, 0)], "its 6 tokens do not stand at 0"),
         (["image"], [(8, 8, 2, 3, 0)], "grid 2 x 3 where the rule gives 2 x 2"),
-        (["image", "image"], [(8, 8, 2, 2, 0)], "holds 8 image tokens; its 1 images make 4"),
+        (["image", "image"], [(8, 8, 2, 2, 0)], "holds 8 image tokens; its 1 image would have 4"),
         (["image", "image"], [(8, 8, 2, 2, 0), (8, 8, 2, 2, 0)], "images in order"),
     ],
 )

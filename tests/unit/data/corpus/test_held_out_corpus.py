@@ -124,7 +124,7 @@ def test_it_is_counted_and_written_beside(prepare_data, texts, model, tmp_path, 
 def test_nothing_is_written_where_one_side_would_be_empty(model, tmp_path):
     write(tmp_path / "a.jsonl", [{"text": "One."}])
     number = int(hashlib.sha256(hashlib.sha256(b"One.").digest()).hexdigest()[:16], 16) / 2**64
-    for share, words in ((number * 0.9, f"none of 1 documents.*more than {number:.3g}"), (0.9999, "all of 1 doc")):
+    for share, words in ((number * 0.9, f"none of 1 document.*more than {number:.3g}"), (0.9999, "all of 1 doc")):
         with pytest.raises(DataError, match=f"(?s){words}"):
             prepare(tmp_path / "out", [tmp_path / "a.jsonl"], model, PrepareOptions(held_out=share))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

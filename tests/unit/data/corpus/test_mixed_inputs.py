@@ -55,7 +55,7 @@ def test_an_empty_shard_is_no_error(model: Path, tmp_path: Path) -> None:
 
 def test_where_nothing_is_read_it_is_said_what_was_there(model: Path, tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", {"image": "absent.png", "caption": "A wall."})
-    with pytest.raises(DataError, match=r"hold no documents\.(?s:.*)1 of 1 records are bad; the first: .*absent\.png"):
+    with pytest.raises(DataError, match=r"hold no documents\.(?s:.*)1 of 1 record is bad; the first: .*absent\.png"):
         prepare(None, [file], model, PrepareOptions(max_bad=1.0))
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "captions.json").write_text('{"a.png": "A cat"}')

@@ -147,9 +147,9 @@ def with_bad_records(tmp_path, small_photograph, photographs) -> tuple[Path, dic
         (3, llava("cut.jpg"), "an image of 5000 bytes is damaged: "),
         (4, llava("../x.png"), "leads out of the image root"),
         (5, llava("http://x/y.png"), "is a URL: images are never fetched"),
-        (7, llava("good.png", "<image> <image>"), "2 places for images (<image> or image parts), but 1 images"),
+        (7, llava("good.png", "<image> <image>"), "2 places for images (<image> or image parts), but 1 image"),
         (8, {"text": "x"}, "its shape is 'text', and that of its file's first record 'conversations'"),
-        (11, llava(None, "<image>"), "1 places for images (<image> or image parts), but 0 images"),
+        (11, llava(None, "<image>"), "1 place for images (<image> or image parts), but 0 images"),
     ):
         records[line - 1], bad[line] = record, reason
     return write_lines(tmp_path / "mixed.jsonl", records), bad
@@ -223,7 +223,7 @@ def test_existing_corpus_is_replaced_only_when_told(model, tmp_path):
     with pytest.raises(OutputError, match="exists"):
         prepare(tmp_path / "out", [file], model)
     write_lines(file, [{"text": "one"}, {"text": "two"}])
-    with pytest.raises(DataError, match="none of its first 1 records has a known shape"):
+    with pytest.raises(DataError, match="none of its first 1 record has a known shape"):
         prepare(tmp_path / "out", [write_lines(tmp_path / "b.jsonl", [{"x": 1}])], model, overwrite=True)
     assert content(tmp_path / "out") == before
     prepare(tmp_path / "out", [file], model, overwrite=True)
@@ -234,7 +234,7 @@ def test_formats_are_checked_before_any_work(model, tmp_path):
     (tmp_path / "in").mkdir()
     write_lines(tmp_path / "in" / "a.jsonl", [{"text": "fine"}])
     write_lines(tmp_path / "in" / "b.jsonl", [{"body": "x", "id": 1}])
-    message = r"b.jsonl: none of its first 1 records has a known shape(?s:.*)body, id(?s:.*)--map(?s:.*)--text-field"
+    message = r"b.jsonl: none of its first 1 record has a known shape(?s:.*)body, id(?s:.*)--map(?s:.*)--text-field"
     with pytest.raises(DataError, match=message):
         prepare(tmp_path / "out", [tmp_path / "in"], model)
     options = PrepareOptions(reading=Reading({("body",): "text"}))
@@ -263,7 +263,7 @@ def test_images_for_a_model_without_a_tower(architecture, model, raw, tmp_path):
         (text_only / name).write_bytes((model / name).read_bytes())
     config = architecture.to_hf_config()["text_config"]
     (text_only / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="it has 1 images, and the model has no vision tower"):
+    with pytest.raises(DataError, match="it has 1 image, and the model has no vision tower"):
         prepare(tmp_path / "out", [raw / "llava.jsonl"], text_only)
     prepare(tmp_path / "out", [raw / "text.jsonl.gz"], text_only)
     assert Corpus.open(tmp_path / "out").manifest.images is None

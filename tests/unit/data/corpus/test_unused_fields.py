@@ -76,8 +76,8 @@ def test_reasoning_is_counted(prepare_data, model, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert prepare_data(tmp_path / "out", "--input", tmp_path / "a.jsonl", "--model", model) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "1 documents; 1 earlier turns had some, which is not shown" in printed
-    assert "1 documents look as if theirs was not recognised" in printed
+    assert "1 document; 1 earlier turn had some, which is not shown" in printed
+    assert "1 document looks as if theirs was not recognised" in printed
     usage = Corpus.open(tmp_path / "out").manifest.usage
     assert (usage.reasoning, usage.hidden_reasoning, usage.unrecognised_reasoning) == (1, 1, 1)
 
@@ -121,10 +121,10 @@ def test_files_that_were_passed_over_are_named(prepare_data, model, tmp_path, ca
     (tmp_path / "in" / "a.jsonl").write_text('{"text": "x"}\n')
     assert prepare_data(tmp_path / "out", "--input", tmp_path / "in", "--model", model) == 0
     printed = capsys.readouterr().err
-    assert "passed over: 2 (notes.docx, list.json); 1 pictures are read where records name them" in printed
+    assert "passed over: 2 (notes.docx, list.json); 1 picture is read where records name them" in printed
     assert len(Corpus.open(tmp_path / "out").manifest.usage.passed_over) == 3
     (tmp_path / "in" / "list.json").write_text('{"about": "the oth')
-    with pytest.raises(DataError, match=r"list\.json: none of its first 1 records"):
+    with pytest.raises(DataError, match=r"list\.json: none of its first 1 record"):
         prepare(None, [tmp_path / "in"], model)
 
 

@@ -120,7 +120,7 @@ def test_documents_without_targets_are_dropped_or_refused_as_set(tmp_path, caplo
     with pytest.raises(DataError) as caught:
         TrainingLoader(stage({}, sources=[source]), MODEL)
     for words in (
-        f"2 of its 4 documents have no token to learn, the first is document 0, in sequences of {length} tokens",
+        f"2 of 4 documents have no token to learn, the first is document 0, in sequences of {length} tokens",
         "What was to be learned in 2 of them is cut off",
         "set without_targets=drop",
     ):
@@ -132,7 +132,7 @@ def test_documents_without_targets_are_dropped_or_refused_as_set(tmp_path, caplo
         assert {sample for batch in loader for sample in batch.samples} == {1, 3}
     assert "source 'web': 2 of 4 documents have no token to learn" in caplog.text
     lost = length + (length - 2) + length * 3 // 2
-    assert f"source 'web': 3 of 4 documents lost {lost} tokens of their responses" in caplog.text
+    assert f"source 'web': 3 of 4 documents lost {lost} tokens of responses" in caplog.text
 
 
 def test_a_tower_cannot_learn_from_text(corpora):
@@ -229,5 +229,5 @@ def test_left_out_documents_are_logged(corpora, tmp_path, caplog):
     sources = [{"corpus": corpus.path, "long_documents": "drop"}]
     with caplog.at_level(logging.WARNING), TrainingLoader(stage(corpora, sources=sources), MODEL):
         pass
-    assert "1 of 2 documents are longer than the sequence of 256 tokens (long_documents: drop)" in caplog.text
-    assert "1 documents were dropped, 300 tokens in all left out" in caplog.text
+    assert "1 of 2 documents is longer than the sequence of 256 tokens (long_documents: drop)" in caplog.text
+    assert "1 document was dropped, 300 tokens in all left out" in caplog.text

@@ -165,7 +165,7 @@ def test_a_column_that_is_missing_in_a_row_group(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet")
     monkeypatch.setattr("megatron_apriel.data.raw.readers.read_footer", lambda *_: read(footer(group(column()))))
     (given,) = find_inputs([tmp_path / "a.parquet"]).readable
-    with pytest.raises(DataError, match="row group 0 has 1 columns, and the schema has 4"):
+    with pytest.raises(DataError, match="row group 0 has 1 column, and the schema has 4"):
         list(given.blocks())
 
 

@@ -157,7 +157,7 @@ def test_why_a_record_has_no_known_shape() -> None:
     assert "holds an answer, and no field the request" in why_unknown(
         {"response": {"choices": [{"message": ANSWERED}]}}
     )
-    assert "'data' is a list of 1 records of the shape pair" in why_unknown({"data": [PAIR]})
+    assert "'data' is a list of 1 record of the shape pair" in why_unknown({"data": [PAIR]})
     assert recognise({"data": [{"question": "Which colour?", "answer": "Red."}]}) is None
 
 

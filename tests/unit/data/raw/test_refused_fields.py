@@ -180,7 +180,7 @@ REFUSED = {
     "texts and images that do not fit": ({"texts": ["a", None], "images": ["a.png"]}, "not lists of one length"),
     "an image of a part and another": (
         asked([{"type": "image", "image": "a.png"}]) | {"images": ["b.png"]},
-        "1 places for images .* but 2 images",
+        "1 place for images .* but 2 images",
     ),
     "the marker of an image inside": (asked("In this <image> who waits?"), "the marker <image>"),
     "pages that number themselves otherwise": (
@@ -232,9 +232,9 @@ REFUSED = {
     ),
     "a result that is missing": (
         calling(call(identity="a"), call(identity="b"), results=({"tool_call_id": "a"},)),
-        "1 results of 2 calls",
+        "1 result of 2 calls",
     ),
-    "results that nothing distinguishes": (calling(call(), call(), results=({},)), "1 results of 2 calls"),
+    "results that nothing distinguishes": (calling(call(), call(), results=({},)), "1 result of 2 calls"),
     "a result inside of its call": (
         answer(None, tool_calls=[{"name": "f", "arguments": {}, "result": "x"}]),
         "'messages.tool_calls.result' is the result of a call",

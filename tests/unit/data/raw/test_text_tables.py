@@ -24,7 +24,7 @@ def test_values_are_texts_and_what_is_empty_is_absent(tmp_path):
 def test_rows_that_do_not_fit_are_bad_records(tmp_path):
     first, second, third = rows(tmp_path / "a.csv", "text,n\na,1\nb\nc,3\n")
     assert (first.value["text"], third.value["text"]) == ("a", "c")
-    assert second.problem == "the row has 1 values, and the table 2 columns"
+    assert second.problem == "the row has 1 value, and the table 2 columns"
 
 
 @pytest.mark.parametrize(
