@@ -36,6 +36,7 @@ from benchmarks.versions import facts
 from benchmarks.whole_run import STAGE, Sizes, make, paths
 from megatron_apriel.command_line import CommandLine, chosen
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.quantities import counted
 
 EXAMPLES = """\
 examples:
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpus = arguments.gpus or present
     if gpus < 2 or (gpus > present and not arguments.tiny):
         raise ConfigError(
-            f"--gpus={gpus}, and this host shows {present} CUDA device(s).", "At least two ranks, each on one."
+            f"--gpus={gpus}, and this host shows {counted(present, 'CUDA device')}.", "At least two ranks, each on one."
         )
     launchers = chosen(arguments.launchers, LAUNCHERS, "--launchers")
     sizes = SIZES[arguments.model]

@@ -23,6 +23,7 @@ from benchmarks.spread_cli import print_table
 from benchmarks.versions import facts
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.quantities import counted
 
 EXAMPLES = """\
 examples:
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpus = arguments.gpus or present
     if gpus < 2 or (gpus > present and not arguments.tiny):
         error = ConfigError(
-            f"--gpus={gpus}, and this host shows {present} CUDA device(s).",
+            f"--gpus={gpus}, and this host shows {counted(present, 'CUDA device')}.",
             "Links are between at least two.",
             "Run it on a host with several GPUs.",
         )

@@ -27,6 +27,7 @@ from megatron_apriel.config.choices import FP8_RECIPES
 from megatron_apriel.errors import ConfigError, ExitCode
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware
 from megatron_apriel.planning.workload import Workload
+from megatron_apriel.quantities import counted
 
 PRECISIONS = ("bf16", *FP8_RECIPES)
 
@@ -57,7 +58,7 @@ def usable_gpus(arguments: argparse.Namespace) -> int:
     anywhere = arguments.dry_run or arguments.tiny
     if wanted < 1 or (wanted > present and not anywhere):
         raise ConfigError(
-            f"--gpus={wanted}, and this host shows {present} CUDA device(s).",
+            f"--gpus={wanted}, and this host shows {counted(present, 'CUDA device')}.",
             "Every rank drives one.",
             "Run it where they are; --dry-run --gpus=N shows the plan anywhere.",
         )

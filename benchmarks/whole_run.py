@@ -40,6 +40,7 @@ from benchmarks.versions import facts
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.data.corpus.format import ImageRecord, TokenizerRecord
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.quantities import counted
 from megatron_apriel.testing.corpora import encode, write_corpus
 
 EXAMPLES = """\
@@ -236,7 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     present = torch.cuda.device_count()
     gpus = arguments.gpus or present
     if gpus < 1 or (gpus > present and not arguments.tiny):
-        raise ConfigError(f"--gpus={gpus}, and this host shows {present} CUDA device(s).", "Every rank drives one.")
+        raise ConfigError(
+            f"--gpus={gpus}, and this host shows {counted(present, 'CUDA device')}.", "Every rank drives one."
+        )
     sizes = Sizes("apriel-15b", 16384, (1024, 768), 240, 3000)
     if arguments.tiny:
         sizes = Sizes("tiny", 256, (96, 64), 60, 60)

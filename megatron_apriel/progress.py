@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from megatron_apriel.errors import printable
+from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note
 
 
@@ -29,13 +30,13 @@ _shown: list[str] = []
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, unit: str = "items") -> Iterator[Step]:
+def progress(label: str, total: int | None = None, unit: str = "item") -> Iterator[Step]:
     """Report the progress of a block.
 
     Args:
         label: what is being done, as a participle: "preparing".
         total: how many units there are, or None if that is not known.
-        unit: what is counted. "bytes" is shown as kB, MB, GB.
+        unit: one of what is counted, as "record". A "byte" is shown as kB, MB, GB.
 
     Yields:
         A function to call with the number of units done since the last call.
@@ -108,12 +109,13 @@ def _lines(label: str, total: int | None, unit: str) -> Iterator[Step]:
 
 
 def _amount(number: float, unit: str) -> str:
-    if unit != "bytes":
-        return f"{number:,.0f} {unit}" if number >= 10 or number == int(number) else f"{number:.1f} {unit}"
+    if unit != "byte":
+        whole = number >= 10 or number == int(number)
+        return counted(round(number), unit) if whole else f"{number:.1f} {unit}s"
     for scale, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= scale:
             return f"{number / scale:.1f} {name}"
-    return f"{number:.0f} bytes"
+    return counted(round(number), unit)
 
 
 def _of(done: int, total: int | None, unit: str) -> str:

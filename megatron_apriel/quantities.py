@@ -86,7 +86,7 @@ def parse_fraction(value: Any) -> float:
 
 def size(number: float) -> str:
     """Bytes of memory as a person reads them: ``1610612736`` -> ``1.50 GiB``; something small is never ``0.0``."""
-    return _in_unit(number, ("bytes", "KiB", "MiB", "GiB", "TiB"), 1024)
+    return "1 byte" if number == 1 else _in_unit(number, ("bytes", "KiB", "MiB", "GiB", "TiB"), 1024)
 
 
 def flop(number: float) -> str:

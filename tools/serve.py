@@ -116,7 +116,7 @@ def check(engine: Engine, service: Service, rounding: float, seconds: float) -> 
         with started(engine, service, Path(folder) / "engine.log", passes_signals=False) as program:
             program.wait_until_ready(ready_address(engine, service), seconds)
             verdicts = []
-            with progress(f"asking {engine.name}", len(cases), "questions") as step:
+            with progress(f"asking {engine.name}", len(cases), "question") as step:
                 for case in cases:
                     verdicts.append(compare(case, engine.greedy(service, case.asked), rounding))
                     step()

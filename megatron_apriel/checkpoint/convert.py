@@ -173,7 +173,7 @@ def convert(conversion: Conversion, destination: str | Path, *, overwrite: bool 
     check_destination(destination, overwrite, marker, [conversion.path])
     with whole_directory(destination, overwrite, marker, [conversion.path]) as partial:
         check_space(destination, conversion.size)
-        with progress("converting", total=conversion.size, unit="bytes") as step:
+        with progress("converting", total=conversion.size, unit="byte") as step:
             if conversion.to is Kind.MEGATRON:
                 from megatron_apriel.checkpoint.write_distributed import write_distributed
 
@@ -256,7 +256,7 @@ def _params(sidecars: Path, architecture: Architecture) -> dict[str, Any]:
 def _verify(conversion: Conversion, directory: Path) -> None:
     """Read the result as any user would, and compare every number with what was given."""
     written = open_weights(directory, conversion.architecture)
-    with progress("verifying", total=conversion.size, unit="bytes") as step:
+    with progress("verifying", total=conversion.size, unit="byte") as step:
         for name, weight in conversion.weights.table.items():
             for start, rows in conversion.rows(name):
                 found = written.read(name, start, start + rows.shape[0])

@@ -106,7 +106,7 @@ def _write_weights(
     table = weights(architecture)
     stored = {name: table[name].stored_as(form) for name in _order(architecture)}
     specs = [TensorSpec(stored[name], SAFETENSORS_NAMES[dtype], table[name].shape) for name in stored]
-    with progress("exporting", total=sum(spec.size for spec in specs), unit="bytes") as step:
+    with progress("exporting", total=sum(spec.size for spec in specs), unit="byte") as step:
 
         def contents(spec: TensorSpec, room: Room) -> Iterator[memoryview]:
             name, tensor = next(gathered)

@@ -64,7 +64,7 @@ def verify(
         for piece in tensor.pieces
     ]
     mine = sorted(pieces, key=lambda piece: (piece[0].file, piece[0].offset))[share::shares]
-    with progress("checking the checkpoint", sum(place.length for place, _ in mine), "bytes") as step:
+    with progress("checking the checkpoint", sum(place.length for place, _ in mine), "byte") as step:
         for place, key in mine:
             if damage := _damage(directory, place):
                 what = f"{key} in {place.file} is damaged ({damage})"

@@ -205,7 +205,7 @@ class Evaluation:
         failures: list[tuple[str, str]] = []
         with (
             RecordFile(path) as file,
-            progress(f"asking {benchmark.title}, run {run}", len(waiting), "items") as step,
+            progress(f"asking {benchmark.title}, run {run}", len(waiting), "item") as step,
         ):
 
             def keep(item: Item, rest: Record) -> None:

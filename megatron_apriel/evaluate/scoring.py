@@ -193,7 +193,7 @@ def score(items: Sequence[Item], answers: Path, verdicts: Path, scorers: Scorers
             waiting.append((item, record, mark))
     if not waiting:
         return 0
-    with RecordFile(verdicts) as file, progress("scoring", len(waiting), "answers") as step:
+    with RecordFile(verdicts) as file, progress("scoring", len(waiting), "answer") as step:
 
         def keep(item: Item, record: Record, mark: str, verdict: Verdict) -> None:
             file.add({

@@ -300,7 +300,7 @@ def average(plan: AveragePlan, destination: str | Path, *, overwrite: bool = Fal
     ):
         check_space(destination, plan.size)
         with (
-            progress("averaging", plan.size, "bytes") as step,
+            progress("averaging", plan.size, "byte") as step,
             closing(_computed(plan, pool, arithmetic)) as pieces,
         ):
 
@@ -336,7 +336,7 @@ def _verify(plan: AveragePlan, pool: ThreadPoolExecutor, arithmetic: _Arithmetic
     written = DirectoryReader(directory)
     if dict(written.tensors).keys() != {tensor.name for tensor in plan.tensors}:
         raise CheckpointError(f"{directory} does not hold the tensors that were planned.")
-    with progress("verifying", plan.size, "bytes") as step, closing(_computed(plan, pool, arithmetic)) as pieces:
+    with progress("verifying", plan.size, "byte") as step, closing(_computed(plan, pool, arithmetic)) as pieces:
         for piece in pieces:
             found = written.read(piece.spec.name, piece.start_row, piece.stop_row)
             if found.tobytes() != piece.values.tobytes():

@@ -134,7 +134,7 @@ def upscale(
     marker = model.config_file.name
     with whole_directory(destination, overwrite, marker, [model.tensors.path]) as partial:
         check_space(destination, plan.size)
-        with progress("upscaling", plan.size, "bytes") as step, hashing_crew() as crew, Lane(crew) as hashing:
+        with progress("upscaling", plan.size, "byte") as step, hashing_crew() as crew, Lane(crew) as hashing:
             contents = _ReadBytes(plan, hashing)
             written = write_tensors(partial, plan.shards, contents, base=model.tensors.base, step=step, crew=crew)
         config = model.config_with_layers(len(plan.layers.originals))
@@ -227,7 +227,7 @@ def check_upscaled(plan: UpscalePlan, directory: Path) -> None:
 def verify_upscaled(plan: UpscalePlan, directory: Path) -> None:
     """Read the result again and compare every byte with its original; CheckpointError at the first difference."""
     result = TensorDirectory.open(directory, plan.model.tensors.base)
-    with progress("verifying", plan.size, "bytes") as step:
+    with progress("verifying", plan.size, "byte") as step:
         for name, origin in plan.origins.items():
             written = result.entries[name].pieces()
             wanted = _zeros(origin.entry.size) if origin.zero else origin.entry.pieces()

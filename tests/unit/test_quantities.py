@@ -86,7 +86,7 @@ def test_variables_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("number", "written"),
     [
-        (0, "0 bytes"), (1, "1 bytes"), (1023, "1,023 bytes"), (1024, "1.00 KiB"), (1.5 * 2**20, "1.50 MiB"),
+        (0, "0 bytes"), (1, "1 byte"), (1023, "1,023 bytes"), (1024, "1.00 KiB"), (1.5 * 2**20, "1.50 MiB"),
         (9.996 * 2**20, "10.0 MiB"), (2**30 - 1, "1,024.0 MiB"), (73.6 * 2**30, "73.6 GiB"), (3 * 2**50, "3,072.0 TiB"),
         (-(2**21), "-2.00 MiB"),
     ],

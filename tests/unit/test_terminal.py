@@ -69,7 +69,7 @@ def test_bars_show_labels_letter_by_letter(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(bars, "_SECONDS_BETWEEN_LINES", 0.0)
     with bars.progress(NAME, 2) as step:
         step()
-    assert capsys.readouterr().err.startswith(f"{PRINTED}: 1 items of 2 items")
+    assert capsys.readouterr().err.startswith(f"{PRINTED}: 1 item of 2 items")
     written = io.StringIO()
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=written, force_terminal=True, width=200))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -292,7 +292,7 @@ def _collect(
     ``writers``: of all documents; or of those to train on and the held-out ones; or none.
     """
     problems = summary.problems
-    with progress("preparing", total=options.limit or None, unit="records") as step:
+    with progress("preparing", total=options.limit or None, unit="record") as step:
         for number, documents in results:
             counted = summary.inputs[number]
             counted.records += len(documents)

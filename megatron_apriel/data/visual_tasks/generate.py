@@ -97,7 +97,7 @@ def prepare_generator(images: Path, annotations: Path | None, options: Options, 
     number = min(options.workers, -(-len(names) // _HEADERS))
     with (
         Workers((images, options.limits), number, _LESS_MEMORY) as workers,
-        progress("looking at images", len(names), "images") as step,
+        progress("looking at images", len(names), "image") as step,
     ):
         for headers in workers.in_order(_headers, pieces):
             step(len(headers))
@@ -148,7 +148,7 @@ def _write(generator: Generator, directory: Path, summary: Summary) -> None:
     number = min(generator.options.workers, -(-samples // _SAMPLES))
     with (
         Workers((generator, directory), number, _LESS_MEMORY) as workers,
-        progress("making samples", samples, "samples") as step,
+        progress("making samples", samples, "sample") as step,
         (directory / RECORDS).open("w", encoding="utf-8") as file,
     ):
         for piece in workers.in_order(_make_some, pieces):

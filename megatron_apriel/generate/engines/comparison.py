@@ -135,7 +135,7 @@ def _picture(width: int, height: int) -> Picture:
 def reference_cases(reference: Reference, architecture: Architecture) -> list[Case]:
     """The reference's answers."""
     cases, asked_for = [], list(questions(architecture))
-    with progress("asking transformers", len(asked_for), "questions") as step:
+    with progress("asking transformers", len(asked_for), "question") as step:
         for name, question in asked_for:
             prompt, ids, scores = reference.greedy(question)
             asked = Asked(name, question, tuple(prompt), reference.prompt_text(question))
