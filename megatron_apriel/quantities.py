@@ -94,9 +94,9 @@ def flop(number: float) -> str:
     return _in_unit(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"), 1000)
 
 
-def counted(number: int, one: str, many: str = "") -> str:
+def counted(number: float, one: str, many: str = "") -> str:
     """So many of something: ``1 image``, ``1,200 images``; ``many`` where more than one is not ``one`` with an s."""
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+    return f"{int(number) if number == int(number) else number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def short(number: float) -> str:

@@ -81,7 +81,7 @@ def gather_shares(
             another size than announced.
     """
     if len(sizes) != group.size():
-        raise ValueError(f"images are shared over {len(sizes)} rank(s), but {group.size()} rank(s) gather them")
+        raise ValueError(f"images are in {len(sizes)} shares, but ranks that gather them: {group.size()}")
     if share_H.shape[0] != sizes[group.rank()]:
         raise ValueError(f"share {group.rank()} has {share_H.shape[0]} patches, announced were {sizes[group.rank()]}")
     if len(sizes) == 1:

@@ -13,11 +13,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from megatron_apriel.quantities import counted
+
 
 def needs_gpus(number: int) -> pytest.MarkDecorator:
     """Skips unless at least ``number`` CUDA devices are present."""
     present = torch.cuda.device_count()
-    return pytest.mark.skipif(present < number, reason=f"needs {number} CUDA device(s), found {present}")
+    return pytest.mark.skipif(present < number, reason=f"needs {counted(number, 'CUDA device')}, found {present}")
 
 
 needs_gpu = needs_gpus(1)

@@ -105,11 +105,8 @@ def _parser() -> CommandLine:
 
 def length_in_words(config: StageConfig) -> str:
     """The first line of a run: what was read, before anything is loaded."""
-    length = (
-        f"{config.epochs:g} epoch{'s' * (config.epochs != 1)}"
-        if config.tokens is None
-        else counted(config.steps, "step")
-    )
+    epochs = config.epochs if config.tokens is None else None
+    length = counted(config.steps, "step") if epochs is None else counted(epochs, "epoch")
     return (
         f"stage {config.stage}: {length} in global batches of {config.sequences_per_step:,} x"
         f" {config.sequence_length:,} tokens"

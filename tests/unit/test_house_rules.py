@@ -185,6 +185,21 @@ def test_names_are_printed_through_the_terminal_alone() -> None:
         assert "rich.table" not in text or file.name == "tables.py", file
 
 
+PLURALS = re.compile(r"""[a-z]\(s\)|\{(?:'s'|"s") (?:\*|if) """)
+"""As in ``{number} file(s)`` and ``file{'s' * (number > 1)}``."""
+
+
+def test_one_and_many_are_told_apart_in_one_place() -> None:
+    folders = ("megatron_apriel", "tools", "examples", "benchmarks")
+    found = {
+        f"{file}: {match[0]}"
+        for folder in folders
+        for file in (ROOT / folder).rglob("*.py")
+        for match in PLURALS.finditer(file.read_text(encoding="utf-8"))
+    }
+    assert not found, "quantities.counted does it"
+
+
 def tree_below(text: str, top: str = "megatron_apriel/") -> list[str]:
     """Files and folders that an indented tree lists below ``top``, as ``errors.py`` and ``data/raw/``, in its order."""
     lines = text.splitlines()

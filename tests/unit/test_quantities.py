@@ -108,6 +108,7 @@ def test_operations_and_other_numbers_keep_their_first_digits() -> None:
         (counted(0, "image"), "0 images"), (counted(1, "image"), "1 image"), (counted(2, "image"), "2 images"),
         (counted(12345, "usable image"), "12,345 usable images"), (counted(1, "entry", "entries"), "1 entry"),
         (counted(3, "entry", "entries"), "3 entries"), (counted(1, "layout fits", "layouts fit"), "1 layout fits"),
+        (counted(1.0, "epoch"), "1 epoch"), (counted(2.5, "epoch"), "2.5 epochs"), (counted(2.0, "epoch"), "2 epochs"),
     ],
 )  # fmt: skip
 def test_one_of_something_is_not_many(said: str, expected: str) -> None:
