@@ -48,7 +48,7 @@ def service_of(
     dtype = dtype or ("bfloat16" if gpus else "float32")
     if gpus < 0 or gpus > len(memory):
         raise ConfigError(
-            f"--gpus {gpus}: this machine has {counted(len(memory), 'usable GPU')}.",
+            f"--gpus {gpus}: this machine has {counted(len(memory), 'GPU')} that can be used.",
             fix="0 serves on the CPU; CUDA_VISIBLE_DEVICES says which are used.",
         )
     most, remarks = _context(context, architecture, dtype, memory[:gpus])

@@ -196,7 +196,7 @@ def test_gpus(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     with pytest.raises(ConfigError, match=r"--gpus 5: this machine has 4 GPUs"):
         run(model, "--dry-run", "--gpus", 5)
     monkeypatch.setattr(serving, "gpu_memory", lambda: [1 << 18] * 4)
-    with pytest.raises(ConfigError, match=r"(?s)the weights have .* in bfloat16, and 1 GPUs have .* --gpus"):
+    with pytest.raises(ConfigError, match=r"(?s)the weights have .* in bfloat16, and 1 GPU has .* --gpus"):
         run(model, "--dry-run")
 
 
@@ -208,7 +208,7 @@ def test_the_context_is_what_has_room() -> None:
     assert fits % 1024 == 0 and fits * 192 * 1024 <= room < (fits + 1024) * 192 * 1024
     assert fits < longest_context(large, "bfloat16", [80 << 30] * 2) <= large.decoder.max_positions
     assert longest_context(large, "float32", []) == 8192
-    with pytest.raises(ConfigError, match=r"(?s)1 GPUs have .*Divide the model over more with --gpus"):
+    with pytest.raises(ConfigError, match=r"(?s)1 GPU has .*Divide the model over more with --gpus"):
         longest_context(large, "bfloat16", [24 << 30])
 
 
