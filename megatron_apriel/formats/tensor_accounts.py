@@ -20,6 +20,7 @@ from megatron_apriel.formats.tensor_names import (
     is_buffer,
     weights,
 )
+from megatron_apriel.quantities import counted
 
 _TELLTALES: dict[Form, tuple[str, ...]] = {
     Form.LEGACY: ("language_model.",),
@@ -75,7 +76,7 @@ def resolve(names: Iterable[str], architecture: Architecture, origin: str) -> Re
     form = recognise_form(found)
     if form is None:
         raise CheckpointError(
-            f"{origin}: none of its {len(found)} tensors is a decoder weight in a known form"
+            f"{origin}: none of its {counted(len(found), 'tensor')} is a decoder weight in a known form"
             + (f" (first: {', '.join(sorted(found)[:3])})." if found else "."),
             fix=f"Known forms: {'; '.join(Form)}.",
         )

@@ -102,7 +102,7 @@ def balanced_layers(num_layers: int, pipeline: int, virtual: int, extras: Extras
             f"{pipeline * virtual} pipeline stages (parallel.pipeline={pipeline} x parallel.virtual={virtual}) for"
             f" {counted(num_layers, 'decoder layer')}.",
             "Every stage holds at least one layer.",
-            f"{counted(num_layers, 'stage')} at most.",
+            f"At most {counted(num_layers, 'stage is', 'stages are')} possible.",
         )
     ranks = _dealt(num_layers, [virtual] * pipeline, _with_ends([0.0] * pipeline, extras))
     counts = [0] * (pipeline * virtual)

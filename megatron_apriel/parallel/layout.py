@@ -249,7 +249,7 @@ class Layout:
         """An explicit split as even as possible: first and last stage, which hold more than layers, get the fewest."""
         stages = self.virtual_stages
         if stages > num_layers:
-            return f"At most {num_layers} stages are possible."
+            return f"At most {counted(num_layers, 'stage is', 'stages are')} possible."
         counts = [num_layers // stages] * stages
         inner_first = sorted(range(stages), key=lambda stage: (stage in (0, stages - 1), stage))
         for stage in inner_first[: num_layers % stages]:

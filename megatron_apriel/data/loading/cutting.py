@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from megatron_apriel.config.choices import LongDocuments
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.errors import DataError
+from megatron_apriel.quantities import counted
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def cut_documents(
         pieces = Pieces(*(column[stay] for column in pieces))
     if not whole.any() and not pieces.documents.size:
         raise DataError(
-            f"{corpus.path}: none of its {len(corpus)} documents fits into sequences of {limit} tokens.",
+            f"{corpus.path}: none of its {counted(len(corpus), 'document')} fits into sequences of {limit} tokens.",
             f"long_documents is '{long_documents}'.",
             "Choose a longer sequence_length, or long_documents: split.",
         )

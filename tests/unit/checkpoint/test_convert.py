@@ -278,7 +278,7 @@ def test_existing_destination_and_dry_run(hf, tmp_path, capsys):
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-7]), "truncated"),
         (lambda path: save_file({"layers.0.attention.wq.weight": torch.ones(2, 2)}, path), "missing (vision_encoder."),
-        (lambda path: save_file({"other": torch.ones(2, 2)}, path), "none of its 1 tensors is a decoder weight"),
+        (lambda path: save_file({"other": torch.ones(2, 2)}, path), "none of its 1 tensor is a decoder weight"),
         (lambda path: path.unlink(), "holds no checkpoint"),
     ],
 )

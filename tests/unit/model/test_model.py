@@ -122,7 +122,7 @@ def test_images_without_a_tower_are_an_error() -> None:
 
 @alone
 def test_images_shared_over_another_number_of_ranks_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"shared over 2 rank\(s\), but 1"):
+    with pytest.raises(ValueError, match=r"in 2 shares, but ranks that gather them: 1"):
         build()(make_batch(ARCHITECTURE, documents([(2, 3), (1, 1)]), place=DataPlace(shares=2)))
     with pytest.raises(ValueError, match="share 0 has 3 patches, announced were 4"):
         gather_shares(torch.zeros(3, 8), [4], groups.image_shares_group(), groups.context_group())
