@@ -13,7 +13,6 @@ import argparse
 import datetime
 import itertools
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import CASES
+from benchmarks.logs import log_folder
 from benchmarks.one_gpu_report import SPECIFIED, OneGpu, page, remarks, tables_of, update_traffic
 from benchmarks.options import add_output_options, require_gpu, wrong_usage
 from benchmarks.processes import Planned, Processes, measure_all
@@ -183,7 +183,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(planned.title)
         return ExitCode.OK
     begun, started = datetime.datetime.now(datetime.UTC), time.monotonic()
-    logs = Path(tempfile.mkdtemp(prefix="benchmark-"))
     record: dict[str, Any] = {"measurements": [], "slices": [], "peers": []}
     environment: dict[str, Any] = {"device": device()}
     path = arguments.output
@@ -193,17 +192,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     def left() -> float | None:
         return None if arguments.budget is None else arguments.budget - (time.monotonic() - started)
 
-    for kind, begin in (
-        ("measurements", lambda: _measured(plan, logs, left(), arguments.limit)),
-        ("slices", lambda: measure_all(slices, how, logs, left(), arguments.limit)),
-        ("peers", lambda: _first_that_starts(peers, how, logs, left(), arguments.limit)),
-    ):
-        for result in begin():
-            record[kind].append(result["measurement"])
-            environment = result.get("environment") or environment
-            # Kept after every measurement: what is interrupted has cost device time all the same.
-            record = {**facts("one_gpu", arguments.commit, environment, begun), **record, "steps": arguments.steps}
-            path = write(arguments.output, record, page(record), begun)
+    with log_folder() as logs:
+        for kind, begin in (
+            ("measurements", lambda: _measured(plan, logs.folder, left(), arguments.limit)),
+            ("slices", lambda: measure_all(slices, how, logs.folder, left(), arguments.limit)),
+            ("peers", lambda: _first_that_starts(peers, how, logs.folder, left(), arguments.limit)),
+        ):
+            for result in begin():
+                record[kind].append(result["measurement"])
+                logs.wanted |= result["measurement"]["status"] == "failed"
+                environment = result.get("environment") or environment
+                # Kept after every measurement: what is interrupted has cost device time all the same.
+                record = {**facts("one_gpu", arguments.commit, environment, begun), **record, "steps": arguments.steps}
+                path = write(arguments.output, record, page(record), begun)
     measured = [OneGpu.from_json(values) for values in record["measurements"]]
     of_slices, of_peers = ([Measurement.from_json(values) for values in record[kind]] for kind in ("slices", "peers"))
     for title, headings, rows in tables_of(measured, of_slices, of_peers):
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_table(title, headings, rows)
     for line in [*update_traffic(of_slices), *remarks(measured, [*of_slices, *of_peers])]:
         print(line)
-    print(f"{path}.json and .md; logs in {logs}")
+    print(f"{path}.json and .md")
     states = [one.status for one in measured] + [one.status for one in of_slices]
     return ExitCode.FAILED if "failed" in states else ExitCode.OK
 
