@@ -14,6 +14,7 @@ from megatron_apriel.data.raw.documents import Conversation, ImageValue, Remarks
 from megatron_apriel.data.raw.envelopes import CALLING, REASONED
 from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
+from megatron_apriel.data.raw.markers import check_markers, has_marker
 from megatron_apriel.data.raw.marks import check_weights
 from megatron_apriel.data.raw.meanings import (
     ANSWERS,
@@ -35,11 +36,10 @@ from megatron_apriel.data.raw.parts import content_of
 from megatron_apriel.data.raw.pictures import (
     Pictures,
     Place,
-    check_markers,
     find_places,
-    has_marker,
     in_front,
     pictures_of,
+    split_loose,
     split_named,
 )
 from megatron_apriel.data.raw.problems import BadRecord
@@ -281,6 +281,7 @@ def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> No
         if turn.role in _WITH_IMAGES:
             split_named(turn.pieces)
             turn.pictures = place_shown([turn.pieces], turn.pictures)
+            split_loose([turn.pieces], turn.pictures)
         if turn.pictures.present and _placed([turn]) != turn.pictures.present:
             if not _has_place([turn]):
                 turn.pieces[:0] = in_front(len(turn.pictures.present))
@@ -288,7 +289,9 @@ def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> No
     own = [turn for turn in turns if turn.role != "assistant" and not turn.pictures.present]
     if _placed(own) == pictures.present:
         pictures = Pictures()  # all of them stand in parts as well
-    pictures = place_shown([turn.pieces for turn in own if turn.role in _WITH_IMAGES], pictures)
+    shown = [turn.pieces for turn in own if turn.role in _WITH_IMAGES]
+    pictures = place_shown(shown, pictures)
+    split_loose(shown, pictures)
     if pictures.present and not _has_place(own):
         if wrong := next((turn for turn in turns if turn.role == "assistant" and has_marker(turn.text)), None):
             raise BadRecord(

@@ -18,35 +18,25 @@ from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.documents import ImageValue
 from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, kind_of
 from megatron_apriel.data.raw.json_text import parsed_json
+from megatron_apriel.data.raw.markers import (
+    IMAGE_MARKER,
+    NUMBERED_MARKER,
+    OTHER_MARKER,
+    PLAIN_MARKER,
+    loose_markers,
+)
 from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_INSIDE, IMAGE_PATH, IMAGES
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.quantities import counted
 
-IMAGE_MARKER = "<image>"
-_NUMBERED_MARKER = re.compile(r"<\|?(?i:image|img|picture)[ _-]?(\d{1,4})\|?>|\[(?i:image)[ _-](\d{1,4})\]")
-_OTHER_MARKER = re.compile(
-    r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|(?:image|image_pad|image_placeholder|img)\|>"
-    r"|<(?:ImageHere|im_patch|image_patch|image_here|image[_-]placeholder|start_of_image|image_soft_token|IMAGE|Image|img|IMG)>"
-    r"|\[(?:IMG|IMAGE)\]"
-)
-_NOT_CERTAIN = ("<img>", "<IMG>", "[IMAGE]")
-"""Those that stand for an image only at the beginning of a turn: pages have them, too."""
 _NAMED_MARKER = re.compile(
-    rf"<img>([^<>\n]{{1,300}}(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))</img>", re.IGNORECASE
+    rf"<(?:img|image)>([^<>\n]{{1,300}}(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))</(?:img|image)>", re.IGNORECASE
 )
-"""Qwen-VL's: the image's path itself."""
+"""As Qwen-VL writes it: the image's path itself."""
 _NUMBERED_FIELD = re.compile(r"(?:image|img|picture)_?(\d{1,3})(?:_path)?")
-_WORD_BEHIND = re.compile(
-    r"s?\s*(?:tag|element|marker|placeholder|token|node|block|field|attribute)s?\b", re.IGNORECASE
-)
 _FORM = re.compile(r"base64|url|file|image(?:/[\w.+-]+)?|image_url|jpe?g|png|gif|webp", re.IGNORECASE)
 _OTHER_FORM = re.compile(r"(?:video|audio|text|application)/.+")
 _FILE_NAMES = ("file_names", "file_name")
-_BESIDE_MARKERS = re.compile(
-    r"<fake_token_around_image>|<IMG_CONTEXT>|<\|vision_(?:start|end)\|>|<\|image_(?:start|end)\|>|<global-img>|<im_(?:start|end)>"
-)
-"""What other models write around an image."""
-_PLACEHOLDER = re.compile(r"<(ref-object|bbox|video|audio|speech)>|<\|(video|audio|video_pad|AUDIO|VIDEO)\|>")
 
 
 @dataclass
@@ -163,7 +153,7 @@ def _listed(value: Any, path: str, most_values: int) -> tuple[dict[int, Any], bo
     if isinstance(value, str) and value.startswith("["):
         value = parsed_json(value, most_values, f"field {path!r}")
     if isinstance(value, Mapping):
-        numbers = [_number(_NUMBERED_MARKER.fullmatch(str(key))) for key in value]
+        numbers = [_number(NUMBERED_MARKER.fullmatch(str(key))) for key in value]
         if value and None not in numbers:  # {"<image_00>": path, ...}
             named = zip(numbers, value.values(), strict=True)
             return {number: one for number, one in named if number is not None}, True
@@ -244,7 +234,11 @@ def find_places(texts: list[Pieces], pictures: Pictures, *, markers: bool) -> No
 def _split_all(texts: list[Pieces], *, others: bool) -> list[Place]:
     """Places for ``<image>``, or for ``others`` where that one stands nowhere."""
     plain = not others or any(IMAGE_MARKER in piece for piece in _strings(texts))
-    pattern = re.compile(IMAGE_MARKER) if plain else _OTHER_MARKER
+    return _split(PLAIN_MARKER if plain else OTHER_MARKER, texts)
+
+
+def _split(pattern: re.Pattern[str], texts: list[Pieces]) -> list[Place]:
+    """Places for whatever a pattern without groups finds."""
     found: list[Place] = []
 
     def split(string: str) -> Iterator[str | Place]:
@@ -263,7 +257,7 @@ def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
     strings = list(_strings(texts))
     if any(IMAGE_MARKER in piece for piece in strings):
         return False
-    numbers = [int(match[1] or match[2]) for piece in strings for match in _NUMBERED_MARKER.finditer(piece)]
+    numbers = [int(match[1] or match[2]) for piece in strings for match in NUMBERED_MARKER.finditer(piece)]
     if not numbers or not pictures.present:
         return False
     images = pictures.numbered(numbers)
@@ -274,7 +268,7 @@ def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
 
     def split(string: str) -> Iterator[str | Place]:
         end = 0
-        for match in _NUMBERED_MARKER.finditer(string):
+        for match in NUMBERED_MARKER.finditer(string):
             yield string[end : match.start()]
             yield Place(images[int(match[1] or match[2])])
             end = match.end()
@@ -312,11 +306,6 @@ def in_front(count: int) -> Pieces:
     return [piece for _ in range(count) for piece in (Place(), "\n")]
 
 
-def has_marker(text: str) -> bool:
-    """Whether a marker of an image stands in a text, in any spelling."""
-    return IMAGE_MARKER in text or bool(_NUMBERED_MARKER.search(text) or _OTHER_MARKER.search(text))
-
-
 def split_named(pieces: Pieces) -> None:
     """Put places for the markers that hold an image's path."""
 
@@ -327,40 +316,12 @@ def split_named(pieces: Pieces) -> None:
     _divide([pieces], split)
 
 
-def check_markers(text: str, where: str, *, pictures: bool, said: bool = False) -> None:
-    """Raise BadRecord for a marker that stands for what the record does not have.
-
-    ``<image>`` and ``<video>`` may also be words that a text is about: then they stand in quotation marks or code, the
-    word behind them says so, or the text has elements of HTML or XML.
-
-    Args:
-        text: of a turn.
-        where: names it.
-        pictures: whether the record has images.
-        said: whether it is an assistant's, who may write about markers in any way.
-    """
-    about = "</" in text or "/>" in text
-    for match in _PLACEHOLDER.finditer(text):
-        certain = match[1] in (None, "ref-object")
-        if certain or not (about or (match[1] != "bbox" and (said or _is_word(text, match)))):
-            raise BadRecord(f"{where}: the marker {match[0]} stands for what is not read (film, sound, objects)")
-    if not said and (left := _BESIDE_MARKERS.search(text)) and not _is_word(text, left):
-        raise BadRecord(f"{where}: {left[0]} stands around another model's images, and would be learned as words")
-    if pictures or said or about:
-        return
-    for pattern in (re.compile(IMAGE_MARKER), _NUMBERED_MARKER, _OTHER_MARKER):
-        for match in pattern.finditer(text):
-            if match[0] in _NOT_CERTAIN and text[: match.start()].strip():
-                continue
-            if match[0] != "[IMG]" and not _is_word(text, match):
-                raise BadRecord(f"{where}: the marker {match[0]} stands for an image, and the record has none")
-
-
-def _is_word(text: str, match: re.Match[str]) -> bool:
-    """Whether a text speaks about a marker."""
-    before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
-    quoted = bool(before) and before in "`\"'\u201c\u2018" and bool(after) and after in "`\"'\u201d\u2019"
-    return quoted or _WORD_BEHIND.match(text, match.end()) is not None
+def split_loose(texts: list[Pieces], pictures: Pictures) -> None:
+    """Put places for words that are markers where texts have as many of them as the record has images."""
+    placed = any(isinstance(piece, Place) for text in texts for piece in text)
+    pattern = None if placed else loose_markers(_strings(texts), len(pictures.present))
+    if pattern is not None:
+        _split(pattern, texts)
 
 
 def _strings(texts: list[Pieces]) -> Iterator[str]:

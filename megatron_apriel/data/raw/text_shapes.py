@@ -9,6 +9,7 @@ from megatron_apriel.data.raw.accounts import account
 from megatron_apriel.data.raw.documents import Remarks, TextDocument
 from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
+from megatron_apriel.data.raw.markers import check_markers, has_marker
 from megatron_apriel.data.raw.marks import check_weights, masked_spans
 from megatron_apriel.data.raw.meanings import CAPTIONS, IMAGES, POSITIONS, TEXT, TEXTS
 from megatron_apriel.data.raw.pair_shape import only_text
@@ -16,13 +17,12 @@ from megatron_apriel.data.raw.pictures import (
     Pictures,
     Pieces,
     Place,
-    check_markers,
     clean_image,
     find_places,
-    has_marker,
     in_front,
     names_pictures,
     pictures_of,
+    split_loose,
 )
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.rendered import check_not_rendered
@@ -73,9 +73,11 @@ def read_text(record: Fields, most_values: int) -> TextDocument:
         return _text_document(record, pieces, masked)
     pieces = [text]
     pictures = place_shown([pieces], pictures)
+    if masked is None:
+        split_loose([pieces], pictures)
     if len(pieces) > 1 and masked is not None:
         raise BadRecord("its text shows images, and has spans of characters, which their places would shift")
-    if pictures.present and not has_marker(text):
+    if pictures.present and not has_marker(text) and _without_places(pieces):
         if masked:
             raise BadRecord("it has images without a place, and spans of characters that are not learned")
         pieces[:0] = in_front(len(pictures.present))
@@ -127,10 +129,15 @@ def read_caption(record: Fields, most_values: int) -> TextDocument:
         raise BadRecord("the caption is empty")
     pieces: Pieces = [text]
     pictures = place_shown([pieces], pictures)
-    if not has_marker(text):
+    split_loose([pieces], pictures)
+    if not has_marker(text) and _without_places(pieces):
         pieces[:0] = in_front(len(pictures.present))
     find_places([pieces], pictures, markers=False)
     return _text_document(record, pieces, None)
+
+
+def _without_places(pieces: Pieces) -> bool:
+    return not any(isinstance(piece, Place) for piece in pieces)
 
 
 def has_caption(record: Fields) -> bool:
