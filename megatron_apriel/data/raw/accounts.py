@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
-from megatron_apriel.data.raw.meanings import CONVERSATIONS, IMAGES, ROLE, SYSTEMS, TOOLS, TURN_LISTS
-from megatron_apriel.data.raw.problems import BadRecord, shortened
+from megatron_apriel.data.raw.meanings import CONVERSATIONS, MARKS, ROLE, SYSTEMS, TOOLS, TURN_LISTS, WEIGHTS
+from megatron_apriel.data.raw.picture_traces import check_captioned_address, check_traces
+from megatron_apriel.data.raw.problems import PATH_CHARACTERS, BadRecord, shortened, way_out
 from megatron_apriel.data.raw.reading import plain_name, words_of
 from megatron_apriel.data.raw.refused_fields import (
     ABOUT,
+    AUTOMATIC,
     CONTEXT,
+    CONTEXT_ENDINGS,
     CUT,
     DISLIKED,
     INSIDE,
+    NO_CONTEXT,
     REASONS,
     REFUSED,
     THROWN,
     WITHOUT,
 )
 from megatron_apriel.data.raw.split_names import HELD_OUT, SPLIT_OF_WORD
+from megatron_apriel.data.raw.tool_lists import check_no_tools
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
-"""Of pictures that are read."""
-OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd")
-"""Of pictures that are not."""
-FILM_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".opus")
-"""Of films and sounds."""
-IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
-"""Of files of pictures."""
-_DOCUMENT_BEGINNING = b"%PDF-"
-
-_IMAGE_WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "screenshot"))
-_MEDIA_WORDS = frozenset(("media", "attachment", "attachments", "asset", "assets", "figure", "figures", "visual"))
-"""In the path of an address that belongs to the question, and says not only where something came from."""
-_NAMING_WORDS = frozenset(("id", "ids", "name", "names", "key", "keys", "filename", "filenames", "uuid", "hash"))
-"""The last word of a field that says which picture, as ``image_id`` does."""
-_OTHER_VIEWS = frozenset(
-    ("depth", "segmentation", "reference", "edited", "conditioning", "control", "second", "before", "after", "left",
-     "right", "overlay", "heatmap", "crop", "frame", "frames", "page", "pages")
-)  # fmt: skip
-"""Words for a further picture that belongs to the question."""
 _CHOICE = re.compile(r"(?:option|choice|candidate|opt|op)s?_?[a-j1-9]|[a-j]")
 """A choice in a field of its own, as multiple choice sets have them (MMBench, MedMCQA)."""
 _OBEYED = frozenset({*SYSTEMS.names, *TOOLS.names} - {"developer", "sys", "functions", "apis"})
@@ -54,11 +38,11 @@ _API_OBJECT = re.compile(r"(?:\w+\.)*(?:completion|response|message|chunk|batch|
 _YES, _NO = (True, "true", "yes", "1"), (False, "false", "no", "0")
 _WORDS = {"cut": CUT, "thrown": THROWN, "disliked": DISLIKED, "not taken": "reject ignore"}
 _SPEAKERS = ("user", "human", "prompter", "assistant", "gpt", "model", "bot", "system")
-_PATH_CHARACTERS = 120  # of a path in the count of fields
-_LONGEST_NAME = 4096  # of a file's name
 
 
-def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unreasoned: bool = False) -> Counter[str]:
+def account(
+    record: Fields, said: Sequence[str], images: Sequence[Any], *, unreasoned: bool = False, offered: bool = False
+) -> Counter[str]:
     """Paths of the fields that were not used, each with how often it stood there.
 
     Args:
@@ -66,6 +50,7 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unrea
         said: texts of its turns, in which context that stands beside them may be found.
         images: those that the document has.
         unreasoned: whether it ends with an answer that shows no reasoning.
+        offered: whether it has tools that were read.
 
     Raises:
         BadRecord: one of them changes the lesson.
@@ -79,19 +64,22 @@ def account(record: Fields, said: Sequence[str], images: Sequence[Any], *, unrea
             _check_context(leftover, said)
         elif said and leftover.level == "record" and isinstance(leftover.value, Mapping):
             _check_inside(leftover, said, ignored)
+        if said and not offered and leftover.level == "record" and not leftover.counted:
+            check_no_tools(leftover.path, leftover.value, ignored)
         if unreasoned and leftover.level in ("record", "turn"):
             _check_reasoning(leftover, said)
         if not said and leftover.level == "record":
             _check_alone(leftover)
         for path, name, value in leaves(leftover, ignored):
-            if path != leftover.path:
-                inside = INSIDE if leftover.level == "record" else INSIDE[:1]
-                refuse_known(Leftover(leftover.level, path, name, value, leftover.counted), values=inside)
-            if not images:
-                _check_naming(path, name, value)
-            _check_picture(path, name, value, images)
-            unused[shortened(path, _PATH_CHARACTERS)] += 1
-    _check_captioned_address(record, images)
+            last = name.rpartition(".")[2]  # as tables name what was inside of an object
+            if path != leftover.path or last != name:
+                _check_mark_inside(path, last, value)
+                _check_setting_inside(path, last, value)
+                inside = Leftover(leftover.level, path, last, value, leftover.counted)
+                refuse_known(inside, answered=bool(said), values=INSIDE)
+            check_traces(path, name, value, images, answered=bool(said))
+            unused[shortened(path, PATH_CHARACTERS)] += 1
+    check_captioned_address(record, images)
     return unused
 
 
@@ -111,7 +99,7 @@ def refuse_known(leftover: Leftover, answered: bool = True, values: Sequence[str
             continue
         named = leftover.name in rule.names.split() or not words.isdisjoint(rule.words.split())
         if (named or not rule.names + rule.words) and _is_meant(rule.values, leftover.value, answered):
-            raise BadRecord(f"field {leftover.path!r} {rule.reason}{_way_out(leftover.path)}")
+            raise BadRecord(f"field {leftover.path!r} {rule.reason}{way_out(leftover.path)}")
 
 
 def _is_meant(values: str, value: Any, answered: bool) -> bool:
@@ -119,6 +107,14 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
         return value not in (0, False)
     if values == "no success":
         return type(value) is int and not 200 <= value < 300
+    if values == "denied":
+        word = value.strip().lower() if isinstance(value, str) else value
+        return answered and (word is False or word in ("false", "no", "incorrect", "wrong"))
+    if values == "flags":
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        return bool(inside) and all(isinstance(one, bool | int | float) for one in inside)
+    if values == "switched":
+        return value is not False and value not in AUTOMATIC
     if values == "set":
         return value not in WITHOUT
     if values in ("yes", "no", "cut off"):
@@ -144,6 +140,24 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
     return True
 
 
+def _check_mark_inside(path: str, name: str, value: Any) -> None:
+    """Refuse a mark of what is learned inside of an object, as in ``metadata.train``."""
+    words = words_of(name)
+    unlearned = name in (*MARKS.names, *WEIGHTS.names) and (value is False or value in _NO)
+    weighed = "loss" in words and not words.isdisjoint(("mask", "weight", "scale")) and value not in (1, *_YES)
+    if unlearned or weighed:
+        raise BadRecord(f"field {path!r} says which words are learned, where it is not followed{way_out(path)}")
+
+
+def _check_setting_inside(path: str, name: str, value: Any) -> None:
+    """Refuse the form that an answer had to have, where a request says it in an object of its settings."""
+    form = name == "type" and value in ("json_schema", "json_object") and "format" in words_of(path.split(".")[-2])
+    kind = name == "response_mime_type" and value != "text/plain"
+    guided = any(_plain(part).startswith("guided_") for part in path.split(".")[:-1])
+    if form or kind or guided:
+        raise BadRecord(f"field {path!r} is a setting that the answers obey{way_out(path)}")
+
+
 def _is_word_of(value: Any, words: Sequence[str]) -> bool:
     if isinstance(value, Mapping):  # {"reason": "max_output_tokens"}
         return any(_is_word_of(one, words) for one in value.values())
@@ -160,7 +174,7 @@ def _check_alone(leftover: Leftover) -> None:
     turns = value if isinstance(value, list) else []
     if turns and all(isinstance(one, Mapping) and not set(map(_plain, one)).isdisjoint(ROLE.names) for one in turns):
         raise BadRecord(f"field {path!r} holds turns that are not read beside a plain text: --map {path}=messages reads"
-                        f" them{_way_out(path)}")  # fmt: skip
+                        f" them{way_out(path)}")  # fmt: skip
 
 
 def _plain(name: Any) -> str:
@@ -170,6 +184,13 @@ def _plain(name: Any) -> str:
 def _is_context(name: str, has_choices: bool) -> bool:
     choice = _CHOICE.fullmatch(name) is not None and (len(name) > 1 or has_choices)
     return choice or name in CONTEXT.split()
+
+
+def _ends_as_context(leftover: Leftover) -> bool:
+    """Whether a field's last word says that it is such a text, and it is no mere name."""
+    words = leftover.name.split("_")
+    named = words[-1] in CONTEXT_ENDINGS.split() and set(words).isdisjoint(NO_CONTEXT.split())
+    return named and any(" " in text.strip() for text in _texts(leftover))
 
 
 def _check_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[str]) -> None:
@@ -189,8 +210,10 @@ def _check_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[st
 
 def _is_obeyed_by_answers(leftover: Leftover, has_choices: bool) -> bool:
     if leftover.level == "turn":
-        return leftover.name in CONTEXT.split()
-    return leftover.level == "record" and (_is_context(leftover.name, has_choices) or _is_obeyed_outside(leftover))
+        named = leftover.name in CONTEXT.split() or _ends_as_context(leftover)
+        return named or (leftover.name in SYSTEMS.names and _is_obeyed(leftover.name, leftover.value))
+    named = _is_context(leftover.name, has_choices) or _ends_as_context(leftover)
+    return leftover.level == "record" and (named or _is_obeyed_outside(leftover))
 
 
 def _is_obeyed_outside(leftover: Leftover) -> bool:
@@ -217,19 +240,8 @@ def _check_reasoning(leftover: Leftover, said: Sequence[str]) -> None:
         if " " in text.strip() and not any(text.strip() in turn for turn in said):
             raise BadRecord(
                 f"field {leftover.path!r} may hold the reasoning of the answer, which has none: --map "
-                f"{leftover.path}=reasoning reads it{_way_out(leftover.path)}"
+                f"{leftover.path}=reasoning reads it{way_out(leftover.path)}"
             )
-
-
-def _check_naming(path: str, name: str, value: Any) -> None:
-    """Refuse the name of a picture of a set that lies elsewhere, in a record without any."""
-    words = name.split("_")
-    if len(words) < 2 or words[0] not in _IMAGE_WORDS or words[-1] not in _NAMING_WORDS:
-        return
-    if not is_nothing(value) and value not in (False, -1):
-        raise BadRecord(
-            f"field {path!r} names a picture, {shortened(str(value), 80)!r}, and the record has none{_way_out(path)}"
-        )
 
 
 def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
@@ -237,7 +249,7 @@ def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
         if not any(text.strip() in turn for turn in said):
             raise BadRecord(
                 f"field {leftover.path!r} holds a text that no turn holds: the answers may follow it, and it would be "
-                f"left out{_way_out(leftover.path)}"
+                f"left out{way_out(leftover.path)}"
             )
 
 
@@ -250,68 +262,3 @@ def _texts(leftover: Leftover) -> list[str]:
         waiting += value if isinstance(value, list) else []
         texts += [value] if isinstance(value, str) and value.strip() else []
     return texts
-
-
-def _check_picture(path: str, name: str, value: Any, images: Sequence[Any]) -> None:
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, bytes) and one.startswith(IMAGE_BEGINNINGS):
-            raise BadRecord(f"field {path!r} holds a picture that is not read{_way_out(path)}")
-        if isinstance(one, bytes) and one.startswith(_DOCUMENT_BEGINNING):
-            raise BadRecord(f"field {path!r} holds a document (PDF) whose pages are not read{_way_out(path)}")
-        if not isinstance(one, str) or (len(one) > _LONGEST_NAME and not one.startswith("data:image")):
-            continue
-        address = "://" in one[:32]
-        if one.startswith("data:image"):
-            raise BadRecord(f"field {path!r} holds a picture that is not read{_way_out(path)}")
-        suffix = PurePosixPath(one.partition("?")[0] if address else one).suffix.lower()
-        if suffix in FILM_SUFFIXES and not address and not _is_prose(one):
-            raise BadRecord(f"field {path!r} names a film or a sound, which are not read{_way_out(path)}")
-        if suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES) or _is_prose(one):
-            continue
-        if address and (images or not (_speaks_of_pictures(name) or _is_about_media(path))):
-            continue  # where a picture or a page came from
-        if images and not _speaks_of_pictures(name) and words_of(name).isdisjoint(_OTHER_VIEWS):
-            continue  # what a picture was made of, or is called elsewhere
-        if not images or not _is_known_file(one, name, images):
-            raise BadRecord(f"field {path!r} names a picture, {shortened(one, 80)!r}, that is not read{_way_out(path)}")
-
-
-def _speaks_of_pictures(name: str) -> bool:
-    return any(word.rstrip("0123456789") in _IMAGE_WORDS for word in words_of(name))
-
-
-def _is_about_media(path: str) -> bool:
-    return not frozenset(plain_name(path.replace(".", "_")).split("_")).isdisjoint(_MEDIA_WORDS)
-
-
-def _is_prose(text: str) -> bool:
-    return text.count(" ") > 8 or "\n" in text
-
-
-def _is_known_file(text: str, name: str, images: Sequence[Any]) -> bool:
-    """Whether it names, once more, a picture that the document has."""
-    names = {PurePosixPath(path).name for path in _paths(images)}
-    if PurePosixPath(text).name in names or PurePosixPath(text).stem in {PurePosixPath(one).stem for one in names}:
-        return True
-    return not names and name in IMAGES.names
-
-
-def _paths(images: Iterable[Any]) -> list[str]:
-    found = []
-    for image in images:
-        path = image.get("path") if isinstance(image, Mapping) else image
-        if isinstance(path, str) and len(path) <= _LONGEST_NAME:
-            found.append(path)
-    return found
-
-
-def _check_captioned_address(record: Fields, images: Sequence[Any]) -> None:
-    """Refuse the caption of a picture that was never downloaded: its address beside its size."""
-    address = record.peek("url")
-    sized = "width" in record and "height" in record
-    if not images and isinstance(address, str) and sized and "://" in address[:32]:
-        raise BadRecord(f"field {record.path('url')!r} is the address of a picture, which is not fetched: download it")
-
-
-def _way_out(path: str) -> str:
-    return f"; --ignore {shortened(path, _PATH_CHARACTERS)} reads on without it"

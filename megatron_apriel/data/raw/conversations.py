@@ -15,11 +15,12 @@ from megatron_apriel.data.raw.envelopes import CALLING, REASONED
 from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.markers import check_markers, has_marker
-from megatron_apriel.data.raw.marks import check_weights
+from megatron_apriel.data.raw.marks import check_mask, check_weights
 from megatron_apriel.data.raw.meanings import (
     ANSWERS,
     CALLS,
     CONTENT,
+    HARMLESS_SETTING,
     INSTRUCTIONS,
     PYTHON_TOOLS,
     RECORD_REASONING,
@@ -76,6 +77,7 @@ def conversation(
         BadRecord: something does not fit, or would be left out.
     """
     check_weights(record)
+    check_mask(record)
     beside = _beside(record, most_values)
     for turn in turns:
         if turn.tools:
@@ -117,6 +119,7 @@ def conversation(
                 [turn.text for turn in turns],
                 images,
                 unreasoned=turns[-1].role == "assistant" and not shown,
+                offered=bool(tools),
             ),
             reasoning=shown,
             hidden_reasoning=sum(bool(turn.reasoning) for turn in said) - shown,
@@ -143,7 +146,10 @@ def _beside(record: Fields, most_values: int) -> _Beside:
             raise BadRecord(f"field {path!r} is not an object")
         inner = record.inner(settings, "setting", path)
         _collect(inner, INSTRUCTIONS.names, SETTING_TOOLS.names, systems, tools, most_values)
-        without = _switched_off(inner, THINKING_SETTING.names[0]) or without
+        for name in THINKING_SETTING.names:
+            without = _switched_off(inner, name) or without
+        for name in HARMLESS_SETTING.names:
+            inner.count(name)
         if (name := PYTHON_TOOLS.names[0]) not in inner:
             inner.take(name)
     return _Beside(systems, tools, without)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.config.yaml_text import parse_yaml
-from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
+from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.meanings import CAPTIONS, CONVERSATIONS, IMAGES, TEXT, TEXTS, TURN_LISTS
 from megatron_apriel.errors import ConfigError, DataError, shown
 from megatron_apriel.inputs import read_input

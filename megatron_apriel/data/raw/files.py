@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.compressed import PACKINGS
+from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.folders import Listing, list_directory
 from megatron_apriel.data.raw.problems import names_shown
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits

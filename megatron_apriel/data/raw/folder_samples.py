@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
+from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.read_limits import ReadLimits
 from megatron_apriel.data.raw.tar_records import DOCUMENT_SUFFIXES, TarSample
 from megatron_apriel.inputs import read_input

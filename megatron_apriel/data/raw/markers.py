@@ -90,7 +90,7 @@ def check_markers(text: str, where: str, *, pictures: bool, said: bool = False) 
             raise BadRecord(f"{where}: the marker {match[0]} stands for what is not read (film, sound, objects)")
     if said:
         return
-    if (left := _BESIDE_MARKERS.search(text)) and not _is_word(text, left):
+    if (left := _BESIDE_MARKERS.search(rest)) and not _is_word(rest, left):
         raise BadRecord(f"{where}: {left[0]} stands around another model's images, and would be learned as words")
     if about:
         return

@@ -10,8 +10,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from megatron_apriel.data.raw.envelopes import OURS
 from megatron_apriel.data.raw.fields import Fields, is_nothing
-from megatron_apriel.data.raw.meanings import MARKS, SPANS, WEIGHTS
+from megatron_apriel.data.raw.meanings import MARKS, MASK, MASKED, SPANS, WEIGHTS
 from megatron_apriel.data.raw.problems import BadRecord
 
 _SPELLINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -28,6 +29,10 @@ def is_learned(turn: Fields, role: str, where: str) -> bool | None:
         value = turn.take(name)
         if value is not None:
             found[turn.path(name)] = _flag(value, f"{where}: {name}")
+    for name in MASKED.names:
+        value = turn.take(name)
+        if value is not None:
+            found[turn.path(name)] = not _flag(value, f"{where}: {name}")
     if len(set(found.values())) > 1:
         raise BadRecord(f"{where}: {' and '.join(found)} disagree about what is learned")
     learned = next(iter(found.values()), None)
@@ -44,6 +49,15 @@ def check_weights(record: Fields) -> None:
             record.take(name)
             if not _flag(value, f"field {record.path(name)!r}"):
                 raise BadRecord(f"field {record.path(name)!r} says that the record is not to be learned; leave it out")
+
+
+def check_mask(record: Fields) -> None:
+    """Take the name of the speaker whose turns are not learned, where it is the user's; any other is left."""
+    value = record.peek(name := MASK.names[0])
+    if isinstance(value, str):
+        plain = value.strip().lower()
+        if (record.reading.roles.get(plain) or OURS.get(plain)) == "user":
+            record.take(name)
 
 
 def masked_spans(record: Fields, length: int) -> list[tuple[int, int]] | None:

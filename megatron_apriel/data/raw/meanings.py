@@ -41,7 +41,11 @@ PROMPTS = Meaning(
     "instruction prompt question query problem input inputs user human",
     "the user's turn, or turns, where an answer stands beside it",
 )
-PROMPT_INPUT = Meaning("record", "input inputs context", "follows `instruction` or `prompt` on a line of its own")
+PROMPT_INPUT = Meaning(
+    "record",
+    "input inputs context",
+    "follows `instruction` or `prompt` on a line of its own, and `context` also `question`, `query` or `problem`",
+)
 ANSWERS = Meaning(
     "record",
     "attempt deepseek_attempt deepseek_solution generated_solution completion response output outputs targets target "
@@ -87,9 +91,15 @@ THINKING = Meaning("record", "enable_thinking", "counted as not used; false besi
 IMAGES = Meaning(
     "record",
     "images image image_paths image_path image_files image_file image_urls image_url imgs img img_paths img_path "
-    "file_names file_name pictures picture photo image_base64 image_base64_str image_bytes jpg jpeg png webp",
+    "pictures picture photo image_base64 image_base64_str image_bytes jpg jpeg png webp",
     "the images, for markers and empty image parts, in order; without these, before the first question or the text. "
-    "Also `image_1`, `image_2` and so on, by number. `file_name` only where it names a picture",
+    "Also `image_1`, `image_2` and so on, by number",
+)
+PICTURE_FILES = Meaning(
+    "record",
+    "file_names file_name filenames filename image_names image_name image_filenames image_filename image_file_names "
+    "image_file_name filepath file_path path file",
+    "the images, where it names pictures and no field of the row above does",
 )
 POSITIONS = Meaning("record", "image_positions", "characters of `text` before which the images stand (Fast-LLM)")
 SPANS = Meaning(
@@ -109,6 +119,7 @@ WEIGHTS = Meaning(
     "weight loss_weight sample_weight loss train training trainable",
     "1 or true changes nothing; anything else is refused",
 )
+MASK = Meaning("record", "mask", "the speaker whose turns are not learned: the user, and nobody else (NeMo)")
 
 ENVELOPES = Meaning("turn", "data kwargs message", "holds the turn itself, where it is an object (LangChain, a choice)")
 ROLE = Meaning("turn", "role from speaker author sender", "whose turn it is, in capital or small letters")
@@ -140,13 +151,20 @@ TURN_ID = Meaning("turn", "id", "of a result: which call it answers, where it is
 RESULT_NAME = Meaning(
     "turn", "name tool_name", "of a result: which call it answers, where there is no id; refused if it is none"
 )
-TURN_IMAGES = Meaning("turn", "images image", "images of this turn, for its own markers, or before its text")
+TURN_IMAGES = Meaning(
+    "turn",
+    "images image image_paths image_path image_urls image_url imgs img",
+    "images of this turn, for its own markers, or before its text",
+)
 MARKS = Meaning(
     "turn",
     "weight loss loss_weight loss_scale train training trainable is_trainable train_on_turn train_on can_train_on "
     "do_train learn output_with_loss",
     "0 or false: the assistant's turn is read and not learned; 1 or true: learned, as without it. Other values, and "
     "1 in a turn of somebody else, are refused",
+)
+MASKED = Meaning(
+    "turn", "masked is_masked", "the reverse: true is not learned, as it is in turns of others; false is (torchtune)"
 )
 
 NUMBERS = Meaning(
@@ -192,10 +210,15 @@ CALL_ARGUMENTS = Meaning("call", "arguments parameters args input", "an object o
 INSTRUCTIONS = Meaning("setting", "custom_instructions system_prompt system", "the system turn")
 SETTING_TOOLS = Meaning("setting", "xml_tools tools", "the tools")
 PYTHON_TOOLS = Meaning("setting", "python_tools", "refused where it lists any: they are called by code")
-THINKING_SETTING = Meaning("setting", "enable_thinking", THINKING.becomes)
+THINKING_SETTING = Meaning("setting", "enable_thinking thinking", THINKING.becomes)
+HARMLESS_SETTING = Meaning("setting", "add_generation_prompt tokenize return_dict", "counted as not used")
 
 IMAGE_BYTES = Meaning("image", "bytes data base64", "the file, or its base64; a `path` beside it is only its name")
-IMAGE_PATH = Meaning("image", "path url file_name file_uri uri", "where the file is, if there are no bytes")
+IMAGE_PATH = Meaning(
+    "image",
+    "path url file_name file_uri uri src file filename image_path local_path",
+    "where the file is, if there are no bytes",
+)
 IMAGE_INSIDE = Meaning("image", "source s3_location", "an object with the bytes or the path (Bedrock)")
 IMAGE_FORM = Meaning(
     "image", "type media_type mime_type format", "not needed where the bytes say it: base64, url, image/png and so on"

@@ -28,6 +28,12 @@ ANSWERS_TO = {
 }
 """For each name of a prompt, the names that its answer may have."""
 
+_WITH_INPUT = {
+    **dict.fromkeys(("instruction", "prompt"), PROMPT_INPUT.names),
+    **dict.fromkeys(("question", "query", "problem"), ("context",)),
+}
+"""For each name of a prompt that another text may follow, the names of that one."""
+
 
 def pair_of(record: Fields) -> tuple[str, str] | None:
     for prompt in PROMPTS.names:
@@ -63,8 +69,8 @@ def _asked(record: Fields, prompt: str, most_values: int) -> list[Turn]:
     if _is_list_of_turns(value) or is_turns_text(value, most_values):
         return turns_of(value, record, path, most_values)
     extra = ""
-    if prompt in ("instruction", "prompt"):
-        texts = tuple(name for name in PROMPT_INPUT.names if isinstance(record.peek(name), str | None))
+    if prompt in _WITH_INPUT:
+        texts = tuple(name for name in _WITH_INPUT[prompt] if isinstance(record.peek(name), str | None))
         extra = text_of(record.take(*texts) or "", f"field {record.taken_name(*texts)!r}") if texts else ""
     content = content_of(only_text(value, path), record, path, f"field {path!r}", most_values)
     check_not_rendered("".join(piece for piece in content.pieces if isinstance(piece, str)), f"field {path!r}")

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.documents import ImageValue
 from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, kind_of
+from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.markers import (
     IMAGE_MARKER,
@@ -25,7 +25,7 @@ from megatron_apriel.data.raw.markers import (
     PLAIN_MARKER,
     loose_markers,
 )
-from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_INSIDE, IMAGE_PATH, IMAGES
+from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_INSIDE, IMAGE_PATH, IMAGES, PICTURE_FILES
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.quantities import counted
 
@@ -36,7 +36,7 @@ _NAMED_MARKER = re.compile(
 _NUMBERED_FIELD = re.compile(r"(?:image|img|picture)_?(\d{1,3})(?:_path)?")
 _FORM = re.compile(r"base64|url|file|image(?:/[\w.+-]+)?|image_url|jpe?g|png|gif|webp", re.IGNORECASE)
 _OTHER_FORM = re.compile(r"(?:video|audio|text|application)/.+")
-_FILE_NAMES = ("file_names", "file_name")
+_FIELDS = (*IMAGES.names, *PICTURE_FILES.names)
 
 
 @dataclass
@@ -72,15 +72,15 @@ class Pictures:
 
 def pictures_of(record: Fields, most_values: int) -> Pictures:
     """The images that a record, or a turn, lists. Raises BadRecord."""
-    for name in IMAGES.names:
+    for name in _FIELDS:
         value = record.peek(name)
-        if is_nothing(value) or (name in _FILE_NAMES and not _names_images(value)):
+        if is_nothing(value) or (name in PICTURE_FILES.names and not _names_images(value)):
             continue
         listed, named = _listed(value, record.path(name), most_values)
         check_order(record.kept(list(listed.values()), record.path(name)), record.path(name))
         images = [clean_image(one, record, record.path(name)) for one in listed.values()]
         if any(image is not None for image in images):
-            for other in IMAGES.names:
+            for other in _FIELDS:
                 if other == name or other not in record:
                     record.take(other)
             numbers = {key: image for key, image in zip(listed, images, strict=True) if image is not None}
@@ -98,8 +98,8 @@ def pictures_of(record: Fields, most_values: int) -> Pictures:
 
 def names_pictures(record: Fields) -> bool:
     """Whether a field of images says anything, be it wrong."""
-    names = [name for name in IMAGES.names if name not in _FILE_NAMES or _names_images(record.peek(name) or [0])]
-    return any(_says_something(record.peek(name)) for name in (*names, *_numbered(record).values()))
+    files = [name for name in PICTURE_FILES.names if _names_images(record.peek(name) or [0])]
+    return any(_says_something(record.peek(name)) for name in (*IMAGES.names, *files, *_numbered(record).values()))
 
 
 def _numbered(record: Fields) -> dict[int, str]:

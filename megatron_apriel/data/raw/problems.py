@@ -16,6 +16,9 @@ REASON_CHARACTERS = 1000
 KEPT_PROBLEMS = 1000
 """Problems listed one by one in a corpus; beyond that they are only counted, so that memory stays bounded."""
 
+PATH_CHARACTERS = 120
+"""Of a field's path, in counts and messages."""
+
 _NAMES_CHARACTERS = 500
 """Of a list of names in a message."""
 
@@ -30,6 +33,11 @@ class BadRecord(DataError):
 def shortened(text: str, most: int) -> str:
     """The text, or what it begins with: values out of records can be of any length."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def way_out(path: str) -> str:
+    """How a record is read on without a field that was refused, to be added to the reason."""
+    return f"; --ignore {shortened(path, PATH_CHARACTERS)} reads on without it"
 
 
 def names_shown(names: Sequence[str]) -> str:

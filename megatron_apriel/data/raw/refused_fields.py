@@ -6,6 +6,7 @@ Names are written plain, as in ``meanings``. A field that a row of ``meanings`` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,13 @@ class Refusal:
         names: whole plain names.
         words: any of which in a name is enough.
         values: which are meant: ``any``; ``true``, any but false; ``set``, any but what is meant without it;
-            ``yes`` and ``no``, true and false alone, also as numbers and words; ``marks``, one value or a list of true
-            and false or numbers, of texts and captions true and false alone; ``media``, no numbers; ``pages``, no
-            numbers and no addresses, beside turns; ``split``, the name of one that is held out; ``cut``, one of
-            :data:`CUT`; ``cut off``, true, beside turns; ``thrown``, one of :data:`THROWN`; ``disliked``, one of
-            :data:`DISLIKED`; ``not taken``, Prodigy's ``reject`` and ``ignore``; ``no success``, a number that is none
-            of 200 to 299.
+            ``switched``, any but false and :data:`AUTOMATIC`; ``yes`` and ``no``, true and false alone, also as numbers
+            and words; ``denied``, false or a word for it, beside turns; ``flags``, a list or an object of true and
+            false or numbers; ``marks``, one value or a list of these, of texts and captions true and false alone;
+            ``media``, no numbers; ``pages``, no numbers and no addresses, beside turns; ``split``, the name of one that
+            is held out; ``cut``, one of :data:`CUT`; ``cut off``, true, beside turns; ``thrown``, one of
+            :data:`THROWN`; ``disliked``, one of :data:`DISLIKED`; ``not taken``, Prodigy's ``reject`` and ``ignore``;
+            ``no success``, a number that is none of 200 to 299.
         reason: ends the sentence "field 'x' ...".
     """
 
@@ -51,9 +53,18 @@ REFUSED = (
     Refusal(
         "record turn",
         "correct is_correct answer_correct is_good good is_accepted accepted approved desirable is_desirable thumbs_up "
-        "passed success resolved",
+        "passed success resolved solved is_solved successful is_successful is_success task_success",
         "",
         "no",
+        "says that the answer is bad, and it would be imitated",
+    ),
+    Refusal(
+        "record turn",
+        "pass correctness verified is_verified validated is_validated answer_is_correct is_answer_correct "
+        "final_answer_correct is_final_answer_correct response_correct response_is_correct is_response_correct "
+        "solution_correct is_solution_correct prediction_correct is_prediction_correct model_correct output_correct",
+        "",
+        "denied",
         "says that the answer is bad, and it would be imitated",
     ),
     Refusal(
@@ -89,7 +100,7 @@ REFUSED = (
     ),
     Refusal(
         "record",
-        "status verdict decision review review_status annotation_status",
+        "status verdict decision review review_status annotation_status judgement judgment verification outcome grade",
         "",
         "thrown",
         "says that the record was thrown out",
@@ -153,6 +164,27 @@ REFUSED = (
     ),
     Refusal(
         "record",
+        "train_on_inputs train_on_input train_on_prompt train_on_prompts train_on_user",
+        "",
+        "yes",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "record",
+        "roles_to_train target_turn target_turns target_turn_index turns_to_train train_turns supervised_turns",
+        "",
+        "any",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "record",
+        "",
+        "train training trainable trained learn learned",
+        "flags",
+        "says which words are learned, in a way that is not followed here",
+    ),
+    Refusal(
+        "record",
         "split data_split dataset_split partition",
         "",
         "split",
@@ -195,10 +227,19 @@ REFUSED = (
     ),
     Refusal(
         "record",
-        "tool_choice response_format json_schema guided_json chat_template reasoning_effort parallel_tool_calls",
+        "tool_choice response_format json_schema guided_json guided_regex guided_choice guided_grammar grammar "
+        "structured_outputs response_schema output_schema chat_template reasoning_effort parallel_tool_calls "
+        "function_call web_search_options mcp_servers",
         "",
         "set",
         "is a setting that the answers obey, and the chat format has no place for it",
+    ),
+    Refusal(
+        "record",
+        "previous_response_id cached_content",
+        "",
+        "any",
+        "names earlier turns, which are not here",
     ),
     Refusal(
         "call",
@@ -236,7 +277,7 @@ REFUSED = (
         "true",
         "stands in a turn where it is not followed",
     ),
-    Refusal("setting", "", "", "any", "is a setting of another chat template, and is not followed here"),
+    Refusal("setting", "", "", "switched", "is a setting of another chat template, and is not followed here"),
 )
 """What is refused by its name, where no row of ``meanings`` has read it."""
 
@@ -248,14 +289,16 @@ CUT = (
 """Reasons for which servers end an answer that is no whole one."""
 DISLIKED = "down thumbs_down thumbs_downed negative dislike disliked bad poor downvote downvoted \U0001f44e"
 """What people say of an answer that they do not like; a number below 0 says it as well."""
-INSIDE = ("cut", "no", "yes", "thrown", "disliked", "split")
+INSIDE = ("cut", "no", "denied", "yes", "thrown", "disliked", "split")
 """Kinds of values that are looked for inside of objects of the record that nothing else reads, as ``metadata``."""
 THROWN = (
     "reject rejected ignore ignored discard discarded skip skipped cancelled canceled fail failed failure error "
-    "errored invalid incomplete expired bad deleted spam declined"
+    "errored invalid incomplete incorrect wrong expired bad deleted spam declined"
 )
 """What tools of annotators and logs call a record that is not to be used."""
-WITHOUT = ("auto", True, "true", "medium", {"type": "auto"}, {"type": "text"}, {"format": {"type": "text"}})
+AUTOMATIC: tuple[dict[str, Any], ...] = ({"mode": "AUTO"}, {"auto": {}})
+"""Gemini's and Bedrock's choices of a tool that are no choice."""
+WITHOUT = (*AUTOMATIC, "auto", True, "true", "medium", {"type": "auto"}, {"type": "text"}, {"format": {"type": "text"}})
 """Settings that say what is meant without them."""
 
 CONTEXT = (
@@ -263,12 +306,25 @@ CONTEXT = (
     "paragraph history chat_history examples few_shot demonstrations choices options candidates hint hints "
     "custom_instruction contexts ctx ctxs passages paragraphs articles evidence evidences guideline guidelines rules "
     "definition task_prompt task_instruction task_definition role_description retrieved_documents search_results story "
-    "premise dialogue_history conversation_history schema schemas db_schema database_schema table_schema ddl table "
-    "tables scenario situation character profile user_profile memory memories facts ocr ocr_text ocr_tokens "
-    "source_text source_document reference_text snippets chunks web_results retrieved retrieval constraints "
-    "requirements"
+    "preamble_override few_shot_examples in_context_examples assistant_prefill premise dialogue_history "
+    "conversation_history schema schemas db_schema database_schema table_schema ddl table "
+    "tables scenario situation personality bot_definitions world_info lorebook knowledge_base pre_prompt "
+    "initial_prompt prompt_prefix prefill output_format answer_format system_text system_role system_content sysprompt "
+    "task_description bot_description char_description character_description character profile user_profile memory "
+    "memories facts ocr ocr_text ocr_tokens source_text source_document reference_text snippets chunks web_results "
+    "retrieved retrieval constraints requirements"
 )
 """Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
+CONTEXT_ENDINGS = (
+    "persona personas context contexts policy guidelines rules scenario passage passages instruction instructions "
+    "memory memories demonstrations shots"
+)
+"""Last words of names of further such fields."""
+NO_CONTEXT = (
+    "original seed raw source old previous evolved generated grading grader judge judging evaluation eval scoring "
+    "annotation annotator labeling review reward license"
+)
+"""Words in such names that say that the text is about the record, or was what it was made of."""
 REASONS = "reasoning thinking think thought thoughts cot rationale"
 """Words in the name of a text that may be the reasoning of an answer without any: then it is refused."""
 ABOUT = (

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from megatron_apriel.data.raw.accounts import FILM_SUFFIXES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from megatron_apriel.data.raw.fields import is_nothing
+from megatron_apriel.data.raw.file_kinds import FILM_SUFFIXES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from megatron_apriel.data.raw.json_text import parsed_json
-from megatron_apriel.data.raw.meanings import CAPTIONS, IMAGES
+from megatron_apriel.data.raw.meanings import CAPTIONS, IMAGES, PICTURE_FILES
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.records import recognise
@@ -94,7 +94,8 @@ def sample_record(sample: TarSample, limits: ReadLimits = DEFAULT_LIMITS) -> Sam
             )
     elif not documents:
         raise BadRecord(f"no .json and no .txt among {', '.join(sample.members)}")
-    if images and not any(_lists_images(value.get(name)) for name in IMAGES.names):
+    listed = any(_lists_images(value.get(name)) for name in IMAGES.names)
+    if images and not listed and not any(_all_beside(value.get(name), images) for name in PICTURE_FILES.names):
         value = {**value, "images": _in_order(images, sample.key)}
     return SampleRecord(value, images, tuple(unused))
 
@@ -125,6 +126,14 @@ def _in_order(images: dict[str, bytes], key: str) -> list[bytes]:
 
 def _lists_images(value: Any) -> bool:
     return bool(_names(value)) or (isinstance(value, dict) and not is_nothing(value))
+
+
+def _all_beside(value: Any, images: dict[str, bytes]) -> bool:
+    """Whether a value names images of the sample, and no other file."""
+    beside = {PurePosixPath(name).name for name in images}
+    return bool(names := _names(value)) and all(
+        isinstance(one, str) and PurePosixPath(one).name in beside for one in names
+    )
 
 
 def _names(value: Any) -> Sequence[Any]:

@@ -15,8 +15,8 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.compressed import READ_ERRORS, unzipped
+from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.read_limits import ReadLimits
 from megatron_apriel.data.raw.tar_records import DOCUMENT_SUFFIXES, TarSample
 

@@ -6,7 +6,7 @@ from megatron_apriel.data.raw.envelopes import ROLES
 from megatron_apriel.data.raw.meanings import FIELDS, MAPPABLE
 from megatron_apriel.data.raw.pair_shape import ANSWERS_TO
 from megatron_apriel.data.raw.records import FORMATS
-from megatron_apriel.data.raw.refused_fields import CONTEXT, CUT, DISLIKED, REFUSED, THROWN
+from megatron_apriel.data.raw.refused_fields import CONTEXT, CONTEXT_ENDINGS, CUT, DISLIKED, NO_CONTEXT, REFUSED, THROWN
 from megatron_apriel.data.raw.shapes import SHAPES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -14,6 +14,8 @@ KINDS = {
     "any": "", "true": ", unless it is false", "yes": ", if it is true", "no": ", if it is false",
     "marks": ", if it holds marks", "split": ", if it names one", "media": ", unless it is a number",
     "pages": ", unless it is a number or an address", "set": ", unless it says what is meant without it",
+    "denied": ", if it is false or a word for it, beside turns", "flags": ", if it lists true and false or numbers",
+    "switched": ", unless it is false or chooses by itself",
     "cut": ", if it is a reason of those below", "thrown": ", if it is a verdict of those below",
     "cut off": ", if it is true, beside turns",
     "disliked": ", if it is a word of those below, or a number below 0",
@@ -52,7 +54,8 @@ def test_the_table_of_refusals():
 def test_context_and_roles():
     for words in (CUT, THROWN, DISLIKED):
         assert names(words) in " ".join(PAGE.split())
-    assert names(CONTEXT) in " ".join(PAGE.split())
+    for words in (CONTEXT, CONTEXT_ENDINGS, NO_CONTEXT):
+        assert names(words) in " ".join(PAGE.split())
     for ours, theirs in ROLES.items():
         assert f"| `{ours}` | {names(theirs)} |\n" in PAGE
 

@@ -1,0 +1,165 @@
+"""What a record says of pictures, films and documents in fields that nobody reads: without them its words mean less.
+
+A picture stands in such a field as bytes, as base64 or by its name; or the record only says that there is one: its id
+in a set, its size, its numbers. A record with images may say all that of the images that were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from megatron_apriel.data.raw.fields import Fields, is_nothing
+from megatron_apriel.data.raw.file_kinds import (
+    FILM_SUFFIXES,
+    IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
+    PAGE_SUFFIXES,
+    kind_of_base64,
+    kind_of_bytes,
+)
+from megatron_apriel.data.raw.meanings import IMAGES, PICTURE_FILES
+from megatron_apriel.data.raw.problems import BadRecord, shortened, way_out
+from megatron_apriel.data.raw.reading import plain_name, words_of
+
+_IMAGE_WORDS = frozenset(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "screenshot"))
+_MEDIA_WORDS = frozenset(("media", "attachment", "attachments", "asset", "assets", "figure", "figures", "visual"))
+"""In the path of an address that belongs to the question, and says not only where something came from."""
+_NAMING_WORDS = frozenset(("id", "ids", "name", "names", "key", "keys", "filename", "filenames", "uuid", "hash"))
+"""The last word of a field that says which picture, as ``image_id`` does."""
+_ABOUT_ONE = frozenset(
+    ("width", "height", "size", "sizes", "shape", "resolution", "feature", "features", "embedding", "embeddings",
+     "embeds", "array", "tensor", "pixels", "values", "sha256", "md5", "url", "urls", "link", "links", "uri", "uris",
+     "index", "idx", "caption", "captions", "description")
+)  # fmt: skip
+"""The last word of a field that says something of a picture which belongs to a conversation."""
+_HAS_ONE = frozenset(
+    ("has_image", "has_images", "has_picture", "contains_image", "with_image", "image_required", "requires_image",
+     "is_multimodal", "multimodal", "num_images", "n_images", "image_count", "images_count", "pixel_values", "pixels",
+     "imgid", "cocoid")
+)  # fmt: skip
+"""Fields that say that there is a picture."""
+_MODALITIES = frozenset(("image", "images", "vision", "visual", "multimodal", "video", "audio", "speech"))
+"""Words for what a conversation is about besides words, in a field ``modality``."""
+_OTHER_VIEWS = frozenset(
+    ("depth", "segmentation", "reference", "edited", "conditioning", "control", "second", "before", "after", "left",
+     "right", "overlay", "heatmap", "crop", "frame", "frames", "page", "pages")
+)  # fmt: skip
+"""Words for a further picture that belongs to the question."""
+_SMALLER = frozenset(("thumb", "thumbnail", "preview", "icon"))
+"""Words for the same picture, smaller."""
+_FILE_WORDS = frozenset(("file", "files", "filename", "filepath", "document", "documents", "doc", "attachment", "pdf"))
+"""In the name of a field that names what a conversation is about."""
+_JUDGED = frozenset(("aesthetic", "pwatermark", "punsafe", "phash", "clip"))
+"""In the name of a number that only sets of pictures with captions have (LAION, DataComp, COYO)."""
+_CHANGED = frozenset(("crop", "crop_box", "rotation", "rotate", "flip", "mirror"))
+"""Fields that say that a picture is to be changed before it is looked at."""
+_PAGE_OF_A_FILE = "/wiki/"
+"""In the address of a page whose name is that of a picture."""
+_LONGEST_NAME = 4096  # of a file's name
+
+
+def check_traces(path: str, name: str, value: Any, images: Sequence[Any], *, answered: bool) -> None:
+    """Raise BadRecord for a field that shows that words would be learned without what they are about.
+
+    Args:
+        path: of the field, from the record downwards.
+        name: its own name, plain.
+        value: of it, or of what is inside it.
+        images: those that the document has.
+        answered: whether the record has turns.
+    """
+    if not images:
+        _check_naming(path, name, value, answered)
+    elif name in _CHANGED and not isinstance(value, str) and value not in (0, False) and not is_nothing(value):
+        raise BadRecord(f"field {path!r} changes the picture, in a way that is not followed here{way_out(path)}")
+    for one in value if isinstance(value, list) else [value]:
+        _check_value(path, name, one, images, answered)
+
+
+def check_captioned_address(record: Fields, images: Sequence[Any]) -> None:
+    """Refuse the caption of a picture that was never downloaded: its address beside its size or figures of it."""
+    address = record.peek("url")
+    if images or not isinstance(address, str) or "://" not in address[:32]:
+        return
+    words = [words_of(name) for name in record.names() if not is_nothing(record.peek(name))]
+    sized = all(any(side in one for one in words) for side in ("width", "height"))
+    shown = _suffix(address) in IMAGE_SUFFIXES and _PAGE_OF_A_FILE not in address
+    if sized or shown or any(not _JUDGED.isdisjoint(one) for one in words):
+        raise BadRecord(f"field {record.path('url')!r} is the address of a picture, which is not fetched: download it")
+
+
+def _check_naming(path: str, name: str, value: Any, answered: bool) -> None:
+    """Refuse what says that there is a picture, in a record without any."""
+    if is_nothing(value) or value in (False, -1):
+        return
+    words = name.split("_")
+    endings = _NAMING_WORDS | _ABOUT_ONE if answered else _NAMING_WORDS
+    named = len(words) > 1 and words[0] in _IMAGE_WORDS and words[-1] in endings
+    says = answered and name in _HAS_ONE and value not in (0, "0", "false", "False", "no")
+    modal = answered and name in ("modality", "modalities") and not _MODALITIES.isdisjoint(_words_in(value))
+    if named or says or modal:
+        raise BadRecord(
+            f"field {path!r} names a picture, {shortened(str(value), 80)!r}, and the record has none{way_out(path)}"
+        )
+
+
+def _words_in(value: Any) -> set[str]:
+    texts = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    return {word for text in texts for word in plain_name(text.replace("+", " ").replace(",", " ")).split("_")}
+
+
+def _check_value(path: str, name: str, value: Any, images: Sequence[Any], answered: bool) -> None:
+    kind = kind_of_bytes(value) if isinstance(value, bytes) else kind_of_base64(value) if isinstance(value, str) else ""
+    same = images and (name in IMAGES.names or not words_of(name).isdisjoint(_SMALLER))
+    if kind and not (same and isinstance(value, str)):
+        raise BadRecord(f"field {path!r} holds {kind} that is not read{way_out(path)}")
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME or _is_prose(value):
+        return
+    address, suffix = "://" in value[:32], _suffix(value)
+    if suffix in FILM_SUFFIXES and not address:
+        raise BadRecord(f"field {path!r} names a film or a sound, which are not read{way_out(path)}")
+    if suffix in PAGE_SUFFIXES and answered and not address and not words_of(name).isdisjoint(_FILE_WORDS):
+        raise BadRecord(f"field {path!r} names a document, whose pages are not read{way_out(path)}")
+    if suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES):
+        return
+    if address and (images or not (_speaks_of_pictures(name) or _is_about_media(path))):
+        return  # where a picture or a page came from
+    if images and not _speaks_of_pictures(name) and words_of(name).isdisjoint(_OTHER_VIEWS):
+        return  # what a picture was made of, or is called elsewhere
+    if not images or not _is_known_file(value, name, images):
+        raise BadRecord(f"field {path!r} names a picture, {shortened(value, 80)!r}, that is not read{way_out(path)}")
+
+
+def _suffix(text: str) -> str:
+    return PurePosixPath(text.partition("?")[0] if "://" in text[:32] else text).suffix.lower()
+
+
+def _speaks_of_pictures(name: str) -> bool:
+    return any(word.rstrip("0123456789") in _IMAGE_WORDS for word in words_of(name))
+
+
+def _is_about_media(path: str) -> bool:
+    return not frozenset(plain_name(path.replace(".", "_")).split("_")).isdisjoint(_MEDIA_WORDS)
+
+
+def _is_prose(text: str) -> bool:
+    return text.count(" ") > 8 or "\n" in text
+
+
+def _is_known_file(text: str, name: str, images: Sequence[Any]) -> bool:
+    """Whether it names, once more, a picture that the document has."""
+    names = {PurePosixPath(path).name for path in _paths(images)}
+    if PurePosixPath(text).name in names or PurePosixPath(text).stem in {PurePosixPath(one).stem for one in names}:
+        return True
+    return not names and name in (*IMAGES.names, *PICTURE_FILES.names)
+
+
+def _paths(images: Iterable[Any]) -> list[str]:
+    found = []
+    for image in images:
+        path = image.get("path") if isinstance(image, Mapping) else image
+        if isinstance(path, str) and len(path) <= _LONGEST_NAME:
+            found.append(path)
+    return found
