@@ -11,8 +11,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from megatron_apriel.command_line import CommandLine, above_zero, bytes_above_zero, count_above_zero, fraction
-from megatron_apriel.data.raw.accounts import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.envelopes import ROLES
+from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.meanings import MAPPABLE
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import parse_reading
