@@ -19,12 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_apriel.data.visual_tasks.coco_file import Document, Identity, read_document
+from megatron_apriel.data.visual_tasks.coco_marks import in_singular
 from megatron_apriel.data.visual_tasks.partition import Partition
 from megatron_apriel.errors import DataError, shown
 from megatron_apriel.quantities import counted
 
 TINY = 0.03
 """Shorter side of a box, as a share of the image's, below which the object is hardly visible."""
+
+_MOST_KIN = 200
+"""Categories below one; an image with a box of more has places where anything may be."""
 
 BoxRow = tuple[int, int, float, float, float, float, bool]
 """Image, category, left, top, right, bottom (shares of the image's sides), crowd."""
@@ -177,11 +181,12 @@ def _images(
 ) -> tuple[list[int], dict[Identity, int | None], list[tuple[int, int]]]:
     """Raw image numbers, position of each image id (None: passed over), and sizes of those used."""
     images: list[int] = []
+    used = set[int]()
     shapes: list[tuple[int, int]] = []
     places: dict[Identity, int | None] = {entry.identity: None for entry in document.images}
     for entry in sorted(document.images, key=lambda entry: (entry.file_names, str(entry.identity))):
         raw = next((names[name] for name in entry.file_names if name in names), None)
-        if raw is not None and images[-1:] == [raw]:
+        if raw is not None and raw in used:
             # Nothing could be said to be absent: one entry does not know the other's boxes.
             raise DataError(
                 f"{document.name}: two images have the file_name {shown(entry.file_names[0])}.",
@@ -194,6 +199,7 @@ def _images(
         else:
             places[entry.identity] = len(images)
             images.append(raw)
+            used.add(raw)
             shapes.append(entry.size)
     return images, places, shapes
 
@@ -220,6 +226,8 @@ def _rows(
     seen = set[tuple[object, ...]]()
     positions = {category.identity: number for number, category in enumerate(document.categories)}
     not_all = {(entry.identity, category) for entry in document.images for category in entry.not_all}
+    kin = _kin(document)
+    related = set[tuple[int, int]]()
     for number, (identity, category, (x, y, across, down), crowd, is_place) in enumerate(document.boxes):
         if is_place and category not in positions:
             # VisDrone's places have category 0, which need not be listed.
@@ -252,9 +260,44 @@ def _rows(
             _tally(problems, "boxes that are there twice")
             crowd = True  # two objects in one place, or one object twice
         seen.add(box)
-        crowd |= (identity, category) in not_all
+        crowd |= (identity, category) in not_all or document.categories[positions[category]].countless
         rows.append((place, positions[category], left, top, right, bottom, crowd))
+        relatives = kin.get(positions[category], ())
+        if len(relatives) > _MOST_KIN:
+            unmarked.add(place)
+        else:
+            related.update((place, other) for other in relatives)
+    # Where a man is marked, a person may be there, and is not counted among persons: as a crowd, never asked for.
+    rows += [(place, other, 0.0, 0.0, 1.0, 1.0, True) for place, other in sorted(related)]
     return [(*row[:6], row[6] or row[0] in unmarked) for row in rows], unmarked
+
+
+def _kin(document: Document) -> dict[int, set[int]]:
+    """For each category, by position, those that an object of it may be of as well: above, below, of the same name."""
+    numbers: dict[str | int, int] = {}
+    for number, category in enumerate(document.categories):
+        numbers |= {category.name: number, category.identity: number}
+    parents = {
+        number: [numbers[one] for one in category.parents if one in numbers]
+        for number, category in enumerate(document.categories)
+        if category.parents
+    }
+    kin: dict[int, set[int]] = {}
+    for number in parents:
+        above, waiting = set[int](), [number]
+        while waiting:
+            waiting = [one for below in waiting for one in parents.get(below, ()) if one not in above]
+            above.update(waiting)
+        for one in above - {number}:
+            kin.setdefault(number, set()).add(one)
+            kin.setdefault(one, set()).add(number)
+    spelled: dict[str, list[int]] = {}
+    for number, category in enumerate(document.categories):
+        spelled.setdefault(in_singular(category.name), []).append(number)
+    for alike in spelled.values():
+        for number in alike if len(alike) > 1 else ():
+            kin.setdefault(number, set()).update(one for one in alike if one != number)
+    return kin
 
 
 def _tally(problems: dict[str, int], reason: str) -> None:

@@ -8,10 +8,8 @@ COCO's annotators looked for every category in every image. Where that was too m
 objects have a box (``not_exhaustive_category_ids``); of the rest nothing is known. LVIS 1.0 names an image by its
 ``coco_url``.
 
-A box that marks no single object says so, and each set calls that something else: a crowd, a group, to be ignored,
-too difficult, a mere picture or reflection. :data:`MARKS` has the names, spelled in any way, in the entry itself or in
-an object or list inside of it (``attributes``, ``extra``, ``tags``). So does a box that nobody verified: its score is
-below 1, or it says that it was not.
+What marks say of a box, an image or a category: :mod:`coco_marks`. Numbers may be written as fractions or texts, as
+tables and VIA do, and names of files with the folder that they were in.
 
 Such files have hundreds of megabytes, nearly all of it polygons that nobody asks for here. Only one entry at a time is
 held, and of each only what is asked for is kept.
@@ -19,18 +17,27 @@ held, and of each only what is asked for is kept.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from megatron_apriel.data.raw.json_arrays import BrokenArray, is_array, object_members
 from megatron_apriel.data.raw.problems import printable as writable
 from megatron_apriel.data.raw.read_limits import LimitExceeded, ReadLimits
+from megatron_apriel.data.visual_tasks.coco_marks import (
+    GROUPS,
+    PLACES,
+    has_mark,
+    holds_nothing,
+    is_region,
+    is_unmarked,
+    letters_of,
+    marks_of,
+)
 from megatron_apriel.errors import DataError, listed, printable, shown
 from megatron_apriel.formats.json_files import unique_keys
 from megatron_apriel.inputs import open_input
@@ -41,37 +48,28 @@ ENTRY_LIMITS = ReadLimits(record_bytes=4 * 2**20)
 _FAR = 1e9  # pixels; whatever is so far away is no place in an image
 _EXPECTED = "Expected are COCO instances: one object with the lists images, annotations and categories."
 
-MARKS = frozenset({
-    "iscrowd", "crowd", "ignore", "isignore", "ignored", "isignored", "ignoreflag", "gtignore", "isgroupof", "groupof",
-    "isgroup", "difficult", "isdifficult", "isdepiction", "isfake", "isreflected", "uncertain", "isuncertain",
-    "isinside", "invalid", "isinvalid", "pseudo", "ispseudo", "pseudolabel",
-})  # fmt: skip
-"""Names of marks that a box is not of one object to be found or counted, in small letters alone. COCO, CrowdHuman,
-mmdetection, Open Images, Pascal VOC, Objects365, WIDER FACE."""
-_SURE = frozenset({"verified", "isverified", "annotatorverified", "humanverified", "valid", "isvalid"})
-"""Names of what must not say no."""
-_SCORES = frozenset({"score", "confidence"})
-"""Names of numbers that are 1 where somebody looked: of detectors, of Open Images, of VisDrone."""
-_PLACES = frozenset({"ignore", "isignore", "ignored", "isignored", "ignoreflag", "gtignore"})
-"""Those of them that say of a place that nothing in it was marked."""
-_GROUPS = frozenset({"isgroupof", "groupof", "isgroup", "isdepiction"})
-"""Those of them that only federated sets have."""
-_REGIONS = frozenset({
-    "ignore", "ignored", "ignoredregion", "ignoredregions", "ignoreregion", "dontcare", "crowd", "group", "persongroup",
-    "peoplegroup", "pedestriangroup", "ridergroup", "cargroup", "truckgroup", "busgroup", "traingroup", "bicyclegroup",
-    "motorcyclegroup", "caravangroup", "trailergroup",
-})  # fmt: skip
-"""Names of categories whose boxes are places where objects were not marked one by one: KITTI, VisDrone, CityPersons,
-Cityscapes."""
 _NOT_ALL, _ABSENT, _FOUND = "not_exhaustive_category_ids", "neg_category_ids", "pos_category_ids"
-_LISTS = {name.replace("_", ""): name for name in (_NOT_ALL, _ABSENT, _FOUND)}
-"""Those lists of an image, by their names in small letters alone."""
-_EXHAUSTIVE = frozenset({"exhaustive", "isexhaustive", "fullyannotated", "isfullyannotated"})
-"""Names of what an image denies where some of its objects have no box."""
+_LISTS = {
+    **dict.fromkeys(
+        ("notexhaustivecategoryids", "nonexhaustivecategoryids", "notexhaustivecategories", "nonexhaustivecategories"),
+        _NOT_ALL,
+    ),
+    **dict.fromkeys(("negcategoryids", "negativecategoryids", "negcategories", "negativecategories"), _ABSENT),
+    **dict.fromkeys(
+        ("poscategoryids", "positivecategoryids", "poscategories", "positivecategories", "verifiedcategoryids",
+         "annotatedcategoryids", "annotatedcategories", "labeledcategoryids", "labeledcategories"),
+        _FOUND,
+    ),
+}  # fmt: skip
+"""Those lists of an image, by what sets call them, in small letters alone."""
 _LVIS = frozenset({"frequency", "synset"})
 """Fields of categories that only LVIS has, also in a file that lost its lists."""
-_XYWH = (None, 1, "XYWH_ABS", "BoxMode.XYWH_ABS")
-"""Detectron2's names of COCO's form of boxes."""
+_XYWH = (None, 1, "XYWH_ABS", "BoxMode.XYWH_ABS", "xywh", "XYWH", "coco", "COCO", "ltwh", "tlwh")
+"""Names of COCO's form of boxes, Detectron2's and others."""
+_FORMS = frozenset({"bboxmode", "boxmode", "bboxformat", "boxformat", "bboxtype"})
+_SHARES = frozenset({"normalized", "isnormalized", "normalised", "relative", "isrelative"})
+"""Names of what says that boxes are in shares of the image's sides."""
+_LONGEST_NUMBER = 15  # digits; longer texts are names
 
 Identity = int | str
 """Of an image; Open Images' are texts."""
@@ -102,16 +100,26 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class Category:
-    """One of ``categories``."""
+    """One of ``categories``.
+
+    Attributes:
+        identity: its id.
+        name: as questions call it.
+        supercategory: what it is a kind of.
+        parents: names and ids of categories that it is a kind of.
+        countless: its boxes are none of single objects: stuff, background, what is to be ignored.
+    """
 
     identity: int
     name: str
     supercategory: str
+    parents: tuple[str | int, ...] = ()
+    countless: bool = False
 
     @property
     def is_region(self) -> bool:
         """Its boxes are places where nothing was marked, not objects."""
-        return _letters(self.name) in _REGIONS
+        return is_region(self.name)
 
 
 @dataclass
@@ -168,16 +176,19 @@ def _document(stream: io.BufferedIOBase, name: str) -> Document:
     members, lists = list[str](), set[str]()
     for member, elements in object_members(stream, ENTRY_LIMITS):
         members.append(member)
+        if elements is not None and member == "videos":
+            _check_videos(elements, f"{name}: {member}")
         if elements is not None and member in makers:
             lists.add(member)
             entries = _entries(elements, f"{name}: {member}")
             for entry, where in entries:
                 kept[member].append(makers[member](entry, where))
                 own = {"freebase_id", *(_LVIS if member == "categories" else ())}
-                document.has_groups |= not own.isdisjoint(entry) or not _GROUPS.isdisjoint(map(_letters, entry))
+                document.has_groups |= not own.isdisjoint(entry) or not GROUPS.isdisjoint(map(letters_of, entry))
     for member in makers:
         if member not in lists:
             raise DataError(f"{name} has no list {member!r}; it has {listed(members, 8) or 'nothing'}.", _EXPECTED)
+    _leave_out_roots(document)
     document.categories.sort(key=lambda category: category.identity)
     identities = set[Identity]()
     for number, image in enumerate(document.images):
@@ -196,6 +207,29 @@ def _document(stream: io.BufferedIOBase, name: str) -> Document:
     return document
 
 
+def _leave_out_roots(document: Document) -> None:
+    """Leave out categories without a box whose name another one has: Roboflow may call the root of its tree so."""
+    boxed = {box[1] for box in document.boxes}
+    names = Counter(category.name for category in document.categories)
+    kept = [one for one in document.categories if names[one.name] == 1 or one.identity in boxed]
+    roots = names - Counter(one.name for one in kept)
+    if all(any(one.name == root for one in kept) for root in roots):
+        # Where others say that they are of that kind, they mean the root.
+        document.categories[:] = [
+            replace(one, parents=tuple(parent for parent in one.parents if parent not in roots)) for one in kept
+        ]
+
+
+def _check_videos(elements: Iterator[bytes], place: str) -> None:
+    """Raise DataError where videos, not their images, say what was looked for (TAO)."""
+    for entry, where in _entries(elements, place):
+        if isinstance(entry, dict) and (found := [name for name in entry if letters_of(name) in _LISTS]):
+            raise DataError(
+                f"{where} has {found[0]}: it says of a whole film what was looked for.",
+                fix="Give these lists to each of its images.",
+            )
+
+
 def _entries(elements: Iterator[bytes], place: str) -> Iterator[tuple[Any, str]]:
     """Each entry with the words for where it stands."""
     for number, element in enumerate(elements):
@@ -208,26 +242,28 @@ def _entries(elements: Iterator[bytes], place: str) -> Iterator[tuple[Any, str]]
 
 
 def _image(entry: Any, where: str) -> ImageEntry:
-    identity = _get(entry, "id", (int, str), where)
-    size = (_get(entry, "width", (int,), where), _get(entry, "height", (int,), where))
-    lists = {_LISTS[letters]: name for name in entry if (letters := _letters(name)) in _LISTS}
+    identity = _identity(entry, "id", where)
+    size = (_whole(entry, "width", where), _whole(entry, "height", where))
+    lists = {_LISTS[letters]: name for name in entry if (letters := letters_of(name)) in _LISTS}
     federated = any(entry[name] is not None for name in lists.values())
     absent, not_all = (_identities(entry, lists.get(name, name), where) for name in (_ABSENT, _NOT_ALL))
-    unmarked = not _marks(entry).isdisjoint(_PLACES) or any(
-        _letters(name) in _EXHAUSTIVE and value is not None and _says_no(value) for name, value in entry.items()
-    )
-    return ImageEntry(identity, _file_names(entry, where), size, absent if federated else None, not_all, unmarked)
+    names = _file_names(entry, where)
+    return ImageEntry(identity, names, size, absent if federated else None, not_all, is_unmarked(entry))
 
 
 def _file_names(entry: Any, where: str) -> tuple[str, ...]:
-    """The file's name, or the end of its address: with the folder above it, and alone."""
-    address = entry.get("coco_url")
-    if entry.get("file_name") is not None or not isinstance(address, str):
-        return (_get(entry, "file_name", (str,), where),)
-    parts = [part for part in address.partition("://")[2].split("/")[1:] if part]
+    """The file's name, then what is left of it without the folders that it was in; or the end of its address."""
+    given = entry.get("file_name")
+    if given is None and isinstance(entry.get("coco_url"), str):
+        given = entry["coco_url"]
+    elif not isinstance(given, str):
+        given = _get(entry, "file_name", (str,), where)
+    path = given.partition("://")[2].partition("/")[2] if "://" in given else given
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     if not parts:
-        raise DataError(f"{where} has no 'file_name', and its coco_url {shown(address)} names no file.")
-    return ("/".join(parts[-2:]), parts[-1])
+        raise DataError(f"{where} has the file_name or coco_url {shown(given)}, which names no file.")
+    ends = ("/".join(parts[number:]) for number in range(len(parts)))
+    return tuple(dict.fromkeys((path, *ends)))
 
 
 def _identities(entry: Any, name: str, where: str) -> frozenset[int]:
@@ -235,13 +271,14 @@ def _identities(entry: Any, name: str, where: str) -> frozenset[int]:
     given = entry.get(name)
     if given is None:
         return frozenset()
-    if not isinstance(given, list) or not all(type(value) is int for value in given):
+    numbers = [_whole_number(value) for value in given] if isinstance(given, list) else [None]
+    if None in numbers:
         raise DataError(f"{where}: {name} {shown(given)} is no list of ids of categories.")
-    return frozenset(given)
+    return frozenset(number for number in numbers if number is not None)
 
 
 def _category(entry: Any, where: str) -> Category:
-    identity, name = _get(entry, "id", (int,), where), _get(entry, "name", (str,), where)
+    identity, name = _whole(entry, "id", where), _get(entry, "name", (str,), where)
     if writable(name) != name:
         raise DataError(f"{where}: the name {shown(name)} holds half of a surrogate pair.")
     given = entry.get("supercategory")
@@ -249,53 +286,49 @@ def _category(entry: Any, where: str) -> Category:
         raise DataError(
             f"{where}: the supercategory {shown(given)} is no text.", fix="Correct the file or leave it out."
         )
-    return Category(identity, name, given or f"category {identity}")
+    listed = (entry.get(key) for key in ("parent", "parent_id", "parents", "parent_ids"))
+    parents = [one for value in listed for one in (value if isinstance(value, list) else [value])]
+    known = tuple(one for one in (given, *parents) if type(one) in (int, str) and one not in ("", name))
+    stuff = entry.get("isthing") in (0, False) and entry.get("isthing") is not None
+    countless = stuff or holds_nothing(name) or has_mark(entry)
+    return Category(identity, name, given or f"category {identity}", known, countless)
 
 
 def _box(entry: Any, where: str) -> Box:
-    image, category = _get(entry, "image_id", (int, str), where), _get(entry, "category_id", (int,), where)
+    image, category = _identity(entry, "image_id", where), _whole(entry, "category_id", where)
     box = _get(entry, "bbox", (list,), where)
     if len(box) != 4 or not all(type(value) in (int, float) and -_FAR < value < _FAR for value in box):
         raise DataError(f"{where}: bbox {shown(box)} is not [left, top, width, height] in pixels.")
-    if entry.get("bbox_mode") not in _XYWH:
-        raise DataError(
-            f"{where}: bbox_mode {shown(entry['bbox_mode'])} is another form than [left, top, width, height].",
-            fix="Write the boxes in COCO's form, which is bbox_mode 1 (XYWH_ABS).",
-        )
-    marks = _marks(entry)
-    return image, category, (box[0], box[1], box[2], box[3]), bool(marks), not marks.isdisjoint(_PLACES)
+    for name, value in entry.items():
+        if (letters_of(name) in _FORMS and value not in _XYWH) or (letters_of(name) in _SHARES and value):
+            raise DataError(
+                f"{where}: {name} {shown(value)} is another form than [left, top, width, height] in pixels.",
+                fix="Write the boxes in COCO's form, which is bbox_mode 1 (XYWH_ABS).",
+            )
+    marks = marks_of(entry)
+    return image, category, (box[0], box[1], box[2], box[3]), bool(marks), not marks.isdisjoint(PLACES)
 
 
-def _marks(entry: dict[str, Any]) -> set[str]:
-    """The marks of an entry, or of what it holds, that do not clearly say no: unknown (-1) is no reason to rely on."""
-    found = {
-        letters
-        for part in (entry, *(value for value in entry.values() if isinstance(value, dict)))
-        for name, value in part.items()
-        if (letters := _letters(name)) in MARKS | _SURE | _SCORES and _is_marked(letters, value)
-    }
-    tags = entry.get("tags")
-    named = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-    return found | {letters for tag in named if (letters := _letters(tag)) in MARKS}
+def _identity(entry: Any, name: str, where: str) -> Identity:
+    """An id of an image: a number, however it is written, or a name."""
+    number = _whole_number(entry.get(name)) if isinstance(entry, dict) else None
+    return _get(entry, name, (int, str), where) if number is None else number
 
 
-def _is_marked(letters: str, value: Any) -> bool:
-    if letters in _SCORES:
-        return type(value) in (int, float) and value < 1
-    if letters in _SURE:
-        return value is not None and _says_no(value)
-    return not _says_no(value)
+def _whole(entry: Any, name: str, where: str) -> int:
+    value = entry.get(name) if isinstance(entry, dict) else None
+    number = _whole_number(value)
+    return _get(entry, name, (int,), where) if number is None else number
 
 
-def _says_no(value: Any) -> bool:
-    word = value.strip().lower() if isinstance(value, str) else value
-    return word is None or word in ("", "0", "0.0", "false", "no", "none", 0)
-
-
-@functools.lru_cache(maxsize=4096)
-def _letters(name: str) -> str:
-    """A name without what sets differ in: case, spaces and lines."""
-    return "".join(character for character in name.lower() if character.isalnum())
+def _whole_number(value: Any) -> int | None:
+    """A whole number, as tables (1.0) and VIA ("1") also write it; else None."""
+    if isinstance(value, str):
+        plain = value.isdecimal() and value.isascii() and len(value) <= _LONGEST_NUMBER
+        return int(value) if plain and str(int(value)) == value else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _FAR else None
+    return value if type(value) is int else None
 
 
 def _get(entry: Any, name: str, kinds: tuple[type, ...], where: str) -> Any:
