@@ -30,7 +30,7 @@ from megatron_apriel.data.raw.fields import described
 from megatron_apriel.data.raw.files import Inputs, find_inputs, refuse_twins
 from megatron_apriel.data.raw.problems import KEPT_PROBLEMS, Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.readers import JsonRecords, RawInput, SavedDataset
+from megatron_apriel.data.raw.readers import RawInput, SavedDataset
 from megatron_apriel.data.raw.reading import Reading
 from megatron_apriel.data.raw.records import FORMATS, recognise, why_unknown
 from megatron_apriel.data.raw.usage import Usage
@@ -221,7 +221,7 @@ def _recognise_all(found: Inputs, options: PrepareOptions) -> list[InputSummary]
         try:
             record_format = _format_of(given, options)
         except DataError:
-            if not isinstance(given, JsonRecords) or not given.is_description():
+            if not given.is_description():
                 raise
             found.passed.append(given.path)
             continue

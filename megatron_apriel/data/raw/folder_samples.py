@@ -11,10 +11,10 @@ from pathlib import Path
 
 from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.read_limits import ReadLimits
-from megatron_apriel.data.raw.tar_records import DOCUMENT_SUFFIXES, TarSample
+from megatron_apriel.data.raw.tar_records import CAPTION_SUFFIXES, DOCUMENT_SUFFIXES, TarSample
 from megatron_apriel.inputs import read_input
 
-_CAPTION, _RECORD = ".txt", ".json"
+_RECORD = ".json"
 
 
 def sample_names(names: Iterable[str]) -> dict[str, list[str]]:
@@ -26,7 +26,7 @@ def sample_names(names: Iterable[str]) -> dict[str, list[str]]:
     pictured = {
         key: members for key, members in samples.items() if any(one.lower().endswith(IMAGE_SUFFIXES) for one in members)
     }
-    captioned = any(one.lower().endswith(_CAPTION) for members in pictured.values() for one in members)
+    captioned = any(one.lower().endswith(CAPTION_SUFFIXES) for members in pictured.values() for one in members)
     described = all(any(one.lower().endswith(_RECORD) for one in members) for members in pictured.values())
     return pictured if captioned or described else {}
 

@@ -9,6 +9,7 @@ the documents that are missing cannot be counted, so it raises DataError.
 from __future__ import annotations
 
 import codecs
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,15 @@ _KEY_SHOWN = 500
 """Characters of a sample's name in a message."""
 
 
+_WORD = re.compile(r"[a-z]+")
+_DESCRIBING = frozenset(
+    ("stats", "statistics", "manifest", "index", "meta", "metadata", "info", "schema", "checksums", "license",
+     "licenses", "provenance", "languages", "vocab", "attributes", "signals", "duplicates", "minhash", "urls",
+     "filelist", "categories", "classes")
+)  # fmt: skip
+"""Words in names of files, and of their directories, that describe data and hold none (RedPajama, Dolma, LLaVA)."""
+
+
 class RawInput(ABC):
     """One input: a file, or a data set directory that is read as a whole."""
 
@@ -44,6 +54,14 @@ class RawInput(ABC):
 
     def __init__(self, path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> None:
         self.path, self.limits = path, limits
+
+    def is_description(self) -> bool:
+        """Whether the file was found beside others and is named as what describes them: statistics, indexes, lists.
+
+        Asked of a file without a record of a known shape: what looks like records is read, whatever it is called.
+        """
+        words = {word for name in self.path.parts[-4:] for word in _WORD.findall(name.lower())}
+        return self.found and not words.isdisjoint(_DESCRIBING)
 
     @abstractmethod
     def blocks(self, ignored: Container[str] = ()) -> Iterator[Block]:
@@ -108,8 +126,17 @@ class JsonRecords(RawInput):
         return begins.startswith(b"{") and not begins.endswith(b"}") and self._is_object()
 
     def is_description(self) -> bool:
-        """Whether the file is one JSON object, as what describes other files is, and was found beside them."""
-        return self.found and self.path.suffix == ".json" and self._is_object()
+        """Whether the file was found beside others and is one JSON object or a list of plain values, or named so."""
+        alone = self.found and self.path.suffix == ".json" and (self._is_object() or self._is_list_of_values())
+        return alone or super().is_description()
+
+    def _is_list_of_values(self) -> bool:
+        try:
+            with decompressed(self.path, self.limits) as stream:
+                first = next((value for _, value in array_elements(stream, self.limits)), b"{}")
+        except (BrokenArray, LimitExceeded, *READ_ERRORS):
+            return False
+        return first is not None and not first.lstrip().startswith((b"{", b"["))
 
     def _is_object(self) -> bool:
         try:

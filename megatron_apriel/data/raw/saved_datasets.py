@@ -54,7 +54,13 @@ def split_names(directory: Path) -> list[str]:
 
 
 def _file_names(state: Path) -> list[str]:
-    files = _json(state).get("_data_files")
+    said = _json(state)
+    if said.get("_indices_data_files") or said.get("_indices_files"):
+        raise DamagedDataset(
+            f"{STATE_FILE} names a file of indices, by which an early version of datasets chose and ordered rows: load "
+            "and save it again"
+        )
+    files = said.get("_data_files")
     files = files if isinstance(files, list) else [None]
     return _names([file.get("filename") if isinstance(file, dict) else None for file in files], STATE_FILE)
 

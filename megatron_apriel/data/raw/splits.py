@@ -19,6 +19,7 @@ ALL_SPLITS = "all"
 
 _BETWEEN = r"[-._ 0-9/=]"
 _WORD = re.compile(rf"(?:^|{_BETWEEN})({'|'.join(SPLIT_OF_WORD)})(?={_BETWEEN}|$)")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SHARD = re.compile(r"([\w.]+)-\d{4,6}-of-\d{4,6}\b")
 
 
@@ -36,7 +37,7 @@ def splits_of(directory: Path, files: Sequence[Path], subset: str = "") -> dict[
     subsets = subsets_of(directory, files)
     chosen = chosen_subsets(subsets, subset, directory)
     carded = {file: split for one in reversed(chosen) for file, split in one.splits.items()}
-    others = {file for one in subsets for file in one.splits} - set(carded)
+    others = set(files) - set(carded) if subsets else set()  # what the card does not name is no part of the data set
     described = {**carded, **energon_splits(directory, files), **dict.fromkeys(others, EXCLUDED)}
     found = {file: described.get(file) or _from_name(file.relative_to(directory)) for file in files}
     if not any(found.values()):
@@ -56,6 +57,6 @@ def _from_name(file: Path) -> str:
     if shard and _WORD.search(shard[1]):
         return shard[1]
     for part in (file.name, *(parent.name for parent in file.parents)):
-        if match := _WORD.search(part.lower()):
+        if match := _WORD.search(_HUMP.sub("_", part).lower()):
             return SPLIT_OF_WORD[match[1]]
     return ""

@@ -21,7 +21,9 @@ from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.records import recognise
 
-DOCUMENT_SUFFIXES = (".json", ".txt")
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""Of a text beside its image; the second is that of kohya's scripts."""
+DOCUMENT_SUFFIXES = (".json", *CAPTION_SUFFIXES)
 _PAGES = (".pdf", ".djvu")
 _NUMBER = re.compile(r"\d+")
 _BOX = re.compile(r"\d+(?: -?[\d.]+){4,}")
@@ -68,7 +70,9 @@ def sample_record(sample: TarSample, limits: ReadLimits = DEFAULT_LIMITS) -> Sam
     if links := sample.members.keys() - data.keys():
         raise BadRecord(f"{', '.join(sorted(links))}: a link to another member, whose bytes are not in the sample")
     images = {name: content for name, content in data.items() if name.lower().endswith(IMAGE_SUFFIXES)}
-    documents, captions = ([name for name in data if name.lower().endswith(end)] for end in DOCUMENT_SUFFIXES)
+    documents, captions = (
+        [name for name in data if name.lower().endswith(ends)] for ends in (DOCUMENT_SUFFIXES[:1], CAPTION_SUFFIXES)
+    )
     for several in (documents, captions):
         if len(several) > 1:
             raise BadRecord(f"{' and '.join(several)} are one sample: a sample is what is alike up to its first dot")

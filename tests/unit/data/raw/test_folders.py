@@ -53,6 +53,8 @@ SPLITS = {
     "partitions": {"split=train/x.jsonl": ["a"], "split=test/x.jsonl": ["b"]},
     "small tests": {"train.jsonl": ["a"], "testmini.jsonl": ["b"]},
     "what is held out": {"train.jsonl": ["a"], "my-holdout.jsonl": ["b"]},
+    "sets": {"trainset.jsonl": ["a"], "testset.jsonl": ["b"]},
+    "humps": {"myTrainData.jsonl": ["a"], "testData.jsonl": ["b"]},
     "one without a name": {"data.jsonl": ["a"], "testing.jsonl": ["b"]},
 }
 SPLITS_CALLED = {"short forms": ("train", "test"), "one without a name": ("train", "test")}
@@ -95,6 +97,15 @@ def test_the_card_of_a_repository_says_the_splits(tmp_path):
     with pytest.raises(DataError, match="has the splits held_out, train"):
         find_inputs([tmp_path])
     assert read(tmp_path, "train") == ["a"] and read(tmp_path, "held_out") == ["b"]
+
+
+@pytest.mark.parametrize("path", ["data/*.jsonl", "[data/x.jsonl]"])
+def test_what_a_card_does_not_name_is_no_part_of_the_data_set(path, tmp_path):
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n"
+    write(tmp_path, {"README.md": card.encode(), "data/x.jsonl": ["a"], "raw/y.jsonl": ["b"], "z.jsonl": ["c"]})
+    found = find_inputs([tmp_path])
+    assert read(tmp_path) == ["a"]
+    assert [one.relative_to(tmp_path).as_posix() for one in found.passed] == ["raw/y.jsonl", "z.jsonl", "README.md"]
 
 
 @pytest.mark.parametrize("card", [b"---\n[\n---\n", b"---\nconfigs: 5\n---\n", b"\xff\xfe", b"no front matter"])
@@ -309,3 +320,37 @@ def test_code_of_energons_users_is_not_followed(tmp_path):
     write(tmp_path, {"a.tar": b"", ".nv-meta/dataset.yaml": b"sample_loader: sample_loader.py:sample_loader\n"})
     with pytest.raises(DataError, match=r"sample_loader 'sample_loader\.py:sample_loader', which is not followed"):
         find_inputs([tmp_path])
+
+
+DESCRIPTIONS = {
+    "stats.jsonl": b'{"n": 1}\n',
+    "languages.json": b'["en", "nl"]', "counts.json": b"[1, 2]", "metadata.csv": b"id,x\n1,2\n",
+    "blip_558k_meta.json": b'[{"id": "1", "blip_caption": "A door"}]', "meta/tasks.jsonl": b'{"task_index": 0}\n',
+    "attributes/toxic/data.jsonl": b'{"id": "1", "attributes": {}}\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_what_describes_others_is_known_by_its_name_or_has_no_objects(name, tmp_path):
+    write(tmp_path / "a", {name: DESCRIPTIONS[name], "x.jsonl": ["a"]})
+    described = {given.path.name: given.is_description() for given in find_inputs([tmp_path / "a"]).readable}
+    assert described == {name.rpartition("/")[2]: True, "x.jsonl": False}
+    assert not find_inputs([tmp_path / "a" / name]).readable[0].is_description()  # it was asked for
+
+
+def test_rows_that_indices_choose_are_refused(tmp_path):
+    """Early versions of datasets saved all rows, and beside them which of these were meant."""
+    datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}]).save_to_disk(tmp_path / "x")
+    state = tmp_path / "x" / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "_indices_data_files": [{"filename": "i.arrow"}]}))
+    with pytest.raises(DataError, match="names a file of indices"):
+        read(tmp_path)
+    state.write_text(json.dumps({**json.loads(state.read_text()), "_indices_data_files": None}))
+    assert read(tmp_path) == ["a", "b"]
+
+
+def test_captions_of_another_ending(tmp_path):
+    write(tmp_path, {"5_dog/a.png": b"x", "5_dog/a.caption": b"A dog."})
+    (given,) = find_inputs([tmp_path]).readable
+    (raw,) = [raw for block in given.blocks() for raw in block.records()]
+    assert given.kind == "image folder" and raw.value["text"] == "A dog." and raw.value["images"] == [b"x"]
