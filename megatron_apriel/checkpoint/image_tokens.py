@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_apriel.data.corpus.processor_files import check_image_tokens
 from megatron_apriel.data.corpus.tokens import TOKENIZER_FILES, TokenTable, load_tokenizer
 from megatron_apriel.errors import CheckpointError, printable
 from megatron_apriel.formats.architecture import Architecture
@@ -20,7 +21,8 @@ def break_and_end_ids(directory: Path, architecture: Architecture) -> tuple[int,
         None for a model without a tower, and for a directory without a tokenizer.
 
     Raises:
-        DataError: the tokenizer cannot be read, lacks them, or gives [IMG] another id than the model.
+        DataError: the tokenizer cannot be read, lacks them, or gives [IMG] another id than the model; or the processor
+            makes other tokens of an image.
         CheckpointError: a ``params.json`` beside it says otherwise.
     """
     if architecture.tower is None or not any((directory / name).is_file() for name in TOKENIZER_FILES):
@@ -28,6 +30,7 @@ def break_and_end_ids(directory: Path, architecture: Architecture) -> tuple[int,
     images = TokenTable(load_tokenizer(directory), architecture, origin=f"the tokenizer in {directory}").images
     if images is None:
         return None
+    check_image_tokens(directory)
     found, params = (images.break_token_id, images.end_token_id), directory / "params.json"
     vision = read_params(params).vision_encoder if params.is_file() else None
     if vision is not None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_apriel.errors import listed
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.sidecars import GENERATION, write_sidecars
 from megatron_apriel.formats.word_pattern import TOKENIZER_FILE
+from megatron_apriel.terminal import note
 
 SAMPLING = {"do_sample": True, "temperature": 0.6}
 """How the published model's answers were sampled (arXiv 2510.01141, evaluation)."""
@@ -21,6 +23,9 @@ _ANSWERS = {
     "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
 }  # fmt: skip
 """What a generation config says of how answers are chosen, with the defaults that old configs write out."""
+
+_SAMPLED = ("temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Those that only mean something where answers are sampled."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def write_hf_sidecars(
     }
     # All of it as given, or all of it the recipe's: halves of two would contradict each other.
     sampling = SAMPLING if all(chosen.get(name) is None for name in _ANSWERS) else {}
-    write_json(directory / GENERATION, {**standard, **chosen, **sampling})
+    write_json(directory / GENERATION, {**standard, **_agreeing(chosen), **sampling})
     set_tokenizer_class(directory)
     if chat_format is not None:
         set_chat_format(directory, chat_format)
@@ -86,6 +91,23 @@ def _chosen_in(config: dict[str, object]) -> dict[str, object]:
     text = config.get("text_config")
     both = {**(text if isinstance(text, dict) else {}), **config}
     return {name: both[name] for name, usual in _ANSWERS.items() if both.get(name) not in (None, usual)}
+
+
+def _agreeing(chosen: dict[str, object]) -> dict[str, object]:
+    """How answers are chosen, without contradictions, which transformers refuses to save; they are named.
+
+    Where answers are not sampled, what says how to sample them means nothing; where nothing says whether they are, it
+    says that they are.
+    """
+    said = [name for name in _SAMPLED if chosen.get(name) not in (None, _ANSWERS[name])]
+    if chosen.get("do_sample") is False:
+        if said:
+            note(f"note: {GENERATION} says do_sample=false, under which {listed(said, 8)} means nothing; left out")
+        return {name: value for name, value in chosen.items() if name not in _SAMPLED}
+    if chosen.get("do_sample") is None and said:
+        note(f"note: {GENERATION} gives {listed(said, 8)} and no do_sample; the result says do_sample=true")
+        return {**chosen, "do_sample": True}
+    return chosen
 
 
 def set_chat_format(directory: Path, chat_format: ChatFormat) -> None:

@@ -52,7 +52,7 @@ def longest_side(directory: str | Path, architecture: Architecture) -> int | Non
     if tower is None:
         return None
     sides: dict[Path, int] = {}
-    for file, settings in _settings(Path(directory), tower):
+    for file, settings in _settings(Path(directory)):
         if (side := _checked(file, settings, tower)) is not None:
             sides[file] = side
     if len(set(sides.values())) > 1:
@@ -65,7 +65,15 @@ def longest_side(directory: str | Path, architecture: Architecture) -> int | Non
     return next(iter(sides.values()), tower.image_size)
 
 
-def _settings(directory: Path, tower: TowerArchitecture) -> list[tuple[Path, dict[str, Any]]]:
+def check_image_tokens(directory: Path) -> None:
+    """Raise DataError if the directory's processor files make other tokens of an image than training does."""
+    for file, settings in _settings(directory):
+        for name in _TOKENS:
+            if settings.get(name) is not None:
+                _check_token(file, name, settings[name])
+
+
+def _settings(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The settings of the image processor in each file that has some.
 
     transformers 5 writes them into the first file, under a key; earlier versions into the second.
@@ -95,8 +103,7 @@ def _checked(file: Path, settings: dict[str, Any], tower: TowerArchitecture) -> 
             if value is not _SWITCHES[name]:
                 _refuse(file, name, value, f"it is {str(_SWITCHES[name]).lower()} in training")
         elif name in _TOKENS:
-            if _content(value) != _TOKENS[name]:
-                _refuse(file, name, value, f"an image is made of {', '.join(_TOKENS.values())} in training")
+            _check_token(file, name, value)
         elif name == "processor_class":
             if value != "PixtralProcessor":
                 _refuse(file, name, value, "training makes the tokens that PixtralProcessor makes of an image")
@@ -136,6 +143,11 @@ def _checked(file: Path, settings: dict[str, Any], tower: TowerArchitecture) -> 
             f"Set longest_edge between {tower.patch_size} and {tower.image_size}, or remove the file.",
         )
     return side
+
+
+def _check_token(file: Path, name: str, value: Any) -> None:
+    if _content(value) != _TOKENS[name]:
+        _refuse(file, name, value, f"an image is made of {', '.join(_TOKENS.values())} in training")
 
 
 def _content(token: Any) -> Any:

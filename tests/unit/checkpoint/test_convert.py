@@ -249,6 +249,19 @@ def test_params_that_contradict_the_tokenizer_are_refused(large, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["image_break_token", "image_end_token"])
+def test_a_processor_that_closes_rows_with_another_token_is_refused(large, tmp_path, capsys, name):
+    """params.json would name the token of the tokenizer, and the model was trained with the processor's."""
+    shutil.copytree(large, tmp_path / "source")
+    other_tekken(tmp_path / "source" / "tekken.json")
+    (tmp_path / "source" / "processor_config.json").write_text(json.dumps({name: "[ROW]"}))
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "mistral") == 1
+    assert f"{name}='[ROW]' is not followed" in " ".join(capsys.readouterr().err.split())
+    own = {"image_break_token": "[IMG_BREAK]", "image_end_token": {"content": "[IMG_END]"}}
+    (tmp_path / "source" / "processor_config.json").write_text(json.dumps(own))
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "mistral") == 0
+
+
 def test_an_image_token_that_the_tokenizer_does_not_know_is_refused(large, tmp_path, capsys):
     shutil.copytree(large, tmp_path / "source")
     write_small_tekken(tmp_path / "source" / "tekken.json", 1300)

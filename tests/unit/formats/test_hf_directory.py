@@ -20,7 +20,7 @@ def written(folder, given):
 
 @pytest.mark.parametrize(
     "given",
-    [{"do_sample": False}, {"do_sample": True, "top_p": 0.9}, {"temperature": 0.2}, {"num_beams": 4}, {"top_k": 1}],
+    [{"do_sample": False}, {"do_sample": True, "top_p": 0.9}, {"num_beams": 4}, {"repetition_penalty": 1.1}],
     ids=str,
 )
 def test_sampling_is_kept_as_given(tmp_path, given):
@@ -28,11 +28,31 @@ def test_sampling_is_kept_as_given(tmp_path, given):
     assert found == {**IDS, **given, "eos_token_id": 5}
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"temperature": 0.9, "top_p": 0.6}, {"top_k": 1}, {"do_sample": False, "temperature": 0.9, "min_p": 0.1},
+     {"do_sample": False, "temperature": 0.0}, {"do_sample": False, "temperature": 1.0, "top_p": 1.0}],
+    ids=str,
+)  # fmt: skip
+def test_sampling_does_not_contradict_itself(tmp_path, given, capsys):
+    """transformers refuses to save a temperature of answers that are not sampled, as Vicuna's files have it."""
+    found = written(tmp_path, given)
+    GenerationConfig(**found).validate(strict=True)
+    if "do_sample" in given:
+        assert found == {**IDS, "do_sample": False}
+    else:
+        assert found == {**IDS, **given, "do_sample": True}
+    named = [name for name, value in given.items() if value not in (False, 1.0)] or [""]
+    assert all(name in capsys.readouterr().err for name in named[:1])
+
+
 @pytest.mark.parametrize("place", ["text_config", ""])
 def test_sampling_of_an_old_config_is_kept(tmp_path, place):
     """transformers takes it where there is no generation config. Old versions write out defaults, which say nothing."""
     ids = {"bos_token_id": 1, "eos_token_id": 2, "top_k": 50, "do_sample": False, "num_beams": 1}
-    for number, (said, expected) in enumerate((({}, SAMPLING), ({"temperature": 0.2}, {"temperature": 0.2}))):
+    for number, (said, expected) in enumerate(
+        (({}, SAMPLING), ({"temperature": 0.2}, {"temperature": 0.2, "do_sample": True}))
+    ):
         config = {"text_config": {**ids, **said}} if place else {**said, "text_config": ids}
         (given := tmp_path / f"given{number}").mkdir()
         write_hf_sidecars(tmp_path / f"result{number}", given, config)
