@@ -19,7 +19,7 @@ Activation = Literal["silu", "gelu"]
 """Gate activations that both the Hugging Face reference and this model know; ``gelu`` is the exact (erf) form."""
 
 _ORIGIN = {"architectures", "dtype", "torch_dtype", "transformers_version", "name_or_path", "_name_or_path"}
-_ORIGIN |= {"_commit_hash", "unsloth_version", "unsloth_fixed", "is_composition"}
+_ORIGIN |= {"_commit_hash", "unsloth_version", "unsloth_fixed", "model_name", "is_composition"}
 _RUNNING = {"use_cache", "cache_implementation", "gradient_checkpointing", "chunk_size_feed_forward"}
 _RUNNING |= {"attn_implementation", "_attn_implementation", "_attn_implementation_autoset"}
 _RUNNING |= {"_attn_implementation_internal", "experts_implementation", "_experts_implementation"}

@@ -17,11 +17,13 @@ from megatron_apriel.data.raw.meanings import CAPTIONS, CONVERSATIONS, IMAGES, T
 from megatron_apriel.errors import ConfigError, DataError, shown
 from megatron_apriel.inputs import read_input
 
-SPLITS, FIELDS = Path(".nv-meta") / "split.yaml", Path(".nv-meta") / "dataset.yaml"
+_META = Path(".nv-meta")
+SPLITS, FIELDS = (_META / "split.yaml", _META / "split.json"), _META / "dataset.yaml"
 EXCLUDED = "excluded"
 """The split of files that a data set leaves out, which ``all`` does not mean."""
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _MOST_BYTES = 2**20
 _READ_ANYWAY = (
     (IMAGES.names, tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)),
@@ -32,7 +34,7 @@ _READ_ANYWAY = (
 
 
 def energon_splits(directory: Path, files: Sequence[Path]) -> dict[Path, str]:
-    """The splits of the directory, and of those inside it, as their ``split.yaml`` has them.
+    """The splits of the directory, and of those inside it, as their ``split.yaml`` or ``split.json`` has them.
 
     Args:
         directory: that is read.
@@ -44,15 +46,19 @@ def energon_splits(directory: Path, files: Sequence[Path]) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for place in dict.fromkeys([directory, *(file.parent for file in files)]):
         _check_fields(place)
-        value = _metadata(place / SPLITS, "It says which archives are for training and which for tests.")
+        splits = place / next((one for one in SPLITS if (place / one).is_file()), SPLITS[0])
+        value = _metadata(splits, "It says which archives are for training and which for tests.")
         parts = value.get("split_parts") if isinstance(value, Mapping) else None
-        _exclude(place, value, files, found)
+        _exclude(splits, value, files, found)
         for split, names in parts.items() if isinstance(parts, Mapping) else ():
             patterns = [_braces(str(name)) for name in names] if isinstance(names, list) else []
             for file in files:
                 name = file.relative_to(place).as_posix() if file.is_relative_to(place) else ""
                 if any(_in_braces(pattern, ranges, name) for pattern, ranges in patterns):
                     found.setdefault(file, {"val": "validation"}.get(str(split), str(split)))
+        for file in files if parts else ():
+            if file.is_relative_to(place) and file.name.lower().endswith(_ARCHIVES):
+                found.setdefault(file, EXCLUDED)  # Energon reads what is listed
     return found
 
 
@@ -91,8 +97,9 @@ def _endings(member: Any) -> set[str]:
     return set(re.split("[;,]", member.lower())) if isinstance(member, str) else {"?"}
 
 
-def _exclude(place: Path, value: Any, files: Sequence[Path], found: dict[Path, str]) -> None:
+def _exclude(splits: Path, value: Any, files: Sequence[Path], found: dict[Path, str]) -> None:
     """Put archives that are to be left out into a split of that name. Raises DataError for samples of one."""
+    place = splits.parent.parent
     for name in map(str, _list(value, "exclude")):
         patterns = _braces(name)
         left_out = [
@@ -102,7 +109,7 @@ def _exclude(place: Path, value: Any, files: Sequence[Path], found: dict[Path, s
         ]
         if not left_out and any(name.startswith(f"{file.relative_to(place)}/") for file in files):
             raise DataError(
-                f"{place / SPLITS} excludes {shown(name)}, a sample of an archive, which is not followed here.",
+                f"{splits} excludes {shown(name)}, a sample of an archive, which is not followed here.",
                 "It would be learned though it is meant to be left out.",
                 "Write the archive again without it, and take it out of the list.",
             )
@@ -110,10 +117,17 @@ def _exclude(place: Path, value: Any, files: Sequence[Path], found: dict[Path, s
 
 
 def _braces(name: str) -> tuple[re.Pattern[str], list[tuple[int, int]]]:
-    """A name with ranges, as ``part_{0..9}.tar``: a pattern with a group for each, and their bounds."""
-    ranges = [(int(begin), int(end)) for begin, end in _RANGE.findall(name)]
-    outside = _RANGE.sub("\0", name).split("\0")
-    return re.compile(r"(\d+)".join(map(re.escape, outside))), ranges
+    """A name with braces, as ``part_{0..9}.tar`` or ``{a,b}.tar``: a pattern, and the bounds of its groups."""
+    ranges: list[tuple[int, int]] = []
+    pattern, end = "", 0
+    for found in _BRACES.finditer(name):
+        pattern, end = pattern + re.escape(name[end : found.start()]), found.end()
+        if found[3] is None:
+            ranges.append((int(found[1]), int(found[2])))
+            pattern += r"(\d+)"
+        else:
+            pattern += f"(?:{'|'.join(map(re.escape, found[3].split(',')))})"
+    return re.compile(pattern + re.escape(name[end:])), ranges
 
 
 def _in_braces(pattern: re.Pattern[str], ranges: Sequence[tuple[int, int]], name: str) -> bool:

@@ -245,6 +245,18 @@ def test_energon_says_the_splits_of_its_archives(tmp_path):
         find_inputs([tmp_path], "train")
 
 
+def test_energon_lists_its_archives_in_other_forms(tmp_path):
+    """As JSON, and with names in braces; what no split lists is no part of the data set."""
+    write(tmp_path, dict.fromkeys(("a.tar", "b.tar", "c.tar", "d.tar"), b""))
+    parts = {"train": ["a.tar"], "val": ["{b,c}.tar"]}
+    write(tmp_path, {".nv-meta/split.json": json.dumps({"split_parts": parts, "exclude": []}).encode()})
+    assert [given.path.name for given in find_inputs([tmp_path], "train").readable] == ["a.tar"]
+    assert [given.path.name for given in find_inputs([tmp_path], "validation").readable] == ["b.tar", "c.tar"]
+    assert [given.path.name for given in find_inputs([tmp_path], "all").readable] == ["a.tar", "b.tar", "c.tar"]
+    with pytest.raises(DataError, match="has the splits train, validation, and"):
+        find_inputs([tmp_path])
+
+
 def test_what_describes_others_is_passed_over_and_named(tmp_path):
     stats = b'{"count": 1}'
     write(

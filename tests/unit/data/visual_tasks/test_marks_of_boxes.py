@@ -58,7 +58,7 @@ MARKED: tuple[dict[str, Any], ...] = (
     {"certainty": "0.4"}, {"score": "0.5"}, {"legibility": "illegible"}, {"legible": False}, {"transcription": "###"},
     {"is_hard": 1}, {"reflection": True}, {"drawing": 1}, {"group": True}, {"crowded": True}, {"count": 3},
     {"num_instances": 2}, {"type": "group"}, {"label_type": "ignore_region"}, {"weight": 0}, {"approved": False},
-    {"quality": "bad"}, {"mirror": "true"},
+    {"quality": "bad"}, {"mirror": "true"}, {"manual_annotation": False},
 )  # fmt: skip
 PLAIN: tuple[dict[str, Any], ...] = (
     {"group": 7}, {"group": 0}, {"group_id": None}, {"region": 3}, {"count": 1}, {"score": 1.0}, {"conf": 1},
