@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
+from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import CONVERSATIONS, MARKS, ROLE, SYSTEMS, TOOLS, TURN_LISTS, WEIGHTS
 from megatron_apriel.data.raw.picture_traces import check_captioned_address, check_traces
 from megatron_apriel.data.raw.problems import PATH_CHARACTERS, BadRecord, shortened, way_out
@@ -33,10 +35,16 @@ _CHOICE = re.compile(r"(?:option|choice|candidate|opt|op)s?_?[a-j1-9]|[a-j]")
 """A choice in a field of its own, as multiple choice sets have them (MMBench, MedMCQA)."""
 _OBEYED = frozenset({*SYSTEMS.names, *TOOLS.names} - {"developer", "sys", "functions", "apis"})
 """What the answers obey, inside objects that hold anything besides."""
+_IDENTIFIER = re.compile(r"[\w.-]*[:_/][\w.:/-]*")
+"""A text that is a name of something, as ``punctuation:no_comma``, and no instruction."""
 _API_OBJECT = re.compile(r"(?:\w+\.)*(?:completion|response|message|chunk|batch|list|run|event)s?")
 """What an answer of a server says to be, in its field ``object``."""
 _YES, _NO = (True, "true", "yes", "1"), (False, "false", "no", "0")
 _WORDS = {"cut": CUT, "thrown": THROWN, "disliked": DISLIKED, "not taken": "reject ignore"}
+_OBJECTS = frozenset(("metadata", "meta", "extra", "extra_info", "info", "attributes", "properties", "config"))
+"""Fields that hold an object, or its JSON text."""
+_VALUES = 10_000
+"""Most of such a text that is looked into."""
 _SPEAKERS = ("user", "human", "prompter", "assistant", "gpt", "model", "bot", "system")
 
 
@@ -62,15 +70,17 @@ def account(
         refuse_known(leftover, answered=bool(said))
         if said and _is_obeyed_by_answers(leftover, has_choices):
             _check_context(leftover, said)
-        elif said and leftover.level == "record" and isinstance(leftover.value, Mapping):
-            _check_inside(leftover, said, ignored)
+        opened = _opened(leftover)
+        if said and leftover.level == "record" and isinstance(opened.value, Mapping):
+            _check_inside(opened, said, ignored)
         if said and not offered and leftover.level == "record" and not leftover.counted:
             check_no_tools(leftover.path, leftover.value, ignored)
         if unreasoned and leftover.level in ("record", "turn"):
             _check_reasoning(leftover, said)
         if not said and leftover.level == "record":
             _check_alone(leftover)
-        for path, name, value in leaves(leftover, ignored):
+        unused.update(shortened(path, PATH_CHARACTERS) for path, _, _ in leaves(leftover, ignored))
+        for path, name, value in leaves(opened, ignored):
             last = name.rpartition(".")[2]  # as tables name what was inside of an object
             if path != leftover.path or last != name:
                 _check_mark_inside(path, last, value)
@@ -78,9 +88,20 @@ def account(
                 inside = Leftover(leftover.level, path, last, value, leftover.counted)
                 refuse_known(inside, answered=bool(said), values=INSIDE)
             check_traces(path, name, value, images, answered=bool(said))
-            unused[shortened(path, PATH_CHARACTERS)] += 1
     check_captioned_address(record, images)
     return unused
+
+
+def _opened(leftover: Leftover) -> Leftover:
+    """The field with an object in place of the JSON text of one, as tables keep metadata of several kinds."""
+    text = leftover.value
+    if leftover.name not in _OBJECTS or not isinstance(text, str) or not text.lstrip().startswith("{"):
+        return leftover
+    try:
+        value = parsed_json(text, _VALUES)
+    except BadRecord:
+        return leftover
+    return replace(leftover, value=value) if isinstance(value, dict) else leftover
 
 
 def refuse_known(leftover: Leftover, answered: bool = True, values: Sequence[str] = ()) -> None:
@@ -246,7 +267,7 @@ def _check_reasoning(leftover: Leftover, said: Sequence[str]) -> None:
 
 def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
     for text in _texts(leftover):
-        if not any(text.strip() in turn for turn in said):
+        if not _IDENTIFIER.fullmatch(text.strip()) and not any(text.strip() in turn for turn in said):
             raise BadRecord(
                 f"field {leftover.path!r} holds a text that no turn holds: the answers may follow it, and it would be "
                 f"left out{way_out(leftover.path)}"

@@ -19,7 +19,7 @@ from megatron_apriel.data.raw.file_kinds import (
     kind_of_base64,
     kind_of_bytes,
 )
-from megatron_apriel.data.raw.meanings import IMAGES, PICTURE_FILES
+from megatron_apriel.data.raw.meanings import CAPTIONS, IMAGES, PICTURE_FILES, TEXT
 from megatron_apriel.data.raw.problems import BadRecord, shortened, way_out
 from megatron_apriel.data.raw.reading import plain_name, words_of
 
@@ -57,6 +57,7 @@ _CHANGED = frozenset(("crop", "crop_box", "rotation", "rotate", "flip", "mirror"
 """Fields that say that a picture is to be changed before it is looked at."""
 _PAGE_OF_A_FILE = "/wiki/"
 """In the address of a page whose name is that of a picture."""
+_PAGE = 300  # characters; what is said of a picture is shorter, and pages may have such an address, too
 _LONGEST_NAME = 4096  # of a file's name
 
 
@@ -85,9 +86,14 @@ def check_captioned_address(record: Fields, images: Sequence[Any]) -> None:
         return
     words = [words_of(name) for name in record.names() if not is_nothing(record.peek(name))]
     sized = all(any(side in one for one in words) for side in ("width", "height"))
-    shown = _suffix(address) in IMAGE_SUFFIXES and _PAGE_OF_A_FILE not in address
+    shown = _suffix(address) in IMAGE_SUFFIXES and _PAGE_OF_A_FILE not in address and len(_text_of(record)) < _PAGE
     if sized or shown or any(not _JUDGED.isdisjoint(one) for one in words):
         raise BadRecord(f"field {record.path('url')!r} is the address of a picture, which is not fetched: download it")
+
+
+def _text_of(record: Fields) -> str:
+    texts = (record.peek(name) for name in (*TEXT.names, *CAPTIONS.names))
+    return max((text for text in texts if isinstance(text, str)), key=len, default="")
 
 
 def _check_naming(path: str, name: str, value: Any, answered: bool) -> None:

@@ -28,6 +28,9 @@ REFUSED = {
     "nobody is masked": (chat(mask=None, masks=["user"]), "'masks' says which words"),
     "a question that is not masked": (asked("Hi", masked=False), "masked says to learn a turn of the user"),
     "every answer is masked": (answer(masked=True), "no turn of the assistant is to be learned"),
+    "a mark in JSON text": (chat(metadata='{"train": false}'), "'metadata.train' says which words"),
+    "a split in JSON text": (chat(extra_info='{"split": "test"}'), "'extra_info.split' says that the record is held"),
+    "an instruction in JSON text": (chat(meta=json.dumps({"system_prompt": TEXT})), "'meta.system_prompt' holds a"),
     # answers that are bad
     "not correct": (chat(answer_is_correct=False), "'answer_is_correct' says that the answer is bad"),
     "incorrect in words": (chat(correctness="Incorrect"), "'correctness' says that the answer is bad"),
@@ -69,6 +72,8 @@ READ = {
     "what it was made of": chat(original_instruction=TEXT, seed_context=TEXT, grading_instructions=TEXT),
     "a context that a turn holds": chat({"role": "user", "content": f"{TEXT} Go."}, ANSWERED, rag_context=TEXT),
     "a context that is a number": chat(context_length=4096, max_context="8K"),
+    "names of constraints": chat(constraints=["punctuation:no_comma", "length/words"]),
+    "other JSON texts": chat(metadata='{"a": 1', meta='{"split": "train"}', expected='{"status": "failed"}'),
     "calls that are right": chat(ground_truth=[{"name": "tide", "arguments": {"place": "Hoek"}}]),
     "people with names": chat(authors=[{"name": "A", "description": "B"}]),
     "tools in two forms": chat(tools=[TOOL], raw_tools=[TOOL]),

@@ -58,6 +58,7 @@ READ = {
     "the same in two forms": chat(image_path="a.png", image_base64=b64(PNG), thumbnail=b64(JPEG)),
     "not turned": chat(image="a.png", rotation=0, flip=False, crop="maize"),
     "a page of a picture's name": {"url": "https://x.org/wiki/File:A.jpg", "text": "A page."},
+    "a long page of such an address": {"url": "https://x.org/a.jpg", "text": "A page. " * 50},
     "a text of a document": {"file_name": "1.pdf", "source": "1.pdf", "text": "A report."},
     "a source of turns": chat(source="report.pdf"),
     "letters that are no file": chat(hash="QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo="),
