@@ -74,7 +74,7 @@ def account(
         if said and leftover.level == "record" and isinstance(opened.value, Mapping):
             _check_inside(opened, said, ignored)
         if said and not offered and leftover.level == "record" and not leftover.counted:
-            check_no_tools(leftover.path, leftover.value, ignored)
+            check_no_tools(leftover.path, leftover.value, said, ignored)
         if unreasoned and leftover.level in ("record", "turn"):
             _check_reasoning(leftover, said)
         if not said and leftover.level == "record":

@@ -76,6 +76,9 @@ READ = {
     "other JSON texts": chat(metadata='{"a": 1', meta='{"split": "train"}', expected='{"status": "failed"}'),
     "calls that are right": chat(ground_truth=[{"name": "tide", "arguments": {"place": "Hoek"}}]),
     "people with names": chat(authors=[{"name": "A", "description": "B"}]),
+    "tools that a turn holds": chat(
+        {"role": "system", "content": f"Call {json.dumps(TOOL)}."}, ASKED, ANSWERED, tool_specs=[TOOL]
+    ),
     "tools in two forms": chat(tools=[TOOL], raw_tools=[TOOL]),
     "settings that say what is meant without them": chat(
         function_call="auto", toolConfig={"functionCallingConfig": {"mode": "AUTO"}}, text={"format": {"type": "text"}},
