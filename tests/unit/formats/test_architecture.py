@@ -68,6 +68,11 @@ def test_the_published_config_is_the_preset() -> None:
     assert Architecture.from_hf_config(PUBLISHED) == PRESETS["pixtral-12b"]
 
 
+def test_what_unsloth_notes_of_itself_changes_nothing() -> None:
+    noted = changed(unsloth_fixed=True, unsloth_version="2025.3.1", model_name="unsloth/Pixtral-12B-2409")
+    assert Architecture.from_hf_config(noted, "a") == Architecture.from_hf_config(PUBLISHED, "a")
+
+
 def test_parameters_are_those_of_transformers_and_of_the_paper() -> None:
     import torch
 
