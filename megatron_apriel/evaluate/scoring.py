@@ -105,18 +105,18 @@ class Scorers(AbstractContextManager["Scorers"]):
     def _begin(self, name: str) -> tuple[str, Grade]:
         match name:
             case "letter":
-                return "letter 5", self._grade_letter
+                return "letter 6", self._grade_letter
             case "letters":
-                return "letters 5", lambda text, how: grade_letters(text, how["gold"])
+                return "letters 6", lambda text, how: grade_letters(text, how["gold"])
             case "mathvista":
-                return "mathvista 5", _grade_mathvista
+                return "mathvista 6", _grade_mathvista
             case "mmmu_open":
-                return "mmmu open 3", lambda text, how: grade_mmmu_open(text, how["gold"])
+                return "mmmu open 4", lambda text, how: grade_mmmu_open(text, how["gold"])
             case "visual_task":
-                return "visual task 5", lambda text, how: grade_visual_answer(text, how["answer"])
+                return "visual task 6", lambda text, how: grade_visual_answer(text, how["answer"])
             case "mathematics":
                 mathematics = self._open.enter_context(MathGrader())
-                return f"mathematics 5, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
+                return f"mathematics 6, {mathematics.version}", lambda text, how: mathematics.grade(text, how["gold"])
             case "instructions":
                 checker = self._open.enter_context(InstructionGrader())
                 return checker.version, lambda text, how: checker.grade(

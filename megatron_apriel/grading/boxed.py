@@ -10,6 +10,12 @@ _TOKEN = re.compile(r"\\\\?(?:boxed|fbox|framebox)\s*\{|\\[\s\S]|[{}]")
 
 def last_boxed(text: str) -> str | None:
     """What is in the last box that is closed, without white space around it; of boxes in one another, the inner."""
+    box = last_box(text)
+    return None if box is None else text[box].strip()
+
+
+def last_box(text: str) -> slice | None:
+    """Where what is in that box stands."""
     open_boxes: list[int] = []
     last = (-1, 0)
     for token in _TOKEN.finditer(text):
@@ -21,7 +27,7 @@ def last_boxed(text: str) -> str | None:
             open_boxes.append(0)
         elif token[0].endswith("{") and len(token[0]) > 2:
             open_boxes.append(token.end())
-    return text[slice(*last)].strip() if last[0] > 0 else None
+    return slice(*last) if last[0] > 0 else None
 
 
 def is_balanced(text: str) -> bool:

@@ -5,11 +5,11 @@ answer. Its patterns ``.*[aA]nswer:`` and ``(?!.*...)`` take quadratic time; the
 one pass each (TIGER-AI-Lab/MMLU-Pro, ``compute_accuracy.py``).
 
 Artificial Analysis goes through nine patterns in order and takes the last match of the first that matches. The later
-ones match nearly anything, any capital before a mark, so what a response names is looked for before them. The patterns
-are those of ``mmlu_pro_aa_v3`` and ``gpqa_diamond_aa_v3`` in nvidia-simple-evals 26.3; two are written out as code,
-because they take quadratic time.
+ones match nearly anything, any capital before a mark. The patterns are those of ``mmlu_pro_aa_v3`` and
+``gpqa_diamond_aa_v3`` in nvidia-simple-evals 26.3; two are written out as code, because they take quadratic time.
 
-evalscope's prompts ask for a last line ``ANSWER: X``, which no published rule reads: :mod:`.named_option` does.
+evalscope's prompts ask for a last line ``ANSWER: X``, which no published rule reads: :mod:`.named_option` does, and is
+asked before Artificial Analysis' patterns too.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _ALONE = re.compile(r"\b([A-J])\b")
 
 _AA_LABELLED = re.compile(r"(?i)[*_]{0,2}Answer[*_]{0,2}\s*:[\s*_]{0,2}\s*([A-Z])(?![a-zA-Z0-9])")
 _CAPITAL = re.compile(r"[A-Z]")
-_AA_SAID = tuple(re.compile(pattern) for pattern in (r"answer is ([a-zA-Z])", r"answer is \(([a-zA-Z])\)"))
-_AA_GUESSED = tuple(
+_AA_LATER = tuple(
     re.compile(pattern, re.MULTILINE)
     for pattern in (
+        r"answer is ([a-zA-Z])",
+        r"answer is \(([a-zA-Z])\)",
         r"([A-Z])\)",
         r"([A-Z])\s+is\s+the\s+correct\s+answer",
         r"([A-Z])\s*$",
@@ -49,10 +50,10 @@ _ENTRY_LINE = re.compile(
     r"\s*(?:[-*\u2022]|\d{1,2}[.)](?=\s))?[\s*_`(\[$]*([A-I1-9])(?:[\s*_`)\]$.,;]*|[).:\]](?P<text>\s.*))"
 )
 """A line that is an item of such a list."""
-_GROUP = re.compile(r"(?<![A-Za-z0-9(,/])(?<!, )[A-I](?:, ?[A-I]){0,8},? (?:and|&) [A-I](?![A-Za-z0-9,)])")
+_GROUP = re.compile(r"(?<![A-Za-z0-9(,/])(?<![A-I], )[A-I](?:, ?[A-I]){0,8},? (?:and|&) [A-I](?![A-Za-z0-9,)])")
 """Letters with an "and" in a sentence: ``A, B and C``."""
 _CONNECTING = frozenset(
-    ["and", "or", "also", "as", "well", "both", "only", "option", "options", "choice", "choices", "y", "e", "et", "und"]
+    ["and", "or", "also", "both", "only", "option", "options", "choice", "choices", "y", "e", "et", "und"]
 )
 _AGAINST = re.compile(r"(?i)\b(?:not|but|because|since|rather|instead|neither|nor|none)\b")
 _BUT = re.compile(r"(?i)\bbut\b(?: rather)?")
@@ -61,7 +62,7 @@ _REMARK = re.compile(r"\([^()]*[a-z]{2}[^()]*\)")
 _BETWEEN = r"(?:[\s,;/&)\]}(\[\"']|and|or)"
 _SMALL = re.compile(rf"[\s*_`([{{$\"']*[a-i](?:{_BETWEEN}+[a-i])+{_BETWEEN}*[.*_`$]*\Z")
 """Small letters that are labels, because nothing else is there."""
-_BOXES = re.compile(r"(?:\\boxed\s*\{[^{}]{1,40}\}(?:[\s,;$.&]|and)*){2,}\Z")
+_BOXES = re.compile(r"(?:\\boxed\s*\{[^{}]{1,40}\}(?:[\s,;$.&]|and|\\text\s*\{[\s,]*(?:and)?\s*\})*){2,}\Z")
 """Boxes one behind the other at the end."""
 _SHORT = 400
 """Letters of a line that are looked at."""
@@ -90,30 +91,20 @@ def _labelled(text: str) -> str | None:
 
 def aa_letter(text: str) -> str | None:
     """The letter by Artificial Analysis' rule, as a capital."""
-    return _aa_said(text) or _aa_guessed(text)
-
-
-def _aa_said(text: str) -> str | None:
-    """By the patterns for an answer that is said to be one."""
     letter = _last(_AA_LABELLED, text) or _last_boxed(text)
-    for pattern in _AA_SAID:
+    for pattern in _AA_LATER:
         letter = letter or _last(pattern, text)
     return letter.upper() if letter else None
 
 
-def _aa_guessed(text: str) -> str | None:
-    """By the patterns for capitals before a mark."""
-    return next((letter for pattern in _AA_GUESSED if (letter := _last(pattern, text))), None)
-
-
 def index_letter(text: str, options: int, choices: Sequence[str] = ()) -> str | None:
-    """By Artificial Analysis' rule, but what the response names comes before the patterns for any capital.
+    """The one letter that the response names, else by Artificial Analysis' rule.
 
-    Those take the V of ``10^-4 eV`` where the answer is ``**A. 10^-4 eV**``, and the R of an isomer behind
-    ``Answer: $B$``.
+    That rule takes the N of "the answer is not among the choices, but the closest is (B)", the V of ``10^-4 eV`` where
+    the answer is ``**A. 10^-4 eV**``, and the R of an isomer behind ``Answer: $B$``.
     """
-    said = _aa_said(text)
-    return said or named_option(text, options, choices) or _aa_guessed(text)
+    named = named_option(text, options, choices)
+    return named if named is not None and len(named) == 1 else aa_letter(text)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
@@ -147,7 +138,7 @@ def letters_named(text: str, labels: str = "ABCDEFGHI") -> str | None:
     """
     text = plain_signs(text)
     if (boxes := _BOXES.search(text[-_SHORT:])) is not None:
-        return _listed(boxes[0].replace(_BOX[:-1], " "), labels)
+        return _listed(boxes[0].replace(_BOX[:-1], ", "), labels)
     for said, is_label, place in statements(text):
         if (listed := _listed_lines(text, place, labels, is_label)) or (listed := _listed(said, labels)):
             return listed
@@ -157,7 +148,7 @@ def letters_named(text: str, labels: str = "ABCDEFGHI") -> str | None:
         if len(part) <= _SHORT and (whole := _listed(part, labels, whole=True)) is not None:
             return whole
     letter = named_option(text, len(labels)) if labels[0] == "A" else None
-    if letter is not None and letter in labels:
+    if letter is not None and len(letter) == 1 and letter in labels:
         return letter
     groups = {_listed(match[0], labels) for match in _GROUP.finditer(text)}
     return groups.pop() if len(groups) == 1 else None
@@ -178,7 +169,7 @@ def _listed_lines(text: str, place: int, labels: str, with_texts: bool) -> str |
 
 def _listed(said: str, labels: str, whole: bool = False) -> str | None:
     """The labels that a line lists: one behind the other, or each with a bracket or a point behind it."""
-    said = _REMARK.sub(" ", without_text_commands(said[:_SHORT]))
+    said = _REMARK.sub(" ", without_text_commands(said[:_SHORT])).replace("as well as", "and")
     if (against := _AGAINST.search(said)) is not None:
         before, but = said[: against.start()], _BUT.search(said, against.end())
         if not _WORD.search(before) and but is None:

@@ -15,21 +15,11 @@ from typing import Any, Literal
 
 from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.named_option import named_option
-from megatron_apriel.grading.numbers import number_in
+from megatron_apriel.grading.numbers import number_in, numeral_in
 from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 AnswerType = Literal["text", "integer", "float", "list"]
-_BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
-_SENTENCES = 50
-"""Of a response that are looked at, from the end on."""
-_NUMBERS = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w]|[.,]\d)", re.ASCII)
-_RAISED = re.compile(r"(?<=[A-Za-z])\s?\^\{?[23]\}?")
-"""Of a unit: no number of its own."""
-_REFUSED = re.compile(
-    r"(?i)\b(?:cannot|can't|unable|not possible|impossible|insufficient|not (?:enough|provide|clear))\b"
-)
 _LISTED = re.compile(r"\[[-\d., ]{1,100}\]", re.ASCII)
 _IN_BRACKETS = re.compile(r"\(([a-zA-Z])\)")
 
@@ -74,7 +64,7 @@ def taken_answer(response: str, answer_type: AnswerType, choices: Sequence[str])
     """The answer in a response, which the official evaluation lets a model take out.
 
     Of a multiple-choice question the option that it names, else what the last box or line of the answer says. Of others
-    the box or line; of numbers the only one there, without its unit.
+    the box or line; of numbers the only one there, without its unit, in digits or as a word.
     """
     said = final_answer(response)
     if choices:
@@ -82,7 +72,8 @@ def taken_answer(response: str, answer_type: AnswerType, choices: Sequence[str])
             return f"({letter})"
         return None if said is None else plain_spelling(said).removeprefix("\\text{").removesuffix("}")
     if answer_type in ("integer", "float"):
-        return _number_in(response) if said is None else number_in(plain_spelling(said)) or said
+        numeral = numeral_in(response if said is None else said)
+        return (said and number_in(said)) or (said if numeral is None else str(numeral))
     if answer_type == "list":
         listed = _LISTED.findall(response) if said is None else [said]
         return _plain_list(listed[-1]) if listed else None
@@ -98,18 +89,6 @@ def _plain_list(said: str) -> str:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return said
     return str(list(listed)) if isinstance(listed, list | tuple) else said
-
-
-def _number_in(response: str) -> str | None:
-    """The last number in bold, else the only number of the last sentence with any; not one beside a refusal."""
-    if _REFUSED.search(response):
-        return None
-    if bold := [number for part in _BOLD.findall(response) if (number := number_in(plain_spelling(part)))]:
-        return bold[-1]
-    sentences = reversed(_SENTENCE.split(response)[-_SENTENCES:])
-    numbers = (_NUMBERS.findall(_RAISED.sub("", plain_spelling(sentence))) for sentence in sentences)
-    last = next((found for found in numbers if found), [])
-    return last[0].replace(",", "") if len(set(last)) == 1 else None
 
 
 def grade_mathvista(

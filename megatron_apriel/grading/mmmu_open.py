@@ -29,7 +29,7 @@ _HEADED = re.compile(
 _SHORT = 200
 """Letters of an answer that counts as it is too: the rule takes what stands behind the "is" of "apoptosis (...)"."""
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", re.ASCII)
-_MARKS = {ord(mark): None for mark in "$*_`\\"}
+_MARKS = {ord(mark): None for mark in "$*_`\\%"}
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
     re.compile(r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+"),

@@ -7,8 +7,9 @@ the question's language, or leave the line out. What they say is looked for in t
 2. in the last box,
 3. behind the last "the answer is", or before the last "is the correct answer",
 4. a response that is one line and begins with a letter or an option's text, or lines that begin with one letter only,
-5. the only option in brackets, in bold or behind the word "option", in the last line or in all of them,
-6. the only option whose text occurs.
+5. in the last line, the only option in brackets, in bold or behind the word "option", the only one whose text occurs,
+   the one whose value it concludes, or the only letter with which its last sentence begins or ends,
+6. in all lines, the only option in brackets and so on, or whose text occurs.
 
 Who says that it is not A but B names B; two letters in one place are two answers, so none; a refusal names nothing:
 no letter is taken out of words, as Artificial Analysis' last patterns take the I of "I'm sorry".
@@ -19,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.option_texts import OptionTexts, only
 from megatron_apriel.grading.spelling import without_text_commands
 from megatron_apriel.grading.statements import LONGEST, plain_signs, statements
@@ -26,10 +28,12 @@ from megatron_apriel.grading.statements import LONGEST, plain_signs, statements
 _ALIKE = {"\u0410": "A", "\u0412": "B", "\u0421": "C", "\u0415": "E"}
 """Cyrillic letters that look like Latin ones."""
 _RIGHT = re.compile(
-    r"([A-Z])[)\]}*_`$\\]*\s+(?:is|would be|seems to be|must be)\s+(?:indeed\s+|therefore\s+|clearly\s+)?"
+    r"([A-Z])[)\]}*_`$\\]*\s+(?:is|would be|(?:seem|appear)s to be|must be)\s+(?:indeed\s+|therefore\s+|clearly\s+)?"
     r"the\s+(?:\w{1,12}\s+)?(?:correct|right|best|most\s+\w{1,20})\s+(?:\w{1,12}\s+)?(?:answer|option|choice)"
 )
-_WEAKLY_RIGHT = re.compile(r"(?<![A-Za-z0-9])([A-Z])[)\]}*_`$\\]*\s+is\s+(?:the\s+)?(?:correct|right|answer)(?!\w)")
+_WEAKLY_RIGHT = re.compile(
+    r"(?<![A-Za-z0-9])(?<![A-Z], )([A-Z])[)\]}*_`$\\]*\s+is\s+(?:the\s+)?(?:correct|right|answer)(?!\w)"
+)
 _LEAD = re.compile(
     r"(?:[\s*_`$~(){}\[\]<>\"'#:=\-\u2013\u2014\xab\xbb]|\\[(\[,! ]|"
     r"\\(?:boxed|fbox|text(?:bf|rm|it)?|math(?:rm|bf|sf|tt|it)|mbox|bm)(?![a-z])|"
@@ -47,36 +51,45 @@ _LETTER = re.compile(
 """A capital that is no part of a word, an index or an equation; a small letter with a mark behind it, or alone."""
 _AND = re.compile(
     r"[)\]}.*_`$\\\s]*(?:,|/|&|\+|;|(?:and|or|et|ou|y|o|und|oder)\b|\u548c|\u6216)\s*(?:and\s+|or\s+)?"
-    r"(?i:option\s+|choice\s+)?[(\[*_$\\{]*([A-Z])(?![A-Za-z0-9_']|\s+[a-z])"
+    r"(?i:option\s+|choice\s+)?[(\[*_$\\{]*([A-Z])(?![A-Za-z0-9_']|\s+(?!and\b|or\b)[a-z])"
 )
 _NOT_ANOTHER = re.compile(r",?\s+(?:and not|not|rather than|instead of)\s.*", re.DOTALL)
-_NOT = re.compile(r"(?i)(?:not|isn't|neither|nor|none|nicht|pas|no es|\u4e0d\u662f)\b")
-_BUT = re.compile(r"(?i)\b(?:but|rather|instead|sondern|mais|sino)\b\s*(?:rather|instead)?|\u800c\u662f")
+_NOT = re.compile(r"(?i)(?:not|n't|isn't|neither|nor|none|nicht|pas|no es|\u4e0d\u662f)\b")
+_BUT = re.compile(r"(?i)\b(?:but|rather|instead|it(?:'s| is)|sondern|mais|sino)\b\s*(?:rather|instead)?|\u800c\u662f")
 _PRONOUN = re.compile(
     r"I\s+[a-z]|"
-    r"A\s+(?!(?:is|are|was|and|or|because|since|as|but|not|for|which|with|rather|instead|over|only|alone|must|shows|"
-    r"matches|fits|the|it|this|that|there)\b)[a-z]"
+    r"A\s+(?!(?:is|are|was|has|and|or|because|since|as|but|not|for|which|with|rather|instead|over|only|alone|must|best|"
+    r"to|of|in|on|at|than|the|it|this|that|there|[a-z]+[^aisu\W]s)\b)[a-z]"
 )
+"""An "I", or an "A" before a noun: before a verb, which ends in s, it is a letter."""
 _CLOSES = re.compile(
     r"(?i)[\s*_#>$\\(]*(?:(?:so|thus|therefore|hence|finally|overall|final|in conclusion|in summary|"
     r"it(?:'s| is| must be| should be| would be| has to be))(?!\w)[\s,:*_]*|(?:=>|->|[\u2192\u21d2\u2234])\s*)++"
 )
 _CLOSED = re.compile(r"([A-Z])[)\]}*_`$\\\"']*(?:\s*$|[.:,]+[)\]}*_`$\\\"']*(?:\s|$))")
 _BEGINNING = re.compile(
-    r"[\s*_#>(\[$\\{`\"-]*(?:(?i:option|choice)\s+)?[(\[*_]*([A-Z])(?:[*_]*[)\].:,]|[*_`$}\\]*\s+[-\u2013\u2014]\s|"
+    r"[\s*_#>(\[$\\{`\"-]*(?:(?i:option|choice)\s+)?[(\[*_]*([A-Z])(?:[*_]*[)\].:,;]|[*_`$}\\]*\s+[-\u2013\u2014]\s|"
     r"[*_`$})\]\\]*\s*$|\s+is\b(?!\s+(?:wrong|false|incorrect|not|out)\b))"
 )
 _ALONE = re.compile(
-    r"(?:[\s*_`$(\[{\"']|\\(?:boxed|text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)(?![a-z])|\\)*+"
-    r"([A-Za-z])[\s*_`$)\]}\\\"'.]*"
+    r"(?:[\s*_`$(\[{<\"']|\\(?:boxed|text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)(?![a-z])|\\)*+"
+    r"([A-Za-z])[\s*_`$)\]}>\\\"'.]*"
 )
 _MENTIONED = re.compile(
     r"\(([A-Z])\)|(?i:\boption|\bchoice|\banswer)\s+[*_`\"']*([A-Z])(?![A-Za-z0-9_'])|"
     r"(?i:\boption|\bchoice)\s+\(?([a-z])\)?(?=\s+is\s+(?:the\s+)?(?:correct|right|best)\b|[.*]{0,4}\s{0,3}$)|"
-    r"\*\*\(?([A-Z])[.):]+(?=\s)|\bis:?\s{1,3}[*_(]{0,4}([A-Z])(?=[*_)]{0,4}\.?[*_]{0,4}\s{0,3}$)",
+    r"\*\*\(?([A-Z])(?:[.):]+(?=\s)|[.):]*\*\*)",
     re.MULTILINE,
 )
-"""In brackets, behind a word, in bold with its text, or at the end of a line that says what something is."""
+"""In brackets, behind a word, or in bold."""
+_STANDING = re.compile(r"(?<![\w'\\^=+])(?<!\d )(?<!\w\()([A-Z])(?![\w']|\s*[=^<>+_({\\])")
+"""A capital that is no part of a word, a unit or a formula."""
+_BEFORE = re.compile(r"(?:^|[,;:.!?>\u2192])[\s*_`$(\[\"'#>-]*\Z")
+_BEHIND = re.compile(r"[)\]}*_`$\"']*(?:[.!?;]|\s*\Z)")
+_NUMBERS = re.compile(r"[.):]+\s+\w")
+"""Behind a letter that numbers the entry of a list."""
+_DENIES = re.compile(r"(?i)\b(?:not|cannot|neither|nor|none|unclear|unable)\b|n't\b")
+_NEXT_SENTENCE = re.compile(r"(?<=[a-z\d)][.!?])\s+(?=[A-Z*(])")
 
 
 def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> str | None:
@@ -90,16 +103,23 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
     text = plain_signs(text)
     texts = OptionTexts(choices)
     for said, is_label, _ in statements(text):
-        if letters := _read(said, options, texts, is_label) or (is_label and _mentioned(said, options)):
+        if letters := _read(said, options, texts, is_label):
+            return letters
+        if is_label and (letters := _mentioned(said, options) or _standing(said, options)):
             return letters
     if right := [match[1] for match in _RIGHT.finditer(text)]:
         return right[-1]
+    line, sentence = _last_line(text), _last_sentence(text)
     return (
         only(match[1] for match in _WEAKLY_RIGHT.finditer(text))
-        or _closing(_last_line(text), options, texts)
+        or _closing(line, options, texts)
+        or _closing(sentence, options, texts)
         or _by_lines(text, options, texts)
-        or _by_mention(text, options)
-        or texts.within(_last_line(text))
+        or _mentioned(line, options)
+        or texts.within(line)
+        or texts.same(final_answer(text) or "")
+        or _standing(sentence, options)
+        or _mentioned(text, options)
         or texts.within(text)
     )
 
@@ -141,7 +161,9 @@ def _closing(line: str, options: int, texts: OptionTexts) -> str | None:
         return None
     lead = _LEAD.match(line, closes.end())
     closed = _CLOSED.match(line, closes.end() if lead is None else lead.end())
-    return closed[1] if closed is not None and ord(closed[1]) - ord("A") < options else None
+    if closed is None or ord(closed[1]) - ord("A") >= options:
+        return None
+    return closed[1] + (_other(line, closed.end(1), closed[1], options) or "")
 
 
 def _by_lines(text: str, options: int, texts: OptionTexts) -> str | None:
@@ -166,15 +188,33 @@ def _by_lines(text: str, options: int, texts: OptionTexts) -> str | None:
     return texts.at_beginning(lines[0])
 
 
-def _by_mention(text: str, options: int) -> str | None:
-    return _mentioned(_last_line(text), options) or _mentioned(text, options)
-
-
 def _mentioned(said: str, options: int) -> str | None:
     """The only option that is mentioned, however often."""
     letters = (match[match.lastindex or 0].upper() for match in _MENTIONED.finditer(said))
     return only(letter for letter in letters if ord(letter) - ord("A") < options)
 
 
+def _standing(sentence: str, options: int) -> str | None:
+    """The only letter that stands alone in a sentence, if it begins or ends the sentence or a part of it."""
+    found = [
+        letter for letter in _STANDING.finditer(sentence)
+        if ord(letter[1]) - ord("A") < options and not _PRONOUN.match(sentence, letter.start())
+    ]  # fmt: skip
+    if _DENIES.search(sentence) or not any(_is_at_edge(sentence, letter) for letter in found):
+        return None
+    return only(letter[1] for letter in found)
+
+
+def _is_at_edge(sentence: str, letter: re.Match[str]) -> bool:
+    if _NUMBERS.match(sentence, letter.end()):
+        return False
+    before = sentence[max(letter.start() - 12, 0) : letter.start()]
+    return _BEFORE.search(before) is not None or _BEHIND.match(sentence, letter.end()) is not None
+
+
 def _last_line(text: str) -> str:
     return text.rstrip().rpartition("\n")[2]
+
+
+def _last_sentence(text: str) -> str:
+    return _NEXT_SENTENCE.split(_last_line(text)[-LONGEST:])[-1]

@@ -1,7 +1,7 @@
 """The texts of a question's options, and which of them stands in what a response says.
 
-Texts are compared without case, marks around them and what only typesets; a number with a unit also by the number, a
-fraction also as a ratio. A text that is part of another one that occurs does not count.
+Texts are compared without case, a leading article, marks around them and what only typesets; a number with a unit also
+by the number, a fraction also as a ratio. A text that is part of another one that occurs does not count.
 """
 
 from __future__ import annotations
@@ -11,16 +11,26 @@ from collections.abc import Iterable, Sequence
 
 from megatron_apriel.grading.spelling import plain_spelling, without_text_commands
 
-_RATIO = re.compile(r"\\[dt]?frac\{(\d{1,9})\}\{(\d{1,9})\}|(\d{1,9}) ?[:/] ?(\d{1,9})(?!\d)", re.ASCII)
-_NUMBER = re.compile(r"([+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))\s*[a-z%{} /]*(?:\^\{?(?:\\circ|[23])\}?)?[a-z]?", re.ASCII)
-"""A number with a unit: ``12 cm``, ``45^{\\circ}``, ``30%``, ``8 m^2``."""
+_RATIO = re.compile(r"\\[dt]?frac\{(-?\d{1,9})\}\{(\d{1,9})\}|(\d{1,9}) ?[:/] ?(\d{1,9})(?!\d)", re.ASCII)
+_NUMBER = re.compile(
+    r"(?:about |approximately |[a-z] ?= ?)?([+-]?\d[\d,]*(?:\.\d+)?)(?:/(\d{1,9})(?!\d))?"
+    r"\s*[a-z%{} /]*(?:\^\{?(?:\\circ|[23])\}?)?[a-z]?",
+    re.ASCII,
+)
+"""A number with a unit: ``12 cm``, ``45^{\\circ}``, ``30%``, ``8 m^2``, ``x = 1/2``."""
 _BEFORE, _AFTER = frozenset(["", *" (=:,;'[\u2248"]), frozenset(["", *" ).,;:!?'\u3002]"])
 """What may stand beside a text, for it to stand there by itself."""
 _POINT = frozenset(f".{digit}" for digit in range(10))
 _JOINING = frozenset("+-*/^_{}<>%\\")
-_DENIED = re.compile(r"\bnot (?:the |an? |in )?\Z")
+_DENIED = re.compile(r"(?:\bnot|n't) (?:the |an? |in )?\Z")
 _FACTORS = ("\\cdot", "\\times", "\\div")
-_WRITTEN = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;!()\[\]]|[$*_`\"]")
+_WRITTEN = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;!()\[\]]|\\(?=[%$])|[$*_`\"]")
+_ARTICLE = re.compile(r"\A(?:the|an?|it) (?=\S)")
+_SPACED = re.compile(r"\s*([,+=])\s*(?=[-\d\\])")
+"""Signs between numbers, with blanks or without."""
+_LAST = re.compile(r", (?=(?:and|or) )")
+"""A comma before the last of several."""
+_POINT_FIRST = re.compile(r"(?<![\d.])\.(?=\d)")
 
 
 def only(found: Iterable[str]) -> str | None:
@@ -81,13 +91,16 @@ class OptionTexts:
 def _bare(text: str) -> str:
     """In small letters, without marks around it and what only typesets; fractions and ratios of numbers as ``5/12``."""
     text = _RATIO.sub(r"\1\3/\2\4", _WRITTEN.sub("", without_text_commands(plain_spelling(text))))
-    return " ".join(text.split()).casefold().strip(" .,;:!\"'")
+    text = " ".join(_SPACED.sub(r"\1", _POINT_FIRST.sub("0.", _LAST.sub(" ", text))).split()).casefold()
+    return _ARTICLE.sub("", text.strip(" .,;:!\"'"))
 
 
 def _value(bare: str) -> float | None:
     """The number that a text is, its unit left out."""
     number = _NUMBER.fullmatch(bare)
-    return None if number is None else float(number[1].replace(",", ""))
+    if number is None or (below := int(number[2] or 1)) == 0:
+        return None
+    return float(number[1].replace(",", "")) / below
 
 
 def _occurs(part: str, text: str) -> bool:

@@ -36,6 +36,8 @@ _PLAIN = (
     (re.compile(r"\A\s*[\u2013\u2014](?=[\d.\\])"), "-"),
     (re.compile(r"(?<=[\w)}])\s?(?<!\*)\*(?!\*)\s?(?=[\w(\\])"), r" \\cdot "),
     (re.compile(r"\^(-\d+)"), r"^{\1}"),
+    (re.compile(r"\\sqrt\s*(\d|[a-z](?![a-z]))"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!,?|,\\!)(?=\d{3}(?!\d))"), ","),
     (re.compile(r"(?<![\\A-Za-z])(ln|log|sin|cos|tan|pi)(?![A-Za-z])"), r"\\\1 "),
 )
 """What is written without LaTeX, or in a form that math-verify does not read."""
@@ -56,8 +58,8 @@ _WIDTHS = ("\\,", "\\;", "\\:", "\\!")
 
 
 def without_end_tokens(text: str) -> str:
-    """A response without the tokens of a chat's template, which some servers leave in the text."""
-    return _END_TOKENS.sub("", text)
+    """A response without the tokens of a chat's template, which some servers leave in the text; a line ends there."""
+    return _END_TOKENS.sub("\n", text)
 
 
 def without_text_commands(text: str) -> str:

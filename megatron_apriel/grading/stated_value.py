@@ -54,7 +54,8 @@ _COUNTED = re.compile(
     r"[A-Za-z]{3,20}(?:\s+(?!(?:and|or|to|plus|times)\b)[A-Za-z]{2,20}){0,2}"
 )
 """A number of things."""
-_PRODUCT = re.compile(r"(?<=\d\})\s+(?=\d)")
+_PRODUCT = re.compile(r"(?<!_)(\{[^{}]{0,50}\d\})\s+(?=\d)")
+_ABOUT = re.compile(r"(?i)\s*(?:about|approximately|approx\.|roughly|around|exactly)\s+(?=\S)")
 _HAS_VALUE = re.compile(r"\d|\\(?:pi|infty|sqrt|frac)")
 
 
@@ -62,7 +63,7 @@ def stated_value(text: str) -> tuple[str, str]:
     """Value and unit of an answer or a right answer; no unit where none is known."""
     for eaten, written in _EATEN.items():
         text = text.replace(eaten, written)
-    text = _REMARK.sub("", text)
+    text = _ABOUT.sub("", _REMARK.sub("", text), count=1) if _ABOUT.match(text) else _REMARK.sub("", text)
     lines = {line.strip() for line in text.split("\n") if line.strip()}
     text = plain_spelling(_MONEY.sub("", lines.pop() if len(lines) == 1 else text))
     if not _HAS_VALUE.search(text):
@@ -83,7 +84,7 @@ def stated_value(text: str) -> tuple[str, str]:
     if (found := _UNIT.search(bare)) is not None and _HAS_VALUE.search(bare[: found.start() + 1]):
         value = bare[: found.start(1)].strip(" ~.").removesuffix("\\").strip()
         bare, unit = value or bare, _canonical(found[1])
-    return _PRODUCT.sub(r" \\cdot ", bare.strip() if bare != unwrapped else text), unit
+    return _PRODUCT.sub(r"\1 \\cdot ", bare.strip() if bare != unwrapped else text), unit
 
 
 def _canonical(unit: str) -> str:

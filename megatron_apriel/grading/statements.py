@@ -1,8 +1,8 @@
 """The places where a response says its answer, from which letters are read.
 
-In the order in which they can be trusted: behind the last label such as ``Answer:``, a heading or a tag; in the last
-box; behind the last "the answer is"; behind the word with an arrow or a dash; behind ``Conclusion:`` or "that leaves".
-Signs of other scripts are plain ones then, and tokens that end a turn are gone.
+In the order in which they can be trusted: behind the last label such as ``Answer:``, a heading or a tag, or in the last
+box, whichever comes later; behind the last "the answer is"; behind the word with an arrow or a dash; behind
+``Conclusion:`` or "that leaves". Signs of other scripts are plain ones then, and tokens that end a turn are gone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from megatron_apriel.grading.boxed import last_boxed
+from megatron_apriel.grading.boxed import last_box
 from megatron_apriel.grading.final_answer import ANSWER
 from megatron_apriel.grading.spelling import without_end_tokens
 
@@ -29,11 +29,13 @@ _PLAIN = str.maketrans({
 })  # fmt: skip
 """Signs of other scripts, letters in circles, and pictures that point to an answer."""
 _LABEL = re.compile(
-    rf"(?im)(?:{ANSWER})(?:(?:\s+|_)(?!options|choices)[a-z]{{2,10}}){{0,3}}[*_`\"']*\s*:|"
-    r"<answer>|\bans\.(?=\s)|^[ \t#*_]*(?:final |correct )?answers?[ \t#*_]*$"
+    rf"(?im)(?<![a-z])(?:{ANSWER})(?:(?:\s+|_)(?!options|choices)[a-z]{{2,10}}){{0,3}}[*_`\"'\]]*\s*:|"
+    rf"\[(?:{ANSWER})\]|<(?:\w{{1,20}}_)?answer>|\bans\.(?=\s)|^[ \t#*_]*(?:final |correct )?answers?[ \t#*_]*$|"
+    r"^A:(?=[ \t*(]*[A-Z][ \t*).]*$)"
 )
+"""Words before an answer, a heading above it, or a tag; of question and answer, "A:" before a letter alone."""
 _POINTED = re.compile(
-    rf"(?im)(?:{ANSWER})[*_`]*\s*(?:=>|->|[\u2192\u21d2|]|[-\u2013\u2014](?=\s)|=(?=[\s*(]*[A-Z][\s*.)]*$))"
+    rf"(?im)(?<![a-z])(?:{ANSWER})[*_`]*\s*(?:=>|->|[\u2192\u21d2|]|[-\u2013\u2014](?=\s)|=(?=[\s*(]*[A-Z][\s*.)]*$))"
 )
 """The word and a sign that points from it, which stand in other sentences too."""
 _HEADED = "choice|option|selection|letter|decision|conclusion|solution|result|correct"
@@ -48,15 +50,15 @@ _IS = re.compile(
     r"opci\xf3n|alternativa|variant)"
     r"(?:\s+[^\W\d]\w{0,19}){0,6}?"
     r"(?:\s+\([^()\n]{1,60}\))?\s+"
-    r"(?:is|are|would be|should be|must be|ist|est|es|\xe9|\xe8|\u0647\u064a|\u2014)(?!\w)|"
+    r"(?:is(?=n't)|(?:is|are|would be|should be|must be|ist|lautet|est|es|\xe9|\xe8|l\xe0|\u0647\u064a|\u2014)(?!\w))|"
     r"(?:\u7b54\u6848|\u9009\u9879|\u9078\u9805|\u7b54\u3048|\u6b63\u89e3)\s*[\u662f\u4e3a\u70ba\u306f]|"
     r"\uc815\ub2f5\uc740|\u5e94?[\u9009\u9078][\u62e9\u64c7]?|"
-    r"\b(?:I|we)(?:\s+would|\s+will|'d|'ll)?\s+(?:choose|select|pick|go with))\s*:?"
+    r"\b(?:I|we|let's)(?:\s+would|\s+will|'d|'ll|'m)?\s+(?:choose|select|pick|say|answer|guess|go(?:ing)? with))\s*:?"
 )
 
 
 class Statement(NamedTuple):
-    """What stands in a place, whether a label stands before it, and where it begins; -1 where it is a box's."""
+    """What stands in a place, whether it is labelled as an answer, and where it begins; -1 where it is a box's."""
 
     said: str
     is_label: bool
@@ -70,10 +72,14 @@ def plain_signs(text: str) -> str:
 
 def statements(text: str) -> Iterator[Statement]:
     """The places that say an answer, the more trustworthy first."""
+    box = last_box(text)
     for match in _last(_LABEL, text):
+        if box is not None and "\n" in text[match.end() : box.start]:
+            yield Statement(text[box].strip()[:LONGEST], True, -1)
+            box = None
         yield Statement(_line_behind(text, match.end()), True, match.end())
-    if (boxed := last_boxed(text)) is not None:
-        yield Statement(boxed[:LONGEST], True, -1)
+    if box is not None:
+        yield Statement(text[box].strip()[:LONGEST], True, -1)
     for pattern in (_IS, _POINTED, _OTHER):
         for match in _last(pattern, text):
             yield Statement(_line_behind(text, match.end()), pattern is _POINTED, match.end())

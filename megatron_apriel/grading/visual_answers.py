@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron_apriel.grading.final_answer import final_answer
+from megatron_apriel.grading.numbers import numeral_in
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 _LETTER = re.compile(r"(?<![\w'])([A-H])(?![\w'])")
@@ -24,9 +25,6 @@ _CELL_BY_COLUMN = re.compile(f"{_COLUMN}{_BETWEEN}{_ROW}\\b", re.IGNORECASE | re
 _CELL_SHORT = re.compile(r"\br(\d+) ?,? ?c(\d+)\b", re.IGNORECASE | re.ASCII)
 _CELL_BY_ORDER = re.compile(r"\b(\w+) row\W{1,4}(?:and\s+)?(?:in\s+)?(?:the\s+)?(\w+) col(?:umn)?\b", re.IGNORECASE)
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-             "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty")  # fmt: skip
-_NUMERAL = re.compile(rf"\b({'|'.join(_NUMERALS)})\b", re.IGNORECASE)
 _WHOLE = re.compile(r"(?<=\d)\.0+(?![\d.])|(?<=\d),(?=\d{3}(?!\d))", re.ASCII)
 """What changes nothing in a whole number: decimals that are zero, and commas between thousands."""
 _ALONE = " \t\r\n*_`().:"
@@ -74,16 +72,13 @@ def _letter(text: str) -> str | None:
 
 
 def _number(text: str) -> int | None:
-    """The only number; of an equation its result; a numeral where no digits stand, "one" only beside few words."""
+    """The only number; of an equation its result; where no digits stand, the number that is written as a word."""
     text = _WHOLE.sub("", text)
     for part in (text, text.rpartition("=")[2]):
         found: int | None = _only(int(number) for number in _NUMBER.findall(part) if len(number) < 10)
         if found is not None:
             return found
-    numerals = [numeral.lower() for numeral in _NUMERAL.findall(text)]
-    if any(letter.isdigit() for letter in text) or ("one" in numerals and len(text.split()) > 3):
-        return None
-    return _only(_NUMERALS.index(numeral) for numeral in numerals)
+    return numeral_in(text)
 
 
 def _cells(text: str) -> list[tuple[str, str]]:

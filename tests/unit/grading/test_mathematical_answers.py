@@ -57,7 +57,7 @@ def test_without_a_box_the_line_that_says_the_answer() -> None:
     assert final_answer("The answer is $42$ dollars.") == "42"
     assert final_answer("The answer is $x$ or $y$") == "$x$ or $y$"
     assert final_answer("The answer is $2$ of 3") == "$2$ of 3"
-    assert final_answer("It is 42") is None
+    assert final_answer("It is 42") == "42"
     assert final_answer("answer:") is None
 
 
@@ -102,12 +102,12 @@ def test_ways_to_say_a_number(grader: MathGrader, said: str) -> None:
         ("Answer: $\\frac{6}{1}$\n\nAnswer: $\\frac{6", "\\frac{6}{1}"), ("Answer: 61\n\nAnswer:", "61"),
         ("It has 7 parts.\n\nTherefore, the sum of $7x + 5$ is **61**.", "61"),
         ("So, with $y=3$, the value of $x$ is $61$.", "61"), ("Thus the volume is 61 cubic metres.", "61 cubic metres"),
-        ("Hence $x = 61$.", "61"), ("\u56e0\u6b64 x = 61", "61"), ("Therefore, 61 works.", None),
+        ("Hence $x = 61$.", "61"), ("\u56e0\u6b64 x = 61", "61"), ("Therefore, 61 works.", "61"),
         ("Thus $x = 6$ or $x = 1$.", None),
         ("The answer is 61.\n\nThis answer - it is prime - fits.", "61"),
         ("Answer: 61\n\nAn answer of 7 would be too small.", "61"),
         ("So the first is 6.5 V, and the second is 1 A.", None), ("So $x = 6 \\quad \\text{or} \\quad x = 1$", None),
-        ("So, 6 is even and 1 is odd.", None), ("The value is 61.", None), ("Hence, it is a square.", None),
+        ("So, 6 is even and 1 is odd.", None), ("The value is 61.", "61"), ("Hence, it is a square.", None),
     ],
 )  # fmt: skip
 def test_what_a_response_concludes(text: str, found: str | None) -> None:
@@ -121,9 +121,7 @@ def test_a_response_that_is_its_answer(grader: MathGrader, said: str) -> None:
     assert grader.grade(said, "204").is_right
 
 
-@pytest.mark.parametrize(
-    "said", ["It is 204", "Of 204 I know nothing.", "The answer should be an integer.", "\\boxed{204"]
-)
+@pytest.mark.parametrize("said", ["Of 204 I know nothing.", "The answer should be an integer.", "\\boxed{204"])
 def test_no_answer_is_guessed(grader: MathGrader, said: str) -> None:
     assert not grader.grade(said, "204").is_right
 

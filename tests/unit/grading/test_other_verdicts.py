@@ -70,7 +70,7 @@ def test_mathvista(
         ("3.5 cm.", "float", (), "3.5"),
         ("The nail is about 2 inches long.", "integer", (), "2"),
         ("The area is 5 cm\xb2.", "integer", (), "5"),
-        ("It is 10\xb2 there.", "integer", (), None),
+        ("It has 10\xb2 there.", "integer", (), None),
         ("There are 8 in 2 rows.\n\nSo there are **6 objects** left.\nI hope this helps!", "integer", (), "6"),
         ("So the answer to your question is 44.", "integer", (), "44"),
         ("It has 3 rows of 4.", "integer", (), None),
