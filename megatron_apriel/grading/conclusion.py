@@ -1,7 +1,8 @@
 """The value that a response ends with, where it has neither a box nor words before an answer.
 
-Its last sentence with a number or a formula is nothing else, or says that something is one: "The area is 12 cm²", ``x =
-5``, "Total: 17". Else it is the last number in bold, or the only number of that sentence, unless the response refuses.
+Its last sentence with a number or a formula, unless it rejects one, is nothing else or says that something is one: "The
+area is 12 cm²", ``x = 5``, "Total: 17". Else it is the last number in bold, or the only one of that sentence, unless
+the response refuses.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ _SENTENCES = 50
 _VALUE = re.compile(r"\d|\\(?!end)[a-z]")
 _BOLD = re.compile(r"\*\*(?!\d+[.)]\s)([-+$\u20ac\xa3\\( ]{0,4}\d[^*\n]{0,79})(?<!:)\*\*(?!:)")
 """A number in bold with what follows it, which heads no part of a list."""
+_REJECTS = re.compile(r"(?i)\b(?:is|are|be)(?:n't| (?:not|too|wrong|incorrect))\b(?!.*\bbut\b)")
 _NUMBERS = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|[.,]\d)", re.ASCII)
 _FORMULA = re.compile(r"[\^/{}]|\\[a-z]")
 _REFUSED = re.compile(
@@ -69,8 +71,8 @@ _END = 300
 def concluded(text: str) -> str | None:
     """The number or formula that a response ends with; None where there is none, or several."""
     sentences = reversed(_SENTENCE_END.split(text)[-_SENTENCES:])
-    sentence = next(filter(_VALUE.search, sentences), "").strip(AROUND + "#>&")
-    sentence = sentence.removesuffix("\\\\").removesuffix(".")
+    sentence = next((one for one in sentences if _VALUE.search(one) and not _REJECTS.search(one)), "")
+    sentence = sentence.strip(AROUND + "#>&").removesuffix("\\\\").removesuffix(".")
     if not 0 < len(sentence) <= LONGEST:
         return None
     if (value := stated(sentence)) is not None:

@@ -29,9 +29,10 @@ _WEAK_LABEL = re.compile(
     r"of(?= *(?:\*\*|\$|\\\(|-?\d))(?![^\n]{0,80}\b(?:is|was|are|would|seems|gives)\b))\**[ \t]*:?"
 )
 """What stands in other sentences too, "this answer - it is whole - ...", and counts where there is no other label."""
-_DENIED = re.compile(r"(?is)\s*(?:not|n't)\b(?:.{0,200}?(?:\bbut\b|\bit(?:'s| is)\b)(?!\s+not\b)(.*))?")
+_DENIED = re.compile(r"(?i)\s*(?:not|n't)\b(?:[^\n]{0,200}?(?:\bbut\b|\bit(?:'s| is)\b)(?!\s+not\b)([^\n]*))?")
 """What the answer is not, and behind "but" what it is."""
-_SUPPOSES = re.compile(r"(?i)\bif\b[^.\n]{0,100}\Z")
+_SUPPOSES = re.compile(r"(?i)\b(?:thought|assumed|might (?:say|think))\b[^.\n]{0,60}\Z")
+_UNLESS = re.compile(r"(?i)\bif\b[^.\n]{0,100}\Z")
 """Before what the answer would be."""
 _VALUE = re.compile(r"[\d\\$]")
 _UNBRACED = re.compile(r"\\boxed\s+([^\s{}$\\]+)")
@@ -71,7 +72,7 @@ def labelled_answer(text: str) -> str | None:
     behind = None
     for pattern in (_LABEL, _WEAK_LABEL):
         last = deque(pattern.finditer(text), maxlen=_PLACES)
-        if labels := [label for label in last if not _is_supposed(text, label)]:
+        if labels := [label for label in last if not (is_supposed(text, label) or _is_denied(text, label))]:
             said = [(label, one) for label in reversed(labels) if (one := _behind(text, label))]
             whole = [(label, one) for label, one in said if is_balanced(one)] or said
             clear = [one for label, one in whole if ":" in label[0] or _VALUE.search(one)]
@@ -81,8 +82,16 @@ def labelled_answer(text: str) -> str | None:
     return behind
 
 
-def _is_supposed(text: str, label: re.Match[str]) -> bool:
-    return "would" in label[0] and _SUPPOSES.search(text, max(label.start() - 100, 0), label.start()) is not None
+def is_supposed(text: str, label: re.Match[str]) -> bool:
+    """Whether words before an answer say what somebody thought that it was, or what it would be."""
+    pattern = _UNLESS if "would" in label[0] else _SUPPOSES
+    return pattern.search(text, max(label.start() - 100, 0), label.start()) is not None
+
+
+def _is_denied(text: str, label: re.Match[str]) -> bool:
+    """Whether words before an answer say what it is not, and nothing else."""
+    denied = _DENIED.match(text, label.end())
+    return denied is not None and denied[1] is None
 
 
 def _behind(text: str, label: re.Match[str]) -> str | None:
@@ -96,7 +105,7 @@ def _behind(text: str, label: re.Match[str]) -> str | None:
         said = behind.lstrip(AROUND + "\n").partition("\n")[0]
     said = _CALLED_OUT.sub("", said.rstrip(AROUND))
     if (denied := _DENIED.match(said)) is not None:
-        said = denied[1] or ""
+        said = denied[1]
     if is_value(first := trimmed(_NEXT_SENTENCE.split(said, maxsplit=1)[0])):
         said = first
     if label["quote"]:  # a field of JSON

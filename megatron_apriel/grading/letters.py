@@ -142,7 +142,7 @@ def letters_named(text: str, labels: str = "ABCDEFGHI") -> str | None:
     for said, is_label, place in statements(text):
         if (listed := _listed_lines(text, place, labels, is_label)) or (listed := _listed(said, labels)):
             return listed
-        if said.strip():
+        if is_label and said.strip():
             break
     for part in (text, text.strip().partition("\n")[0], text.rstrip().rpartition("\n")[2]):
         if len(part) <= _SHORT and (whole := _listed(part, labels, whole=True)) is not None:

@@ -15,7 +15,7 @@ import ast
 import re
 
 from megatron_apriel.grading.boxed import last_boxed
-from megatron_apriel.grading.final_answer import ANSWER, labelled_answer
+from megatron_apriel.grading.final_answer import ANSWER, final_answer, labelled_answer
 from megatron_apriel.grading.spelling import plain_spelling, without_end_tokens, without_text_commands
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
@@ -112,7 +112,7 @@ def grade_mmmu_open(response: str, gold: str) -> Verdict:
     said = _said(response) or ""
     tails = _tails(said or response)
     numbers = [number for tail in tails for pattern in _NUMBERS for number in pattern.findall(tail)]
-    stated = said or _plain(labelled_answer(response) or "")
+    stated = said or _plain(final_answer(response) or "")
     if 0 < len(stated) <= _SHORT:
         tails.append(stated.lower())
     values = [value for text in (*tails, *numbers) for value in _normalised(text)]

@@ -5,7 +5,7 @@ the question's language, or leave the line out. What they say is looked for in t
 
 1. behind the last label such as ``Answer:`` that something can be read behind,
 2. in the last box,
-3. behind the last "the answer is", or before the last "is the correct answer",
+3. behind the last "the answer is", or before the last "is the correct answer", whichever comes later,
 4. a response that is one line and begins with a letter or an option's text, or lines that begin with one letter only,
 5. in the last line, the only option in brackets, in bold or behind the word "option", the only one whose text occurs,
    the one whose value it concludes, or the only letter with which its last sentence begins or ends,
@@ -18,7 +18,9 @@ no letter is taken out of words, as Artificial Analysis' last patterns take the 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.option_texts import OptionTexts, only
@@ -90,6 +92,8 @@ _NUMBERS = re.compile(r"[.):]+\s+\w")
 """Behind a letter that numbers the entry of a list."""
 _DENIES = re.compile(r"(?i)\b(?:not|cannot|neither|nor|none|unclear|unable)\b|n't\b")
 _NEXT_SENTENCE = re.compile(r"(?<=[a-z\d)][.!?])\s+(?=[A-Z*(])")
+_LINES = 20
+"""Of a response that may conclude it, from the end on."""
 
 
 def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> str | None:
@@ -102,18 +106,21 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
     """
     text = plain_signs(text)
     texts = OptionTexts(choices)
-    for said, is_label, _ in statements(text):
+    right = deque(_RIGHT.finditer(text), maxlen=1)
+    for said, is_label, place in statements(text):
+        if right and not is_label and place < right[0].start():
+            break
         if letters := _read(said, options, texts, is_label):
             return letters
         if is_label and (letters := _mentioned(said, options) or _standing(said, options)):
             return letters
-    if right := [match[1] for match in _RIGHT.finditer(text)]:
-        return right[-1]
+    if right:
+        return right[0][1]
     line, sentence = _last_line(text), _last_sentence(text)
     return (
         only(match[1] for match in _WEAKLY_RIGHT.finditer(text))
-        or _closing(line, options, texts)
         or _closing(sentence, options, texts)
+        or next(filter(None, (_closing(one, options, texts) for one in _last_lines(text))), None)
         or _by_lines(text, options, texts)
         or _mentioned(line, options)
         or texts.within(line)
@@ -153,7 +160,7 @@ def _other(said: str, place: int, found: str, options: int) -> str | None:
 
 
 def _closing(line: str, options: int, texts: OptionTexts) -> str | None:
-    """The letter at the end of a last line, behind "so" or its like alone, or behind "not A but"."""
+    """The letter of a line that is "so" or its like with a letter, or "not A but" one."""
     line = without_text_commands(line[:LONGEST])
     if _NOT.match(line):
         return _read(line, options, texts, is_label=False)
@@ -214,6 +221,11 @@ def _is_at_edge(sentence: str, letter: re.Match[str]) -> bool:
 
 def _last_line(text: str) -> str:
     return text.rstrip().rpartition("\n")[2]
+
+
+def _last_lines(text: str) -> Iterator[str]:
+    """The last lines with something on them, from the end on."""
+    return islice(filter(str.strip, reversed(text.split("\n"))), _LINES)
 
 
 def _last_sentence(text: str) -> str:

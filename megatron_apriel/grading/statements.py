@@ -1,8 +1,9 @@
 """The places where a response says its answer, from which letters are read.
 
-In the order in which they can be trusted: behind the last label such as ``Answer:``, a heading or a tag, or in the last
-box, whichever comes later; behind the last "the answer is"; behind the word with an arrow or a dash; behind
-``Conclusion:`` or "that leaves". Signs of other scripts are plain ones then, and tokens that end a turn are gone.
+In the order in which they can be trusted: behind the last label such as ``Answer:``, a heading or a tag; in the last
+box; behind the last "the answer is"; behind the word with an arrow or a dash; behind ``Conclusion:`` or "that leaves".
+What stands below the box comes before it. Signs of other scripts are plain ones then, and tokens that end a turn are
+gone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from megatron_apriel.grading.boxed import last_box
-from megatron_apriel.grading.final_answer import ANSWER
+from megatron_apriel.grading.final_answer import ANSWER, is_supposed
 from megatron_apriel.grading.spelling import without_end_tokens
 
 LONGEST = 300
@@ -72,22 +73,29 @@ def plain_signs(text: str) -> str:
 
 def statements(text: str) -> Iterator[Statement]:
     """The places that say an answer, the more trustworthy first."""
-    box = last_box(text)
-    for match in _last(_LABEL, text):
-        if box is not None and "\n" in text[match.end() : box.start]:
-            yield Statement(text[box].strip()[:LONGEST], True, -1)
-            box = None
-        yield Statement(_line_behind(text, match.end()), True, match.end())
-    if box is not None:
-        yield Statement(text[box].strip()[:LONGEST], True, -1)
-    for pattern in (_IS, _POINTED, _OTHER):
-        for match in _last(pattern, text):
-            yield Statement(_line_behind(text, match.end()), pattern is _POINTED, match.end())
+    labels, others = (
+        _behind(_LABEL, text),
+        [one for pattern in (_IS, _POINTED, _OTHER) for one in _behind(pattern, text)],
+    )
+    if (box := last_box(text)) is None:
+        yield from (*labels, *others)
+        return
+    begin = text.rfind("\n", 0, box.start)
+    end = text.find("\n", box.stop) if "\n" in text[box.stop :] else len(text)
+    yield from (one for one in (*labels, *others) if one.place > end)
+    yield from (one for one in labels if begin < one.place <= end)
+    yield Statement(text[box].strip()[:LONGEST], True, -1)
+    yield from (one for one in labels if one.place <= begin)
+    yield from (one for one in others if one.place <= end)
 
 
-def _last(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """The last places where a pattern matches, from the end on."""
-    return reversed(deque(pattern.finditer(text), maxlen=_PLACES))
+def _behind(pattern: re.Pattern[str], text: str) -> list[Statement]:
+    """What stands behind the last places where a pattern matches, from the end on."""
+    places = reversed(deque(pattern.finditer(text), maxlen=_PLACES))
+    return [
+        Statement(_line_behind(text, match.end()), pattern in (_LABEL, _POINTED), match.end())
+        for match in places if not is_supposed(text, match)
+    ]  # fmt: skip
 
 
 def _line_behind(text: str, place: int) -> str:
