@@ -17,7 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from megatron_apriel.grading.boxed import last_box
 from megatron_apriel.grading.named_option import named_option
+from megatron_apriel.grading.option_texts import only
 from megatron_apriel.grading.spelling import without_text_commands
 from megatron_apriel.grading.statements import plain_signs, statements
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
@@ -62,8 +64,10 @@ _REMARK = re.compile(r"\([^()]*[a-z]{2}[^()]*\)")
 _BETWEEN = r"(?:[\s,;/&)\]}(\[\"']|and|or)"
 _SMALL = re.compile(rf"[\s*_`([{{$\"']*[a-i](?:{_BETWEEN}+[a-i])+{_BETWEEN}*[.*_`$]*\Z")
 """Small letters that are labels, because nothing else is there."""
+_RIGHT = re.compile(r"[)*\s]{1,4}are\s+(?:both\s+|all\s+)?(?:the\s+)?(?:correct|right|true)(?!\w)")
+"""Behind letters with an "and"."""
 _BOXES = re.compile(r"(?:\\boxed\s*\{[^{}]{1,40}\}(?:[\s,;$.&]|and|\\text\s*\{[\s,]*(?:and)?\s*\})*){2,}\Z")
-"""Boxes one behind the other at the end."""
+"""Boxes one behind the other."""
 _SHORT = 400
 """Letters of a line that are looked at."""
 _BOX = "\\boxed{"
@@ -137,21 +141,22 @@ def letters_named(text: str, labels: str = "ABCDEFGHI") -> str | None:
         labels: of LogicVista's options; one of its questions has digits, so AND, OR and NONE are none.
     """
     text = plain_signs(text)
-    if (boxes := _BOXES.search(text[-_SHORT:])) is not None:
+    box = last_box(text)
+    if box is not None and (boxes := _BOXES.search(text[max(box.stop - _SHORT, 0) : box.stop + 1])) is not None:
         return _listed(boxes[0].replace(_BOX[:-1], ", "), labels)
     for said, is_label, place in statements(text):
         if (listed := _listed_lines(text, place, labels, is_label)) or (listed := _listed(said, labels)):
             return listed
-        if is_label and said.strip():
-            break
     for part in (text, text.strip().partition("\n")[0], text.rstrip().rpartition("\n")[2]):
         if len(part) <= _SHORT and (whole := _listed(part, labels, whole=True)) is not None:
             return whole
+    groups = list(_GROUP.finditer(text))
+    if right := [group for group in groups if _RIGHT.match(text, group.end())]:
+        return _listed(right[-1][0], labels)
     letter = named_option(text, len(labels)) if labels[0] == "A" else None
     if letter is not None and len(letter) == 1 and letter in labels:
         return letter
-    groups = {_listed(match[0], labels) for match in _GROUP.finditer(text)}
-    return groups.pop() if len(groups) == 1 else None
+    return only(listed for group in groups if (listed := _listed(group[0], labels)))
 
 
 def _listed_lines(text: str, place: int, labels: str, with_texts: bool) -> str | None:

@@ -7,8 +7,9 @@ the question's language, or leave the line out. What they say is looked for in t
 2. in the last box,
 3. behind the last "the answer is", or before the last "is the correct answer", whichever comes later,
 4. a response that is one line and begins with a letter or an option's text, or lines that begin with one letter only,
-5. in the last line, the only option in brackets, in bold or behind the word "option", the only one whose text occurs,
-   the one whose value it concludes, or the only letter with which its last sentence begins or ends,
+5. in the last line, the only option in brackets, in bold or behind the word "option"; in the last line with the text
+   of any option, the only such option; the one whose value the response concludes; the only letter with which its last
+   sentence begins or ends,
 6. in all lines, the only option in brackets and so on, or whose text occurs.
 
 Who says that it is not A but B names B; two letters in one place are two answers, so none; a refusal names nothing:
@@ -123,7 +124,7 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
         or next(filter(None, (_closing(one, options, texts) for one in _last_lines(text))), None)
         or _by_lines(text, options, texts)
         or _mentioned(line, options)
-        or texts.within(line)
+        or texts.last_within(_last_lines(text))
         or texts.same(final_answer(text) or "")
         or _standing(sentence, options)
         or _mentioned(text, options)
@@ -143,7 +144,8 @@ def _read(said: str, options: int, texts: OptionTexts, is_label: bool) -> str | 
     letter = _LETTER.match(said, place)
     is_sure = is_label and not texts.known
     if letter is None or ((not is_sure or said[place] == "I") and _PRONOUN.match(said, place)):
-        return texts.within(said) or texts.within(_NOT_ANOTHER.sub("", said))
+        by_text = texts.within(said) or texts.within(_NOT_ANOTHER.sub("", said))
+        return by_text or (texts.containing(said) if is_label else None)
     found = _ALIKE.get(letter[0], letter[0].upper())
     if (other := _other(said, letter.end(), found, options)) is not None:
         return found + other

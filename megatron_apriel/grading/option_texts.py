@@ -20,6 +20,8 @@ _NUMBER = re.compile(
 """A number with a unit: ``12 cm``, ``45^{\\circ}``, ``30%``, ``8 m^2``, ``x = 1/2``."""
 _BEFORE, _AFTER = frozenset(["", *" (=:,;'[\u2248"]), frozenset(["", *" ).,;:!?'\u3002]"])
 """What may stand beside a text, for it to stand there by itself."""
+_CLOSING = frozenset(["", *",.;:!(-\u2013\u2014"])
+"""What may stand behind a text that is the beginning of a line."""
 _POINT = frozenset(f".{digit}" for digit in range(10))
 _JOINING = frozenset("+-*/^_{}<>%\\")
 _DENIED = re.compile(r"(?:\bnot|n't) (?:the |an? |in )?\Z")
@@ -71,20 +73,33 @@ class OptionTexts:
 
     def within(self, said: str) -> str | None:
         """The only option whose text occurs; one that is part of another that occurs does not count."""
-        if not self._choices:
+        return only(self._occurring(said))
+
+    def last_within(self, lines: Iterable[str]) -> str | None:
+        """The only option whose text occurs in the first of some lines in which any does."""
+        return only(next(filter(None, map(self._occurring, lines)), []))
+
+    def containing(self, said: str) -> str | None:
+        """The only option of whose text this is a part, if it has words."""
+        bare = _bare(said)
+        if len(bare) < 4 or not bare.replace(" ", "").isalpha():
             return None
+        return only(letter for letter, choice in self._choices if _occurs(bare, choice))
+
+    def _occurring(self, said: str) -> list[str]:
+        if not self._choices:
+            return []
         bare = _bare(said)
         found = [(letter, choice) for letter, choice in self._choices if _occurs(choice, bare)]
-        return only(
-            letter for letter, choice in found if not any(choice != other and choice in other for _, other in found)
-        )
+        return [letter for letter, one in found if not any(one != other and one in other for _, other in found)]
 
     def at_beginning(self, said: str) -> str | None:
-        """The only option with whose text a line begins."""
+        """The only option with whose text a line begins, with a mark or nothing behind it."""
         bare = _bare(said)
         return only(
             letter for letter, choice in self._choices
-            if bare.startswith(choice) and _occurs(choice, bare[: len(choice) + 3])
+            if bare.startswith(choice) and bare[len(choice) :].lstrip()[:1] in _CLOSING
+            and _occurs(choice, bare[: len(choice) + 3])
         )  # fmt: skip
 
 

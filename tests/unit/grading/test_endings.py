@@ -78,10 +78,75 @@ def test_what_a_response_names_comes_before_the_patterns_of_the_index() -> None:
         ("ANSWER: I, II, and III", STATEMENTS, "D"), ("ANSWER: II only", STATEMENTS, "B"),
         ("Point B is closer to the camera.", DEPTHS, "B"), ("A is closer than B.", DEPTHS, "A"),
         ("ANSWER: cannot be determined", ("Yes", "It cannot be determined"), "B"),
+        ("ANSWER: Respiration", ("Transpiration", "Cell respiration"), "B"),
+        ("A dog needs light.\n\nIt is a cat.\n\nI hope this helps!", ANIMALS, "B"),
     ],
 )  # fmt: skip
 def test_texts_of_options(text: str, choices: Sequence[str], letter: str | None) -> None:
     assert named_option(text, len(choices), choices) == letter
+
+
+BEFORE = (
+    "", "A is too small. C is too big.\n\n", "- A: 5 cm\n- B: 10 cm\n- C: 15 cm\n\n", "In triangle ABC, AB = 5.\n\n",
+    "First I thought the answer is A. But that is wrong.\n\n", "The question is which of A, B, C, D is right.\n\n",
+    "The answer should be a number.\n\n", "To answer: look closely.\n\n", "We compute \\boxed{5} on the way.\n\n",
+)  # fmt: skip
+BEHIND = (
+    "", "\n\nI hope this helps!", "\n\nExplanation: A is too small, and C and D are too big.", "\n\n---",
+    "\n\nLet me know if you'd like me to explain why A, C, and D are wrong.", "\n\nConfidence: 90%",
+    "\n\n(A) is wrong because it is too small. (C) is too big.", "\n\n- A: too small\n- C: too big\n- D: unrelated",
+    "\n\nNote that option A would be correct if the scale were different.", "<|im_end|>",
+    "\n\nThe answer makes sense, because A is smaller.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ANSWER: B", "**Answer:** B", "Answer: 10 cm (B)", "$$\\boxed{B}$$", "\\[\n\\boxed{\\text{B. 10 cm}}\n\\]",
+        "The answer is **B**.", "The correct answer is:\n\n**B. 10 cm**", "### Final Answer\n\nB", "I choose B.",
+        "So it must be B.", "Therefore, B.", "**Correct option: B**", "<answer>B</answer>", "\u7b54\u6848\uff1aB",
+    ],
+)  # fmt: skip
+def test_what_stands_around_an_answer_does_not_change_it(said: str) -> None:
+    texts = [f"{before}{said}{behind}" for before in BEFORE for behind in BEHIND]
+    assert [
+        text for text in texts if {named_option(text, 4), index_letter(text, 4), letters_named(text)} != {"B"}
+    ] == []
+
+
+@pytest.mark.parametrize("said", ["Option B is correct.", "**B** is correct.", "B is the correct answer."])
+def test_the_last_option_that_is_said_to_be_right(said: str) -> None:
+    assert {named_option(f"{before}{said}{behind}", 4) for before in BEFORE for behind in BEHIND} == {"B"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ANSWER: B, D", "**Answer:** **B** and **D**", "\\boxed{B}, \\boxed{D}", "\\boxed{\\text{B and D}}",
+        "The correct answers are (B) and (D).", "Therefore, B and D are correct.", "Answer:\n- B\n- D",
+    ],
+)  # fmt: skip
+def test_what_stands_around_several_letters_does_not_change_them(said: str) -> None:
+    assert {letters_named(f"{before}{said}{behind}") for before in BEFORE for behind in BEHIND} == {"BD"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Answer: 42", "**Answer:** $42$", "\\boxed{42}", "The answer is **42** cm.", "Thus, the area is 42 cm\xb2.",
+        "So x = 42.", "Therefore, the total number of squares is **42**.", "### Final Answer\n\n42", "$$\nx = 42\n$$",
+        "So there are 42 squares.", "Answer: The sum of 7 and 35 is 42.", "#### 42",
+    ],
+)  # fmt: skip
+def test_what_stands_around_a_number_does_not_change_it(grader: MathGrader, said: str) -> None:
+    before = ("", "We have x = 7.\n\n", "First I thought the answer is 7.\n\n", "The answer is not 7.\n\n",
+              "An answer of 7 is too small.\n\n", "If x were 7, the answer would be 9.\n\n")  # fmt: skip
+    behind = ("", "\n\nI hope this helps!", "\n\nAn answer of 7 is too small.", "\n\n---", "<|im_end|>")
+    texts = [f"{one}{said}{other}" for one in before for other in behind]
+    assert [text for text in texts if not grader.grade(text, "42").is_right] == []
+    assert [text for text in texts if taken_answer(text, "integer", ()) != "42"] == []
+    assert [text for text in texts if not grade_mmmu_open(text, "42").is_right] == []
 
 
 @pytest.mark.parametrize(
