@@ -55,7 +55,8 @@ _COUNTED = re.compile(
 )
 """A number of things."""
 _PRODUCT = re.compile(r"(?<!_)(\{[^{}]{0,50}\d\})\s+(?=\d)")
-_ABOUT = re.compile(r"(?i)\s*(?:about|approximately|approx\.|roughly|around|exactly)\s+(?=\S)")
+_BLANKS = re.compile(r"\s{2,}")
+_ABOUT = re.compile(r"(?i)\A\s*(?:about|approximately|approx\.|roughly|around|exactly)\s+(?=\S)")
 _HAS_VALUE = re.compile(r"\d|\\(?:pi|infty|sqrt|frac)")
 
 
@@ -63,7 +64,8 @@ def stated_value(text: str) -> tuple[str, str]:
     """Value and unit of an answer or a right answer; no unit where none is known."""
     for eaten, written in _EATEN.items():
         text = text.replace(eaten, written)
-    text = _ABOUT.sub("", _REMARK.sub("", text), count=1) if _ABOUT.match(text) else _REMARK.sub("", text)
+    text = _BLANKS.sub(lambda blanks: "\n" if "\n" in blanks[0] else " ", text)
+    text = _REMARK.sub("", _ABOUT.sub("", text))
     lines = {line.strip() for line in text.split("\n") if line.strip()}
     text = plain_spelling(_MONEY.sub("", lines.pop() if len(lines) == 1 else text))
     if not _HAS_VALUE.search(text):
