@@ -22,6 +22,7 @@ from megatron_apriel.errors import DataError, brief
 from megatron_apriel.evaluate import evalscope_process
 from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
 from megatron_apriel.evaluate.loaders import Given, Loaded
+from megatron_apriel.grading.option_texts import LETTERS
 from megatron_apriel.grading.scorer_environments import plain_environment, scorer_python
 
 VERSION = "evalscope 1.14.1"
@@ -34,8 +35,8 @@ _OPTION = re.compile(r"(?:^|[,;\n])\s*([A-J])\s?[:.)]")
 
 def _letter(sample: Sample) -> Grading:
     """Of MMStar evalscope gives letters alone as options; their texts stand in the question."""
-    choices, letters = list(sample["choices"]), [chr(ord("A") + place) for place in range(len(sample["choices"]))]
-    texts = _listed_options(_text(sample)) if choices == letters else choices
+    choices = list(sample["choices"])
+    texts = _listed_options(_text(sample)) if choices == list(LETTERS[: len(choices)]) else choices
     return "letter", {"gold": sample["target"], "options": len(choices), "rule": _RULE, "choices": texts}
 
 
@@ -47,7 +48,12 @@ def _listed_options(question: str) -> list[str]:
     """The texts of options that stand in a question: ``Choices:``, a line each, or ``Options: A: one, B: two``."""
     _, *pieces = _OPTION.split(_OPTIONS.split(question)[-1]) if _OPTIONS.search(question) else [""]
     letters, texts = pieces[::2], [text.strip() for text in pieces[1::2]]
-    return texts if letters == [chr(ord("A") + place) for place in range(len(letters))] else []
+    return texts if letters == list(LETTERS[: len(letters)]) else []
+
+
+def _value(choices: Sequence[str], letter: str) -> str:
+    """The text of an option, which official rules take for its letter; nothing where it is not known."""
+    return "".join(choices[LETTERS.index(letter) :][:1])
 
 
 def _letters(sample: Sample) -> Grading:
@@ -55,19 +61,14 @@ def _letters(sample: Sample) -> Grading:
 
 
 def _math_vision(sample: Sample) -> Grading:
-    """The official rule takes the right option's value for its letter."""
     if not sample["choices"]:
         return "mathematics", {"gold": sample["target"]}
     scorer, grading = _letter(sample)
-    value = grading["choices"][ord(sample["target"]) - ord("A") :][:1]
-    return scorer, grading | {"value": value[0] if value else ""}
+    return scorer, grading | {"value": _value(grading["choices"], sample["target"])}
 
 
 def _math_verse(sample: Sample) -> Grading:
-    """Of its multiple choice, some have two right letters, a letter in brackets, or an option's text.
-
-    The official judge takes the right option's value for its letter.
-    """
+    """Of its multiple choice, some have two right letters, a letter in brackets, or an option's text."""
     gold = sample["target"]
     if sample["metadata"]["question_type"] != "multi-choice":
         return "mathematics", {"gold": gold}
@@ -77,10 +78,9 @@ def _math_verse(sample: Sample) -> Grading:
         return "letters", {"gold": "".join(sorted((letters[1], letters[2])))}
     if letters is None and gold.strip() not in choices:
         return "mathematics", {"gold": gold}
-    letter = letters[1] if letters is not None else chr(ord("A") + choices.index(gold.strip()))
-    value = choices[ord(letter) - ord("A") :][:1]
-    return "letter", {"gold": letter, "options": len(choices) or 26, "rule": _RULE, "choices": choices,
-                      "value": value[0] if value else ""}  # fmt: skip
+    letter = letters[1] if letters is not None else LETTERS[choices.index(gold.strip())]
+    return "letter", {"gold": letter, "options": len(choices) or len(LETTERS), "rule": _RULE, "choices": choices,
+                      "value": _value(choices, letter)}  # fmt: skip
 
 
 def _mmmu(sample: Sample) -> Grading:
@@ -92,7 +92,7 @@ def _mmmu(sample: Sample) -> Grading:
 def _mathvista(sample: Sample) -> Grading:
     about = sample["metadata"]
     if sample["choices"]:
-        gold = sample["choices"][ord(sample["target"]) - ord("A")]
+        gold = sample["choices"][LETTERS.index(sample["target"])]
         return "mathvista", {"gold": gold, "type": about["answer_type"], "choices": sample["choices"]}
     return "mathvista", {"gold": sample["target"], "type": about["answer_type"], "choices": [],
                          "precision": about["precision"]}  # fmt: skip

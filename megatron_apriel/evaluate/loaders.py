@@ -16,11 +16,10 @@ from megatron_apriel.errors import DataError, brief
 from megatron_apriel.evaluate.data_files import Kind, data_files, rows_of
 from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
 from megatron_apriel.grading.conversations import ConversationGrader
+from megatron_apriel.grading.option_texts import LETTERS
 from megatron_apriel.grading.scorer_environments import package_files
 from megatron_apriel.inputs import read_input
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Of options."""
 _CHOICE = """\
 Answer the following multiple choice question. The last line of your response should be in the following format: \
 'Answer: {letters}' (e.g. 'Answer: A').

@@ -19,7 +19,8 @@ from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
 from megatron_apriel.errors import DataError, brief
 from megatron_apriel.evaluate.data_files import Kind, data_files, rows_of
 from megatron_apriel.evaluate.items import Item, Part, Source, file_digest
-from megatron_apriel.evaluate.loaders import LETTERS, Given, Loaded, multiple_choice
+from megatron_apriel.evaluate.loaders import Given, Loaded, multiple_choice
+from megatron_apriel.grading.option_texts import LETTERS
 from megatron_apriel.inputs import read_input
 
 _WANTED = "JSONL, Parquet or CSV of rows with question and answer, and options for a choice of letters"

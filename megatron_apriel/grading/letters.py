@@ -19,12 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megatron_apriel.grading.boxed import last_box
 from megatron_apriel.grading.named_option import named_option
-from megatron_apriel.grading.option_texts import only
+from megatron_apriel.grading.option_texts import LETTERS, only
 from megatron_apriel.grading.spelling import without_text_commands
 from megatron_apriel.grading.statements import plain_signs, statements
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
-
-MMLU_PRO_LETTERS = "ABCDEFGHIJ"
 
 _FIRST_SAID = re.compile(r"answer is \(?([A-J])\)?")
 _LABELLED = re.compile(r"[aA]nswer:(?=\s*([A-J]))")
@@ -230,13 +228,14 @@ def grade_letter(response: str, gold: str, options: int, rule: str, choices: Seq
         rule: one of :data:`RULES`.
         choices: the options' texts, where they are known.
     """
-    if len(gold) != 1 or not "A" <= gold <= "Z" or ord(gold) - ord("A") >= options:
+    letters = LETTERS[:options]
+    if len(gold) != 1 or gold not in letters:
         return bad_item(f"the right letter {gold!r} is none of {options} options")
     letter = RULES[rule](response, options, choices)
     if letter is None:
         return without_answer("no letter is found")
     if len(letter) > 1:
         return without_answer(f"it names {' and '.join(letter)}")
-    if ord(letter) - ord("A") >= options:
+    if letter not in letters:
         return compared(False, letter, f"one of the {options} options")
     return compared(letter == gold, letter, gold)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.named_option import named_option
 from megatron_apriel.grading.numbers import number_in, numeral_in
+from megatron_apriel.grading.option_texts import LETTERS
 from megatron_apriel.grading.spelling import plain_spelling
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
@@ -47,8 +48,8 @@ def normalised(found: str, answer_type: AnswerType, choices: Sequence[str], prec
         found = found.strip()
         if bracketed := _IN_BRACKETS.search(found):
             found = bracketed[1].upper()
-        if len(found) == 1 and 0 <= (number := ord(found) - ord("A")) < len(choices):
-            return choices[number]
+        if len(found) == 1 and found in LETTERS[: len(choices)]:
+            return choices[LETTERS.index(found)]
         return nearest(found, choices)
     try:
         if answer_type == "integer":

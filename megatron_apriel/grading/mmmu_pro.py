@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from megatron_apriel.grading.option_texts import LETTERS
 from megatron_apriel.grading.verdict import Verdict, bad_item, compared, without_answer
 
 _LABEL = "Answer:"
@@ -23,7 +24,7 @@ _WORDS = 5
 
 def mmmu_pro_letter(text: str, options: Sequence[str]) -> str | None:
     """The letter of the option that a response names."""
-    letters = [chr(ord("A") + number) for number in range(len(options))]
+    letters = LETTERS[: len(options)]
     if (place := text.rfind(_LABEL)) >= 0:
         behind = text[place + len(_LABEL) :].strip()
         if len(named := [letter for letter in letters if letter in behind]) == 1:
@@ -43,7 +44,7 @@ def mmmu_pro_letter(text: str, options: Sequence[str]) -> str | None:
 
 def grade_mmmu_pro(response: str, gold: str, options: Sequence[str]) -> Verdict:
     """Compare the option that a response names with the right letter."""
-    if len(gold) != 1 or not 0 <= ord(gold) - ord("A") < len(options):
+    if len(gold) != 1 or gold not in LETTERS[: len(options)]:
         return bad_item(f"the right letter {gold!r} is none of {len(options)} options")
     letter = mmmu_pro_letter(response, options)
     return without_answer("it names no option") if letter is None else compared(letter == gold, letter, gold)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from megatron_apriel.grading.final_answer import final_answer
-from megatron_apriel.grading.option_texts import OptionTexts, only
+from megatron_apriel.grading.option_texts import Options, only
 from megatron_apriel.grading.spelling import without_text_commands
 from megatron_apriel.grading.statements import LONGEST, plain_signs, statements
 
@@ -106,108 +106,108 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
         choices: their texts, where they are known.
     """
     text = plain_signs(text)
-    texts = OptionTexts(choices)
+    known = Options(options, choices)
     right = deque(_RIGHT.finditer(text), maxlen=1)
     for said, is_label, place in statements(text):
         if right and not is_label and place < right[0].start():
             break
-        if letters := _read(said, options, texts, is_label):
+        if letters := _read(said, known, is_label):
             return letters
-        if is_label and (letters := _mentioned(said, options) or _standing(said, options)):
+        if is_label and (letters := _mentioned(said, known) or _standing(said, known)):
             return letters
     if right:
         return right[0][1]
     line, sentence = _last_line(text), _last_sentence(text)
     return (
         only(match[1] for match in _WEAKLY_RIGHT.finditer(text))
-        or _closing(sentence, options, texts)
-        or next(filter(None, (_closing(one, options, texts) for one in _last_lines(text))), None)
-        or _by_lines(text, options, texts)
-        or _mentioned(line, options)
-        or texts.last_within(_last_lines(text))
-        or texts.same(final_answer(text) or "")
-        or _standing(sentence, options)
-        or _mentioned(text, options)
-        or texts.within(text)
+        or _closing(sentence, known)
+        or next(filter(None, (_closing(one, known) for one in _last_lines(text))), None)
+        or _by_lines(text, known)
+        or _mentioned(line, known)
+        or known.last_within(_last_lines(text))
+        or known.same(final_answer(text) or "")
+        or _standing(sentence, known)
+        or _mentioned(text, known)
+        or known.within(text)
     )
 
 
-def _read(said: str, options: int, texts: OptionTexts, is_label: bool) -> str | None:
+def _read(said: str, options: Options, is_label: bool) -> str | None:
     """The letters at the beginning of a statement, or that of the option whose text it is."""
-    if by_text := texts.same(said):
+    if by_text := options.same(said):
         return by_text
     said = without_text_commands(said)
     place = lead.end() if (lead := _LEAD.match(said)) else 0
     if _NOT.match(said, place):
         but = _BUT.search(said, place)
-        return None if but is None else _read(said[but.end() :], options, texts, is_label)
+        return None if but is None else _read(said[but.end() :], options, is_label)
     letter = _LETTER.match(said, place)
-    is_sure = is_label and not texts.known
+    is_sure = is_label and not options.have_texts
     if letter is None or ((not is_sure or said[place] == "I") and _PRONOUN.match(said, place)):
-        by_text = texts.within(said) or texts.within(_NOT_ANOTHER.sub("", said))
-        return by_text or (texts.containing(said) if is_label else None)
+        by_text = options.within(said) or options.within(_NOT_ANOTHER.sub("", said))
+        return by_text or (options.containing(said) if is_label else None)
     found = _ALIKE.get(letter[0], letter[0].upper())
     if (other := _other(said, letter.end(), found, options)) is not None:
         return found + other
-    if ord(found) - ord("A") >= options:
+    if found not in options.letters:
         is_function = said[letter.end() : letter.end() + 1] == "("
-        return texts.within(said) or (None if is_function else texts.named(found, options))
+        return options.within(said) or (None if is_function else options.named(found))
     return found
 
 
-def _other(said: str, place: int, found: str, options: int) -> str | None:
+def _other(said: str, place: int, found: str, options: Options) -> str | None:
     """Another letter that is named with the one before a place."""
     other = _AND.match(said, place)
-    return other[1] if other is not None and other[1] != found and ord(other[1]) - ord("A") < options else None
+    return other[1] if other is not None and other[1] != found and other[1] in options.letters else None
 
 
-def _closing(line: str, options: int, texts: OptionTexts) -> str | None:
+def _closing(line: str, options: Options) -> str | None:
     """The letter of a line that is "so" or its like with a letter, or "not A but" one."""
     line = without_text_commands(line[:LONGEST])
     if _NOT.match(line):
-        return _read(line, options, texts, is_label=False)
+        return _read(line, options, is_label=False)
     if (closes := _CLOSES.match(line)) is None:
         return None
     lead = _LEAD.match(line, closes.end())
     closed = _CLOSED.match(line, closes.end() if lead is None else lead.end())
-    if closed is None or ord(closed[1]) - ord("A") >= options:
+    if closed is None or closed[1] not in options.letters:
         return None
     return closed[1] + (_other(line, closed.end(1), closed[1], options) or "")
 
 
-def _by_lines(text: str, options: int, texts: OptionTexts) -> str | None:
+def _by_lines(text: str, options: Options) -> str | None:
     """The letter with which a line begins, if the lines that begin with one agree; or one that is a line of its own."""
     lines = [line[:LONGEST] for line in text.split("\n") if line.strip()]
     if not lines:
         return None
     if len(lines) == 1 and (alone := _ALONE.fullmatch(lines[0])):
-        return texts.named(alone[1].upper(), options)
-    if len(lines) == 1 and (by_text := texts.same(lines[0])):
+        return options.named(alone[1].upper())
+    if len(lines) == 1 and (by_text := options.same(lines[0])):
         return by_text
     if (first := _BEGINNING.match(lines[0])) and (other := _other(lines[0], first.end(1), first[1], options)):
-        return texts.same(lines[0]) or first[1] + other
+        return options.same(lines[0]) or first[1] + other
     begun = [match[1] if (match := _BEGINNING.match(line)) else None for line in lines]
-    begun = [letter if letter and ord(letter) - ord("A") < options else None for letter in begun]
+    begun = [letter if letter and letter in options.letters else None for letter in begun]
     if (one := only(letter for letter in begun if letter)) is not None:
         return one
     if begun[-1] and len(lines) > 1 and lines[-2].rstrip().endswith(":"):
         return begun[-1]
     if (alone := _ALONE.fullmatch(lines[0])) or (alone := _ALONE.fullmatch(lines[-1])):
         return alone[1].upper()
-    return texts.at_beginning(lines[0])
+    return options.at_beginning(lines[0])
 
 
-def _mentioned(said: str, options: int) -> str | None:
+def _mentioned(said: str, options: Options) -> str | None:
     """The only option that is mentioned, however often."""
     letters = (match[match.lastindex or 0].upper() for match in _MENTIONED.finditer(said))
-    return only(letter for letter in letters if ord(letter) - ord("A") < options)
+    return only(letter for letter in letters if letter in options.letters)
 
 
-def _standing(sentence: str, options: int) -> str | None:
+def _standing(sentence: str, options: Options) -> str | None:
     """The only letter that stands alone in a sentence, if it begins or ends the sentence or a part of it."""
     found = [
         letter for letter in _STANDING.finditer(sentence)
-        if ord(letter[1]) - ord("A") < options and not _PRONOUN.match(sentence, letter.start())
+        if letter[1] in options.letters and not _PRONOUN.match(sentence, letter.start())
     ]  # fmt: skip
     if _DENIES.search(sentence) or not any(_is_at_edge(sentence, letter) for letter in found):
         return None

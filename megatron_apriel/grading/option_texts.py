@@ -1,4 +1,4 @@
-"""The texts of a question's options, and which of them stands in what a response says.
+"""The options of a question: their letters, their texts, and which of them stands in what a response says.
 
 Texts are compared without case, a leading article, marks around them and what only typesets; a number with a unit also
 by the number, a fraction also as a ratio. A text that is part of another one that occurs does not count.
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from megatron_apriel.grading.spelling import plain_spelling, without_text_commands
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of options, in their order."""
 _RATIO = re.compile(r"\\[dt]?frac\{(-?\d{1,9})\}\{(\d{1,9})\}|(\d{1,9}) ?[:/] ?(\d{1,9})(?!\d)", re.ASCII)
 _NUMBER = re.compile(
     r"(?:about |approximately |[a-z] ?= ?)?([+-]?\d[\d,]*(?:\.\d+)?)(?:/(\d{1,9})(?!\d))?"
@@ -41,17 +43,26 @@ def only(found: Iterable[str]) -> str | None:
     return values.pop() if len(values) == 1 else None
 
 
-class OptionTexts:
-    """The options' texts, and which of them stands somewhere."""
+class Options:
+    """The options of a question, and which of them stands somewhere.
 
-    def __init__(self, choices: Sequence[str]) -> None:
-        self._choices = [(chr(ord("A") + place), _bare(choice)) for place, choice in enumerate(choices)]
-        self._choices = [(letter, choice) for letter, choice in self._choices if choice]
+    Attributes:
+        letters: of the options.
+
+    Args:
+        number: of options.
+        choices: their texts, where they are known.
+    """
+
+    def __init__(self, number: int, choices: Sequence[str] = ()) -> None:
+        self.letters = LETTERS[:number]
+        texts = zip(LETTERS, map(_bare, choices), strict=False)
+        self._choices = [(letter, choice) for letter, choice in texts if choice]
         self._values = {letter: value for letter, choice in self._choices if (value := _value(choice)) is not None}
 
     @property
-    def known(self) -> bool:
-        """Whether there are any."""
+    def have_texts(self) -> bool:
+        """Whether any text is known."""
         return bool(self._choices)
 
     def same(self, said: str) -> str | None:
@@ -65,9 +76,9 @@ class OptionTexts:
         value = _value(bare)
         return None if value is None else only(letter for letter, one in self._values.items() if one == value)
 
-    def named(self, letter: str, options: int) -> str:
+    def named(self, letter: str) -> str:
         """A letter that stands alone, or the option whose text it is where there is no option of that name."""
-        if ord(letter) - ord("A") < options:
+        if letter in self.letters:
             return letter
         return only(one for one, choice in self._choices if choice == letter.casefold()) or letter
 

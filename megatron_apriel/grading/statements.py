@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from megatron_apriel.grading.boxed import last_box
 from megatron_apriel.grading.final_answer import ANSWER, is_supposed
+from megatron_apriel.grading.option_texts import LETTERS
 from megatron_apriel.grading.spelling import without_end_tokens
 
 LONGEST = 300
@@ -22,8 +23,8 @@ LONGEST = 300
 _PLACES = 20
 """Of a kind that are looked at, from the end on."""
 _PLAIN = str.maketrans({
-    **{chr(0xFF21 + place): chr(ord("A") + place) for place in range(26)},
-    **{chr(0x24B6 + place): chr(ord("A") + place) for place in range(26)},
+    **{chr(0xFF21 + place): letter for place, letter in enumerate(LETTERS)},
+    **{chr(0x24B6 + place): letter for place, letter in enumerate(LETTERS)},
     "\uff08": "(", "\uff09": ")", "\u3010": "[", "\u3011": "]", "\uff1a": ":", "\uff0c": ",", "\u3001": ",",
     "\uff0e": ".", "\u3002": ".", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\xa0": " ", "\u200b": "",
     "\u2705": "", "\u2714": "", "\u2611": "", "\u27a1": "", "\ufe0f": "", "\U0001f449": "",
