@@ -22,7 +22,7 @@ from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question, Sampling, ToolCall, Turn
 from megatron_apriel.generate.server import ServerModel
 from megatron_apriel.grading.conversations import tau2_process
-from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
+from megatron_apriel.grading.line_process import LineProcess, UnansweredError
 from megatron_apriel.grading.responses import withheld
 
 Side = Literal["agent", "user"]
@@ -174,7 +174,7 @@ class _Holding:
                 held.question = Question(tuple(map(_turn, said["messages"])), said["tools"])
                 self._put(held)
                 return
-        except (OutOfTimeError, BrokenProcessError) as error:
+        except UnansweredError as error:
             said = {"problem": f"{error}"}
         except DataError as error:
             said = {"problem": error.what}

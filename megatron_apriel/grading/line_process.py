@@ -14,17 +14,36 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from threading import Event, Lock, Timer
-from typing import Any
+from typing import Any, Self
 
 from megatron_apriel.errors import brief
+from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 
 
-class OutOfTimeError(Exception):
+class UnansweredError(Exception):
+    """A request that has no answer."""
+
+    cause: Cause
+
+    def verdict(self, what: str) -> Verdict:
+        """The verdict on what was to be checked: none.
+
+        Args:
+            what: was done, for the reason.
+        """
+        return Verdict(Mark.NONE, f"{what}: {self}", self.cause)
+
+
+class OutOfTimeError(UnansweredError):
     """A request took longer than allowed; its process was ended."""
 
+    cause = Cause.SLOW
 
-class BrokenProcessError(Exception):
+
+class BrokenProcessError(UnansweredError):
     """The process ended by itself, or answered something else than JSON; its last words are the message."""
+
+    cause = Cause.CHECK
 
 
 class LineProcess:
@@ -128,6 +147,22 @@ class LineProcess:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return brief(lines[-1] if lines else said.decode("utf-8", "replace").strip() or "it ended without a word", 300)
+
+
+class Grader:
+    """What compares answers through such a process; a context manager, because it keeps the process."""
+
+    _process: LineProcess
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -11,16 +11,16 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 
 from megatron_apriel.grading import math_process
 from megatron_apriel.grading.boxed import is_balanced
 from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.intervals import as_interval, is_interval
-from megatron_apriel.grading.line_process import BrokenProcessError, LineProcess, OutOfTimeError
+from megatron_apriel.grading.line_process import Grader, LineProcess, UnansweredError
 from megatron_apriel.grading.named_parts import listed_intervals, named_parts
 from megatron_apriel.grading.numbers import whole_number
 from megatron_apriel.grading.stated_value import stated_value
@@ -31,15 +31,13 @@ SECONDS = 15.0
 """That math-verify may take for one pair: it gives up by itself after 5 s each for gold, answer and comparing."""
 MOST_LETTERS = 2_000
 """Of an answer; a longer one is no expression that anybody wrote down as a result."""
-
-
 _ASSIGNED = re.compile(r"\s*([a-zA-Z])\s*=\s*[^=]+\Z")
 _DECIMAL = re.compile(r"[+-]?\d{1,50}(?:\.\d{0,50})?", re.ASCII)
 _TEXT = re.compile(r"\\(?:text(?:rm|bf|it|sf)?|mbox)\s*\{([^{}\\]*)\}")
 
 
-class MathGrader:
-    """Compares mathematical answers; a context manager, because it keeps a process.
+class MathGrader(Grader):
+    """Compares mathematical answers; a context manager.
 
     Args:
         seconds: that one comparison may take.
@@ -48,18 +46,6 @@ class MathGrader:
     def __init__(self, seconds: float = SECONDS) -> None:
         self.version = f"math-verify {version('math-verify')}"
         self._process = LineProcess([sys.executable, "-P", str(Path(math_process.__file__))], seconds)
-
-    def __enter__(self) -> MathGrader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
 
     def grade(self, response: str, gold: str) -> Verdict:
         """Compare the last box of a response with the gold answer.
@@ -119,10 +105,8 @@ class MathGrader:
             return bad_item(f"the braces of the gold answer {gold} are not closed")
         try:
             said = self._process.ask({"gold": theirs, "answer": ours})
-        except OutOfTimeError as error:
-            return Verdict(Mark.NONE, f"comparing {found} with {gold}: {error}", Cause.SLOW, found)
-        except BrokenProcessError as error:
-            return Verdict(Mark.NONE, f"comparing {found} with {gold}: {error}", Cause.CHECK, found)
+        except UnansweredError as error:
+            return replace(error.verdict(f"comparing {found} with {gold}"), found=found)
         match said["result"]:
             case "bad gold":
                 return bad_item(f"math-verify cannot read the gold answer {gold}")
