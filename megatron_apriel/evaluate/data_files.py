@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from megatron_apriel.data.raw.compressed import READ_ERRORS, decompressed
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS
+from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, LimitExceeded
 from megatron_apriel.data.raw.table_values import json_columns, row_as_json
 from megatron_apriel.errors import DataError, brief
-from megatron_apriel.inputs import read_input
+from megatron_apriel.inputs import TooLargeError, read_input
 
 MOST_BYTES = 4 * 2**30
 """Of one file; AI2D with its pictures has half a gigabyte."""
@@ -71,7 +71,7 @@ def rows_of(files: Sequence[Path], fields: Mapping[str, Kind]) -> list[dict[str,
     for path in files:
         try:
             found = _rows(path)
-        except (OSError, ValueError, csv.Error, BadRecord) as error:
+        except (*READ_ERRORS, ValueError, csv.Error, BadRecord, LimitExceeded) as error:
             raise DataError(f"{path} cannot be read: {brief(error, 200)}.") from None
         for number, row in enumerate(found, 1):
             for field, kind in fields.items():
@@ -90,8 +90,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         table = pyarrow.parquet.read_table(path)
         texts = json_columns(table.schema)
         return [row_as_json(row, table.schema, DEFAULT_LIMITS, texts) for row in table.to_pylist()]
-    data = read_input(path, MOST_BYTES)
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    text = (_unpacked(path) if path.suffix == ".gz" else read_input(path, MOST_BYTES)).decode("utf-8")
     if path.name.endswith(".csv"):
         csv.field_size_limit(2**31 - 1)
         return list(csv.DictReader(io.StringIO(text, newline="")))
@@ -99,3 +98,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not all(isinstance(row, Mapping) for row in rows):
         raise ValueError("a line is no object")
     return rows
+
+
+def _unpacked(path: Path) -> bytes:
+    with decompressed(path, DEFAULT_LIMITS) as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise TooLargeError(path, len(data), MOST_BYTES)
+    return data

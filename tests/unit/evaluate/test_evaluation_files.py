@@ -15,6 +15,7 @@ import pytest
 
 from megatron_apriel.errors import DataError
 from megatron_apriel.evaluate import loaders, page
+from megatron_apriel.evaluate.data_files import rows_of
 from megatron_apriel.evaluate.items import Item, Source, chosen_items, read_items, write_items
 from megatron_apriel.evaluate.loaders import Given
 from tests.unit.evaluate.conftest import Answering, write_lines
@@ -45,6 +46,15 @@ def test_mmlu_pro(tmp_path: Path, ending: str) -> None:
     assert (item.key, item.grading["gold"], item.grading["options"], item.groups) == ("7", "B", 2, {"category": "law"})
     assert item.text.endswith("Why?\n\nA) so\nB) no")
     assert source.items == 1 and len(source.checksum) == 64
+
+
+@pytest.mark.parametrize("rows", [1, 4_000_000])
+def test_a_packed_file_that_is_cut_off_or_grows_without_end_is_named(tmp_path: Path, rows: int) -> None:
+    file = tmp_path / "a.jsonl.gz"
+    packed = gzip.compress(b'{"a": 1}\n' * rows)
+    file.write_bytes(packed[:-6] if rows == 1 else packed)
+    with pytest.raises(DataError, match="cannot be read"):
+        rows_of([file], {})
 
 
 def test_gpqa_shuffles_by_the_question(tmp_path: Path) -> None:
