@@ -58,7 +58,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file, compressed or not."""
     data = file.read_bytes()
     text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def mmlu_pro(golden: Path) -> Iterator[Proof]:
