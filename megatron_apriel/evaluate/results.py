@@ -127,20 +127,37 @@ def row_of(
     """Add up what is known of a benchmark's items."""
     causes = Counter(one.cause for one in scored if one.verdict is not None and one.verdict["mark"] == Mark.NONE)
     marks = Counter(one.verdict["mark"] for one in scored if one.verdict is not None)
-    asked = sum(one.answer is not None for one in scored)
     clusters = {one.item.key: one.item.cluster for one in scored}
     shares = _shares(scored)
     tokens = [one.answer["tokens"] for one in scored if one.answer is not None and one.answer.get("tokens") is not None]
     seconds = [one.answer["seconds"] for one in scored if one.answer is not None]
     truncated, failed = causes[Cause.TRUNCATED], causes[Cause.FAILED]
     return Row(
-        name, title, source, runs, len(clusters), bootstrap(list(shares.values()), list(clusters.values())), asked,
-        len(scored) - sum(one.verdict is not None for one in scored), marks[Mark.RIGHT], marks[Mark.WRONG],
-        marks[Mark.NONE] - truncated - failed, truncated, failed, causes[Cause.CHECK] + causes[Cause.DATA], paper,
-        _loose(scored, clusters), _mean(tokens), _mean(seconds),
-        sorted({one.verdict["scorer"] for one in scored if one.verdict is not None}), shares, clusters,
-        list(_parts(scored)), damage, (_most_frequent_reason(scored), causes[Cause.CHECK]),
-    )  # fmt: skip
+        name,
+        title,
+        source,
+        runs,
+        items=len(clusters),
+        score=bootstrap(list(shares.values()), list(clusters.values())),
+        asked=sum(one.answer is not None for one in scored),
+        missing=sum(one.verdict is None for one in scored),
+        right=marks[Mark.RIGHT],
+        wrong=marks[Mark.WRONG],
+        none=marks[Mark.NONE] - truncated - failed,
+        truncated=truncated,
+        failed=failed,
+        uncheckable=causes[Cause.CHECK] + causes[Cause.DATA],
+        paper=paper,
+        loose=_loose(scored, clusters),
+        tokens=_mean(tokens),
+        seconds=_mean(seconds),
+        scorers=sorted({one.verdict["scorer"] for one in scored if one.verdict is not None}),
+        shares=shares,
+        clusters=clusters,
+        parts=list(_parts(scored, clusters)),
+        damage=damage,
+        unchecked=(_most_frequent_reason(scored), causes[Cause.CHECK]),
+    )
 
 
 def _most_frequent_reason(scored: Sequence[Scored]) -> str:
@@ -173,14 +190,14 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _parts(scored: Sequence[Scored]) -> Iterator[Part]:
+def _parts(scored: Sequence[Scored], clusters: Mapping[str, str]) -> Iterator[Part]:
     kinds = dict.fromkeys(kind for one in scored for kind in one.item.groups)
     for kind in kinds:
         names = dict.fromkeys(one.item.groups[kind] for one in scored if one.item.groups.get(kind))
         for name in sorted(names):
             own = [one for one in scored if one.item.groups.get(kind) == name]
             shares = _shares(own)
-            score = bootstrap(list(shares.values()), [one.item.cluster for one in own[: len(shares)]])
+            score = bootstrap(list(shares.values()), [clusters[key] for key in shares])
             items = list({one.item.key: one.item for one in own}.values())
             yield Part((kind, name), len(items), score, *_guesses(items))
 
