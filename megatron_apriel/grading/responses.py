@@ -4,7 +4,7 @@ The trained format opens with reasoning, in which boxes, letters and code stand 
 
     Here are my reasoning steps: maybe \\boxed{7}. [BEGIN FINAL RESPONSE] It is \\boxed{8}. [END FINAL RESPONSE]
 
-Other models close their reasoning with a tag, which a server without a parser for it leaves in the text; what stands
+Other models put their reasoning between tags, which a server without a parser for them leaves in the text; what stands
 behind the last one counts.
 
 An answer that reached the most tokens allowed is truncated, also where its final response had begun: what is missing
@@ -16,12 +16,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from megatron_apriel.data.raw.chat_markers import END_OF_TURN, REASONING_OPENING, RESPONSE_CLOSING, RESPONSE_OPENING
+from megatron_apriel.data.raw.reasoning import behind_reasoning
 from megatron_apriel.generate.answer import Answer, FinishReason, Part
 from megatron_apriel.generate.parsing import parse_answer
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict
 
-_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""Around the reasoning of DeepSeek, Qwen and kin, and of Magistral."""
 _WITHHELD = {FinishReason.FILTERED: "the server withheld it", FinishReason.INTERRUPTED: "it was interrupted"}
 """Ends of an answer that is none, with the reasons."""
 
@@ -33,7 +32,7 @@ def final_response(answer: Answer) -> str | Verdict:
         return Verdict(Mark.NONE, f"it reached the most tokens allowed, in {where}", Cause.TRUNCATED)
     if reason := withheld(answer):
         return Verdict(Mark.NONE, reason, Cause.FAILED)
-    response = _without_reasoning(answer.content)
+    response = behind_reasoning(answer.content)
     if not response.strip():
         reasons = answer.reasoning or answer.content.strip()
         said = "calls of tools alone" if answer.calls else "its reasoning alone" if reasons else "nothing"
@@ -45,17 +44,6 @@ def withheld(answer: Answer) -> str:
     """Why an answer is none, although the server gave something; empty where it is one."""
     reason = _WITHHELD.get(answer.finish, "")
     return f"{reason}: {answer.problem}" if reason and answer.problem else reason
-
-
-def _without_reasoning(content: str) -> str:
-    """What stands behind reasoning between tags; nothing where it was opened and not closed."""
-    for opening, closing in _TAGS:
-        _, closed, response = content.rpartition(closing)
-        if closed:
-            return response.strip()
-        if content.lstrip().startswith(opening):
-            return ""
-    return content
 
 
 def answer_of_text(text: str, finish: FinishReason = FinishReason.STOP) -> Answer:

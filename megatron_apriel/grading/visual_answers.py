@@ -19,7 +19,7 @@ _LETTER = re.compile(r"(?<![\w'])([A-H])(?![\w'])")
 _YES_OR_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?![\w]|\.\d)", re.ASCII)
 _ROW, _COLUMN = r"\brow\s*[:=#]?\s*(\d+)", r"\bcol(?:umn)?\s*[:=#]?\s*(\d+)"
-_BETWEEN = r"\W{1,4}(?:and\s+)?"
+_BETWEEN = r"\W{1,4}(?:and\s+)?(?:in\s+)?(?:the\s+)?"
 _CELL = re.compile(f"{_ROW}{_BETWEEN}{_COLUMN}\\b", re.IGNORECASE | re.ASCII)
 _CELL_BY_COLUMN = re.compile(f"{_COLUMN}{_BETWEEN}{_ROW}\\b", re.IGNORECASE | re.ASCII)
 _CELL_SHORT = re.compile(r"\br(\d+) ?,? ?c(\d+)\b", re.IGNORECASE | re.ASCII)
@@ -110,7 +110,8 @@ def _only(found: Any) -> Any:
 
 
 def _order(text: str, pieces: int) -> list[int] | None:
-    """The numbers of the last line that has one for each piece, else of the last that has any."""
-    lines = [numbers for line in text.splitlines() if (numbers := _NUMBER.findall(line))]
+    """The numbers of the last line that has one for each piece, also behind a colon; else of the last that has any."""
+    parts = [part for line in text.splitlines() for part in (line.rpartition(":")[2], line)]
+    lines = [numbers for part in parts if (numbers := _NUMBER.findall(part))]
     whole = [numbers for numbers in lines if len(numbers) == pieces]
     return [int(number) for number in (whole or lines)[-1] if len(number) < 10] if lines else None

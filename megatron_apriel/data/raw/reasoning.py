@@ -15,6 +15,7 @@ grammar is followed, not a list of tags.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from megatron_apriel.data.raw.chat_markers import (
@@ -122,6 +123,26 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
     if text.startswith(("<|channel|>", "<|start|>")):
         return _channels(text, where)
     return _tagged(text, where)
+
+
+def behind_reasoning(said: str) -> str:
+    """What stands behind the last reasoning between tags; nothing where it was opened and not closed.
+
+    Unlike :func:`split_reasoning` it refuses nothing: an answer is scored in whatever form it is.
+    """
+    text = said.lstrip()
+    if text.startswith(("<|channel|>", "<|start|>")):
+        return next((part[2].strip() for part in _last(_CHANNEL, text) if part[1] == "final"), "")
+    opening = _OPENING.match(text)
+    for closing in _last(_CLOSING, text):
+        if opening is not None or _CERTAIN.fullmatch(closing[0]):
+            return text[closing.end() :].strip()
+    return "" if opening is not None and _CERTAIN.fullmatch(opening[0]) else said
+
+
+def _last(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """Where a pattern matches, from the end on."""
+    return reversed(list(pattern.finditer(text)))
 
 
 def _is_reasoning(folded: re.Match[str]) -> bool:

@@ -220,6 +220,7 @@ def test_a_long_answer_is_none(grader: MathGrader) -> None:
     assert grader.grade("\\boxed{" + "1+" * math_answers.MOST_LETTERS + "1}", "3").cause is Cause.NO_ANSWER
 
 
+FINAL_CHANNEL = "<|start|>assistant<|channel|>final<|message|>"
 TRAINED = "Here are my reasoning steps: maybe \\boxed{7}. [BEGIN FINAL RESPONSE] \\boxed{8} [END FINAL RESPONSE]<|end|>"
 
 
@@ -237,6 +238,15 @@ TRAINED = "Here are my reasoning steps: maybe \\boxed{7}. [BEGIN FINAL RESPONSE]
         ("<think>maybe \\boxed{7}</think>\n\\boxed{8}", FinishReason.STOP, "8"),
         ("maybe \\boxed{7}</think> \\boxed{8}", FinishReason.STOP, "8"),
         ("[THINK]maybe \\boxed{7}[/THINK]\\boxed{8}", FinishReason.STOP, "8"),
+        ("\u25c1think\u25b7maybe \\boxed{7}\u25c1/think\u25b7\\boxed{8}", FinishReason.STOP, "8"),
+        (
+            f"<|channel|>analysis<|message|>\\boxed{{7}}<|end|>{FINAL_CHANNEL}\\boxed{{8}}<|return|>",
+            FinishReason.STOP,
+            "8",
+        ),
+        ("<reasoning>maybe \\boxed{7}</reasoning> \\boxed{8}", FinishReason.STOP, "8"),
+        ("\\boxed{8}, as </reasoning> says", FinishReason.STOP, "8"),
+        ("<|channel|>analysis<|message|>maybe \\boxed{7}", FinishReason.STOP, Cause.NO_ANSWER),
         ("<think>maybe \\boxed{7}", FinishReason.STOP, Cause.NO_ANSWER),
         ("<think>\\boxed{7}</think>", FinishReason.STOP, Cause.NO_ANSWER),
         ("", FinishReason.STOP, Cause.NO_ANSWER),
@@ -319,7 +329,8 @@ def test_a_process_that_ends_or_hangs_is_started_again(tmp_path) -> None:  # typ
 
 
 @pytest.mark.parametrize(
-    "piece", ["<tool_calls>[]</tool_calls>", "[END ", '<tool_calls>["a"', "[BEGIN FINAL RESPONSE]"]
+    "piece",
+    ["<tool_calls>[]</tool_calls>", "[END ", '<tool_calls>["a"', "[BEGIN FINAL RESPONSE]", "</think>", FINAL_CHANNEL],
 )
 def test_the_final_response_is_found_in_linear_time(piece: str, check_linear: CheckLinear) -> None:
     check_linear(lambda text: final_response(answer_of_text(f"x [BEGIN FINAL RESPONSE] {text}")), piece)

@@ -176,7 +176,9 @@ def test_named_parts() -> None:
     assert named_parts("Center $=(20,10)$") is named_parts("(2, 8]") is None
 
 
-@pytest.mark.parametrize("piece", ["x<", "(", "1,", "cm ", "domain: ", "{", "= ", "\\text{", "1 ", "or ", "a", " ", "\n"])
+@pytest.mark.parametrize(
+    "piece", ["x<", "(", "1,", "cm ", "domain: ", "{", "= ", "\\text{", "1 ", "or ", "a", " ", "\n"]
+)
 def test_time_is_linear(piece: str, check_linear: CheckLinear) -> None:
     check_linear(lambda text: (stated_value(text), as_interval(text), named_parts(text)), piece)
 

@@ -62,6 +62,8 @@ from megatron_apriel.grading.visual_answers import grade_visual_answer
         ("3 1 2", [3, 1, 2], Mark.RIGHT),
         ("The order is:\n3, 1, 2", [3, 1, 2], Mark.RIGHT),
         ("3 1", [3, 1, 2], Mark.WRONG),
+        ("The 3 pieces: 3 1 2", [3, 1, 2], Mark.RIGHT),
+        ("It is at row 4, in column 3.", [4, 3], Mark.RIGHT),
         ("Answer: 3 1 2\n(3 pieces)", [3, 1, 2], Mark.RIGHT),
         ("1 2 3? No:\n3 1 2", [3, 1, 2], Mark.RIGHT),
         ("", [3, 1, 2], Mark.NONE),
