@@ -33,6 +33,10 @@ MOST_LETTERS = 2_000
 """Of an answer; a longer one is no expression that anybody wrote down as a result."""
 _ASSIGNED = re.compile(r"\s*([a-zA-Z])\s*=\s*[^=]+\Z")
 _DECIMAL = re.compile(r"[+-]?\d{1,50}(?:\.\d{0,50})?", re.ASCII)
+_NAME = re.compile(r"[A-Z]{2,}")
+"""Of points or an order of them: ``BCA``, which math-verify takes for a product."""
+_RATIO = re.compile(r"\s*\d{1,15}(?:\.\d{1,15})?(?:\s*:\s*\d{1,15}(?:\.\d{1,15})?){2,}\s*", re.ASCII)
+"""Of three numbers or more, which math-verify divides by one another."""
 _TEXT = re.compile(r"\\(?:text(?:rm|bf|it|sf)?|mbox)\s*\{([^{}\\]*)\}")
 
 
@@ -91,6 +95,10 @@ class MathGrader(Grader):
         named = _ASSIGNED.match(ours), _ASSIGNED.match(theirs)
         if named[0] is not None and named[1] is not None and named[0][1] != named[1][1]:
             return compared(False, found, gold)
+        if _NAME.fullmatch(ours) and _NAME.fullmatch(theirs):
+            return compared(False, found, gold)
+        if _RATIO.fullmatch(ours) and _RATIO.fullmatch(theirs):
+            return compared(_in_parts(ours) == _in_parts(theirs), found, gold)
         numbers = whole_number(ours), whole_number(theirs)
         if None not in numbers:
             return compared(numbers[0] == numbers[1], found, gold)
@@ -116,6 +124,13 @@ class MathGrader(Grader):
                 return Verdict(Mark.NONE, f"math-verify gave up on {found}", Cause.SLOW, found)
             case result:
                 return compared(result == "equal", found, gold)
+
+
+def _in_parts(ratio: str) -> list[Fraction]:
+    """The parts of a ratio, of one in all."""
+    parts = [Fraction(part) for part in ratio.split(":")]
+    whole = sum(parts) or Fraction(1)
+    return [part / whole for part in parts]
 
 
 def is_equal_text(first: str, second: str) -> bool:
