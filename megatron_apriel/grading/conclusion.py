@@ -70,10 +70,10 @@ _END = 300
 
 def concluded(text: str) -> str | None:
     """The number or formula that a response ends with; None where there is none, or several."""
-    sentences = reversed(_SENTENCE_END.split(text)[-_SENTENCES:])
+    sentences = (one for one in reversed(_SENTENCE_END.split(text)[-_SENTENCES:]) if len(one) <= LONGEST)
     sentence = next((one for one in sentences if _VALUE.search(one) and not _REJECTS.search(one)), "")
     sentence = sentence.strip(AROUND + "#>&").removesuffix("\\\\").removesuffix(".")
-    if not 0 < len(sentence) <= LONGEST:
+    if not sentence:
         return None
     if (value := stated(sentence)) is not None:
         return value

@@ -4,7 +4,7 @@ Models put marks of Markdown or LaTeX around the letter, write the option's text
 the question's language, or leave the line out. What they say is looked for in the order in which it can be trusted:
 
 1. behind the last label such as ``Answer:`` that something can be read behind,
-2. in the last box,
+2. in the last box, if nothing of this list stands below it,
 3. behind the last "the answer is", or before the last "is the correct answer", whichever comes later,
 4. a response that is one line and begins with a letter or an option's text, or lines that begin with one letter only,
 5. in the last line, the only option in brackets, in bold or behind the word "option"; in the last line with the text
