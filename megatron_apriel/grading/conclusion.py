@@ -12,7 +12,7 @@ from collections import deque
 
 from megatron_apriel.grading.boxed import is_balanced
 from megatron_apriel.grading.numbers import without_powers
-from megatron_apriel.grading.spelling import plain_spelling
+from megatron_apriel.grading.spelling import TEXT_COMMANDS, plain_spelling
 
 AROUND = " \t\r*`"
 """Marks around an answer."""
@@ -43,7 +43,7 @@ _CONCLUDES = re.compile(
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _UNIT = re.compile(
-    r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?\Z|"
+    rf"\s*\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}(?:\^\{{?[23]\}}?)?\Z|"
     r"(?:(?<=\d)| )[A-Za-z]{1,20}(?:\^?\{?[23\xb2\xb3]\}?)?(?: [A-Za-z]{1,20})?\Z"
 )
 """Behind a value: a command of text, or at most two words."""

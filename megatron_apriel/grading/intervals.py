@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from megatron_apriel.grading.spelling import TEXT_COMMANDS
+
 _SIGNS = (
     (re.compile(r"\\(?:leqslant|leqq|leq|le)(?![a-z])|\u2264|<="), " \u2264 "),
     (re.compile(r"\\(?:geqslant|geqq|geq|ge)(?![a-z])|\u2265|>="), " \u2265 "),
@@ -12,8 +14,8 @@ _SIGNS = (
 )
 _SET = re.compile(r"\s*\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\\vert|\||:)(.*?)\\?\}\s*")
 _IN = re.compile(r"\s*[a-zA-Z]\s*(?:\\in(?![a-z])|\u2208)\s*(.+)")
-_OR = re.compile(r"\\(?:text|mathrm)\s*\{\s*or\s*\}|\\lor(?![a-z])|\\cup(?![a-z])|\bor\b")
-_AND = re.compile(r"\\(?:text|mathrm)\s*\{\s*and\s*\}|\\land(?![a-z])|\band\b|,")
+_OR = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{\s*or\s*\}}|\\lor(?![a-z])|\\cup(?![a-z])|\bor\b")
+_AND = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{\s*and\s*\}}|\\land(?![a-z])|\band\b|,")
 _UNEQUAL = re.compile(r"\s*[a-zA-Z]\s*(?:\\neq?(?![a-z])|\u2260)\s*(\S+)\s*")
 _SIGN = re.compile("([<>\u2264\u2265])")
 _WIDTH = re.compile(r"\\(?:left|right|bigl|bigr|big)(?![a-z])|\\[,;!: ]")

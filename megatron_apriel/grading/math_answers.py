@@ -23,6 +23,7 @@ from megatron_apriel.grading.intervals import as_interval, is_interval
 from megatron_apriel.grading.line_process import Grader, LineProcess, UnansweredError
 from megatron_apriel.grading.named_parts import listed_intervals, named_parts
 from megatron_apriel.grading.numbers import whole_number
+from megatron_apriel.grading.spelling import TEXT_COMMANDS
 from megatron_apriel.grading.stated_value import stated_value
 from megatron_apriel.grading.units import times
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item, compared, without_answer
@@ -37,7 +38,7 @@ _NAME = re.compile(r"[A-Z]{2,}")
 """Of points or an order of them: ``BCA``, which math-verify takes for a product."""
 _RATIO = re.compile(r"\s*\d{1,15}(?:\.\d{1,15})?(?:\s*:\s*\d{1,15}(?:\.\d{1,15})?){2,}\s*", re.ASCII)
 """Of three numbers or more, which math-verify divides by one another."""
-_TEXT = re.compile(r"\\(?:text(?:rm|bf|it|sf)?|mbox)\s*\{([^{}\\]*)\}")
+_TEXT = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}\\]*)\}}")
 
 
 class MathGrader(Grader):

@@ -25,7 +25,7 @@ from itertools import islice
 
 from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.option_texts import Options, only
-from megatron_apriel.grading.spelling import without_text_commands
+from megatron_apriel.grading.spelling import TEXT_COMMANDS, without_text_commands
 from megatron_apriel.grading.statements import LONGEST, plain_signs, statements
 
 _ALIKE = {"\u0410": "A", "\u0412": "B", "\u0421": "C", "\u0415": "E"}
@@ -39,7 +39,7 @@ _WEAKLY_RIGHT = re.compile(
 )
 _LEAD = re.compile(
     r"(?:[\s*_`$~(){}\[\]<>\"'#:=\-\u2013\u2014\xab\xbb]|\\[(\[,! ]|"
-    r"\\(?:boxed|fbox|text(?:bf|rm|it)?|math(?:rm|bf|sf|tt|it)|mbox|bm)(?![a-z])|"
+    rf"\\(?:boxed|fbox|bm|{TEXT_COMMANDS})(?![a-z])|"
     r"(?i:the|is|it's|it|my|final|correct|right|best|answer|options?|choices?|letter|label|most|likely|probably|either|"
     r"would|be|should|thus|so|therefore|la|le|die|opci\xf3n|lettre|letra|a(?=\s+(?:letra|[a-j](?![\w'])))|"
     r"r\xe9ponse|respuesta|resposta|risposta|antwort|alternativa)(?![A-Za-z])|"
@@ -75,7 +75,7 @@ _BEGINNING = re.compile(
     r"[*_`$})\]\\]*\s*$|\s+is\b(?!\s+(?:wrong|false|incorrect|not|out)\b))"
 )
 _ALONE = re.compile(
-    r"(?:[\s*_`$(\[{<\"']|\\(?:boxed|text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox)(?![a-z])|\\)*+"
+    rf"(?:[\s*_`$(\[{{<\"']|\\(?:boxed|{TEXT_COMMANDS})(?![a-z])|\\)*+"
     r"([A-Za-z])[\s*_`$)\]}>\\\"'.]*"
 )
 _MENTIONED = re.compile(

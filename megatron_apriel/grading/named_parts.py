@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 
 from megatron_apriel.grading.intervals import is_interval
+from megatron_apriel.grading.spelling import TEXT_COMMANDS
 
 _NAMES = "domain|range|increasing|decreasing|constant|maximum|minimum|cent(?:er|re)|radius|vertex"
 _NAME = re.compile(rf"(?i)(?:local\s+)?\b({_NAMES})\b")
-_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
+_TEXT = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _WIDTH = re.compile(r"\\(?:q?quad|left|right)(?![a-z])|\\[,;! ]")
 _AROUND = re.compile(
     r"^(?:[\s,;:.=]|\\\\|(?:and|on|at|is|are|for|the|of|function|it|interval|local|over)\b)+|"

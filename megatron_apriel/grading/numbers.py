@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from megatron_apriel.grading.spelling import plain_spelling
+from megatron_apriel.grading.spelling import TEXT_COMMANDS, plain_spelling
 
 _AROUND = re.compile(r"\\(?:,|!|;|:|\s|left|right|quad|qquad)|[$\s]|\{,\}|\^\{?\\circ\}?|\\%")
-_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}\\]*)\}")
+_WORDS = re.compile(rf"\\(?:{TEXT_COMMANDS})\{{([^{{}}\\]*)\}}")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+", re.ASCII)
 _NAME = re.compile(r"\\?[A-Za-z]{1,12}(?:_\{?\w{1,9}\}?)?'?(?:\([A-Za-z0-9,]{1,20}\))?", re.ASCII)
 """Of a quantity; an equation with another side than a name states no number."""
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)", re.ASCII)
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))", re.ASCII)
 _POWER = re.compile(r"([+-]?\d{1,20}(?:\.\d{1,20})?)\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{?([+-]?\d{1,3})\}?", re.ASCII)
 _MIXED = re.compile(r"([+-]?)(\d{1,15})\s*\\[dt]?frac\{(\d{1,15})\}\{(\d{1,15})\}", re.ASCII)
-_UNIT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{[^{}\d]*\}(?:\^\{?\d\}?)?")
+_UNIT = re.compile(rf"\\(?:{TEXT_COMMANDS})\{{[^{{}}\d]*\}}(?:\^\{{?\d\}}?)?")
 _RAISED = re.compile(r"(?<=[A-Za-z])\s?\^\{?[23]\}?")
 """Of a unit: no number of its own."""
 _NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",

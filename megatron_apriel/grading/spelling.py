@@ -45,10 +45,12 @@ _ROOT = re.compile(r"\u221a\s?(?:\((\w+)\)|\{([^{}]*)\}|(\d+|[a-zA-Z]))")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _SAME = (("\\varnothing", "\\emptyset"), ("\\langle", "("), ("\\rangle", ")"), ("\\{\\}", "\\emptyset"))
 _LINE = re.compile(r"\\underline\s*(?=\{)|\\displaystyle(?![a-zA-Z])")
-_ALL_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+TEXT_COMMANDS = "text(?:bf|rm|it|sf)?|math(?:rm|bf|sf|it|tt)|mbox"
+"""Of LaTeX, which set words or upright letters in a formula."""
+_ALL_TEXT = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _EXPONENT = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})", re.ASCII)
 _MIXED = re.compile(r"([+-]?\d+)\s+(\d+)/(\d+)", re.ASCII)
-_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|sf|it)|mbox|boxed)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(rf"\\(?:{TEXT_COMMANDS}|boxed)\s*\{{([^{{}}]*)\}}")
 _END_TOKENS = re.compile(
     r"</?s>|</answer>|<\|[a-z_]{1,20}\|>(?:\s?assistant\b)?|<(?:end_of_turn|eos)>|\[(?:BEGIN|END) FINAL RESPONSE\]"
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_apriel.grading.spelling import plain_spelling
+from megatron_apriel.grading.spelling import TEXT_COMMANDS, plain_spelling
 
 _NAMES = {
     "mm": "millimeters? millimetres?", "cm": "centimeters? centimetres?", "dm": "", "m": "meters? metres?",
@@ -33,7 +33,7 @@ _POINT = re.compile(
     r"(?=(?:\\left\s*)?\([^()]*,[^()]*\)\s*$)"
 )
 """Words or a letter before a pair."""
-_WRAPPED = re.compile(r"\\(?:text(?:rm|bf|it|sf)?|mathrm|mathbf|mathit|mbox|operatorname)\s*\{\s*~?([^{}]*)\}")
+_WRAPPED = re.compile(rf"\\(?:{TEXT_COMMANDS}|operatorname)\s*\{{\s*~?([^{{}}]*)\}}")
 _BRACED = re.compile(r"(?<=[\di}])\s*\{([a-z]{2,})\}")
 _BEARING = re.compile(r"(\^\s*\{?\s*\\circ\s*\}?)\s*T\s*$")
 _NAMED = re.compile(r"\s*(?:(?=(?:[^=:]*[A-Za-z]){3})[A-Za-z][A-Za-z.,' ]*)?(?:=|:|\bis\b)\s*(?=\S)")
