@@ -2,7 +2,7 @@
 
 evalscope's prompt asks for a last line ``ANSWER: ...``, which the rule does not know: it would look at "is" and "so" in
 the lines before. So what stands behind the last such label, else in the last box, is given to the rule, and all of a
-response only where it has neither.
+response only where it has neither; what such a response concludes is right as well.
 
 As ``eval_utils.py`` (MMMU-Benchmark/MMMU) has it: of every line, the shortest tail behind words such as "is" or
 "answer" counts, behind "=" in the last line too; where no line has any, the whole response counts. Numbers in them

@@ -17,6 +17,7 @@ _SIGNS = str.maketrans({
 })  # fmt: skip
 _RAISED = "\u2070\xb9\xb2\xb3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a"
 _EXPONENTS = re.compile(f"[{_RAISED}]+")
+_INDICES = re.compile("[\u2080-\u2089]+")
 _FRACTIONS = {
     "\xbd": (1, 2), "\xbc": (1, 4), "\xbe": (3, 4), "\u2153": (1, 3), "\u2154": (2, 3), "\u2155": (1, 5),
     "\u2156": (2, 5), "\u2157": (3, 5), "\u2158": (4, 5), "\u2159": (1, 6), "\u215a": (5, 6), "\u215b": (1, 8),
@@ -29,6 +30,7 @@ _UNBRACED = re.compile(
 _PLAIN = (
     (re.compile(r"\\degrees?(?![a-zA-Z])"), r"^{\\circ}"),
     (re.compile(r"\\colon(?![a-zA-Z])"), ":"),
+    (re.compile(r"\\([gl])eq(?:q|slant)?(?![a-zA-Z])"), r"\\\1e "),
     (re.compile(r"\\(?:bm|boldsymbol)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\left\s*[(\[]\s*\\begin\{array\}\s*\{[^{}]*\}"), r"\\begin{pmatrix}"),
     (re.compile(r"\\end\{array\}\s*\\right\s*[)\]]"), r"\\end{pmatrix}"),
@@ -83,8 +85,15 @@ def _without_end(text: str) -> str:
 
 
 def _exponent(raised: re.Match[str]) -> str:
-    digits = "".join("0123456789-+"[_RAISED.index(sign)] for sign in raised[0])
-    return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
+    return "^" + _grouped("".join("0123456789-+"[_RAISED.index(sign)] for sign in raised[0]))
+
+
+def _index(lowered: re.Match[str]) -> str:
+    return "_" + _grouped("".join(str(ord(sign) - ord("\u2080")) for sign in lowered[0]))
+
+
+def _grouped(digits: str) -> str:
+    return digits if len(digits) == 1 else f"{{{digits}}}"
 
 
 def _fraction(sign: re.Match[str]) -> str:
@@ -97,7 +106,7 @@ def plain_spelling(text: str) -> str:
     text = _without_end(_LINE.sub("", _COLOUR.sub("", text.translate(_SIGNS)))).strip()
     for written, meant in _SAME:
         text = text.replace(written, meant)
-    text = _EXPONENTS.sub(_exponent, _FRACTION.sub(_fraction, text))
+    text = _INDICES.sub(_index, _EXPONENTS.sub(_exponent, _FRACTION.sub(_fraction, text)))
     text = _UNBRACED.sub(lambda found: f"\\frac{{{found[1]}}}{{{found[2]}}}" if found[1] else "\\frac", text)
     for pattern, written in _PLAIN:
         text = pattern.sub(written, text)

@@ -78,6 +78,7 @@ def test_what_a_response_names_comes_before_the_patterns_of_the_index() -> None:
         ("ANSWER: I, II, and III", STATEMENTS, "D"), ("ANSWER: II only", STATEMENTS, "B"),
         ("Point B is closer to the camera.", DEPTHS, "B"), ("A is closer than B.", DEPTHS, "A"),
         ("ANSWER: cannot be determined", ("Yes", "It cannot be determined"), "B"),
+        ("ANSWER: CO\u2082", ("$O_2$", "$CO_2$"), "B"), ("ANSWER: $x \\geq 3$", ("x > 3", "x \u2265 3"), "B"),
         ("ANSWER: Respiration", ("Transpiration", "Cell respiration"), "B"),
         ("A dog needs light.\n\nIt is a cat.\n\nI hope this helps!", ANIMALS, "B"),
     ],
@@ -200,6 +201,7 @@ def test_no_number(grader: MathGrader, said: str) -> None:
         ("\\boxed{\\log_{2} 3}", "\\log_2 3"), ("The area is $12\\pi$ cm$^2$.", "12\\pi"),
         ("Thus, the length is 5\u221a2 cm.", "5\\sqrt{2}"), ("So P = 5/12 \u2248 0.4167.", "\\frac{5}{12}"),
         ("The probability is \\(\\frac{5}{12}\\), or about 0.417.", "\\frac{5}{12}"),
+        ("Answer: x\u2081 + x\u2082", "x_1+x_2"),
         ("The coordinates are (2, 3).", "(2,3)"), ("The equation of the line is $$y=2x+1$$", "y=2x+1"),
     ],
 )  # fmt: skip
