@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _TOKEN = re.compile(r"(?P<box>\\\\?(?:boxed|fbox|framebox)\s*\{)|\\[\s\S]|[{}]")
 """A box that opens, also with the backslash written twice; whatever a backslash escapes; a brace."""
+_JOINING = re.compile(r"[\s$]*(?:[,;]|[,;]?\s*(?:\\text\s*\{\s*)?(?:and|or)\b(?:\s*\})?)[\s$]*")
+"""Between boxes that are one answer."""
+
+
+class Box(NamedTuple):
+    """Where a box stands, from its backslash to its brace, and what is in it."""
+
+    begin: int
+    end: int
+    inside: slice
+
+
+def boxes(text: str) -> list[Box]:
+    """The boxes that are closed; of boxes in one another, what is in the inner one."""
+    open_braces: list[tuple[int, int] | None] = []
+    found: list[Box] = []
+    for token in _TOKEN.finditer(text):
+        if token["box"]:
+            open_braces.append(token.span())
+        elif token[0] == "{":
+            open_braces.append(None)
+        elif token[0] == "}" and open_braces and (opening := open_braces.pop()) is not None:
+            inside = slice(opening[1], token.start())
+            while found and found[-1].begin > opening[0]:
+                inner = found.pop()
+                inside = max(inside, inner.inside, key=lambda one: one.start)
+            found.append(Box(opening[0], token.end(), inside))
+    return found
 
 
 def last_boxed(text: str) -> str | None:
-    """What is in the last box that is closed, without white space around it; of boxes in one another, the inner."""
-    box = last_box(text)
-    return None if box is None else text[box].strip()
-
-
-def last_box(text: str) -> slice | None:
-    """Where what is in that box stands."""
-    open_braces: list[int] = []  # where what is in a box begins; 0 for another brace
-    last = (0, 0)
-    for token in _TOKEN.finditer(text):
-        if token[0] == "}":
-            begun = open_braces.pop() if open_braces else 0
-            if begun > last[0]:
-                last = (begun, token.start())
-        elif token[0] == "{":
-            open_braces.append(0)
-        elif token["box"]:
-            open_braces.append(token.end())
-    return slice(*last) if last[0] > 0 else None
+    """What is in the last box, without white space around it; several with a comma or an "and" between them are one."""
+    found = boxes(text)
+    if not found:
+        return None
+    said = [text[found[-1].inside].strip()]
+    for box, after in zip(reversed(found[:-1]), reversed(found), strict=False):
+        if not _JOINING.fullmatch(text, box.end, after.begin):
+            break
+        said.append(text[box.inside].strip())
+    return ", ".join(reversed(said))
 
 
 def is_balanced(text: str) -> bool:

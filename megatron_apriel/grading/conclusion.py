@@ -28,6 +28,10 @@ _REMARK = re.compile(
 """Of a prompt that is repeated; and words in brackets at the end."""
 _REASON = re.compile(r"(?<=[\d$)}%]),?\s(?:which|since|because|rather than|not|or (?:about|approximately|roughly))\s.*")
 """Words behind a value that do not belong to it."""
+_TWICE = re.compile(r"(\S.*?)\s+\([^()]{1,40}\)")
+"""A value, and it again in brackets."""
+_LISTED = re.compile(r"(?i)\bare:?\s+(.+)")
+_BETWEEN = re.compile(r",?\s+(?:and|or)\s+|,\s+")
 _STATED = re.compile(
     r"(?i)(?:\b(?:is|are|equals?)\b|\bit's\b|=|:(?= ))"
     r"(?: (?:equivalent|equal) to| approximately| about| therefore)?"
@@ -85,7 +89,11 @@ def concluded(text: str) -> str | None:
 
 
 def stated(sentence: str) -> str | None:
-    """What stands behind the last "is" of a sentence, if that is nothing but a value."""
+    """What stands behind the last "is" of a sentence, if that is nothing but a value; several behind "are"."""
+    if (listed := _LISTED.search(sentence)) is not None:
+        values = [unwrapped(trimmed(part)) for part in _BETWEEN.split(listed[1])]
+        if len(values) > 1 and all(map(is_value, values)):
+            return ", ".join(values)
     places = deque(_STATED.finditer(sentence), maxlen=1)
     if not places or _SEVERAL.search(sentence):
         return None
@@ -115,6 +123,8 @@ def trimmed(said: str) -> str:
     if said.count("$$") == 1 or said.count("$") == 1:
         said = said.removesuffix("$$").removesuffix("$")
     said = _REASON.sub("", said)
+    if (twice := _TWICE.fullmatch(said[:LONGEST])) is not None and is_value(twice[1]):
+        said = twice[1]
     return said.strip(AROUND).removesuffix(".").strip(AROUND)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from megatron_apriel.grading.boxed import last_box
 from megatron_apriel.grading.named_option import named_option
 from megatron_apriel.grading.option_texts import LETTERS, only
 from megatron_apriel.grading.spelling import without_text_commands
@@ -64,8 +63,6 @@ _SMALL = re.compile(rf"[\s*_`([{{$\"']*[a-i](?:{_BETWEEN}+[a-i])+{_BETWEEN}*[.*_
 """Small letters that are labels, because nothing else is there."""
 _RIGHT = re.compile(r"[)*\s]{1,4}are\s+(?:both\s+|all\s+)?(?:the\s+)?(?:correct|right|true)(?!\w)")
 """Behind letters with an "and"."""
-_BOXES = re.compile(r"(?:\\boxed\s*\{[^{}]{1,40}\}(?:[\s,;$.&]|and|\\text\s*\{[\s,]*(?:and)?\s*\})*){2,}\Z")
-"""Boxes one behind the other."""
 _SHORT = 400
 """Letters of a line that are looked at."""
 _BOX = "\\boxed{"
@@ -139,9 +136,6 @@ def letters_named(text: str, labels: str = "ABCDEFGHI") -> str | None:
         labels: of LogicVista's options; one of its questions has digits, so AND, OR and NONE are none.
     """
     text = plain_signs(text)
-    box = last_box(text)
-    if box is not None and (boxes := _BOXES.search(text[max(box.stop - _SHORT, 0) : box.stop + 1])) is not None:
-        return _listed(boxes[0].replace(_BOX[:-1], ", "), labels)
     for said, is_label, place in statements(text):
         if (listed := _listed_lines(text, place, labels, is_label)) or (listed := _listed(said, labels)):
             return listed

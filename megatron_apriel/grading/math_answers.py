@@ -34,6 +34,8 @@ MOST_LETTERS = 2_000
 """Of an answer; a longer one is no expression that anybody wrote down as a result."""
 _ASSIGNED = re.compile(r"\s*([a-zA-Z])\s*=\s*[^=]+\Z")
 _DECIMAL = re.compile(r"[+-]?\d{1,50}(?:\.\d{0,50})?", re.ASCII)
+_PERCENT = re.compile(r"\s*\\?%\Z")
+"""Whose sign may be left out; math-verify allows that for whole numbers alone."""
 _NAME = re.compile(r"[A-Z]{2,}")
 """Of points or an order of them: ``BCA``, which math-verify takes for a product."""
 _RATIO = re.compile(r"\s*\d{1,15}(?:\.\d{1,15})?(?:\s*:\s*\d{1,15}(?:\.\d{1,15})?){2,}\s*", re.ASCII)
@@ -58,11 +60,13 @@ class MathGrader(Grader):
         A gold answer that cannot be read is an error of the data; an answer that cannot be read is none.
         """
         found = final_answer(response)
+        if found is None and is_equal_text(whole := response.strip(" \t\n*`."), gold):
+            return compared(True, whole, gold)
         if found is None:
             return without_answer("there is no box that is closed, and no line that says the answer")
         if len(found) > MOST_LETTERS:
             return without_answer(f"the answer has {len(found):,} letters, more than {MOST_LETTERS:,}")
-        if is_equal_text(found, gold):
+        if is_equal_text(found, gold) or (gold.isalpha() and is_equal_text(found.partition(",")[0], gold)):
             return compared(True, found, gold)
         if (parts := named_parts(gold)) is not None:
             return self._by_parts(found, gold, parts)
@@ -96,6 +100,9 @@ class MathGrader(Grader):
         named = _ASSIGNED.match(ours), _ASSIGNED.match(theirs)
         if named[0] is not None and named[1] is not None and named[0][1] != named[1][1]:
             return compared(False, found, gold)
+        bare = [_PERCENT.sub("", one) for one in (ours, theirs)]
+        if bare != [ours, theirs] and all(map(_DECIMAL.fullmatch, bare)) and Fraction(bare[0]) == Fraction(bare[1]):
+            return compared(True, found, gold)
         if _NAME.fullmatch(ours) and _NAME.fullmatch(theirs):
             return compared(False, found, gold)
         if _RATIO.fullmatch(ours) and _RATIO.fullmatch(theirs):

@@ -17,7 +17,7 @@ _NAMES = {
     "mg": "", "g": "grams?", "kg": "kilograms?", "ml": "mL milliliters? millilitres?", "l": "L liters? litres? Litres?",
     "s": "seconds? secs?", "min": "minutes? mins?", "h": "hours? hrs?", "day": "days", "week": "weeks",
     "month": "months", "year": "years", "dollar": "dollars", "cent": "cents", "mph": "", "kph": "",
-    "degree": "degrees", "": "units?",
+    "degree": "degrees", "rad": "radians?", "": "units?",
 }  # fmt: skip
 """Units and their other spellings; an unnamed unit is none."""
 _SPELLINGS = sorted(

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from megatron_apriel.grading.boxed import last_box
+from megatron_apriel.grading.boxed import boxes, last_boxed
 from megatron_apriel.grading.final_answer import ANSWER, is_supposed
 from megatron_apriel.grading.option_texts import LETTERS
 from megatron_apriel.grading.spelling import without_end_tokens
@@ -78,14 +78,15 @@ def statements(text: str) -> Iterator[Statement]:
         _behind(_LABEL, text),
         [one for pattern in (_IS, _POINTED, _OTHER) for one in _behind(pattern, text)],
     )
-    if (box := last_box(text)) is None:
+    if (boxed := last_boxed(text)) is None:
         yield from (*labels, *others)
         return
-    begin = text.rfind("\n", 0, box.start)
-    end = text.find("\n", box.stop) if "\n" in text[box.stop :] else len(text)
+    box = boxes(text)[-1]
+    begin = text.rfind("\n", 0, box.begin)
+    end = text.find("\n", box.end) if "\n" in text[box.end :] else len(text)
     yield from (one for one in (*labels, *others) if one.place > end)
     yield from (one for one in labels if begin < one.place <= end)
-    yield Statement(text[box].strip()[:LONGEST], True, -1)
+    yield Statement(boxed[:LONGEST], True, -1)
     yield from (one for one in labels if one.place <= begin)
     yield from (one for one in others if one.place <= end)
 

@@ -201,7 +201,9 @@ def test_no_number(grader: MathGrader, said: str) -> None:
         ("\\boxed{\\log_{2} 3}", "\\log_2 3"), ("The area is $12\\pi$ cm$^2$.", "12\\pi"),
         ("Thus, the length is 5\u221a2 cm.", "5\\sqrt{2}"), ("So P = 5/12 \u2248 0.4167.", "\\frac{5}{12}"),
         ("The probability is \\(\\frac{5}{12}\\), or about 0.417.", "\\frac{5}{12}"),
-        ("Answer: x\u2081 + x\u2082", "x_1+x_2"),
+        ("Answer: x\u2081 + x\u2082", "x_1+x_2"), ("The solutions are x = 2 and x = 3.", "2,3"),
+        ("\\boxed{x=2} or \\boxed{x=3}", "2,3"), ("Yes.", "yes"), ("The answer is yes, since 3 < 4.", "yes"),
+        ("Answer: 3/4 (0.75)", "\\frac34"), ("Answer: \\pi/4 radians", "\\frac{\\pi}{4}"),
         ("The coordinates are (2, 3).", "(2,3)"), ("The equation of the line is $$y=2x+1$$", "y=2x+1"),
     ],
 )  # fmt: skip

@@ -99,7 +99,7 @@ def grader() -> Iterator[MathGrader]:
         ("42", "\\approx 42"), ("1,000,000", "1000000"), ("1 000 000", "1000000"), ("0", "-0"), ("\\frac{0}{5}", "0"),
         ("61", "61\\ \\text{units}"), ("61", "61\\ \\text{cm}"), ("61", "61 \\text{ (mod } 100)"),
         ("61", "61 (mod 100)"),
-        ("ABC", "\\text{ABC}"), ("1:2:3", "2 : 4 : 6"), ("61", "61 marbles"),
+        ("ABC", "\\text{ABC}"), ("1:2:3", "2 : 4 : 6"), ("12.5", "12.5\\%"), ("12.5\\%", "12.5"), ("61", "61 marbles"),
         ("61", "61 red marbles"), ("1,250", "1250 old francs"), ("61", "p + q = 61"),
         ("2x - 3y + 4 = 0", "4x - 6y + 8 = 0"), ("2x - 3y + 4 = 0", "3y - 2x - 4 = 0"),
     ],
@@ -130,6 +130,7 @@ def test_the_same_value(grader: MathGrader, gold: str, answer: str) -> None:
         ("2x - 3y + 4 = 0", "2x - 3y + 5 = 0"), ("2x - 3y + 4 = 0", "0"), ("x^2 + y^2 = 4", "4"),
         ("4", "x = 3 \\text{ or } x = 4"), ("4", "x = 3, y = 4"), ("5", "5 million"),
         ("5", "5 thirds"), ("2", "2 dozen eggs"), ("ABC", "CAB"), ("1:2:3", "1:3:2"), ("1:2:3", "2:4:5"),
+        ("12.5", "1.25\\%"),
     ],
 )  # fmt: skip
 def test_another_value(grader: MathGrader, gold: str, answer: str) -> None:
