@@ -9,6 +9,8 @@ _TOKEN = re.compile(r"(?P<box>\\\\?(?:boxed|fbox|framebox)\s*\{)|\\[\s\S]|[{}]")
 """A box that opens, also with the backslash written twice; whatever a backslash escapes; a brace."""
 _JOINING = re.compile(r"[\s$]*(?:[,;]|[,;]?\s*(?:\\text\s*\{\s*)?(?:and|or)\b(?:\s*\})?)[\s$]*")
 """Between boxes that are one answer."""
+_GAP = 40
+"""Letters between such boxes."""
 
 
 class Box(NamedTuple):
@@ -44,7 +46,7 @@ def last_boxed(text: str) -> str | None:
         return None
     said = [text[found[-1].inside].strip()]
     for box, after in zip(reversed(found[:-1]), reversed(found), strict=False):
-        if not _JOINING.fullmatch(text, box.end, after.begin):
+        if after.begin - box.end > _GAP or not _JOINING.fullmatch(text, box.end, after.begin):
             break
         said.append(text[box.inside].strip())
     return ", ".join(reversed(said))
