@@ -34,7 +34,9 @@ _DENIED = re.compile(r"(?i)\s*(?:not|n't)\b(?:[^\n]{0,200}?(?:\bbut\b|\bit(?:'s|
 _SUPPOSES = re.compile(r"(?i)\b(?:thought|assumed|might (?:say|think))\b[^.\n]{0,60}\Z")
 _UNLESS = re.compile(r"(?i)\bif\b[^.\n]{0,100}\Z")
 """Before what the answer would be."""
+_SAYS = re.compile(r"(?i)\b(?:is|ist|est|es|\xe9|\xe8|be)\b")
 _VALUE = re.compile(r"[\d\\$]")
+"""Words of a sentence, which may say something else of an answer than what it is, unless there is a value behind."""
 _UNBRACED = re.compile(r"\\boxed\s+([^\s{}$\\]+)")
 _FIELD = re.compile(r"\s*(?:\"([^\"]+)\"|'([^']+)'|([^\"',}\]]+))")
 _CALLED_OUT = re.compile(r"(?<=\d)!+\Z")
@@ -75,7 +77,7 @@ def labelled_answer(text: str) -> str | None:
         if labels := [label for label in last if not (is_supposed(text, label) or _is_denied(text, label))]:
             said = [(label, one) for label in reversed(labels) if (one := _behind(text, label))]
             whole = [(label, one) for label, one in said if is_balanced(one)] or said
-            clear = [one for label, one in whole if ":" in label[0] or _VALUE.search(one)]
+            clear = [one for label, one in whole if not _SAYS.search(label[0]) or _VALUE.search(one)]
             behind = next(iter(clear), whole[0][1] if whole else "")
         if behind:
             break

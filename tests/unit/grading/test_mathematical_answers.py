@@ -101,6 +101,8 @@ def test_ways_to_say_a_number(grader: MathGrader, said: str) -> None:
         ("Answer: $x$ equals 61.", "61"), ("Answer:\nThe sum of the first 3 and the last 4 terms is 61.", "61"),
         ("### Answer\nThe least $a^4 + b$, where $ab = 5$, is $61$.", "61"),
         ("Answer: Four francs are equivalent to 61 pence.", "61 pence"),
+        ("\u7b54\u6848\uff1a\u7ea2\n\nThe answer is a colour.", "\u7ea2"),
+        ("<answer>even</answer>\nThe answer is clear.", "even"), ("### Answer\neven\nThe answer is clear.", "even"),
         ("Answer: yes, as the mean is 61", "yes, as the mean is 61"), ("61\u7c73", "61\u7c73"),
         ("Answer: 61 is prime", "61 is prime"),
         ("The answer is 61, which is prime.", "61"), ("Answer: $61$ because $7 < 8$", "61"),
