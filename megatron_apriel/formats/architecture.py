@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_apriel.errors import CheckpointError, printable, shown
-from megatron_apriel.formats.hf_config import LlavaSettings, MistralSettings, PixtralSettings
+from megatron_apriel.formats.hf_config import LlavaSettings, MistralSettings, PixtralSettings, check_class
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.other_tools import refuse_adapter, refuse_leftovers, refuse_quantised
 
@@ -149,7 +149,9 @@ class Architecture:
         refuse_quantised(config, origin)
         model_type = config.get("model_type")
         if model_type == "mistral":
-            return cls(decoder=_decoder_from_hf(MistralSettings.read(config, origin), origin))
+            text = MistralSettings.read(config, origin)
+            check_class(config, origin)
+            return cls(decoder=_decoder_from_hf(text, origin))
         if model_type != "llava":
             raise CheckpointError(
                 f"{origin}: model_type {shown(model_type)} is not supported.",
@@ -157,6 +159,7 @@ class Architecture:
                 "Supported: 'llava' (Pixtral), 'mistral' (text only).",
             )
         settings = LlavaSettings.read(config, origin)
+        check_class(config, origin)
         decoder = _decoder_from_hf(settings.text_config, f"{origin}: text_config")
         tower = _tower_from_hf(settings.vision_config, f"{origin}: vision_config")
         projector = ProjectorArchitecture(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, shown
 from megatron_apriel.formats.settings import MOST_LAYERS, Count, LayerCount, One, Positive, Settings, Unset, Zero
 
 Activation = Literal["silu", "gelu"]
@@ -52,6 +52,27 @@ class _Section(Settings):
     per_layer_config: Unset = None
     pruned_heads: Unset = None
     quantization_config: Unset = None
+
+
+_CLASSES = {
+    "llava": ("LlavaForConditionalGeneration", "LlavaModel", "PixtralForConditionalGeneration"),
+    "mistral": ("MistralForCausalLM", "MistralModel"),
+}
+"""What computes a model of each kind, as transformers and vLLM call it."""
+
+
+def check_class(config: Mapping[str, Any], origin: str) -> None:
+    """Raise CheckpointError if a config names a class that computes something else than its kind of model does.
+
+    Servers choose by this name: a classifier has another head, and Llava-NeXT cuts images into tiles.
+    """
+    named, known = config.get("architectures"), _CLASSES[str(config.get("model_type"))]
+    if named and not (isinstance(named, list) and all(name in known for name in named)):
+        raise CheckpointError(
+            f"{origin}: architectures={shown(named)} is not supported for model_type={config['model_type']!r}.",
+            "Servers choose by it what is computed.",
+            f"Supported: {', '.join(known)}.",
+        )
 
 
 class RopeSettings(Settings):

@@ -20,6 +20,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, of pixels in 0..1; what Pixtral was trained with."""
 
+_CHANNELS = 3
 _FILES = ("processor_config.json", "preprocessor_config.json")
 _SWITCHES = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
@@ -45,12 +46,18 @@ def longest_side(directory: str | Path, architecture: Architecture) -> int | Non
     Returns None for a model without a tower.
 
     Raises:
-        DataError: a file cannot be read, says anything else than training does, does not fit the tower, or contradicts
-            the other one.
+        DataError: the tower takes other images than coloured ones; a file cannot be read, says anything else than
+            training does, does not fit the tower, or contradicts the other one.
     """
     tower = architecture.tower
     if tower is None:
         return None
+    if tower.channels != _CHANNELS:
+        raise DataError(
+            f"{printable(directory)}: the vision tower's num_channels is {tower.channels}.",
+            "Images are made into red, green and blue.",
+            f"Give a model with num_channels={_CHANNELS}.",
+        )
     sides: dict[Path, int] = {}
     for file, settings in _settings(Path(directory)):
         if (side := _checked(file, settings, tower)) is not None:

@@ -181,8 +181,8 @@ class TokenTable:
             origin: names the tokenizer in error messages.
 
         Raises:
-            DataError: ids beyond the model's vocabulary, no begin or end token, or image tokens that differ from the
-                model's.
+            DataError: ids beyond the model's vocabulary, merges at random, no begin or end token, or image tokens that
+                differ from the model's.
         """
         self.tokenizer = tokenizer
         self.vocab_size = architecture.decoder.vocab_size
@@ -200,6 +200,12 @@ class TokenTable:
                     "Documents begin with the one and end with the other.",
                     f'Set "{name}" in tokenizer_config.json.',
                 )
+        if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            raise DataError(
+                f"{origin}: its model has dropout={dropout}.",
+                "Merges are then left out at random, and a text has other ids whenever it is read.",
+                'Set "dropout" of the model in tokenizer.json to null.',
+            )
         self.bos_id, self.eos_id = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
         self.images: ImageRecord | None = None
         if (tower := architecture.tower) is not None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import CONVERSATIONS, MARKS, ROLE, SYSTEMS, TOOLS, TURN_LISTS, WEIGHTS
+from megatron_apriel.data.raw.other_turns import check_other_turns, contents_of
 from megatron_apriel.data.raw.picture_traces import check_captioned_address, check_traces
 from megatron_apriel.data.raw.problems import PATH_CHARACTERS, BadRecord, shortened, way_out
 from megatron_apriel.data.raw.reading import plain_name, words_of
+from megatron_apriel.data.raw.reasoning import begins_with_reasoning
 from megatron_apriel.data.raw.refused_fields import (
     ABOUT,
     AUTOMATIC,
@@ -25,6 +28,7 @@ from megatron_apriel.data.raw.refused_fields import (
     NO_CONTEXT,
     REASONS,
     REFUSED,
+    TAGS,
     THROWN,
     WITHOUT,
 )
@@ -33,10 +37,12 @@ from megatron_apriel.data.raw.tool_lists import check_no_tools
 
 _CHOICE = re.compile(r"(?:option|choice|candidate|opt|op)s?_?[a-j1-9]|[a-j]")
 """A choice in a field of its own, as multiple choice sets have them (MMBench, MedMCQA)."""
-_OBEYED = frozenset({*SYSTEMS.names, *TOOLS.names} - {"developer", "sys", "functions", "apis"})
+_OBEYED = frozenset({*SYSTEMS.names, *TOOLS.names} - {"developer", "sys", "functions", "function", "apis"})
 """What the answers obey, inside objects that hold anything besides."""
 _IDENTIFIER = re.compile(r"[\w.-]*[:_/][\w.:/-]*")
 """A text that is a name of something, as ``punctuation:no_comma``, and no instruction."""
+_KIND_OF_CONSTRAINT = re.compile(r"[a-z][a-z_ ]{0,40}:[a-z_][a-z_ ]{0,60}")
+"""A name of IFEval's kinds in words, as ``detectable format:number bullet lists`` (Tulu 3)."""
 _API_OBJECT = re.compile(r"(?:\w+\.)*(?:completion|response|message|chunk|batch|list|run|event)s?")
 """What an answer of a server says to be, in its field ``object``."""
 _YES, _NO = (True, "true", "yes", "1"), (False, "false", "no", "0")
@@ -65,16 +71,18 @@ def account(
     """
     unused: Counter[str] = Counter()
     ignored = record.reading.ignored
-    has_choices = {"a", "b"} <= {*record.names()}
+    has_choices, described = {"a", "b"} <= {*record.names()}, {*TAGS} <= {*record.names()}
     for leftover in record.leftovers():
         refuse_known(leftover, answered=bool(said))
-        if said and _is_obeyed_by_answers(leftover, has_choices):
+        if said and _is_obeyed_by_answers(leftover, has_choices) and not (described and leftover.name in TAGS):
             _check_context(leftover, said)
         opened = _opened(leftover)
-        if said and leftover.level == "record" and isinstance(opened.value, Mapping):
+        if said and leftover.level == "record":
             _check_inside(opened, said, ignored)
         if said and not offered and leftover.level == "record" and not leftover.counted:
             check_no_tools(leftover.path, leftover.value, said, ignored)
+        if said and leftover.level == "record":
+            check_other_turns(leftover, said)
         if unreasoned and leftover.level in ("record", "turn"):
             _check_reasoning(leftover, said)
         if not said and leftover.level == "record":
@@ -216,17 +224,26 @@ def _ends_as_context(leftover: Leftover) -> bool:
 
 def _check_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[str]) -> None:
     """Refuse what the answers obey where it stands in an object of the record, as in ``metadata.system_prompt``."""
-    waiting: list[tuple[str, Any]] = [(leftover.path, leftover.value)]
+    waiting: list[tuple[str, Any]] = [(leftover.path, _as_object(leftover.value))]
     while waiting:
         path, value = waiting.pop()
-        for key, one in value.items():
+        for key, one in value.items() if isinstance(value, Mapping) else ():
             inner, name = f"{path}.{key}", plain_name(str(key))
             if inner in ignored:
                 continue
             if name in _OBEYED and _is_obeyed(name, one):
                 _check_context(Leftover("record", inner, name, one), said)
-            elif isinstance(one, Mapping):
-                waiting.append((inner, one))
+            else:
+                waiting.append((inner, _as_object(one)))
+
+
+def _as_object(value: Any) -> Any:
+    """A value, or that of its JSON text where it may hold what the answers obey."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{") or not any(f'"{n}"' in value for n in _OBEYED):
+        return value
+    with suppress(BadRecord):
+        return parsed_json(value, _VALUES)
+    return value
 
 
 def _is_obeyed_by_answers(leftover: Leftover, has_choices: bool) -> bool:
@@ -244,30 +261,44 @@ def _is_obeyed_outside(leftover: Leftover) -> bool:
     return leftover.name in (*SYSTEMS.names, *TOOLS.names) and _is_obeyed(leftover.name, leftover.value)
 
 
+def may_be_tools(value: Any) -> bool:
+    """Whether a value may hold schemas of tools, and not only names."""
+    listed = value if isinstance(value, list) else [value]
+    return any(isinstance(one, Mapping) or str(one).lstrip()[:1] in ("{", "[") for one in listed)
+
+
 def _is_obeyed(name: str, value: Any) -> bool:
     """Whether a value may be an instruction, or tools, and not only the name of one."""
     if name in TOOLS.names:
-        listed = value if isinstance(value, list) else [value]
-        return any(isinstance(one, Mapping) or str(one).lstrip()[:1] in ("{", "[") for one in listed)
+        return may_be_tools(value)
     return not isinstance(value, str) or " " in value.strip()
 
 
 def _check_reasoning(leftover: Leftover, said: Sequence[str]) -> None:
     """Refuse a text that may be the reasoning of the answer."""
     words = words_of(leftover.name)
-    if words.isdisjoint(REASONS.split()) or leftover.name.rpartition("_")[2] in ABOUT.split():
-        return
+    named = not words.isdisjoint(REASONS.split()) and leftover.name.rpartition("_")[2] not in ABOUT.split()
     for text in _texts(leftover):
-        if " " in text.strip() and not any(text.strip() in turn for turn in said):
+        if not named and not begins_with_reasoning(text):
+            continue
+        if " " not in text.strip() or any(text.strip() in turn for turn in said):
+            continue
+        if not named:
             raise BadRecord(
-                f"field {leftover.path!r} may hold the reasoning of the answer, which has none: --map "
-                f"{leftover.path}=reasoning reads it{way_out(leftover.path)}"
+                f"field {leftover.path!r} holds an answer with reasoning, and the one that is read has none: --map "
+                f"{leftover.path}=response reads it beside a prompt{way_out(leftover.path)}"
             )
+        raise BadRecord(
+            f"field {leftover.path!r} may hold the reasoning of the answer, which has none: --map "
+            f"{leftover.path}=reasoning reads it{way_out(leftover.path)}"
+        )
 
 
 def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
-    for text in _texts(leftover):
-        if not _IDENTIFIER.fullmatch(text.strip()) and not any(text.strip() in turn for turn in said):
+    for text in contents_of(leftover.value) or _texts(leftover):
+        kind = leftover.name == "constraints" and _KIND_OF_CONSTRAINT.fullmatch(text) is not None
+        kind = kind or _IDENTIFIER.fullmatch(text.strip()) is not None
+        if not kind and not any(text.strip() in turn for turn in said):
             raise BadRecord(
                 f"field {leftover.path!r} holds a text that no turn holds: the answers may follow it, and it would be "
                 f"left out{way_out(leftover.path)}"

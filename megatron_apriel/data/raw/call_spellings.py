@@ -68,10 +68,16 @@ _SPELLINGS = (
 _AROUND_CALLS = re.compile(
     rf"<\|tool_calls_section_(?:begin|end)\|>|{_special('tool calls begin')}|{_special('tool calls end')}"
 )
+_ELEMENTS = (
+    (re.compile(r"<(?:\w{1,20}:tool_call|function_calls)>(?=\s{0,9}<(?:invoke name=|function=))"), _OPENING),
+    (re.compile(r"(?:(?<=</invoke>)|(?<=</function>))\s{0,9}</(?:\w{1,20}:tool_call|function_calls)>"), _CLOSING),
+)
+"""What MiniMax, Seed and Anthropic write around calls that are elements."""
 _UNKNOWN = re.compile(
     rf"<\|/?tool_call|<{_BAR}tool{_LINE}|<{_BAR}DSML{_BAR}|\[TOOL_CALLS\]|</?TOOLCALL>|<\w{{1,20}}:tool_call>|<tool_use>\s{{0,9}}\{{"
-    r"|<function_calls>\s{0,9}<invoke|functools\[\{"
+    r"|<function_calls>\s{0,9}<invoke|functools\[\{|<\|python_tag\|>"
 )
+_BEGUN = re.compile(r"<tool_call>\s{0,9}[{<\[]")
 _NEAR = 64
 """Characters at either end of a call that say whether it is JSON."""
 _QUOTES = ("`", '"', "'", "\u201c", "\u2018")
@@ -84,6 +90,8 @@ def in_one_spelling(text: str) -> str:
         text = _rewritten(text, spelling)
     if text != before:
         text = _AROUND_CALLS.sub("", text)
+    for around, tag in _ELEMENTS:
+        text = around.sub(tag, text)
     for name in ("tool_calls", "TOOLCALL"):
         if f"</{name}>" in text:
             text = text.replace(f"<{name}>", _OPENING).replace(f"</{name}>", _CLOSING)
@@ -102,10 +110,17 @@ def calls_within(text: str) -> list[re.Match[str]]:
 
 def unknown_spelling(text: str) -> str:
     """A special token of calls that is left in a text, and that no text has by chance; "" if there is none."""
-    for match in _UNKNOWN.finditer(text):
-        if text[match.start() - 1 : match.start()] not in _QUOTES:
-            return match[0]
-    return ""
+    return _unquoted(_UNKNOWN, text)
+
+
+def begun_call(text: str) -> str:
+    """The beginning of a call in a text that has none with an end; "" if there is none."""
+    return _unquoted(_BEGUN, text)
+
+
+def _unquoted(pattern: re.Pattern[str], text: str) -> str:
+    found = (match for match in pattern.finditer(text) if text[match.start() - 1 : match.start()] not in _QUOTES)
+    return next((match[0] for match in found), "")
 
 
 def _rewritten(text: str, spelling: _Spelling) -> str:

@@ -16,8 +16,9 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
-from megatron_apriel.data.raw.call_spellings import calls_within, in_one_spelling, unknown_spelling
-from megatron_apriel.data.raw.fields import Fields, check_order, check_text, is_nothing, kind_of
+from megatron_apriel.data.raw.call_spellings import begun_call, calls_within, in_one_spelling, unknown_spelling
+from megatron_apriel.data.raw.element_calls import element_calls, settle_arguments
+from megatron_apriel.data.raw.fields import Fields, check_text, is_nothing, kind_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import (
     CALL_ARGUMENTS,
@@ -25,7 +26,9 @@ from megatron_apriel.data.raw.meanings import (
     CALL_ID,
     CALL_NAME,
     CALL_TYPE,
+    RESULT_ID,
 )
+from megatron_apriel.data.raw.ordering import check_order
 from megatron_apriel.data.raw.pictures import rows_of
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import plain_name
@@ -34,11 +37,14 @@ from megatron_apriel.quantities import counted
 _KINDS = ("function", "tool_use", "tool_call", "function_call")
 """What makers call a call of a function."""
 _TAGGED_RESULT = re.compile(r"<(tool_response|TOOL_RESPONSE)>\s*(.*?)\s*</\1>", re.DOTALL)
+_FENCE = re.compile(r"```(?:tool_code|tool_call|python)\s{0,9}\n")
+_BEGINS_CALL = re.compile(r"(?:\[|print\()?\s{0,9}(?P<name>[\w.]{1,100})\(")
 _LITERAL_CHARACTERS = 100_000
 """Of a call in Python's spelling: reading it takes some hundred bytes of memory for each."""
 
 Call = dict[str, Any]
-"""A call as the chat template reads it, with its ``id`` beside until results are in order."""
+"""A call as the chat template reads it, with its ``id`` beside until results are in order, and with ``as_texts`` until
+arguments that were written without quotes are what the tool's schema says."""
 
 
 def tools_of(value: Any, what: str, most_values: int) -> tuple[dict[str, Any], ...]:
@@ -66,7 +72,7 @@ def calls_of(value: Any, owner: Fields, path: str, where: str, most_values: int)
         value = rows_of(value) or [value]
     if not isinstance(value, list):
         raise BadRecord(f"{what} is not a list")
-    check_order(owner.kept(value, path), path)
+    check_order(owner.kept(value, path), path, counted=False)  # results name their ids, whatever they are
     found = []
     for one in value:
         one = parsed_json(one, most_values, what) if isinstance(one, str) else one
@@ -146,8 +152,10 @@ def calls_in_text(text: str, owner: Fields, where: str, most_values: int) -> tup
     text = in_one_spelling(text)
     found = calls_within(text)
     if not found:
-        if unknown := unknown_spelling(text):
-            raise BadRecord(f"{where}: {unknown!r} begins a tool call in a spelling that is not known")
+        if unknown := unknown_spelling(text) or begun_call(text):
+            raise BadRecord(
+                f"{where}: {unknown!r} begins a tool call without an end, or in a spelling that is not known"
+            )
         return text, []
     calls = [call for match in found for call in _read_calls(match["call"], owner, where, most_values)]
     between = [text[before.end() : after.start()] for before, after in pairwise(found)]
@@ -161,10 +169,23 @@ def _read_calls(text: str, owner: Fields, where: str, most_values: int) -> list[
     try:
         value = parsed_json(text, most_values, f"{where}: a tool call")
     except BadRecord:
+        if written := element_calls(text):
+            calls = calls_of(written, owner, owner.path("content"), where, most_values)
+            return [{**call, "as_texts": True} for call in calls]
         value = _python_literal(text)
         if value is None:
             raise
     return calls_of(value, owner, owner.path("content"), where, most_values)
+
+
+def settle_calls(calls: Sequence[Call], tools: Sequence[Mapping[str, Any]], where: str, most_values: int) -> None:
+    """Give calls whose arguments were written as texts the values that the tools' schemas say. Raises BadRecord."""
+    for call in calls:
+        if call.pop("as_texts", False):
+            function = call["function"]
+            values = settle_arguments(function["name"], function["arguments"], tools, where, most_values)
+            check_text(values, f"{where}: the call of {function['name']}")
+            function["arguments"] = values
 
 
 def _python_literal(text: str) -> Any:
@@ -178,18 +199,43 @@ def _python_literal(text: str) -> Any:
 
 
 def refuse_call_in_words(text: str, tools: Sequence[Mapping[str, Any]], where: str, most_values: int) -> None:
-    """Raise BadRecord for an answer that is nothing but the JSON of a call of a tool that is offered (Llama's)."""
-    text = text.strip()
-    if not tools or not text.startswith("{") or '"name"' not in text:
-        return
+    """Raise BadRecord for an answer that is nothing but calls of tools that are offered, as JSON or as Python's."""
+    functions = [tool.get("function", tool) for tool in tools]
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    called = _called_as_json(text.strip(), most_values) or _called_as_python(text.strip()) if tools else []
+    if called and all(one in names for one in called):
+        raise BadRecord(f"{where}: a call of {called[0]!r} as words; give it in 'tool_calls'")
+
+
+def _called_as_json(text: str, most_values: int) -> list[Any]:
+    """The names in a JSON text that is nothing but calls (Llama's and xLAM's), else nothing."""
+    if not text.startswith(("{", "[")) or '"name"' not in text:
+        return []
     try:
         value = parsed_json(text, most_values)
     except BadRecord:
-        return
-    functions = [tool.get("function", tool) for tool in tools]
-    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
-    if isinstance(value, dict) and value.get("name") in names and {*CALL_ARGUMENTS.names} & value.keys():
-        raise BadRecord(f"{where}: a call of {value['name']!r} as words; give it in 'tool_calls'")
+        return []
+    calls = value if isinstance(value, list) else [value]
+    named = all(isinstance(one, dict) and "name" in one and {*CALL_ARGUMENTS.names} & one.keys() for one in calls)
+    return [one["name"] for one in calls] if named else []
+
+
+def _called_as_python(text: str) -> list[str]:
+    """The name of the first call in a text that is one expression of Python's (Gemma's, Llama 4's), else nothing."""
+    if fence := _FENCE.match(text):
+        text = text[fence.end() :].removesuffix("```").strip()
+    begins = _BEGINS_CALL.match(text) if text.endswith((")", ")]")) else None
+    return [begins["name"].rpartition(".")[2]] if begins else []
+
+
+def named_in_result(text: str) -> tuple[Any, Any]:
+    """The id and the name of a call inside of the JSON text of its result (Hermes), each None where there is none."""
+    value = None
+    with suppress(ValueError):
+        value = json.loads(text) if text.lstrip().startswith("{") and len(text) <= _LITERAL_CHARACTERS else None
+    if not isinstance(value, dict):
+        return None, None
+    return next((value[name] for name in RESULT_ID.names if name in value), None), value.get("name")
 
 
 def results_in_text(text: str) -> list[str]:

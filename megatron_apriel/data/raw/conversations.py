@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from megatron_apriel.data.raw.accounts import account
-from megatron_apriel.data.raw.calls import order_of_results, refuse_call_in_words, tools_of
+from megatron_apriel.data.raw.accounts import account, may_be_tools
+from megatron_apriel.data.raw.calls import (
+    named_in_result,
+    order_of_results,
+    refuse_call_in_words,
+    settle_calls,
+    tools_of,
+)
 from megatron_apriel.data.raw.chat_markers import RESPONSE_CLOSING, RESPONSE_OPENING
 from megatron_apriel.data.raw.documents import Conversation, ImageValue, Remarks
 from megatron_apriel.data.raw.envelopes import CALLING, REASONED
 from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
-from megatron_apriel.data.raw.markers import check_markers, has_marker
+from megatron_apriel.data.raw.markers import LOOSELY_NUMBERED, check_markers, has_marker
 from megatron_apriel.data.raw.marks import check_mask, check_weights
 from megatron_apriel.data.raw.meanings import (
     ANSWERS,
@@ -46,6 +52,7 @@ from megatron_apriel.data.raw.pictures import (
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reasoning import taken_reasoning
 from megatron_apriel.data.raw.shown_pictures import place_shown
+from megatron_apriel.data.raw.transcripts import without_speaker
 from megatron_apriel.data.raw.turns import Turn
 from megatron_apriel.quantities import counted
 
@@ -90,12 +97,14 @@ def conversation(
     seen = any(isinstance(piece, Place) for turn in turns for piece in turn.pieces)
     for turn in turns:
         check_markers(turn.text, turn.where, pictures=seen, said=turn.role == "assistant")
+    tools = _the_tools(beside.tools)
+    for turn in turns:
+        settle_calls(turn.calls, tools, turn.where, most_values)
     messages = tuple(map(_message, turns))
     said = [turn for turn in turns if turn.role == "assistant"]
     if not said:
         raise BadRecord("no turn is the assistant's: there is nothing to learn")
     _check_answered(record, turns[-1])
-    tools = _the_tools(beside.tools)
     for turn in said:
         if not turn.calls:
             refuse_call_in_words(turn.text, tools, turn.where, most_values)
@@ -175,7 +184,7 @@ def _system_text(fields: Fields, name: str, most_values: int) -> str:
         if not all(isinstance(piece, str) for piece in pieces):
             raise BadRecord(f"field {path!r} holds an image; images stand in turns of user or tool_result")
         value = "".join(piece for piece in pieces if isinstance(piece, str))
-    return text_of(value, f"field {path!r}").strip()
+    return without_speaker(text_of(value, f"field {path!r}").strip())
 
 
 def _collect(
@@ -197,6 +206,8 @@ def _collect(
     for name in tool_names:
         if name not in fields:
             fields.take(name)
+        elif name == "function" and not may_be_tools(fields.peek(name)):  # a function of a program, or its name
+            continue
         elif found := tools_of(fields.take(name), f"field {fields.path(name)!r}", most_values):
             tools[fields.path(name)] = found
 
@@ -312,7 +323,8 @@ def _place_images(turns: list[Turn], pictures: Pictures, *, markers: bool) -> No
 
 def _has_place(turns: Sequence[Turn]) -> bool:
     """Whether anything says where images stand: a marker or a part."""
-    return any(isinstance(piece, Place) or has_marker(piece) for turn in turns for piece in turn.pieces)
+    pieces = [piece for turn in turns for piece in turn.pieces]
+    return any(isinstance(one, Place) or has_marker(one) or LOOSELY_NUMBERED.search(one) for one in pieces)
 
 
 def _placed(turns: Sequence[Turn]) -> list[ImageValue | None]:
@@ -328,6 +340,7 @@ def _in_order(turns: list[Turn]) -> list[Turn]:
         if role == "tool_result":
             before = result[-1].calls if result and result[-1].role == "assistant" else []
             _take_own_ids(together, {call.get("id") for call in before})
+            _take_names_inside(together, before)
             if before:
                 order = order_of_results(
                     before,
@@ -338,6 +351,20 @@ def _in_order(turns: list[Turn]) -> list[Turn]:
                 together = [together[number] for number in order]
         result += together
     return result
+
+
+def _take_names_inside(results: Sequence[Turn], calls: Sequence[Mapping[str, Any]]) -> None:
+    """Results that say inside of their texts which of several calls they answer, all of them."""
+    if len(calls) < 2 or not all(is_nothing(turn.result_id) and is_nothing(turn.result_name) for turn in results):
+        return
+    inside = [named_in_result(turn.text) for turn in results]
+    known = [call.get("id") for call in calls], [call["function"]["name"] for call in calls]
+    if all(one is not None and one in known[0] for one, _ in inside):
+        for turn, (identity, _) in zip(results, inside, strict=True):
+            turn.result_id = identity
+    elif all(one in known[1] for _, one in inside):
+        for turn, (_, name) in zip(results, inside, strict=True):
+            turn.result_name = name
 
 
 def _take_own_ids(results: Sequence[Turn], known: set[Any]) -> None:

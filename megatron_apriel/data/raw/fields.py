@@ -7,16 +7,13 @@ refused where it is known to change the lesson, and counted otherwise (``leftove
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_apriel.data.raw.meanings import NUMBERS
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading, plain_name
 from megatron_apriel.errors import shown
-
-_LONGEST_NUMBER = 16  # digits; longer ones are identities
 
 
 def is_nothing(value: Any) -> bool:
@@ -191,33 +188,6 @@ def leaves(leftover: Leftover, ignored: frozenset[str]) -> Iterator[tuple[str, s
                 if len(objects) == len(value):
                     continue
         yield path, name, value
-
-
-def check_order(values: list[Any], path: str, names: Sequence[str] = NUMBERS.names) -> None:
-    """Raise BadRecord for objects that number themselves, all of them, otherwise than they stand.
-
-    Args:
-        values: a list of a record.
-        path: of it.
-        names: of the numbers.
-    """
-    objects = [value for value in values if isinstance(value, Mapping)]
-    if len(objects) < 2 or len(objects) != len(values):
-        return
-    for name in objects[0]:
-        numbers: list[Any] = [_number(value.get(name)) for value in objects]
-        if plain_name(str(name)) in names and None not in numbers and numbers != sorted(numbers):
-            raise BadRecord(
-                f"field {f'{path}.{name}'!r} numbers them otherwise than they stand; sort them, or --ignore "
-                f"{path}.{name}"
-            )
-
-
-def _number(value: Any) -> int | float | None:
-    """A number, or the digits of one."""
-    if isinstance(value, str):
-        return int(value) if value.isdecimal() and len(value) < _LONGEST_NUMBER else None
-    return value if type(value) in (int, float) else None
 
 
 def text_of(value: Any, what: str) -> str:

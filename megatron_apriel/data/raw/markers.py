@@ -14,11 +14,16 @@ from collections.abc import Iterable
 from megatron_apriel.data.raw.problems import BadRecord
 
 IMAGE_MARKER = "<image>"
-PLAIN_MARKER = re.compile(r"\(<image>\./</image>\)|<image>(?:\./)?</image>|<image>")
-"""``<image>``, and as MiniCPM-V writes it."""
+PLAIN_MARKER = re.compile(
+    r"\(<image>\./</image>\)|<img><image></img>|<<image>>|<image>(?:\s{0,9}(?:\./)?\s{0,9}</image>)?"
+)
+"""``<image>``, also as an element that holds nothing, and as MiniCPM-V writes it."""
+_FILLED = re.compile(r"<image>(?!\s{0,9}(?:\./)?\s{0,9}</image>)[^<>\n]{1,300}</image>")
 NUMBERED_MARKER = re.compile(r"<\|?(?i:image|img|picture)[ _:-]?(\d{1,4})\|?>|\[(?i:image)[ _:-](\d{1,4})\]")
+LOOSELY_NUMBERED = re.compile(r"\[(?i:img|picture|pic)[ _:#-]?(\d{1,4})\]|\{\{?(?i:image|img|picture)_?(\d{1,4})\}?\}")
+"""Words of programs and pages as well: markers only where a record has images and no other marker."""
 OTHER_MARKER = re.compile(
-    r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>"
+    r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<img></img>"
     r"|<\|begin_of_image\|>(?:<\|image\|>)?<\|end_of_image\|>"
     r"|<\|image_start\|>(?:<\|(?:image|patch)\|>)?<\|image_end\|>"
     r"|<\|media_(?:start|begin)\|>image<\|media_content\|>(?:<\|media_pad\|>)?<\|media_end\|>"
@@ -26,19 +31,22 @@ OTHER_MARKER = re.compile(
     r"|<\|(?:image|image_pad|image_placeholder|image_token|image@placeholder|img|media_pad)\|>"
     r"|<(?:ImageHere|ImageContent|im_patch|image_patch|image_here|image[_-]placeholder|IMAGE_PLACEHOLDER|image_token"
     r"|image_pad|image_embeds|__image__|__media__|start_of_image|image_soft_token|IMAGE|Image|img|IMG)>"
-    r"|<image ?/>|\[(?:IMG|IMAGE|IMAGE_PLACEHOLDER)\]"
+    r"|<image\s{0,9}/>|<\|IMAGE\|>|\[\[(?:IMG|IMAGE)\]\]|\[(?:IMG|IMAGE|IMAGE_PLACEHOLDER)\]"
 )
 """Of Qwen, GLM, Llama, Kimi, Ernie, Gemma, LLaVA and others, with what each writes around it."""
 _NOT_CERTAIN = ("<img>", "<IMG>", "[IMAGE]")
 """Those that stand for an image only at the beginning of a turn: pages have them, too."""
 _IMAGE_WORD = r"(?:images?|img|pic|picture|photo|figure|screenshot|visual|media)"
-_LOOSE_MARKER = re.compile(rf"<{_IMAGE_WORD} ?/?>|\[{_IMAGE_WORD}\]|\{{\{{?{_IMAGE_WORD}\}}\}}?", re.IGNORECASE)
+_LOOSE_MARKER = re.compile(
+    rf"<{_IMAGE_WORD}(?:_token)? ?/?>|\[{_IMAGE_WORD}\]|\{{\{{? ?{_IMAGE_WORD} ?\}}\}}?", re.IGNORECASE
+)
 """What may be a marker and may be a word."""
+_LOOSE_ELEMENT = re.compile(rf"</{_IMAGE_WORD}>", re.IGNORECASE)
 _WORD_BEHIND = re.compile(
     r"s?\s*(?:tag|element|marker|placeholder|token|node|block|field|attribute)s?\b", re.IGNORECASE
 )
 _BESIDE_MARKERS = re.compile(
-    r"<fake_token_around_image>|<IMG_CONTEXT>|<\|(?:vision|image|media)_(?:start|begin|end)\|>|<global-img>"
+    r"<fake_token_around_image>|<IMG_CONTEXT>|<\|?(?:vision|image|media)_(?:start|begin|end)\|?>|<global-img>"
     r"|<im_(?:start|end)>|<\|(?:begin|end)_of_image\|>|<\|IMAGE_(?:START|END)\|>|<\|media_content\|>|<\|patch\|>"
     r"|<boi>|<eoi>"
 )
@@ -58,6 +66,12 @@ _LONE_PLACEHOLDER = re.compile(
 """What stands for further things that no record is read with, where it stands alone."""
 
 
+def check_filled(text: str) -> None:
+    """Raise BadRecord for a marker that holds words which are neither nothing nor a path."""
+    if filled := _FILLED.search(text):
+        raise BadRecord(f"the marker {filled[0][:80]!r} holds words, and what they name is not known")
+
+
 def has_marker(text: str) -> bool:
     """Whether a marker of an image stands in a text, in any spelling."""
     return IMAGE_MARKER in text or bool(NUMBERED_MARKER.search(text) or OTHER_MARKER.search(text))
@@ -66,9 +80,10 @@ def has_marker(text: str) -> bool:
 def loose_markers(texts: Iterable[str], count: int) -> re.Pattern[str] | None:
     """What finds the words that are the places of ``count`` pictures, where texts have just as many and no marker."""
     strings = list(texts)
-    if count == 0 or any(map(has_marker, strings)):
+    if count == 0 or any(map(has_marker, strings)) or any(map(_LOOSE_ELEMENT.search, strings)):
         return None
-    return _LOOSE_MARKER if sum(len(_LOOSE_MARKER.findall(text)) for text in strings) == count else None
+    found = [(text, match) for text in strings for match in _LOOSE_MARKER.finditer(text)]
+    return _LOOSE_MARKER if len(found) == count and not any(_is_word(*one) for one in found) else None
 
 
 def check_markers(text: str, where: str, *, pictures: bool, said: bool = False) -> None:

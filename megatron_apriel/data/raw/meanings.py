@@ -30,15 +30,24 @@ class Meaning:
 
 
 TURN_LISTS = Meaning(
-    "record", "messages dialogue dialog turns contents chat_messages", "turns, as OpenAI and Gemini write them"
+    "record", "messages dialogue dialog turns contents chat_messages message", "turns, as OpenAI and Gemini write them"
 )
 CONVERSATIONS = Meaning(
     "record", "conversations conversation chat items interactions data", "turns, as ShareGPT and LLaVA write them"
 )
-TEXTS = Meaning("record", "texts", "pairs of user and assistant; or texts, each in the place of an empty image")
+TEXTS = Meaning(
+    "record",
+    "texts questions qa qas qa_pairs",
+    "pairs of user and assistant, all but the first only beside images; or texts, each in the place of an empty image",
+)
+SPEAKERS = Meaning(
+    "record",
+    "speakers speaker_list",
+    "beside turns that are texts: whose each is; counted where two take turns, refused otherwise",
+)
 PROMPTS = Meaning(
     "record",
-    "instruction prompt question query problem input inputs user human",
+    "instruction prompt question query problem input inputs user human message message_1",
     "the user's turn, or turns, where an answer stands beside it",
 )
 PROMPT_INPUT = Meaning(
@@ -49,7 +58,8 @@ PROMPT_INPUT = Meaning(
 ANSWERS = Meaning(
     "record",
     "attempt deepseek_attempt deepseek_solution generated_solution completion response output outputs targets target "
-    "solution answer assistant gpt",
+    "solution answer assistant gpt generation llm_response model_response model_answer assistant_response content "
+    "answers label reply message_2 reannotated_assistant_content final_answer",
     "the assistant's turn, or turns, after a prompt",
 )
 CALLS = Meaning("record", "answers", "beside `query` and `tools`: the tool calls that answer it")
@@ -70,7 +80,11 @@ REPLIES = Meaning(
     "what a log keeps of the answer to a request, or to turns that end without one: the answer's text, its turn, or an "
     "object around it; of several answers none is read",
 )
-HISTORY = Meaning("record", "history", "pairs of earlier questions and answers")
+HISTORY = Meaning(
+    "record",
+    "history prev_messages previous_messages chat_history conversation_history",
+    "before a prompt: earlier turns, or pairs of questions and answers",
+)
 SYSTEMS = Meaning(
     "record",
     "system system_prompt system_message system_instruction system_instructions custom_instructions developer sys "
@@ -80,7 +94,7 @@ SYSTEMS = Meaning(
 TOOLS = Meaning(
     "record",
     "tools functions tool_definitions available_tools tool_list tool_schemas available_functions function_list "
-    "function_definitions apis api_list",
+    "function_definitions apis api_list tools_json tools_schema tool_schema functions_json function",
     "offered in the system turn: a list of schemas, or its JSON text",
 )
 TOOL_SETTINGS = Meaning("record", "tool_config", "an object with `tools` (Bedrock)")
@@ -111,7 +125,7 @@ RECORD_REASONING = Meaning(
     "record",
     "reasoning_content reasoning thinking thought thoughts think reasoning_trace reasoning_steps thinking_trajectories "
     "deepseek_thinking_trajectory deepseek_reasoning deepseek_thinking r1_reasoning gpt_reasoning model_reasoning "
-    "thinking_content chain_of_thought complex_cot cot rationale",
+    "thinking_content chain_of_thought complex_cot cot rationale thought_process reasoning_process scratchpad",
     "reasoning of the last answer, where it has none; counted as not used where an answer holds it, or for `on`, `off`",
 )
 WEIGHTS = Meaning(
@@ -145,7 +159,9 @@ REASONING = Meaning(
 TOOL_CALLS = Meaning("turn", "tool_calls function_call function_calls", "the assistant's tool calls")
 TURN_TOOLS = Meaning("turn", "tools functions", "of a system turn: the tools, where the record has none")
 RESULT_ID = Meaning(
-    "turn", "tool_call_id tool_use_id call_id tool_id", "which call a result answers; results are put in that order"
+    "turn",
+    "tool_call_id tool_use_id call_id tool_id tool_call_ids",
+    "which call a result answers; results are put in that order",
 )
 TURN_ID = Meaning("turn", "id", "of a result: which call it answers, where it is that of one; counted otherwise")
 RESULT_NAME = Meaning(
@@ -171,8 +187,19 @@ NUMBERS = Meaning(
     "turn",
     "turn turn_id turn_index turn_idx turn_number turn_no index idx message_index message_number order position seq "
     "seq_id sequence sequence_number step step_index number page page_index page_number page_no page_num image_index "
-    "image_idx image_number frame frame_index frame_number call_index",
+    "image_idx image_number frame frame_index frame_number frame_id call_index round round_id round_index round_number "
+    "timestamp timestamps created created_at create_time created_time sent_at ts",
     "of turns, calls and images: counted as not used where they rise, refused where they give another order",
+)
+IDENTITIES = Meaning(
+    "turn",
+    "id message_id msg_id uuid node_id",
+    "of turns, calls and images: counted as not used; refused where they count from 0 or 1 in another order",
+)
+FOLLOWS = Meaning(
+    "turn",
+    "parent_id parent parent_uuid parent_message_id reply_to reply_to_id in_reply_to previous_id previous_message_id",
+    "of turns, calls and images: which of them each follows; refused where that is not the one before it",
 )
 
 PART_TYPE = Meaning("part", "type block_type", "text, image, reasoning, call or result, in each maker's spelling")

@@ -11,22 +11,32 @@ from megatron_apriel.data.raw.fields import Fields, text_of
 from megatron_apriel.data.raw.meanings import HISTORY, PROMPT_INPUT, PROMPTS
 from megatron_apriel.data.raw.parts import content_of
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.reasoning import without_opening
 from megatron_apriel.data.raw.rendered import check_not_rendered
 from megatron_apriel.data.raw.replies import holds_reply, is_turns_text, reply_turns
 from megatron_apriel.data.raw.turns import Turn, pair_turns, turns_of
 
+_BY_ANYBODY = ("llm_response", "model_response", "assistant_response", "model_answer", "generation",
+               "generated_solution", "solution", "target", "final_answer")  # fmt: skip
+"""Answers that may stand beside any prompt, where none of its own does."""
 ANSWERS_TO = {
-    "instruction": ("output", "outputs", "response", "completion", "answer"),
-    "prompt": ("completion", "response", "output", "outputs", "answer"),
-    "question": ("attempt", "deepseek_attempt", "response", "solution", "answer", "completion", "output"),
-    "query": ("response", "answer", "output", "completion"),
-    "problem": ("deepseek_solution", "generated_solution", "solution", "response", "answer", "output", "completion"),
-    "input": ("output", "response", "completion", "target"),
+    "instruction": ("output", "outputs", "response", "completion", "answer", *_BY_ANYBODY),
+    "prompt": ("completion", "response", "output", "outputs", "answer", *_BY_ANYBODY),
+    "question": ("attempt", "deepseek_attempt", "response", "solution", "answer", "completion", "output", *_BY_ANYBODY,
+                 "answers"),
+    "query": ("response", "answer", "output", "completion", *_BY_ANYBODY, "answers", "label"),
+    "problem": ("reannotated_assistant_content", "deepseek_solution", "generated_solution", "solution", "response",
+                "answer", "output", "completion", *_BY_ANYBODY),
+    "input": ("output", "response", "completion", "target", *_BY_ANYBODY, "content"),
     "inputs": ("targets", "outputs"),
     "user": ("assistant",),
     "human": ("assistant", "gpt"),
-}
+    "message": ("response", "reply"),
+    "message_1": ("message_2",),
+}  # fmt: skip
 """For each name of a prompt, the names that its answer may have."""
+_ASKING = ("instruction", "prompt", "question", "query", "problem", "input", "inputs")
+"""Prompts that are no names of people."""
 
 _WITH_INPUT = {
     **dict.fromkeys(("instruction", "prompt"), PROMPT_INPUT.names),
@@ -41,9 +51,17 @@ def pair_of(record: Fields) -> tuple[str, str] | None:
             continue
         for answer in ANSWERS_TO[prompt]:
             value = record.peek(answer)
-            if answer in record and isinstance(value, str | list | dict):
+            if answer in record and isinstance(value, str | list | dict) and _may_answer(answer, value):
                 return prompt, answer
     return None
+
+
+def _may_answer(name: str, value: Any) -> bool:
+    """Whether a value is an answer: under names that mean something else as well only texts are."""
+    texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if name == "label":
+        return texts and len(value) == 1
+    return name != "answers" or texts or (isinstance(value, str) and not value.lstrip().startswith(("{", "[")))
 
 
 def read_pair(record: Fields, most_values: int) -> Conversation:
@@ -61,7 +79,27 @@ def read_pair(record: Fields, most_values: int) -> Conversation:
         turns += reply_turns(record, answer, most_values)
     else:
         turns += pair_turns(None, only_text(said, path), record, path, "the answer", most_values)
+    if turns[-1].reasoning and len(turns) > 1 and turns[-2].pieces and isinstance(turns[-2].pieces[-1], str):
+        turns[-2].pieces[-1] = without_opening(turns[-2].pieces[-1])
+    _check_other_prompts(record, prompt, turns)
     return conversation(record, turns, most_values)
+
+
+def _check_other_prompts(record: Fields, prompt: str, turns: list[Turn]) -> None:
+    """Raise BadRecord for a further question or its input that no turn holds: the answer would be one to a part."""
+    for name in _ASKING:
+        value = record.peek(name)
+        if (
+            name != prompt
+            and isinstance(value, str)
+            and value.strip()
+            and not any(value.strip() in turn.text for turn in turns)
+        ):
+            path = record.path(name)
+            raise BadRecord(
+                f"field {path!r} holds a text that no turn holds, beside another question: put both into one, or "
+                f"--ignore {path}"
+            )
 
 
 def _asked(record: Fields, prompt: str, most_values: int) -> list[Turn]:
@@ -80,7 +118,7 @@ def _asked(record: Fields, prompt: str, most_values: int) -> list[Turn]:
 
 
 def _history(record: Fields, most_values: int) -> list[Turn]:
-    path, value = record.path(HISTORY.names[0]), record.take(*HISTORY.names)
+    path, value = record.taken_name(*HISTORY.names), record.take(*HISTORY.names)
     return [] if value is None else turns_of(value, record, path, most_values)
 
 
@@ -92,7 +130,7 @@ def _is_list_of_turns(value: Any) -> bool:
 def only_text(value: Any, path: str) -> Any:
     """The text of a list of one text."""
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-        if len(value) > 1:
+        if len(set(value)) > 1:
             raise BadRecord(f"field {path!r} is a list of {len(value)} texts, and none of them is the one to learn")
         return value[0]
     return value

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_apriel.data.raw.calls import Call, call_of
-from megatron_apriel.data.raw.fields import Fields, check_order, check_text, is_nothing, kind_of, text_of
+from megatron_apriel.data.raw.fields import Fields, check_text, is_nothing, kind_of, text_of
 from megatron_apriel.data.raw.meanings import (
     IMAGE_FORM,
     PART_CLOSED,
@@ -25,6 +25,7 @@ from megatron_apriel.data.raw.meanings import (
     PART_THOUGHT,
     PART_TYPE,
 )
+from megatron_apriel.data.raw.ordering import check_order
 from megatron_apriel.data.raw.pictures import Pieces, Place, clean_image, is_image_form, rows_of
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import plain_name, words_of

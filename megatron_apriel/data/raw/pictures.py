@@ -15,17 +15,20 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from megatron_apriel.data.raw.documents import ImageValue
-from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, kind_of
+from megatron_apriel.data.raw.fields import Fields, is_nothing, kind_of
 from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.markers import (
     IMAGE_MARKER,
+    LOOSELY_NUMBERED,
     NUMBERED_MARKER,
     OTHER_MARKER,
     PLAIN_MARKER,
+    check_filled,
     loose_markers,
 )
 from megatron_apriel.data.raw.meanings import IMAGE_BYTES, IMAGE_FORM, IMAGE_INSIDE, IMAGE_PATH, IMAGES, PICTURE_FILES
+from megatron_apriel.data.raw.ordering import check_order
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.quantities import counted
 
@@ -242,6 +245,7 @@ def _split(pattern: re.Pattern[str], texts: list[Pieces]) -> list[Place]:
     found: list[Place] = []
 
     def split(string: str) -> Iterator[str | Place]:
+        check_filled(string)
         for number, between in enumerate(pattern.split(string)):
             if number:
                 found.append(Place())
@@ -257,7 +261,10 @@ def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
     strings = list(_strings(texts))
     if any(IMAGE_MARKER in piece for piece in strings):
         return False
-    numbers = [int(match[1] or match[2]) for piece in strings for match in NUMBERED_MARKER.finditer(piece)]
+    pattern = NUMBERED_MARKER if any(map(NUMBERED_MARKER.search, strings)) else LOOSELY_NUMBERED
+    if pattern is LOOSELY_NUMBERED and any(map(OTHER_MARKER.search, strings)):
+        return False
+    numbers = [int(match[1] or match[2]) for piece in strings for match in pattern.finditer(piece)]
     if not numbers or not pictures.present:
         return False
     images = pictures.numbered(numbers)
@@ -268,7 +275,7 @@ def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
 
     def split(string: str) -> Iterator[str | Place]:
         end = 0
-        for match in NUMBERED_MARKER.finditer(string):
+        for match in pattern.finditer(string):
             yield string[end : match.start()]
             yield Place(images[int(match[1] or match[2])])
             end = match.end()

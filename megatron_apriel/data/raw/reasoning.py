@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from megatron_apriel.data.raw.chat_markers import (
@@ -54,15 +55,25 @@ _CERTAIN = re.compile(r"(?i)</?\s?(?:seed:)?think(?:\s[^<>]*)?>|\[/?THINK\]|◁.
 """Tags that no text has by chance; others, as ``<reasoning>``, may stand in code or in advice about prompts."""
 _WORDS_OF_PAGES = re.compile(r"(?i)<\s?(?:reason|rationale|cot|analysis|reflection)\b")
 """Tags that documents have as well: they are reasoning only where an answer follows."""
+_ENDS = re.compile(r"^(?:begin|start|end)_(?:of_)?|_(?:begin|start|end)$")
 _EMPTY = re.compile(r"(?i)<\s?(?:seed:)?think\s*/>")
+_LONGEST_TAG = 100
+_MOST_CLOSINGS = 20
+"""That are looked at for one of an opening's name."""
 _PREAMBLE = 200
 """Characters of the words before reasoning whose tag is not certain."""
 _STAGES = re.compile(
-    r"\s*<SUMMARY>(.*?)</SUMMARY>\s*<CAPTION>(.*?)</CAPTION>\s*<REASONING>(.*?)</REASONING>\s*"
+    r"\s*<SUMMARY>(.*?)</SUMMARY>\s*(?:<CAPTION>(.*?)</CAPTION>\s*)?<REASONING>(.*?)</REASONING>\s*"
     r"<CONCLUSION>(.*?)</CONCLUSION>\s*",
-    re.DOTALL,
+    re.DOTALL | re.IGNORECASE,
 )
-"""LLaVA-CoT's."""
+"""LLaVA-CoT's; of a question without an image there is no caption."""
+_STEPS = (
+    r"(?i:plan(?:ning)?|analy[sz]e|observ(?:e|ation)|perce(?:ive|ption)|info|caption|description|look|verify|critique)"
+)
+_STEPS_BEFORE = re.compile(rf"<{_STEPS}>.*</{_STEPS}>\s{{0,99}}(?=<(?i:answer)>.*</(?i:answer)>\Z)", re.DOTALL)
+"""Steps in tags of their own before an answer in tags, as sets for reinforcement learning have them."""
+_ELEMENTS = re.compile(r"<(\w{1,30})>.*</\w{1,30}>", re.DOTALL)
 _HEADINGS = (
     ("## Thinking\n", "\n## Final Response\n"),
     ("Here is my thought process:", "\nHere is my response:"),
@@ -86,11 +97,14 @@ _LOOKS_LIKE_REASONING = re.compile(
     r"[<\[{◁]\|?/?\w{0,20}(?:think|thought|reason|scratchpad|reflect|monologue|analysis|working_out|rationale)"
     r"\w{0,20}\|?[>\]}▷]|&lt;/?think(?:ing)?&gt;|```(?:think|reason)|type=\"reasoning\"|<\|inner_prefix\|>"
     r"|<\|im_start\|>think|<\|?channel\|?>(?:thought|analysis)"
-    r"|^[#*\s]{0,6}(?:chain of thought|thought process|thinking|reasoning|thoughts?|scratchpad)[*\s]{0,4}:",
+    r"|^[#*\s]{0,6}(?:chain of thought|(?:thought|thinking|reasoning)(?: process)?|thoughts|scratchpad)[*\s]{0,4}:",
     re.IGNORECASE | re.MULTILINE,
 )
 _FORMATS = re.compile(r"[\w.-]+-v\d+|unknown")
 """What OpenRouter calls the form of a text of reasoning; its number stands beside it, too."""
+_TYPES = re.compile(r"(?:(?:reasoning|thinking|thought|summary|text)[._]?){1,3}")
+"""Of a text of reasoning: ``thinking``, ``reasoning.text``, ``summary_text``."""
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _QUOTES = "`\"'\u201c\u2018"
 
 
@@ -109,7 +123,7 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
         reasoning, _, rest = text.partition(RESPONSE_OPENING)
         return reasoning.strip().removeprefix(REASONING_OPENING).strip(), rest.partition(RESPONSE_CLOSING)[0].strip()
     if stages := _STAGES.fullmatch(text):
-        return "\n\n".join(stage.strip() for stage in stages.groups()[:3]), stages[4].strip()
+        return "\n\n".join(stage.strip() for stage in stages.groups()[:3] if stage), stages[4].strip()
     if (folded := _FOLDED.match(text)) and folded["answer"].strip() and _is_reasoning(folded):
         lines = (line.removeprefix("> ").removeprefix(">") for line in folded["thought"].strip().splitlines())
         return "\n".join(lines).strip(), folded["answer"].strip()
@@ -155,9 +169,25 @@ def _without_end(text: str) -> str:
     return text if behind.replace(END_OF_TURN, "").replace("</s>", "").strip() else answer.strip()
 
 
+def without_opening(prompt: str) -> str:
+    """A prompt without the tag that opens the reasoning of its answer, at its end."""
+    tags = [
+        match for match in _OPENING.finditer(prompt, max(0, len(prompt) - _LONGEST_TAG)) if _CERTAIN.fullmatch(match[0])
+    ]
+    return prompt[: tags[-1].start()].rstrip() if tags and not prompt[tags[-1].end() :].strip() else prompt
+
+
 def looks_unrecognised(answer: str) -> bool:
     """Whether an answer holds what looks like tags or headings of reasoning in a spelling that is not known."""
     return _LOOKS_LIKE_REASONING.search(answer) is not None
+
+
+def begins_with_reasoning(text: str) -> bool:
+    """Whether a text is an answer with reasoning before it, by tags that no text has by chance."""
+    opening, closing = _OPENING.match(text.lstrip()), _unquoted(_CLOSING, text)
+    if closing is None or not _CERTAIN.fullmatch(closing[0]):
+        return False
+    return opening is not None or _unquoted(_OPENING, text) is None
 
 
 def reasoning_text(value: Any, what: str) -> str:
@@ -166,10 +196,10 @@ def reasoning_text(value: Any, what: str) -> str:
         return "\n\n".join(text for one in value if (text := reasoning_text(one, what)).strip())
     if isinstance(value, dict):
         said = {name: one for name, one in value.items() if one is not None and not _is_beside(name, one)}
-        texts = [name for name in ("thinking", "text", "content") if name in said]
-        if len(texts) != 1 or said.keys() - {*texts, "type", "signature", "id"}:
+        texts = [name for name in ("thinking", "text", "content", "summary") if name in said]
+        if len(texts) != 1 or said.keys() - {*texts, "signature", "id"}:
             raise BadRecord(
-                f"{what} is an object of {', '.join(map(str, said))}; known: one of text, content, thinking"
+                f"{what} is an object of {', '.join(map(str, said))}; known: one of text, content, thinking, summary"
             )
         return reasoning_text(said[texts[0]], what)
     if not isinstance(value, str):
@@ -178,7 +208,11 @@ def reasoning_text(value: Any, what: str) -> str:
 
 
 def _is_beside(name: str, value: Any) -> bool:
-    return type(value) is int if name == "index" else name == "format" and _FORMATS.fullmatch(str(value)) is not None
+    if name == "index":
+        return type(value) is int
+    if name == "type":
+        return _TYPES.fullmatch(str(value)) is not None
+    return (name == "format" and _FORMATS.fullmatch(str(value)) is not None) or (name == "effort" and value in _EFFORTS)
 
 
 def taken_reasoning(fields: Fields, names: tuple[str, ...], where: str) -> str:
@@ -220,7 +254,7 @@ def _without_tags(text: str) -> str:
 def _is_switch(value: Any) -> bool:
     """``reasoning: on`` or ``{"effort": "high"}``: whether and how to reason, which is no reasoning."""
     if isinstance(value, dict) and value:
-        return not {"thinking", "text", "content"} & value.keys()
+        return not {"thinking", "text", "content"} & value.keys() and not isinstance(value.get("summary"), list)
     return isinstance(value, bool | int | float) or (
         isinstance(value, str) and value.strip().lower() in ("on", "off", "yes", "no", "true", "false", "none", "auto",
                                                              "low", "medium", "high")
@@ -247,27 +281,50 @@ def _tagged(text: str, where: str) -> tuple[str, str]:
         pieces, rest = [text[: closing.start()]], text[closing.end() :].strip()  # opened in the prompt
     elif opening is not None:
         before, rest = text[: opening.start()].strip(), text[opening.start() :]
+    elif (steps := _STEPS_BEFORE.match(text)) and (answered := _unwrapped(text[steps.end() :], where, reasoned=True)):
+        return steps[0].strip(), answered
     else:
         return "", _unwrapped(text, where, reasoned=False)
-    while (opening := _OPENING.match(rest)) is not None:
-        closing, answer = (pattern.search(rest, opening.end()) for pattern in (_CLOSING, _ANSWER_OPENING))
-        if closing is not None:
+    place = 0
+    while (opening := _OPENING.match(rest, place)) is not None:
+        if (closing := _closing_behind(opening, rest)) is not None:
             pieces.append(rest[opening.end() : closing.start()])
-            rest = rest[closing.end() :].strip()
-        elif answer is not None:
+            place = _behind_space(rest, closing.end())
+        elif (answer := _ANSWER_OPENING.search(rest, opening.end())) is not None:
             pieces.append(rest[opening.end() : answer.start()])
-            rest = rest[answer.start() :].strip()
+            place = answer.start()
         else:
             raise BadRecord(
                 f"{where}: reasoning opened by {opening[0]!r} has no {_closing_of(opening[0])!r}; it was cut off"
             )
+    rest = rest[place:].strip()
     answered = _unwrapped(rest, where, reasoned=True)
     for pattern in (_OPENING, _CLOSING):
         left = _unquoted(pattern, answered)
         if left is not None and _CERTAIN.fullmatch(left[0]):
             raise BadRecord(f"{where}: {left[0]!r} stands in the answer, behind reasoning that was closed before")
+    if answered != rest and _ELEMENTS.fullmatch(before):
+        before, pieces = "", [before, *pieces]  # what was seen, in a tag of its own
     reasoning = "\n\n".join(piece.strip() for piece in pieces if piece.strip())
     return reasoning, "\n".join(filter(None, (before, answered)))
+
+
+def _behind_space(text: str, place: int) -> int:
+    while text[place : place + 1].isspace():
+        place += 1
+    return place
+
+
+def _closing_behind(opening: re.Match[str], text: str) -> re.Match[str] | None:
+    """The first closing of that name, for reasoning may hold tags of others, as a reflection; else the first of any."""
+    closings = list(islice(_CLOSING.finditer(text, opening.end()), _MOST_CLOSINGS))
+    alike = (closing for closing in closings if _name_of(closing[0]) == _name_of(opening[0]))
+    return next(alike, closings[0] if closings else None)
+
+
+def _name_of(tag: str) -> str:
+    """What a tag of reasoning is called, whichever end it marks."""
+    return _ENDS.sub("", re.split(r"\s", tag.strip("<>[]|◁▷/ ").lower())[0])
 
 
 def _lone_closing(text: str) -> re.Match[str] | None:

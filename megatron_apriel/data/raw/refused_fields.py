@@ -325,10 +325,12 @@ NO_CONTEXT = (
     "annotation annotator labeling review reward license"
 )
 """Words in such names that say that the text is about the record, or was what it was made of."""
-REASONS = "reasoning thinking think thought thoughts cot rationale"
+REASONS = "reasoning thinking think thought thoughts cot rationale rationales scratchpad monologue"
 """Words in the name of a text that may be the reasoning of an answer without any: then it is refused."""
 ABOUT = (
     "type types token tokens length len count language lang model id source effort mode budget level category score "
     "quality template format prompt tag tags time domain difficulty instruction instructions style"
 )
 """Last words of names of what only describes it."""
+TAGS = ("intent", "knowledge", "difficulty")
+"""What a classifier says of a question, where all stand beside it (Magpie): ``knowledge`` is no context then."""

@@ -21,17 +21,19 @@ _BOS = "|".join(map(re.escape, _BEGINNINGS))
 _OPENING = re.compile(
     rf"\s*(?:{_BOS})?\s*(?P<tag><\|im_start\|>\s?(?:system|developer|user|human|assistant|tool)\b|<\|start_header_id\|>\w|<\|header_start\|>\w|<start_of_turn>\w"
     r"|<\|turn>\w|<\|start\|>(?:system|developer|user|assistant)\b|<\|START_OF_TURN_TOKEN\|>|<\|start_of_role\|>\w"
-    rf"|<{_BAR}(?:User|Assistant){_BAR}>|\[INST\]|<<SYS>>|\[\|(?:Human|system|user|assistant)\|\])"
+    rf"|<extra_id_[01]>(?:System|User|Assistant)\b|<{_BAR}(?:User|Assistant){_BAR}>|\[INST\]|<<SYS>>|\[\|(?:Human|system|user|assistant)\|\])"
 )
-"""Of ChatML, Llama 2 to 4, Gemma, gpt-oss, Cohere, Granite, DeepSeek, Mistral, Baize and EXAONE."""
+"""Of ChatML, Llama 2 to 4, Gemma, gpt-oss, Cohere, Granite, NeMo, DeepSeek, Mistral, Baize and EXAONE."""
 _DIALOGUES = ((re.compile(r"\s*### ?(?:Human|User):"), re.compile(r"### ?(?:Assistant|Bot|AI):")),
               (re.compile(r"\n\nHuman:"), re.compile(r"\n\nAssistant:")),
               (re.compile(r"(?:Below is an instruction\b[^#]{0,400})?### Instruction:"), re.compile(r"### Response:")),
-              (re.compile(r"(?:A chat between[^:]{0,300})?USER:"), re.compile(r"\bASSISTANT:")))  # fmt: skip
-"""Guanaco, Anthropic's older form, Alpaca, Vicuna: how one begins, and what its answer begins with."""
+              (re.compile(r"(?:A chat between[^:]{0,300})?USER:"), re.compile(r"\bASSISTANT:")),
+              (re.compile(r"\s*<\|(?:system|user|prompter)\|>"), re.compile(r"<\|assistant\|>")))  # fmt: skip
+"""Guanaco, Anthropic's older form, Alpaca, Vicuna, Zephyr: how one begins, and what its answer begins with."""
 _RUNNING_ON = re.compile(
     r"(?:<\|im_end\|>|<\|eot_id\|>|<\|eot\|>|<end_of_turn>|<turn\|>)\s{0,9}"
     r"(?:<\|im_start\|>|<\|start_header_id\|>|<\|header_start\|>|<start_of_turn>|<\|turn>)"
+    r"|\n<extra_id_1>(?:User|Assistant)\n"
 )
 
 

@@ -18,7 +18,8 @@ from megatron_apriel.data.raw.problems import BadRecord
 
 _SHOWN = re.compile(
     r"!\[[^\]\n]{0,2000}\]\(\s{0,20}<?(?P<markdown>[^()\s<>]{1,1000})>?(?:\s{1,20}[\"'][^\"'\n]{0,500}[\"'])?\s{0,20}\)"
-    r"|<img\s(?:[^<>]{0,2000}\s)?src\s{0,20}=\s{0,20}(?P<quote>[\"'])(?P<html>[^\"'<>\n]{1,1000})(?P=quote)[^<>]{0,2000}>",
+    r"|<img\s(?:[^<>]{0,2000}\s)?src\s{0,20}=\s{0,20}(?P<quote>[\"'])(?P<html>[^\"'<>\n]{1,1000})(?P=quote)[^<>]{0,2000}>"
+    r"|<(?:image|img|picture)\s{0,9}[:=]\s{0,9}(?P<tag>[^<>\n]{1,1000})>|\[(?:image|img|picture)\s{0,9}[:=]\s{0,9}(?P<bracket>[^\[\]\n]{1,1000})\]",
     re.IGNORECASE,
 )
 
@@ -51,7 +52,7 @@ def place_shown(texts: Sequence[Pieces], pictures: Pictures) -> Pictures:
                 continue
             end = 0
             for match in _SHOWN.finditer(piece):
-                path = _plain(match["markdown"] or match["html"])
+                path = _plain(next(filter(None, match.group("markdown", "html", "tag", "bracket"))).strip())
                 image = names.get(path, by_name.get(path))
                 if image is not None:
                     divided[-1] += [piece[end : match.start()], Place(image)]

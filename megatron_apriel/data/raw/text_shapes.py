@@ -38,7 +38,7 @@ def are_interleaved(record: Fields) -> bool:
 
 def read_interleaved(record: Fields, most_values: int) -> TextDocument:
     """Texts and images of a page in one order: in each place either has something (OBELICS, MINT-1T)."""
-    texts, name = record.take(*TEXTS.names), record.taken_name(*IMAGES.names[:2])
+    texts, name = record.take(TEXTS.names[0]), record.taken_name(*IMAGES.names[:2])
     images = record.take(*IMAGES.names[:2])
     if not isinstance(texts, list):
         raise lacks(record, TEXTS.names[0])

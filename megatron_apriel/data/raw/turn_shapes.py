@@ -11,9 +11,11 @@ from megatron_apriel.data.raw.documents import Conversation
 from megatron_apriel.data.raw.envelopes import CALLING, REASONED, is_turn
 from megatron_apriel.data.raw.fields import Fields, text_of
 from megatron_apriel.data.raw.meanings import ANSWERS, ASKED, CALLS, MADE, RECORD_REASONING, REPLIES, ROLE, SAID, TEXTS
+from megatron_apriel.data.raw.pictures import names_pictures
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import plain_name
 from megatron_apriel.data.raw.replies import reply_in, reply_turns
+from megatron_apriel.data.raw.transcripts import is_transcript
 from megatron_apriel.data.raw.turns import Turn, turns_of
 
 
@@ -31,7 +33,7 @@ def lists_turns(names: tuple[str, ...]) -> Callable[[Fields], bool]:
 
 def _are_turns(value: Any) -> bool:
     if isinstance(value, str):
-        return value.lstrip().startswith("[{")
+        return value.lstrip().startswith("[{") or is_transcript(value)
     if isinstance(value, dict):
         return bool(value) and all(isinstance(one, list) for one in value.values()) and _is_turn(value)
     if not isinstance(value, list) or not value:
@@ -84,17 +86,21 @@ def lacks(record: Fields, name: str) -> BadRecord:
 
 
 def are_pairs(record: Fields) -> bool:
-    value = record.peek(TEXTS.names[0])
+    names = TEXTS.names if names_pictures(record) else TEXTS.names[:1]
+    return any(_list_pairs(record.peek(name)) for name in names)
+
+
+def _list_pairs(value: Any) -> bool:
     if isinstance(value, dict):
         return bool(value) and all(isinstance(one, list) for one in value.values())
     return isinstance(value, list) and any(isinstance(one, dict) for one in value)
 
 
 def read_pairs(record: Fields, most_values: int) -> Conversation:
-    value = record.take(*TEXTS.names)
+    path, value = record.taken_name(*TEXTS.names), record.take(*TEXTS.names)
     if value is None:
         raise lacks(record, TEXTS.names[0])
-    return conversation(record, turns_of(value, record, record.path("texts"), most_values), most_values)
+    return conversation(record, turns_of(value, record, path, most_values), most_values)
 
 
 def has_calls(record: Fields) -> bool:

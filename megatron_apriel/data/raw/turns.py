@@ -17,7 +17,7 @@ from megatron_apriel.data.raw.calls import (
     tools_of,
 )
 from megatron_apriel.data.raw.envelopes import CALLING, OURS, REASONED, opened
-from megatron_apriel.data.raw.fields import Fields, check_order, is_nothing, text_of
+from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import is_learned
 from megatron_apriel.data.raw.meanings import (
@@ -33,11 +33,13 @@ from megatron_apriel.data.raw.meanings import (
     RESULT_NAME,
     ROLE,
     SAID,
+    SPEAKERS,
     TOOL_CALLS,
     TURN_IMAGES,
     TURN_TOOLS,
     TURN_TYPE,
 )
+from megatron_apriel.data.raw.ordering import check_order
 from megatron_apriel.data.raw.parts import Content, as_text, content_of
 from megatron_apriel.data.raw.pictures import Pictures, Pieces, pictures_of, rows_of
 from megatron_apriel.data.raw.problems import BadRecord
@@ -49,6 +51,7 @@ from megatron_apriel.data.raw.reasoning import (
     taken_reasoning,
 )
 from megatron_apriel.data.raw.rendered import check_not_rendered, without_end
+from megatron_apriel.data.raw.transcripts import is_transcript, transcribed
 
 
 @dataclass
@@ -91,7 +94,8 @@ def turns_of(value: Any, record: Fields, path: str, most_values: int) -> list[Tu
     """The turns that a field of a record lists.
 
     Args:
-        value: a list of objects, of pairs of texts, or of texts in turn; its JSON text; one object; an object of lists.
+        value: a list of objects, of pairs of texts, or of texts in turn; its JSON text; a transcript; one object; an
+            object of lists.
         record: it stands in.
         path: of the field.
         most_values: of a JSON text.
@@ -100,17 +104,16 @@ def turns_of(value: Any, record: Fields, path: str, most_values: int) -> list[Tu
         BadRecord: it is none of these, or a turn is not understood.
     """
     if isinstance(value, str):
-        value = parsed_json(value, most_values, f"field {path!r}")
+        value = transcribed(value) if is_transcript(value) else parsed_json(value, most_values, f"field {path!r}")
     if isinstance(value, Mapping):
         value = rows_of(value) or [value]
     if not isinstance(value, list) or not value:
         raise BadRecord(f"field {path!r} is not a list of turns")
     if all(isinstance(one, str) for one in value) and len(value) > 1:
-        roles = ("user", "assistant")
         return [
-            _finished(Turn(roles[number % 2], f"turn {number + 1}"), content_of(text, record, path, path, most_values),
-                      record, most_values)
-            for number, text in enumerate(value)
+            _finished(Turn(role, f"turn {number}"), content_of(text, record, path, path, most_values), record,
+                      most_values)
+            for number, (role, text) in enumerate(zip(_speakers(record, len(value)), value, strict=True), 1)
         ]  # fmt: skip
     check_order(record.kept(value, path), path)
     turns: list[Turn] = []
@@ -125,6 +128,22 @@ def turns_of(value: Any, record: Fields, path: str, most_values: int) -> list[Tu
         else:
             raise BadRecord(f"{where} is not an object")
     return turns
+
+
+def _speakers(record: Fields, count: int) -> list[str]:
+    """Whose the texts of a list are: the user's and the assistant's in turn, or as a list beside them says."""
+    in_turn = [("user", "assistant")[number % 2] for number in range(count)]
+    name = next((name for name in SPEAKERS.names if isinstance(record.peek(name), list) and name in record), "")
+    if not name:
+        return in_turn
+    given = record.peek(name)
+    roles = [_ours(record, one) for one in given]
+    if len(given) == count and None not in roles:
+        record.take(name)
+        return [role for role in roles if role is not None]
+    if len(given) != count or given != [given[number % 2] for number in range(count)] or len(set(map(str, given))) != 2:
+        raise BadRecord(f"field {record.path(name)!r} does not say that two speak in turn; give each turn its role")
+    return in_turn
 
 
 def _is_pair(value: Any) -> bool:
@@ -174,7 +193,8 @@ def read_turn(turn: Fields, where: str, most_values: int, role: str | None = Non
     if role == CALLING and value is None and not result.calls and any(name in turn for name in CALL_NAME.names):
         result.calls = [call_of(turn, where, most_values)]
     if role == "tool_result":
-        result.result_id, result.result_name = turn.take(*RESULT_ID.names), turn.take(*RESULT_NAME.names)
+        identity, result.result_name = turn.take(*RESULT_ID.names), turn.take(*RESULT_NAME.names)
+        result.result_id = identity[0] if isinstance(identity, list) and len(identity) == 1 else identity
         result.fields, value = turn, as_text(value)
     if role == "system" and any(name in turn for name in TURN_TOOLS.names):
         offered = turn.taken_name(*TURN_TOOLS.names)
@@ -269,9 +289,7 @@ def _role_of(turn: Fields, where: str, hint: str | None) -> str:
     name = turn.taken_name(*ROLE.names).rpartition(".")[2]
     role = turn.take(*ROLE.names)
     if isinstance(role, str):
-        plain = role.strip().lower()
-        ours = turn.reading.roles.get(plain) or OURS.get(plain.replace("-", "_").replace(" ", "_"))
-        if ours is not None:
+        if (ours := _ours(turn, role)) is not None:
             return ours
     elif role is None and hint is not None:
         return hint
@@ -279,6 +297,12 @@ def _role_of(turn: Fields, where: str, hint: str | None) -> str:
         raise BadRecord(f"{where}: a turn of type {kind!r} without a role; known: {', '.join(OURS)}")
     kind = "speaker" if name == "from" else "role"
     raise BadRecord(f"{where}: unknown {kind} {role!r}; known: {', '.join(OURS)}; --map role:THEIRS=OURS names others")
+
+
+def _ours(turn: Fields, speaker: Any) -> str | None:
+    """Our role for somebody's name of a speaker, or None."""
+    plain = speaker.strip().lower() if isinstance(speaker, str) else ""
+    return turn.reading.roles.get(plain) or OURS.get(plain.replace("-", "_").replace(" ", "_"))
 
 
 def _calls(turn: Fields, where: str, most_values: int) -> list[Call]:

@@ -79,6 +79,9 @@ def test_defaults_that_are_written_out_are_taken(section: str) -> None:
         *((section, "_sliding_window", 8) for section in SECTIONS),
         ("", "auto_map", {"AutoModel": "modeling.Model"}),
         ("", "lora", {"rank": 8}),
+        ("", "architectures", ["LlavaNextForConditionalGeneration"]),
+        ("", "architectures", ["LlavaForConditionalGeneration", "MistralForSequenceClassification"]),
+        ("", "architectures", "LlavaForConditionalGeneration"),
         ("", "vocab_size", 512),
         ("", "spatial_merge_size", 2),
         ("", "vision_feature_layer", [-1, -2]),
@@ -113,6 +116,17 @@ def test_what_could_change_the_model_is_refused_by_name(section: str, key: str, 
         Architecture.from_hf_config(config_with(section, **{key: value}))
     what = str(caught.value).partition("\n")[0]
     assert key in what and (section in what or section == "")
+
+
+def test_a_text_model_with_another_head_is_refused() -> None:
+    text = {**TINY.to_hf_config()["text_config"], "model_type": "mistral"}
+    assert Architecture.from_hf_config(text | {"architectures": ["MistralForCausalLM"]}).tower is None
+    with pytest.raises(CheckpointError, match=r"architectures=\['MistralForSequenceClassification'\] is not supported"):
+        Architecture.from_hf_config(text | {"architectures": ["MistralForSequenceClassification"]})
+
+
+def test_the_class_of_a_section_is_only_where_it_came_from() -> None:
+    assert Architecture.from_hf_config(config_with("text_config", architectures=["MistralModel"])) == TINY
 
 
 def test_all_keys_of_a_config_that_are_not_understood_stand_in_one_message() -> None:

@@ -180,4 +180,16 @@ PICTURES: dict[str, Published] = {
         chat(user(f"[IMG]\nLook.\n{ASKED}"), said(ANSWERED), images=("red",)),
         {},
     ),
+    "PixMo's questions": one(
+        {"image": "red.png", "image_id": "x",
+         "questions": {"question": [ASKED, "Sure?"], "answer": [ANSWERED, "Yes."]}},
+        chat(user(f"[IMG]\n{ASKED}"), said(ANSWERED), user("Sure?"), said("Yes."), images=("red",)),
+        {"image_id": 1},
+    ),
+    "ChartQA": one(
+        {"image": "red.png", "query": ASKED, "label": [ANSWERED], "human_or_machine": 0}, SEEN, {"human_or_machine": 1}
+    ),
+    "DocVQA with one answer": one(
+        {"image": "red.png", "question": ASKED, "answers": [ANSWERED, ANSWERED], "docId": 1}, SEEN, {"docId": 1}
+    ),
 }  # fmt: skip

@@ -135,4 +135,77 @@ REASONING: dict[str, Published] = {
         REASONED,
         {"expected_answer": 1},
     ),
+    "Llama-Nemotron": one(
+        {"input": [{"role": "user", "content": "6+6?"}], "output": "<think>\nSix and six make twelve.\n</think>\n\n12",
+         "reasoning": "on", "system_prompt": "detailed thinking on", "used_in_training": "Ultra"},
+        chat(system("detailed thinking on"), user("6+6?"), said("12", "Six and six make twelve.")),
+        {"reasoning": 1, "used_in_training": 1},
+    ),
+    "AM's distilled answers": one(
+        {"messages": [{"role": "user", "content": "6+6?", "info": {"reference_answer": "12", "think_content": None}},
+                      {"role": "assistant",
+                       "content": "<think>Six and six make twelve.</think>\n<answer>12</answer>",
+                       "info": {"think_content": "Six and six make twelve.", "answer_content": "12"}}]},
+        REASONED,
+        {"messages.info.reference_answer": 1, "messages.info.think_content": 1, "messages.info.answer_content": 1},
+    ),
+    "R1-Distill-SFT": one(
+        {"problem": "6+6?", "solution": "Add: 12.",
+         "reannotated_assistant_content": "<think>\nSix and six make twelve.\n</think>\n\n12",
+         "reannotated_messages": [{"role": "user", "content": "6+6?"},
+                                  {"role": "assistant",
+                                   "content": "<think>\nSix and six make twelve.\n</think>\n\n12"}]},
+        REASONED,
+        {"solution": 1, "reannotated_messages.role": 2, "reannotated_messages.content": 2},
+    ),
+    "GeneralThought": one(
+        {"question": "6+6?", "reference_answer": "12", "model_answer": "12",
+         "model_reasoning": "Six and six make twelve.",
+         "prev_messages": [{"role": "user", "content": "5+5?"}, {"role": "assistant", "content": "10"}]},
+        chat(user("5+5?"), said("10"), user("6+6?"), said("12", "Six and six make twelve.")),
+        {"reference_answer": 1},
+    ),
+    "Chinese R1 data": one(
+        {"input": "6+6?", "reasoning_content": "Six and six make twelve.", "content": "12", "score": 10},
+        REASONED,
+        {"score": 1},
+    ),
+    "SYNTHETIC-1": one(
+        {"prompt": "6+6?", "gold_standard_solution": "12", "score": 1.0,
+         "llm_response": "<think>\nSix and six make twelve.\n</think>\n\n12"},
+        REASONED,
+        {"gold_standard_solution": 1, "score": 1},
+    ),
+    "opened at the end of the prompt": one(
+        {"prompt": "6+6?\n<think>\n", "completion": "Six and six make twelve.\n</think>\n\n12"}, REASONED, {}
+    ),
+    "a reflection inside of the thinking": one(
+        reasoned("<thinking>\nSix and six.\n<reflection>\nSure.\n</reflection>\n</thinking>\n<output>\n12\n</output>"),
+        chat(user("6+6?"), said("12", "Six and six.\n<reflection>\nSure.\n</reflection>")),
+    ),
+    "a summary of reasoning (Responses)": one(
+        reasoned("12", reasoning={"effort": "high", "summary": [{"type": "summary_text",
+                                                                 "text": "Six and six make twelve."}]}),
+        REASONED,
+        {},
+    ),
+    "what was seen, thought and answered (Visionary-R1)": one(
+        reasoned("<info>Two sixes.</info>\n<think>Twelve.</think>\n<answer>12</answer>"),
+        chat(user("6+6?"), said("12", "<info>Two sixes.</info>\n\nTwelve.")),
+    ),
+    "a plan and an answer": one(
+        reasoned("<plan>Add.</plan>\n<verify>Yes.</verify>\n<answer>12</answer>"),
+        chat(user("6+6?"), said("12", "<plan>Add.</plan>\n<verify>Yes.</verify>")),
+    ),
+    "a quiz in XML": one(
+        reasoned("<question>6+6?</question>\n<answer>12</answer>"),
+        chat(user("6+6?"), said("<question>6+6?</question>\n<answer>12</answer>")),
+    ),
+    "LLaVA-CoT without an image, in small letters": one(
+        reasoned("<summary>Add.</summary>\n<reasoning>Twelve.</reasoning>\n<conclusion>12</conclusion>"),
+        chat(user("6+6?"), said("12", "Add.\n\nTwelve.")),
+    ),
+    "a chain of thought and a final answer": one(
+        {"question": "6+6?", "chain_of_thought": "Six and six make twelve.", "final_answer": "12"}, REASONED, {}
+    ),
 }  # fmt: skip

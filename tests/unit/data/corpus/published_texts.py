@@ -160,4 +160,48 @@ TEXTS: dict[str, Published] = {
         plain("Look: [IMG]a door, [IMG]a wall.", images=("red", "green")),
         {},
     ),
+    "NeMo's chat": one(
+        {"system": "Be brief.", "mask": "User",
+         "conversations": [{"from": "User", "value": ASKED}, {"from": "Assistant", "value": ANSWERED}]},
+        chat(system("Be brief."), user(ASKED), said(ANSWERED)),
+        {},
+    ),
+    "Tulu 3's kinds of constraints": one(
+        {"prompt": ASKED, "constraints": ["keywords:frequency", "detectable format:number bullet lists"],
+         "messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]},
+        QUESTION_AND_ANSWER,
+        {"prompt": 1, "constraints": 1},
+    ),
+    "Magpie": one(
+        {"input": ASKED, "output": ANSWERED, "intent": "The user asks for a colour.", "difficulty": "easy",
+         "knowledge": "One needs to know the names of colours.", "input_quality": "good",
+         "conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": ANSWERED}]},
+        QUESTION_AND_ANSWER,
+        {"input": 1, "output": 1, "intent": 1, "difficulty": 1, "knowledge": 1, "input_quality": 1},
+    ),
+    "CAMEL": one(
+        {"role_1": "Painter_RoleType.ASSISTANT", "topic;": "Colours", "message_1": ASKED, "message_2": ANSWERED},
+        QUESTION_AND_ANSWER,
+        {"role_1": 1, "topic;": 1},
+    ),
+    "metharme": one({"prompt": ASKED, "generation": ANSWERED}, QUESTION_AND_ANSWER, {}),
+    "Cohere's chat": one(
+        {"chat_history": [{"role": "USER", "message": ASKED}, {"role": "CHATBOT", "message": ANSWERED}],
+         "message": "Sure?", "response": "Yes."},
+        chat(user(ASKED), said(ANSWERED), user("Sure?"), said("Yes.")),
+        {},
+    ),
+    "turns of OpenRLHF": one(
+        {"message": json.dumps([{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}])},
+        QUESTION_AND_ANSWER,
+        {},
+    ),
+    "texts and their speakers": one(
+        {"dialogue": ["Be brief.", ASKED, ANSWERED], "speakers": ["system", "user", "assistant"]},
+        chat(system("Be brief."), user(ASKED), said(ANSWERED)),
+        {},
+    ),
+    "two who take turns": one(
+        {"dialogue": [ASKED, ANSWERED], "speakers": ["Ann", "Bob"]}, QUESTION_AND_ANSWER, {"speakers": 1}
+    ),
 }  # fmt: skip

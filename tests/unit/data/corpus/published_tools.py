@@ -9,6 +9,10 @@ from tests.unit.data.corpus.published_set import BARE_TIDE, Published, one
 from tests.unit.data.corpus.written_documents import chat, result, said, system, user
 
 TIDE = {"type": "function", "function": {"name": "tide", "description": "d", "parameters": {"type": "object"}}}
+KINDS = {
+    "name": "tide", "parameters": {"type": "object", "properties": {
+        "place": {"type": "string"}, "days": {"type": ["integer", "null"]}, "deep": {"type": "boolean"}}},
+}  # fmt: skip
 HOEK, DELFT = '{"place": "Hoek"}', '{"place": "Delft"}'
 WEATHER = chat(user("Tide at Hoek?"), said(calls=[("tide", HOEK)]), result("low"), said("It is low."), tools=[TIDE])
 
@@ -169,5 +173,87 @@ TOOLS: dict[str, Published] = {
         {"messages": [{"role": "user", "content": "Tide?"},
                       {"role": "assistant", "content": None, "tool_calls": calls(("a", ""))}], "tools": [TIDE]},
         chat(user("Tide?"), said(calls=[("tide", "{}")]), tools=[TIDE]),
+    ),
+    "Glaive's transcripts": one(
+        {"system": "SYSTEM: You may call tide.",
+         "chat": "USER: Tide at Hoek?\n\n\nASSISTANT: <functioncall> {\"name\": \"tide\", \"arguments\": "
+                 "'{\"place\": \"Hoek\"}'} <|endoftext|>\n\n\nFUNCTION RESPONSE: low\n\n\n"
+                 "ASSISTANT: It is low. <|endoftext|>\n\n\n"},
+        chat(system("You may call tide."), user("Tide at Hoek?"), said(calls=[("tide", '{"place": "Hoek"}')]),
+             result("low"), said("It is low.")),
+        {},
+    ),
+    "tools as JSON text beside turns as JSON text": one(
+        {"messages": json.dumps([{"role": "user", "content": "Tide?"}, {"role": "assistant", "content": "Where?"}]),
+         "tools_json": json.dumps([BARE_TIDE])},
+        chat(user("Tide?"), said("Where?"), tools=[BARE_TIDE]),
+        {},
+    ),
+    "one function beside a question": one(
+        {"question": "Tide?", "function": BARE_TIDE, "answer": "Where?"},
+        chat(user("Tide?"), said("Where?"), tools=[BARE_TIDE]),
+        {},
+    ),
+    "a function of a program": one(
+        {"question": "Tide?", "function": "def tide(): ...", "answer": "Where?"},
+        chat(user("Tide?"), said("Where?")),
+        {"function": 1},
+    ),
+    "results with lists of one id (SWE-agent)": one(
+        {"messages": [{"role": "user", "content": "Tides?"},
+                      {"role": "assistant", "content": "", "tool_calls": calls(("a", HOEK), ("b", DELFT))},
+                      {"role": "tool", "tool_call_ids": ["b"], "content": "high"},
+                      {"role": "tool", "tool_call_ids": ["a"], "content": "low"},
+                      {"role": "assistant", "content": "Low, high."}]},
+        chat(user("Tides?"), said(calls=[("tide", HOEK), ("tide", DELFT)]), result("low"), result("high"),
+             said("Low, high.")),
+        {},
+    ),
+    "Qwen3-Coder's calls": one(
+        {"tools": [KINDS],
+         "messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant", "content": "<think>Ask.</think>\n<tool_call>\n<function=tide>\n"
+                       "<parameter=place>\n12\n</parameter>\n<parameter=days>\n7\n</parameter>\n"
+                       "<parameter=deep>\nTrue\n</parameter>\n</function>\n</tool_call>"}]},
+        chat(user("Tide?"), said("", "Ask.", [("tide", '{"place": "12", "days": 7, "deep": true}')]), tools=[KINDS]),
+        {},
+    ),
+    "GLM's calls": one(
+        {"tools": [KINDS],
+         "messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant", "content": "<tool_call>tide\n<arg_key>place</arg_key>\n"
+                       "<arg_value>Hoek</arg_value>\n<arg_key>days</arg_key>\n<arg_value>7</arg_value>\n"
+                       "</tool_call>\n<tool_call>tide\n</tool_call>"}]},
+        chat(user("Tide?"), said(calls=[("tide", '{"place": "Hoek", "days": 7}'), ("tide", "{}")]), tools=[KINDS]),
+        {},
+    ),
+    "MiniMax's calls": one(
+        {"tools": [KINDS],
+         "messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant", "content": "One moment.\n<minimax:tool_call>\n<invoke name=\"tide\">\n"
+                       "<parameter name=\"place\">Hoek</parameter>\n</invoke>\n<invoke name=\"tide\">\n"
+                       "<parameter name=\"days\">7</parameter>\n</invoke>\n</minimax:tool_call>"}]},
+        chat(user("Tide?"), said("One moment.", calls=[("tide", HOEK), ("tide", '{"days": 7}')]), tools=[KINDS]),
+        {},
+    ),
+    "texts of arguments without a schema": one(
+        {"messages": [{"role": "user", "content": "Tide?"},
+                      {"role": "assistant", "content": "<tool_call>\n<function=tide>\n<parameter=place>\nHoek\n"
+                                                       "</parameter>\n</function>\n</tool_call>"}]},
+        chat(user("Tide?"), said(calls=[("tide", HOEK)])),
+        {},
+    ),
+    "results that name their calls themselves (Hermes)": one(
+        {"conversations": [{"from": "human", "value": "Tide and sun?"},
+                           {"from": "gpt", "value": '<tool_call>\n{"name": "tide", "arguments": {}}\n</tool_call>\n'
+                                                    '<tool_call>\n{"name": "sun", "arguments": {}}\n</tool_call>'},
+                           {"from": "tool", "value": '<tool_response>\n{"name": "sun", "content": "up"}\n'
+                                                     '</tool_response>\n<tool_response>\n{"name": "tide", "content": '
+                                                     '"low"}\n</tool_response>'},
+                           {"from": "gpt", "value": "Low, up."}]},
+        chat(user("Tide and sun?"), said(calls=[("tide", "{}"), ("sun", "{}")]),
+             result('{"name": "tide", "content": "low"}'), result('{"name": "sun", "content": "up"}'),
+             said("Low, up.")),
+        {},
     ),
 }  # fmt: skip

@@ -63,11 +63,17 @@ def without(tokenizer, **changes):
     return tokenizer
 
 
+def with_dropout(tokenizer):
+    tokenizer.backend_tokenizer.model.dropout = 0.5
+    return tokenizer
+
+
 @pytest.mark.parametrize(
     ("build", "change", "message"),
     [
         (lambda: small_tokenizer(4097), {}, "largest id 4096 does not fit the model's vocabulary of 4096"),
         (lambda: without(small_tokenizer(2000), bos_token=None), {}, "the tokenizer has no bos_token"),
+        (lambda: with_dropout(small_tokenizer(2000)), {}, "its model has dropout=0.5"),
         (lambda: small_tokenizer(2000), {"image_token_id": 14}, "has id 10, the model's config.json says .*=14"),
     ],
 )
@@ -184,3 +190,8 @@ def test_longest_side_without_processor_files(architecture, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("[")
     with pytest.raises(DataError, match="is not a valid JSON object"):
         longest_side(tmp_path, architecture)
+
+
+def test_a_tower_of_other_colours_is_refused(architecture, tmp_path):
+    with pytest.raises(DataError, match="num_channels is 4"):
+        longest_side(tmp_path, replace(architecture, tower=replace(architecture.tower, channels=4)))

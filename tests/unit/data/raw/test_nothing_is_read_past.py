@@ -24,7 +24,17 @@ from tests.unit.data.corpus.published_shapes import PUBLISHED
 UNKNOWN = "zz_of_nobody"
 VALUES = ("zz", 7, False, ["zz"], {"zz": "zz"}, [{"zz": "zz"}], "", [], {})
 KNOWN = tuple(dict.fromkeys(name for row in FIELDS for name in row.names))
-IDENTITIES = {"call_id", "id", "name", "signature", "tool_call_id", "tool_id", "tool_name", "tool_use_id"}
+IDENTITIES = {
+    "call_id",
+    "id",
+    "name",
+    "signature",
+    "tool_call_id",
+    "tool_call_ids",
+    "tool_id",
+    "tool_name",
+    "tool_use_id",
+}
 """They say which call a result answers: where there is one of each nothing depends on them."""
 NAMED = tuple(dict.fromkeys(name for rule in REFUSED for name in (*rule.names.split(), *rule.words.split())))
 
