@@ -26,6 +26,7 @@ from megatron_apriel.data.raw.refused_fields import (
     DISLIKED,
     INSIDE,
     NO_CONTEXT,
+    NO_ERROR,
     REASONS,
     REFUSED,
     TAGS,
@@ -127,6 +128,7 @@ def refuse_known(leftover: Leftover, answered: bool = True, values: Sequence[str
         if (rule.levels and leftover.level not in rule.levels.split()) or (values and rule.values not in values):
             continue
         named = leftover.name in rule.names.split() or not words.isdisjoint(rule.words.split())
+        named = named and words.isdisjoint(rule.unless.split())
         if (named or not rule.names + rule.words) and _is_meant(rule.values, leftover.value, answered):
             raise BadRecord(f"field {leftover.path!r} {rule.reason}{way_out(leftover.path)}")
 
@@ -134,6 +136,9 @@ def refuse_known(leftover: Leftover, answered: bool = True, values: Sequence[str
 def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values == "true":
         return value not in (0, False)
+    if values == "error":
+        word = plain_name(value.strip("<>[]() ")) if isinstance(value, str) else value
+        return word not in (0, False) and word not in NO_ERROR.split()
     if values == "no success":
         return type(value) is int and not 200 <= value < 300
     if values == "denied":
@@ -218,7 +223,7 @@ def _is_context(name: str, has_choices: bool) -> bool:
 def _ends_as_context(leftover: Leftover) -> bool:
     """Whether a field's last word says that it is such a text, and it is no mere name."""
     words = leftover.name.split("_")
-    named = words[-1] in CONTEXT_ENDINGS.split() and set(words).isdisjoint(NO_CONTEXT.split())
+    named = words[-1] in CONTEXT_ENDINGS.split() and {leftover.name, *words}.isdisjoint(NO_CONTEXT.split())
     return named and any(" " in text.strip() for text in _texts(leftover))
 
 
@@ -232,7 +237,8 @@ def _check_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[st
             if inner in ignored:
                 continue
             if name in _OBEYED and _is_obeyed(name, one):
-                _check_context(Leftover("record", inner, name, one), said)
+                ours = "tools" if name in TOOLS.names else "system"
+                _check_context(Leftover("record", inner, name, one), said, f": --map {inner}={ours} reads it")
             else:
                 waiting.append((inner, _as_object(one)))
 
@@ -294,14 +300,14 @@ def _check_reasoning(leftover: Leftover, said: Sequence[str]) -> None:
         )
 
 
-def _check_context(leftover: Leftover, said: Sequence[str]) -> None:
+def _check_context(leftover: Leftover, said: Sequence[str], also: str = "") -> None:
     for text in contents_of(leftover.value) or _texts(leftover):
         kind = leftover.name == "constraints" and _KIND_OF_CONSTRAINT.fullmatch(text) is not None
         kind = kind or _IDENTIFIER.fullmatch(text.strip()) is not None
         if not kind and not any(text.strip() in turn for turn in said):
             raise BadRecord(
                 f"field {leftover.path!r} holds a text that no turn holds: the answers may follow it, and it would be "
-                f"left out{way_out(leftover.path)}"
+                f"left out{also}{way_out(leftover.path)}"
             )
 
 

@@ -8,12 +8,17 @@ refused where it is known to change the lesson, and counted otherwise (``leftove
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading, plain_name
 from megatron_apriel.errors import shown
+
+_VALUES = 100_000
+"""Most of a JSON text into which a path leads."""
 
 
 def is_nothing(value: Any) -> bool:
@@ -50,7 +55,7 @@ class Fields:
 
     def __init__(self, value: Mapping[Any, Any], reading: Reading, level: str = "record", path: str = "") -> None:
         self.level, self.reading, self._path = level, reading, path
-        self._value = value
+        self._value = value = _opened(value, reading, path)
         self._taken: set[Any] = set()
         self._counted: set[Any] = set()
         self._inner: list[Fields] = []
@@ -166,6 +171,19 @@ class Fields:
             self._taken.add(rest[0] if len(rest) == 1 else rest)
         elif name in self._keys:
             self._taken.add(self._keys[name])
+
+
+def _opened(value: Mapping[Any, Any], reading: Reading, path: str) -> Mapping[Any, Any]:
+    """The object with objects in place of their JSON texts, where a path that the user maps leads into them."""
+    own = tuple(path.split(".")) if path else ()
+    opened: dict[Any, Any] = {}
+    for theirs in reading.fields:
+        name = theirs[len(own)] if theirs[: len(own)] == own and len(theirs) > len(own) + 1 else None
+        text = value.get(name)
+        if isinstance(text, str) and text.lstrip().startswith("{"):
+            with suppress(BadRecord):  # then it is a text like others
+                opened[name] = parsed_json(text, _VALUES)
+    return {**value, **opened} if opened else value
 
 
 def leaves(leftover: Leftover, ignored: frozenset[str]) -> Iterator[tuple[str, str, Any]]:

@@ -45,6 +45,12 @@ _LOOSE_ELEMENT = re.compile(rf"</{_IMAGE_WORD}>", re.IGNORECASE)
 _WORD_BEHIND = re.compile(
     r"s?\s*(?:tag|element|marker|placeholder|token|node|block|field|attribute)s?\b", re.IGNORECASE
 )
+_TYPE_BEFORE = re.compile(r"\b(?:[A-Z]\w*|vector|list|array|optional|(?:shared|unique)_ptr|use[A-Z]\w*)$")
+"""What stands before a type in code, as in ``List<Image>``."""
+_LONGEST_TYPE = 80  # characters of such a name
+_TYPE = re.compile(r"<[A-Z][a-z]+>")
+_SLOT = re.compile(r"<[\w -]+>|\[[\w -]+\]|\{\{?[\w -]+\}\}?")
+"""What is to be filled in, or named, in a text that is a template or speaks of elements."""
 _BESIDE_MARKERS = re.compile(
     r"<fake_token_around_image>|<IMG_CONTEXT>|<\|?(?:vision|image|media)_(?:start|begin|end)\|?>|<global-img>"
     r"|<im_(?:start|end)>|<\|(?:begin|end)_of_image\|>|<\|IMAGE_(?:START|END)\|>|<\|media_content\|>|<\|patch\|>"
@@ -128,14 +134,23 @@ def _without_image(where: str, marker: str) -> BadRecord:
 
 
 def _alone(pattern: re.Pattern[str], text: str) -> str:
-    """A marker that has the first or the last line of a text for itself, or ""."""
+    """A marker that has the first or the last line of a text for itself, or ""; none among other words like it."""
     lines = text.strip().split("\n")
     ends = (lines[0].strip(), lines[-1].strip()) if len(lines) > 1 else ()
-    return next((line for line in ends if pattern.fullmatch(line)), "")
+    lone = next((line for line in ends if pattern.fullmatch(line)), "")
+    others = {slot for slot in _SLOT.findall(text) if slot[0] == lone[:1]}
+    return "" if any(not (has_marker(one) or _is_of_markers(one)) for one in others) else lone
+
+
+def _is_of_markers(slot: str) -> bool:
+    return any(one.fullmatch(slot) for one in (_LOOSE_MARKER, _LONE_PLACEHOLDER, _PLACEHOLDER))
 
 
 def _is_word(text: str, match: re.Match[str]) -> bool:
     """Whether a text speaks about a marker."""
     before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
     quoted = bool(before) and before in "`\"'\u201c\u2018" and bool(after) and after in "`\"'\u201d\u2019"
-    return quoted or _WORD_BEHIND.match(text, match.end()) is not None
+    if quoted or _WORD_BEHIND.match(text, match.end()):
+        return True
+    line = text[max(0, match.start() - _LONGEST_TYPE) : match.start()]
+    return _TYPE.fullmatch(match[0]) is not None and _TYPE_BEFORE.search(line) is not None

@@ -53,6 +53,8 @@ _FILE_WORDS = frozenset(("file", "files", "filename", "filepath", "document", "d
 """In the name of a field that names what a conversation is about."""
 _JUDGED = frozenset(("aesthetic", "pwatermark", "punsafe", "phash", "clip"))
 """In the name of a number that only sets of pictures with captions have (LAION, DataComp, COYO)."""
+_CRAWLED = frozenset(("crawl", "dump", "warc", "timestamp", "segment", "date"))
+"""In the name of a field that only pages of the web have (FineWeb, C4, CulturaX)."""
 _CHANGED = frozenset(("crop", "crop_box", "rotation", "rotate", "flip", "mirror"))
 """Fields that say that a picture is to be changed before it is looked at."""
 _PAGE_OF_A_FILE = "/wiki/"
@@ -86,7 +88,8 @@ def check_captioned_address(record: Fields, images: Sequence[Any]) -> None:
         return
     words = [words_of(name) for name in record.names() if not is_nothing(record.peek(name))]
     sized = all(any(side in one for one in words) for side in ("width", "height"))
-    shown = _suffix(address) in IMAGE_SUFFIXES and _PAGE_OF_A_FILE not in address and len(_text_of(record)) < _PAGE
+    page = _PAGE_OF_A_FILE in address or any(not _CRAWLED.isdisjoint(one) for one in words)
+    shown = _suffix(address) in IMAGE_SUFFIXES and not page and len(_text_of(record)) < _PAGE
     if sized or shown or any(not _JUDGED.isdisjoint(one) for one in words):
         raise BadRecord(f"field {record.path('url')!r} is the address of a picture, which is not fetched: download it")
 

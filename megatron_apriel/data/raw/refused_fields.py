@@ -24,8 +24,9 @@ class Refusal:
             ``media``, no numbers; ``pages``, no numbers and no addresses, beside turns; ``split``, the name of one that
             is held out; ``cut``, one of :data:`CUT`; ``cut off``, true, beside turns; ``thrown``, one of
             :data:`THROWN`; ``disliked``, one of :data:`DISLIKED`; ``not taken``, Prodigy's ``reject`` and ``ignore``;
-            ``no success``, a number that is none of 200 to 299.
+            ``no success``, a number that is none of 200 to 299; ``error``, any but false and words for none.
         reason: ends the sentence "field 'x' ...".
+        unless: words of names that mean something else, as ``box_office``.
     """
 
     levels: str
@@ -33,6 +34,7 @@ class Refusal:
     words: str
     values: str
     reason: str
+    unless: str = ""
 
 
 REFUSED = (
@@ -42,6 +44,7 @@ REFUSED = (
         "chosen rejected preferred dispreferred preference kto better worse",
         "any",
         "is preference data: which answer is better is not learned from by imitation",
+        "trial",
     ),
     Refusal(
         "record turn",
@@ -116,7 +119,7 @@ REFUSED = (
         "record",
         "error errors error_message error_code exception",
         "",
-        "true",
+        "error",
         "says that the request failed: the answer may be a part of one, or none",
     ),
     Refusal(
@@ -210,6 +213,7 @@ REFUSED = (
         "video videos audio audios sound sounds speech movie film films wav mp3 mp4",
         "media",
         "names a film or a sound, which are not read: the words would be learned without it",
+        "title genre act",
     ),
     Refusal(
         "",
@@ -224,6 +228,7 @@ REFUSED = (
         "bbox bboxes boxes box",
         "media",
         "holds objects or boxes that placeholders stand for, which are not filled in",
+        "face faces office",
     ),
     Refusal(
         "record",
@@ -289,6 +294,8 @@ CUT = (
 """Reasons for which servers end an answer that is no whole one."""
 DISLIKED = "down thumbs_down thumbs_downed negative dislike disliked bad poor downvote downvoted \U0001f44e"
 """What people say of an answer that they do not like; a number below 0 says it as well."""
+NO_ERROR = "none null nan n/a no ok success not_executed"
+"""Words for an error that did not happen, brackets around them left out (OpenMathInstruct)."""
 INSIDE = ("cut", "no", "denied", "yes", "thrown", "disliked", "split")
 """Kinds of values that are looked for inside of objects of the record that nothing else reads, as ``metadata``."""
 THROWN = (
@@ -298,7 +305,8 @@ THROWN = (
 """What tools of annotators and logs call a record that is not to be used."""
 AUTOMATIC: tuple[dict[str, Any], ...] = ({"mode": "AUTO"}, {"auto": {}})
 """Gemini's and Bedrock's choices of a tool that are no choice."""
-WITHOUT = (*AUTOMATIC, "auto", True, "true", "medium", {"type": "auto"}, {"type": "text"}, {"format": {"type": "text"}})
+_TEXT = {"type": "text"}
+WITHOUT = (*AUTOMATIC, "auto", "text", True, "true", "medium", {"type": "auto"}, _TEXT, {"format": _TEXT})
 """Settings that say what is meant without them."""
 
 CONTEXT = (
@@ -322,9 +330,10 @@ CONTEXT_ENDINGS = (
 """Last words of names of further such fields."""
 NO_CONTEXT = (
     "original seed raw source old previous evolved generated grading grader judge judging evaluation eval scoring "
-    "annotation annotator labeling review reward license"
+    "annotation annotator labeling review reward license input_persona"
 )
-"""Words in such names that say that the text is about the record, or was what it was made of."""
+"""Words in such names, and a whole name (PersonaHub's), that say that the text is about the record, or that it was made
+of it."""
 REASONS = "reasoning thinking think thought thoughts cot rationale rationales scratchpad monologue"
 """Words in the name of a text that may be the reasoning of an answer without any: then it is refused."""
 ABOUT = (

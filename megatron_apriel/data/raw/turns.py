@@ -342,6 +342,8 @@ def _finished(turn: Turn, content: Content, owner: Fields, most_values: int) -> 
             raise BadRecord(f"{turn.where}: a turn of calls holds none")
         return turn
     reasoning, answer = split_reasoning(without_end(text), turn.where)
+    if f"{answer}\n".startswith(f"{turn.reasoning}\n"):  # as SWE-agent keeps what it says before a call once more
+        turn.reasoning = ""
     apart = joined(turn.reasoning, "\n\n".join(content.thoughts).strip(), turn.where)
     turn.reasoning = joined(apart, reasoning, turn.where)
     answer, calls = calls_in_text(answer, owner, turn.where, most_values)

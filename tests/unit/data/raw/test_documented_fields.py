@@ -20,6 +20,7 @@ KINDS = {
     "cut off": ", if it is true, beside turns",
     "disliked": ", if it is a word of those below, or a number below 0",
     "not taken": ", if it is `reject` or `ignore`",
+    "error": ", unless it is false or a word for none",
     "no success": ", if it is none of 200 to 299",
 }  # fmt: skip
 
@@ -46,6 +47,7 @@ def test_the_table_of_refusals():
     for rule in REFUSED:
         named = [names(rule.names)] if rule.names else []
         named += [f"with {names(rule.words)} in its name"] if rule.words else []
+        named[-1:] = [f"{named[-1]}, without {names(rule.unless)}"] if rule.unless else named[-1:]
         where = ", ".join(rule.levels.split()) or "anywhere"
         rows.append((where, f"{'; '.join(named) or 'any other'}{KINDS[rule.values]}", rule.reason))
     assert table(*rows) in PAGE
