@@ -52,8 +52,8 @@ _UNIT = re.compile(
 )
 """Behind a value: a command of text, or at most two words."""
 _DELIMITER = re.compile(r"\$|\\[()\[\]]")
-_BARE = re.compile(r"(?!.*(?:(?<![\\A-Za-z])[A-Za-z]{2,}|[\u3040-\u9fff].*\d))(?=.*[\d\\]).+")
-"""A formula: no words but commands of LaTeX."""
+_BARE = re.compile(r"(?!.*(?:(?<![\\A-Za-z])[A-Za-z]{2,}|[\u3040-\u9fff].*\d))(?=.*[\d\\]).+(?<![=+*/<(])")
+"""A formula: no words but commands of LaTeX, and not cut off behind a sign."""
 _LONGEST_VALUE = 100
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n|,\s(?=(?:so|thus|hence|therefore)\s)")
 _SENTENCES = 50
@@ -63,7 +63,9 @@ _BOLD = re.compile(r"\*\*(?!\d+[.)]\s)([-+$\u20ac\xa3\\( ]{0,4}\d[^*\n]{0,79})(?
 """A number in bold with what follows it, which heads no part of a list."""
 _REJECTS = re.compile(r"(?i)\b(?:is|are|be)(?:n't| (?:not|too|wrong|incorrect))\b(?!.*\bbut\b)")
 _NUMBERS = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|[.,]\d)", re.ASCII)
-_FORMULA = re.compile(r"[\^/{}]|\\[a-z]")
+_FORMULA = re.compile(r"[\^/{}+]|\\[a-z]|\b[A-Za-z] ?- ?\d")
+_FINISHED = re.compile(r"(?<=[a-z\d)$}%][.!?])\s+(?=[A-Z])")
+"""Between sentences of a line."""
 _REFUSED = re.compile(
     r"(?i)\b(?:cannot|can't|unable|not possible|impossible|insufficient|not (?:enough|provide|clear)|"
     r"know nothing|(?:don't|do not) know|unknown|no idea)\b"
@@ -85,7 +87,13 @@ def concluded(text: str) -> str | None:
     value = unwrapped(trimmed(sentence[concludes.end() if concludes else 0 :].lstrip(" ,:*")))
     if is_value(value) and not (concludes and _WORD.search(value)):
         return value
-    return _only_number(text, sentence)
+    return None if _is_cut_off(text) else _only_number(text, sentence)
+
+
+def _is_cut_off(text: str) -> bool:
+    """Whether the sentences of the last line end with a mark, but not the last one."""
+    line = text.rstrip().rpartition("\n")[2][-LONGEST:]
+    return line[-1:].isalnum() and _FINISHED.search(line) is not None
 
 
 def stated(sentence: str) -> str | None:

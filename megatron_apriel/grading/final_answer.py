@@ -31,11 +31,13 @@ _WEAK_LABEL = re.compile(
 """What stands in other sentences too, "this answer - it is whole - ...", and counts where there is no other label."""
 _DENIED = re.compile(r"(?i)\s*(?:not|n't)\b(?:[^\n]{0,200}?(?:\bbut\b|\bit(?:'s| is)\b)(?!\s+not\b)([^\n]*))?")
 """What the answer is not, and behind "but" what it is."""
-_SUPPOSES = re.compile(r"(?i)\b(?:thought|assumed|might (?:say|think))\b[^.\n]{0,60}\Z")
+_SUPPOSES = re.compile(
+    r"(?i)\b(?:thought|assumed|might (?:say|think))\b[^.\n]{0,60}\Z|\b(?:incorrect|wrong|alternative)\s\Z"
+)
 _UNLESS = re.compile(r"(?i)\bif\b[^.\n]{0,100}\Z")
 """Before what the answer would be."""
 _SAYS = re.compile(r"(?i)\b(?:is|ist|est|es|\xe9|\xe8|be)\b")
-_VALUE = re.compile(r"[\d\\$]")
+_VALUE = re.compile(r"[\d\\$]|\A\W*(?:[A-Z]|(?i:yes|no|true|false))\W*\Z")
 """Words of a sentence, which may say something else of an answer than what it is, unless there is a value behind."""
 _UNBRACED = re.compile(r"\\boxed\s+([^\s{}$\\]+)")
 _FIELD = re.compile(r"\s*(?:\"([^\"]+)\"|'([^']+)'|([^\"',}\]]+))")
@@ -85,7 +87,7 @@ def labelled_answer(text: str) -> str | None:
 
 
 def is_supposed(text: str, label: re.Match[str]) -> bool:
-    """Whether words before an answer say what somebody thought that it was, or what it would be."""
+    """Whether words before an answer say what somebody thought that it was, what it would be, or a wrong one."""
     pattern = _UNLESS if "would" in label[0] else _SUPPOSES
     return pattern.search(text, max(label.start() - 100, 0), label.start()) is not None
 
@@ -93,7 +95,7 @@ def is_supposed(text: str, label: re.Match[str]) -> bool:
 def _is_denied(text: str, label: re.Match[str]) -> bool:
     """Whether words before an answer say what it is not, and nothing else."""
     denied = _DENIED.match(text, label.end())
-    return denied is not None and denied[1] is None
+    return denied is not None and denied[1] is None and _SAYS.search(label[0]) is not None
 
 
 def _behind(text: str, label: re.Match[str]) -> str | None:
@@ -106,7 +108,7 @@ def _behind(text: str, label: re.Match[str]) -> str | None:
     if not said.strip(AROUND):
         said = behind.lstrip(AROUND + "\n").partition("\n")[0]
     said = _CALLED_OUT.sub("", said.rstrip(AROUND))
-    if (denied := _DENIED.match(said)) is not None:
+    if (denied := _DENIED.match(said)) is not None and denied[1] is not None:
         said = denied[1]
     if is_value(first := trimmed(_NEXT_SENTENCE.split(said, maxsplit=1)[0])):
         said = first

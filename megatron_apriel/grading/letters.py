@@ -49,7 +49,7 @@ _ENTRY_LINE = re.compile(
     r"\s*(?:[-*\u2022]|\d{1,2}[.)](?=\s))?[\s*_`(\[$]*([A-I1-9])(?:[\s*_`)\]$.,;]*|[).:\]](?P<text>\s.*))"
 )
 """A line that is an item of such a list."""
-_GROUP = re.compile(r"(?<![A-Za-z0-9(,/])(?<![A-I], )[A-I](?:, ?[A-I]){0,8},? (?:and|&) [A-I](?![A-Za-z0-9,)])")
+_GROUP = re.compile(r"(?<![A-Za-z0-9(,/])(?<![A-I][,.] )[A-I](?:, ?[A-I]){0,8},? (?:and|&) [A-I](?![A-Za-z0-9,)])")
 """Letters with an "and" in a sentence: ``A, B and C``."""
 _CONNECTING = frozenset(
     ["and", "or", "also", "both", "only", "option", "options", "choice", "choices", "y", "e", "et", "und"]

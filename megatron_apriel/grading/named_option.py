@@ -85,14 +85,18 @@ _MENTIONED = re.compile(
     re.MULTILINE,
 )
 """In brackets, behind a word, or in bold."""
-_STANDING = re.compile(r"(?<![\w'\\^=+])(?<!\d )(?<!\w\()([A-Z])(?![\w']|\s*[=^<>+_({\\])")
+_STANDING = re.compile(r"(?<![\w'\\^=+~\xb0])(?<![\d=+] )(?<!\w\()([A-Z])(?![\w']|\s*[=^<>+_({\\])")
 """A capital that is no part of a word, a unit or a formula."""
 _BEFORE = re.compile(r"(?:^|[,;:.!?>\u2192])[\s*_`$(\[\"'#>-]*\Z")
 _BEHIND = re.compile(r"[)\]}*_`$\"']*(?:[.!?;]|\s*\Z)")
+_SAID = re.compile(r"(?:\bis|\bbe|'s):?[\s*_`$(\[{\"']{0,9}([A-Z])[)\]}*_`$\"']{0,9}[.!]?\s*\Z")
+"""What a sentence ends with, which says that something is it."""
 _NUMBERS = re.compile(r"[.):]+\s+\w")
 """Behind a letter that numbers the entry of a list."""
 _DENIES = re.compile(r"(?i)\b(?:not|cannot|neither|nor|none|unclear|unable)\b|n't\b")
-_NEXT_SENTENCE = re.compile(r"(?<=[a-z\d)][.!?])\s+(?=[A-Z*(])")
+_NEXT_SENTENCE = re.compile(r"(?<!^\d\.)(?<=[a-z\d)$}*][.!?])\s+(?=[A-Z*(])")
+_ENTRY = re.compile(r"\s*\w[.)]\s")
+"""The beginning of a list's entry, which names what the list is of."""
 _LINES = 20
 """Of a response that may conclude it, from the end on."""
 
@@ -108,16 +112,20 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
     text = plain_signs(text)
     known = Options(options, choices)
     right = deque(_RIGHT.finditer(text), maxlen=1)
+    line, sentence = _last_line(text), _last_sentence(text)
+    is_labelled = False
     for said, is_label, place in statements(text):
         if right and not is_label and place < right[0].start():
             break
+        is_labelled |= is_label and place > len(text.rstrip()) - len(line)
         if letters := _read(said, known, is_label):
             return letters
         if is_label and (letters := _mentioned(said, known) or _standing(said, known)):
             return letters
     if right:
         return right[0][1]
-    line, sentence = _last_line(text), _last_sentence(text)
+    if is_labelled and line.rpartition(":")[2].strip(" *_`$"):
+        return None
     return (
         only(match[1] for match in _WEAKLY_RIGHT.finditer(text))
         or _closing(sentence, known)
@@ -126,7 +134,7 @@ def named_option(text: str, options: int = 26, choices: Sequence[str] = ()) -> s
         or _mentioned(line, known)
         or known.last_within(_last_lines(text))
         or known.same(final_answer(text) or "")
-        or _standing(sentence, known)
+        or (None if "\n" in text.strip() and _ENTRY.match(sentence) else _standing(sentence, known))
         or _mentioned(text, known)
         or known.within(text)
     )
@@ -209,7 +217,11 @@ def _standing(sentence: str, options: Options) -> str | None:
         letter for letter in _STANDING.finditer(sentence)
         if letter[1] in options.letters and not _PRONOUN.match(sentence, letter.start())
     ]  # fmt: skip
-    if _DENIES.search(sentence) or not any(_is_at_edge(sentence, letter) for letter in found):
+    if _DENIES.search(sentence):
+        return None
+    if found and (said := _SAID.search(sentence)) and said[1] == found[-1][1]:
+        return said[1]
+    if not any(_is_at_edge(sentence, letter) for letter in found):
         return None
     return only(letter[1] for letter in found)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from megatron_apriel.grading.final_answer import final_answer
 from megatron_apriel.grading.letters import index_letter, letters_named
 from megatron_apriel.grading.math_answers import MathGrader
 from megatron_apriel.grading.mathvista import AnswerType, grade_mathvista, taken_answer
@@ -42,6 +43,10 @@ def grader() -> Iterator[MathGrader]:
         ("\u3010\u7b54\u6848\u3011B", "B"), ("Die Antwort lautet B.", "B"),
         ("\u0110\xe1p \xe1n \u0111\xfang l\xe0 B.", "B"),
         ("By these means: C is out.\n\nSo the answer is B.", "B"),
+        ("The answer seems to be D, but in fact it is B.", "B"),
+        ("1. The next box in the sequence would be B.", "B"), ("1. B", "B"),
+        ("**Correct answer:** B\n**Incorrect answer:** A", "B"),
+        ("It is either A or B. Since the angle is acute, it is B.", "B"),
     ],
 )  # fmt: skip
 def test_one_letter(text: str, letter: str) -> None:
@@ -53,6 +58,8 @@ def test_one_letter(text: str, letter: str) -> None:
     [
         "The vector from A to B", "Since A \u2282 B, we have A \u2229 B = A.", "So B, C and D.",
         "It is impossible to say which of the options A, B, C, D is correct.", "I cannot say whether it is B.",
+        "Answer: Not listed", "1. A\n\n2. B\n3. C\n4. D", "The pressure is 3 Pa, so the temperature is 7\xb0C",
+        "The work is equal to $2 \\mathrm{~C}$. We want to find the",
     ],
 )  # fmt: skip
 def test_no_letter(text: str) -> None:
@@ -227,3 +234,25 @@ def test_numbers_of_mathvista(said: str, kind: AnswerType, gold: str) -> None:
 def test_percentages_of_mmmu() -> None:
     assert grade_mmmu_open("ANSWER: 12", "12%").is_right and grade_mmmu_open("ANSWER: 12\\%", "12").is_right
     assert not grade_mmmu_open("ANSWER: 0.12", "12%").is_right
+
+
+@pytest.mark.parametrize("said", ["Not listed", "None of the options match.", "E2", "(fill in the right one)"])
+def test_an_answer_that_is_no_option_is_not_looked_for_before_it(said: str) -> None:
+    assert named_option(f"The value of the first is 10 cm.\n\nAnswer: {said}", 4, LENGTHS) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The closest answer is 25 atm. The answer is (G).", "(G)"), ("The answer is 5.\n\nThe answer is yes.", "yes"),
+        ("Final Answer: Not Applicable", "Not Applicable"), ("Answer: not 5 but 6", "6"), ("We get x+1.", None),
+        ("So $AB = x-1$ and we are done.", None), ("The correct answer is (A) (u, v) = (0, 0).", "(A) (u, v) = (0, 0)"),
+        ("There are 2 rows. The number of factors of 5 in each of", None),
+    ],
+)  # fmt: skip
+def test_the_value_that_is_said(text: str, answer: str | None) -> None:
+    assert final_answer(text) == answer
+
+
+def test_an_entry_that_names_other_options() -> None:
+    assert letters_named("F. A, B and C are correct") == "F"
