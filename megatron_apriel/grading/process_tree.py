@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import time
 from collections.abc import Iterator
@@ -37,6 +38,16 @@ def resident_bytes(processes: list[int]) -> int:
         with suppress(OSError, IndexError):
             total += int(Path(f"/proc/{process}/statm").read_text("ascii").split()[1]) * _PAGE
     return total
+
+
+def wait_for_end(process: int, seconds: float) -> None:
+    """Wait until a process has ended, and with the first one of a PID namespace all others in it; not only children."""
+    with suppress(ProcessLookupError):
+        handle = os.pidfd_open(process)
+        try:
+            select.select([handle], [], [], seconds)
+        finally:
+            os.close(handle)
 
 
 def kill_tree(process: int) -> None:

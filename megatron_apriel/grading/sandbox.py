@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import selectors
 import shutil
@@ -31,12 +32,15 @@ from pathlib import Path
 
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.grading import sandbox_launcher
-from megatron_apriel.grading.process_tree import descendants, kill_tree, resident_bytes
+from megatron_apriel.grading.process_tree import descendants, kill_tree, resident_bytes, wait_for_end
 from megatron_apriel.grading.system_calls import system_call_filter
 
 VERSION = "1"
 _INSIDE = Path("/sandbox")
 """Where a program and its folder are in a bubble."""
+_FIRST = re.compile(rb'"child-pid": (\d+)')
+_END_S = 10.0
+"""In which what was shut in has ended, however busy the machine is."""
 
 
 class Level(StrEnum):
@@ -140,21 +144,28 @@ class Sandbox:
             place = _INSIDE if self.level is Level.BUBBLEWRAP else folder
             command = [str(self.interpreter), "-s", str(place / "program.py"), *arguments]
             read_end, write_end = os.pipe()
+            about_end, about = os.pipe()
             try:
-                launched = self._launched(command, folder, place, work, user, write_end)
+                launched = self._launched(command, folder, place, work, user, write_end, about)
+                passed = (write_end, about) if self.level is Level.BUBBLEWRAP else (write_end,)
                 process = subprocess.Popen(
-                    launched, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write_end,),
+                    launched, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=passed,
                     cwd=folder if self.level is Level.BUBBLEWRAP else work, env={"PATH": "/usr/bin:/bin"},
                     start_new_session=True,
                 )  # fmt: skip
             finally:
                 os.close(write_end)
+                os.close(about)
             try:
                 run = self._watched(process, work if self.level is Level.LANDLOCK else None)
             finally:
                 if process.returncode is None:  # or its number may be another's by now
                     kill_tree(process.pid)
                     process.wait()
+                with os.fdopen(about_end, "rb") as about_bubble:
+                    first = _FIRST.search(about_bubble.read())
+                if first is not None:  # bubblewrap's own end is not yet that of what it shut in
+                    wait_for_end(int(first[1]), _END_S)
                 with os.fdopen(read_end, "rb") as status:
                     said = status.read().decode("utf-8", "replace")
         if said != "ready":
@@ -165,7 +176,7 @@ class Sandbox:
         return run
 
     def _launched(
-        self, command: Sequence[str], folder: Path, place: Path, work: Path, user: int | None, status: int
+        self, command: Sequence[str], folder: Path, place: Path, work: Path, user: int | None, status: int, about: int
     ) -> list[str]:
         """The command line that starts a command shut in."""
         limits, in_bubble = self.limits, self.level is Level.BUBBLEWRAP
@@ -186,15 +197,18 @@ class Sandbox:
         inside = _INSIDE / "launcher.py" if in_bubble else launcher
         launch = [sys.executable, "-I", "-S", "-B", str(inside), json.dumps(settings)]
         given = {folder / "program.py": place / "program.py", launcher: inside}
-        return [*self._bubble(readable, given, work, is_root=user is not None), *launch] if in_bubble else launch
+        return [*self._bubble(readable, given, work, about, is_root=user is not None), *launch] if in_bubble else launch
 
-    def _bubble(self, readable: Sequence[str], given: Mapping[Path, Path], work: Path, *, is_root: bool) -> list[str]:
+    def _bubble(
+        self, readable: Sequence[str], given: Mapping[Path, Path], work: Path, about: int, *, is_root: bool
+    ) -> list[str]:
         """bubblewrap's command line before the command that it runs.
 
         Args:
             readable: paths that are seen as they are.
             given: files, and where they are seen.
             work: the folder that the command starts in, in memory, beside ``/tmp``.
+            about: where bubblewrap writes the number of its first process.
             is_root: root stays root until the launcher, because only root may enter some folders of interpreters.
         """
         kept = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
@@ -210,7 +224,8 @@ class Sandbox:
         folders = [part for path in above if path != "/tmp" for part in ("--perms", "0755", "--dir", path)]
         binds = [part for path, seen in bound.items() for part in ("--ro-bind", str(path), str(seen))]
         return [
-            str(bubblewrap()), "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", *user,
+            str(bubblewrap()), "--die-with-parent", "--new-session", "--info-fd", str(about),
+            "--clearenv", "--cap-drop", "ALL", *user,
             "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
             *_links(), "--proc", "/proc", "--dev", "/dev", *in_memory, *folders, *binds,
             "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", str(work), "--",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import subprocess
@@ -305,9 +306,12 @@ def test_the_plan_for_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_the_plan_chooses_is_what_is_measured() -> None:
     """On two H200 CPT-1 fits with remade 8-bit weights and inputs on the host, and neither is lost on the way."""
-    parser = layouts._parser()
     for options, weights in (([], "remade"), (["--fp8-weights=kept"], "kept")):
-        arguments = parser.parse_args(["--stages=cpt_stage1", "--precision=delayed", "--best=1", *options])
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--precision", default="delayed")
+        parser.add_argument("--tiny", action="store_true")
+        layouts._add_options(parser.add_argument_group("what"))
+        arguments = parser.parse_args(["--stages=cpt_stage1", "--best=1", *options])
         ((spread, prediction),) = layouts._plan(arguments, 2, hardware("h200"))
         config = spread.config()
         assert (config.precision.fp8_weights, config.recompute.mode, config.recompute.inputs) == (

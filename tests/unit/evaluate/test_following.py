@@ -249,7 +249,7 @@ def test_damaged_scores_are_added_again(followed: Callable[..., Followed], capsy
     assert one.follow() == ExitCode.OK
     assert one.steps == [20, 10] and {score[0] for score in one.scores} == {10, 20}
     assert RunEvaluations.of(one.config).scored() == {10, 20}  # type: ignore[union-attr]
-    assert capsys.readouterr().err.count("1 of 1 lines of") == 1  # at all its looks together
+    assert capsys.readouterr().err.count("1 of 1 line of") == 1  # at all its looks together
     file.unlink()
     file.mkdir()
     with pytest.raises(DataError, match=r"scores\.jsonl cannot be read"):

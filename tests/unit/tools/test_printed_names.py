@@ -102,6 +102,7 @@ def test_visual_tasks(printed, tmp_path: Path) -> None:
     code, text = printed(load_script("tools/make_visual_tasks.py"), tmp_path / f"made {NAME}", *words)
     assert code == 0 and f"unusable image: damaged{PRINTED}" in text and f"made {PRINTED}" in text
     document["categories"].append({"id": 2, "name": NAME})
+    document["annotations"].append({**box, "category_id": 2})
     file.write_text(json.dumps(document), encoding="utf-8")
     code, text = printed(load_script("tools/make_visual_tasks.py"), tmp_path / "other", *words)
     assert code == 1 and "two categories have the name" in text
