@@ -16,7 +16,7 @@ from megatron_apriel.train.run import run_stage
 
 
 def refusals(root: Path, name: str, *of_last: str) -> set[str]:
-    """What two ranks are told of which the last has further settings."""
+    """The errors of two ranks, of which the last has further settings."""
     file = stage_file(root, name)
 
     def main(rank: int, size: int) -> str:

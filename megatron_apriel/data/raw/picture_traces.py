@@ -59,7 +59,7 @@ _CHANGED = frozenset(("crop", "crop_box", "rotation", "rotate", "flip", "mirror"
 """Fields that say that a picture is to be changed before it is looked at."""
 _PAGE_OF_A_FILE = "/wiki/"
 """In the address of a page whose name is that of a picture."""
-_PAGE = 300  # characters; what is said of a picture is shorter, and pages may have such an address, too
+_PAGE = 300  # characters: captions are shorter, and a page's own address may end in .jpg too
 _LONGEST_NAME = 4096  # of a file's name
 
 
