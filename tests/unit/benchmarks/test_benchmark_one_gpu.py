@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import one_gpu
+from benchmarks import measure_one_gpu, one_gpu
 from benchmarks.one_gpu_report import OneGpu, memory_rows, peer_rows, plan_rows, remarks, speed_rows, update_traffic
 from benchmarks.processes import ROOT, Planned
 from benchmarks.step_report import Measurement
@@ -32,6 +32,14 @@ def test_figures_are_composed_of_their_parts() -> None:
     assert ONE.tflops(1 << 19) == pytest.approx(2**19 / 66.4 * 9e10 / 1e12)
     assert ONE.link == pytest.approx(50.0) and ONE.bytes_a_parameter == (16.0, 10.0)
     assert "2.2% off" in remarks([ONE])[0].replace("+", "")
+
+
+def test_one_disturbed_update_moves_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three micro-batches of 4 s and 2 s besides; one of the updates takes a second longer."""
+    updates = iter([2.0, 3.0, 2.0])
+    monkeypatch.setattr(measure_one_gpu, "seconds_of_step", lambda _, given, __: (4.0 * len(given) + 2.0, None))
+    subject = SimpleNamespace(update_seconds=lambda with_norm: next(updates) if with_norm else 1.9)
+    assert measure_one_gpu._parts(subject, [object()] * 3, 1) == (4.0, 2.0)  # type: ignore[arg-type,list-item]
 
 
 def test_beside_the_figure_of_the_slices() -> None:
