@@ -12,6 +12,8 @@ from torch import Tensor
 
 BLOCK = 2048
 WARPS = 8
+LARGEST = tl.constexpr(3.4028234663852886e38)
+"""Of float32; the scale of numbers that none of it brings to the largest number of 8 bits."""
 
 Scale = tuple[Tensor, Tensor]
 """What numbers are multiplied by before they are rounded to 8 bits, float32 [1]; and where the largest of their
@@ -152,7 +154,8 @@ def _quantised_swiglu_kernel(
     if WRITES:
         if OWN_SCALE:
             most = tl.load(largest)
-            scale = tl.where((most > 0.0) & (most < float("inf")), limit / most, 1.0)
+            # Of numbers that are all nearly 0 the quotient is infinite, and would make those that are 0 no numbers.
+            scale = tl.where((most > 0.0) & (most < float("inf")), tl.minimum(limit / most, LARGEST), 1.0)
         else:
             scale = tl.load(factor)
         if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
