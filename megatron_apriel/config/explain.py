@@ -135,14 +135,21 @@ def _choices(context: Mapping[str, Any]) -> str:
     return f"one of {context['expected']}".replace(" or ", ", ").replace("'", "")
 
 
+def _number(bound: float) -> str:
+    """All of its digits, if it is whole."""
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
+
+
 _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "literal_error": _choices,
-    "greater_than": lambda context: f"above {context['gt']:g}",
-    "greater_than_equal": lambda context: f"at least {context['ge']:g}",
-    "less_than": lambda context: f"below {context['lt']:g}",
-    "less_than_equal": lambda context: f"at most {context['le']:g}",
+    "greater_than": lambda context: f"above {_number(context['gt'])}",
+    "greater_than_equal": lambda context: f"at least {_number(context['ge'])}",
+    "less_than": lambda context: f"below {_number(context['lt'])}",
+    "less_than_equal": lambda context: f"at most {_number(context['le'])}",
     "too_short": lambda context: f"at least {counted(context['min_length'], 'value')}",
     "too_long": lambda context: f"at most {counted(context['max_length'], 'value')}",
+    "string_too_short": lambda context: f"at least {counted(context['min_length'], 'letter')}",
+    "string_too_long": lambda context: f"at most {counted(context['max_length'], 'letter')}",
     "string_pattern_mismatch": lambda context: f"text that matches {context['pattern']}",
     "string_type": lambda _: "text (in quotes, if it looks like a number)",
     "finite_number": lambda _: "a finite number",

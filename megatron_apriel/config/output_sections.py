@@ -39,6 +39,8 @@ class KeepPolicy(Section):
     def _number_given(self) -> KeepPolicy:
         if self.policy != "all" and self.number < 1:
             raise ValueError(f"'{self.policy}' needs a number above 0, as in '{self.policy} 3'")
+        if self.policy == "all" and self.number:
+            raise ValueError(f"'all' has no number, not {self.number}; write 'all', or 'last {self.number}'")
         return self
 
     @model_serializer

@@ -233,8 +233,12 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
         ("checkpoint.keep=3", "checkpoint.keep: 3 is no policy; write 'all', 'last 3' or 'equispaced 6'."),
         ("checkpoint.keep=last 0", "checkpoint.keep: 'last' needs a number above 0, as in 'last 3'."),
         ("checkpoint.keep=all 3", "'all 3' is no policy"),
+        ("checkpoint.keep={policy: all, number: 3}", "'all' has no number, not 3; write 'all', or 'last 3'."),
         ("checkpoint.max_shard_size=0", "It must be at least 1."),
         ("seed=-1", "It must be at least 0."),
+        ("seed=2147483648", "It must be below 2147483648."),
+        ("samples={prompts: ['']}", "samples.prompts.0.text='' is not possible.\n  It must be at least 1 letter."),
+        (f"evaluate={{benchmarks: [{'a' * 101}]}}", "It must be at most 100 letters."),
         ("images.threads=${N}", "Variables are replaced in paths only; give it on the command line instead."),
     ],
 )
