@@ -68,7 +68,9 @@ HostShare = Annotated[
 LARGEST_BETA = 0.99
 """Of moments narrower than float32. With it an update brings a moment 1% of the way to the gradient; bfloat16 cannot
 show changes of a number by less than 0.2 to 0.4%."""
-SMALLEST_EPS = 1e-12
+SMALLEST_EPS = 1e-18
+"""In float32 a number's square is 0 where the number is below it, and an epsilon of 1e-46 is itself 0."""
+SMALLEST_EPS_IN_8_BITS = 1e-12
 """Of moments in 8 bits."""
 
 
@@ -112,9 +114,14 @@ class OptimizerSection(Section):
                 f"moments={self.moments} needs betas of at most {LARGEST_BETA}, not {list(self.betas)}: a moment that"
                 " changes by less than half of a narrow number's last place does not change; set moments=float32"
             )
-        if self.moments in ("int8", "auto") and self.eps < SMALLEST_EPS:
+        if self.eps < SMALLEST_EPS:
             raise ValueError(
-                f"moments={self.moments} needs eps of at least {SMALLEST_EPS}, not {self.eps}: in 8 bits, second"
-                " moments whose roots are far below that are 0; set moments=float32 or bfloat16"
+                f"eps={self.eps} is below {SMALLEST_EPS}: an update divides by the root of the second moment and eps,"
+                " and in float32 the first of them is 0 for gradients as small; set eps=1e-8, or 1e-15"
+            )
+        if self.moments in ("int8", "auto") and self.eps < SMALLEST_EPS_IN_8_BITS:
+            raise ValueError(
+                f"moments={self.moments} needs eps of at least {SMALLEST_EPS_IN_8_BITS}, not {self.eps}: in 8 bits,"
+                " second moments whose roots are far below that are 0; set moments=float32 or bfloat16"
             )
         return self
