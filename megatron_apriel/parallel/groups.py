@@ -18,10 +18,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_apriel.errors import ConfigError, TransientError
+from megatron_apriel.errors import ConfigError, TransientError, listed, shown
 from megatron_apriel.parallel import cpu, user_buffers
 from megatron_apriel.parallel.fp8_scales import forget_scales
-from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.parallel.layout import Layout, started_ranks
 from megatron_apriel.parallel.meeting import first_host, met
 from megatron_apriel.parallel.watch import ended_soon, other_ranks, raised_together
 from megatron_apriel.quantities import counted
@@ -78,7 +78,8 @@ def initialized(layout: Layout, seed: int = 1234) -> Iterator[torch.device]:
             raise ConfigError(
                 f"the layout is for {counted(layout.world_size, 'rank')}, but"
                 f" {counted(dist.get_world_size(), 'was', 'were')} started.",
-                fix="Start as many processes as the layout has ranks (torchrun --nproc-per-node, --nnodes).",
+                fix="Start as many processes as the layout has ranks (torchrun --nproc-per-node, --nnodes; or srun,"
+                " with MASTER_ADDR and MASTER_PORT set).",
             )
         try:
             parallel_state.initialize_model_parallel(
@@ -132,10 +133,12 @@ def _join() -> None:
     """Make the default process group from the environment, or alone where there is none.
 
     Raises TransientError where the ranks do not find each other: a port that is taken, a rank that does not come.
+    ConfigError where a launcher's words are not all there.
     """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
         if "RANK" in os.environ:
+            _check_launcher()
             dist.init_process_group(backend, timeout=TIMEOUT)
         elif {"SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"} <= os.environ.keys():
             _join_in_step(backend, int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]))
@@ -148,6 +151,22 @@ def _join() -> None:
             "The port may still be held by an earlier run, or a rank did not come.",
             "Start the same command again, with another MASTER_PORT if it stays so.",
         ) from error
+
+
+def _check_launcher() -> None:
+    """Raise ConfigError where what torch reads of a launcher's words is not there, or cannot be."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    rank, ranks, way_out = os.environ["RANK"], started_ranks(os.environ, "WORLD_SIZE"), "Start by torchrun or srun"
+    if missing := [name for name in names if not os.environ.get(name)]:
+        raise ConfigError(
+            f"the environment has RANK={shown(rank)}, and lacks {listed(missing)}.",
+            "By these the ranks of a run know how many they are and where they meet.",
+            f"{way_out}, which set all of them; or unset RANK for a process alone.",
+        )
+    if not (rank.isdecimal() and int(rank) < ranks):
+        raise ConfigError(
+            f"RANK={shown(rank)} is not one of WORLD_SIZE={ranks} ranks, which are numbered from 0.", fix=f"{way_out}."
+        )
 
 
 def _join_in_step(backend: str, rank: int, world_size: int) -> None:

@@ -50,6 +50,29 @@ def test_a_device_that_slurm_bound_to_the_rank_is_its(devices: list[int], monkey
         groups._take_device()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"RANK": "0"}, "has RANK='0', and lacks WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "", "WORLD_SIZE": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "lacks RANK"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h"}, "lacks MASTER_PORT"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "not one of WORLD_SIZE=2 ranks"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "RANK='x' is not one of"),
+        ({"RANK": "0", "WORLD_SIZE": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "WORLD_SIZE='0' is no number"),
+    ],
+)
+def test_words_of_a_launcher_that_are_not_all_there(
+    given: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(groups.dist, "init_process_group", lambda *_, **__: pytest.fail("the ranks were waited for"))
+    with pytest.raises(ConfigError, match=message):
+        groups._join()
+
+
 def test_a_port_that_is_taken_may_be_free_later(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         port = str(server.getsockname()[1])
