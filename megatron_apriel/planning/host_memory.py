@@ -8,12 +8,14 @@ control groups, which say the same in different files. What cannot be read sets 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 SPARE = 0.1
 """Part of what is free that is left to everything else: data, the program, the system's buffers."""
+_TASKS = re.compile(r"([0-9]+)(?:\(x([0-9]+)\))?")
 _UNLIMITED = 1 << 60
 """The first version of control groups writes some such number where there is no limit."""
 
@@ -37,7 +39,18 @@ def free_host_memory(root: Path = Path("/")) -> Room:
 
 def ranks_of_this_host() -> int:
     """How many processes of the run share this machine, by what ``torchrun`` or Slurm says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+    if local := os.environ.get("LOCAL_WORLD_SIZE"):
+        return int(local)
+    # Of the step's hosts in their order, as 8(x2),4. What sbatch was given is not there if it was a number for all.
+    counts = [
+        int(tasks)
+        for tasks, hosts in _TASKS.findall(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        for _ in range(int(hosts or 1))
+    ]
+    host = os.environ.get("SLURM_NODEID", "")
+    if host.isdecimal() and int(host) < len(counts):
+        return counts[int(host)]
+    return int(os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
 
 
 def _machine(root: Path) -> Room:

@@ -69,10 +69,16 @@ def test_this_machine_has_some() -> None:
 @pytest.mark.parametrize(
     ("variables", "ranks"),
     [({}, 1), ({"LOCAL_WORLD_SIZE": "8"}, 8), ({"SLURM_NTASKS_PER_NODE": "4"}, 4),
-     ({"LOCAL_WORLD_SIZE": "2", "SLURM_NTASKS_PER_NODE": "4"}, 2)],
+     ({"LOCAL_WORLD_SIZE": "2", "SLURM_NTASKS_PER_NODE": "4"}, 2),
+     # srun --ntasks=20 over three hosts: Slurm says how many stand on each, and nothing of tasks per node.
+     ({"SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "SLURM_NODEID": "1"}, 8),
+     ({"SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "SLURM_NODEID": "2"}, 4),
+     ({"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "2"}, 8),
+     ({"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_NTASKS_PER_NODE": "2"}, 2),
+     ({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0", "LOCAL_WORLD_SIZE": "4"}, 4)],
 )  # fmt: skip
 def test_ranks_that_share_it(variables: dict[str, str], ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
