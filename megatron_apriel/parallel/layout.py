@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from megatron_apriel.errors import ConfigError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _OFFERED = 8
 """Most numbers of replicas that a message offers."""
+_MOST_TRIED = 10**6
+"""Largest number that is tried as the smaller of two divisors."""
 
 
 class Coordinates(NamedTuple):
@@ -57,8 +60,11 @@ def started_ranks(environment: Mapping[str, str], *names: str) -> int:
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors of a positive number in rising order."""
-    small = [value for value in range(1, int(number**0.5) + 1) if number % value == 0]
+    """All divisors of a positive number in rising order; beyond 10^12, those up to a million and what they go with.
+
+    Ranks and sequences are never so many: then it is a mistake, and its message need not wait for all of them.
+    """
+    small = [value for value in range(1, min(isqrt(number), _MOST_TRIED) + 1) if number % value == 0]
     return small + [number // value for value in reversed(small) if value * value != number]
 
 

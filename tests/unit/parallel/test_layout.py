@@ -178,3 +178,10 @@ def test_wrong_explicit_splits() -> None:
 def test_divisors() -> None:
     for number in range(1, 200):
         assert divisors(number) == [value for value in range(1, number + 1) if number % value == 0]
+
+
+def test_messages_on_absurd_numbers_do_not_wait_for_their_divisors() -> None:
+    prime = 2**61 - 1  # a search for its divisors would take hours
+    assert divisors(prime) == [1, prime]
+    assert f"{prime:,} ranks cannot be divided into" in message(lambda: Layout(prime, tensor=2))
+    assert f"{prime} sequences per step" in message(lambda: Layout(2).micro_batches(prime))
