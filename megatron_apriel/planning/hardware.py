@@ -22,7 +22,9 @@ from megatron_apriel.errors import ConfigError, brief, printable
 from megatron_apriel.formats.architecture import PRESETS
 from megatron_apriel.formats.flops import decoder_forward
 
-Positive = Annotated[Number, Field(gt=0)]
+Positive = Annotated[Number, Field(ge=1e-6, le=1e9)]
+"""No GPU is beyond these bounds; far beyond them seconds would be infinite, and all layouts the same."""
+NotNegative = Annotated[Number, Field(ge=0, le=1e9)]
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ class Hardware(Section):
     """What the table's title says."""
     memory: Positive = 139.0
     """GiB of one GPU. Measured on one H200, 2026-11."""
-    reserve: Annotated[Number, Field(ge=0)] = 6.0
+    reserve: NotNegative = 6.0
     """GiB for CUDA, NCCL's buffers and the allocator's gaps. Assumption: commonly 3 to 6."""
-    host_memory: Annotated[Number, Field(ge=0)] = 104.0
+    host_memory: NotNegative = 104.0
     """GiB of the host for each GPU that optimizer states and layers' inputs may take. Pinned beside one H200, of 126,
     2026-11."""
     host_bandwidth: Positive = 50.0
@@ -109,18 +111,18 @@ class Hardware(Section):
     beside_copies: Annotated[Number, Field(ge=0, lt=1)] = 0.08
     """Share by which a GPU's work is slower while it copies from or to the host. Matrix products, with both at once,
     on one H200, 2026-11."""
-    host_layer_bf16: Annotated[Number, Field(ge=0)] = 5.2
+    host_layer_bf16: NotNegative = 5.2
     """Milliseconds in which the host starts a layer's kernels, forward and backward: what a layer takes at least. From
     steps of 512 tokens and 8 layers on two H200, less 25 ms for what a step does once, 2026-11."""
-    host_layer_fp8: Annotated[Number, Field(ge=0)] = 7.1
+    host_layer_fp8: NotNegative = 7.1
     """The same in FP8 delayed."""
-    host_tensor_bf16: Annotated[Number, Field(ge=0)] = 1.5
+    host_tensor_bf16: NotNegative = 1.5
     """How much longer with tensor parallelism. Of the same steps."""
-    host_tensor_fp8: Annotated[Number, Field(ge=0)] = 4.0
+    host_tensor_fp8: NotNegative = 4.0
     """The same in FP8 delayed."""
-    host_context_bf16: Annotated[Number, Field(ge=0)] = 1.1
+    host_context_bf16: NotNegative = 1.1
     """How much longer with context parallelism. Of the same steps."""
-    host_context_fp8: Annotated[Number, Field(ge=0)] = 2.0
+    host_context_fp8: NotNegative = 2.0
     """The same in FP8 delayed."""
     gpus_per_node: Annotated[Whole, Field(ge=1)] = 8
     """GPUs that the fast links join. Assumption: datasheet of common servers."""
@@ -151,13 +153,13 @@ class Hardware(Section):
     """Tower and projector, attention included. From steps of CPT-2's mix on one H200, 590 and above, 2026-11."""
     copy_bandwidth: Positive = 4260.0
     """GB/s of the GPU's own memory. Measured on one H200, 2026-11."""
-    loss_bytes: Annotated[Number, Field(ge=0)] = 19.0
+    loss_bytes: NotNegative = 19.0
     """Memory traffic of the loss, and of the embedding with it, for each token and vocabulary entry. From what is left
     of 51 ms for embedding, head and loss beside the head's products, for 8192 tokens on one H200, 2026-11."""
-    optimizer_bytes: Annotated[Number, Field(ge=0)] = 38.0
+    optimizer_bytes: NotNegative = 38.0
     """Memory traffic of a step for each trained parameter: 38.1 to 38.6 in updates of 2 to 8 layers with all states on
     one H200, 2026-11."""
-    remade_bytes: Annotated[Number, Field(ge=0)] = 3.0
+    remade_bytes: NotNegative = 3.0
     """Memory traffic of making a weight's copies in 8 bits: read once, both written. Between the 0.4 and 4.4 that
     micro-batches of the whole model gave in tensorwise and delayed on one H200, 2026-11."""
     intra_node: Positive = 249.0
@@ -165,7 +167,7 @@ class Hardware(Section):
     256 MiB between two H200 with NVLink multicast off, 257 and 241, 2026-11; larger ones reach 270 in all."""
     inter_node: Positive = 50.0
     """GB/s between nodes. Assumption: 400 Gb/s for each GPU (datasheet)."""
-    latency: Annotated[Number, Field(ge=0)] = 40.0
+    latency: NotNegative = 40.0
     """Microseconds of one collective or message beyond its bytes. Smallest collectives between two H200, 36 to 40;
     messages 100; 2026-11."""
 
