@@ -10,14 +10,14 @@ from pathlib import Path
 from megatron_apriel.command_line import CommandLine, above_zero, fraction
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.errors import ConfigError, ExitCode, run_command
+from megatron_apriel.errors import ConfigError, ExitCode, listed, run_command
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.output_files import check_file, replace_file
 from megatron_apriel.planning.certainty import Doubt, legend
 from megatron_apriel.planning.choosing_moments import with_smaller_states
 from megatron_apriel.planning.dry_run import planned_architecture
 from megatron_apriel.planning.hardware import KINDS, Hardware, hardware, hardware_yaml
-from megatron_apriel.planning.layouts import Candidates, candidates
+from megatron_apriel.planning.layouts import Candidate, Candidates, candidates
 from megatron_apriel.planning.plan_tables import misses, ranking, stage_row, stages_table, states_table
 from megatron_apriel.planning.plan_words import further_settings, hours_of, nothing_fits, record, yaml_lines
 from megatron_apriel.planning.workload import Workload
@@ -57,6 +57,8 @@ RECIPE = "apriel-15b"
 """The model of these examples."""
 ORDER = ("upscale", "realign", "cpt_stage1", "cpt_stage2", "sft", "sft_subset", "sft_long")
 """Of the recipe's stages."""
+TAKEN_AS_GIVEN = ("parallel.overlap", "parallel.tensor_overlap", "parallel.dealing")
+"""Of the settings in the two sections that a plan chooses."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,7 +94,7 @@ def _show(found: Candidates, config: StageConfig, arguments: argparse.Namespace,
     console = standard_output(WIDTH)
     fitting, missing = found.fitting(), found.missing()
     images = f"{work.image_tokens / config.sequence_length:.0%} image tokens"
-    documents = f"documents of {work.document_tokens:,} tokens, {images}"
+    documents = f"documents of {counted(work.document_tokens, 'token')}, {images}"
     title = f"{config.stage} on {gpu.counted(arguments.gpus)}, fp8={config.precision.fp8}, {documents}"
     if fitting:
         console.print(ranking(fitting[: arguments.top], title))
@@ -158,10 +160,11 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     """Refuse what would be found out, or passed over, only after all layouts are predicted."""
     for word in arguments.overrides:
         name = word.partition("=")[0].strip()
-        if name.partition(".")[0] in ("parallel", "recompute") and name != "parallel.overlap":
+        if name.partition(".")[0] in ("parallel", "recompute") and name not in TAKEN_AS_GIVEN:
             raise ConfigError(
                 f"{word} would be replaced.",
-                "Layout and recomputation are what a plan chooses; of them only parallel.overlap is taken as given.",
+                "Layout and recomputation are what a plan chooses; of them only"
+                f" {listed(TAKEN_AS_GIVEN)} are taken as given.",
                 "Leave it out; python -m megatron_apriel.train STAGE.yaml --dry-run shows one layout's memory.",
             )
     of_one_stage = ("json", "show_refused", "compare_states")
@@ -170,6 +173,26 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{option} is for one stage.", "The whole recipe is planned otherwise.", "Give --stage FILE.")
     if arguments.json is not None:
         check_file(arguments.json, arguments.overwrite, [arguments.stage, *filter(None, [arguments.hardware])])
+
+
+def _compare_states(
+    found: Candidates,
+    config: StageConfig,
+    architecture: Architecture,
+    arguments: argparse.Namespace,
+    gpu: Hardware,
+    work: Workload,
+) -> None:
+    best: dict[str, Candidate | ConfigError | None] = {"as the stage says": next(iter(found.fitting()), None)}
+    for name, stage in with_smaller_states(config):
+        if isinstance(stage, ConfigError):
+            best[name] = stage
+        else:
+            best[name] = next(iter(candidates(stage, architecture, arguments.gpus, gpu, work).fitting()), None)
+    say("")
+    standard_output(WIDTH).print(states_table(best))
+    for refused in (one for one in best.values() if isinstance(one, ConfigError)):
+        say(f"refused: {refused.what}")
 
 
 def _show_recipe(arguments: argparse.Namespace, gpu: Hardware) -> int:
@@ -208,11 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     found = candidates(config, architecture, arguments.gpus, gpu, work)
     _show(found, config, arguments, gpu, work)
     if arguments.compare_states:
-        best = {"as the stage says": next(iter(found.fitting()), None)}
-        for name, stage in with_smaller_states(config):
-            best[name] = next(iter(candidates(stage, architecture, arguments.gpus, gpu, work).fitting()), None)
-        say("")
-        standard_output(WIDTH).print(states_table(best))
+        _compare_states(found, config, architecture, arguments, gpu, work)
     if arguments.json is not None:
         ordered = sorted(found.accepted, key=lambda candidate: candidate.time.total)
         replace_file(arguments.json, json.dumps([record(candidate) for candidate in ordered], indent=1) + "\n")

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydantic import ValidationError
+
 from megatron_apriel.config.choices import MOMENTS, Moments
+from megatron_apriel.config.explain import config_error
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.training_sections import OptimizerSection
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.run_record import RunState
 from megatron_apriel.parallel.layout import Layout
@@ -35,10 +40,16 @@ def allowed(config: StageConfig) -> Iterator[StageConfig]:
         yield with_moments(config, moments)
 
 
-def with_smaller_states(config: StageConfig) -> Iterator[tuple[str, StageConfig]]:
-    """The stage with each of :data:`SMALLER`, by name."""
+def with_smaller_states(config: StageConfig) -> Iterator[tuple[str, StageConfig | ConfigError]]:
+    """The stage with each of :data:`SMALLER`, by name; or why a run with that would be refused."""
     for name, forms in SMALLER.items():
-        yield name, config.model_copy(update={"optimizer": config.optimizer.model_copy(update=forms)})
+        optimizer = config.optimizer.model_copy(update=forms)
+        try:
+            OptimizerSection.model_validate(optimizer.model_dump())
+        except ValidationError as error:
+            yield name, config_error(error, name, {}, {}, OptimizerSection)
+        else:
+            yield name, config.model_copy(update={"optimizer": optimizer})
 
 
 def chosen_moments(

@@ -136,6 +136,8 @@ def _candidates(
                 "pipeline": pipeline,
                 "virtual": virtual,
                 "layers_per_stage": None,
+                # One rank has no gathers and scatters that could be overlapped.
+                "tensor_overlap": config.parallel.tensor_overlap and tensor > 1,
             }
         )
         stage = config.model_copy(update={"parallel": parallel, "recompute": RecomputeSection()})

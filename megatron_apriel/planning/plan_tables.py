@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.errors import ConfigError
 from megatron_apriel.planning.certainty import signs
 from megatron_apriel.planning.layouts import Candidate, Candidates
 from megatron_apriel.planning.plan_words import hours_of, memory_of, recomputation_of
@@ -50,18 +51,21 @@ def ranking(found: Sequence[Candidate], title: str) -> Table:
     return table
 
 
-def states_table(best: dict[str, Candidate | None]) -> Table:
-    """The fastest layout with each form of the optimizer's numbers; the first is the stage's own."""
+def states_table(best: Mapping[str, Candidate | ConfigError | None]) -> Table:
+    """The fastest layout with each form of the optimizer's numbers, if one fits; the first is the stage's own.
+
+    A form with which a run would be refused has the error.
+    """
     title = "What smaller optimizer states would give (docs/one_gpu.md says what they lose)"
     columns = ("states", *LAYOUT_COLUMNS[:4], "recompute", "memory", "tokens/s/GPU", "gain")
     table = figures(*columns, words=(0, 5), title=title)
     own = next(iter(best.values()))
     for name, candidate in best.items():
-        if candidate is None:
-            table.add_row(name, *["-"] * 5, "does not fit", "-", "-")
+        if not isinstance(candidate, Candidate):
+            table.add_row(name, *["-"] * 5, "does not fit" if candidate is None else "refused", "-", "-")
             continue
-        faster = candidate.tokens_per_second / own.tokens_per_second - 1 if own not in (None, candidate) else None
-        gain = "-" if faster is None else f"{faster:+.1%}"
+        others = own if isinstance(own, Candidate) and own != candidate else None
+        gain = "-" if others is None else f"{candidate.tokens_per_second / others.tokens_per_second - 1:+.1%}"
         cells = _layout_cells(candidate)
         speed = three_digits(candidate.tokens_per_second)
         table.add_row(name, *cells[:4], cells[-1], memory_of(candidate), speed, gain)

@@ -34,14 +34,7 @@ def hours_of(candidate: Candidate) -> str:
 
 def yaml_lines(best: Candidate) -> str:
     """The best layout as the stage's file would say it."""
-    layout, parts = best.layout, {}
-    for name, default in (("tensor", 1), ("sequence", False), ("pipeline", 1), ("virtual", 1), ("context", 1)):
-        if getattr(layout, name) != default:
-            parts[name] = getattr(layout, name)
-    if layout.layers_per_stage is not None:
-        parts["layers_per_stage"] = list(layout.layers_per_stage)
-    if not best.config.parallel.overlap:
-        parts["overlap"] = False
+    parts = best.config.parallel.model_dump(mode="json", exclude_defaults=True)
     words = ", ".join(f"{name}: {str(value).lower()}" for name, value in parts.items())
     section = best.config.recompute.model_dump(exclude_defaults=True) or {"mode": best.config.recompute.mode}
     recompute = ", ".join(f"{name}: {value}" for name, value in section.items())
@@ -83,7 +76,7 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
         helps.insert(0, "precision.fp8_weights=remade, which keeps 8-bit copies of one layer's weights at a time")
     if nearest.config.precision.fp8 != "none":
         helps.insert(0, "precision.fp8=none, which keeps no 8-bit copies of the weights")
-    if shares[0][0] in ("activations", "images", "logits"):
+    if shares[0][0] in ("activations", "working", "images"):
         helps.insert(0, "a shorter sequence_length")
     return ConfigError(
         f"no layout of this stage fits {gpus} {gpu.name}: the nearest, {nearest.label} with"

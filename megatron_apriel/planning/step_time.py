@@ -30,7 +30,8 @@ Where the sequences of a step are known, each is followed with its own documents
 replica that has most to do.
 
 Not modelled: the clock, which rises where a GPU waits and falls at its power limit; smaller matrices being slower than
-large ones; waiting for data, checkpoints, contention between groups.
+large ones; what ``parallel.tensor_overlap`` hides; ``attention=cudnn``, which is slower than what was measured; waiting
+for data, checkpoints, contention between groups.
 """
 
 from __future__ import annotations

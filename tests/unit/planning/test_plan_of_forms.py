@@ -23,6 +23,7 @@ from megatron_apriel.planning.plan_tables import states_table
 from megatron_apriel.planning.plan_words import further_settings
 from megatron_apriel.planning.step_time import step_time
 from megatron_apriel.planning.workload import Workload
+from megatron_apriel.testing.scripts import load_script
 from megatron_apriel.testing.stages import small_stage
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -132,6 +133,7 @@ def test_where_less_splitting_is_needed_the_gain_is_shown() -> None:
     work = Workload.of(config)
     best: dict[str, Any] = {"own": candidates(config, whole, 8, gpu, work).fitting()[0]}
     for name, smaller in with_smaller_states(config):
+        assert isinstance(smaller, StageConfig)
         best[name] = candidates(smaller, whole, 8, gpu, work).fitting()[0]
     assert best["16-bit moments"].tokens_per_second > 1.1 * best["own"].tokens_per_second
     output = io.StringIO()
@@ -140,12 +142,25 @@ def test_where_less_splitting_is_needed_the_gain_is_shown() -> None:
     assert f"{gain:+.1%}" in output.getvalue() and "does not fit" in output.getvalue()
 
 
+def test_forms_that_a_run_would_refuse_are_not_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = load_script("tools/plan.py")
+    words = ["--gpus", "8", "--stage", str(ROOT / "examples" / "sft.yaml"), "--architecture", "apriel-15b"]
+    assert plan.main([*words, "--compare-states", "optimizer.eps=1e-15"]) == 0
+    table = capsys.readouterr().out.partition("What smaller optimizer states would give")[2]
+    rows = {line.split("│")[1].strip(): line for line in table.splitlines() if line.startswith("│")}
+    assert "refused" not in rows["16-bit moments"]
+    assert all("refused" in rows[name] for name in SMALLER if name != "16-bit moments")
+    assert "refused: 8-bit moments, 24-bit masters: moments=int8 needs eps of at least 1e-12, not 1e-15" in table
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"moments": "bfloat16", "betas": (0.9, 0.999)}, "needs betas of at most 0.99"),
         ({"moments": "auto", "betas": (0.9, 0.999)}, "needs betas of at most 0.99"),
         ({"moments": "int8", "eps": 1e-15}, "needs eps of at least 1e-12"),
+        ({"eps": 1e-300}, "eps=1e-300 is below 1e-18"),
+        ({"eps": 1e-19, "moments": "bfloat16"}, "eps=1e-19 is below 1e-18"),
         ({"moments": "fp8"}, "float32"),
     ],
 )

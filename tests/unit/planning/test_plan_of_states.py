@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.planning.hardware import KINDS
-from megatron_apriel.planning.layouts import GIB, Candidate, candidates
+from megatron_apriel.planning.layouts import GIB, Candidate, Candidates, candidates
 from megatron_apriel.planning.memory import PIECE_NUMBERS, host_share, rank_memory
 from megatron_apriel.planning.plan_words import further_settings, nothing_fits
 from megatron_apriel.planning.step_time import step_time
@@ -157,6 +158,14 @@ def test_what_would_help_is_said() -> None:
     assert "(--set host_memory=88)" in said
     enough = H200.model_copy(update={"host_memory": 89.0})
     assert candidates(stage("auto"), APRIEL, 1, enough, WORK).fitting()
+
+
+def test_a_shorter_sequence_helps_where_a_layer_at_work_takes_most() -> None:
+    nearest = candidates(stage(), APRIEL, 1, H200, WORK).missing()[0]
+    advice = "What helps: a shorter sequence_length"
+    assert advice not in str(nothing_fits(Candidates([nearest]), 1, H200))
+    wide = replace(nearest, memory=replace(nearest.memory, working=2 * nearest.memory.total))
+    assert advice in str(nothing_fits(Candidates([wide]), 1, H200))
 
 
 def test_the_dry_run_shows_both_places() -> None:

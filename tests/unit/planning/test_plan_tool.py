@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_apriel.config.load import load_stage
+from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, OutputError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.checks import check_layout
@@ -125,6 +126,43 @@ def test_the_printed_layout_runs_as_it_is_pasted(
     assert check_layout(config, APRIEL, 320) == best.layout
 
 
+@pytest.mark.parametrize("gpus", [1, 2, 12])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("parallel={tensor: 2, sequence: true, tensor_overlap: true, dealing: evenly}",),
+        ("checkpoint.background=true",),
+        ("precision.fp8=blockwise", "precision.bf16_layers_at_start=2"),
+        ("optimizer.moments=auto", "optimizer.master=24bit", "optimizer.gradients=24bit"),
+    ],
+)
+def test_a_stage_may_say_whatever_is_offered(gpus: int, settings: tuple[str, ...]) -> None:
+    given = load_stage(STAGE, settings).parallel
+    offered = found(gpus, "h200", settings).accepted
+    assert offered
+    for candidate in offered:
+        stage = StageConfig.model_validate(candidate.config.model_dump(mode="json"))
+        assert stage == candidate.config
+        assert check_layout(stage, APRIEL, gpus) == candidate.layout
+        assert (stage.parallel.dealing, stage.parallel.overlap) == (given.dealing, given.overlap)
+        assert stage.parallel.tensor_overlap == (given.tensor_overlap and candidate.layout.tensor > 1)
+
+
+def test_what_a_plan_does_not_choose_stays_in_what_it_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["parallel.tensor_overlap=true", "parallel.dealing=evenly", "parallel.overlap=false"]
+    assert PLAN.main([*WORDS, "--gpus", "16", "--gpu", "h100", *words]) == 0
+    printed = capsys.readouterr().out.partition("steps:\n\n")[2].partition("\n\n")[0]
+    kept = [line for line in STAGE.read_text().splitlines() if not line.startswith(("parallel:", "recompute:"))]
+    pasted = tmp_path / "stage.yaml"
+    pasted.write_text("\n".join([*kept, printed]))
+    parallel = load_stage(pasted).parallel
+    assert parallel.tensor > 1
+    assert (parallel.tensor_overlap, parallel.dealing, parallel.overlap) == (True, "evenly", False)
+
+
 def test_a_layout_that_does_not_fit_says_by_how_much(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         PLAN.main([*WORDS, "--gpus", "1", "--gpu", "h100"])
@@ -226,7 +264,10 @@ def test_hardware_numbers_can_be_replaced(tmp_path: Path, capsys: pytest.Capture
     [
         ("inter_node", "no value"),
         ("inter_nod=25", "inter_nod"),
-        ("memory=-3", "must be above 0"),
+        ("memory=-3", "must be at least 1e-06"),
+        ("memory=1e308", "must be at most 1000000000"),
+        ("copy_bandwidth=1e-300", "must be at least 1e-06"),
+        ("latency=1e300", "must be at most 1000000000"),
         ("head=x", "number"),
     ],
 )
