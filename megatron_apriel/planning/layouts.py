@@ -56,9 +56,7 @@ class Candidate:
     @property
     def over(self) -> float:
         """Bytes by which it does not fit, on the GPU or the host; negative where it does."""
-        if self.memory.on_host > self.host_available:
-            return max(self.memory.total - self.available, self.memory.on_host - self.host_available)
-        return self.memory.total - self.available
+        return _over(self.memory, self.available, self.host_available)
 
     @property
     def tokens_per_second(self) -> float:
@@ -211,12 +209,20 @@ def _split(config: StageConfig, architecture: Architecture, workload: Workload) 
     return config.model_copy(update={"parallel": parallel.model_copy(update={"layers_per_stage": layers})})
 
 
+def _over(memory: RankMemory, available: float, host_available: float) -> float:
+    """Bytes by which a rank does not fit, on the GPU or the host; negative where it does."""
+    of_gpu, of_host = memory.total - available, memory.on_host - host_available
+    return max(of_gpu, of_host) if of_host > 0 else of_gpu
+
+
 def _candidate(
     config: StageConfig, architecture: Architecture, gpus: int, gpu: Hardware, workload: Workload
 ) -> Candidate:
     layout = Layout.from_config(config.parallel, gpus)
     memories = [rank_memory(config, architecture, layout, rank, gpu.available) for rank in range(layout.pipeline)]
-    fullest = max(range(layout.pipeline), key=lambda rank: memories[rank].total + memories[rank].on_host)
+    # The one that fits least; where all fit, the one that needs most in all.
+    over = [max(_over(memory, gpu.available, gpu.host_memory * GIB), 0.0) for memory in memories]
+    fullest = max(range(layout.pipeline), key=lambda rank: (over[rank], memories[rank].total + memories[rank].on_host))
     time = step_time(config, architecture, layout, gpu, workload)
     return Candidate(
         config=config,

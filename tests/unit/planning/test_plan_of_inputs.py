@@ -110,6 +110,20 @@ def test_chosen_where_a_layout_fits_in_no_other_way() -> None:
     assert not undivided(small.model_copy(update={"host_memory": 10.0}))
 
 
+def test_no_pipeline_rank_is_passed_over() -> None:
+    """The first rank has most on the host, the second most on the GPU, where what it received stays."""
+    long = small_stage(131072, 16, train={"decoder": 1})
+    gpu = H200.model_copy(update={"memory": 108.0})
+    all_kinds = [
+        one for one in candidates(long, APRIEL, 4, gpu, Workload(131072, 0)).accepted if one.layout.virtual == 1
+    ]
+    (halves,) = [one for one in all_kinds if one.label == "TP1 CP1 PP2 VP1" and one.config.recompute.inputs == "host"]
+    first, second = (rank_memory(halves.config, APRIEL, halves.layout, rank) for rank in range(2))
+    assert first.on_host > second.on_host and first.total < gpu.available < second.total
+    assert halves.over == second.total - gpu.available
+    assert (halves.memory, halves.fullest_stage) == (second, 1)
+
+
 def test_the_dry_run_shows_them() -> None:
     output = io.StringIO()
     print_plan(stage(), 1, architecture="apriel-15b", console=Console(file=output, width=140))
