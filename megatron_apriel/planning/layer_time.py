@@ -62,14 +62,17 @@ def layer_seconds(
     return LayerSeconds(forward, backward, again)
 
 
-def host_seconds(config: StageConfig, layout: Layout, gpu: Hardware, fp8: str) -> tuple[float, float]:
-    """In which the host starts a layer's kernels, forward and backward: a third and two thirds, and a third again."""
+def host_seconds(layout: Layout, gpu: Hardware, fp8: str, repeated: bool) -> tuple[float, float]:
+    """In which the host starts a layer's kernels, forward and backward: a third and two thirds.
+
+    Where the forward pass of the whole layer is ``repeated`` in the backward pass, a third again.
+    """
     bits = "bf16" if fp8 == "none" else "fp8"
     milliseconds = getattr(gpu, f"host_layer_{bits}")
     milliseconds += getattr(gpu, f"host_tensor_{bits}") if layout.tensor > 1 else 0.0
     milliseconds += getattr(gpu, f"host_context_{bits}") if layout.context > 1 else 0.0
     third = 1e-3 * milliseconds / 3
-    return third, (3 if config.recompute.mode == "full" else 2) * third
+    return third, (3 if repeated else 2) * third
 
 
 def _attention_seconds(

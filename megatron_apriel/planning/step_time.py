@@ -288,9 +288,10 @@ def _rank(
             in_8_bits = config.precision.in_8_bits(layer, num_layers)
             fp8 = config.precision.fp8 if in_8_bits else "none"
             one = seconds[fp8]
-            for number, started in enumerate(host_seconds(config, layout, gpu, fp8)):
-                starts[chunk][number] += started
             is_repeated = place < (config.recompute.layers or len(layers))
+            repeated = is_repeated and config.recompute.mode == "full"
+            for number, started in enumerate(host_seconds(layout, gpu, fp8, repeated)):
+                starts[chunk][number] += started
             forward[chunk] += _beside_copy(one.forward, is_repeated * moved, gpu)
             backward[chunk] += _beside_copy(one.backward + is_repeated * one.again + sums, is_repeated * moved, gpu)
             recomputed += is_repeated

@@ -54,6 +54,8 @@ def test_a_pass_takes_as_long_as_the_host_needs_to_start_it() -> None:
     assert of_a_micro_batch() == pytest.approx(8 * 0.030, rel=1e-3)
     assert of_a_micro_batch(precision={"fp8": "tensorwise", "compute": "bf16"}) == pytest.approx(8 * 0.060, rel=1e-3)
     assert of_a_micro_batch(recompute={"mode": "full"}) == pytest.approx(8 * 0.040, rel=1e-3)
+    some = {"mode": "full", "layers": 3}
+    assert of_a_micro_batch(recompute=some) == pytest.approx(3 * 0.040 + 5 * 0.030, rel=1e-3)
     assert of_a_micro_batch(Layout(2, tensor=2, sequence=True)) == pytest.approx(8 * 0.036, rel=1e-3)
     assert of_a_micro_batch(Layout(4, tensor=2, sequence=True, context=2)) == pytest.approx(8 * 0.039, rel=1e-3)
     assert of_a_micro_batch(Layout(2, pipeline=2)) == pytest.approx(4 * 0.030, rel=1e-3)
