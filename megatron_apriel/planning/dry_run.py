@@ -125,8 +125,9 @@ def _with_chosen_moments(found: _Checked) -> _Checked:
     config, gpu, state = found.config, Hardware(), found.standing.state
     if config.optimizer.moments != "auto":
         return found
-    config = chosen_moments(config, found.model, found.layout, gpu.available, gpu.host_memory * 2**30, state)
-    why = f"the first form that fits a GPU of {gpu.memory:g} GiB and {gpu.host_memory:g} GiB of the host"
+    host = gpu.host_available(found.layout.world_size, config.optimizer.host_memory)
+    config = chosen_moments(config, found.model, found.layout, gpu.available, host, state)
+    why = f"the first form that fits a GPU of {gpu.memory:g} GiB and {host / 2**30:.3g} GiB of the host"
     why = why if state is None else "as it was when the run began"
     remark = f"optimizer.moments=auto is {config.optimizer.moments} here, {why}."
     return replace(found, config=config, remarks=[*found.remarks, remark])

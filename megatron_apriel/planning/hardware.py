@@ -176,6 +176,16 @@ class Hardware(Section):
         """Bytes of a GPU that are left to the program."""
         return (self.memory - self.reserve) * 2**30
 
+    def host_available(self, gpus: int, most: int | None) -> float:
+        """Bytes of the host that the program may take beside each of a run's GPUs.
+
+        Args:
+            gpus: of the run.
+            most: ``optimizer.host_memory``, for all GPUs of a machine.
+        """
+        room = self.host_memory * 2**30
+        return room if most is None else min(room, most / min(gpus, self.gpus_per_node))
+
     def counted(self, gpus: int) -> str:
         """So many of them, as a table's title says it."""
         return f"{gpus} {self.name} with {self.available / 2**30:.1f} GiB each to use"

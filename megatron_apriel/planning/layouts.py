@@ -185,7 +185,7 @@ def _shapes(architecture: Architecture, gpus: int, gpu: Hardware) -> Iterator[tu
     for tensor in TENSOR:
         for context in CONTEXT:
             for pipeline in (number for number in divisors(gpus) if number <= MOST_STAGES):
-                if tensor > gpu.gpus_per_node or gpus % (tensor * context * pipeline):
+                if gpus % (tensor * context * pipeline) or (gpus > gpu.gpus_per_node and gpu.gpus_per_node % tensor):
                     continue
                 for virtual in VIRTUAL if pipeline > 1 else (1,):
                     if pipeline * virtual <= architecture.decoder.num_layers:
@@ -221,7 +221,8 @@ def _candidate(
     layout = Layout.from_config(config.parallel, gpus)
     memories = [rank_memory(config, architecture, layout, rank, gpu.available) for rank in range(layout.pipeline)]
     # The one that fits least; where all fit, the one that needs most in all.
-    over = [max(_over(memory, gpu.available, gpu.host_memory * GIB), 0.0) for memory in memories]
+    host_available = gpu.host_available(gpus, config.optimizer.host_memory)
+    over = [max(_over(memory, gpu.available, host_available), 0.0) for memory in memories]
     fullest = max(range(layout.pipeline), key=lambda rank: (over[rank], memories[rank].total + memories[rank].on_host))
     time = step_time(config, architecture, layout, gpu, workload)
     return Candidate(
@@ -232,7 +233,7 @@ def _candidate(
         fullest_stage=fullest,
         time=time,
         available=gpu.available,
-        host_available=gpu.host_memory * GIB,
+        host_available=host_available,
         doubts=doubts(layout, gpu, time),
     )
 

@@ -69,7 +69,7 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
     helps = ["more GPUs, over which more is split", "a GPU with more memory"]
     host = nearest.memory.on_host
     if nearest.memory.total <= nearest.available:
-        helps.insert(0, f"a host with {size(host)} for that (--set host_memory={ceil(host / GIB)})")
+        helps.insert(0, _more_of_the_host(nearest, gpu))
     if not nearest.memory.host and shares[0][0] == "optimizer":
         helps.insert(0, "optimizer.host=auto, which puts as much of its states as need be into the host's memory")
     if nearest.config.precision.fp8 != "none" and nearest.config.precision.fp8_weights == "kept":
@@ -86,6 +86,18 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
         + (f"; and {size(host)} of {size(nearest.host_available)} of the host." if host else "."),
         f"What helps: {'; '.join(helps)}.",
     )
+
+
+def _more_of_the_host(nearest: Candidate, gpu: Hardware) -> str:
+    """What lets a layout have the host's memory that it needs."""
+    host, room = nearest.memory.on_host, gpu.host_memory * GIB
+    needs = []
+    if nearest.host_available < room:
+        of_a_machine = ceil(host * min(nearest.layout.world_size, gpu.gpus_per_node) / 1e9)
+        needs.append(f"optimizer.host_memory={of_a_machine}GB")
+    if host > room:
+        needs.append(f"a host with {size(host)} for that (--set host_memory={ceil(host / GIB)})")
+    return " and ".join(needs)
 
 
 def _on_the_gpu(candidate: Candidate) -> dict[str, float]:

@@ -119,6 +119,17 @@ def test_a_plan_takes_narrow_moments_only_where_exact_ones_fit_nowhere() -> None
     assert words[0] == "optimizer.moments=bfloat16"
 
 
+def test_auto_takes_no_more_of_the_host_than_the_stage_allows() -> None:
+    optimizer = {"peak": 1e-5, "moments": "auto", "host": "auto", "host_memory": 60 * GIB}
+    recompute = {"mode": "full"}
+    limited = small_stage(8192, 64, optimizer=optimizer, recompute=recompute, precision={"fp8": "tensorwise"})
+    output = io.StringIO()
+    print_plan(limited, 1, architecture="apriel-15b", console=Console(file=output, width=200))
+    text = " ".join(output.getvalue().split())
+    assert "optimizer.moments=auto is float32 here" not in text
+    assert "the first form that fits a GPU of 139 GiB and 60 GiB of the host" in text
+
+
 def test_the_dry_run_says_what_auto_is() -> None:
     output = io.StringIO()
     print_plan(stage("auto", moments="auto"), 1, architecture="apriel-15b", console=Console(file=output, width=200))

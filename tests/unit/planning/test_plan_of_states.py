@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,22 @@ def test_what_would_help_is_said() -> None:
     assert "(--set host_memory=88)" in said
     enough = H200.model_copy(update={"host_memory": 89.0})
     assert candidates(stage("auto"), APRIEL, 1, enough, WORK).fitting()
+
+
+def test_no_more_of_the_host_is_planned_than_the_stage_allows() -> None:
+    """``optimizer.host_memory`` is of a machine, whose GPUs share it."""
+
+    def limited(most: int) -> Candidates:
+        config = stage(optimizer={"peak": 1e-5, "host": "auto", "host_memory": most})
+        return candidates(config, APRIEL, 1, H200, WORK)
+
+    said = str(nothing_fits(limited(60 * GIB), 1, H200))
+    assert "of 60.0 GiB of the host" in said and "--set host_memory" not in said
+    enough = re.search(r"optimizer\.host_memory=(\d+)GB", said)
+    assert enough is not None and limited(int(enough[1]) * 10**9).fitting()
+    assert H200.host_available(4, 80 * GIB) == H200.host_available(2, 40 * GIB) == 20 * GIB
+    assert H200.host_available(80, 80 * GIB) == 10 * GIB
+    assert H200.host_available(2, None) == H200.host_available(2, 900 * GIB) == 104 * GIB
 
 
 def test_a_shorter_sequence_helps_where_a_layer_at_work_takes_most() -> None:

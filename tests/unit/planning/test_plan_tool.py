@@ -70,6 +70,9 @@ def test_order_and_one_row_for_each_layout() -> None:
 
 def test_tensor_parallelism_stays_in_a_node() -> None:
     assert {candidate.layout.tensor for candidate in found(64, gpus_per_node=4).accepted} == {1, 2, 4}
+    # Four ranks in a row of such nodes would stand on two of them.
+    assert {candidate.layout.tensor for candidate in found(48, gpus_per_node=6).accepted} == {1, 2}
+    assert {candidate.layout.tensor for candidate in found(4, gpus_per_node=6).accepted} == {1, 2, 4}
 
 
 def test_what_cannot_run_is_kept_with_its_reason() -> None:
