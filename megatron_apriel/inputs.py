@@ -30,15 +30,23 @@ class NotAFileError(OSError):
     """A pipe, socket or device where a file is expected."""
 
     def __init__(self, path: str | Path, mode: int) -> None:
+        self._made_of = path, mode
         kind = _KINDS.get(stat.S_IFMT(mode), "no file")
         super().__init__(errno.EINVAL, f"it is {kind}, and only regular files are read", str(path))
+
+    def __reduce__(self) -> tuple[type[NotAFileError], tuple[str | Path, int]]:
+        return NotAFileError, self._made_of  # OSError's own way gives its three arguments
 
 
 class TooLargeError(OSError):
     """A file that is larger than any of its kind should be."""
 
     def __init__(self, path: str | Path, size: int, most: int) -> None:
+        self._made_of = path, size, most
         super().__init__(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read of it", str(path))
+
+    def __reduce__(self) -> tuple[type[TooLargeError], tuple[str | Path, int, int]]:
+        return TooLargeError, self._made_of
 
 
 def open_input(path: str | Path, buffering: int = -1) -> BufferedReader:

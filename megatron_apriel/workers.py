@@ -5,15 +5,18 @@ A worker leaves signals to its parent, and ends with it.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import multiprocessing
 import os
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from megatron_apriel.errors import DataError
@@ -111,4 +114,17 @@ def end_with_parent(parent: int, number: int) -> None:
 
 
 def _run[Work, Result](function: Callable[[Any, Work], Result], task: Work) -> Result:
-    return function(_shared, task)
+    try:
+        return function(_shared, task)
+    except Exception as error:
+        if _can_be_sent(error):
+            raise
+        raise RuntimeError("".join(traceback.format_exception(error))) from None
+
+
+def _can_be_sent(error: Exception) -> bool:
+    """Whether the parent can read it. One that it cannot would look like a worker that has died."""
+    try:
+        return isinstance(copy.copy(error), type(error)) and bool(ForkingPickler.dumps(error))
+    except Exception:
+        return False

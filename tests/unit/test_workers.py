@@ -8,11 +8,13 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_apriel.errors import DataError
+from megatron_apriel.inputs import NotAFileError, TooLargeError, read_input
 from megatron_apriel.workers import Workers, end_with_parent
 
 LESS_MEMORY = "Use fewer."
@@ -43,6 +45,37 @@ def test_a_worker_that_dies_is_an_error_with_the_remedy() -> None:
     ):
         list(workers.in_order(die, range(5)))
     assert raised.value.fix == LESS_MEMORY
+
+
+class OfTwoError(Exception):
+    """Made of something else than what it says, as pickle does not know."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def fail(shared: list[Path], task: str) -> bytes:
+    if task == "of two":
+        raise OfTwoError("salt", "pepper")
+    return read_input(shared[0] / task, most=3)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "words"),
+    [
+        ("pipe", NotAFileError, "it is a pipe"),
+        ("large", TooLargeError, "it has 4 bytes, and at most 3"),
+        ("absent", FileNotFoundError, "absent"),
+        ("of two", RuntimeError, "salt and pepper"),
+    ],
+)
+def test_an_error_of_a_worker_is_not_its_death(task: str, kind: type[Exception], words: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"1234")
+    with Workers([tmp_path], 2, LESS_MEMORY) as workers, pytest.raises(kind, match=words) as raised:
+        list(workers.in_order(fail, [task]))
+    if isinstance(raised.value, OSError):
+        assert raised.value.filename == str(tmp_path / task)
 
 
 def test_a_process_whose_parent_is_gone_already_ends_too() -> None:
