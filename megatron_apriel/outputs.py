@@ -190,7 +190,7 @@ def whole_directory(
             if missing := _missing(partial, marker):
                 raise RuntimeError(f"the block that wrote {destination} did not write {missing[0]}")
             flush_directory(partial)
-            _publish(partial, target, overwrite)
+            _publish(partial, destination, target, overwrite, marker)
     except OSError as error:
         raise _explained(error, destination, target) from error
     finally:
@@ -284,8 +284,11 @@ def flush(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def _publish(partial: Path, target: Path, overwrite: bool) -> None:
-    if overwrite and target.is_dir():
+def _publish(
+    partial: Path, destination: str | Path, target: Path, overwrite: bool, marker: str | tuple[str, ...]
+) -> None:
+    if overwrite and os.path.lexists(target):
+        _check_replaceable(destination, target, overwrite, marker)  # hours later, something else may be there
         if not exchange(partial, target):
             _swap_by_two_renames(partial, target)
     else:
@@ -361,6 +364,8 @@ def _remove_stale(target: Path) -> None:
                     pass
             except HeldError:
                 continue  # its writer lives in another process namespace
+            except OSError:
+                continue  # gone by now, as its writer's own end or another process removed it; or another user's
             # Where there are no locks, the writer's name is the only guard.
             if kind == "replaced" and not os.path.lexists(target):
                 path.rename(target)

@@ -55,6 +55,14 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     assert names(tmp_path) == sorted([*kept, "table.csv"])
 
 
+def test_what_cannot_be_removed_is_in_nobodys_way(tmp_path: Path) -> None:
+    """As another user's in a directory with the sticky bit; here it is a directory, which is not removed as a file."""
+    left = tmp_path / f"{PARTIAL}{writer_name().split('-')[0]}-999999999-7-table.csv"
+    left.mkdir()
+    replace_file(tmp_path / "table.csv", "whole")
+    assert names(tmp_path) == sorted([left.name, "table.csv"])
+
+
 def test_what_may_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "report.json").touch()

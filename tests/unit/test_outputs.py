@@ -175,6 +175,39 @@ def test_destination_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("appeared", ["notes.txt", "metrics.jsonl"])
+def test_what_appears_meanwhile_is_no_earlier_result(appeared: str, tmp_path: Path) -> None:
+    """A directory of somebody's, or one in which a run has begun: asked again, hours after the first time."""
+    destination = tmp_path / "x"
+    if appeared == "metrics.jsonl":
+        write(destination, "old")
+    with (
+        pytest.raises(OutputError, match=r"exists and has no config.json|holds metrics.jsonl of a training run"),
+        whole_directory(destination, overwrite=True) as partial,
+    ):
+        (partial / "config.json").write_text("mine")
+        destination.mkdir(exist_ok=True)
+        (destination / appeared).write_text("theirs")
+    assert (destination / appeared).read_text() == "theirs"
+    assert names(tmp_path) == ["x"]
+
+
+def test_what_its_writer_takes_away_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends between two looks, of which the second would have been at its directory."""
+    host = outputs.writer_name().split("-")[0]
+    left = tmp_path / f".x.partial-{host}-999999999-1-abc"
+    left.mkdir()
+
+    def ends_now(number: int) -> str:
+        if number == 999999999 and left.exists():
+            left.rmdir()
+        return ""
+
+    monkeypatch.setattr(outputs, "start_time", ends_now)
+    write(tmp_path / "x", "mine")
+    assert names(tmp_path) == ["x"]
+
+
 def test_sigterm_cleans_up(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
     process = start_writer(tmp_path / "x")
