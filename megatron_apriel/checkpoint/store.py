@@ -261,7 +261,7 @@ class CheckpointStore:
     def _prepare(self, partial: Path) -> None:
         self.directory.mkdir(exist_ok=True)  # and nothing above it: a run's output that is gone stays so
         for stale in partials_in(self.directory):
-            shutil.rmtree(stale)
+            _remove(stale)
         partial.mkdir()
 
     def _sidecars(self, given: Path) -> Path:
@@ -281,7 +281,22 @@ class CheckpointStore:
             except OSError as error:  # the next save tries again; the one that is in place now is whole
                 note(f"warning: {complete[step]} cannot be removed: {error}")
                 continue
-            shutil.rmtree(going, ignore_errors=True)
+            _remove(going)
+
+
+def _remove(path: Path) -> None:
+    """Remove what is no checkpoint, or none any more. Where that fails, say so: the next save tries again.
+
+    On NFS a directory cannot go while somebody reads a file of it. Of a checkpoint that was moved elsewhere and left a
+    link in its place, the link goes.
+    """
+    try:
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    except OSError as error:
+        note(f"warning: {path} cannot be removed: {error}")
 
 
 def _put_in_place(partial: Path, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -298,6 +299,49 @@ def test_save_prunes_and_replaces(source, tmp_path):
             assert read_run_file(saved.path).extra == {"sequences": step}
 
     assert sorted(entry.name for entry in store.directory.iterdir()) == ["step_00000002", "step_00000004"]
+
+
+def test_a_checkpoint_that_was_moved_and_linked_is_not_in_the_way(source, tmp_path):
+    """The policy lets go of the link, and what it leads to is its owner's."""
+    store = CheckpointStore(tmp_path / "checkpoints", KeepPolicy(policy="last", number=1), 9)
+
+    @alone
+    def checks() -> None:
+        chunks = build_model(TINY, ModelOptions(), Layout(1))
+        first = store.save(1, chunks, None, {}, source)
+        first.path.rename(tmp_path / "moved")
+        first.path.symlink_to(tmp_path / "moved")
+        for step in (2, 3):
+            store.save(step, chunks, None, {}, source)
+
+    assert [entry.name for entry in store.directory.iterdir()] == ["step_00000003"]
+    assert read_run_file(tmp_path / "moved").step == 1
+
+
+def test_a_checkpoint_that_somebody_reads_on_nfs_ends_no_run(source, tmp_path, monkeypatch, capfd):
+    """There, a file that is open gets another name when it is removed, and keeps its directory until it is closed."""
+    store = CheckpointStore(tmp_path / "checkpoints", KeepPolicy(policy="last", number=1), 9)
+    unlink, read = os.unlink, ".nfs000000000000c0de"
+
+    def busy(path: Any, *args: Any, **named: Any) -> None:
+        if Path(path).name == read:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        unlink(path, *args, **named)
+
+    @alone
+    def checks() -> None:
+        chunks = build_model(TINY, ModelOptions(), Layout(1))
+        first = store.save(1, chunks, None, {}, source)
+        (first.path / read).touch()
+        monkeypatch.setattr(os, "unlink", busy)
+        for step in (2, 3):
+            store.save(step, chunks, None, {}, source)
+        monkeypatch.undo()
+        assert {entry.name for entry in store.directory.iterdir()} == {"step_00000001.partial", "step_00000003"}
+        store.save(4, chunks, None, {}, source)
+
+    assert [entry.name for entry in store.directory.iterdir()] == ["step_00000004"]
+    assert "step_00000001.partial cannot be removed: [Errno 16]" in capfd.readouterr().err
 
 
 def test_sidecars_survive_their_source(source, tmp_path):
