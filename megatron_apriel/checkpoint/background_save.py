@@ -8,6 +8,8 @@ A save has four parts, and only what follows the plan depends on whether the run
 * *write*: a file of torch's format, a piece of a tensor at a time, flushed to disk. No communication: a collective of a
   second thread would cross those of training.
 * *finish*, collective: the first rank learns where everything lies and writes torch's ``.metadata``.
+
+Nothing is written outside of these: where one rank writes for all, it alone could fail, and others would wait for it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, Metadata, SavePlan
@@ -39,11 +42,16 @@ Data = Tensor | io.BytesIO
 
 
 class FileWriter(FileSystemWriter):
-    """torch's writer of a rank's file, with two differences.
+    """torch's writer of a rank's file, with three differences.
 
-    It leaves the directory's path out of ``.metadata``: that may hold a secret, and changes. And it has in memory what
-    it is writing at the moment; torch's keeps all that it has written until the file is whole.
+    It leaves the directory's path out of ``.metadata``: that may hold a secret, and changes. It has in memory what it
+    is writing at the moment; torch's keeps all that it has written until the file is whole. And beside ``.metadata``
+    it names the format, as Megatron does.
     """
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        save_config(CheckpointingConfig("torch_dist", 1), str(self.path))
 
     def storage_meta(self) -> StorageMeta | None:
         meta = super().storage_meta()

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, apply_factory_merges
-from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedStateDict,
+    ShardedTensor,
+    apply_factory_merges,
+)
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, save_preprocess
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
@@ -51,8 +56,8 @@ class _Divided(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 def divide_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], directory: Path) -> ShardWriting:
     """Settle who writes which of the shards in ``state``, and this rank's ``boxes``, into ``directory``; collective.
 
-    Where several ranks hold the same shard, each writes a part of them instead of the first writing all. What is no
-    shard is written here already.
+    Where several ranks hold the same shard, each writes a part of them instead of the first writing all. Nothing is
+    written yet. Megatron's own function would let rank 0 write a file here, of whose failure no other rank would know.
 
     Args:
         state: nested, with Megatron's sharded tensors at its leaves.
@@ -64,7 +69,9 @@ def divide_writing(state: ShardedStateDict, boxes: Mapping[str, Boxes], director
     """
     strategy = _Divided(boxes)
     parallel = FullyParallelSaveStrategyWrapper(strategy, _copies()) if _have_copies() else strategy
-    dist_checkpointing.save(state, str(directory), parallel)
+    shards, common = save_preprocess(state)
+    shards["common_state"] = ShardedObject("common_state", common, (1,), (0,), replica_id=dist.get_rank())
+    parallel.save(shards, directory)
     return strategy.writing
 
 

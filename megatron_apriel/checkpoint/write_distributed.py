@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, SavePlan
@@ -53,7 +52,6 @@ def write_distributed(
         checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except CheckpointException as error:
         raise first_failure(error) from None
-    save_config(CheckpointingConfig("torch_dist", 1), str(directory))
 
 
 class _FromWeights(DefaultSavePlanner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import threading
 import time
@@ -83,12 +84,19 @@ def slow_writing(seconds: float) -> list[float]:
 
 
 def fail_writing(at: str = "writing") -> None:
-    """From here on this rank cannot write, or not even copy what is to be written."""
+    """From here on this rank cannot write, or not even copy what is to be written, or not the files beside it."""
 
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
     if at == "copying":
         HostBuffers.copies = full
+    elif at == "naming the format":
+        opened = open
+
+        def opening(file: Any, *arguments: Any, **named: Any) -> Any:
+            return full() if str(file).endswith("/metadata.json") else opened(file, *arguments, **named)
+
+        builtins.open = opening
     else:
         background_save.write_piece = full

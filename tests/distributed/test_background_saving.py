@@ -145,26 +145,26 @@ def test_killed_while_it_is_written(checkpoint, tmp_path):
 
 
 def _fails_on_one_rank(rank: int, world_size: int, source: Path, where: Path, at: str) -> tuple[str, list[str]]:
-    layout = layout_of("TP2 SP")
+    layout, failing = layout_of("TP2 SP"), 0 if at == "naming the format" else 1
     with groups.initialized(layout):
         run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
         run.start_from(source)
         store.save(1, run.chunks, run.optimizer, {}, source)
 
-        if rank == 1:
+        if rank == failing:
             fail_writing(at)
         store.save(2, run.chunks, run.optimizer, {}, source, background=True)
         run.steps(0, 1)
         while store.write_state() == WriteState.UNDER_WAY:
             time.sleep(0.01)
-        assert store.write_state() == (WriteState.FAILED if rank == 1 else WriteState.ENDED)
+        assert store.write_state() == (WriteState.FAILED if rank == failing == 1 else WriteState.ENDED)
         with pytest.raises(CheckpointError) as caught:
             store.finish()
         dist.barrier()
         return str(caught.value), sorted(path.name for path in where.iterdir())
 
 
-@pytest.mark.parametrize("at", ["writing", "copying"])
+@pytest.mark.parametrize("at", ["writing", "copying", "naming the format"])
 def test_a_write_that_fails_on_one_rank_fails_on_all(checkpoint, tmp_path, at):
     for message, names in run_ranks(2, _fails_on_one_rank, checkpoint, tmp_path, at):
         assert "step_00000002 could not be written" in message
