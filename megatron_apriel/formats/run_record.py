@@ -65,6 +65,12 @@ class OptimizerGroup(BaseModel):
     eps: _Finite = 0.0
     betas: tuple[_Finite, _Finite] = (0.0, 0.0)
 
+    @model_validator(mode="after")
+    def _of_no_parameters(self) -> OptimizerGroup:
+        if "params" in (self.__pydantic_extra__ or {}):
+            raise ValueError("it names parameters (params), which are the model's to say")
+        return self
+
 
 class RunRecord(BaseModel):
     """What ``run.json`` says of a checkpoint.

@@ -38,6 +38,7 @@ RECORDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "groups": (lambda r: r.__setitem__("optimizer_groups", 5), "optimizer_groups: "),
     "rate": (lambda r: r.__setitem__("optimizer_groups", [{"lr": "a"}]), "optimizer_groups.0.lr: "),
     "nested": (lambda r: r.__setitem__("optimizer_groups", [{"x": {"a": 1}}]), "optimizer_groups.0.x"),
+    "parameters": (lambda r: r.__setitem__("optimizer_groups", [{"params": []}]), "optimizer_groups.0: .*params"),
     "unknown": (lambda r: r.__setitem__("more", 1), "more: "),
     "extra": (lambda r: r.__setitem__("extra", []), "extra: "),
     "format": (lambda r: r.__setitem__("format", 9), "is of format 9"),
