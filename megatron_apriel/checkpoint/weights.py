@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_apriel.checkpoint.distributed_weights import DistributedWeights
-from megatron_apriel.checkpoint.file_window import read_bytes
 from megatron_apriel.checkpoint.tensor_bytes import DTYPES
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
@@ -104,9 +103,8 @@ class SafetensorsWeights:
         entry = self._entries[name]
         if columns is None:
             # Whole rows are read, not mapped: a mapped file counts as this process's memory once it has been looked at.
-            row_bytes = entry.size // entry.rows
-            with entry.file.open("rb", buffering=0) as file:
-                data = read_bytes(file, entry.offset + start * row_bytes, (stop - start) * row_bytes)
+            data = bytearray(entry.size // entry.rows * (stop - start))
+            entry.read_into(memoryview(data), start, stop)
             self.bytes_read += len(data)
             rows = torch.frombuffer(data, dtype=DTYPES[entry.dtype]).view(stop - start, -1)
             return rows[:, 0] if len(entry.shape) == 1 else rows
@@ -115,6 +113,7 @@ class SafetensorsWeights:
                 self._handles[entry.file] = safe_open(str(entry.file), framework="pt", device="cpu").__enter__()
             view = self._handles[entry.file].get_slice(entry.name)
             part: Tensor = view[start:stop, columns[0] : columns[1]]
+            entry.check_unchanged()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{entry.file}: cannot read {entry.name}: {error}.") from error
         self.bytes_read += part.numel() * part.element_size()

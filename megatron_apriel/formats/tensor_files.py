@@ -131,12 +131,19 @@ class TensorEntry(TensorSpec):
         with open_input(self.file, buffering=0) as stream:
             stream.seek(position)
             yield stream
-            if _state(stream) != self.state:
-                raise CheckpointError(
-                    f"{self.file} was changed while {self.name} was read.",
-                    "Its header was read before that: what was read may be of another model.",
-                    "Start again when nothing writes to it.",
-                )
+            self._check_unchanged(os.fstat(stream.fileno()))
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the file is not the one whose header was read: for those who read it elsewhere."""
+        self._check_unchanged(self.file.stat())
+
+    def _check_unchanged(self, status: os.stat_result) -> None:
+        if _state(status) != self.state:
+            raise CheckpointError(
+                f"{self.file} was changed while {self.name} was read.",
+                "Its header was read before that: what was read may be of another model.",
+                "Start again when nothing writes to it.",
+            )
 
     def _range(self, start_row: int, stop_row: int) -> tuple[int, int]:
         """Position in the file and size of some rows."""
@@ -166,7 +173,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     """
     try:
         with open_input(file) as stream:
-            file_size, _ = state = _state(stream)
+            file_size, _ = state = _state(os.fstat(stream.fileno()))
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if length < 0 or 8 + length > file_size or length > MOST_HEADER_BYTES:
@@ -199,8 +206,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     return {entry.name: entry for entry in entries}
 
 
-def _state(stream: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(stream.fileno())
+def _state(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from megatron_apriel.checkpoint import loading
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.parameter_shards import Place
+from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
@@ -145,6 +147,18 @@ def test_truncated_and_foreign_directories(checkpoint, stand_in, tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         load_weights([stand_in(TINY)], tmp_path / "absent", TINY)
     (tmp_path / "config.json").write_text(json.dumps({}))
+
+
+@pytest.mark.parametrize("columns", [None, (0, 8)])
+def test_a_model_that_is_exported_anew_meanwhile_is_not_taken_for_the_old_one(checkpoint, tmp_path, columns):
+    """Rows of a weight, or the columns that are a tensor-parallel rank's, which are read in another way."""
+    path = write_hf_checkpoint(tmp_path / "hf", TINY, dtype="bfloat16", seed=1)
+    weights, file = open_weights(path, TINY), path / "model.safetensors"
+    written = file.stat().st_mtime_ns
+    file.write_bytes((checkpoint / "model.safetensors").read_bytes())
+    os.utime(file, ns=(written + 10**9, written + 10**9))  # the clock may tick rarely
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was changed while"):
+        weights.read("language_model.model.layers.0.mlp.down_proj.weight", 0, 8, columns)
 
 
 def test_tensor_parallel_must_divide(checkpoint, stand_in, monkeypatch):
