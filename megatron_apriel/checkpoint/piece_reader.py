@@ -159,7 +159,14 @@ class PieceReader:
 
     def _open(self, name: str) -> BinaryIO:
         # The newest last: a checkpoint may have more files than a process may have open.
-        self._files[name] = file = self._files.pop(name, None) or open_input(self._directory / name)
+        try:
+            self._files[name] = file = self._files.pop(name, None) or open_input(self._directory / name)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._directory / name} could not be read: {error.strerror}.",
+                "It was there when the checkpoint was opened. A run removes what it does not keep (checkpoint.keep).",
+                "Take another checkpoint of the run.",
+            ) from None
         if len(self._files) > _MOST_OPEN:
             self._files.pop(next(iter(self._files))).close()
         return file

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.checkpoint.distributed_weights import DistributedCheckpointReader, DistributedWeights
 from megatron_apriel.checkpoint.loading import load_weights
 from megatron_apriel.checkpoint.metadata import Contents, Extent, Piece, StoredTensor, read_metadata
+from megatron_apriel.checkpoint.piece_reader import PieceReader
 from megatron_apriel.checkpoint.store import CheckpointStore
 from megatron_apriel.checkpoint.verify import verify
 from megatron_apriel.config.output_sections import KeepPolicy
@@ -238,6 +240,15 @@ def test_more_files_than_may_be_open(store, monkeypatch):
             assert (split.read(name, 0, expected.tensors[name].rows) == numbers[name]).all()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile(store):
+    """Its files are opened when something in them is asked for."""
+    path, key = store.directory / "step_00000030", "decoder.final_layernorm.weight"
+    reader = PieceReader(path, read_metadata(path))
+    shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match=r"__0_0.distcp could not be read: No such file.*\n.*checkpoint\.keep"):
+        reader.fill(torch.empty(TINY.decoder.hidden_size), key, (0,))
 
 
 @pytest.mark.parametrize(
