@@ -103,6 +103,9 @@ class PrecisionSection(Section):
             )
         if self.fp8 == "none" and self.fp8_weights == "remade":
             problems.append("fp8_weights=remade has no meaning with fp8=none; set a recipe, or fp8_weights=kept")
+        for name in ("bf16_layers_at_start", "bf16_layers_at_end"):
+            if self.fp8 == "none" and (number := getattr(self, name)):
+                problems.append(f"{name}={number} has no meaning with fp8=none; set a recipe, or {name}=0")
         if self.fp8 == "delayed" and (self.bf16_layers_at_start or self.bf16_layers_at_end):
             problems.append(
                 f"fp8=delayed cannot keep layers in bf16 (bf16_layers_at_start={self.bf16_layers_at_start},"

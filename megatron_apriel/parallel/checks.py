@@ -202,7 +202,7 @@ def _bf16_layers(config: StageConfig, num_layers: int) -> Iterator[ConfigError]:
     if kept > num_layers:
         yield ConfigError(
             f"precision keeps {kept} layers in bf16, the decoder has {num_layers}.",
-            fix="Lower precision.bf16_layers_at_start or bf16_layers_at_end, or set precision.fp8=none.",
+            fix="Lower precision.bf16_layers_at_start or bf16_layers_at_end; or set both to 0, and precision.fp8=none.",
         )
         return
     most = num_layers // pipeline

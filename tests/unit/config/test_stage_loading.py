@@ -228,6 +228,11 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
         ),
         ("precision={fp8: tensorwise, compute: fp32}", "precision: fp8=tensorwise needs compute=bf16, not fp32"),
         ("precision={fp8: delayed, bf16_layers_at_end: 1}", "precision: fp8=delayed cannot keep layers in bf16"),
+        (
+            "precision={bf16_layers_at_start: 2}",
+            "precision: bf16_layers_at_start=2 has no meaning with fp8=none; set a recipe, or bf16_layers_at_start=0.",
+        ),
+        ("precision.bf16_layers_at_end=1", "precision: bf16_layers_at_end=1 has no meaning with fp8=none"),
         ("recompute.layers=3", "recompute: layers=3 has no meaning with mode=none; set mode=full, or layers=null."),
         ("checkpoint.keep=some", "checkpoint.keep: 'some' is no policy; write 'all', 'last 3' or 'equispaced 6'."),
         ("checkpoint.keep=3", "checkpoint.keep: 3 is no policy; write 'all', 'last 3' or 'equispaced 6'."),
