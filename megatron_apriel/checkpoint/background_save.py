@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from enum import IntEnum
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,6 +93,14 @@ class WriteState(IntEnum):
     FAILED = 2
 
 
+def host_bytes_of(item: WriteItem, pinned: bool) -> int:
+    """Host memory that :class:`HostBuffers` takes for what is to be written; torch rounds up what it pins."""
+    if item.tensor_data is None:
+        return 0
+    size = prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
+    return 1 << (size - 1).bit_length() if pinned and size else size
+
+
 class HostBuffers:
     """Pinned host memory for copies of device tensors, kept from save to save: pinning takes longer than copying."""
 
@@ -148,6 +157,10 @@ class ShardWriting:
             return self._writer.prepare_global_plan(plans)
 
         self._plan = self._planner.finish_plan(self._ranks.reduce_scatter("plan", here, together))
+
+    def host_bytes(self, pinned: bool) -> int:
+        """Host memory that copies of what this rank is to write take; see :func:`host_bytes_of`."""
+        return sum(host_bytes_of(item, pinned) for item in self._plan.items)
 
     def start(self, buffers: HostBuffers) -> None:
         """Copy what is to be written to host memory and begin to write it in a thread.

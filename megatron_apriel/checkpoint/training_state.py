@@ -9,6 +9,7 @@ is plain JSON. Nothing is pickled.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,16 @@ def divide_state(
             groups += [_plain_group(group) for group in part.state_dict()["optimizer"]["param_groups"]]
         groups = _first_not_empty(groups)
     return divide_writing(state, boxes, directory), {"layout": current_layout(), "optimizer_groups": groups}
+
+
+def bytes_of_copy(chunks: Sequence[nn.Module], optimizer: MegatronOptimizer) -> int:
+    """Host memory that a save in the background takes on this rank; collective. Nothing is copied or written.
+
+    Arguments as of :func:`divide_state`.
+    """
+    with tempfile.TemporaryDirectory() as nothing:
+        writing, _ = divide_state(Path(nothing), chunks, optimizer)
+    return writing.host_bytes(pinned=torch.cuda.is_available())
 
 
 @torch.no_grad()

@@ -104,8 +104,8 @@ class OptimizerSection(Section):
     """Part of the optimizer's states that lies in host memory, as 60%; `auto`: as much as does not fit on the GPU. An
     update brings them to the GPU and back, up to 10 bytes a parameter each way, and its numbers are the same."""
     host_memory: ByteCount | None = None
-    """Most host memory for them on each machine, and for inputs of layers that wait there (`recompute.inputs`); `null`:
-    what machine and control group have free, less a tenth."""
+    """Most host memory for them on each machine, and for inputs of layers that wait there (`recompute.inputs`) or the
+    copy of `checkpoint.background`; `null`: what machine and control group have free, less a tenth."""
 
     @model_validator(mode="after")
     def _moments_move(self) -> OptimizerSection:

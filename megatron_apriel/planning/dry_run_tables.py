@@ -126,7 +126,7 @@ def _length(config: StageConfig) -> dict[str, str]:
 def memory_table(config: StageConfig, architecture: Architecture, layout: Layout) -> Table:
     """Expected memory of a rank of each pipeline stage."""
     names = ["stage", "weights", "gradients", "optimizer", "activations", "at work", "images", "total"]
-    on_host = config.optimizer.host != 0 or config.recompute.inputs == "host"
+    on_host = config.optimizer.host != 0 or config.recompute.inputs == "host" or config.checkpoint.background
     title = "Expected memory per rank (CUDA, NCCL and allocator add 3 to 6 GiB)"
     table = figures(*names, *["on the host"] * on_host, title=title)
     gpu = Hardware()

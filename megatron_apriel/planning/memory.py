@@ -38,6 +38,9 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   projector keeps its three widths; the features of all shares are gathered on every rank. P micro-batches are kept, 2P
   with interleaving.
 
+With ``checkpoint.background`` the host holds a copy of what a rank saves: its share of the weights, and of what is
+trained the masters, 4 bytes, and both moments, 8 or in bf16 4. torch rounds each piece of it up to a power of two.
+
 Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB. What is counted is
 compared with measured peaks of text on one GPU by ``tests/unit/planning/test_predictions_measured.py``.
 """
@@ -65,7 +68,7 @@ in use."""
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank on its GPU, and beside it on the host: of optimizer states, and of layers' inputs.
+    """Bytes of one rank on its GPU, and beside it on the host: of optimizer states, layers' inputs, and what is saved.
 
     Activations are those that are kept for the backward pass; ``working`` is what the loss takes, or a layer that goes
     backward, at the fullest moment.
@@ -79,6 +82,7 @@ class RankMemory:
     images: float
     host: float = 0.0
     host_inputs: float = 0.0
+    host_copy: float = 0.0
 
     @property
     def total(self) -> float:
@@ -88,7 +92,7 @@ class RankMemory:
     @property
     def on_host(self) -> float:
         """Of the host, in all."""
-        return self.host + self.host_inputs
+        return self.host + self.host_inputs + self.host_copy
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,18 @@ def _whole(
         working=compute * max(loss, at_work),
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
         host_inputs=prod(inputs_on_host(config, architecture.decoder, layout, pipeline_rank)),
+        host_copy=_copy(config, compute * everything, trained, vocabulary) / layout.optimizer_shards,
     )
     return memory, of_vocabulary if vocabulary else of_matrix
+
+
+def _copy(config: StageConfig, weights: float, trained: float, vocabulary: float) -> float:
+    """What ``checkpoint.background`` copies to the host of weights, and of masters and moments as they are saved."""
+    if not config.checkpoint.background:
+        return 0.0
+    matrices, section = trained - vocabulary, config.optimizer
+    of_moments = {"float32": (8, 8), "bfloat16": (4, 4), "int8": (8, 4)}[str(section.moments)]
+    return weights + 4 * trained + of_moments[0] * matrices + of_moments[1] * vocabulary
 
 
 def _buffers(config: StageConfig, layout: Layout, elements: float) -> float:

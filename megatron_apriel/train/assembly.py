@@ -45,7 +45,7 @@ from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.output_place import OutputPlace
 from megatron_apriel.train.same_everywhere import check_documents
 from megatron_apriel.train.samples import Sampler
-from megatron_apriel.train.state_placement import placement_in_words
+from megatron_apriel.train.state_placement import check_copy, placement_in_words
 from megatron_apriel.train.trainer import Trainer
 
 WIDTH = 120
@@ -81,6 +81,7 @@ def assembled(
                 say(*str(loaded).split("\n"))
 
         trainer = Trainer(architecture, config, layout, initialise if newest is None else None)
+        check_copy(trainer.chunks, trainer.optimizer, config, trainer.inputs.host_bytes if trainer.inputs else 0)
         placement = placement_in_words(trainer.optimizer, config, trainer.inputs)
         if placement and dist.get_rank() == 0:
             say(*placement)

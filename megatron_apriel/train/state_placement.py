@@ -1,5 +1,7 @@
 """What a rank keeps in which form and where: its optimizer's states, and in host memory also inputs of its layers.
 
+A save in the background takes host memory too, for a copy of what it writes.
+
 Whether the host has the room is asked by all ranks before any of them takes a part of it. What a process takes beyond
 its control group's limit is not refused by the system: it ends the process.
 """
@@ -14,7 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
-from megatron_apriel.checkpoint.training_state import distributed_parts
+from megatron_apriel.checkpoint.training_state import bytes_of_copy, distributed_parts
 from megatron_apriel.config.choices import MOMENTS
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError
@@ -83,6 +85,25 @@ def place_states(
             own.make_states(share, forms=forms)
 
     alike(make)
+
+
+def check_copy(
+    chunks: Sequence[AprielModel], optimizer: MegatronOptimizer, config: StageConfig, beside: int = 0
+) -> None:
+    """Check that the host holds what ``checkpoint.background`` copies there at the first save; collective.
+
+    Args:
+        chunks, optimizer: what is saved, with its states made.
+        config: of the run.
+        beside: as of :func:`place_states`.
+
+    Raises:
+        ConfigError: host memory does not hold it.
+    """
+    if not config.checkpoint.background:
+        return
+    needed, setting = bytes_of_copy(chunks, optimizer), "checkpoint.background=true"
+    alike(lambda: check_host_memory(config, setting, "Set checkpoint.background=false", needed, beside))
 
 
 def state_forms(optimizer: MegatronOptimizer, config: StageConfig) -> dict[Tensor, StateForm]:

@@ -13,17 +13,24 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from slow_disk import LONG_S, fail_writing, hold_writing, hold_writing_until_all_wait, slow_writing
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from training_run import ARCHITECTURE, KEEP_ALL, Run
 from transformers import LlavaForConditionalGeneration  # noqa: F401  (imported once, before the ranks are forked)
 
-from megatron_apriel.checkpoint.background_save import WriteState
+from megatron_apriel.checkpoint.background_save import HostBuffers, WriteState, host_bytes_of
 from megatron_apriel.checkpoint.metadata import read_metadata
+from megatron_apriel.checkpoint.random_state import random_states
 from megatron_apriel.checkpoint.store import CheckpointStore
+from megatron_apriel.checkpoint.training_state import bytes_of_copy
+from megatron_apriel.config.output_sections import CheckpointSection
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
+from megatron_apriel.planning.memory import rank_memory
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.layouts import layout_of
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
@@ -80,6 +87,49 @@ def test_what_training_changes_meanwhile_is_not_in_it(checkpoint, tmp_path, name
     assert one == other
     assert read_metadata(foreground) == read_metadata(background)
     assert run_ranks(layout.world_size, _resumed, layout, tmp_path / "background", dtype) == losses
+
+
+def _predicted_and_taken(rank: int, world_size: int, name: str, source: Path, where: Path, forms: Any) -> Any:
+    layout, taken = layout_of(name), []
+    with groups.initialized(layout):
+        run, store = Run(layout, dtype=torch.bfloat16, **forms), CheckpointStore(where, KEEP_ALL, 4)
+        run.start_from(source)
+        predicted, copies = bytes_of_copy(run.chunks, run.optimizer), HostBuffers.copies
+        assert not where.exists()
+        dist.barrier()
+
+        def counted(buffers: HostBuffers, tensors: Any) -> Any:
+            copied = copies(buffers, tensors)
+            taken.extend(data.nbytes for data in copied.values() if isinstance(data, torch.Tensor))
+            return copied
+
+        HostBuffers.copies = counted
+        store.save(1, run.chunks, run.optimizer, {}, source, background=True)
+        store.finish()
+        stage = run.trainer.config.model_copy(update={"checkpoint": CheckpointSection(background=True)})
+        rank = parallel_state.get_pipeline_model_parallel_rank()
+        random = sum(state.nbytes for state in random_states().values())
+        return predicted, sum(taken), rank_memory(stage, ARCHITECTURE, layout, rank).host_copy + random
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"), [("DP2", {}), ("DP2", {"moments": "bfloat16"}), ("TP2 SP", {}), ("PP2", {}), ("one", {})]
+)
+def test_how_much_a_copy_takes_is_known_before(checkpoint, tmp_path, name, forms):
+    layout = layout_of(name)
+    answers = run_ranks(layout.world_size, _predicted_and_taken, name, checkpoint, tmp_path / "run", forms)
+    assert all(predicted == copied for predicted, copied, _ in answers)
+    taken, planned = (sum(figures) for figures in list(zip(*answers, strict=True))[1:])
+    # Of what tensor-parallel ranks hold alike, one has the copy; a plan counts it for each.
+    assert taken == planned if layout.tensor == 1 else taken == pytest.approx(planned, rel=0.4)
+
+
+def test_memory_that_is_pinned_is_rounded_up():
+    """To a power of two, by torch's allocator of it."""
+    chunk = ChunkStorageMetadata(torch.Size((0, 0)), torch.Size((3, 100)))
+    data = TensorWriteData(chunk, TensorProperties(dtype=torch.float32), torch.Size((9, 100)))
+    item = WriteItem(MetadataIndex("a"), WriteItemType.SHARD, tensor_data=data)
+    assert [host_bytes_of(item, pinned) for pinned in (False, True)] == [1200, 2048]
 
 
 WAIT_S = 0.5

@@ -18,7 +18,9 @@ from stage_runs import before_step, losses, poison, records, run, stage_file, st
 
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import CheckpointError, ExitCode
+from megatron_apriel.planning.host_memory import Room
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
+from megatron_apriel.train import state_placement
 from megatron_apriel.train.metrics import WeightsAndBiases
 from megatron_apriel.train.run import run_stage
 
@@ -43,6 +45,20 @@ def test_the_training_is_the_same(root: Path) -> None:
         still = [record["blocked_seconds"] < record["seconds"] for record in told]
         # Nothing is left to do during the last.
         assert still == ([True, True, False] if name == "background" else [False] * 3)
+
+
+def test_a_copy_that_the_host_does_not_hold_is_refused_before_the_first_step(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken all the same, it would not be refused by the system: it would end the process at the first save."""
+    monkeypatch.setattr(state_placement, "free_host_memory", lambda: Room(100_000, "the machine"))
+    assert run(root, "no_room", "tokens=512", ranks=2) == [0, 0]
+    with pytest.raises(RankFailure) as caught:
+        run(root, "no_room_behind", "tokens=512", BACKGROUND, ranks=2)
+    assert str(caught.value).count("ConfigError: checkpoint.background=true needs") == 2
+    assert "and 87.9 KiB may be taken" in str(caught.value)
+    assert "Set checkpoint.background=false, give the job more memory" in str(caught.value)
+    assert records(root, "no_room_behind", "step") == []
 
 
 def test_killed_runs_continue_to_the_bit(root: Path, reference: list[float]) -> None:
