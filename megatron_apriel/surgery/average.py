@@ -56,6 +56,7 @@ class AveragePlan:
         shards: the files of the result.
         piece_bytes: bytes of one input's piece.
         workers: threads for arithmetic.
+        histories: of each input, what made it, where that was done here.
     """
 
     inputs: tuple[AverageInput, ...]
@@ -63,6 +64,7 @@ class AveragePlan:
     shards: tuple[Shard, ...]
     piece_bytes: int
     workers: int
+    histories: tuple[Any, ...]
 
     @property
     def size(self) -> int:
@@ -117,7 +119,8 @@ def plan_average(
         max_memory: bytes that the whole process may hold, its program included.
 
     Raises:
-        CheckpointError: tensors or configs that disagree, by name; dtypes that cannot be averaged.
+        CheckpointError: tensors or configs that disagree, by name; dtypes that cannot be averaged; a file beside the
+            weights that cannot be read.
         ConfigError: too little memory.
     """
     check_agreement(inputs)
@@ -127,7 +130,8 @@ def plan_average(
     shards = plan_shards(tensors, FILE_BYTES)
     workers = min(4, os.cpu_count() or 1)
     piece_bytes = _piece_bytes(tensors, len(inputs), workers, max_memory)
-    return AveragePlan(tuple(inputs), weights, tuple(shards), piece_bytes, workers)
+    histories = tuple(earlier_manifest(given.sidecars) for given in inputs)
+    return AveragePlan(tuple(inputs), weights, tuple(shards), piece_bytes, workers, histories)
 
 
 def _resident_bytes() -> int:
@@ -326,8 +330,8 @@ def _manifest(plan: AveragePlan, distances: Distances, hashes: dict[str, str]) -
     for number, (given, weight) in enumerate(zip(plan.inputs, weights, strict=True)):
         entry: dict[str, Any] = {"path": str(Path(given.label).resolve()), "weight": weight}
         entry["relative_distance"] = {component: values[number] for component, values in relative.items()}
-        if (earlier := earlier_manifest(given.sidecars)) is not None:
-            entry["made_by"] = earlier
+        if plan.histories[number] is not None:
+            entry["made_by"] = plan.histories[number]
         inputs.append(entry)
     return {"inputs": inputs, "sha256": hashes}
 

@@ -62,6 +62,7 @@ class UpscalePlan:
         initialisation: how copies start.
         shards: the files of the result.
         origins: by name of the result's tensors.
+        history: what made the model, where that was done here.
     """
 
     model: GivenModel
@@ -69,6 +70,7 @@ class UpscalePlan:
     initialisation: Initialisation
     shards: tuple[Shard, ...]
     origins: dict[str, Origin]
+    history: Any
 
     @property
     def size(self) -> int:
@@ -106,7 +108,8 @@ def plan_upscale(
             tensors.append(TensorSpec(name, entry.dtype, entry.shape))
             origins[name] = Origin(entry, first=position == 0, zero=zeroed and position > 0)
     shards = plan_shards(tensors, max_shard_size, model.tensors.base)
-    return UpscalePlan(model, layers, initialisation, tuple(shards), origins)
+    history = earlier_manifest(model.tensors.path)
+    return UpscalePlan(model, layers, initialisation, tuple(shards), origins, history)
 
 
 def upscale(
@@ -190,8 +193,8 @@ def _zeros(size: int) -> Iterator[memoryview]:
 def _manifest(plan: UpscalePlan, hashes: dict[str, str], written: dict[str, str]) -> dict[str, Any]:
     path = plan.model.tensors.path
     model: dict[str, Any] = {"path": str(path.resolve()), "layers": plan.model.num_layers, "sha256": hashes}
-    if (earlier := earlier_manifest(path)) is not None:
-        model["made_by"] = earlier
+    if plan.history is not None:
+        model["made_by"] = plan.history
     return {
         "source": model,
         "map": {"name": plan.layers.name, "source_layers": list(plan.layers.originals)},
