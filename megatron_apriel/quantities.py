@@ -177,6 +177,13 @@ def parse_path(value: Any) -> Path:
         words = words.expanduser()
     except RuntimeError:
         raise ValueError(f"{shown(value)}: there is no such home directory") from None
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{shown(value)} is a path of bytes that are not UTF-8, which a run's records cannot hold; give what lies"
+            " there another name"
+        ) from None
     if not given:
         return path
     conceal(str(path), str(words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def test_fractions(written: object, number: float) -> None:
         (parse_path, "a/${B", "malformed variable; write ${NAME} or ${NAME:-default}"),
         (parse_path, "a/${B:+c}", "malformed variable"),
         (parse_path, "~nobody_of_this_name/x", "there is no such home directory"),
+        (parse_path, os.fsdecode(b"runs/\xff"), r"'runs/\udcff' is a path of bytes that are not UTF-8"),
     ],
 )
 def test_mistakes(parse: Callable[[object], object], written: object, message: str) -> None:
@@ -75,6 +77,9 @@ def test_variables_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MISSING_ROOT", raising=False)
     assert parse_path("${SOME_ROOT}/a/${SOME_ROOT:-other}") == Path("/data/x/a/data/x")
     assert parse_path("${MISSING_ROOT:-runs}/a") == Path("runs/a")
+    monkeypatch.setenv("ODD_ROOT", os.fsdecode(b"/secret\xff"))
+    with pytest.raises(ValueError, match=r"^'\$\{ODD_ROOT\}/a' is a path of bytes that are not UTF-8"):
+        parse_path("${ODD_ROOT}/a")
     assert parse_path("${EMPTY_ROOT:-runs}/a") == Path("runs/a")
     assert parse_path("$SOME_ROOT/a") == Path("$SOME_ROOT/a")
     assert parse_path("~/a") == Path.home() / "a"
