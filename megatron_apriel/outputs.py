@@ -24,6 +24,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import signal
 import threading
@@ -38,6 +39,7 @@ from megatron_apriel.terminal import note
 
 RUNS_OWN = ("checkpoints", "metrics.jsonl")
 """What a training run leaves in its output directory, and nothing else does."""
+_MOUNTS = Path("/proc/self/mountinfo")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -62,7 +64,7 @@ def check_destination(
         The destination as an absolute path with links resolved.
 
     Raises:
-        OutputError: if it exists and may not be replaced, or overlaps an input.
+        OutputError: if it exists and may not or cannot be replaced, or overlaps an input.
     """
     target = resolved(destination)
     for given in map(Path, inputs):
@@ -70,6 +72,7 @@ def check_destination(
     check_place(destination, target)
     if os.path.lexists(target):
         _check_replaceable(destination, target, overwrite, marker)
+        _check_not_mounted(destination, target)
     return target
 
 
@@ -113,6 +116,20 @@ def _check_replaceable(destination: str | Path, target: Path, overwrite: bool, m
             "It would be lost with what is replaced.",
             "Move the run away, or give another destination.",
         )
+
+
+def _check_not_mounted(destination: str | Path, target: Path) -> None:
+    """Raise OutputError if something is mounted at ``target``, as a volume is in a container: it cannot be renamed."""
+    with suppress(OSError):
+        lines = _MOUNTS.read_bytes().split(b"\n")
+        # Lines of proc(5) have the place fifth, in which what would end it is written in octal digits.
+        escaped = re.sub(rb"[ \t\n\\]", lambda match: b"\\%03o" % ord(match[0]), os.fsencode(target))
+        if any(line.split(b" ")[4:5] == [escaped] for line in lines):
+            raise OutputError(
+                f"the destination {destination} is where something is mounted, and cannot be replaced.",
+                "The result is written beside its final place and appears there by a rename.",
+                f"Give a directory in it, as {target / 'result'}.",
+            )
 
 
 def _missing(directory: Path, marker: str | tuple[str, ...]) -> list[str]:

@@ -159,6 +159,22 @@ def test_empty_directory_is_replaced_when_told_to(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "config.json").read_text() == "new"
 
 
+def test_a_mounted_volume_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be renamed, which would be known after hours only. A name may have a space and letters of any kind."""
+    mounted = tmp_path / "my out\\put \u00fc"
+    mounted.mkdir()
+    place = str(mounted).replace("\\", "\\134").replace(" ", "\\040")
+    (tmp_path / "mounts").write_text(
+        f"22 1 0:21 / / rw - overlay overlay rw\n36 22 98:0 /mnt {place} rw,noatime master:1 - ext3 /dev/root rw\n"
+    )
+    monkeypatch.setattr(outputs, "_MOUNTS", tmp_path / "mounts")
+    with pytest.raises(OutputError, match=r"where something is mounted.*\n.*\n  Give a directory in it, as .*/result"):
+        check_destination(mounted, overwrite=True)
+    write(mounted / "result", "new")
+    monkeypatch.setattr(outputs, "_MOUNTS", tmp_path / "absent")
+    check_destination(tmp_path / "other", overwrite=True)
+
+
 def test_link_is_followed(tmp_path: Path) -> None:
     write(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to("real")
