@@ -22,7 +22,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, recognise
 from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.formats.tensor_accounts import check_complete, resolve
-from megatron_apriel.formats.tensor_files import TensorDirectory
+from megatron_apriel.formats.tensor_files import TensorDirectory, TensorEntry
 from megatron_apriel.formats.tensor_names import Form, Weight, halves_from_pairs, weights
 from megatron_apriel.quantities import counted
 
@@ -101,22 +101,25 @@ class SafetensorsWeights:
 
     def _rectangle(self, name: str, start: int, stop: int, columns: tuple[int, int] | None) -> Tensor:
         entry = self._entries[name]
-        if columns is None:
-            # Whole rows are read, not mapped: a mapped file counts as this process's memory once it has been looked at.
-            data = bytearray(entry.size // entry.rows * (stop - start))
-            entry.read_into(memoryview(data), start, stop)
-            self.bytes_read += len(data)
-            rows = torch.frombuffer(data, dtype=DTYPES[entry.dtype]).view(stop - start, -1)
-            return rows[:, 0] if len(entry.shape) == 1 else rows
         try:
-            if entry.file not in self._handles:
-                self._handles[entry.file] = safe_open(str(entry.file), framework="pt", device="cpu").__enter__()
-            view = self._handles[entry.file].get_slice(entry.name)
-            part: Tensor = view[start:stop, columns[0] : columns[1]]
-            entry.check_unchanged()
+            part = self._rows(entry, start, stop) if columns is None else self._columns(entry, start, stop, columns)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{entry.file}: cannot read {entry.name}: {error}.") from error
         self.bytes_read += part.numel() * part.element_size()
+        return part
+
+    def _rows(self, entry: TensorEntry, start: int, stop: int) -> Tensor:
+        """Whole rows are read, not mapped: a mapped file counts as this process's memory once it has been looked at."""
+        data = bytearray(entry.size // entry.rows * (stop - start))
+        entry.read_into(memoryview(data), start, stop)
+        rows = torch.frombuffer(data, dtype=DTYPES[entry.dtype]).view(stop - start, -1)
+        return rows[:, 0] if len(entry.shape) == 1 else rows
+
+    def _columns(self, entry: TensorEntry, start: int, stop: int, columns: tuple[int, int]) -> Tensor:
+        if entry.file not in self._handles:
+            self._handles[entry.file] = safe_open(str(entry.file), framework="pt", device="cpu").__enter__()
+        part: Tensor = self._handles[entry.file].get_slice(entry.name)[start:stop, columns[0] : columns[1]]
+        entry.check_unchanged()
         return part
 
     def _checked_dtype(self, weight: Weight) -> torch.dtype:

@@ -161,6 +161,15 @@ def test_a_model_that_is_exported_anew_meanwhile_is_not_taken_for_the_old_one(ch
         weights.read("language_model.model.layers.0.mlp.down_proj.weight", 0, 8, columns)
 
 
+@pytest.mark.parametrize("columns", [None, (0, 8)])
+def test_a_model_that_is_removed_meanwhile(tmp_path, columns):
+    path = write_hf_checkpoint(tmp_path / "hf", TINY)
+    weights = open_weights(path, TINY)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot read .*down_proj\.weight: .*No such file"):
+        weights.read("language_model.model.layers.0.mlp.down_proj.weight", 0, 8, columns)
+
+
 def test_tensor_parallel_must_divide(checkpoint, stand_in, monkeypatch):
     with pytest.raises(CheckpointError, match=r"cannot be divided over 4 tensor-parallel ranks in whole groups of 128"):
         stand_in(TINY, tensor_size=4)
