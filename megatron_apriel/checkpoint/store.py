@@ -29,7 +29,13 @@ from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_apriel.checkpoint.background_save import HostBuffers, ShardWriting, WriteState, first_failure
-from megatron_apriel.checkpoint.training_state import architecture_of_model, divide_state, load_state, unwrapped
+from megatron_apriel.checkpoint.training_state import (
+    architecture_of_model,
+    current_layout,
+    divide_state,
+    load_state,
+    unwrapped,
+)
 from megatron_apriel.config.output_sections import KeepPolicy
 from megatron_apriel.config.retention import steps_to_keep
 from megatron_apriel.errors import CheckpointError
@@ -215,8 +221,8 @@ class CheckpointStore:
     ) -> dict[str, Any]:
         """Continue from the checkpoint at ``path``, saved from this or any other layout; collective.
 
-        Weights, optimizer and, on the layout that it was saved from, random states are restored. With None for the
-        optimizer only the weights are. ``peaks``: see :func:`load_state`.
+        Weights, optimizer and, on the layout and the kind of machine that saved it, random states are restored. With
+        None for the optimizer only the weights are. ``peaks``: see :func:`load_state`.
 
         Returns:
             ``extra`` as it was given when it was saved.
@@ -229,7 +235,9 @@ class CheckpointStore:
         restored = load_state(path, unwrapped(chunks), optimizer, record, peaks)
         if optimizer is not None and not restored and dist.get_rank() == 0:
             layout = record.layout.model_dump() if record.layout is not None else "none"
-            say(f"{path} is of another layout ({layout}): random states begin anew from the seed")
+            lacks = "has no random states of these generators, as on a machine of another kind"
+            why = lacks if layout == current_layout() else f"is of another layout ({layout})"
+            say(f"{path} {why}: random states begin anew from the seed")
         return record.extra
 
     def _failed(self, path: Path, error: CheckpointException) -> CheckpointError:

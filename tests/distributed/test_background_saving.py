@@ -31,6 +31,7 @@ from megatron_apriel.formats.run_record import read_run_file
 from megatron_apriel.parallel import groups
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.memory import rank_memory
+from megatron_apriel.testing.changed_checkpoints import changed_metadata
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.layouts import layout_of
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
@@ -130,6 +131,28 @@ def test_memory_that_is_pinned_is_rounded_up():
     data = TensorWriteData(chunk, TensorProperties(dtype=torch.float32), torch.Size((9, 100)))
     item = WriteItem(MetadataIndex("a"), WriteItemType.SHARD, tensor_data=data)
     assert [host_bytes_of(item, pinned) for pinned in (False, True)] == [1200, 2048]
+
+
+def _resumed_without_a_random_state(rank: int, world_size: int, source: Path, where: Path) -> None:
+    layout = layout_of("one")
+    with groups.initialized(layout):
+        run, store = Run(layout), CheckpointStore(where, KEEP_ALL, 4)
+        run.start_from(source)
+        path = store.save(1, run.chunks, run.optimizer, {}, source).path
+        store.load(path, run.chunks, run.optimizer)
+        print("now without")
+        with changed_metadata(path) as metadata:
+            del metadata.state_dict_metadata["random.python"]
+            metadata.storage_data = {i: at for i, at in metadata.storage_data.items() if i.fqn != "random.python"}
+        store.load(path, run.chunks, run.optimizer)
+
+
+def test_why_random_states_begin_anew_is_said(checkpoint, tmp_path, capfd):
+    """As where a run that began on a CPU goes on on a GPU, whose generator has no state in the checkpoint."""
+    run_ranks(1, _resumed_without_a_random_state, checkpoint, tmp_path / "run")
+    before, after = capfd.readouterr().out.split("now without")
+    assert "begin anew" not in before and "layout" not in after
+    assert "has no random states of these generators" in after and "begin anew from the seed" in after
 
 
 WAIT_S = 0.5
