@@ -64,6 +64,11 @@ def printable_lines(text: object) -> str:
     return "\n".join(printable(line) for line in _words_of(text).split("\n"))
 
 
+def words_of(error: BaseException) -> str:
+    """What an exception says; its kind where it says nothing."""
+    return str(error) or type(error).__name__
+
+
 def brief(text: object, most: int = 80) -> str:
     """:func:`printable`, the middle cut out where it is long."""
     line = printable(text)

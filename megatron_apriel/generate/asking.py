@@ -1,38 +1,43 @@
 """Many questions asked at once: of one or several servers, as many at a time as each takes, each until it is answered.
 
-Every question gets an outcome: its answer, or why there is none. What may pass (a busy server, a broken connection) is
-tried again, on whichever server is free next; what would fail alike again is not. One bad question never ends the
-others; only when no server can be reached any more does the asking stop, with the rest unasked.
+Every question gets an outcome: its answer, or why there is none. What may pass (a broken connection, a failing server)
+is tried again, on whichever server is free next; what would fail alike again is not. A server that takes no questions
+for a while gets none, and its questions wait: they are not to blame. One bad question never ends the others; only when
+no server can be asked any more, or one refuses whatever it is asked, does the asking stop, with the rest unasked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import ssl
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
 from megatron_apriel.errors import AprielError, ServerError
 from megatron_apriel.generate.answer import Answer, Model
 from megatron_apriel.generate.conversation import Question
-from megatron_apriel.generate.server import ENDPOINT, PASSING_STATUSES, ServerModel
-from megatron_apriel.generate.server_events import error_message
-from megatron_apriel.generate.server_messages import body_of
-from megatron_apriel.generate.server_reply import Reply, whole_answer
+from megatron_apriel.generate.ending_signals import run_until_signal
+from megatron_apriel.generate.server import ServerModel
+from megatron_apriel.generate.whole_answers import (
+    BusyError,
+    PassingError,
+    RefusedError,
+    UnreachableError,
+    WholeAnswers,
+)
 
 _LONGEST_WAIT = 30.0
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 60.0
 """For which a server may not listen before it counts as gone."""
+_BUSY_S = 900.0
+"""For which it may take no question at all: the limit of a service passes, or a program behind a proxy loads again."""
+_SLOW_REFUSAL_S = 60.0
+"""A question that a server has for longer is being answered, and not about to be refused."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,9 @@ class _Job:
     attempts: int = 0
 
 
-class _PassingError(Exception):
-    """May not come again."""
-
-
-class _UnreachableError(_PassingError):
-    """Nobody listens."""
-
-
 def ask_models(
     models: list[Model], jobs: Iterable[tuple[str, Callable[[], Question]]], done: Callable[[Asked], None],
-    *, at_once: int = 32, attempts: int = 5, patience_s: float = _PATIENCE_S,
+    *, at_once: int = 32, attempts: int = 5, patience_s: float = _PATIENCE_S, busy_s: float = _BUSY_S,
 ) -> None:  # fmt: skip
     """Ask every question, and hand over what became of it as soon as it is known.
 
@@ -80,14 +77,14 @@ def ask_models(
         at_once: questions at a time for each server.
         attempts: for one question.
         patience_s: for which a server may not listen.
+        busy_s: for which it may say that it takes no questions, and answer none.
 
     Raises:
-        ServerError: no server can be reached any more, or the program behind one has ended.
+        ServerError: no server can be asked any more, one refuses all questions, or the program behind one has ended.
     """
     servers = [model for model in models if isinstance(model, ServerModel)]
     if servers and len(servers) == len(models):
-        with _handlers_kept() as act:
-            act(asyncio.run(_Asking(servers, iter(jobs), done, at_once, attempts, patience_s).run()))
+        run_until_signal(_Asking(servers, iter(jobs), done, at_once, attempts, patience_s, busy_s).run)
         return
     for number, (key, make) in enumerate(jobs):
         done(_asked(models[number % len(models)], key, make))
@@ -102,30 +99,58 @@ def _asked(model: Model, key: str, make: Callable[[], Question]) -> Asked:
     return Asked(key, answer, seconds=time.monotonic() - begun)
 
 
-@contextmanager
-def _handlers_kept() -> Iterator[Callable[[int | None], None]]:
-    """Put back the handlers of signals that end a program; yields a function that calls that of the signal that came.
+class _Place:
+    """A server as the tasks that ask it know it.
 
-    A handler that raises within asyncio's loop leaves tasks behind, each with a traceback. So the loop takes the
-    signals, ends its tasks, and only then the handler is called. Signals come to the main thread alone: another one has
-    nothing to put back.
+    Args:
+        server: that is asked.
+        patience_s, busy_s: as of :func:`ask_models`.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda _: None
-        return
-    kept: dict[int, Any] = {number: signal.getsignal(number) for number in _ENDING}
 
-    def act(number: int | None) -> None:
-        handler = kept.get(number) if number is not None else None
-        if callable(handler):
-            handler(number, None)
+    def __init__(self, server: ServerModel, patience_s: float, busy_s: float) -> None:
+        self.server, self._patience, self._busy = server, patience_s, busy_s
+        self._rest_until = 0.0
+        self._silent_since: float | None = None
+        self._busy_since: float | None = None
+        self._sent: dict[str, float] = {}
+        self.trouble = ""
+        """What is wrong with it, as it was said last."""
 
-    try:
-        yield act
-    finally:
-        for number, handler in kept.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
+    def listens(self, key: str) -> None:
+        """A question is on its way to it."""
+        self._silent_since = None
+        self._sent[key] = time.monotonic()
+
+    def over(self, key: str) -> None:
+        """What became of that question is known."""
+        self._sent.pop(key, None)
+
+    def works(self) -> None:
+        """It did something with a question."""
+        self._silent_since = self._busy_since = None
+
+    def stopped(self, error: UnreachableError | BusyError) -> None:
+        """It took a question not at all."""
+        now, self.trouble = time.monotonic(), str(error)
+        if isinstance(error, BusyError):
+            self._busy_since = now if self._busy_since is None else self._busy_since
+            self._rest_until = max(self._rest_until, now + (error.wait or 0.0))
+        else:
+            self._silent_since = now if self._silent_since is None else self._silent_since
+
+    @property
+    def rest(self) -> float:
+        """Seconds for which it wants no questions."""
+        return max(self._rest_until - time.monotonic(), 0.0)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it took no questions for too long."""
+        now = time.monotonic()
+        if self._silent_since is not None and now - self._silent_since >= self._patience:
+            return True
+        answers = any(now - begun > _SLOW_REFUSAL_S for begun in self._sent.values())
+        return self._busy_since is not None and now - self._busy_since >= self._busy and not answers
 
 
 class _Asking:
@@ -133,161 +158,102 @@ class _Asking:
 
     def __init__(
         self, servers: list[ServerModel], jobs: Iterator[tuple[str, Callable[[], Question]]],
-        done: Callable[[Asked], None], at_once: int, attempts: int, patience_s: float,
+        done: Callable[[Asked], None], at_once: int, attempts: int, patience_s: float, busy_s: float,
     ) -> None:  # fmt: skip
-        self._servers, self._jobs, self._done = servers, jobs, done
-        self._at_once, self._attempts, self._patience = at_once, attempts, patience_s
+        self._places = [_Place(server, patience_s, busy_s) for server in servers]
+        self._jobs, self._done, self._at_once, self._attempts = jobs, done, at_once, attempts
         self._again: deque[_Job] = deque()
         self._open = 0
-        self._lost: dict[int, float] = {}
-        """Servers that do not listen now, and since when."""
+        self._has_more = True
 
-    async def run(self) -> int | None:
-        """Ask; returns the signal that ended it early, where one came that has a handler."""
-        came: list[int] = []
-        self._listen(came)
-        try:
-            await self._all_work()
-        except asyncio.CancelledError:
-            if not came:
-                raise
-        return came[0] if came else None
-
-    async def _all_work(self) -> None:
+    async def run(self) -> None:
+        """Ask."""
         trusted = httpx.create_ssl_context()
         try:
             async with asyncio.TaskGroup() as group:
-                for number in range(len(self._servers)):
+                for place in self._places:
                     for _ in range(self._at_once):
-                        group.create_task(self._work(number, trusted))
+                        group.create_task(self._work(place, trusted))
         except* AprielError as errors:
             raise errors.exceptions[0] from None
 
-    @staticmethod
-    def _listen(came: list[int]) -> None:
-        """Let a signal that ends the program end all tasks first; its number is put into ``came``."""
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None, "called by a task"
-
-        def end(number: int) -> None:
-            came.append(number)
-            task.cancel()
-
-        if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:
-                if callable(signal.getsignal(number)):
-                    loop.add_signal_handler(number, end, number)
-
-    async def _work(self, number: int, trusted: ssl.SSLContext) -> None:
-        """Take questions and ask them until there are none; of a server that is gone nothing more is asked.
-
-        Each task has a connection of its own: a pool looks through all of its connections for every request.
-        """
-        server, failures = self._servers[number], 0
-        endpoint = httpx.URL(server.address + ENDPOINT)
-        async with httpx.AsyncClient(
-            headers=server.headers, timeout=server.timeout, limits=httpx.Limits(max_connections=1), verify=trusted
-        ) as client:
-            while not self._is_gone(number):
+    async def _work(self, place: _Place, trusted: ssl.SSLContext) -> None:
+        """Take questions and ask them until there are none; of a server that is gone nothing more is asked."""
+        failures = 0
+        async with WholeAnswers(place.server, trusted) as answers:
+            while not self._is_gone(place):
+                if place.rest and not self._is_over:
+                    await asyncio.sleep(min(place.rest, 1.0) * (0.5 + random.random() / 2))
+                    continue
                 job = self._next()
                 if job is None:
-                    if not self._open:
+                    if self._is_over:
                         return
                     await asyncio.sleep(0.05)
                     continue
-                failures = 0 if await self._try(number, client, endpoint, job) else failures + 1
+                failures = 0 if await self._try(place, answers, job) else failures + 1
                 if failures:
                     # Longer each time, and not for all alike.
-                    await asyncio.sleep(min(0.25 * 2**failures, _LONGEST_WAIT) * (0.5 + random.random() / 2))
+                    await asyncio.sleep(min(0.25 * 2 ** min(failures, 10), _LONGEST_WAIT) * (0.5 + random.random() / 2))
 
-    def _is_gone(self, number: int) -> bool:
-        """Whether a server did not listen for too long. Raises ServerError if none does, and questions are left."""
-        now = time.monotonic()
-        gone = [one for one, since in self._lost.items() if now - since >= self._patience]
-        if len(gone) == len(self._servers):
+    def _is_gone(self, place: _Place) -> bool:
+        """Whether a server took nothing for too long. Raises ServerError if none does, and questions are left."""
+        if all(one.is_gone for one in self._places):
             raise ServerError(
-                f"no server can be reached any more, {', '.join(server.address for server in self._servers)} "
-                f"for {self._patience:g} s.",
+                f"no server can be asked any more: {'; '.join(one.trouble for one in self._places)}.",
                 "What was answered is kept.",
                 "Start it, and give the same command again.",
             )
-        return number in gone
+        return place.is_gone
+
+    @property
+    def _is_over(self) -> bool:
+        return not (self._has_more or self._again or self._open)
 
     def _next(self) -> _Job | None:
         if self._again:
             job = self._again.popleft()
         else:
             key, make = next(self._jobs, ("", None))
+            self._has_more = make is not None
             if make is None:
                 return None
             job = _Job(key, make)
         self._open += 1
         return job
 
-    async def _try(self, number: int, client: httpx.AsyncClient, endpoint: httpx.URL, job: _Job) -> bool:
+    async def _try(self, place: _Place, answers: WholeAnswers, job: _Job) -> bool:
         """Ask a question; False if it should be asked again after a while."""
         begun, outcome = time.monotonic(), None
         try:
-            answer = await _one_answer(client, endpoint, self._servers[number], job.make())
+            answer = await answers.ask(job.make(), lambda: place.listens(job.key))
             outcome = Asked(job.key, answer, seconds=time.monotonic() - begun)
-        except _UnreachableError:
+        except (UnreachableError, BusyError) as error:
             # The question is not to blame, so this is none of its attempts.
-            self._servers[number].check()
-            self._lost.setdefault(number, time.monotonic())
-        except _PassingError as error:
-            self._servers[number].check()
+            place.server.check()
+            place.stopped(error)
+        except PassingError as error:
+            place.server.check()
+            place.works()
             job.attempts += 1
             if job.attempts >= self._attempts:
                 outcome = Asked(job.key, None, str(error), time.monotonic() - begun)
-            self._lost.pop(number, None)
+        except RefusedError as error:
+            raise ServerError(
+                f"{error}.", "It would refuse every other question as well. What was answered is kept.",
+                "Look at its key, its address and its model's name, and give the same command again.",
+            ) from None  # fmt: skip
         except AprielError as error:
+            if isinstance(error, ServerError):
+                place.works()
             outcome = Asked(job.key, None, error.what, time.monotonic() - begun)
         finally:
             self._open -= 1
+            place.over(job.key)
         if outcome is None:
             self._again.append(job)
             return False
         if outcome.answer is not None:
-            self._lost.pop(number, None)
+            place.works()
         self._done(outcome)
         return True
-
-
-async def _one_answer(
-    client: httpx.AsyncClient, endpoint: httpx.URL, server: ServerModel, question: Question
-) -> Answer:
-    """The answer to one request. Raises _PassingError, or ServerError where another attempt would end alike."""
-    body: dict[str, Any] = {**body_of(question, server.name), "stream": False}
-    del body["stream_options"]
-    try:
-        response = await client.post(endpoint, json=body)
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise _UnreachableError(f"{server.address} cannot be reached: {error or type(error).__name__}") from None
-    except httpx.TransportError as error:
-        raise _PassingError(f"{server.address}: {error or type(error).__name__}") from None
-    said = _object(response)
-    if response.status_code != 200:
-        what = f"{server.address} answered {response.status_code}: {error_message(said) or response.reason_phrase}"
-        if response.status_code in PASSING_STATUSES:
-            raise _PassingError(what)
-        raise ServerError(f"{what}.")
-    if said is None:
-        raise ServerError(f"{server.address} answered something else than JSON.")
-    if said.get("error"):
-        raise ServerError(f"{server.address} reports: {error_message(said)}.")
-    reply = Reply(server.begins)
-    for _ in reply.pieces(said):
-        pass
-    for _ in reply.rest():
-        pass
-    if reply.finish is None:
-        raise ServerError(f"{server.address}: the answer has no reason of its end.")
-    return whole_answer(reply, server.trained)
-
-
-def _object(response: httpx.Response) -> dict[str, Any] | None:
-    try:
-        said = response.json()
-    except (ValueError, RecursionError):
-        return None
-    return said if isinstance(said, dict) else None

@@ -7,16 +7,20 @@ llama-server does half of it. All are read the same: fields are taken as they ar
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from megatron_apriel.errors import ConfigError, ServerError, listed
+from megatron_apriel.errors import ConfigError, ServerError, listed, words_of
 from megatron_apriel.generate.answer import Answer, AnswerStream, Model, Part, Piece
 from megatron_apriel.generate.conversation import Question
 from megatron_apriel.generate.server_events import error_message, objects_of, whole_text
@@ -62,11 +66,12 @@ class ServerModel(Model):
     ) -> None:
         self.address = _base(address)
         self.trained, self.check = trained, check
+        self.mounts = _unproxied(self.address)
         self.timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._attempts, self._plain = attempts, False
         self._without_parser = False
-        self._client = httpx.Client(timeout=self.timeout, headers=self.headers)
+        self._client = httpx.Client(timeout=self.timeout, headers=self.headers, mounts=self.mounts)
         try:
             self.name = model or self._only_model()
         except BaseException:
@@ -121,7 +126,7 @@ class ServerModel(Model):
                         yield response
                         return
                     refusal, wait = self._refusal(response), _wait(response, attempt)
-            except httpx.TransportError as error:
+            except httpx.HTTPError as error:
                 refusal, wait = self._unreachable(error), _wait(None, attempt)
             if wait is None and "tool-call-parser" in str(refusal) and "tool_choice" not in body:
                 # vLLM without a parser; the calls are then in the text, where they are found too.
@@ -173,16 +178,17 @@ class ServerModel(Model):
         return ServerError(f"{what}{f': {said}' if said else ''}.", fix=way)
 
     def _unreachable(self, error: httpx.HTTPError) -> ServerError:
-        why = str(error) or type(error).__name__
         if isinstance(error, httpx.ReadTimeout):
             return ServerError(f"{self.address} gave no sign for {self._client.timeout.read:g} s.")
-        return ServerError(f"{self.address} cannot be reached: {why}.", fix="Start the server, or correct the address.")
+        return ServerError(
+            f"{self.address} cannot be reached: {words_of(error)}.", fix="Start the server, or correct the address."
+        )
 
     def _broken(self, error: httpx.HTTPError) -> ServerError:
         if isinstance(error, httpx.ReadTimeout):
             return ServerError(f"{self.address} gave no sign for {self._client.timeout.read:g} s within an answer.")
         return ServerError(
-            f"{self.address}: the answer broke off: {error or type(error).__name__}.",
+            f"{self.address}: the answer broke off: {words_of(error)}.",
             fix="Look at what the server printed.",
         )
 
@@ -204,5 +210,28 @@ def _wait(response: httpx.Response | None, attempt: int) -> float | None:
     """Seconds until the next attempt; None where another would end alike."""
     if response is not None and response.status_code not in PASSING_STATUSES:
         return None
-    asked = response.headers.get("retry-after", "") if response is not None else ""
-    return min(float(asked) if asked.isdecimal() else float(2 ** (attempt - 1)), _LONGEST_WAIT)
+    asked = asked_to_wait(response) if response is not None else None
+    return min(float(2 ** (attempt - 1)), _LONGEST_WAIT) if asked is None else asked
+
+
+def asked_to_wait(response: httpx.Response) -> float | None:
+    """Seconds until the next attempt, by ``Retry-After`` in either of its forms; None where nothing is asked."""
+    asked = response.headers.get("retry-after", "").strip()
+    try:
+        seconds = float(asked)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):  # a date without its zone cannot be compared
+            return None
+    return min(max(seconds, 0.0), _LONGEST_WAIT) if math.isfinite(seconds) else None
+
+
+def _unproxied(address: str) -> dict[str, None]:
+    """What keeps a proxy of the environment out of the way to this machine itself, for ``mounts`` of a client."""
+    host = urlsplit(address).hostname or ""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = host == "localhost"
+    return {f"all://{f'[{host}]' if ':' in host else host}": None} if is_here else {}

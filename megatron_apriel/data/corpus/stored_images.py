@@ -28,6 +28,7 @@ from megatron_apriel.data.raw.image_files import (
 from megatron_apriel.data.raw.image_pixels import ORIENTATION, upright_rgb
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
+from megatron_apriel.errors import words_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,7 +80,7 @@ def encode_for_corpus(data: bytes, limits: ReadLimits = DEFAULT_LIMITS) -> Encod
         except MemoryError:
             raise BadRecord(f"there is not enough memory to decode an image of {len(data)} bytes") from None
         except DECODER_ERRORS as error:
-            raise BadRecord(f"an image of {len(data)} bytes is damaged: {error or type(error).__name__}") from None
+            raise BadRecord(f"an image of {len(data)} bytes is damaged: {words_of(error)}") from None
 
 
 def picture_pixels(data: bytes) -> int:

@@ -28,7 +28,7 @@ from megatron_apriel.data.raw.table_rows import row_blocks, row_costs
 from megatron_apriel.data.raw.tar_records import TarSample
 from megatron_apriel.data.raw.tars import TAR_ERRORS, tar_samples
 from megatron_apriel.data.raw.text_tables import BrokenTable, table_rows
-from megatron_apriel.errors import DataError
+from megatron_apriel.errors import DataError, words_of
 
 BLOCK_RECORDS = 64
 BLOCK_BYTES = 4 * 2**20
@@ -306,7 +306,7 @@ def _unreadable(path: Path, where: str, error: Exception) -> DataError:
             f"If it is meant to be like that, raise {error.setting}; otherwise leave it out.",
         )
     return DataError(
-        f"{path} cannot be read to its end: {error or type(error).__name__} ({where}).",
+        f"{path} cannot be read to its end: {words_of(error)} ({where}).",
         "What is missing cannot be counted, so this is not one bad record.",
         "Copy or download the file again, or leave it out.",
     )

@@ -32,7 +32,7 @@ from megatron_apriel.data.raw.problems import BadRecord, printable
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.visual_tasks.pixels import Picture
 from megatron_apriel.data.visual_tasks.refusals import Unreadable
-from megatron_apriel.errors import DataError
+from megatron_apriel.errors import DataError, words_of
 from megatron_apriel.inputs import TooLargeError, open_input
 from megatron_apriel.quantities import counted
 
@@ -194,7 +194,7 @@ def read_header(root: Path, name: str, limits: ReadLimits = DEFAULT_LIMITS) -> H
     except BadRecord as problem:
         return Header(name, problem=f"cannot be used: {problem}")
     except (Image.DecompressionBombError, MemoryError, *DECODER_ERRORS) as error:
-        return Header(name, problem=f"cannot be opened: {error or type(error).__name__}")
+        return Header(name, problem=f"cannot be opened: {words_of(error)}")
     if width * height > limits.pixels:
         return Header(name, problem=f"is {width}x{height} pixels, more than {limits.pixels} in all")
     if min(width, height) < MIN_SIDE:

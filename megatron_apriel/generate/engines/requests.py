@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from megatron_apriel.errors import ServerError, brief
+from megatron_apriel.errors import ServerError, brief, words_of
 from megatron_apriel.generate.server_events import error_message, whole_text
 
 _SECONDS = 600.0
@@ -20,7 +20,7 @@ def whole_reply(address: str, body: dict[str, Any]) -> dict[str, Any]:
             status = response.status_code
         reply = httpx.Response(200, text=text).json()
     except httpx.HTTPError as error:
-        raise ServerError(f"{address} cannot be reached: {error or type(error).__name__}.") from None
+        raise ServerError(f"{address} cannot be reached: {words_of(error)}.") from None
     except ValueError:
         raise ServerError(f"{address} answered {status} with {brief(text)}.") from None
     if status != 200 or not isinstance(reply, dict):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from megatron_apriel.errors import DataError, ServerError
-from megatron_apriel.generate import asking
+from megatron_apriel.generate import asking, whole_answers
 from megatron_apriel.generate.answer import Answer, AnswerStream, FinishReason, Model
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question, Turn
 from megatron_apriel.generate.server import ServerModel
 from megatron_apriel.grading.responses import final_response
 from megatron_apriel.grading.verdict import Cause, Verdict
-from megatron_apriel.testing.chat_servers import Reply, ScriptedServer, whole
+from megatron_apriel.testing.chat_servers import AnsweringServer, Reply, ScriptedServer, whole
 from megatron_apriel.testing.ports import own_port
 
 
@@ -115,10 +117,10 @@ def test_what_does_not_pass_is_an_outcome_and_the_others_go_on() -> None:
         found = outcomes([server], 5, at_once=1)
     assert "too long" in found["0"].problem and found["0"].answer is None
     assert all(found[str(number)].answer for number in range(1, 5))
-    with ScriptedServer(whole({"error": {"message": "busy"}}, 503)) as server:
+    with ScriptedServer(whole({"error": {"message": "broken"}}, 500)) as server:
         found = outcomes([server], 2, attempts=3)
         assert len(server.requests) == 6
-    assert "busy" in found["1"].problem
+    assert "broken" in found["1"].problem
 
 
 @pytest.mark.parametrize("reply", [whole([1]), whole({"choices": "none"}), whole({"error": "broken"}), said("x", "")])
@@ -151,7 +153,7 @@ def test_without_any_server_the_rest_stays_unasked() -> None:
     with ScriptedServer(said("yes"), port=own_port()) as server:
         models: list[Model] = [ServerModel(server.address)]
     done: list[Asked] = []
-    with pytest.raises(ServerError, match="no server can be reached any more"):
+    with pytest.raises(ServerError, match=r"no server can be asked any more: .*cannot be reached"):
         ask_models(models, jobs(20), done.append, patience_s=0.1)
     assert not done
 
@@ -173,6 +175,118 @@ def test_a_server_that_comes_back_in_time_is_used() -> None:
     back.set()
     thread.join()
     assert len(done) == 5 and all(one.answer for one in done)
+
+
+def later(seconds: float, reply: Reply) -> Reply:
+    return replace(reply, blocks=[seconds, *reply.blocks])
+
+
+def test_an_answer_may_take_longer_than_a_stream_may_pause() -> None:
+    done: list[Asked] = []
+    with ScriptedServer(later(1.0, said("yes"))) as server:
+        ask_models([ServerModel(server.address, seconds=0.1)], jobs(2), done.append)
+        assert len(server.requests) == 2
+    assert [one.answer.content for one in done if one.answer] == ["yes", "yes"]
+
+
+def test_a_server_that_gives_no_sign_of_life_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_answers, "_SIGN_OF_LIFE_S", 0.1)
+    silent = Reply([300.0])
+    done: list[Asked] = []
+    with ScriptedServer(silent, models=silent) as server:
+        ask_models([ServerModel(server.address, "hung", seconds=0.1)], jobs(1), done.append, attempts=2)
+        assert len(server.requests) == 2
+    assert done[0].answer is None and "gave no sign of an answer" in done[0].problem
+
+
+def test_an_answer_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_answers, "LONGEST_ANSWER_S", 0.2)
+    done: list[Asked] = []
+    with ScriptedServer(Reply([300.0])) as server:
+        ask_models([ServerModel(server.address, seconds=0.1)], jobs(1), done.append, attempts=1)
+    assert done[0].answer is None and "gave no sign of an answer" in done[0].problem
+
+
+def test_an_answer_without_an_end_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_answers, "MOST_LINE_BYTES", 1000)
+    with ScriptedServer(Reply([b" " * 600] * 100, kind="application/json"), said("yes")) as server:
+        found = outcomes([server], 2, at_once=1)
+    assert "more than 1,000 bytes" in found["0"].problem and found["1"].answer
+
+
+def test_what_arrives_damaged_is_asked_again() -> None:
+    damaged = Reply([b"no gzip"], 200, "application/json", {"content-encoding": "gzip"})
+    with ScriptedServer(damaged, said("yes")) as server:
+        found = outcomes([server], 3)
+        assert len(server.requests) == 4
+    assert all(one.answer for one in found.values())
+
+
+def test_a_server_that_listens_again_is_not_gone_while_it_answers() -> None:
+    with ScriptedServer(said("yes"), port=own_port()) as server:
+        model, port = ServerModel(server.address), server._server.server_port
+    done: list[Asked] = []
+    back: list[ScriptedServer] = []
+
+    def come_back() -> None:
+        back.append(ScriptedServer(later(1.0, said("yes")), port=port).__enter__())
+
+    thread = threading.Timer(0.1, come_back)
+    thread.start()
+    ask_models([model], jobs(2), done.append, patience_s=0.7)
+    thread.join()
+    back[0].__exit__()
+    assert [one.answer.content for one in done if one.answer] == ["yes", "yes"]
+
+
+BUSY = whole({"error": {"message": "too many"}}, 429)
+
+
+def test_a_busy_server_costs_a_question_none_of_its_attempts() -> None:
+    with ScriptedServer(*[BUSY] * 12, said("yes")) as server:
+        found = outcomes([server], 2, attempts=2)
+    assert all(one.answer for one in found.values())
+
+
+def test_a_server_that_asks_for_a_rest_has_one() -> None:
+    resting = whole({"error": {"message": "too many"}}, 429, retry_after="30")
+    with ScriptedServer(resting, said("first")) as first, ScriptedServer(said("second")) as second:
+        found = outcomes([first, second], 20, at_once=1)
+        assert (len(first.requests), len(second.requests)) == (1, 20)
+    assert all(one.answer for one in found.values())
+
+
+def test_a_server_that_stays_busy_leaves_the_rest_unasked() -> None:
+    done: list[Asked] = []
+    with ScriptedServer(BUSY) as server, pytest.raises(ServerError, match=r"asked any more: .*answered 429: too many"):
+        ask_models([ServerModel(server.address)], jobs(20), done.append, busy_s=0.1)
+    assert not done
+
+
+def test_a_server_that_answers_one_question_and_takes_no_other_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "_SLOW_REFUSAL_S", 0.05)
+    first = threading.Event()
+
+    def answer(body: dict[str, Any]) -> Reply:
+        if body["messages"][0]["content"] == "question 0":
+            first.set()
+            return later(1.0, said("yes"))
+        first.wait(300)
+        return BUSY
+
+    done: list[Asked] = []
+    with AnsweringServer(answer) as server, pytest.raises(ServerError, match="answered 429"):
+        ask_models([ServerModel(server.address)], jobs(2), done.append, at_once=2, busy_s=0.2)
+    assert [one.key for one in done if one.answer] == ["0"]
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_server_that_refuses_everything_leaves_the_rest_unasked(status: int) -> None:
+    done: list[Asked] = []
+    refusal = whole({"error": {"message": "the model `old` does not exist"}}, status)
+    with ScriptedServer(said("yes"), refusal) as server, pytest.raises(ServerError, match=f"{status}: the model `old`"):
+        ask_models([ServerModel(server.address)], jobs(20), done.append, at_once=1)
+    assert [one.key for one in done] == ["0"]
 
 
 def test_other_models_are_asked_one_by_one() -> None:

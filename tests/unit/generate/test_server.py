@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -15,7 +16,7 @@ from megatron_apriel.errors import ConfigError, ServerError
 from megatron_apriel.generate import server_events
 from megatron_apriel.generate.answer import Answer, FinishReason, Part
 from megatron_apriel.generate.conversation import Picture, Question, Sampling, ToolCall, Turn
-from megatron_apriel.generate.server import ServerModel
+from megatron_apriel.generate.server import ServerModel, asked_to_wait
 from megatron_apriel.testing.chat_servers import Reply, ScriptedServer, streamed, whole
 from megatron_apriel.testing.ports import own_port
 
@@ -271,3 +272,39 @@ def test_the_model_is_chosen() -> None:
                              (Reply([]), "lists no models")):  # fmt: skip
         with ScriptedServer(reply, models=listing) as server, pytest.raises(ServerError, match=message):
             ServerModel(server.address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
+def test_no_proxy_stands_before_this_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with ScriptedServer(streamed({"content": "yes"})) as server:
+        port = server.address.rpartition(":")[2]
+        with ServerModel(f"http://{address}:{port}") as model:
+            assert model.answer(ASKED).content == "yes"
+
+
+def test_other_machines_are_reached_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(streamed({"content": "by the proxy"})) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.address)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with ServerModel("http://model.invalid", "x") as model, pytest.raises(ServerError, match="404"):
+            model.answer(ASKED)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("7", 7.0), (" 1.5 ", 1.5), ("0", 0.0), ("-3", 0.0), ("100000", 60.0), ("", None), ("soon", None), ("nan", None),
+     ("inf", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Fri, 21 Oct 2955 07:28:00 GMT", 60.0),
+     ("Wed, 21 Oct 2015 07:28:00", None), ("Wed, 99 Oct 2015 07:28:00 GMT", None)],
+)  # fmt: skip
+def test_how_long_a_server_wants_to_rest(said: str, seconds: float | None) -> None:
+    assert asked_to_wait(httpx.Response(429, headers={"retry-after": said})) == seconds
+
+
+def test_a_refusal_that_arrives_damaged_is_a_refusal(waits: list[float]) -> None:
+    damaged = Reply([b"no gzip"], 500, "application/json", {"content-encoding": "gzip"})
+    with ScriptedServer(damaged) as server, ServerModel(server.address) as model:
+        with pytest.raises(ServerError, match="cannot be reached"):
+            model.answer(ASKED)
+        assert len(waits) == len(server.requests) - 1 > 0
