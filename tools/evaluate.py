@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from megatron_apriel.command_line import CommandLine, above_zero, chosen, count_above_zero, not_negative
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.generate.engines.table import ENGINES
-from megatron_apriel.locks import HeldError, lock_directory
 from megatron_apriel.outputs import terminating_signals_raise
 from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note, say
@@ -187,12 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     if "ask" in steps and not arguments.user_model:
         without["--user-model"] = ", or ask later: --steps load"
     check_other_models(benchmarks, without)
-    evaluation.begin()
     try:
-        with terminating_signals_raise(), lock_directory(arguments.output):
+        with terminating_signals_raise(), evaluation.filled_alone():
             return _run(evaluation, benchmarks, places, steps, arguments)
-    except HeldError as error:
-        raise ConfigError(f"{arguments.output} is being filled by another process: {error}.") from None
     except (KeyboardInterrupt, SystemExit):
         note("what was answered and scored is kept: the same command goes on")
         raise

@@ -107,6 +107,8 @@ def opened(places: Places, log_folder: Path) -> Iterator[list[Model]]:
     with ExitStack() as stack:
         options = {"served_name": places.served_name, "key_variable": places.key_variable, "device": places.device}
         models = [stack.enter_context(open_model(name, **options)) for name in places.names]
+        if len(names := dict.fromkeys(model.name for model in models)) > 1:
+            note(f"warning: the servers have models of different names, which share the questions: {', '.join(names)}")
         if engine:
             note(f"loaded in {time.monotonic() - begun:.0f} s")
         yield models

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.asking import Asked, ask_models
 from megatron_apriel.generate.conversation import Question, Sampling
 from megatron_apriel.inputs import read_input
+from megatron_apriel.locks import HeldError, lock_directory
 from megatron_apriel.output_files import PARTIAL, replace_file
 from megatron_apriel.outputs import check_growing
 from megatron_apriel.progress import progress
@@ -94,15 +96,33 @@ class Evaluation:
                 f"{printable(self.folder)} holds something else than an evaluation.", fix="Give another directory."
             )
 
-    def begin(self) -> None:
-        """Keep the settings. Raises ConfigError as :meth:`check` does."""
+    @contextmanager
+    def filled_alone(self) -> Iterator[None]:
+        """Keep the settings, and have the directory for this process alone for the time of the block.
+
+        Raises:
+            ConfigError: as :meth:`check`, and where another process fills it.
+            OutputError: it cannot be written.
+        """
         self.check()
-        path = self.folder / SETTINGS
-        if not path.exists() or self._is_bare():
-            try:
-                replace_file(path, json.dumps(vars(self.settings), indent=1) + "\n")
-            except OSError as error:
-                raise OutputError(f"{self.folder} cannot be written: {error}.", fix="Give another directory.") from None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = lock_directory(self.folder)
+        except HeldError as error:
+            raise ConfigError(f"{printable(self.folder)} is being filled by another process: {error}.") from None
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+        with lock:
+            if lock.problem is not None:
+                note(f"warning: {self.folder} cannot be locked ({lock.problem}): see that no other process fills it")
+            self.check()  # another process may have begun it meanwhile
+            path = self.folder / SETTINGS
+            if not path.exists() or self._is_bare():
+                try:
+                    replace_file(path, json.dumps(vars(self.settings), indent=1) + "\n")
+                except OSError as error:
+                    raise _unwritable(self.folder, error) from None
+            yield
 
     def _is_bare(self) -> bool:
         """Whether nothing was loaded under its settings: a first try whose data were not there keeps nobody out."""
@@ -252,6 +272,10 @@ class Evaluation:
     def _runs_there(self, benchmark: Benchmark) -> int:
         there = len(list((self.folder / benchmark.name).glob("answers-*.jsonl")))
         return self.runs_of(benchmark) if self.data is not None else max(there, 1)
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"{printable(folder)} cannot be written: {error}.", fix="Give another directory.")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,8 @@ from megatron_apriel.evaluate.benchmarks import GROUPS, TEMPERATURE
 from megatron_apriel.evaluate.plan import PROMPT_TOKENS_PER_SECOND, TOKENS_PER_SECOND
 from megatron_apriel.evaluate.running import item_settings
 from megatron_apriel.formats.hf_directory import SAMPLING
-from megatron_apriel.testing.chat_servers import Reply, whole
+from megatron_apriel.locks import lock_directory
+from megatron_apriel.testing.chat_servers import AnsweringServer, Reply, whole
 from tests.unit.evaluate.conftest import Answering, lines, row, run, write_lines
 from tools import evaluate
 
@@ -208,6 +210,34 @@ def test_a_first_try_without_its_data_keeps_nobody_out(tmp_path: Path, data: Pat
     assert (kept["temperature"], kept["max_tokens"]) == (TEMPERATURE, 64)
     with pytest.raises(ConfigError, match="begun with other settings"):
         run(out, data, *own)
+
+
+def test_a_second_command_leaves_the_settings_of_the_first(tmp_path: Path, data: Path, answering: Answering) -> None:
+    out, own = tmp_path / "out", ("--model", answering(lambda body: "Answer: A").address)
+    with pytest.raises(DataError):
+        run(out, tmp_path / "empty", *own)
+    with lock_directory(out), pytest.raises(ConfigError, match="is being filled by another process"):
+        run(out, data, *own, "--temperature", "0")
+    assert json.loads((out / "settings.json").read_text())["temperature"] == TEMPERATURE
+
+
+def test_a_directory_without_locks_is_named(tmp_path: Path, data: Path, answering: Answering,
+                                            monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    def refused(*_: object, **__: object) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("megatron_apriel.locks.lock_descriptor", refused)
+    assert run(tmp_path / "out", data, "--model", answering(lambda body: "Answer: A").address) == 0
+    assert "cannot be locked" in capsys.readouterr().err
+
+
+def test_servers_of_different_names_are_named(tmp_path: Path, data: Path, answering: Answering,
+                                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    first = answering(lambda body: "Answer: A")
+    with AnsweringServer(lambda body: "Answer: A", models=("other",)) as second:
+        assert run(tmp_path / "out", data, "--model", first.address, second.address) == 0
+    assert "models of different names, which share the questions: answering, other" in capsys.readouterr().err
 
 
 def test_servers_share_the_work(tmp_path: Path, data: Path, answering: Answering) -> None:
