@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.errors import AprielError, ConfigError, brief
+from megatron_apriel.errors import AprielError, ConfigError, brief, words_of
 from megatron_apriel.evaluate.benchmarks import model_missing
 from megatron_apriel.evaluate.chains import filled
 from megatron_apriel.evaluate.items import Item, digest, file_digest
@@ -76,12 +76,15 @@ class Scorers(AbstractContextManager["Scorers"]):
     def grade(self, item: Item, record: Record) -> Verdict | Question:
         """The verdict on an answer's line, or what the judge is to be asked for it.
 
-        What an item holds that its scorer cannot take is a fault of that item, and the others are scored.
+        What an item holds that its scorer cannot take is a fault of that item, and the others are scored. What this
+        machine lacks for a moment, such as room on its disk, is a fault of none.
         """
         try:
             return self._grade(item, record)
         except AprielError:
             raise
+        except (OSError, MemoryError) as error:
+            return Verdict(Mark.NONE, f"it could not be scored here: {brief(words_of(error), _SHOWN)}", Cause.CHECK)
         except Exception as error:
             return bad_item(f"it cannot be scored: {type(error).__name__}: {brief(str(error), _SHOWN)}")
 

@@ -50,6 +50,22 @@ def test_an_item_that_cannot_be_scored_is_named_and_the_others_are_scored(
     assert reason in verdicts["odd"]["reason"] and verdicts["good"]["mark"] == "right"
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
+def test_what_the_machine_lacks_is_no_fault_of_an_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    asked = {"one": ("letter", LETTER, "Answer: B")}
+    with monkeypatch.context() as machine:
+        machine.setattr("megatron_apriel.evaluate.scoring.grade_letter", fail)
+        verdict = scored(tmp_path, asked)["one"]
+    assert (verdict["mark"], verdict["cause"]) == ("none", "check")
+    assert (str(error) or "MemoryError") in verdict["reason"]
+    assert scored(tmp_path, asked)["one"]["mark"] == "right"
+
+
 @pytest.mark.parametrize(
     ("scorer", "grading"),
     [
