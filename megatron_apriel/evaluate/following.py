@@ -68,8 +68,6 @@ class Follower(AbstractContextManager["Follower"]):
         self.is_done = False
         self._rest: set[int] = set()
         """Of those that failed, the ones that wait until another works."""
-        self._unread = 0
-        """Looks in a row at which its configuration could not be read."""
         self._said: set[str] = set()
         self._lock, self._held = ExitStack(), False
 
@@ -111,16 +109,8 @@ class Follower(AbstractContextManager["Follower"]):
     def _config(self) -> StageConfig | None:
         """The run's configuration, as it is now; None before it has begun."""
         if self.run.resolved_config.is_file():
-            try:
-                # It may have been moved since it began.
-                config = load_stage(self.run.resolved_config).model_copy(update={"output": self.run.path})
-            except ConfigError:
-                # A run that resumes may be writing it at this moment; not twice in a row.
-                self._unread += 1
-                if self.once or self._unread > 1:
-                    raise
-                return None
-            self._unread = 0
+            # It may have been moved since it began.
+            config = load_stage(self.run.resolved_config).model_copy(update={"output": self.run.path})
             if not self._held:
                 self._check(config)
             return config

@@ -16,9 +16,8 @@ import pytest
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.errors import ConfigError, DataError, ExitCode
-from megatron_apriel.evaluate import following
 from megatron_apriel.evaluate.follow_commands import Commands
-from megatron_apriel.evaluate.following import follow
+from megatron_apriel.evaluate.following import Follower, follow
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoint_path
 from megatron_apriel.formats.run_evaluations import RunEvaluations
 from megatron_apriel.locks import lock_directory, take_lock
@@ -294,26 +293,11 @@ def test_refused(followed: Callable[..., Followed], tmp_path: Path) -> None:
             one.follow()
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_configuration_that_is_being_written_is_looked_at_again(
-    followed: Callable[..., Followed], monkeypatch: pytest.MonkeyPatch, times: int
-) -> None:
+def test_a_configuration_that_cannot_be_read_is_said_at_once(followed: Callable[..., Followed]) -> None:
     one = followed(start=False)
-    one.save(40)
-    reading, left = following.load_stage, [times]
-
-    def halfway(path: Path) -> StageConfig:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise ConfigError("half of it is written.")
-        return reading(path)
-
-    monkeypatch.setattr(following, "load_stage", halfway)
-    if times == 2:
-        with pytest.raises(ConfigError, match="half of it"):
-            one.follow(once=False)
-    else:
-        assert one.follow(once=False) == ExitCode.OK and one.steps == [40]
+    one.run.resolved_config.write_text("stage: [")
+    with Follower(one.run, one.commands, once=False) as follower, pytest.raises(ConfigError, match="resolved"):
+        follower.turn()
 
 
 @pytest.mark.parametrize(
