@@ -6,13 +6,14 @@ engine's program is started once for all benchmarks, at a port that is free, and
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_apriel.errors import ConfigError
+from megatron_apriel.errors import ConfigError, ServerError
 from megatron_apriel.generate.answer import Model
 from megatron_apriel.generate.engines.environments import program_in
 from megatron_apriel.generate.engines.gpus import gpu_memory
@@ -117,7 +118,10 @@ def opened(places: Places, log_folder: Path) -> Iterator[list[Model]]:
 @contextmanager
 def _served(places: Places, name: str, log: Path) -> Iterator[Model]:
     engine = ENGINES[name]
-    service, remarks = service_of(Path(places.names[0]), gpus=places.gpus, context=places.context)
+    directory = Path(places.names[0])
+    # A name that no other program has: what answers at the port may not be ours.
+    own_name = f"{directory.resolve().name}-{secrets.token_hex(4)}"
+    service, remarks = service_of(directory, gpus=places.gpus, context=places.context, name=own_name)
     engine.check(service)
     service = replace(service, port=free_port(service.host))
     for remark in (*remarks, *engine.launch(service).remarks):
@@ -133,5 +137,11 @@ def _served(places: Places, name: str, log: Path) -> Iterator[Model]:
         def check() -> None:
             program.check_running(" while it was asked")
 
-        with ServerModel(service.address, engine.served_name(service), check=check) as model:
+        with ServerModel(service.address, check=check) as model:
+            if model.name != (wanted := engine.served_name(service)):
+                raise ServerError(
+                    f"{service.address} serves {model.name}, and not {wanted}.",
+                    f"Another program took the port before {name} did.",
+                    "Give the same command again: another port is taken then.",
+                )
             yield model

@@ -49,7 +49,7 @@ class Program:
         self._passed_on = _PASSED_ON if passes_signals else ()
         self.signalled: signal.Signals | None = None
         """The signal that ended it, where a person or a scheduler sent one."""
-        output: Any = log.open("wb") if log else 2
+        output: Any = log.open("ab") if log else 2
         own = os.getpid()
         try:
             self._process = subprocess.Popen(

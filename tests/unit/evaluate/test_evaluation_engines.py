@@ -15,6 +15,7 @@ from megatron_apriel.evaluate import models
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.generate.engines.engine import Asked, Engine, GreedyReply, Launch, Service
 from megatron_apriel.generate.engines.table import ENGINES
+from megatron_apriel.testing.chat_servers import ScriptedServer, whole
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.ports import own_port
 from tests.unit.evaluate.conftest import lines, row, run
@@ -22,7 +23,7 @@ from tests.unit.evaluate.conftest import lines, row, run
 SERVER = """
 import json, os, signal, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
-_, port, starts, after, act = sys.argv
+_, port, starts, after, act, name = sys.argv
 open(starts, "a").write(f"{os.getpid()}\\n")
 print("a word of the engine", flush=True)
 if after == "never":
@@ -38,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        self.send({"data": [{"id": "the model"}]})
+        self.send({"data": [{"id": name}]})
 
     def do_POST(self):
         global asked
@@ -68,7 +69,8 @@ class StandIn(Engine):
         pass
 
     def launch(self, service: Service) -> Launch:
-        code = (sys.executable, "-c", SERVER, str(service.port), str(self.starts), self.after, self.act)
+        words = (str(service.port), str(self.starts), self.after, self.act, service.name)
+        code = (sys.executable, "-c", SERVER, *words)
         return Launch(code, remarks=("a remark",))
 
     def greedy(self, service: Service, asked: Asked) -> GreedyReply:
@@ -124,6 +126,21 @@ def test_an_engine_that_dies_is_named_and_the_work_resumed(
     engine.after = ""
     assert run(out, data, *own) == 0
     assert row(out)["right"] == 6 and len(engine.started) == 2 and all_gone(engine)
+    assert (out / "vllm.log").read_text().count("a word of the engine") == 2
+
+
+def test_another_program_at_the_port_is_not_asked(
+    tmp_path: Path, data: Path, engine: StandIn, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedServer(whole({}), models=("the model",)) as other:
+        monkeypatch.setattr(models, "free_port", lambda host: other._server.server_port)
+        monkeypatch.setattr(StandIn, "ready_path", "/v1/models")
+        monkeypatch.setattr(
+            StandIn, "launch", lambda *_: Launch((sys.executable, "-c", "import time; time.sleep(600)"))
+        )
+        with pytest.raises(ServerError, match="serves the model, and not the model-"):
+            run(tmp_path / "out", data, "--model", str(model), "--engine", "vllm")
+        assert not other.requests
 
 
 def test_an_engine_that_does_not_start(tmp_path: Path, data: Path, engine: StandIn, model: Path) -> None:
