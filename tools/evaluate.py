@@ -339,8 +339,8 @@ def _report(evaluation: Evaluation, benchmarks: list[Benchmark], arguments: argp
             gains[benchmark.title] = added
     missing = left_out(arguments.benchmarks)
     report = Report(vars(evaluation.settings), list(rows.values()), differences, gains, missing, unpaired)
-    write_report(evaluation.folder, report)
     write_page(evaluation, benchmarks, report, others)
+    write_report(evaluation.folder, report)
     standard_output(200).print(table(report))
     say(*report.differences(), *report.remarks())
     say(f"written: {evaluation.folder}/report.md, report.json, report.html")

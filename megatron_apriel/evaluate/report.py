@@ -147,12 +147,12 @@ def _plain(text: str) -> str:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write ``report.json`` and ``report.md``."""
+    """Write ``report.md`` and, last of all, ``report.json``: where that is, following counts an evaluation as whole."""
     record = {
         "version": __version__, "settings": dict(report.settings), "rows": [as_json(row) for row in report.rows],
         "baselines": {name: {one: vars(gain) for one, gain in gains.items()}
                       for name, gains in report.baselines.items()},
         "pictures_add": {name: vars(gain) for name, gain in report.blind.items()}, "remarks": report.remarks(),
     }  # fmt: skip
-    replace_file(folder / "report.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     replace_file(folder / "report.md", markdown(report))
+    replace_file(folder / "report.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -108,7 +108,7 @@ LIMITED = (
         ("", "items.jsonl: File too large"),
         ("load", "answers-1.jsonl cannot be written: File too large.\n  What was written before is kept."),
         ("load,ask", "verdicts-1.jsonl cannot be written: File too large."),
-        ("load,ask,score", "report.json: File too large"),
+        ("load,ask,score", "report.html: File too large"),
     ],
 )
 def test_a_full_disk_is_said_and_the_same_command_goes_on(
@@ -123,6 +123,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     with started(["-c", LIMITED, "1200", *words], **how) as process:
         errors = process.communicate()[1]
     assert process.returncode == 1 and said in errors and "Traceback" not in errors and "exception" not in errors
+    assert not (out / "report.json").exists(), "it says that all of an evaluation is there"
     asked = len(server.requests)
     assert run(out, data, *own) == 0
     assert (row(out)["right"], row(out)["missing"]) == (6, 0)
