@@ -99,6 +99,9 @@ class LineProcess:
                 said = process.stdout.readline()  # type: ignore[union-attr]
             except OSError:
                 said = b""
+            except BaseException:  # a signal's handler; the answer, when it comes, would be taken for that to the next
+                self._stop()
+                raise
             finally:
                 timer.cancel()
                 timer.join()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -322,8 +325,6 @@ def test_a_process_that_ends_or_hangs_is_started_again(tmp_path) -> None:  # typ
         "    print(line.strip() if said != 'nonsense' else 'no json', flush=True)\n",
         encoding="utf-8",
     )
-    import sys
-
     with LineProcess([sys.executable, str(program)], 1.0) as process:
         assert process.ask({"a": [1, "é\n"]}) == {"a": [1, "é\n"]}  # with the time that a start has
         with pytest.raises(OutOfTimeError):
@@ -337,6 +338,25 @@ def test_a_process_that_ends_or_hangs_is_started_again(tmp_path) -> None:  # typ
         assert process.ask("again") == "again"
     with LineProcess(["/nonexistent/program"], 1.0) as absent, pytest.raises(BrokenProcessError, match="No such file"):
         absent.ask(1)
+
+
+def test_a_late_answer_is_not_taken_for_the_next() -> None:
+    """A signal may end the wait for an answer, and whoever caught that may ask on."""
+    echo = (
+        "import sys, time\nfor line in sys.stdin:\n    time.sleep(line == '2\\n')\n    print(line, end='', flush=True)"
+    )
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    before = signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
+    try:
+        with LineProcess([sys.executable, "-c", echo], 60.0) as process:
+            assert process.ask(1) == 1
+            threading.Timer(0.2, signal.pthread_kill, (main_thread, signal.SIGUSR2)).start()
+            with pytest.raises(SystemExit):
+                process.ask(2)
+            assert process.ask(3) == 3
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.parametrize(
