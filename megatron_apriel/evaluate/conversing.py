@@ -123,9 +123,11 @@ class _Holding:
     def _fill(self) -> None:
         """Begin conversations while there is room."""
         while self._waiting and len(self._open) < self._at_once:
-            held = _Held(self._waiting.popleft())
-            self._open[held.item.key] = held
-            self._go_on(held, {"begin": held.item.key, "steps": MOST_STEPS, **held.item.grading})
+            self._begin(self._waiting.popleft())
+
+    def _begin(self, item: Item) -> None:
+        held = self._open[item.key] = _Held(item)
+        self._go_on(held, {"begin": item.key, "steps": MOST_STEPS, **item.grading})
 
     def _answered(self, asked: Asked) -> None:
         """Continue with what a side said."""
@@ -166,9 +168,15 @@ class _Holding:
             self._go_on(held, {"drop": held.item.key, "end": AGENT_ERROR}, "the agent says nothing")
 
     def _go_on(self, held: _Held, request: Mapping[str, Any], problem: str = "") -> None:
-        """Give tau2 a message, and take what it wants next."""
+        """Give tau2 a message, and take what it wants next.
+
+        Where its process ended, that fails the conversation that it was busy with; the others begin anew.
+        """
         try:
             said = self._process.ask(request)
+            if "lost" in said:
+                self._begin(held.item)
+                return
             if "ask" in said:
                 held.side = said["ask"]
                 held.question = Question(tuple(map(_turn, said["messages"])), said["tools"])

@@ -140,7 +140,7 @@ def converse(request: Mapping[str, Any]) -> dict[str, Any]:
         return _kept(name, CONVERSATIONS[name].begin())
     name = request["say"] if "say" in request else request["drop"]
     if name not in CONVERSATIONS:
-        return {"problem": "the process that held it ended"}
+        return {"lost": True}
     if "say" in request:
         return _kept(name, CONVERSATIONS[name].say(request))
     return CONVERSATIONS.pop(name).drop(request["end"])

@@ -31,6 +31,10 @@ for line in sys.stdin:
         turns[name] = [{"role": "assistant", "content": "Hi!"}]
         said = {"ask": "user", "tools": [], "messages": [
             {"role": "system", "content": f"You are {name}."}, {"role": "user", "content": "Hi!"}]}
+    elif name and name not in turns:
+        said = {"lost": True}
+    elif request.get("content") == "End it all.":
+        sys.exit("it had enough")
     elif "say" in request:
         turns[name].append({"role": "user" if len(turns[name]) % 2 else "assistant", "content": request["content"]})
         if len(turns[name]) == 4:
@@ -136,6 +140,20 @@ def test_a_reply_that_is_no_answer_fails_its_conversation(
     assert row(tmp_path / "out")["failed"] == 1
     (line,) = lines(tmp_path / "out" / "tau2_telecom" / "answers-1.jsonl")
     assert line["failed"].startswith("the reply of the agent: ") and why in line["failed"]
+
+
+def test_a_process_that_ends_fails_one_conversation_and_the_others_begin_anew(
+    tmp_path: Path, answering: Answering, tau2: Callable[..., None]
+) -> None:
+    tau2("one", "deadly", "two", "three")
+    agents = answering(lambda body: "End it all." if task_of(body) == "deadly" else "Reboot.")
+    users = answering(lambda body: reply("It is slow."))
+    out, own = tmp_path / "out", ("--model", agents.address, "--user-model", users.address)
+    assert run(out, *own) == 1
+    assert [row(out)[name] for name in ("asked", "right", "failed")] == [4, 3, 1]
+    answers = {line["key"]: line for line in lines(out / "tau2_telecom" / "answers-1.jsonl")}
+    assert answers["deadly"]["failed"] == "tau2 could not go on: it had enough"
+    assert answers["one"]["content"] == "agent: Hi!\nuser: It is slow.\nagent: Reboot.\nuser: It is slow."
 
 
 def test_a_user_is_needed_and_stays_the_same(tmp_path: Path, answering: Answering,
