@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from megatron_apriel.data.raw.chat_markers import REASONING_OPENING
-from megatron_apriel.errors import CheckpointError, DataError, listed, printable
+from megatron_apriel.errors import CheckpointError, DataError, brief, listed, printable
 from megatron_apriel.formats.kinds import Kind, recognise
 from megatron_apriel.formats.other_tools import copied, refuse_leftovers
 from megatron_apriel.formats.sidecars import missing_readers
@@ -156,6 +156,13 @@ class TransformersModel(Model):
                 yield from parser.feed(text)
                 if parser.part is None:
                     break
+        except torch.OutOfMemoryError as error:
+            # A fault of this question, and shorter ones can be answered.
+            raise DataError(
+                f"{self.name} on {self.device} has no memory for a conversation of {ids.shape[1]:,} tokens and its"
+                f" answer: {brief(str(error))}.",
+                fix="Ask for fewer tokens, or serve the model by another engine.",
+            ) from None
         finally:
             tokens = writing.stop()
         yield from parser.finish()
