@@ -32,7 +32,7 @@ enter_project "$root"
 (($#)) || fail "no run was named." "Usage: examples/evaluate.sh RUN [RUN ...] [OPTIONS of tools/evaluate.py]"
 name=${SLURM_JOB_NAME:-evaluate} code=0
 introduce "$name"
-once "$PYTHON" tools/evaluate.py --follow "$@" || code=$?
+work "$PYTHON" tools/evaluate.py --follow "$@" || code=$?
 case $code in
     0) conclude "$name" 0 'done; the scores are in metrics.jsonl of the runs' ;;
     "$EXIT_REQUEUE") request_requeue "$name" ;;

@@ -165,6 +165,30 @@ once() { # COMMAND...: run it once, on this node, inside the container if there 
     fi
 }
 
+to_the_end() { # COMMAND...: run a program; a signal that would end this shell is the program's, whose end is waited for
+    # A shell that dies of a signal leaves behind what it runs, and the first process of a container does not die of one.
+    # With job control the program does not ignore Ctrl-C, and gets each signal once.
+    local child name code=0
+    set -m
+    "$@" &
+    child=$!
+    set +m
+    # shellcheck disable=SC2064
+    for name in HUP INT QUIT TERM; do trap "kill -s $name $child 2>/dev/null || true" "$name"; done
+    until wait "$child" || ! kill -0 "$child" 2>/dev/null; do :; done
+    wait "$child" || code=$?
+    trap - HUP INT QUIT TERM
+    return "$code"
+}
+
+work() { # COMMAND...: as once, for what takes long
+    if [[ $SCHEDULER == slurm ]]; then
+        once "$@" # whose signals reach every process of a job
+    else
+        to_the_end "${IN_CONTAINER[@]}" "$@"
+    fi
+}
+
 plan_stage() { # STAGE.yaml [key=value ...]
     local options=(--dry-run --world-size "$RANKS")
     if [[ -n ${DRY_RUN:-} ]]; then
@@ -238,7 +262,7 @@ train_under_slurm() { # STAGE.yaml [key=value ...]
 
 train_here() { # STAGE.yaml [key=value ...]
     if ((RANKS == 1)); then
-        "${IN_CONTAINER[@]}" "$PYTHON" -m megatron_apriel.train "$@"
+        to_the_end "${IN_CONTAINER[@]}" "$PYTHON" -m megatron_apriel.train "$@"
         return
     fi
     local rendezvous=(--standalone)
@@ -250,7 +274,7 @@ train_here() { # STAGE.yaml [key=value ...]
     fi
     # torchrun passes signals on to the ranks, but kills them after 30 seconds unless it is set to let them save.
     TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-1800} \
-        "${IN_CONTAINER[@]}" "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" \
+        to_the_end "${IN_CONTAINER[@]}" "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" \
         --nproc-per-node="$NPROC_PER_NODE" -m megatron_apriel.train "$@"
 }
 

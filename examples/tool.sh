@@ -26,6 +26,6 @@ enter_project "$root"
 [[ -f $1 ]] || fail "there is no tool $1." "Tools: $(printf '%s ' tools/*.py)"
 name=${SLURM_JOB_NAME:-${1##*/}} code=0
 introduce "$name"
-once "$PYTHON" "$@" || code=$?
+work "$PYTHON" "$@" || code=$?
 if ((code)); then conclude "$name" "$code" 'failed; the reason stands above'; fi
 conclude "$name" 0 'done; the lines above say where the result is'

@@ -31,6 +31,6 @@ enter_project "$root"
 
 # The surgery copies bytes and needs no GPU; examples/submit_all.sh does it as a job of its own before this one.
 if [[ -z ${DRY_RUN:-} && ! -e $RUN_ROOT/upscaled ]]; then
-    once "$PYTHON" tools/upscale_layers.py "${SOURCE_MODEL:-$MODEL_ROOT/pixtral-12b}" "$RUN_ROOT/upscaled" --num-layers 48
+    work "$PYTHON" tools/upscale_layers.py "${SOURCE_MODEL:-$MODEL_ROOT/pixtral-12b}" "$RUN_ROOT/upscaled" --num-layers 48
 fi
 run_stage upscale "$@"

@@ -7,8 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 from examples.recipe import scheduler
 from examples.recipe.chain import RELEASE, Step, missing, of_environment, runs_of_environment
@@ -18,7 +19,7 @@ from examples.recipe.stage_file import places
 from examples.recipe.standing import Standing
 from examples.recipe.submitting import Request, dry_run, submit
 from megatron_apriel.command_line import CommandLine
-from megatron_apriel.errors import ConfigError, ExitCode, ServerError, run_command
+from megatron_apriel.errors import ConfigError, ExitCode, ServerError, ended_by, run_command
 from megatron_apriel.terminal import note, say
 
 DESCRIPTION = """\
@@ -178,18 +179,46 @@ def _run_here(steps: Mapping[str, Step], request: Request, only_print: bool) -> 
         say(f"{name:18} {shlex.join(command)}")
         if only_print:
             continue
-        # A handler, since a signal that is ignored would be ignored by the step, too.
-        previous = signal.signal(signal.SIGINT, lambda number, frame: None)
-        code = subprocess.Popen(command).wait()
-        signal.signal(signal.SIGINT, previous)
+        code, is_told = _step_here(command)
         if code in (ExitCode.INTERRUPTED, -signal.SIGINT):
             raise KeyboardInterrupt
+        if is_told:
+            note(f"{name} was stopped by SIGTERM, with exit code {code}; the same command resumes at this step")
+            raise SystemExit(ended_by(signal.SIGTERM))
         if code or not step.done:
             raise ConfigError(
                 f"{name} ended with exit code {code}" + ("." if code else f", but {step.product} is not there."),
                 "Its message stands above.",
                 "The same command resumes at this step.",
             )
+
+
+def _step_here(command: Sequence[str]) -> tuple[int, bool]:
+    """Run a step's script to its end; its exit code, and whether SIGTERM came, which is passed on to it.
+
+    Ctrl-C reaches it by itself.
+    """
+    told: list[int] = []
+    script: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        if script is not None:
+            script.send_signal(number)
+
+    # Handlers, since a signal that is ignored would be ignored by the step, too.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+    }
+    try:
+        script = subprocess.Popen(command)
+        if told:
+            script.terminate()
+        return script.wait(), bool(told)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

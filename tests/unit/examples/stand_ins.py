@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +37,14 @@ STAND_INS = {
         *--dry-run*) exit "${FAKE_PLAN_CODE:-0}" ;;
         -c*importlib.metadata*) printf ', Python 3.12.9, torch 2.99.0, megatron-core 0.99.0' ;;
         -c*) exit 0 ;;
+        *train* | tools/evaluate.py*)
+            if [[ -n ${FAKE_WORKING:-} ]]; then
+                told() { echo "told $1" >>"$FAKE_LOG"; sleep 0.5; echo saved; exit "${FAKE_CODE:-75}"; }
+                for name in HUP INT TERM; do trap "told $name" "$name"; done
+                : >"$FAKE_WORKING"
+                for ((count = 0; count < 2000; count++)); do sleep 0.05; done
+                exit 1
+            fi ;;&
         *train*)
             [[ ${FAKE_CODE:-0} == 0 ]] || exit "$FAKE_CODE"
             words="$*"
@@ -70,7 +80,8 @@ class Stage:
     environment: dict[str, str] = field(default_factory=dict)
     cwd: Path = ROOT
 
-    def run(self, *command: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    def start(self, *command: str | Path, errors: int = subprocess.STDOUT, **environment: str) -> subprocess.Popen[str]:
+        """A script with both of its outputs in one pipe."""
         known = {key: os.environ[key] for key in ("HOME", "LANG") if key in os.environ}
         variables = {
             "PATH": str(self.directory),
@@ -81,16 +92,21 @@ class Stage:
             **known,
             **self.environment,
         }
-        finished = subprocess.run(
+        return subprocess.Popen(
             [str(self.directory / "bash"), *map(str, command)],
             cwd=self.cwd,
             env=variables | environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=errors,
             text=True,
-            check=False,
         )
-        assert finished.returncode == code, finished.stdout + finished.stderr
-        return finished
+
+    def run(self, *command: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a script, which must end with that code."""
+        with self.start(*command, errors=subprocess.PIPE, **environment) as script:
+            output, said = script.communicate()
+        assert script.returncode == code, output + said
+        return subprocess.CompletedProcess(script.args, code, output, said)
 
     @property
     def log(self) -> Path:
@@ -100,6 +116,14 @@ class Stage:
         """Arguments of each call of a stand-in, in order."""
         lines = [line.split("\t") for line in self.log.read_text().splitlines()]
         return [words[1:] for words in lines if words[0] == name]
+
+
+def wait_until(happened: Callable[[], object]) -> None:
+    for _ in range(6000):
+        if happened():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen within two minutes")
 
 
 def spooled(tmp_path: Path, name: str) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
-from stand_ins import ROOT, STAGES, Stage, spooled
+from stand_ins import ROOT, STAGES, Stage, spooled, wait_until
 
 
 def training(stage: str, *overrides: str) -> list[str]:
@@ -371,3 +372,28 @@ def test_nothing_of_one_cluster_stands_in_the_scripts() -> None:
         if path.stem in STAGES:
             assert not [line for line in directives if "--nodes" in line], path
             assert {"#SBATCH --requeue", "#SBATCH --signal=USR1@300"} <= set(directives)
+
+
+@pytest.mark.parametrize("gpus", ["1", "4"])
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT"])
+def test_a_signal_to_the_script_alone_reaches_the_run_which_saves(
+    shell: Stage, tmp_path: Path, name: str, gpus: str
+) -> None:
+    """As from ``docker stop``, ``kill`` or a supervisor; a shell would otherwise die of it and leave the run behind."""
+    working = tmp_path / "working"
+    with shell.start("examples/sft.sh", FAKE_WORKING=str(working), FAKE_GPUS=gpus) as script:
+        wait_until(working.exists)
+        script.send_signal(getattr(signal, f"SIG{name}"))
+        said = script.communicate()[0]
+    assert script.returncode == 75, said
+    assert shell.log.read_text().count(f"told {name}") == 1
+    assert said.index("saved\n") < said.index("sft: saved; the same command resumes it (exit code 75)")
+
+
+def test_a_signal_to_what_follows_runs_reaches_it(shell: Stage, tmp_path: Path) -> None:
+    working = tmp_path / "working"
+    with shell.start("examples/evaluate.sh", "runs/a", FAKE_WORKING=str(working), FAKE_CODE="143") as script:
+        wait_until(working.exists)
+        script.terminate()
+        said = script.communicate()[0]
+    assert script.returncode == 143 and "saved\n" in said

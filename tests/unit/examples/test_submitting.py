@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from stand_ins import STAGES, Stage, make, submitted
+from stand_ins import STAGES, Stage, make, submitted, wait_until
 
 from examples.recipe.record import Record, Submitted
 from megatron_apriel.errors import OutputError
@@ -292,6 +292,17 @@ def test_without_slurm_it_runs_here(shell: Stage) -> None:
         "runs",
     ]  # fmt: skip
     assert [words[3:] for words in commands if words[2].endswith("/sft.yaml")] == [["seed=9"]]
+
+
+def test_a_signal_here_reaches_the_step_and_ends_the_chain(shell: Stage, tmp_path: Path) -> None:
+    working = tmp_path / "working"
+    with shell.start("examples/submit_all.sh", "--local", FAKE_WORKING=str(working)) as chain:
+        wait_until(working.exists)
+        chain.terminate()
+        said = chain.communicate()[0]
+    assert chain.returncode == 143, said
+    assert said.index("saved\n") < said.index("upscale was stopped by SIGTERM, with exit code 75; the same command")
+    assert "realign" not in shell.log.read_text().partition("told TERM")[2]
 
 
 def test_a_failure_here_ends_the_chain(shell: Stage) -> None:
