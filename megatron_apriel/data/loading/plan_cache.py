@@ -18,7 +18,6 @@ import math
 import os
 import struct
 import sys
-import tempfile
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +35,7 @@ from megatron_apriel.data.loading.plan_checks import check_plan, number_of_piece
 from megatron_apriel.errors import printable
 from megatron_apriel.inputs import open_input
 from megatron_apriel.locks import HeldError, take_lock
+from megatron_apriel.output_files import whole_file
 from megatron_apriel.terminal import named_logger
 
 ALGORITHM = 1
@@ -171,12 +171,6 @@ def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], dimensions
 
 
 def _write(path: Path, plan: PackingPlan, corpus: Corpus, cut: CutDocuments) -> None:
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, report=_report(cut), **{name: getattr(plan, name) for name in _dtypes(corpus)})
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as partial:
+        np.savez(partial, report=_report(cut), **{name: getattr(plan, name) for name in _dtypes(corpus)})
+        partial.chmod(0o644)  # for all who read the corpus, whatever this process's mask

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import signal
 import zipfile
 from pathlib import Path
 
@@ -182,6 +183,24 @@ def test_a_lock_that_is_held_is_waited_for_and_then_done_without(corpus, caplog,
     assert np.array_equal(plan.documents, make_plan(corpus, 64, 1, "split").documents)
     plan_of(corpus)
     assert place_of(corpus).exists()
+
+
+def test_what_a_killed_process_left_is_removed(corpus, monkeypatch):
+    if (child := os.fork()) == 0:
+
+        def killed(file, **arrays):
+            with Path(file).open("wb") if isinstance(file, Path) else file as begun:
+                begun.write(bytes(1000))
+                begun.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(np, "savez", killed)
+        plan_of(corpus)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    folder = place_of(corpus).parent
+    assert any(path.stat().st_size == 1000 for path in folder.iterdir()) and not place_of(corpus).exists()
+    assert plan_of(corpus).num_packs
+    assert {path.name for path in folder.iterdir()} == {place_of(corpus).name, f"{place_of(corpus).name}.lock"}
 
 
 def test_patience_is_half_a_minute():
