@@ -16,8 +16,9 @@ from typing import Any
 
 from megatron_apriel.errors import brief
 from megatron_apriel.grading import program_driver
-from megatron_apriel.grading.sandbox import VERSION, End, Limits, Sandbox
+from megatron_apriel.grading.sandbox import VERSION, Sandbox
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, bad_item, without_answer
+from megatron_apriel.grading.watching import End, Limits
 
 SECONDS = 6.0
 """For each test, as LiveCodeBench allows."""

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_apriel.errors import brief
-from megatron_apriel.grading.sandbox import End, Limits, Sandbox
+from megatron_apriel.grading.sandbox import Sandbox
 from megatron_apriel.grading.scorer_environments import scorer_python
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict, without_answer
+from megatron_apriel.grading.watching import End, Limits
 
 VERSION = "nvidia-scicode 26.3"
 TARGETS = "test_data.h5"

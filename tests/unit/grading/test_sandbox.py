@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -17,8 +18,10 @@ import pytest
 
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.grading import sandbox as sandbox_file
+from megatron_apriel.grading import watching
 from megatron_apriel.grading.process_tree import descendants
-from megatron_apriel.grading.sandbox import End, Level, Limits, Run, Sandbox, find_sandbox, why_not
+from megatron_apriel.grading.sandbox import Level, Run, Sandbox, find_sandbox, why_not
+from megatron_apriel.grading.watching import End, Limits
 
 LIMITS = Limits(
     seconds=40.0, memory_bytes=256 * 2**20, processes=16, output_bytes=64 * 2**10, disk_bytes=4 * 2**20, open_files=64
@@ -203,6 +206,11 @@ def test_ignores_signals(shut_in: Sandbox) -> None:
     assert (done.end, done.code) == (End.TIME, None)
 
 
+def test_a_machine_too_busy_to_begin_is_slow_and_not_without_a_sandbox(shut_in: Sandbox) -> None:
+    done = run(replace(shut_in, limits=replace(LIMITS, seconds=0.0001)), "print(1)")
+    assert (done.end, done.code, done.output) == (End.TIME, None, "")
+
+
 def test_closes_its_outputs_and_goes_on(shut_in: Sandbox) -> None:
     assert run(hurried(shut_in), "import os, time; os.closerange(0, 30); time.sleep(3600)").end is End.TIME
 
@@ -260,7 +268,7 @@ def test_attacks_another_process(shut_in: Sandbox, victim: subprocess.Popen[byte
 def test_fills_the_disk(shut_in: Sandbox, seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also faster than anybody looks."""
     if not seen:
-        monkeypatch.setattr(Sandbox, "_broken_limit", lambda *_: None)
+        monkeypatch.setattr(watching, "_broken_limit", lambda *_: None)
     program = """
         import os
         written = 0
@@ -306,6 +314,19 @@ def test_makes_namespaces(shut_in: Sandbox) -> None:
         print(libc.unshare(0x10000000), libc.unshare(0x20000), libc.mount(b"none", b"/tmp", b"tmpfs", 0, None))
     """
     assert run(shut_in, program).output.split() == ["-1"] * 3
+
+
+def test_a_start_that_fails_leaves_nothing_open(shut_in: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    before = len([*Path("/proc/self/fd").iterdir()])
+    with monkeypatch.context() as machine:
+        machine.setattr(subprocess, "Popen", fail)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            shut_in.run_python("")
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    assert run(shut_in, "print(1)").output == "1\n"
 
 
 def test_without_a_sandbox_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
