@@ -168,13 +168,17 @@ class ServerError(AprielError):
     """A server that cannot be reached, refuses, or answers something else than was asked."""
 
 
-def run_command(main: Callable[[], int | None]) -> int:
+def run_command(main: Callable[[], int | None], leave_message: Callable[[str], None] | None = None) -> int:
     """Run a command line's ``main`` and return its exit code; every tool ends with ``sys.exit(run_command(main))``.
 
     While it runs, torch loads nothing that could run code, whoever asks it to.
 
     The project's own errors are printed on standard error without a traceback, since they already say what to do. Any
     other exception is a defect of the program and keeps its traceback, which is printable too.
+
+    Args:
+        main: the command; the exit code, or None for 0.
+        leave_message: is given what is printed of an error, too.
     """
     sys.excepthook = print_traceback
     try:
@@ -182,31 +186,38 @@ def run_command(main: Callable[[], int | None]) -> int:
             code = int(main() or ExitCode.OK)
         sys.stdout.flush()  # while a failure to print can still be reported
         return code
-    except AprielError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return ExitCode.TRY_AGAIN if isinstance(error, TransientError) else ExitCode.FAILED
-    except (NotAFileError, TooLargeError) as error:
-        print(f"DataError: {printable(error.filename)}: {error.strerror}.", file=sys.stderr)
-        return ExitCode.FAILED
     except BrokenPipeError:
         # The reader of our output (`| head`) went away, maybe before the work was done. What is still waiting to be
         # printed goes nowhere: Python would complain of it when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.PIPE_CLOSED
-    except OSError as error:
-        # What the system refuses (permissions, names, a failing or full disk) is no defect of the program either.
-        if error.errno not in _REFUSALS:
-            raise
-        print(
-            f"{type(error).__name__}: {printable(error.filename or 'standard output or a file')}: {error.strerror}.\n"
-            "  The operating system refused it.\n"
-            "  Check its permissions, those of the directories above it, and the disk (ls -ld, df).",
-            file=sys.stderr,
-        )
-        return ExitCode.FAILED
     except KeyboardInterrupt:
         print("interrupted; nothing was left half-written", file=sys.stderr)
         return ExitCode.INTERRUPTED
+    except Exception as error:
+        message = _message_of(error)
+        if message is None:
+            raise
+        print(message, file=sys.stderr)
+        if leave_message is not None:
+            leave_message(message)
+        return ExitCode.TRY_AGAIN if isinstance(error, TransientError) else ExitCode.FAILED
+
+
+def _message_of(error: Exception) -> str | None:
+    """What is printed of an error that is no defect of the program; None of one that is."""
+    if isinstance(error, AprielError):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, NotAFileError | TooLargeError):
+        return f"DataError: {printable(error.filename)}: {error.strerror}."
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        # What the system refuses (permissions, names, a failing or full disk) is no defect of the program either.
+        return (
+            f"{type(error).__name__}: {printable(error.filename or 'standard output or a file')}: {error.strerror}.\n"
+            "  The operating system refused it.\n"
+            "  Check its permissions, those of the directories above it, and the disk (ls -ld, df)."
+        )
+    return None
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
