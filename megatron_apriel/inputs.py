@@ -2,18 +2,22 @@
 
 A pipe among a data set's files would be waited for until the job is killed, and a device such as ``/dev/zero`` never
 ends. Whoever reads an input opens it here; what is refused is an ``OSError``, so that the reader's own message for a
-file that cannot be read names it.
+file that cannot be read names it. Of a path that does not exist, it says what may have been meant.
 
 This file imports nothing of the project.
 """
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
+import re
 import stat
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 SMALL_FILE_BYTES = 64 * 2**20
 """Most of a file that is read whole: configurations, indexes, tables of names. Published ones have a few MiB."""
@@ -77,6 +81,49 @@ def read_input(path: str | Path, most: int = SMALL_FILE_BYTES) -> bytes:
     if len(data) > most:  # some file systems tell no size
         raise TooLargeError(path, len(data), most)
     return data
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OF_A_FILE = re.compile(r"\.[A-Za-z]\w*$")
+_MOST_NEIGHBOURS = 10_000
+
+
+def what_was_meant(path: str | Path, hub: Literal["", "model", "dataset"] = "") -> str:
+    """What a path that does not exist may have meant, in a sentence or two; empty where nothing is likely, or it does.
+
+    Args:
+        path: as it was given.
+        hub: what people name there by its name at a hub, from which nothing is downloaded here.
+    """
+    path = Path(path)
+    if path.exists():
+        return ""
+    named = str(path)
+    if _ADDRESS.match(named):
+        return "It is an address, and nothing is downloaded from one: give a path."
+    if (near := _nearest(path)) is not None:
+        return f"Did you mean {near}?"
+    if hub and _HUB_NAME.fullmatch(named) and not _OF_A_FILE.search(named) and not path.parent.exists():
+        kind = "--repo-type dataset " if hub == "dataset" else ""
+        return (
+            "Nothing is downloaded. If this is its name at Hugging Face, download it and give that directory:"
+            f" hf download {kind}{path} --local-dir {path.name}"
+        )
+    return ""
+
+
+def _nearest(path: Path) -> Path | None:
+    """The path that exists and has another name, much alike, in the place of the first one that does not."""
+    missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
+    try:
+        with os.scandir(missing.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MOST_NEIGHBOURS) if not entry.name.startswith(".")]
+    except OSError:
+        return None
+    alike = difflib.get_close_matches(missing.name, names, cutoff=0.75)
+    fits = (missing.parent / name / path.relative_to(missing) for name in alike)
+    return next((near for near in fits if near.exists()), None)
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -20,6 +20,7 @@ from megatron_apriel.evaluate.running import SETTINGS, Evaluation, earlier_evalu
 from megatron_apriel.evaluate.statistics import Interval, paired
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoints_in
 from megatron_apriel.formats.run_evaluations import REPORT, scores_of
+from megatron_apriel.inputs import what_was_meant
 
 HEADINGS = ("benchmark", "result", "tokens", "score", "low", "high", "asked", "none", "truncated", "failed",
             "difference", "difference_low", "difference_high", "items_of_both")  # fmt: skip
@@ -84,7 +85,9 @@ def results_in(folder: Path) -> list[Result]:
     if not folder.is_dir():
         what = "is no directory" if folder.exists() else "does not exist"
         raise ConfigError(
-            f"{printable(folder)} {what}.", fix="Results are directories that tools/evaluate.py made, and runs."
+            f"{printable(folder)} {what}.",
+            what_was_meant(folder),
+            "Results are directories that tools/evaluate.py made, and runs.",
         )
     if (folder / SETTINGS).is_file():
         return [Result(str(folder), earlier_evaluation(folder))]

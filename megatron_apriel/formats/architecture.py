@@ -17,6 +17,7 @@ from megatron_apriel.errors import CheckpointError, printable, shown
 from megatron_apriel.formats.hf_config import LlavaSettings, MistralSettings, PixtralSettings, check_class
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.other_tools import refuse_adapter, refuse_leftovers, refuse_quantised
+from megatron_apriel.inputs import what_was_meant
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,14 @@ class Architecture:
     @classmethod
     def from_directory(cls, path: str | Path) -> Architecture:
         """From ``config.json`` of a Hugging Face directory. Raises CheckpointError if absent, damaged, unsupported."""
-        refuse_adapter(Path(path))
-        file = Path(path) / "config.json"
+        directory = Path(path)
+        if not directory.exists():
+            fix = "Give a directory with a checkpoint; weights are never downloaded."
+            raise CheckpointError(f"{directory} does not exist.", what_was_meant(directory, "model"), fix)
+        refuse_adapter(directory)
+        file = directory / "config.json"
         if not file.exists():
-            refuse_leftovers(Path(path))
+            refuse_leftovers(directory)
         config = read_json(
             file,
             "The model's shapes are read from a Hugging Face config.json.",

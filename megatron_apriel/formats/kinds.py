@@ -22,6 +22,7 @@ from megatron_apriel.formats.mistral_params import architecture_from_params
 from megatron_apriel.formats.other_tools import refuse_adapter, refuse_leftovers
 from megatron_apriel.formats.run_directory import SIDECAR_DIRECTORY, RunDirectory, checkpoints_in, is_checkpoint
 from megatron_apriel.formats.sidecars import CONFIG, PARAMS
+from megatron_apriel.inputs import what_was_meant
 
 INDEX = "model.safetensors.index.json"
 
@@ -42,7 +43,8 @@ def recognise(path: str | Path) -> Kind:
     if not path.is_dir():
         raise CheckpointError(
             f"{path} is not a directory." if path.exists() else f"{path} does not exist.",
-            fix="Give a directory with a checkpoint; weights are never downloaded.",
+            what_was_meant(path, "model"),
+            "Give a directory with a checkpoint; weights are never downloaded.",
         )
     refuse_adapter(path)
     if is_checkpoint(path):

@@ -29,7 +29,7 @@ from megatron_apriel.errors import CheckpointError, brief, listed, printable, sh
 from megatron_apriel.formats.json_files import MOST_BYTES, parse_json, read_json
 from megatron_apriel.formats.other_tensors import refuse_foreign
 from megatron_apriel.formats.other_tools import refuse_adapter, refuse_leftovers
-from megatron_apriel.inputs import open_input
+from megatron_apriel.inputs import open_input, what_was_meant
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -285,7 +285,11 @@ class TensorDirectory:
         if directory.is_file():
             refuse_leftovers(directory)
         if not directory.is_dir():
-            raise CheckpointError(f"{directory} is not a directory.", fix="Give a directory with safetensors files.")
+            raise CheckpointError(
+                f"{directory} is not a directory." if directory.exists() else f"{directory} does not exist.",
+                what_was_meant(directory, "model"),
+                "Give a directory with safetensors files.",
+            )
         refuse_adapter(directory)
         bases: tuple[Base, ...] = ("model", "consolidated") if base is None else (base,)
         for candidate in bases:

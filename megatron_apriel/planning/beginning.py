@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.stage_data import StageData, open_corpora
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, ConfigError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, architecture_of, recognise, sidecar_directory
 from megatron_apriel.formats.run_directory import RunDirectory
@@ -130,7 +130,24 @@ def check_early(config: StageConfig, environment: Mapping[str, str], change: boo
     beginning = beginning_of(config, ranks, change)
     if not beginning.ended(config):
         directory = sidecar_directory(beginning.newest or config.init_from)
-        open_corpora(config.mixture, beginning.architecture, config, directory)
+        for corpora in (config.mixture, config.validation.corpora if config.validation is not None else []):
+            open_corpora(corpora, beginning.architecture, config, directory)
+        check_pictures(config)
+
+
+def absent_pictures(config: StageConfig) -> list[str]:
+    """A sentence on each image of ``samples`` that is not there."""
+    return [
+        f"samples.prompts.{number}.image {prompt.image} does not exist."
+        for number, prompt in enumerate(config.samples.prompts if config.samples else ())
+        if prompt.image is not None and not prompt.image.is_file()
+    ]
+
+
+def check_pictures(config: StageConfig) -> None:
+    """Raise ConfigError for the first image of ``samples`` that is not there."""
+    if absent := absent_pictures(config):
+        raise ConfigError(absent[0], "The run would refuse it.", "Give a file, or leave the image out.")
 
 
 def ranks_of(environment: Mapping[str, str]) -> int:

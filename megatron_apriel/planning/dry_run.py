@@ -27,10 +27,18 @@ from megatron_apriel.formats.other_tools import copied
 from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.formats.run_record import change_in_words, newest_checkpoint
 from megatron_apriel.formats.sidecars import missing_readers
+from megatron_apriel.inputs import what_was_meant
 from megatron_apriel.parallel.balance import resolved_split
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout
-from megatron_apriel.planning.beginning import Standing, check_weights, standing_of, with_tokens
+from megatron_apriel.planning.beginning import (
+    Standing,
+    absent_pictures,
+    check_pictures,
+    check_weights,
+    standing_of,
+    with_tokens,
+)
 from megatron_apriel.planning.changes import check_same_data
 from megatron_apriel.planning.choosing_moments import chosen_moments
 from megatron_apriel.planning.dry_run_tables import layout_table, memory_table, parameters_table, steps_table
@@ -111,7 +119,9 @@ def _checked(
         directory = sidecar_directory(standing.newest or config.init_from)
         if standing.newest is None:
             _check_weights(config.init_from, model)
-    absent = _absent_pictures(config, check_data) + _evaluations(config)
+    if check_data:
+        check_pictures(config)
+    absent = absent_pictures(config) + _evaluations(config)
     data, opened, remarks = _data(config, model, directory, check_data, standing)
     if data is not None:
         config = data.config
@@ -185,7 +195,7 @@ def planned_architecture(
     if not config.init_from.exists():
         raise ConfigError(
             f"init_from={config.init_from} does not exist, so the model's shapes are not known.",
-            "A dry run reads them from there; no weights are needed.",
+            what_was_meant(config.init_from, "model") or "A dry run reads them from there; no weights are needed.",
             "Make it first, or set init_from=DIRECTORY; to plan without it, name a preset: --architecture apriel-15b.",
         )
     return architecture_of(config.init_from), str(config.init_from)
@@ -212,18 +222,6 @@ def _standing_in_words(standing: Standing, config: StageConfig) -> Iterator[str]
     if standing.resumed.new is not None:
         for name, (then, now) in standing.resumed.new.settings.items():
             yield f"  changed: {change_in_words(name, then, now)}"
-
-
-def _absent_pictures(config: StageConfig, refuse: bool) -> list[str]:
-    """Remarks on images of ``samples`` that are not there. Raises ConfigError for the first of them if asked to."""
-    absent = [
-        f"samples.prompts.{number}.image {prompt.image} does not exist."
-        for number, prompt in enumerate(config.samples.prompts if config.samples else ())
-        if prompt.image is not None and not prompt.image.is_file()
-    ]
-    if absent and refuse:
-        raise ConfigError(absent[0], "The run would refuse it.", "Give a file, or leave the image out.")
-    return absent
 
 
 def _evaluations(config: StageConfig) -> list[str]:
@@ -271,7 +269,8 @@ def _data(
 
 
 def _absence(source: SourceSection) -> str:
-    return f"{source.corpus} does not exist yet, so its documents are not counted."
+    meant = what_was_meant(source.corpus)
+    return f"{source.corpus} does not exist yet, so its documents are not counted.{f' {meant}' if meant else ''}"
 
 
 def _role(source: SourceSection, config: StageConfig) -> str:

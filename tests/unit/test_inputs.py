@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_apriel.errors import ExitCode, run_command
-from megatron_apriel.inputs import NotAFileError, TooLargeError, open_input, read_input
+from megatron_apriel.inputs import NotAFileError, TooLargeError, open_input, read_input, what_was_meant
 
 
 def test_a_regular_file_is_read_and_keeps_its_name(tmp_path: Path) -> None:
@@ -74,3 +74,45 @@ def test_a_command_line_says_it_without_a_traceback(tmp_path: Path, capsys: pyte
     os.mkfifo(tmp_path / "pipe")
     assert run_command(lambda: len(read_input(tmp_path / "pipe"))) == ExitCode.FAILED
     assert capsys.readouterr().err.endswith("pipe: it is a pipe, and only regular files are read.\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("raw/chat.json", "Did you mean raw/chat.jsonl?"),
+        ("raw/chatt.jsonl", "Did you mean raw/chat.jsonl?"),
+        ("rawdata/chat.jsonl", ""),
+        ("corpora/wiki/train", "Did you mean corpora/wikis/train?"),
+        ("corpora/wiki/test", ""),
+        ("raw/other.parquet", ""),
+        ("raw/chat.jsonl/inside", ""),
+        ("s3://bucket/chat.jsonl", "It is an address, and nothing is downloaded from one: give a path."),
+        ("hf://datasets/org/name", "It is an address, and nothing is downloaded from one: give a path."),
+        ("raw/data-1.0", ""),
+        ("org", ""),
+    ],
+)
+def test_what_a_path_that_does_not_exist_may_have_meant(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "chat.jsonl").touch()
+    (tmp_path / "corpora" / "wikis" / "train").mkdir(parents=True)
+    assert what_was_meant(given, "dataset") == meant
+    assert what_was_meant(tmp_path / given if "://" not in given else given) == meant.replace(
+        "mean ", f"mean {tmp_path}/"
+    )
+
+
+def test_names_of_a_hub_are_known_as_such_and_only_where_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "hf download mistral-community/pixtral-12b --local-dir pixtral-12b"
+    assert what_was_meant("mistral-community/pixtral-12b", "model").endswith(command)
+    assert "hf download --repo-type dataset org/name --local-dir name" in what_was_meant("org/name", "dataset")
+    assert what_was_meant("org/name") == ""
+    assert what_was_meant("org/name/more", "model") == ""
+    (tmp_path / "org").mkdir()
+    assert what_was_meant("org/name", "model") == ""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from megatron_apriel.data.corpus.image_size import Rounding
 from megatron_apriel.errors import DataError
-from megatron_apriel.inputs import read_input
+from megatron_apriel.inputs import read_input, what_was_meant
 
 FORMAT_VERSION = 1
 
@@ -137,7 +137,9 @@ class CorpusManifest(_Record):
         except (FileNotFoundError, NotADirectoryError):
             if not directory.exists():
                 raise DataError(
-                    f"the corpus {directory} does not exist.", fix="tools/prepare_data.py makes one of raw files."
+                    f"the corpus {directory} does not exist.",
+                    what_was_meant(directory),
+                    "tools/prepare_data.py makes one of raw files.",
                 ) from None
             raise DataError(
                 f"{directory} is not a prepared corpus: it has no {MANIFEST_FILE}.",

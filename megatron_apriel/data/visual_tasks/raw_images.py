@@ -33,7 +33,7 @@ from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.visual_tasks.pixels import Picture
 from megatron_apriel.data.visual_tasks.refusals import Unreadable
 from megatron_apriel.errors import DataError, words_of
-from megatron_apriel.inputs import TooLargeError, open_input
+from megatron_apriel.inputs import TooLargeError, open_input, what_was_meant
 from megatron_apriel.quantities import counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
@@ -152,7 +152,11 @@ def image_files(root: Path) -> tuple[list[str], int]:
     Raises DataError if the folder does not exist or holds no image file.
     """
     if not root.is_dir():
-        raise DataError(f"the folder of images {root} is not there, or is no folder.", fix="Give a folder of pictures.")
+        raise DataError(
+            f"the folder of images {root} is not there, or is no folder.",
+            what_was_meant(root),
+            "Give a folder of pictures.",
+        )
     names, others, seen = [], 0, set()
     for folder, folders, files in os.walk(root, followlinks=True):
         place = Path(folder).resolve()

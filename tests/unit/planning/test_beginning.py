@@ -160,6 +160,8 @@ def test_a_damaged_checkpoint(root: Path, tmp_path: Path) -> None:
         ({"init_from": "no/model"}, CheckpointError, "no/model"),
         ({"mixture": [{"corpus": "no/corpus"}]}, DataError, "no/corpus"),
         ({"parallel": {"tensor": 8}}, ConfigError, "tensor"),
+        ({"validation": {"corpora": [{"corpus": "no/held_out"}]}}, DataError, "no/held_out"),
+        ({"samples": {"prompts": [{"text": "What?", "image": "no/picture.png"}]}}, ConfigError, "no/picture.png"),
     ],
 )
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, {"SLURM_NNODES": "1"}])
