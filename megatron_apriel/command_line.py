@@ -6,7 +6,9 @@ A kind is a function from text, for ``type=`` of an argument. What it refuses, a
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -15,13 +17,32 @@ from megatron_apriel.quantities import parse_bytes, parse_count, parse_fraction
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser of arguments whose complaint about one quotes it printably; texts keep their line ends."""
+    """A parser of arguments whose complaint about one quotes it printably; texts keep their line ends.
+
+    Below a complaint stands which option may have been meant by each that there is not.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._given: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of argparse; what was given is kept for :meth:`error`."""
+        self._given = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        meant = {word: near for word in self._given if (near := self.nearest_option(word)) is not None}
+        lines = [f"{word.partition('=')[0]}: did you mean {near}?" for word, near in meant.items()]
+        super().error("\n  ".join(map(printable, [message, *lines])))
+
+    def nearest_option(self, word: str) -> str | None:
+        """The option that ``word`` most resembles; None if it is one, shortened or not, or resembles none."""
+        name = word.partition("=")[0]
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        if not name.startswith("--") or any(option.startswith(name) for option in options):
+            return None
+        return next(iter(difflib.get_close_matches(name.lower().replace("_", "-"), options, n=1, cutoff=0.7)), None)
 
 
 def above_zero(text: str) -> int:

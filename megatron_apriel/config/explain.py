@@ -163,18 +163,21 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def refused_options(words: Sequence[str]) -> ConfigError:
+def refused_options(words: Sequence[str], nearest_option: Callable[[str], str | None]) -> ConfigError:
     """For words of the command line that are no options: a setting is named by ``key=value`` here.
 
     Args:
         words: the first of them, and all that follows.
+        nearest_option: the option that a word resembles, if it does.
     """
     options = [place for place, word in enumerate(words) if word.startswith("-")]
     lines = []
     for place, end in zip(options, [*options[1:], len(words)], strict=True):
         key, equals, value = words[place].lstrip("-").partition("=")
         following = words[place + 1 : end]
-        lines.append(_option_in_words(key, value if equals else following[0] if following else ""))
+        near = nearest_option(words[place])
+        line = _option_in_words(key, value if equals else following[0] if following else "")
+        lines.append(f"did you mean {near}?" if near is not None else line)
     listing = "\n  ".join(f"{shown(words[place])}: {line}" for place, line in zip(options, lines, strict=True))
     return ConfigError(
         f"{listed(words[place] for place in options)}: no such option.",

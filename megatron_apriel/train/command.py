@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     # Intermixed, so that overrides may also stand after options.
     arguments, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        raise refused_options(unknown)
+        raise refused_options(unknown, parser.nearest_option)
     config = load_stage(arguments.stage, arguments.overrides)
     RunDirectory(config.output).check_own()
     if arguments.dry_run:

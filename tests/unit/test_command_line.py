@@ -78,3 +78,33 @@ def test_arguments_are_quoted_printably(kind: Callable[[str], Any], capsys: pyte
 
 def test_texts_keep_their_line_ends() -> None:
     assert "examples:\n  one\n  two" in CommandLine(epilog="examples:\n  one\n  two").format_help()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--image_root", "a", "--input", "b"], "--image_root: did you mean --image-root?"),
+        (["--Image-Root=a", "--input", "b"], "--Image-Root: did you mean --image-root?"),
+        (["--inputs", "b"], "--inputs: did you mean --input?"),  # and --input is what is missing
+        (["--imag", "a", "--inputs", "b"], "--inputs: did you mean --input?"),
+    ],
+)
+def test_an_option_that_there_is_not_has_the_nearest_one_beside_it(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = CommandLine(prog="tool")
+    parser.add_argument("--image-root")
+    parser.add_argument("--input", required=True)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(words)
+    err = capsys.readouterr().err
+    assert err.endswith(f"\n  {line}\n")
+    assert err.count("did you mean") == 1
+
+
+def test_options_that_resemble_none_are_named_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandLine(prog="tool")
+    parser.add_argument("--input")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--learning-rate", "1e-4", "--input", "--", "-x"])
+    assert "did you mean" not in capsys.readouterr().err

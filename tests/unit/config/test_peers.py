@@ -97,6 +97,9 @@ def test_keys_inside_of_our_sections_and_overrides(stage: Path) -> None:
         (["--zzz"], "there is no such setting"),
         (["seed=3", "--save_steps", "10", "--logging_steps", "5"], "Write logging.every=5"),
         (["--\x1b[31m"], "there is no such setting"),
+        (["--dry_run"], "did you mean --dry-run?"),
+        (["--dryrun"], "did you mean --dry-run?"),
+        (["--World-Size=8"], "did you mean --world-size?"),
     ],
 )
 def test_options(stage: Path, words: list[str], answer: str) -> None:
