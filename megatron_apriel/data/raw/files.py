@@ -23,12 +23,41 @@ from megatron_apriel.data.raw.readers import (
 from megatron_apriel.data.raw.saved_datasets import SPLITS_FILE, split_names
 from megatron_apriel.data.raw.splits import ALL_SPLITS, EXCLUDED, splits_of
 from megatron_apriel.errors import DataError
-from megatron_apriel.inputs import open_input
+from megatron_apriel.inputs import open_input, what_was_meant
 
 JSON = tuple(f"{name}{packed}" for packed in PACKINGS for name in (".jsonl", ".ndjson", ".json"))
 TABLES = tuple(f"{name}{packed}" for packed in PACKINGS for name in (".csv", ".tsv"))
 PARQUET = (".parquet",)
 TARS = (".tar", ".tar.gz", ".tgz")
+
+
+_KNOWN = (
+    "Known: .jsonl, .ndjson, .json, .csv, .tsv, each also with .gz, .zst, .xz or .bz2 behind it; .parquet; .tar,"
+    " .tar.gz, .tgz; and directories of datasets.save_to_disk."
+)
+_UNREAD = (
+    (
+        IMAGE_SUFFIXES,
+        (
+            "Pictures alone are no records: each needs its caption beside it (a.jpg and a.txt), or a file of records"
+            " that names it, with --image-root for the folder.",
+            _KNOWN,
+        ),
+    ),
+    ((".zip", ".7z", ".rar", ".lz4"), ("Such archives are not opened.", "Unpack it, and give the directory.")),
+    (
+        (".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".sqlite", ".db"),
+        (_KNOWN, "Write it as Parquet or as JSON lines, as pandas and datasets do."),
+    ),
+    (
+        (".txt", ".text", ".md", ".rst"),
+        (
+            "Plain text does not say where a document ends: that may be a file, a paragraph or a line.",
+            'Make each document a line of a .jsonl file, as {"text": "..."}; docs/data.md has a command for it.',
+        ),
+    ),
+)
+"""Kinds of files that people have their data in: why they are not read, and what is read instead."""
 
 
 @dataclass
@@ -67,19 +96,12 @@ def find_inputs(
             found = list_directory(path, lambda name: _reader_of(name) is not None)
             chosen |= _read_directory(path, found, split, subset, limits, result)
             if not found.files and not found.folders and not found.saved:
-                raise DataError(
-                    f"{path} holds no file that can be read.",
-                    "Pictures alone are no records: each needs its caption beside it (a.jpg and a.txt), or a file of"
-                    " records that names it, with --image-root for the folder."
-                    if any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in found.passed)
-                    else "",
-                    f"Known: {_known_suffixes()}.",
-                )
+                raise DataError(f"{path} holds no file that can be read.", *_instead_of(found.passed))
             continue
         _check_openable(path)
         reader = _reader_of(path.name)
         if reader is None:
-            raise DataError(f"{path}: unknown kind of file.", fix=f"Known: {_known_suffixes()}.")
+            raise DataError(f"{path}: unknown kind of file.", *_instead_of([path]))
         result.readable.append(reader(path, limits))
     if subset and not any(Path(path).is_dir() for path in inputs):
         raise DataError(
@@ -169,13 +191,15 @@ def _check_openable(path: Path) -> None:
     try:
         open_input(path).close()
     except FileNotFoundError:
-        raise DataError(f"input {path} does not exist.") from None
+        raise DataError(f"input {path} does not exist.", fix=what_was_meant(path, "dataset")) from None
     except OSError as error:
         raise DataError(f"input {path} cannot be read: {error.strerror}.") from None
 
 
-def _known_suffixes() -> str:
-    return ", ".join((*JSON, *TABLES, *PARQUET, *TARS)) + ", and directories of datasets.save_to_disk"
+def _instead_of(files: Sequence[Path]) -> tuple[str, str]:
+    """Why files are not read, and what is to be given instead; by the first of ``_UNREAD`` that one of them is."""
+    suffixes = {file.suffix.lower() for file in files if file.stem.lower() != "readme"}
+    return next((instead for kind, instead in _UNREAD if suffixes.intersection(kind)), ("", _KNOWN))
 
 
 def _reader_of(name: str) -> type[JsonRecords | TextTable | Parquet | WebDataset] | None:

@@ -371,6 +371,26 @@ def test_a_folder_of_pictures_alone(name, said, tmp_path):
     assert ("each needs its caption beside it (a.jpg and a.txt)" in str(caught.value)) == said
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("book.txt", "Make each document a line of a .jsonl file"),
+        ("page.MD", "Make each document a line of a .jsonl file"),
+        ("all.zip", "Unpack it"),
+        ("a.arrow", "Write it as Parquet or as JSON lines"),
+        ("a.xlsx", "Write it as Parquet or as JSON lines"),
+        ("a.bin", "Known: .jsonl"),
+    ],
+)
+def test_what_is_not_read_says_what_to_give_instead(name, instead, tmp_path):
+    (tmp_path / name).write_text("x")
+    (tmp_path / "README.md").write_text("# A data set")
+    for given in (tmp_path, tmp_path / name):
+        with pytest.raises(DataError) as caught:
+            find_inputs([given])
+        assert f"\n  {instead}" in str(caught.value)
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_a_line_that_was_cut_is_no_control_character(end, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "cut her' + end, newline="")
