@@ -77,10 +77,16 @@ def main(argv: list[str] | None = None) -> int:
     from megatron_apriel.formats.kinds import Kind
     from megatron_apriel.outputs import check_destination
 
-    if (arguments.to == "gguf") != (arguments.llama_cpp is not None):
-        raise ConfigError("--to gguf and --llama-cpp go together.", fix="Give --llama-cpp FOLDER with --to gguf only.")
     if arguments.to == "gguf":
+        if arguments.llama_cpp is None:
+            raise ConfigError(
+                "--to gguf needs --llama-cpp.",
+                "The converter in llama.cpp's source writes GGUF files.",
+                "git clone https://github.com/ggml-org/llama.cpp, and give its folder: --llama-cpp llama.cpp",
+            )
         return _to_gguf(arguments)
+    if arguments.llama_cpp is not None:
+        raise ConfigError(f"--llama-cpp is for --to gguf, and --to is {arguments.to}.", fix="Leave --llama-cpp out.")
     to = Kind(arguments.to)
     shard_size = _shard_size(arguments.max_shard_size, to)
     check_destination(arguments.destination, arguments.overwrite, MARKERS[to], [arguments.checkpoint])

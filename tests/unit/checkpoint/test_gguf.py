@@ -172,7 +172,7 @@ def test_command_line(ours: Path, llama_cpp: Path, tmp_path: Path, capsys: pytes
         words = [str(word) for word in (ours, tmp_path / "out", *options)]
         return run_command(lambda: convert_checkpoint.main(words))
 
-    assert run("--to", "gguf") == 1 and "--to gguf and --llama-cpp go together" in capsys.readouterr().err
+    assert run("--to", "gguf") == 1 and "--to gguf needs --llama-cpp" in capsys.readouterr().err
     assert run("--to", "hf", "--llama-cpp", llama_cpp) == 1
     assert run("--to", "gguf", "--llama-cpp", llama_cpp, "--verify") == 1
     assert "serve.py MODEL --engine llama --check" in capsys.readouterr().err
