@@ -51,9 +51,17 @@ if [ ! -x .venv/bin/python ]; then
     fi
 fi
 
-echo "installing the pinned set into .venv: about 5 GB, some minutes the first time"
+echo "installing the pinned set into .venv: about 7 GB, some minutes the first time"
 started=$SECONDS
-.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$EXTRAS]"
+log=.venv/install.log
+rm -f "$log"
+# pip's own output is hundreds of lines, and most of the time goes into a few of them.
+while sleep 20 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+    doing=$(grep -oE '(Collecting|Processing|Downloading|Installing) .*' "$log" 2>/dev/null | tail -n 1 | cut -c 1-80)
+    echo "  after $((SECONDS - started)) s: $doing"
+done &
+trap 'kill $! 2>/dev/null' EXIT
+.venv/bin/python -m pip install --quiet --log "$log" --constraint constraints.txt --editable ".[$EXTRAS]"
 rm -f .venv/installed-*
 touch "$stamp"
-echo "installed in $((SECONDS - started)) s"
+echo "installed in $((SECONDS - started)) s; what README.md runs with python needs: source .venv/bin/activate"

@@ -156,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     if subprocess.run(report, check=False).returncode:
         raise ConfigError("the report could not be made.", fix="Its message stands above.")
     say(f"this run took {clock(time.monotonic() - started)}; the model is in {root / 'apriel-mini'}")
+    say("your own data: source .venv/bin/activate, and docs/first_run.md from its first step")
     return 0
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-NEEDED = ("bash", "dirname", "cat", "cksum", "tr", "rm", "touch", "mkdir", "chmod", "env")
+NEEDED = ("bash", "dirname", "cat", "cksum", "tr", "rm", "touch", "mkdir", "chmod", "env", "grep", "tail", "cut",
+          "sleep")  # fmt: skip
 
 
 @pytest.fixture
@@ -95,3 +96,32 @@ def test_an_interpreter_can_be_named(project: Path) -> None:
     mine = interpreter(project, "mine", suits=True)
     interpreter(project, "python3.12", suits=True)
     assert "Python of mine" in run(project, PYTHON=str(mine)).stdout
+
+
+def test_it_says_what_it_is_at_while_it_installs(project: Path) -> None:
+    """Most of the time goes into a few downloads, which pip alone would make in silence."""
+    file = interpreter(project, "python3.12", suits=True)
+    sleep = shutil.which("sleep")
+    assert sleep
+    install = (
+        "#!/usr/bin/env bash\n"
+        'while [ "$1" != --log ]; do shift; done\n'
+        "printf '10:00 Collecting torch\\n10:01   Downloading torch-2.whl (900 MB)\\n10:02 more\\n' >\"$2\"\n"
+        f"{sleep} 2\n"
+    )
+    (project / "install").write_text(install, encoding="utf-8")
+    file.write_text(
+        "#!/usr/bin/env bash\n"
+        'if [ "$1" = -c ] || [ "$1" = --version ]; then exit; fi\n'
+        'mkdir -p .venv/bin; while read -r line; do echo "$line"; done <install >.venv/bin/python\n'
+        "chmod +x .venv/bin/python\n",
+        encoding="utf-8",
+    )
+    clock = project.parent / "bin" / "sleep"
+    clock.unlink()
+    clock.write_text(f"#!/usr/bin/env bash\nexec {sleep} 0.3\n", encoding="utf-8")
+    clock.chmod(0o755)
+    result = run(project)
+    assert result.returncode == 0, result.stderr
+    assert " s: Downloading torch-2.whl (900 MB)\n" in result.stdout
+    assert result.stdout.endswith("source .venv/bin/activate\n"), "nothing goes on behind it"
