@@ -30,6 +30,8 @@ from megatron_apriel.train import early_requests
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 WARNING = signal.SIGUSR1
 """Slurm's, before the end of a job: it may come just before or after a SIGTERM, and is no second request then."""
+_PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""How long torchrun waits for ranks that it has passed a signal to, where its option does not say it."""
 
 
 def _end_of_job() -> float:
@@ -116,6 +118,8 @@ class StopRequest:
         else:
             how = "SIGINT" if slurms else "again"
             words = f"{received.name}: stopping {self.when}; {how} to stop now"
+            if not self._prefix and "TORCHELASTIC_RUN_ID" in os.environ and _PATIENCE not in os.environ:
+                words += f"; torchrun kills its ranks after 30 s, unless {_PATIENCE} or its option says longer"
         try:
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more
                 say(f"{self._prefix}{words}")

@@ -55,6 +55,32 @@ def busy(checkpoints: Path, rank: int = 0) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.parametrize(
+    ("rank", "variables", "said"),
+    [
+        (0, {"TORCHELASTIC_RUN_ID": "none"}, True),
+        (1, {"TORCHELASTIC_RUN_ID": "none"}, False),
+        (0, {"TORCHELASTIC_RUN_ID": "none", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800"}, False),
+        (0, {}, False),
+    ],
+)
+def test_under_torchrun_it_says_that_the_ranks_may_be_killed_before_they_have_saved(
+    rank: int, variables: dict[str, str], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    process = busy(tmp_path, rank)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert "SIGINT: stopping after this step; again to stop now" in line
+    assert ("torchrun kills its ranks after 30 s, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in line) == said
+
+
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_answered_at_once_and_a_second_ends_the_process(tmp_path: Path, number: int, rank: int) -> None:
