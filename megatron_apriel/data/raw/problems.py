@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ PATH_CHARACTERS = 120
 
 _NAMES_CHARACTERS = 500
 """Of a list of names in a message."""
+
+_NUMBERS = re.compile(r"\d+")
 
 
 class BadRecord(DataError):
@@ -107,7 +110,7 @@ class ProblemTally:
         if self.count <= tolerated * self.records:
             return
         way = "--bad-records FILE lists all" if self.listed_in is None else f"{self.listed_in} lists all"
-        listed = "\n    ".join(map(str, self.first[:5]))
+        listed = "\n    ".join(self._kinds(most=5))
         files = ", ".join(f"{file} ({count})" for file, count in self.files.most_common(3))
         raise DataError(
             f"{self.spelled} ({self.count / self.records:.3%}), "
@@ -115,3 +118,15 @@ class ProblemTally:
             f"Most are in: {files}; {way}.",
             "Correct the records or the options (--format, --map, --ignore, --image-root), or raise --max-bad.",
         )
+
+    def _kinds(self, most: int) -> list[str]:
+        """The commonest reasons, each with the first problem of it and how many more there are.
+
+        Reasons that differ by numbers alone, as of a turn or of images, are one.
+        """
+        kinds: dict[str, list[Problem]] = {}
+        for problem in self.first:
+            kinds.setdefault(_NUMBERS.sub("0", problem.reason), []).append(problem)
+        commonest = sorted(kinds.values(), key=len, reverse=True)[:most]
+        among = f" among the first {KEPT_PROBLEMS:,}" if self.count > len(self.first) else ""
+        return [f"{same[0]}{f' ({len(same) - 1:,} more alike{among})' if same[1:] else ''}" for same in commonest]

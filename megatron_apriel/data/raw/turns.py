@@ -42,7 +42,7 @@ from megatron_apriel.data.raw.meanings import (
 from megatron_apriel.data.raw.ordering import check_order
 from megatron_apriel.data.raw.parts import Content, as_text, content_of
 from megatron_apriel.data.raw.pictures import Pictures, Pieces, pictures_of, rows_of
-from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.problems import BadRecord, names_shown
 from megatron_apriel.data.raw.reasoning import (
     joined,
     looks_unrecognised,
@@ -205,7 +205,7 @@ def read_turn(turn: Fields, where: str, most_values: int, role: str | None = Non
         if empty not in turn:
             turn.take(empty)  # as a table has it
     if given is None and not result.calls and (name == "value" or name not in turn.names()):
-        raise BadRecord(f"{where}: {name} is missing")
+        raise BadRecord(f"{where}: {name} is missing; the turn's fields: {names_shown(turn.names())}")
     if role == CALLING and isinstance(value, list | Mapping):
         result.calls += calls_of(value, turn, path, where, most_values)
         return [result]

@@ -133,7 +133,7 @@ def call(**function):
         (conversation(QUESTION, ANSWER, images=["a", "b"]), "1 place for images .* but 2 images"),
         (conversation(ANSWER, image="a"), "no place for 1 image: there is no turn of the user"),
         (conversation({"from": "wizard", "value": "x"}), "turn 1: unknown speaker 'wizard'; known: user, human,"),
-        (conversation({"from": "human", "value": None}), "turn 1: value is missing"),
+        (conversation({"from": "human", "value": None}), "turn 1: value is missing; the turn's fields: from, value"),
         (
             conversation({"from": "system", "value": "<image>"}, ANSWER, image="a"),
             "an image in a turn of the system",
