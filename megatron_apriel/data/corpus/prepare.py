@@ -248,8 +248,9 @@ def _format_of(given: RawInput, options: PrepareOptions) -> str:
             break
     if not seen:
         return "no records"
+    none = "its only record has no" if seen == 1 else f"none of its first {counted(seen, 'record')} has a"
     raise DataError(
-        f"{given.path}: none of its first {counted(seen, 'record')} has a known shape: {', '.join(FORMATS)}.",
+        f"{given.path}: {none} known shape: {', '.join(FORMATS)}.",
         " ".join(
             [
                 *([f"Their fields: {shortened(', '.join(sorted(fields)), _FIELDS_SHOWN)}."] if fields else []),

@@ -6,6 +6,7 @@ A path is the names of fields from the record downwards, joined by dots; lists o
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -64,7 +65,9 @@ def parse_reading(
                 raise ValueError(f"{pair!r}: {ours!r} is no role; known: {', '.join(roles)}")
             known_roles[theirs.removeprefix(ROLE).lower()] = ours
         elif ours not in fields:
-            raise ValueError(f"{pair!r}: {ours!r} is no field that is read; known: {', '.join(fields)}")
+            near = difflib.get_close_matches(ours, fields, n=3)
+            which = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(fields)}"
+            raise ValueError(f"{pair!r}: {ours!r} is no field that is read; {which}")
         elif ours in mapped.values():
             raise ValueError(f"{pair!r}: {ours!r} is mapped twice")
         else:

@@ -223,7 +223,7 @@ def test_existing_corpus_is_replaced_only_when_told(model, tmp_path):
     with pytest.raises(OutputError, match="exists"):
         prepare(tmp_path / "out", [file], model)
     write_lines(file, [{"text": "one"}, {"text": "two"}])
-    with pytest.raises(DataError, match="none of its first 1 record has a known shape"):
+    with pytest.raises(DataError, match="its only record has no known shape"):
         prepare(tmp_path / "out", [write_lines(tmp_path / "b.jsonl", [{"x": 1}])], model, overwrite=True)
     assert content(tmp_path / "out") == before
     prepare(tmp_path / "out", [file], model, overwrite=True)
@@ -234,7 +234,7 @@ def test_formats_are_checked_before_any_work(model, tmp_path):
     (tmp_path / "in").mkdir()
     write_lines(tmp_path / "in" / "a.jsonl", [{"text": "fine"}])
     write_lines(tmp_path / "in" / "b.jsonl", [{"body": "x", "id": 1}])
-    message = r"b.jsonl: none of its first 1 record has a known shape(?s:.*)body, id(?s:.*)--map(?s:.*)--text-field"
+    message = r"b.jsonl: its only record has no known shape(?s:.*)body, id(?s:.*)--map(?s:.*)--text-field"
     with pytest.raises(DataError, match=message):
         prepare(tmp_path / "out", [tmp_path / "in"], model)
     options = PrepareOptions(reading=Reading({("body",): "text"}))

@@ -87,6 +87,7 @@ def test_reasoning_is_counted(prepare_data, model, tmp_path, capsys):
     [
         (["x"], "'x' is not THEIRS=OURS"),
         (["x=y"], "'y' is no field that is read; known: messages"),
+        (["x=answr"], "'answr' is no field that is read; did you mean answer"),
         (["role:Bot=robot"], "'robot' is no role; known: user, assistant"),
         (["a=text", "b=text"], "'text' is mapped twice"),
     ],
@@ -124,7 +125,7 @@ def test_files_that_were_passed_over_are_named(prepare_data, model, tmp_path, ca
     assert "passed over: 2 (notes.docx, list.json); 1 picture is read where records name them" in printed
     assert len(Corpus.open(tmp_path / "out").manifest.usage.passed_over) == 3
     (tmp_path / "in" / "list.json").write_text('{"about": "the oth')
-    with pytest.raises(DataError, match=r"list\.json: none of its first 1 record"):
+    with pytest.raises(DataError, match=r"list\.json: its only record has no"):
         prepare(None, [tmp_path / "in"], model)
 
 
