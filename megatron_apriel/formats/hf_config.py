@@ -27,7 +27,7 @@ _RUNNING |= {"_experts_implementation_internal", "_flash_attn_2_enabled"}
 _RUNNING |= {"output_attentions", "_output_attentions", "output_hidden_states", "return_dict", "use_return_dict"}
 _RUNNING |= {"torchscript", "use_bfloat16", "tf_legacy_loss"}
 _TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"}
-_TOKENS |= {"tokenizer_class", "prefix"}
+_TOKENS |= {"unk_token_id", "tokenizer_class", "prefix"}
 _CLASSIFIER = {"id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"}
 _GENERATION = {"assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens"}
 _GENERATION |= {"diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size"}
@@ -145,7 +145,12 @@ class MistralSettings(_RotarySection):
 
 
 class PixtralSettings(_RotarySection):
-    """Of the tower: ``vision_config``."""
+    """Of the tower: ``vision_config``.
+
+    transformers' base class gave every section ``tie_word_embeddings``; a tower has neither embedding nor head.
+    """
+
+    harmless: ClassVar[frozenset[str]] = _Section.harmless | {"tie_word_embeddings"}
 
     rope_types: ClassVar[tuple[str, ...]] = ("default", "axial")
 

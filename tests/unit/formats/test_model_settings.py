@@ -27,7 +27,7 @@ OLD_BASE_CLASS: dict[str, Any] = {
     "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False, "is_encoder_decoder": False,
     "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "output_attentions": False, "output_hidden_states": False,
     "pad_token_id": 11, "prefix": None, "problem_type": None, "pruned_heads": {}, "return_dict": True,
-    "sep_token_id": None, "task_specific_params": None, "tf_legacy_loss": False, "tie_encoder_decoder": False,
+    "sep_token_id": None, "unk_token_id": 0, "task_specific_params": None, "tf_legacy_loss": False, "tie_encoder_decoder": False,
     "tokenizer_class": None, "torch_dtype": "bfloat16", "torchscript": False, "use_bfloat16": False,
     "transformers_version": "4.51.3", "quantization_config": None,
 }  # fmt: skip
@@ -57,6 +57,12 @@ def test_what_transformers_writes_is_taken(section: str) -> None:
     generation = GenerationConfig._get_default_generation_params()
     assert len(generation) > 20
     assert Architecture.from_hf_config(config_with(section, **OLD_BASE_CLASS, **generation)) == TINY
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tower_has_nothing_to_tie(tied: bool) -> None:
+    # The base class wrote it into every section: true where a class said nothing else.
+    assert Architecture.from_hf_config(config_with("vision_config", tie_word_embeddings=tied)) == TINY
 
 
 @pytest.mark.parametrize("section", ["text_config", "vision_config"])
