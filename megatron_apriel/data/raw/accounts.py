@@ -12,6 +12,7 @@ from typing import Any
 from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import CONVERSATIONS, MARKS, ROLE, SYSTEMS, TOOLS, TURN_LISTS, WEIGHTS
+from megatron_apriel.data.raw.ordering import check_numbered
 from megatron_apriel.data.raw.other_turns import check_other_turns, contents_of
 from megatron_apriel.data.raw.picture_traces import check_captioned_address, check_traces
 from megatron_apriel.data.raw.problems import PATH_CHARACTERS, BadRecord, shortened, way_out
@@ -75,6 +76,8 @@ def account(
     has_choices, described = {"a", "b"} <= {*record.names()}, {*TAGS} <= {*record.names()}
     for leftover in record.leftovers():
         refuse_known(leftover, answered=bool(said))
+        if leftover.level in ("record", "turn"):
+            check_numbered(leftover.path, leftover.name, leftover.value, len(images))
         if said and _is_obeyed_by_answers(leftover, has_choices) and not (described and leftover.name in TAGS):
             _check_context(leftover, said)
         opened = _opened(leftover)

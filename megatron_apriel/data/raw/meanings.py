@@ -193,7 +193,7 @@ NUMBERS = Meaning(
 )
 IDENTITIES = Meaning(
     "turn",
-    "id message_id msg_id uuid node_id",
+    "id message_id msg_id uuid node_id image_id img_id picture_id page_id",
     "of turns, calls and images: counted as not used; refused where they count from 0 or 1 in another order",
 )
 FOLLOWS = Meaning(

@@ -21,6 +21,11 @@ from megatron_apriel.data.raw.reading import plain_name
 
 _NUMBERED = re.compile(r"(\D{0,40})(\d{1,15})")
 """A number, perhaps behind a word: ``7``, ``turn_7``. Longer numbers are identities."""
+_OF_IMAGES = re.compile(
+    r"(?:image|img|picture|photo|page|frame|slide|figure)s?_(?:orders?|ordering|index|indices|indexes|idxs?|positions?"
+    r"|numbers?|nums?|nos?|ranks?|seq|sequence|timestamps?|(?P<identities>ids?))"
+)
+"""Names of lists beside the images that number them."""
 _LONGEST_TIME = 40
 _LONGEST_COUNT = 8
 
@@ -50,6 +55,23 @@ def check_order(values: list[Any], path: str, names: Sequence[str] = NUMBERS.nam
                 f"{path}.{name}"
             )
     _check_followed(objects, path)
+
+
+def check_numbered(path: str, name: str, value: Any, count: int) -> None:
+    """Raise BadRecord for a list beside the images of a record that numbers them in another order than they stand.
+
+    Args:
+        path: of the field.
+        name: its own name, plain.
+        value: of it.
+        count: of the record's images.
+    """
+    named = _OF_IMAGES.fullmatch(name)
+    if named is None or not isinstance(value, list) or len(value) != count or count < 2:
+        return
+    ranks = _count(value) if named["identities"] else _ranks(value)
+    if ranks is not None and ranks != sorted(ranks):
+        raise BadRecord(f"field {path!r} numbers the images otherwise than they stand; sort them, or --ignore {path}")
 
 
 def _check_followed(objects: Sequence[Mapping[str, Any]], path: str) -> None:

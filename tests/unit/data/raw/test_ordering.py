@@ -47,6 +47,22 @@ OTHERWISE = {
         {"images": [{"path": "b.png", "frame_id": 2}, {"path": "a.png", "frame_id": 1}], **chat()},
         "'images.frame_id' numbers",
     ),
+    "ids of images that only count": (
+        {"images": [{"path": "b.png", "image_id": 1}, {"path": "a.png", "image_id": 0}], **chat()},
+        "'images.image_id' numbers",
+    ),
+    "a list of images' places": (
+        {"images": ["b.png", "a.png"], "image_order": [1, 0], **chat()},
+        "'image_order' numbers the images otherwise",
+    ),
+    "a list of pages": (
+        {"images": ["b.png", "a.png"], "pageNumbers": ["page 12", "page 3"], **chat()},
+        "'pageNumbers' numbers the images",
+    ),
+    "a list of ids that only count": (
+        {"images": ["b.png", "a.png"], "image_ids": ["1", "0"], **chat()},
+        "'image_ids' numbers the images",
+    ),
     "speakers that do not take turns": (
         {"dialogue": ["Hi.", "There?", "Yes."], "speakers": ["Ann", "Ann", "Bob"]},
         "'speakers' does not say that two speak in turn",
@@ -69,6 +85,10 @@ AS_IT_STANDS = {
     "words and numbers that differ": turns({"turn_id": "b2"}, {"turn_id": "a1"}),
     "ids of a set": turns({"id": 701}, {"id": 52}),
     "ids that are words": turns({"id": "b"}, {"id": "a"}),
+    "no images and no numbers": {"image_ids": [], **chat()},
+    "pages that rise": {"images": ["a.png", "b.png"], "page_numbers": [3, 12], **chat()},
+    "ids of images in a set": {"images": ["a.png", "b.png"], "image_ids": [701, 52], **chat()},
+    "pages of something else": {"images": ["a.png", "b.png"], "page_numbers": [3, 2, 1], **chat()},
     "a chain": turns({"id": "a", "parent": None}, {"id": "b", "parent": "a"}),
     "the end of a longer chain": turns({"id": "d", "parent": "c"}, {"id": "e", "parent": "d"}),
     "results of parallel calls": chat(
