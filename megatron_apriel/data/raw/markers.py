@@ -19,8 +19,15 @@ PLAIN_MARKER = re.compile(
 )
 """``<image>``, also as an element that holds nothing, and as MiniCPM-V writes it."""
 _FILLED = re.compile(r"<image>(?!\s{0,9}(?:\./)?\s{0,9}</image>)[^<>\n]{1,300}</image>")
-NUMBERED_MARKER = re.compile(r"<\|?(?i:image|img|picture)[ _:-]?(\d{1,4})\|?>|\[(?i:image)[ _:-](\d{1,4})\]")
-LOOSELY_NUMBERED = re.compile(r"\[(?i:img|picture|pic)[ _:#-]?(\d{1,4})\]|\{\{?(?i:image|img|picture)_?(\d{1,4})\}?\}")
+_APART = r"(?:[ _:#-]| #)"
+"""Between a marker's word and its number."""
+NUMBERED_MARKER = re.compile(
+    rf"<\|?(?i:image|img|picture){_APART}?(\d{{1,4}})\|?>|\[(?i:image){_APART}(\d{{1,4}})\]"
+)
+LOOSELY_NUMBERED = re.compile(
+    rf"\[(?i:img|picture|pic){_APART}?(\d{{1,4}})\]|\{{\{{?(?i:image|img|picture)_?(\d{{1,4}})\}}?\}}"
+    rf"|<\|?(?i:pic|photo|figure|fig|screenshot|page|slide|frame){_APART}?(\d{{1,4}})\|?>"
+)
 """Words of programs and pages as well: markers only where a record has images and no other marker."""
 OTHER_MARKER = re.compile(
     r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<img></img>"

@@ -195,7 +195,12 @@ def _says_something(value: Any) -> bool:
 
 
 def _number(match: re.Match[str] | None) -> int | None:
-    return None if match is None else int(match[1] or match[2])
+    return None if match is None else _number_in(match)
+
+
+def _number_in(match: re.Match[str]) -> int:
+    """The number of a numbered marker, whichever spelling it has."""
+    return int(match[match.lastindex or 0])
 
 
 Pieces = list[str | Place]
@@ -264,7 +269,7 @@ def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
     pattern = NUMBERED_MARKER if any(map(NUMBERED_MARKER.search, strings)) else LOOSELY_NUMBERED
     if pattern is LOOSELY_NUMBERED and any(map(OTHER_MARKER.search, strings)):
         return False
-    numbers = [int(match[1] or match[2]) for piece in strings for match in pattern.finditer(piece)]
+    numbers = [_number_in(match) for piece in strings for match in pattern.finditer(piece)]
     if not numbers or not pictures.present:
         return False
     images = pictures.numbered(numbers)
@@ -277,7 +282,7 @@ def _split_numbered(texts: list[Pieces], pictures: Pictures) -> bool:
         end = 0
         for match in pattern.finditer(string):
             yield string[end : match.start()]
-            yield Place(images[int(match[1] or match[2])])
+            yield Place(images[_number_in(match)])
             end = match.end()
         yield string[end:]
 

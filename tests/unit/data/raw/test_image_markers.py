@@ -31,7 +31,10 @@ def test_each_spelling_is_a_place(marker: str) -> None:
 
 
 def test_numbers_say_which_image_is_meant() -> None:
-    for text in ("{image_2} or {image_1}?", "<image:2> or <image:1>?", "[IMG_2] or [IMG_1]?"):
+    for text in (
+        "{image_2} or {image_1}?", "<image:2> or <image:1>?", "[IMG_2] or [IMG_1]?", "<image#2> or <image #1>?",
+        "[Image #2] or [Image #1]?", "<figure_2> or <figure_1>?", "<page 2> or <page 1>?", "<photo2> or <photo1>?",
+    ):  # fmt: skip
         assert parse_record(asked(text, "a.png", "b.png"), "messages").images == ("b.png", "a.png")
 
 
