@@ -26,8 +26,16 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 DOCUMENT_SUFFIXES = (".json", *CAPTION_SUFFIXES)
 _PAGES = (".pdf", ".djvu")
 _NUMBER = re.compile(r"\d+")
-_BOX = re.compile(r"\d+(?: -?[\d.]+){4,}")
-"""A category and numbers."""
+_LONGEST_LINE = 100_000  # characters that are looked at
+_FIGURE = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+_BOX = re.compile(
+    rf"\d+(?: {_FIGURE}){{4,}}"  # YOLO: a category and shares of the sides
+    rf"|{_FIGURE}(?:[, ] ?{_FIGURE}){{5,}},?"  # MOT, VisDrone: numbers and nothing else
+    rf"|{_FIGURE}(?:[, ]{_FIGURE}){{7}}[, ].*"  # ICDAR, DOTA: four corners, then words
+    rf"|[\w-]+(?: {_FIGURE}){{10,}}"  # KITTI
+)
+_HEADER_OF_BOXES = re.compile(r"(?:imagesource|gsd):.*")
+"""Of DOTA."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,8 @@ def sample_record(sample: TarSample, limits: ReadLimits = DEFAULT_LIMITS) -> Sam
         if others and not documents:
             raise BadRecord(f"a caption beside {', '.join(others)}, which may be its image and is of no known kind")
         text = data[captions[0]].decode("utf-8")
-        if text.strip() and all(_BOX.fullmatch(line.strip()) for line in text.splitlines() if line.strip()):
-            raise BadRecord(f"{captions[0]} holds the boxes of an image (YOLO), not its caption")
+        if _holds_boxes(text):
+            raise BadRecord(f"{captions[0]} holds the boxes of an image (as YOLO, KITTI or DOTA have), not its caption")
         if recognise(value) is None:
             value = {**value, "text": text}
         elif text.strip() not in _texts(value):
@@ -102,6 +110,13 @@ def sample_record(sample: TarSample, limits: ReadLimits = DEFAULT_LIMITS) -> Sam
     if images and not listed and not any(_all_beside(value.get(name), images) for name in PICTURE_FILES.names):
         value = {**value, "images": _in_order(images, sample.key)}
     return SampleRecord(value, images, tuple(unused))
+
+
+def _holds_boxes(text: str) -> bool:
+    """Whether every line of a text beside an image is a box of an annotation file."""
+    lines = [line.strip().removeprefix("\ufeff") for line in text.splitlines()]
+    boxes = [line for line in lines if line and not _HEADER_OF_BOXES.fullmatch(line)]
+    return bool(boxes) and all(_BOX.fullmatch(line[:_LONGEST_LINE]) for line in boxes)
 
 
 def _json_of(data: bytes, limits: ReadLimits) -> dict[str, Any]:

@@ -212,11 +212,22 @@ def test_texts_beside_images_that_records_name_are_no_captions(tmp_path):
     assert [entry.name for entry in find_inputs([tmp_path]).passed] == ["a.png", "a.txt"]
 
 
-def test_boxes_beside_images_are_no_captions(tmp_path):
-    image_folder(tmp_path, a="0 0.5 0.5 0.2 0.2\n3 0.1 0.1 0.05 0.1\n", b="4 cats on 2 chairs")
+BOXES = {
+    "YOLO": "0 0.5 0.5 0.2 0.2\n3 0.1 0.1 0.05 0.1\n",
+    "small numbers": "15 0.5 0.5 0.2 1.5e-05\n",
+    "KITTI": "Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n",
+    "DOTA": "imagesource:GoogleEarth\ngsd:0.146\n2244.0 1791.0 2254.0 1795.0 2245.0 1813.0 2238.0 1809.0 ship 1\n",
+    "ICDAR": "\ufeff377,117,463,117,465,130,378,130,Genaxis Theatre\n493,115,519,115,519,131,493,131,[06]\n",
+    "VisDrone": "684,8,273,116,0,0,0,0\n406,119,265,70,0,0,0,0,\n",
+}
+
+
+@pytest.mark.parametrize("text", BOXES.values(), ids=BOXES)
+def test_boxes_beside_images_are_no_captions(tmp_path, text):
+    image_folder(tmp_path, a=text, b="4 cats on 2 chairs", c="1, 2, 3, 4, 5: I have seen it all\n12 by 12")
     (given,) = find_inputs([tmp_path]).readable
     problems = [raw.problem for block in given.blocks() for raw in block.records()]
-    assert "a.txt holds the boxes of an image" in problems[0] and not problems[1]
+    assert "a.txt holds the boxes of an image" in problems[0] and not problems[1] and not problems[2]
 
 
 def test_archives_that_energon_excludes(tmp_path):
