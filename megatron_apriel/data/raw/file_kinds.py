@@ -7,9 +7,15 @@ import binascii
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 """Of pictures that are read."""
-OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd")
-"""Of pictures that are not."""
-FILM_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".opus")
+OTHER_IMAGE_SUFFIXES = (
+    ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd", ".exr", ".dng", ".dcm", ".nii", ".ply",
+    ".pcd", ".glb",
+)  # fmt: skip
+"""Of pictures that are not, of doctors' and in three dimensions, too."""
+FILM_SUFFIXES = (
+    ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv",
+    ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".opus", ".aac", ".wma", ".aiff", ".oga", ".amr", ".mid",
+)  # fmt: skip
 """Of films and sounds."""
 PAGE_SUFFIXES = (".pdf", ".djvu", ".doc", ".docx", ".ppt", ".pptx", ".xls", ".xlsx", ".odt", ".epub")
 """Of documents."""

@@ -127,7 +127,7 @@ def _check_value(path: str, name: str, value: Any, images: Sequence[Any], answer
     if not isinstance(value, str) or len(value) > _LONGEST_NAME or _is_prose(value):
         return
     address, suffix = "://" in value[:32], _suffix(value)
-    if suffix in FILM_SUFFIXES and not address:
+    if suffix in FILM_SUFFIXES and not (address and not _is_about_media(path)):
         raise BadRecord(f"field {path!r} names a film or a sound, which are not read{way_out(path)}")
     if suffix in PAGE_SUFFIXES and answered and not address and not words_of(name).isdisjoint(_FILE_WORDS):
         raise BadRecord(f"field {path!r} names a document, whose pages are not read{way_out(path)}")
@@ -142,7 +142,8 @@ def _check_value(path: str, name: str, value: Any, images: Sequence[Any], answer
 
 
 def _suffix(text: str) -> str:
-    return PurePosixPath(text.partition("?")[0] if "://" in text[:32] else text).suffix.lower()
+    name = text.partition("?")[0] if "://" in text[:32] else text
+    return PurePosixPath(name.removesuffix(".gz")).suffix.lower()
 
 
 def _speaks_of_pictures(name: str) -> bool:

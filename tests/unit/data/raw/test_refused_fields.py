@@ -120,6 +120,13 @@ REFUSED = {
     # media
     "a film": (chat(videos=["a.mp4"]), "'videos' names a film"),
     "a sound": (chat(audio={"bytes": b"RIFF", "path": None}), "'audio' names a film or a sound"),
+    "a sound of another kind": (chat(clip="geese.aac"), "'clip' names a film or a sound"),
+    "a film's address among attachments": (
+        chat(attachments=["https://a.b/geese.mp4?x=1"]),
+        "'attachments' names a film or a sound",
+    ),
+    "a doctor's picture": (chat(scan="a.nii.gz"), "'scan' names a picture, 'a.nii.gz'"),
+    "points in space": (chat(cloud="a.ply"), "'cloud' names a picture, 'a.ply'"),
     "a film under another name": (chat(clip="geese.mp4"), "'clip' names a film"),
     "the marker of a film": (asked("<video>How many?"), "the marker <video>"),
     "the marker of a sound": (asked("<|AUDIO|>What?"), "the marker <.AUDIO.>"),
