@@ -58,8 +58,8 @@ def array_elements(stream: io.BufferedIOBase, limits: ReadLimits) -> Iterator[tu
         raise BrokenArray("something follows the array's end: it is neither one array nor one object a line")
 
 
-def object_members(stream: io.BufferedIOBase, limits: ReadLimits) -> Iterator[tuple[str, Iterator[bytes] | None]]:
-    """Name of each member of a file that is one JSON object, with its elements where it is an array, and else None.
+def object_members(stream: io.BufferedIOBase, limits: ReadLimits) -> Iterator[tuple[str, Iterator[bytes] | bytes]]:
+    """Name of each member of a file that is one JSON object, with its elements where it is an array, else its bytes.
 
     The elements, each the bytes of one JSON value, are those of :func:`array_elements`: they are read while they are
     taken, and passed over where the next member is asked for.
@@ -89,8 +89,7 @@ def object_members(stream: io.BufferedIOBase, limits: ReadLimits) -> Iterator[tu
             yield name, elements
             deque(elements, maxlen=0)
         else:
-            text.value()
-            yield name, None
+            yield name, text.value()
     text.take("}")
     if not text.at_end():
         raise BrokenArray("something follows the object's end")

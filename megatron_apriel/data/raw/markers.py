@@ -21,9 +21,7 @@ PLAIN_MARKER = re.compile(
 _FILLED = re.compile(r"<image>(?!\s{0,9}(?:\./)?\s{0,9}</image>)[^<>\n]{1,300}</image>")
 _APART = r"(?:[ _:#-]| #)"
 """Between a marker's word and its number."""
-NUMBERED_MARKER = re.compile(
-    rf"<\|?(?i:image|img|picture){_APART}?(\d{{1,4}})\|?>|\[(?i:image){_APART}(\d{{1,4}})\]"
-)
+NUMBERED_MARKER = re.compile(rf"<\|?(?i:image|img|picture){_APART}?(\d{{1,4}})\|?>|\[(?i:image){_APART}(\d{{1,4}})\]")
 LOOSELY_NUMBERED = re.compile(
     rf"\[(?i:img|picture|pic){_APART}?(\d{{1,4}})\]|\{{\{{?(?i:image|img|picture)_?(\d{{1,4}})\}}?\}}"
     rf"|<\|?(?i:pic|photo|figure|fig|screenshot|page|slide|frame){_APART}?(\d{{1,4}})\|?>"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ from megatron_apriel.quantities import counted
 TINY = 0.03
 """Shorter side of a box, as a share of the image's, below which the object is hardly visible."""
 
+_SAME = 0.9
+"""Share of what two boxes cover together that both cover, from which on they are most likely of one object."""
+_MOST_COMPARED = 50
+"""Boxes of one category in an image that are compared with one another; more are never counted."""
+_FEW = 10
+"""Boxes from which on all of them together show that they are in another form."""
 _MOST_KIN = 200
 """Categories below one; an image with a box of more has places where anything may be."""
 
@@ -155,8 +162,10 @@ def read_annotations(path: Path, names: Mapping[str, int], sizes: Mapping[int, t
             "An image is found by its file_name, relative to the folder of images.",
             "Give the folder that these annotations belong to with --images, or the annotations of these images.",
         )
+    _check_form(document, places, shapes)
     rows, unmarked = _rows(document, places, shapes, problems)
     rows.sort(key=lambda row: row[0])
+    rows = _without_doubles(rows, problems)
     supers = [category.supercategory for category in document.categories]
     numbers = {name: number for number, name in enumerate(sorted(set(supers)))}
     return Annotations(
@@ -270,6 +279,57 @@ def _rows(
     # Where a man is marked, a person may be there, and is not counted among persons: as a crowd, never asked for.
     rows += [(place, other, 0.0, 0.0, 1.0, 1.0, True) for place, other in sorted(related)]
     return [(*row[:6], row[6] or row[0] in unmarked) for row in rows], unmarked
+
+
+def _without_doubles(rows: list[BoxRow], problems: dict[str, int]) -> list[BoxRow]:
+    """The boxes, those that nearly coincide with another of their category and image as of no single object."""
+    together: dict[tuple[int, int], list[int]] = {}
+    for number, row in enumerate(rows):
+        if not row[6]:
+            together.setdefault(row[:2], []).append(number)
+    doubled = set[int]()
+    for numbers in together.values():
+        if 1 < len(numbers) <= _MOST_COMPARED:
+            for one, other in combinations(numbers, 2):
+                if _coincide(rows[one], rows[other]):
+                    doubled |= {one, other}
+    for number in doubled:
+        rows[number] = (*rows[number][:6], True)
+        _tally(problems, "boxes that nearly coincide with another")
+    return rows
+
+
+def _coincide(one: BoxRow, other: BoxRow) -> bool:
+    """Whether two boxes cover nearly the same."""
+    across = min(one[4], other[4]) - max(one[2], other[2])
+    down = min(one[5], other[5]) - max(one[3], other[3])
+    if across <= 0 or down <= 0:
+        return False
+    both = across * down
+    either = sum((row[4] - row[2]) * (row[5] - row[3]) for row in (one, other)) - both
+    return both > _SAME * either
+
+
+def _check_form(document: Document, places: Mapping[Identity, int | None], shapes: list[tuple[int, int]]) -> None:
+    """Raise DataError where all boxes together show that they are corners, or shares of the sides.
+
+    Of boxes in pixels of left, top, width and height some lie further from the edge than they are wide, and hardly any
+    leave their image.
+    """
+    known = [(box[2], shapes[place]) for box in document.boxes if (place := places.get(box[0])) is not None]
+    boxes = [(*box, *shape) for box, shape in known if min(box[2:]) > 0]
+    if len(boxes) < _FEW:
+        return
+    outside = sum(x + across > width + 1 or y + down > height + 1 for x, y, across, down, width, height in boxes)
+    corners = all(x < r <= width + 1 and y < b <= height + 1 for x, y, r, b, width, height in boxes)
+    shares = all(max(box[:4]) <= 1 for box in boxes)
+    if shares or (corners and outside * _FEW > len(boxes)):
+        form = "shares of the image's sides" if shares else "[left, top, right, bottom]"
+        raise DataError(
+            f"{document.name}: the bbox of all its {counted(len(boxes), 'box', 'boxes')} can only be {form}.",
+            "Read as [left, top, width, height] in pixels, they would lie where nothing is.",
+            "Write them in COCO's form.",
+        )
 
 
 def _kin(document: Document) -> dict[int, set[int]]:

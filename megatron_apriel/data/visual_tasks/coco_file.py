@@ -20,7 +20,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -176,9 +176,12 @@ def _document(stream: io.BufferedIOBase, name: str) -> Document:
     members, lists = list[str](), set[str]()
     for member, elements in object_members(stream, ENTRY_LIMITS):
         members.append(member)
-        if elements is not None and member == "videos":
+        if isinstance(elements, bytes):
+            _check_whole(elements, member, f"{name}: {member}")
+            continue
+        if member == "videos":
             _check_videos(elements, f"{name}: {member}")
-        if elements is not None and member in makers:
+        if member in makers:
             lists.add(member)
             entries = _entries(elements, f"{name}: {member}")
             for entry, where in entries:
@@ -218,6 +221,25 @@ def _leave_out_roots(document: Document) -> None:
         document.categories[:] = [
             replace(one, parents=tuple(parent for parent in one.parents if parent not in roots)) for one in kept
         ]
+
+
+def _check_whole(value: bytes, member: str, place: str) -> None:
+    """Raise DataError where the file says of all its boxes that they are in another form."""
+    try:
+        entry = json.loads(value)
+    except (ValueError, RecursionError):
+        return  # nothing else is asked of it
+    _check_form(entry if isinstance(entry, dict) else {member: entry}, place)
+
+
+def _check_form(entry: Mapping[str, Any], where: str) -> None:
+    """Raise DataError where an entry says that boxes are no pixels of left, top, width and height."""
+    for name, value in entry.items():
+        if (letters_of(name) in _FORMS and value not in _XYWH) or (letters_of(name) in _SHARES and value):
+            raise DataError(
+                f"{where}: {name} {shown(value)} is another form than [left, top, width, height] in pixels.",
+                fix="Write the boxes in COCO's form, which is bbox_mode 1 (XYWH_ABS).",
+            )
 
 
 def _check_videos(elements: Iterator[bytes], place: str) -> None:
@@ -299,12 +321,7 @@ def _box(entry: Any, where: str) -> Box:
     box = _get(entry, "bbox", (list,), where)
     if len(box) != 4 or not all(type(value) in (int, float) and -_FAR < value < _FAR for value in box):
         raise DataError(f"{where}: bbox {shown(box)} is not [left, top, width, height] in pixels.")
-    for name, value in entry.items():
-        if (letters_of(name) in _FORMS and value not in _XYWH) or (letters_of(name) in _SHARES and value):
-            raise DataError(
-                f"{where}: {name} {shown(value)} is another form than [left, top, width, height] in pixels.",
-                fix="Write the boxes in COCO's form, which is bbox_mode 1 (XYWH_ABS).",
-            )
+    _check_form(entry, where)
     marks = marks_of(entry)
     return image, category, (box[0], box[1], box[2], box[3]), bool(marks), not marks.isdisjoint(PLACES)
 

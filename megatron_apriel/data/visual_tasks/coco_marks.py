@@ -154,13 +154,20 @@ def _named(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 if isinstance(one, str):
                     yield letters_of(one), True
                 elif isinstance(one, Mapping):
-                    said = next((one[key] for key in ("name", "key", "label") if isinstance(one.get(key), str)), None)
+                    said = _name_of(one)
                     if said is not None:  # {"name": "difficult", "value": true}, or a tag
                         yield letters_of(said), one.get("value", True)
                     else:
                         waiting.append((name, one, depth + 1))
         elif name:
             yield name, value
+
+
+def _name_of(attribute: Mapping[str, Any]) -> str | None:
+    """What an attribute in a list is called: by one of the usual keys, or by its one text beside its value."""
+    texts = {key: value for key, value in attribute.items() if isinstance(value, str) and key != "value"}
+    usual = next((texts[key] for key in ("name", "key", "label") if key in texts), None)
+    return usual or (next(iter(texts.values())) if len(texts) == 1 and "value" in attribute else None)
 
 
 def _parsed(text: str) -> Any:

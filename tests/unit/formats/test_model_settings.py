@@ -27,9 +27,9 @@ OLD_BASE_CLASS: dict[str, Any] = {
     "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False, "is_encoder_decoder": False,
     "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "output_attentions": False, "output_hidden_states": False,
     "pad_token_id": 11, "prefix": None, "problem_type": None, "pruned_heads": {}, "return_dict": True,
-    "sep_token_id": None, "unk_token_id": 0, "task_specific_params": None, "tf_legacy_loss": False, "tie_encoder_decoder": False,
-    "tokenizer_class": None, "torch_dtype": "bfloat16", "torchscript": False, "use_bfloat16": False,
-    "transformers_version": "4.51.3", "quantization_config": None,
+    "sep_token_id": None, "unk_token_id": 0, "task_specific_params": None, "tf_legacy_loss": False,
+    "tie_encoder_decoder": False, "tokenizer_class": None, "torch_dtype": "bfloat16", "torchscript": False,
+    "use_bfloat16": False, "transformers_version": "4.51.3", "quantization_config": None,
 }  # fmt: skip
 
 

@@ -102,6 +102,26 @@ def test_a_box_that_is_there_twice_is_not_counted(tmp_path):
     assert found.problems == {"boxes that are there twice": 1}
 
 
+def test_boxes_that_nearly_coincide_are_not_counted(tmp_path):
+    near, apart = [10.5, 10, 30, 30.5], [25, 10, 30, 30]
+    boxes = [box(0, 1), box(0, 1, bbox=near), box(0, 2, bbox=near), box(1, 1), box(1, 1, bbox=apart)]
+    found = read(tmp_path / "a.json", [image(0), image(1)], boxes)
+    assert countable(found) == {(0, "cat"): False, (0, "cup"): True, (1, "cat"): True}
+    assert found.problems == {"boxes that nearly coincide with another": 2}
+
+
+@pytest.mark.parametrize("form", ["corners", "shares"])
+def test_boxes_that_can_only_be_in_another_form_are_refused(tmp_path, form):
+    rng = np.random.default_rng(1)
+    left, top = rng.uniform(0, 60, 40), rng.uniform(0, 45, 40)
+    wide, high = rng.uniform(5, 40, 40), rng.uniform(5, 35, 40)
+    sound = np.stack([left, top, wide, high], 1)
+    assert len(read(tmp_path / "a.json", [image(0)], [box(0, 1, bbox=list(one)) for one in sound]).boxes) == 40
+    other = np.stack([left, top, left + wide, top + high], 1) if form == "corners" else sound / [100, 80, 100, 80]
+    with pytest.raises(DataError, match=r"the bbox of all its 40 boxes can only be"):
+        read(tmp_path / "a.json", [image(0)], [box(0, 1, bbox=list(one)) for one in other])
+
+
 @pytest.mark.parametrize("mode", [0, "XYXY_ABS", 4])
 def test_boxes_in_another_form_are_refused(tmp_path, mode):
     """Detectron2 says in which form a box is."""

@@ -202,3 +202,17 @@ def test_boxes_of_another_form_are_refused(tmp_path, more):
         read(tmp_path, whole)
     whole["annotations"][1] |= dict.fromkeys(more, None) | {"bbox_format": "coco", "normalized": False}
     assert countable(read(tmp_path, whole)) == ALL
+
+
+@pytest.mark.parametrize(
+    "said", [{"info": {"bbox_format": "xyxy"}}, {"bbox_mode": "XYXY_ABS"}, {"info": {"normalized": True}}], ids=str
+)
+def test_a_form_that_the_whole_file_says_is_followed(tmp_path: Path, said: dict[str, Any]) -> None:
+    assert len(read(tmp_path, document(info={"bbox_format": "xywh"}, licenses=[], bbox_mode=1)).boxes) == 3
+    with pytest.raises(DataError, match="is another form than"):
+        read(tmp_path, document(**said))
+
+
+def test_an_attribute_is_called_by_whatever_key() -> None:
+    assert marks_of({"attributes": [{"spec": "crowd", "value": True}]}) == {"crowd"}
+    assert not marks_of({"attributes": [{"spec": "crowd", "value": False}, {"a": "crowd", "b": "ignore"}]})
