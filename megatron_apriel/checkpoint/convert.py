@@ -19,6 +19,7 @@ from megatron_apriel.checkpoint.image_tokens import break_and_end_ids
 from megatron_apriel.checkpoint.tekken_processor import TEKKEN, settle_tekken
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes, cast
 from megatron_apriel.checkpoint.weights import Weights, open_weights
+from megatron_apriel.data.corpus.processor_files import longest_side, tekken_side
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import write_hf_sidecars
@@ -243,12 +244,19 @@ def _config(conversion: Conversion) -> dict[str, object]:
 
 def _params(sidecars: Path, architecture: Architecture) -> dict[str, Any]:
     """The given ``params.json`` where it is of this model, else one with the ids of the tokenizer."""
-    ids = break_and_end_ids(sidecars, architecture)
+    ids, tower = break_and_end_ids(sidecars, architecture), architecture.tower
+    if tower is not None and (side := longest_side(sidecars, architecture)) != (said := tekken_side(sidecars, tower)):
+        raise CheckpointError(
+            f"{sidecars}: images are resized to {side} pixels, and to {said} in Mistral's form.",
+            f"That form says it in {TEKKEN} alone, by max_image_size, and takes the vision tower's image_size where that"
+            " is absent: a server would show the model other images than it was trained on.",
+            f"Give the model a {TEKKEN} with image.max_image_size={side}.",
+        )
     params = params_from_architecture(architecture, ids)
     file = sidecars / PARAMS
     if file.is_file() and architecture_from_params(file) == architecture:
         return read_json(file)
-    if architecture.tower is not None and ids is None:
+    if tower is not None and ids is None:
         note(f"note: {sidecars} has no tokenizer: {PARAMS} does not name the ids of [IMG_BREAK] and [IMG_END].")
     return params
 

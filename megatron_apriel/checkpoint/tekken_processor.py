@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_apriel.data.corpus.processor_files import longest_side
 from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import set_tokenizer_class
@@ -43,6 +44,7 @@ def write_processor(tekken: Path, architecture: Architecture, directory: Path) -
 
     Raises:
         CheckpointError: ``tekken`` is damaged.
+        DataError: it says of images what the tower does not do.
     """
     from transformers import PixtralImageProcessor, PixtralProcessor
     from transformers.integrations.mistral import convert_tekken_tokenizer
@@ -59,7 +61,8 @@ def write_processor(tekken: Path, architecture: Architecture, directory: Path) -
         tokenizer.save_pretrained(directory)
         return
     images = PixtralImageProcessor(
-        size={"longest_edge": tower.image_size}, patch_size={"height": tower.patch_size, "width": tower.patch_size}
+        size={"longest_edge": longest_side(tekken.parent, architecture)},
+        patch_size={"height": tower.patch_size, "width": tower.patch_size},
     )
     PixtralProcessor(image_processor=images, tokenizer=tokenizer, patch_size=tower.patch_size).save_pretrained(
         directory

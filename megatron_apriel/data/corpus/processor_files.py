@@ -22,6 +22,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 _CHANNELS = 3
 _FILES = ("processor_config.json", "preprocessor_config.json")
+_TEKKEN, _TEKKEN_PARTS = "tekken.json", ("image", "multimodal")
+"""Mistral's tokenizer, which servers of its form resize images by; the second is the older name of that part."""
 _SWITCHES = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
     "do_center_crop": False, "do_reduce_labels": False, "do_flip_channel_order": False, "do_thumbnail": False,
@@ -41,7 +43,7 @@ _TOKENS = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_en
 
 
 def longest_side(directory: str | Path, architecture: Architecture) -> int | None:
-    """Longest side of a resized image by the directory's processor files; the tower's own limit if they do not say.
+    """Longest side of a resized image by the directory's processor files; by Mistral's tokenizer if they do not say.
 
     Returns None for a model without a tower.
 
@@ -69,7 +71,39 @@ def longest_side(directory: str | Path, architecture: Architecture) -> int | Non
             "Versions of transformers differ in which of the two files they read.",
             "Remove the file that is out of date.",
         )
-    return next(iter(sides.values()), tower.image_size)
+    return next(iter(sides.values()), None) or tekken_side(Path(directory), tower)
+
+
+def tekken_side(directory: Path, tower: TowerArchitecture) -> int:
+    """Longest side of a resized image by Mistral's tokenizer; the tower's own limit where that says none, or more.
+
+    Raises:
+        DataError: the file cannot be read, or says of images what training does otherwise.
+    """
+    file = directory / _TEKKEN
+    if not file.is_file():
+        return tower.image_size
+    try:
+        whole = json.loads(read_input(file))
+        settings = next((whole[name] for name in _TEKKEN_PARTS if whole.get(name)), {})
+        given = list(settings.items())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file} is not a valid JSON object: {error}.", fix="Copy the file again.") from None
+    side = tower.image_size
+    for name, value in given:
+        if name == "max_image_size":
+            if type(value) is not int or value < tower.patch_size:
+                _refuse(file, name, value, f"an image has at least one patch of {tower.patch_size} pixels")
+            side = min(side, value)
+        elif name == "image_patch_size":
+            if value != tower.patch_size:
+                _refuse(file, name, value, f"the vision tower's patch_size is {tower.patch_size}")
+        elif name == "spatial_merge_size":
+            if value != 1:
+                _refuse(file, name, value, "every patch is a token in training")
+        elif value:
+            _refuse(file, name, value, "what it changes is not known here")
+    return side
 
 
 def check_image_tokens(directory: Path) -> None:

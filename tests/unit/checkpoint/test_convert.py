@@ -189,6 +189,22 @@ def test_tokenizer_and_processor_from_tekken(tmp_path):
     assert processor.image_processor.size["longest_edge"] == 256
 
 
+def test_the_side_of_images_goes_from_form_to_form(tmp_path, capsys):
+    hf = write_hf_checkpoint(tmp_path / "hf", LARGE)
+    assert convert(hf, tmp_path / "mistral", "--to", "mistral") == 0
+    tekken = write_small_tekken(tmp_path / "mistral" / "tekken.json", 1300)
+    table = json.loads(tekken.read_bytes())
+    tekken.write_text(json.dumps({**table, "image": {"image_patch_size": 16, "max_image_size": 128}}))
+    assert convert(tmp_path / "mistral", tmp_path / "out", "--to", "hf") == 0
+    processor = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+    assert processor["image_processor"]["size"] == {"longest_edge": 128}
+    assert convert(tmp_path / "out", tmp_path / "again", "--to", "mistral") == 0
+    (tmp_path / "out" / "tekken.json").unlink()
+    capsys.readouterr()
+    assert convert(tmp_path / "out", tmp_path / "third", "--to", "mistral") == 1
+    assert "images are resized to 128 pixels, and to 256 in Mistral's form" in capsys.readouterr().err
+
+
 LARGE = replace(TINY, decoder=replace(TINY.decoder, vocab_size=1300))
 """With room for Tekken's special tokens."""
 

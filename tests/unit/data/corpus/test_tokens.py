@@ -184,6 +184,22 @@ def test_two_processor_files_that_disagree(architecture, tmp_path):
         longest_side(tmp_path, architecture)
 
 
+@pytest.mark.parametrize("part", ["image", "multimodal"])
+def test_mistrals_tokenizer_says_the_side_where_no_processor_does(part, architecture, tmp_path):
+    def write(**settings):
+        (tmp_path / "tekken.json").write_text(json.dumps({"vocab": [], part: {"image_patch_size": 16, **settings}}))
+
+    for said, side in ((64, 64), (1024, 128)):  # the tower has positions for 128
+        write(max_image_size=said, spatial_merge_size=1)
+        assert longest_side(tmp_path, architecture) == side
+    for name, value in (("spatial_merge_size", 2), ("image_patch_size", 14), ("max_image_size", 0), ("tiles", 4)):
+        write(**{"max_image_size": 64, name: value})
+        with pytest.raises(DataError, match=rf"tekken.json: {name}={value} is not followed in training"):
+            longest_side(tmp_path, architecture)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HONEST))
+    assert longest_side(tmp_path, architecture) == 96
+
+
 def test_longest_side_without_processor_files(architecture, tmp_path):
     assert longest_side(tmp_path, architecture) == 128
     assert longest_side(tmp_path, replace(architecture, tower=None, projector=None)) is None
