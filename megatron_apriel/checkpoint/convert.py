@@ -248,8 +248,8 @@ def _params(sidecars: Path, architecture: Architecture) -> dict[str, Any]:
     if tower is not None and (side := longest_side(sidecars, architecture)) != (said := tekken_side(sidecars, tower)):
         raise CheckpointError(
             f"{sidecars}: images are resized to {side} pixels, and to {said} in Mistral's form.",
-            f"That form says it in {TEKKEN} alone, by max_image_size, and takes the vision tower's image_size where that"
-            " is absent: a server would show the model other images than it was trained on.",
+            f"That form says it in {TEKKEN} alone, by max_image_size, and takes the tower's image_size where that is"
+            " absent: a server would show the model other images than it was trained on.",
             f"Give the model a {TEKKEN} with image.max_image_size={side}.",
         )
     params = params_from_architecture(architecture, ids)

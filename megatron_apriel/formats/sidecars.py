@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,23 +106,44 @@ def chat_template(directory: Path) -> Any:
 
     A text, or a list of named ones. Raises CheckpointError if a file that may hold it cannot be read.
     """
+    return next((template for _, template in _templates(directory)), None)
+
+
+def _name_other_templates(directory: Path) -> None:
+    """Say so where files beside the weights hold another chat template than the one that transformers finds.
+
+    Raises CheckpointError as :func:`chat_template`.
+    """
+    found = list(_templates(directory))
+    others = [name for name, template in found if template != found[0][1]]
+    if others:
+        names = " and ".join([found[0][0], *others])
+        note(
+            f"note: {names} in {directory} hold different chat templates; transformers reads the first, others may not"
+        )
+
+
+def _templates(directory: Path) -> Iterator[tuple[str, Any]]:
     file = directory / "chat_template.jinja"
     if file.is_file():
         try:
-            return read_input(file).decode("utf-8").strip()
+            yield file.name, read_input(file).decode("utf-8").strip()
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{printable(file)} cannot be read: {error}.") from None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if (directory / name).is_file():
             template = read_json(directory / name).get("chat_template")
             if template:
-                return template.strip() if isinstance(template, str) else template
-    return None
+                yield name, template.strip() if isinstance(template, str) else template
 
 
 def check_sidecars(directory: Path) -> None:
-    """Raise CheckpointError for files beside the weights that could not be read when a result is to be completed."""
+    """Raise CheckpointError for files beside the weights that could not be read when a result is to be completed.
+
+    Says so where they hold different chat templates.
+    """
     sidecar_files(directory)
+    _name_other_templates(directory)
     if (directory / GENERATION).exists():
         read_json(directory / GENERATION)
 

@@ -25,6 +25,7 @@ from megatron_apriel.data.corpus.image_size import Rounding, image_tokens
 from megatron_apriel.data.corpus.on_disk import CorpusWriter
 from megatron_apriel.data.corpus.record_encoder import BlockTask, PreparedDocument, RecordEncoder
 from megatron_apriel.data.corpus.shown_document import ShownDocument, shown_document
+from megatron_apriel.data.corpus.special_tokens import other_ends
 from megatron_apriel.data.corpus.tokens import TokenTable
 from megatron_apriel.data.raw.fields import described
 from megatron_apriel.data.raw.files import Inputs, find_inputs, refuse_twins
@@ -171,6 +172,8 @@ def prepare(
         ]
         table = TokenTable.from_directory(model, options.rounding)
         _see_to_words(table, model, options.correct_words)
+        for other in other_ends(Path(model), {"bos_token_id": table.bos_id, "eos_token_id": table.eos_id}):
+            note(f"warning: {model} says {other}: a server would not stop, or begin, where documents do")
         encoder = RecordEncoder(table, options.reading, options.limits, options.record_format == "auto")
         with Workers(encoder, options.workers, "Use fewer --workers, or a lower --max-pixels.") as workers:
             summary = PrepareSummary(

@@ -27,6 +27,7 @@ import numpy as np
 from megatron_apriel.data.corpus.format import ImageRecord, TokenizerRecord
 from megatron_apriel.data.corpus.image_size import Rounding
 from megatron_apriel.data.corpus.processor_files import longest_side
+from megatron_apriel.data.corpus.special_tokens import check_ends
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.word_pattern import WordFault, correct_tokenizer, corrected, word_fault
@@ -48,7 +49,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     reports character offsets, which the loss on responses needs.
 
     Raises:
-        DataError: neither file is there, or it cannot be read.
+        DataError: neither file is there, or it cannot be read; or files beside it name different begins and ends.
     """
     directory = Path(directory)
     table, tekken = (directory / name for name in TOKENIZER_FILES)
@@ -84,6 +85,7 @@ def load_tokenizer(directory: str | Path) -> Any:
             "Which tokens belong to a response is known from the characters they cover.",
             "Use a tokenizer.json that the tokenizers library reads.",
         )
+    check_ends(directory)
     return tokenizer
 
 

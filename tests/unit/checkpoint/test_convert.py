@@ -358,6 +358,18 @@ def test_a_link_to_a_tokenizer_that_is_not_there(hf, tmp_path, capsys):
     assert "tokenizer.json is a link to ../blobs/none, which is not there" in capsys.readouterr().err
 
 
+def test_chat_templates_that_differ_are_named(hf, tmp_path, capsys):
+    (source := tmp_path / "source").mkdir()
+    for file in hf.iterdir():
+        (source / file.name).hardlink_to(file)
+    (source / "chat_template.jinja").write_text("{{ messages }}\n")
+    for template, named in (("{{ messages }}", False), ("{{ messages[0] }}", True)):
+        (source / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+        assert convert(source, tmp_path / "out", "--to", "hf", "--dry-run") == 0
+        said = capsys.readouterr().err
+        assert (f"chat_template.jinja and chat_template.json in {source} hold different" in said) == named
+
+
 def test_config_names_a_dtype_into_which_all_fit(hf, tmp_path):
     """Of float16 and bfloat16 neither holds the other's numbers."""
     stored = load_file(hf / "model.safetensors")

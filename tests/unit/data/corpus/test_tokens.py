@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from megatron_apriel.data.corpus.processor_files import longest_side
+from megatron_apriel.data.corpus.special_tokens import other_ends
 from megatron_apriel.data.corpus.tokens import TokenTable, load_tokenizer, tokenizer_digest
 from megatron_apriel.errors import DataError
 from megatron_apriel.testing.tokenizers import small_tokenizer, write_small_tekken
@@ -106,6 +107,23 @@ def test_no_or_damaged_tokenizer(model, tmp_path):
     os.mkfifo(tmp_path / "pipe" / "added_tokens.json")
     with pytest.raises(DataError, match="it is a pipe"):
         load_tokenizer(tmp_path / "pipe")
+
+
+def test_files_that_name_different_ends_are_refused(model, tmp_path):
+    shutil.copytree(model, tmp_path / "cut")
+    special = tmp_path / "cut" / "special_tokens_map.json"
+    special.write_text(json.dumps({"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}))
+    assert load_tokenizer(tmp_path / "cut").eos_token == "</s>"
+    special.write_text(json.dumps({"eos_token": {"content": "<pad>"}}))
+    with pytest.raises(DataError, match=r"tokenizer_config.json has the eos_token '</s>', and special_tokens_map.json"):
+        load_tokenizer(tmp_path / "cut")
+
+
+def test_ids_that_a_config_gives_otherwise_are_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"bos_token_id": 1, "eos_token_id": 7}}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7], "bos_token_id": None}))
+    said = other_ends(tmp_path, {"bos_token_id": 1, "eos_token_id": 2})
+    assert said == ["config.json: text_config: eos_token_id=7, the tokenizer's is 2"]
 
 
 @pytest.mark.parametrize(
