@@ -219,17 +219,20 @@ def _recognise_all(found: Inputs, options: PrepareOptions) -> list[InputSummary]
     A file of a directory that is one JSON object and no record describes others; it is moved to what is not read.
     Then no directory may hold the same records in two forms.
     """
-    result, readable = [], []
+    result, readable, first = [], [], None
     for given in found.readable:
         try:
             record_format = _format_of(given, options)
-        except DataError:
+        except DataError as error:
             if not given.is_description():
                 raise
+            first = first or error
             found.passed.append(given.path)
             continue
         readable.append(given)
         result.append(InputSummary(printable(str(given.path)), given.kind, record_format))
+    if first is not None and not readable:
+        raise first  # it is no description of others: there are none
     refuse_twins(readable)
     found.readable = readable
     return result
