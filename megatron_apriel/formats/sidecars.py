@@ -47,6 +47,8 @@ SIDECARS = (
 """Copied where present, never demanded. Sentencepiece models (``tokenizer.model*``) and further templates come too."""
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for one that Git LFS did not fetch."""
 MOST_SIDECAR_BYTES = 2**30
 """Of one such file; a tokenizer has some tens of MB."""
 
@@ -55,8 +57,8 @@ def sidecar_files(directory: Path) -> list[Path]:
     """The tokenizer, processor and template files that ``directory`` has.
 
     Raises:
-        CheckpointError: one is a link to nothing, as in a cache that was not downloaded whole, a pipe or a device, or
-            larger than any such file.
+        CheckpointError: one is a link to nothing, as in a cache that was not downloaded whole, a pointer of Git LFS, a
+            pipe or a device, or larger than any such file.
     """
     files = [directory / name for name in SIDECARS]
     files += sorted(directory.glob("tokenizer.model*"))
@@ -73,9 +75,15 @@ def sidecar_files(directory: Path) -> list[Path]:
             continue
         try:
             with open_input(file) as stream:
-                size = os.fstat(stream.fileno()).st_size
+                size, begins = os.fstat(stream.fileno()).st_size, stream.read(len(_POINTER))
         except OSError as error:
             raise CheckpointError(f"{printable(file)} cannot be read: {error.strerror}.") from None
+        if begins == _POINTER:
+            raise CheckpointError(
+                f"{printable(file)} is a pointer of Git LFS, not the file itself.",
+                "The result would lack it.",
+                "Fetch it, in the directory that was cloned: git lfs pull",
+            )
         if size > MOST_SIDECAR_BYTES:
             raise CheckpointError(
                 f"{printable(file)} has {size:,} bytes.",

@@ -335,6 +335,13 @@ def test_damaged_files_beside_the_weights(mistral, tmp_path, capsys, name, messa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
+def test_a_tokenizer_that_git_did_not_fetch(hf, tmp_path, capsys):
+    shutil.copytree(hf, tmp_path / "source")
+    (tmp_path / "source" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n")
+    assert convert(tmp_path / "source", tmp_path / "out", "--to", "hf") == 1
+    assert "tokenizer.json is a pointer of Git LFS" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
