@@ -75,12 +75,14 @@ _NO_OBJECTS = frozenset({"background", "negative", "negatives", "hardnegative", 
 """Names of categories whose boxes hold nothing."""
 _ALL_MARKED = frozenset({
     "exhaustive", "isexhaustive", "fullyannotated", "isfullyannotated", "annotated", "isannotated", "labeled",
-    "labelled", "islabeled", "islabelled", "complete", "iscomplete", "completed", "iscompleted",
+    "labelled", "islabeled", "islabelled", "complete", "iscomplete", "completed", "iscompleted", "valid", "isvalid",
+    "verified", "isverified", "approved", "isapproved", "accepted", "isaccepted",
 })  # fmt: skip
 """Names of what an image denies where some of its objects have no box (COCO Annotator and others)."""
 _NOT_ALL_MARKED = frozenset({
     "partial", "ispartial", "partiallyannotated", "partiallylabeled", "incomplete", "isincomplete", "skipped",
-    "isskipped", "deleted", "isdeleted", "rejected", "unlabeled", "unlabelled", "unannotated",
+    "isskipped", "deleted", "isdeleted", "rejected", "unlabeled", "unlabelled", "unannotated", "invalid", "isinvalid",
+    "bad", "isbad", "discard", "discarded",
 })  # fmt: skip
 """Names of what an image affirms there."""
 _UNFINISHED = frozenset({

@@ -86,7 +86,8 @@ def test_other_fields_are_no_marks(mark):
     "mark",
     [{"annotated": False}, {"is_labeled": 0}, {"complete": "no"}, {"status": "NotStarted"}, {"status": "in progress"},
      {"partially_annotated": True}, {"deleted": True}, {"skipped": 1}, {"tags": ["unlabeled"]}, {"dontcare": True},
-     {"attributes": {"annotated": False}}, {"extra": {"exhaustive": False}}],
+     {"attributes": {"annotated": False}}, {"extra": {"exhaustive": False}}, {"is_valid": False}, {"verified": 0},
+     {"invalid": 1}, {"tags": ["discard"]}],
     ids=json.dumps,
 )  # fmt: skip
 def test_in_an_image_that_is_not_done_nothing_is_counted_or_denied(tmp_path, mark):
@@ -97,7 +98,15 @@ def test_in_an_image_that_is_not_done_nothing_is_counted_or_denied(tmp_path, mar
 
 
 @pytest.mark.parametrize(
-    "mark", [{"annotated": True}, {"status": "completed"}, {"deleted": False}, {"annotated": None}, {"tags": ["day"]}]
+    "mark",
+    [
+        {"annotated": True},
+        {"status": "completed"},
+        {"deleted": False},
+        {"annotated": None},
+        {"tags": ["day"]},
+        {"valid": 1},
+    ],
 )
 def test_other_images_are_done(mark):
     assert not is_unmarked({"file_name": "a.jpg", **mark})
