@@ -85,8 +85,7 @@ def tekken_side(directory: Path, tower: TowerArchitecture) -> int:
         return tower.image_size
     try:
         whole = json.loads(read_input(file))
-        settings = next((whole[name] for name in _TEKKEN_PARTS if whole.get(name)), {})
-        given = list(settings.items())
+        given = list(next((whole[name] for name in _TEKKEN_PARTS if whole.get(name)), dict[str, Any]()).items())
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{file} is not a valid JSON object: {error}.", fix="Copy the file again.") from None
     side = tower.image_size

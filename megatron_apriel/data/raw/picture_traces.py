@@ -6,6 +6,7 @@ in a set, its size, its numbers. A record with images may say all that of the im
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -37,16 +38,31 @@ _ABOUT_ONE = frozenset(
 _HAS_ONE = frozenset(
     ("has_image", "has_images", "has_picture", "contains_image", "with_image", "image_required", "requires_image",
      "is_multimodal", "multimodal", "num_images", "n_images", "image_count", "images_count", "pixel_values", "pixels",
-     "imgid", "cocoid")
+     "imgid", "cocoid", "imgs_num", "img_num", "image_num", "num_imgs", "has_video", "has_audio", "num_videos",
+     "num_audios", "num_frames", "video_duration", "audio_duration", "video_length", "audio_length")
 )  # fmt: skip
-"""Fields that say that there is a picture."""
+"""Fields that say that there is a picture, a film or a sound."""
 _MODALITIES = frozenset(("image", "images", "vision", "visual", "multimodal", "video", "audio", "speech"))
-"""Words for what a conversation is about besides words, in a field ``modality``."""
+"""Words for what a conversation is about besides words."""
+_MODAL = frozenset(
+    ("modality", "modalities", "data_type", "media_type", "input_type", "input_modality", "input_modalities")
+)
+"""Fields in which these words stand; others of forms, as ``file_type``, hold ``image/png``."""
+_FORM = re.compile(r"(?:image|video|audio)/[\w.+-]+", re.IGNORECASE)
+_KIND = frozenset(("type", "kind", "media_type", "mime_type"))
+"""Fields of an attachment that say what it is."""
+_FILMS = frozenset(("video", "videos", "audio", "audios"))
+_NO_FILMS = frozenset(("title", "genre", "game", "games"))
+_NONE = frozenset(("", "none", "null", "nan", "n/a", "na", "no", "false"))
+_CONTAINER = re.compile(r"(?:[\w.-]+(?::\d+)?/){0,9}[\w.-]*(?::[\w.-]+|(?:x86_64|arm64|amd64)[\w.-]*)")
+"""An image of Docker, as sets of agents name them."""
 _OTHER_VIEWS = frozenset(
     ("depth", "segmentation", "reference", "edited", "conditioning", "control", "second", "before", "after", "left",
      "right", "overlay", "heatmap", "crop", "frame", "frames", "page", "pages")
 )  # fmt: skip
 """Words for a further picture that belongs to the question."""
+_SPEAKERS = frozenset(("avatar", "favicon", "logo"))
+"""Words for pictures of whoever speaks, or of a site."""
 _SMALLER = frozenset(("thumb", "thumbnail", "preview", "icon"))
 """Words for the same picture, smaller."""
 _FILE_WORDS = frozenset(("file", "files", "filename", "filepath", "document", "documents", "doc", "attachment", "pdf"))
@@ -75,6 +91,8 @@ def check_traces(path: str, name: str, value: Any, images: Sequence[Any], *, ans
     """
     if not images:
         _check_naming(path, name, value, answered)
+        if answered:
+            _check_inside(path, name, value)
     elif name in _CHANGED and not isinstance(value, str) and value not in (0, False) and not is_nothing(value):
         raise BadRecord(f"field {path!r} changes the picture, in a way that is not followed here{way_out(path)}")
     for one in value if isinstance(value, list) else [value]:
@@ -103,20 +121,43 @@ def _check_naming(path: str, name: str, value: Any, answered: bool) -> None:
     """Refuse what says that there is a picture, in a record without any."""
     if is_nothing(value) or value in (False, -1):
         return
+    if isinstance(value, str) and _CONTAINER.fullmatch(value):
+        return
     words = name.split("_")
     endings = _NAMING_WORDS | _ABOUT_ONE if answered else _NAMING_WORDS
     named = len(words) > 1 and words[0] in _IMAGE_WORDS and words[-1] in endings
     says = answered and name in _HAS_ONE and value not in (0, "0", "false", "False", "no")
-    modal = answered and name in ("modality", "modalities") and not _MODALITIES.isdisjoint(_words_in(value))
-    if named or says or modal:
-        raise BadRecord(
-            f"field {path!r} names a picture, {shortened(str(value), 80)!r}, and the record has none{way_out(path)}"
-        )
+    modal = name in _MODAL or (name in _KIND and _is_about_media(path.rpartition(".")[0]))
+    modal = answered and modal and not _MODALITIES.isdisjoint(_words_in(value))
+    form = answered and isinstance(value, str) and _FORM.fullmatch(value) is not None
+    if named or says or modal or form:
+        raise _named_only(path, value)
+
+
+def _check_inside(path: str, name: str, value: Any) -> None:
+    """Refuse what names a picture, a film or a sound inside of an object, where no name of a file shows it."""
+    around = path.split(".")[:-1]
+    texts = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    texts = [one for one in texts if one.strip().lower() not in _NONE and "://" not in one[:32]]
+    if not around or not texts or any(map(_CONTAINER.fullmatch, texts)) or any(map(_is_prose, texts)):
+        return
+    words = words_of(name)
+    film = not words.isdisjoint(_FILMS) and words.isdisjoint(_NO_FILMS)
+    described = any(plain_name(one).split("_")[0] in _IMAGE_WORDS for one in around)
+    if film or described or name in IMAGES.names:
+        raise _named_only(path, value)
+
+
+def _named_only(path: str, value: Any) -> BadRecord:
+    return BadRecord(
+        f"field {path!r} names a picture, a film or a sound, {shortened(str(value), 80)!r}, and the record has none"
+        f"{way_out(path)}"
+    )
 
 
 def _words_in(value: Any) -> set[str]:
     texts = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
-    return {word for text in texts for word in plain_name(text.replace("+", " ").replace(",", " ")).split("_")}
+    return {word for text in texts for word in plain_name(re.sub("[+,/]", " ", text)).split("_")}
 
 
 def _check_value(path: str, name: str, value: Any, images: Sequence[Any], answered: bool) -> None:
@@ -147,7 +188,8 @@ def _suffix(text: str) -> str:
 
 
 def _speaks_of_pictures(name: str) -> bool:
-    return any(word.rstrip("0123456789") in _IMAGE_WORDS for word in words_of(name))
+    words = words_of(name)
+    return words.isdisjoint(_SPEAKERS) and any(word.rstrip("0123456789") in _IMAGE_WORDS for word in words)
 
 
 def _is_about_media(path: str) -> bool:

@@ -213,7 +213,7 @@ REFUSED = (
         "video videos audio audios sound sounds speech movie film films wav mp3 mp4",
         "media",
         "names a film or a sound, which are not read: the words would be learned without it",
-        "title genre act",
+        "title genre act game games",
     ),
     Refusal(
         "",
@@ -238,6 +238,13 @@ REFUSED = (
         "",
         "set",
         "is a setting that the answers obey, and the chat format has no place for it",
+    ),
+    Refusal(
+        "record",
+        "image_positions",
+        "",
+        "any",
+        "says where images stand in a plain text, and is not followed beside turns",
     ),
     Refusal(
         "record",
@@ -296,6 +303,8 @@ DISLIKED = "down thumbs_down thumbs_downed negative dislike disliked bad poor do
 """What people say of an answer that they do not like; a number below 0 says it as well."""
 NO_ERROR = "none null nan n/a no ok success not_executed"
 """Words for an error that did not happen, brackets around them left out (OpenMathInstruct)."""
+ORIGIN = "id ids link links url urls title channel author date language"
+"""Last words of names that say from which film or sound a plain text was written down (YouTube-Commons)."""
 INSIDE = ("cut", "no", "denied", "yes", "thrown", "disliked", "split")
 """Kinds of values that are looked for inside of objects of the record that nothing else reads, as ``metadata``."""
 THROWN = (

@@ -40,6 +40,16 @@ REFUSED = {
     "a modality": (chat(modality="image+text"), "'modality' names a picture"),
     "a caption": (chat(image_caption="A door."), "'image_caption' names a picture"),
     "an address without an ending": (chat(photo_url="https://x.org/a?id=1"), "'photo_url' names a picture"),
+    "a number of frames": (chat(num_frames=8), "'num_frames' names a picture"),
+    "a film's length": (chat(meta={"video_duration": 2.5}), "'meta.video_duration' names a picture"),
+    "a kind of data": (chat(data_type="video"), "'data_type' names a picture"),
+    "a form of file": (chat(file_type="image/png"), "'file_type' names a picture"),
+    "a kind of attachment": (chat(media={"type": "video", "path": "clip"}), "'media.type' names a picture"),
+    "a film inside of an object": (chat(meta={"video": "clip_001"}), "'meta.video' names a picture, a film"),
+    "a picture inside of an object": (chat(meta={"image": "img_001"}), "'meta.image' names a picture"),
+    "pictures in a JSON text": (chat(meta='{"images": ["a"]}'), "'meta.images' names a picture"),
+    "what describes a picture": (chat(image_info={"id": "1"}), "'image_info.id' names a picture"),
+    "places beside turns": (chat(image="a.png", image_positions=[3]), "'image_positions' says where images stand"),
     "a document": (chat(file_name="1.pdf"), "'file_name' names a document"),
     "a document of words": (chat(file="report.docx"), "'file' names a document"),
     # captions of pictures that were not downloaded
@@ -51,6 +61,10 @@ REFUSED = {
     "a rotation": (chat(image="a.png", rotation=90), "'rotation' changes the picture"),
 }  # fmt: skip
 READ = {
+    "empty names inside of an object": chat(meta={"image": "None", "video": False, "images": [], "audio": None}),
+    "an image of Docker": chat(image_name="swebench/sweb.eval.x86_64.django_1776_django-11099:latest"),
+    "one inside of an object": chat(meta={"image": "python:3.11"}),
+    "a speaker's picture": chat(author={"avatar_image": "https://x.org/a.png"}),
     "no pictures": chat(num_images=0, has_image=False, image_size=None, modality="text"),
     "a picture with what is known of it": chat(
         image="a.png", image_size=[1, 2], has_image=True, num_images=1, filename="a.png", modality="image"

@@ -22,10 +22,13 @@ READ = {
     "CulturaX": {**PAGE, "timestamp": "2019/04/21", "source": "mC4"},
     "FineWeb": {**PAGE, "dump": "CC-MAIN-2013-20", "file_path": "s3://x/a.warc.gz", "language": "en", "token_count": 4},
     "Nemotron-CC": {**PAGE, "warc_record_id": "a", "language": "eng"},
+    # a text, and the film that it was written down from
+    "YouTube-Commons": {"text": "Hello everyone.", "video_id": "a1", "video_link": "https://youtube.com/watch?v=a1"},
     # names with words that mean something else in them
     "KodCode": chat(trials={"trial_0": {"coverage": 1}}, chosen_trial="trial_0"),
     "DataComp": {"image": "a.png", "caption": "A door.", "face_bboxes": [[0.1, 0.1, 0.2, 0.2]]},
     "titles of films": {"text": "A long one.", "movie_title": "Heat", "movie_genre": "crime"},
+    "games": chat(video_game="Pong", meta={"video_games": ["Pong"]}),
     "acts of speech": chat(speech_act="question"),
     "earnings of films": chat(box_office="12 million"),
     "PersonaHub": chat(input_persona=PERSONA),
@@ -42,6 +45,8 @@ REFUSED = {
     "a persona": (chat(persona=PERSONA), "'persona' holds a text that no turn holds"),
     "an error": (chat(error_message="timeout"), "'error_message' says that the request failed"),
     "a form": (chat(response_format="json_object"), "'response_format' is a setting"),
+    "a sound": ({"text": "Hello.", "audio": "a1"}, "'audio' names a film"),
+    "a film beside turns": (chat(video_id="a1"), "'video_id' names a film"),
     "a film": (chat(movie="0001_Heat"), "'movie' names a film"),
 }
 
