@@ -2,7 +2,8 @@
 
 Hermes's ``<tool_call>{"name": ..., "arguments": ...}</tool_call>`` is what all become: Qwen writes it as well, Nemotron
 ``<TOOLCALL>``, Phi and Granite ``<|tool_call|>``, Llama ``<function=name>``, Mistral ``[TOOL_CALLS]name[ARGS]``, Kimi
-and DeepSeek name and arguments between special tokens of their own.
+and DeepSeek name and arguments between special tokens of their own; Olmo and LFM have expressions of Python between
+theirs.
 
 Texts may be hostile: an opening without an end is looked for once, so that time grows with the length alone.
 """
@@ -64,18 +65,29 @@ _SPELLINGS = (
         (_special("tool call end"),),
     ),
     _Spelling(re.compile(r"<\|tool_call\|>"), ("<|/tool_call|>", "<|tool_call|>"), ends=True),
+    _Spelling(re.compile(r"<\|START_ACTION\|>"), ("<|END_ACTION|>",)),
+    _Spelling(re.compile(r"<\|action_start\|>\s{0,9}<\|plugin\|>"), ("<|action_end|>",)),
+    _Spelling(re.compile(r"<functioncall>"), ("</functioncall>",)),
+    _Spelling(re.compile(r"<function_call>"), ("</function_call>", "<function_call>"), ends=True),
 )
 _AROUND_CALLS = re.compile(
     rf"<\|tool_calls_section_(?:begin|end)\|>|{_special('tool calls begin')}|{_special('tool calls end')}"
+    r"|</?multiplefunctions>"
 )
 _ELEMENTS = (
     (re.compile(r"<(?:\w{1,20}:tool_call|function_calls)>(?=\s{0,9}<(?:invoke name=|function=))"), _OPENING),
     (re.compile(r"(?:(?<=</invoke>)|(?<=</function>))\s{0,9}</(?:\w{1,20}:tool_call|function_calls)>"), _CLOSING),
 )
 """What MiniMax, Seed and Anthropic write around calls that are elements."""
+_EXPRESSIONS = (
+    (re.compile(r"<function_calls>(?=\s{0,9}\[?[\w.]{1,100}\()"), "</function_calls>"),
+    (re.compile(r"<\|tool_call_start\|>(?=\s{0,9}\[?[\w.]{1,100}\()"), "<|tool_call_end|>"),
+)
+"""What Olmo and LFM write around calls that are Python's expressions, and behind them."""
 _UNKNOWN = re.compile(
     rf"<\|/?tool_call|<{_BAR}tool{_LINE}|<{_BAR}DSML{_BAR}|\[TOOL_CALLS\]|</?TOOLCALL>|<\w{{1,20}}:tool_call>|<tool_use>\s{{0,9}}\{{"
-    r"|<function_calls>\s{0,9}<invoke|functools\[\{|<\|python_tag\|>"
+    r"|<function_calls>\s{0,9}<invoke|functools\[\{|<\|python_tag\|>|<\|START_ACTION\|>|<\|action_start\|>"
+    r"|<\|tools_prefix\|>|<start_function_call>|<<function>>\w|<bot_end>|\u273fFUNCTION\u273f|<function_call>\s{0,9}\{"
 )
 _BEGUN = re.compile(r"<tool_call>\s{0,9}[{<\[]")
 _NEAR = 64
@@ -92,6 +104,9 @@ def in_one_spelling(text: str) -> str:
         text = _AROUND_CALLS.sub("", text)
     for around, tag in _ELEMENTS:
         text = around.sub(tag, text)
+    for opening, closing in _EXPRESSIONS:
+        if closing in text and opening.search(text):
+            text = opening.sub(_OPENING, text).replace(closing, _CLOSING)
     for name in ("tool_calls", "TOOLCALL"):
         if f"</{name}>" in text:
             text = text.replace(f"<{name}>", _OPENING).replace(f"</{name}>", _CLOSING)

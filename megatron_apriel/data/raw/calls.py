@@ -8,7 +8,6 @@ are put in the order of the calls, since the chat format shows no ids.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -31,16 +30,24 @@ from megatron_apriel.data.raw.meanings import (
 from megatron_apriel.data.raw.ordering import check_order
 from megatron_apriel.data.raw.pictures import rows_of
 from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.python_calls import python_calls, python_literal
 from megatron_apriel.data.raw.reading import plain_name
+from megatron_apriel.data.raw.united_tools import drop_arguments_of_others, has_fields_of_others, without_others
 from megatron_apriel.quantities import counted
 
 _KINDS = ("function", "tool_use", "tool_call", "function_call")
 """What makers call a call of a function."""
 _TAGGED_RESULT = re.compile(r"<(tool_response|TOOL_RESPONSE)>\s*(.*?)\s*</\1>", re.DOTALL)
-_FENCE = re.compile(r"```(?:tool_code|tool_call|python)\s{0,9}\n")
+_BLOCK = re.compile(r"```(?:\w{0,20})\s{0,9}\n(?P<inside>.*?)\s{0,9}```", re.DOTALL)
+_ELEMENT = re.compile(r"<(\w{1,30})>(?P<inside>.*)</\1>", re.DOTALL)
+_BEFORE_CALL = re.compile(r"(?:Action|Call|Function|Tool call):\s{0,9}|>>>", re.IGNORECASE)
+_NAMED_BEFORE = re.compile(r"(?P<name>[\w.-]{1,100})\s{0,9}\n\s{0,9}\{.*\}", re.DOTALL)
+"""Functionary's: the name, and its arguments on the next line."""
+_NAMES_CALL = re.compile(rf'"(?:{"|".join(CALL_NAME.names)})"')
+_MOST_WRAPPINGS = 4
 _BEGINS_CALL = re.compile(r"(?:\[|print\()?\s{0,9}(?P<name>[\w.]{1,100})\(")
-_LITERAL_CHARACTERS = 100_000
-"""Of a call in Python's spelling: reading it takes some hundred bytes of memory for each."""
+_RESULT_CHARACTERS = 100_000
+"""Of a result that is looked into for the call that it answers."""
 
 Call = dict[str, Any]
 """A call as the chat template reads it, with its ``id`` beside until results are in order, and with ``as_texts`` until
@@ -60,14 +67,22 @@ def tools_of(value: Any, what: str, most_values: int) -> tuple[dict[str, Any], .
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise BadRecord(f"{what} is not a list of JSON schemas")
     check_text(value, what)
-    return tuple(value)
+    try:
+        return tuple(without_others(tool) if has_fields_of_others(tool) else tool for tool in value)
+    except RecursionError:
+        raise BadRecord(f"{what} is nested too deeply") from None
 
 
 def calls_of(value: Any, owner: Fields, path: str, where: str, most_values: int) -> list[Call]:
     """Calls out of a field: a list, one call, or the JSON text of either. Raises BadRecord."""
     what = f"{where}: {path.rpartition('.')[2]}"
     if isinstance(value, str):
-        value = parsed_json(value, most_values, what)
+        try:
+            value = parsed_json(value, most_values, what)
+        except BadRecord:
+            if not (written := python_calls(value)):
+                raise
+            value = written
     if isinstance(value, Mapping):
         value = rows_of(value) or [value]
     if not isinstance(value, list):
@@ -172,58 +187,67 @@ def _read_calls(text: str, owner: Fields, where: str, most_values: int) -> list[
         if written := element_calls(text):
             calls = calls_of(written, owner, owner.path("content"), where, most_values)
             return [{**call, "as_texts": True} for call in calls]
-        value = _python_literal(text)
-        if value is None:
+        value = python_literal(text) or python_calls(text)
+        if not value:
             raise
     return calls_of(value, owner, owner.path("content"), where, most_values)
 
 
 def settle_calls(calls: Sequence[Call], tools: Sequence[Mapping[str, Any]], where: str, most_values: int) -> None:
-    """Give calls whose arguments were written as texts the values that the tools' schemas say. Raises BadRecord."""
+    """Give calls whose arguments were written as texts the values that the tools' schemas say, and take what other
+    tools of a table left in any. Raises BadRecord."""
     for call in calls:
         if call.pop("as_texts", False):
             function = call["function"]
             values = settle_arguments(function["name"], function["arguments"], tools, where, most_values)
             check_text(values, f"{where}: the call of {function['name']}")
             function["arguments"] = values
-
-
-def _python_literal(text: str) -> Any:
-    """A dictionary or list in Python's spelling, as Hermes's data has them; None if it is none."""
-    if len(text) > _LITERAL_CHARACTERS or not text.startswith(("{", "[")):
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-        return None
+        drop_arguments_of_others(call["function"], tools)
 
 
 def refuse_call_in_words(text: str, tools: Sequence[Mapping[str, Any]], where: str, most_values: int) -> None:
     """Raise BadRecord for an answer that is nothing but calls of tools that are offered, as JSON or as Python's."""
     functions = [tool.get("function", tool) for tool in tools]
     names = [function.get("name") for function in functions if isinstance(function, Mapping)]
-    called = _called_as_json(text.strip(), most_values) or _called_as_python(text.strip()) if tools else []
+    if not names:
+        return
+    text = _without_wrapping(text)
+    called = _called_as_json(text, most_values) or _called_as_python(text)
     if called and all(one in names for one in called):
         raise BadRecord(f"{where}: a call of {called[0]!r} as words; give it in 'tool_calls'")
 
 
+def _without_wrapping(text: str) -> str:
+    """A text without what makers write around a call alone: a word, a tag, or a block of code."""
+    for _ in range(_MOST_WRAPPINGS):
+        text = _BEFORE_CALL.sub("", text.strip())
+        wrapped = _BLOCK.fullmatch(text) or _ELEMENT.fullmatch(text)
+        if wrapped is None:
+            break
+        text = wrapped["inside"]
+    return text.strip()
+
+
 def _called_as_json(text: str, most_values: int) -> list[Any]:
-    """The names in a JSON text that is nothing but calls (Llama's and xLAM's), else nothing."""
-    if not text.startswith(("{", "[")) or '"name"' not in text:
+    """The names in a JSON text that is nothing but calls (Llama's and xLAM's), or names them before, else nothing."""
+    if (named := _NAMED_BEFORE.fullmatch(text)) is not None:
+        return [named["name"]]
+    if not text.startswith(("{", "[")) or not _NAMES_CALL.search(text):
         return []
     try:
         value = parsed_json(text, most_values)
     except BadRecord:
         return []
+    if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
+        value = value["tool_calls"]
     calls = value if isinstance(value, list) else [value]
-    named = all(isinstance(one, dict) and "name" in one and {*CALL_ARGUMENTS.names} & one.keys() for one in calls)
-    return [one["name"] for one in calls] if named else []
+    if not all(isinstance(one, dict) and {*CALL_ARGUMENTS.names} & one.keys() for one in calls):
+        return []
+    return [next((one[name] for name in CALL_NAME.names if name in one), None) for one in calls]
 
 
 def _called_as_python(text: str) -> list[str]:
     """The name of the first call in a text that is one expression of Python's (Gemma's, Llama 4's), else nothing."""
-    if fence := _FENCE.match(text):
-        text = text[fence.end() :].removesuffix("```").strip()
     begins = _BEGINS_CALL.match(text) if text.endswith((")", ")]")) else None
     return [begins["name"].rpartition(".")[2]] if begins else []
 
@@ -232,7 +256,7 @@ def named_in_result(text: str) -> tuple[Any, Any]:
     """The id and the name of a call inside of the JSON text of its result (Hermes), each None where there is none."""
     value = None
     with suppress(ValueError):
-        value = json.loads(text) if text.lstrip().startswith("{") and len(text) <= _LITERAL_CHARACTERS else None
+        value = json.loads(text) if text.lstrip().startswith("{") and len(text) <= _RESULT_CHARACTERS else None
     if not isinstance(value, dict):
         return None, None
     return next((value[name] for name in RESULT_ID.names if name in value), None), value.get("name")

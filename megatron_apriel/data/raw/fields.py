@@ -22,8 +22,22 @@ _VALUES = 100_000
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a value says nothing: null, or an empty text, list or object, as tables have them for "absent"."""
+    """Whether a value says nothing: null, an empty text, list or object, or NaN, as tables have them for "absent"."""
+    if isinstance(value, float):
+        return value != value
     return value is None or (isinstance(value, str | bytes | list | tuple | Mapping) and not value)
+
+
+def is_hollow(value: Any) -> bool:
+    """Whether a value says nothing, or is an object or a list of such: what a row lacks of a table's united fields."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping | list):
+            waiting += one.values() if isinstance(one, Mapping) else one
+        elif not is_nothing(one):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -144,11 +158,15 @@ class Fields:
         self._inner.append(fields)
         return fields
 
+    def untaken(self) -> tuple[str, ...]:
+        """Plain names of the fields that nobody took yet."""
+        return tuple(name for name, key in self._keys.items() if key not in self._taken)
+
     def leftovers(self) -> Iterator[Leftover]:
         """What nobody took, here and in the objects inside."""
         deep = [rest for ours, rest in self._deep.items() if rest in self._taken]
         for key, value in self._value.items():
-            if key in self._taken or value is None:
+            if key in self._taken or value is None or value != value:
                 continue
             path = self._path_of(str(key))
             if path in self.reading.ignored:

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from megatron_apriel.data.raw.documents import ImageValue
-from megatron_apriel.data.raw.fields import Fields, is_nothing, kind_of
+from megatron_apriel.data.raw.fields import Fields, is_hollow, is_nothing, kind_of
 from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.markers import (
@@ -89,7 +89,7 @@ def pictures_of(record: Fields, most_values: int) -> Pictures:
             numbers = {key: image for key, image in zip(listed, images, strict=True) if image is not None}
             return Pictures(images, numbers if named else {})
     for name in IMAGES.names:
-        if not _says_something(record.peek(name)):
+        if is_hollow(record.peek(name)):
             record.take(name)
     by_number = {
         number: image
@@ -102,7 +102,7 @@ def pictures_of(record: Fields, most_values: int) -> Pictures:
 def names_pictures(record: Fields) -> bool:
     """Whether a field of images says anything, be it wrong."""
     files = [name for name in PICTURE_FILES.names if _names_images(record.peek(name) or [0])]
-    return any(_says_something(record.peek(name)) for name in (*IMAGES.names, *files, *_numbered(record).values()))
+    return any(not is_hollow(record.peek(name)) for name in (*IMAGES.names, *files, *_numbered(record).values()))
 
 
 def _numbered(record: Fields) -> dict[int, str]:
@@ -183,15 +183,6 @@ def rows_of(value: Any) -> list[Any]:
 def _names_images(value: Any) -> bool:
     names = value if isinstance(value, list) else [value]
     return all(isinstance(one, str) and PurePosixPath(one[-80:]).suffix.lower() in IMAGE_SUFFIXES for one in names)
-
-
-def _says_something(value: Any) -> bool:
-    """Whether anything stands in a field of images but empty entries."""
-    if isinstance(value, list):
-        return any(map(_says_something, value))
-    if isinstance(value, Mapping):
-        return any(map(_says_something, value.values()))
-    return not is_nothing(value)
 
 
 def _number(match: re.Match[str] | None) -> int | None:

@@ -16,8 +16,8 @@ from megatron_apriel.data.raw.calls import (
     same_calls,
     tools_of,
 )
-from megatron_apriel.data.raw.envelopes import CALLING, OURS, REASONED, opened
-from megatron_apriel.data.raw.fields import Fields, is_nothing, text_of
+from megatron_apriel.data.raw.envelopes import CALLING, OURS, REASONED, is_turn, opened
+from megatron_apriel.data.raw.fields import Fields, is_hollow, is_nothing, kind_of, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import is_learned
 from megatron_apriel.data.raw.meanings import (
@@ -109,6 +109,10 @@ def turns_of(value: Any, record: Fields, path: str, most_values: int) -> list[Tu
         value = rows_of(value) or [value]
     if not isinstance(value, list) or not value:
         raise BadRecord(f"field {path!r} is not a list of turns")
+    if all(isinstance(one, list) and one and all(map(is_turn, one)) for one in value):
+        if len(value) > 1:
+            raise BadRecord(f"field {path!r} lists {len(value)} conversations: give each a record of its own")
+        value = value[0]
     if all(isinstance(one, str) for one in value) and len(value) > 1:
         return [
             _finished(Turn(role, f"turn {number}"), content_of(text, record, path, path, most_values), record,
@@ -126,7 +130,7 @@ def turns_of(value: Any, record: Fields, path: str, most_values: int) -> list[Tu
         elif isinstance(one, Mapping):
             turns += read_turn(record.inner(one, "turn", path), where, most_values)
         else:
-            raise BadRecord(f"{where} is not an object")
+            raise BadRecord(f"{where} of field {path!r} is not an object, but {kind_of(one)}")
     return turns
 
 
@@ -202,9 +206,9 @@ def read_turn(turn: Fields, where: str, most_values: int, role: str | None = Non
     if role in ("user", "tool_result"):
         result.pictures = _pictures(turn, most_values)
     for empty in (*TOOL_CALLS.names, *TURN_TOOLS.names, *TURN_IMAGES.names, *REASONING.names):
-        if empty not in turn:
+        if is_hollow(turn.peek(empty)):
             turn.take(empty)  # as a table has it
-    if given is None and not result.calls and (name == "value" or name not in turn.names()):
+    if (given is None or given != given) and not result.calls and (name == "value" or name not in turn.names()):
         raise BadRecord(f"{where}: {name} is missing; the turn's fields: {names_shown(turn.names())}")
     if role == CALLING and isinstance(value, list | Mapping):
         result.calls += calls_of(value, turn, path, where, most_values)
@@ -248,7 +252,7 @@ def _add_more(turn: Fields, result: Turn, most_values: int) -> None:
         raise BadRecord(f"{result.where}: other calls in {path} than in the turn itself")
     result.calls = result.calls or calls
     for empty in (*TOOL_CALLS.names, *REASONING.names):
-        if empty not in more:
+        if is_hollow(more.peek(empty)):
             more.take(empty)
 
 
@@ -267,6 +271,8 @@ def _read_pair(turn: Fields, where: str, most_values: int) -> list[Turn]:
     pictures = _pictures(turn, most_values)
     asked, said = turn.take(*ASKED.names), turn.take(*SAID.names)
     reasoning = taken_reasoning(turn, REASONING.names, f"{where}: ")
+    if (asked is None) != (said is None):
+        _check_whole(turn, where)
     if asked is not None:
         content = content_of(asked, turn, asked_path, where, most_values)
         turns.append(_finished(Turn("user", where, pictures=pictures), content, turn, most_values))
@@ -275,6 +281,17 @@ def _read_pair(turn: Fields, where: str, most_values: int) -> list[Turn]:
         answer = Turn("assistant", where, reasoning=reasoning, learned=learned)
         turns.append(_finished(answer, content, turn, most_values))
     return turns
+
+
+def _check_whole(turn: Fields, where: str) -> None:
+    """Raise BadRecord for half a pair beside words that nobody reads: they may be its other half."""
+    for name in turn.untaken():
+        value = turn.peek(name)
+        if isinstance(value, str) and " " in value.strip():
+            raise BadRecord(
+                f"{where} has one half of a pair, and field {turn.path(name)!r} may be the other: --map "
+                f"{turn.path(name)}=user or =assistant reads it; --ignore {turn.path(name)} reads on without it"
+            )
 
 
 def _content_name(turn: Fields, role: str) -> str:
@@ -306,7 +323,7 @@ def _ours(turn: Fields, speaker: Any) -> str | None:
 
 
 def _calls(turn: Fields, where: str, most_values: int) -> list[Call]:
-    given = [name for name in TOOL_CALLS.names if name in turn]
+    given = [name for name in TOOL_CALLS.names if not is_hollow(turn.peek(name))]
     if len(given) > 1:
         raise BadRecord(f"{where}: {' and '.join(given)} in one turn")
     if not given:
