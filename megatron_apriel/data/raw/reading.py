@@ -80,7 +80,7 @@ def plain_name(name: str) -> str:
     """The name in small letters with underscores: ``imagePath``, ``Image-Path`` and ``image_path`` are one field."""
     if len(name) > _LONGEST_NAME:
         return name
-    name = name.replace("-", "_").replace(" ", "_")
+    name = name.replace("-", "_").replace(" ", "_").replace("CoT", "Cot")  # one word, as in LongCoT
     return (name if "_" in name else _HUMP.sub("_", name)).lower()
 
 

@@ -29,7 +29,8 @@ from megatron_apriel.data.raw.fields import Fields, kind_of, text_of
 from megatron_apriel.data.raw.problems import BadRecord
 
 _THOUGHT = (
-    r"(?:\w{1,12}:)?(?:inner[_ ]|chain[_ ]of[_ ]|longcat[_ ]|deep[_ ]?)?(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
+    r"(?:\w{1,12}:)?(?:inner[_ ]|chain[_ ]of[_ ]|longcat[_ ]|deep[_ ]?)?"
+    r"(?:think(?:ing|_fast(?:er)?)?|thoughts?|reason(?:ing)?)"
     r"(?:[_ ](?:process|content|trace|steps|chain))?"
     r"|rationale|cot|scratch_?pad|analysis|reflection|(?:inner|internal)[_ ]monologue"
 )
@@ -81,8 +82,11 @@ _HEADINGS = (
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<start_working_out>", "<end_working_out>"),
     ("<|channel>thought\n", "<channel|>"),
+    ("[unused16]", "[unused17]"),
+    ("Thinking...\n", "\n...done thinking."),
 )
-"""Two lines or marks, before reasoning and before the answer: HuatuoGPT-o1, Granite, s1, Apertus, Unsloth, Gemma."""
+"""Two lines or marks, before reasoning and before the answer: HuatuoGPT-o1, Granite, s1, Apertus, Unsloth, Gemma, Pangu
+and what Ollama prints."""
 _FOLDED = re.compile(
     r"\s*<details(?P<marked>\s[^<>]{0,80}type=\"reasoning\"[^<>]{0,80})?>\s*<summary>(?P<title>[^<>]{0,80})</summary>"
     r"(?P<thought>.*?)</details>(?P<answer>.*)",
@@ -93,6 +97,8 @@ _CHANNEL = re.compile(
     r"(?:<\|start\|>assistant)?<\|channel\|>(analysis|final)<\|message\|>(.*?)(?:<\|end\|>|<\|return\|>|\Z)", re.DOTALL
 )
 """gpt-oss's."""
+_BARE_CHANNELS = re.compile(r"analysis(?P<thought>.+?)assistant(?P<channel>final|commentary)(?P<answer>.*)", re.DOTALL)
+"""The same with its special tokens left out, as a decoder does that skips them."""
 _LOOKS_LIKE_REASONING = re.compile(
     r"[<\[{◁]\|?/?\w{0,20}(?:think|thought|reason|scratchpad|reflect|monologue|analysis|working_out|rationale)"
     r"\w{0,20}\|?[>\]}▷]|&lt;/?think(?:ing)?&gt;|```(?:think|reason)|type=\"reasoning\"|<\|inner_prefix\|>"
@@ -136,6 +142,10 @@ def split_reasoning(said: str, where: str) -> tuple[str, str]:
             return thought, _unwrapped(answer, where, reasoned=True)
     if text.startswith(("<|channel|>", "<|start|>")):
         return _channels(text, where)
+    if bare := _BARE_CHANNELS.fullmatch(text):
+        if bare["channel"] != "final":
+            raise BadRecord(f"{where}: channels of gpt-oss other than analysis and final: 'assistantcommentary'")
+        return bare["thought"].replace("assistantanalysis", "\n\n").strip(), bare["answer"].strip()
     return _tagged(text, where)
 
 
@@ -147,6 +157,8 @@ def behind_reasoning(said: str) -> str:
     text = said.lstrip()
     if text.startswith(("<|channel|>", "<|start|>")):
         return next((part[2].strip() for part in _last(_CHANNEL, text) if part[1] == "final"), "")
+    if (bare := _BARE_CHANNELS.fullmatch(text)) and bare["channel"] == "final":
+        return bare["answer"].strip()
     opening = _OPENING.match(text)
     for closing in _last(_CLOSING, text):
         if opening is not None or _CERTAIN.fullmatch(closing[0]):

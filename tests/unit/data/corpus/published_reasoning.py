@@ -40,6 +40,15 @@ REASONING: dict[str, Published] = {
                  "<|message|>12<|return|>"),
         REASONED,
     ),
+    "gpt-oss without its special tokens": one(
+        reasoned("analysisSix and six make twelve.assistantfinal12"), REASONED
+    ),
+    "K2": one(reasoned("<think_faster>\nSix and six make twelve.\n</think_faster>\n12"), REASONED),
+    "Pangu": one(reasoned("[unused16]Six and six make twelve.[unused17]12"), REASONED),
+    "what Ollama prints": one(
+        reasoned("Thinking...\nSix and six make twelve.\n...done thinking.\n\n12"), REASONED
+    ),
+    "CoT": one({"question": "6+6?", "CoT": "Six and six make twelve.", "answer": "12"}, REASONED),
     "HuatuoGPT-o1": one(
         reasoned("## Thinking\n\nSix and six make twelve.\n\n## Final Response\n\n12"), REASONED
     ),
