@@ -79,7 +79,8 @@ def account(
         refuse_known(leftover, answered=bool(said))
         if leftover.level in ("record", "turn"):
             check_numbered(leftover.path, leftover.name, leftover.value, len(images))
-        if said and _is_obeyed_by_answers(leftover, has_choices) and not (described and leftover.name in TAGS):
+        obeyed = _is_obeyed_by_answers(leftover, has_choices) and not (described and leftover.name in TAGS)
+        if said and obeyed and not leftover.counted:
             _check_context(leftover, said)
         opened = _opened(leftover)
         if said and leftover.level == "record":

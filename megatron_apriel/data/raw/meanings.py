@@ -33,7 +33,9 @@ TURN_LISTS = Meaning(
     "record", "messages dialogue dialog turns contents chat_messages message", "turns, as OpenAI and Gemini write them"
 )
 CONVERSATIONS = Meaning(
-    "record", "conversations conversation chat items interactions data", "turns, as ShareGPT and LLaVA write them"
+    "record",
+    "conversations conversation chat chat_rounds trajectory items interactions data",
+    "turns, as ShareGPT, LLaVA and logs of agents write them",
 )
 TEXTS = Meaning(
     "record",
@@ -47,7 +49,7 @@ SPEAKERS = Meaning(
 )
 PROMPTS = Meaning(
     "record",
-    "instruction prompt question query problem input inputs user human message message_1",
+    "instruction prompt question query problem input inputs text_input input_text user human message message_1",
     "the user's turn, or turns, where an answer stands beside it",
 )
 PROMPT_INPUT = Meaning(
@@ -58,8 +60,8 @@ PROMPT_INPUT = Meaning(
 ANSWERS = Meaning(
     "record",
     "attempt deepseek_attempt deepseek_solution generated_solution completion response output outputs targets target "
-    "solution answer assistant gpt generation llm_response model_response model_answer assistant_response content "
-    "answers label reply message_2 reannotated_assistant_content final_answer",
+    "output_text solution answer assistant gpt generation llm_response model_response model_answer "
+    "assistant_response content answers label reply message_2 reannotated_assistant_content final_answer",
     "the assistant's turn, or turns, after a prompt",
 )
 CALLS = Meaning("record", "answers", "beside `query` and `tools`: the tool calls that answer it")
@@ -147,8 +149,8 @@ RESULT_CONTENT = Meaning("turn", "output result response", "of a result: its con
 MORE = Meaning(
     "turn", "additional_kwargs", "of the assistant: reasoning and calls, where the turn has none (LangChain)"
 )
-ASKED = Meaning("turn", "user human question prompt input instruction", "the user's half of a pair")
-SAID = Meaning("turn", "assistant gpt bot answer response output", "the assistant's half of a pair")
+ASKED = Meaning("turn", "user human question query prompt input instruction", "the user's half of a pair")
+SAID = Meaning("turn", "assistant gpt bot answer response output completion reply", "the assistant's half of a pair")
 PAIR_SYSTEM = Meaning("turn", "system", "system turn before a pair")
 REASONING = Meaning(
     "turn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from megatron_apriel.data.raw.conversations import conversation
@@ -22,21 +23,25 @@ _BY_ANYBODY = ("llm_response", "model_response", "assistant_response", "model_an
 ANSWERS_TO = {
     "instruction": ("output", "outputs", "response", "completion", "answer", *_BY_ANYBODY),
     "prompt": ("completion", "response", "output", "outputs", "answer", *_BY_ANYBODY),
-    "question": ("attempt", "deepseek_attempt", "response", "solution", "answer", "completion", "output", *_BY_ANYBODY,
+    "question": ("attempt", "deepseek_attempt", "response", "solution", "completion", "output", "answer", *_BY_ANYBODY,
                  "answers"),
-    "query": ("response", "answer", "output", "completion", *_BY_ANYBODY, "answers", "label"),
+    "query": ("response", "output", "completion", "answer", *_BY_ANYBODY, "answers", "label"),
     "problem": ("reannotated_assistant_content", "deepseek_solution", "generated_solution", "solution", "response",
-                "answer", "output", "completion", *_BY_ANYBODY),
+                "output", "completion", "answer", *_BY_ANYBODY),
     "input": ("output", "response", "completion", "target", *_BY_ANYBODY, "content"),
     "inputs": ("targets", "outputs"),
+    "text_input": ("output",),
+    "input_text": ("output_text", "output"),
     "user": ("assistant",),
     "human": ("assistant", "gpt"),
     "message": ("response", "reply"),
     "message_1": ("message_2",),
 }  # fmt: skip
 """For each name of a prompt, the names that its answer may have."""
-_ASKING = ("instruction", "prompt", "question", "query", "problem", "input", "inputs")
+_ASKING = ("instruction", "prompt", "question", "query", "problem", "input", "inputs", "text_input", "input_text")
 """Prompts that are no names of people."""
+_TEMPLATE = re.compile(r"\s*Below is an? (?:instruction|question|task)\b")
+"""How Alpaca's template begins, which some sets keep beside what it was filled with."""
 
 _WITH_INPUT = {
     **dict.fromkeys(("instruction", "prompt"), PROMPT_INPUT.names),
@@ -95,11 +100,20 @@ def _check_other_prompts(record: Fields, prompt: str, turns: list[Turn]) -> None
             and value.strip()
             and not any(value.strip() in turn.text for turn in turns)
         ):
+            if _is_filled_in(value, turns):
+                record.count(name)
+                continue
             path = record.path(name)
             raise BadRecord(
                 f"field {path!r} holds a text that no turn holds, beside another question: put both into one, or "
                 f"--ignore {path}"
             )
+
+
+def _is_filled_in(text: str, turns: list[Turn]) -> bool:
+    """Whether a text is a template with the question in it, its answer as well or known words around it."""
+    asked = [line.strip() for turn in turns[:-1] for line in turn.text.splitlines()]
+    return all(line in text for line in asked) and (turns[-1].text in text or _TEMPLATE.match(text) is not None)
 
 
 def _asked(record: Fields, prompt: str, most_values: int) -> list[Turn]:

@@ -19,6 +19,39 @@ TEXTS: dict[str, Published] = {
         chat(user(ASKED), said(ANSWERED), user("Sure?"), said("Yes.")),
         {"id": 1},
     ),
+    "CodeExercise": one(
+        {"chat_rounds": [{"id": 0, "role": "human", "content": ASKED}, {"id": 1, "role": "bot", "content": ANSWERED}]},
+        QUESTION_AND_ANSWER,
+    ),
+    "SWE-rebench's trajectories": one(
+        {"instance_id": "x", "resolved": 1, "exit_status": "submit",
+         "trajectory": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]},
+        QUESTION_AND_ANSWER,
+    ),
+    "Blossom, with the bare answer beside the worked one": one(
+        {"id": "x", "query": ASKED, "output": "It is red.", "answer": "red", "dataset": "own"},
+        chat(user(ASKED), said("It is red.")),
+        {"id": 1, "answer": 1, "dataset": 1},
+    ),
+    "Gemini's tuning data": one({"text_input": ASKED, "output": ANSWERED}, QUESTION_AND_ANSWER, {}),
+    "Vertex AI's tuning data": one({"input_text": ASKED, "output_text": ANSWERED}, QUESTION_AND_ANSWER, {}),
+    "python_code_instructions, with the template filled in": one(
+        {"instruction": "Add.", "input": "6 6", "output": "12",
+         "prompt": "Below is an instruction that describes a task. Write a response that completes it.\n\n"
+                   "### Instruction:\nAdd.\n\n### Input:\n6 6\n\n### Output:\n12"},
+        chat(user("Add.\n6 6"), said("12")),
+        {"prompt": 1},
+    ),
+    "pairs of query and response": one(
+        {"conversation": [{"query": ASKED, "response": ANSWERED}, {"query": "Sure?", "response": "Yes."}]},
+        chat(user(ASKED), said(ANSWERED), user("Sure?"), said("Yes.")),
+        {},
+    ),
+    "pairs of prompt and completion in a history": one(
+        {"history": [{"prompt": ASKED, "completion": ANSWERED}], "query": "Sure?", "response": "Yes."},
+        chat(user(ASKED), said(ANSWERED), user("Sure?"), said("Yes.")),
+        {},
+    ),
     "OpenHermes": one(
         {"system_prompt": "Be brief.", "custom_instruction": None, "source": "own",
          "conversations": [{"from": "human", "value": ASKED, "weight": None}, {"from": "gpt", "value": ANSWERED}]},

@@ -47,6 +47,20 @@ REFUSED = {
     "spans beyond the text": ({"text": "abc", "spans": [[0, 3]]}, "'spans' is not pairs"),
     "spans over each other": ({"text": "abcd", "spans": [[0, 2], [2, 3]]}, "spans over each other"),
     "spans of names": ({"text": "abc", "spans": [{"start": 0, "end": 1}]}, "'spans' is not pairs"),
+    # the half of what is learned
+    "half a pair": (
+        {"history": [{"ask": "Is it green?", "response": "No."}], "query": "Which?", "response": "Red."},
+        "field 'history.ask' may be the other",
+    ),
+    "several conversations in one": (
+        {"messages": [[ASKED, ANSWERED], [ASKED, ANSWERED]]},
+        "'messages' lists 2 conversations",
+    ),
+    "turns that are numbers": ({"messages": [ASKED, 3]}, "turn 2 of field 'messages' is not an object, but a int"),
+    "another prompt that was not filled in": (
+        {"instruction": "Add.", "output": "12", "prompt": "Be a pirate. Add."},
+        "field 'prompt' holds a text",
+    ),
     # preferences
     "chosen and rejected": (chat(chosen={"role": "assistant"}, rejected={}), "'chosen' is preference data"),
     "a rejected response": (chat(rejected_response="Blue."), "'rejected_response' is preference data"),
