@@ -37,6 +37,7 @@ from megatron_apriel.data.raw.refused_fields import (
 )
 from megatron_apriel.data.raw.split_names import HELD_OUT, SPLIT_OF_WORD
 from megatron_apriel.data.raw.tool_lists import check_no_tools
+from megatron_apriel.data.raw.verdicts import check_verdicts
 
 _CHOICE = re.compile(r"(?:option|choice|candidate|opt|op)s?_?[a-j1-9]|[a-j]")
 """A choice in a field of its own, as multiple choice sets have them (MMBench, MedMCQA)."""
@@ -75,6 +76,8 @@ def account(
     unused: Counter[str] = Counter()
     ignored = record.reading.ignored
     has_choices, described = {"a", "b"} <= {*record.names()}, {*TAGS} <= {*record.names()}
+    if said:
+        check_verdicts(record, said)
     for leftover in record.leftovers():
         refuse_known(leftover, answered=bool(said))
         if leftover.level in ("record", "turn"):
@@ -151,6 +154,10 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values == "denied":
         word = value.strip().lower() if isinstance(value, str) else value
         return answered and (word is False or word in ("false", "no", "incorrect", "wrong"))
+    if values == "nothing":
+        return answered and all(isinstance(one, int | float) and one == 0 for one in _as_list(value))
+    if values == "words":
+        return answered and any(isinstance(one, str) and " " in one.strip() for one in _as_list(value))
     if values == "flags":
         inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
         return bool(inside) and all(isinstance(one, bool | int | float) for one in inside)
@@ -164,13 +171,13 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
     if values == "disliked" and isinstance(value, int | float):
         return value < 0
     if words := _WORDS.get(values):
-        return any(_is_word_of(one, words.split()) for one in (value if isinstance(value, list) else [value]))
+        return any(_is_word_of(one, words.split()) for one in _as_list(value))
     if values == "split":
         return isinstance(value, str) and SPLIT_OF_WORD.get(value.strip().lower()) in HELD_OUT
     if values == "pages":
         return answered and not (isinstance(value, bool | int | float) or "://" in str(value)[:32])
     if values == "marks":
-        marks = value if isinstance(value, list) else [value]
+        marks = _as_list(value)
         if not answered:
             return all(isinstance(mark, bool) for mark in marks)
         plain = all(isinstance(mark, bool | int | float) for mark in marks)
@@ -179,6 +186,10 @@ def _is_meant(values: str, value: Any, answered: bool) -> bool:
         kind_of_answer = isinstance(value, str) and _API_OBJECT.fullmatch(value) is not None
         return not (kind_of_answer or isinstance(value, bool | int | float))
     return True
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _check_mark_inside(path: str, name: str, value: Any) -> None:

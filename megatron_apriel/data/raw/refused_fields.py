@@ -24,7 +24,8 @@ class Refusal:
             ``media``, no numbers; ``pages``, no numbers and no addresses, beside turns; ``split``, the name of one that
             is held out; ``cut``, one of :data:`CUT`; ``cut off``, true, beside turns; ``thrown``, one of
             :data:`THROWN`; ``disliked``, one of :data:`DISLIKED`; ``not taken``, Prodigy's ``reject`` and ``ignore``;
-            ``no success``, a number that is none of 200 to 299; ``error``, any but false and words for none.
+            ``no success``, a number that is none of 200 to 299; ``error``, any but false and words for none;
+            ``nothing``, 0 alone or a list of it, beside turns; ``words``, a text of several words, beside turns.
         reason: ends the sentence "field 'x' ...".
         unless: words of names that mean something else, as ``box_office``.
     """
@@ -56,7 +57,8 @@ REFUSED = (
     Refusal(
         "record turn",
         "correct is_correct answer_correct is_good good is_accepted accepted approved desirable is_desirable thumbs_up "
-        "passed success resolved solved is_solved successful is_successful is_success task_success",
+        "passed success resolved solved is_solved successful is_successful is_success task_success liked is_liked "
+        "upvoted",
         "",
         "no",
         "says that the answer is bad, and it would be imitated",
@@ -72,23 +74,33 @@ REFUSED = (
     ),
     Refusal(
         "record turn",
-        "incorrect is_incorrect is_bad thumbs_down deleted is_deleted discarded is_discarded was_cancelled is_spam "
-        "spam hallucinated is_hallucinated",
+        "incorrect is_incorrect wrong is_wrong is_bad failed is_failed has_failed thumbs_down deleted is_deleted "
+        "discarded is_discarded was_cancelled is_spam spam hallucinated is_hallucinated is_hallucination "
+        "has_hallucination",
         "",
         "yes",
         "says that the answer is bad, and it would be imitated",
     ),
     Refusal(
         "record turn",
-        "feedback user_feedback rating user_rating thumbs vote reaction",
+        "feedback user_feedback rating user_rating thumbs thumb vote reaction quality response_quality answer_quality "
+        "output_quality",
         "",
         "disliked",
         "says that the answer is bad, and it would be imitated",
     ),
     Refusal(
         "record",
-        "is_valid valid include included keep selected usable use_for_training for_training is_train "
-        "include_in_training train_on_record",
+        "reward rewards binary_reward outcome_reward task_reward total_reward final_reward episode_reward "
+        "accuracy_reward correctness_reward",
+        "",
+        "nothing",
+        "says that the answer earned nothing, and it would be imitated",
+    ),
+    Refusal(
+        "record",
+        "is_valid valid include included keep selected usable use_for_training use_in_training used_for_training "
+        "for_training to_train is_train in_train_set in_training_set include_in_training train_on_record",
         "",
         "no",
         "says that the record is not to be learned",
@@ -96,7 +108,8 @@ REFUSED = (
     Refusal(
         "record",
         "ignore ignored skip skipped exclude excluded drop dropped filtered is_filtered duplicate is_duplicate hidden "
-        "quarantined skip_training exclude_from_training is_test is_validation holdout held_out",
+        "quarantined skip_training exclude_from_training excluded_from_training no_train no_training do_not_train "
+        "not_for_training is_test is_validation holdout held_out",
         "",
         "yes",
         "says that the record is not to be learned",
@@ -117,7 +130,7 @@ REFUSED = (
     ),
     Refusal(
         "record",
-        "error errors error_message error_code exception",
+        "error errors error_message error_code is_error has_error exception",
         "",
         "error",
         "says that the request failed: the answer may be a part of one, or none",
@@ -138,7 +151,8 @@ REFUSED = (
     ),
     Refusal(
         "record turn",
-        "truncated is_truncated was_truncated cut_off partial is_partial interrupted was_interrupted aborted",
+        "truncated is_truncated was_truncated cut_off cutoff is_cutoff partial is_partial interrupted was_interrupted "
+        "aborted",
         "",
         "cut off",
         "says that the answer was cut off or held back, and its end would be learned as one",
@@ -152,15 +166,22 @@ REFUSED = (
         "holds a better answer than the one that would be learned",
     ),
     Refusal(
+        "record turn",
+        "revision revisions",
+        "",
+        "words",
+        "holds a better answer than the one that would be learned",
+    ),
+    Refusal(
         "turn part",
-        "learnable supervised supervise target is_target need_eos_token",
+        "learnable is_learnable supervised is_supervised supervise target is_target need_eos_token",
         "",
         "no",
         "says which words are learned, in a way that is not followed here",
     ),
     Refusal(
         "turn part",
-        "ignore ignored skip skipped exclude excluded",
+        "ignore ignored skip skipped exclude excluded is_context context_only frozen is_frozen",
         "",
         "yes",
         "says which words are learned, in a way that is not followed here",
@@ -195,7 +216,7 @@ REFUSED = (
     ),
     Refusal(
         "",
-        "input_ids segments",
+        "input_ids segments advantage advantages",
         "loss mask masks masked masking weight weights spans",
         "any",
         "says which words are learned, in a way that is not followed here",
@@ -305,7 +326,7 @@ NO_ERROR = "none null nan n/a no ok success not_executed"
 """Words for an error that did not happen, brackets around them left out (OpenMathInstruct)."""
 ORIGIN = "id ids link links url urls title channel author date language"
 """Last words of names that say from which film or sound a plain text was written down (YouTube-Commons)."""
-INSIDE = ("cut", "no", "denied", "yes", "thrown", "disliked", "split")
+INSIDE = ("cut", "no", "denied", "yes", "thrown", "disliked", "split", "nothing")
 """Kinds of values that are looked for inside of objects of the record that nothing else reads, as ``metadata``."""
 THROWN = (
     "reject rejected ignore ignored discard discarded skip skipped cancelled canceled fail failed failure error "

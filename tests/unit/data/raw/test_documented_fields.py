@@ -21,6 +21,8 @@ KINDS = {
     "disliked": ", if it is a word of those below, or a number below 0",
     "not taken": ", if it is `reject` or `ignore`",
     "error": ", unless it is false or a word for none",
+    "nothing": ", if it is 0 alone or a list of it, beside turns",
+    "words": ", if it is a text of several words, beside turns",
     "no success": ", if it is none of 200 to 299",
 }  # fmt: skip
 
