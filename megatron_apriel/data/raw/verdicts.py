@@ -38,6 +38,8 @@ _WORK = _words(
     "llm verifier math task goal rule eval evaluation run exit"
 )
 """What is done with an answer to judge it."""
+_ADJECTIVES = _words("correct valid verified accepted approved successful")
+"""Before a noun they say which one is meant, as in ``correct_answer``."""
 _ASKED = _words("problem question prompt instruction query")
 _LITTLE = _words("is was are has been the")
 _OTHER = _words(
@@ -89,6 +91,8 @@ def _is_bad(name: str, value: Any, read: set[str], unread: Sequence[str], *, alo
     if not subject:  # a rating of 0 is a number of a scale there
         return len(kinds) > 1 or (kinds[0] in _TRUTHS and (value is False or isinstance(value, str)))
     states = set(kinds) <= _STATES
+    if name.startswith(words[0]) and words[0] in _ADJECTIVES:
+        return False
     if states and set(subject) <= _ASKED:
         return alone and "_".join(subject) in read
     if set(subject) <= _ANSWER | _WORK:

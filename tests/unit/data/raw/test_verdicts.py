@@ -74,6 +74,7 @@ READ: dict[str, Any] = {
     "a reward of a model": chat(reward=-3.5),
     "a model of several sizes": chat(qwen_7b_correct=False),
     "a revision of the data": chat(revision="main", quality="good"),
+    "which answer is right": chat(correct_answer=0, valid_answers=False, correct_response="no"),
     "a scale from 0": chat(correctness=0),
     "no verdict": chat(tests_passed=None, judge_verdict="", deepseek_grade=None),
 }
