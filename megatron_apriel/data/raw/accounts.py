@@ -13,7 +13,7 @@ from megatron_apriel.data.raw.fields import Fields, Leftover, is_nothing, leaves
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import CONVERSATIONS, MARKS, ROLE, SYSTEMS, TOOLS, TURN_LISTS, WEIGHTS
 from megatron_apriel.data.raw.ordering import check_numbered
-from megatron_apriel.data.raw.other_turns import check_other_turns, contents_of
+from megatron_apriel.data.raw.other_turns import check_other_turns, check_turns_inside, contents_of
 from megatron_apriel.data.raw.picture_traces import check_captioned_address, check_traces
 from megatron_apriel.data.raw.problems import PATH_CHARACTERS, BadRecord, shortened, way_out
 from megatron_apriel.data.raw.reading import plain_name, words_of
@@ -23,6 +23,7 @@ from megatron_apriel.data.raw.refused_fields import (
     AUTOMATIC,
     CONTEXT,
     CONTEXT_ENDINGS,
+    CONTEXT_OF,
     CUT,
     DISLIKED,
     INSIDE,
@@ -55,6 +56,8 @@ _OBJECTS = frozenset(("metadata", "meta", "extra", "extra_info", "info", "attrib
 """Fields that hold an object, or its JSON text."""
 _VALUES = 10_000
 """Most of such a text that is looked into."""
+_CONTEXT_OF = [[frozenset(words.split()) for words in pair] for pair in CONTEXT_OF]
+_ABOUT = frozenset((*ABOUT.split(), "name", "version", "hash")) - {"prompt", "instruction", "instructions"}
 _SPEAKERS = ("user", "human", "prompter", "assistant", "gpt", "model", "bot", "system")
 
 
@@ -92,6 +95,7 @@ def account(
             check_no_tools(leftover.path, leftover.value, said, ignored)
         if said and leftover.level == "record":
             check_other_turns(leftover, said)
+            check_turns_inside(opened, said, ignored)
         if unreasoned and leftover.level in ("record", "turn"):
             _check_reasoning(leftover, said)
         if not said and leftover.level == "record":
@@ -238,11 +242,12 @@ def _is_context(name: str, has_choices: bool) -> bool:
     return choice or name in CONTEXT.split()
 
 
-def _ends_as_context(leftover: Leftover) -> bool:
-    """Whether a field's last word says that it is such a text, and it is no mere name."""
+def _reads_as_context(leftover: Leftover) -> bool:
+    """Whether the words of a field's name say that it is such a text, and it is no mere name and no JSON."""
     words = leftover.name.split("_")
-    named = words[-1] in CONTEXT_ENDINGS.split() and {leftover.name, *words}.isdisjoint(NO_CONTEXT.split())
-    return named and any(" " in text.strip() for text in _texts(leftover))
+    paired = any(not any(one.isdisjoint(words) for one in pair) for pair in _CONTEXT_OF) and words[-1] not in _ABOUT
+    named = (paired or words[-1] in CONTEXT_ENDINGS.split()) and {leftover.name, *words}.isdisjoint(NO_CONTEXT.split())
+    return named and any(" " in text.strip() and text.lstrip()[:1] not in ("[", "{") for text in _texts(leftover))
 
 
 def _check_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[str]) -> None:
@@ -272,9 +277,9 @@ def _as_object(value: Any) -> Any:
 
 def _is_obeyed_by_answers(leftover: Leftover, has_choices: bool) -> bool:
     if leftover.level == "turn":
-        named = leftover.name in CONTEXT.split() or _ends_as_context(leftover)
+        named = leftover.name in CONTEXT.split() or _reads_as_context(leftover)
         return named or (leftover.name in SYSTEMS.names and _is_obeyed(leftover.name, leftover.value))
-    named = _is_context(leftover.name, has_choices) or _ends_as_context(leftover)
+    named = _is_context(leftover.name, has_choices) or _reads_as_context(leftover)
     return leftover.level == "record" and (named or _is_obeyed_outside(leftover))
 
 

@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from megatron_apriel.data.raw.envelopes import OURS
 from megatron_apriel.data.raw.fields import Leftover
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.meanings import CONTENT, ROLE
-from megatron_apriel.data.raw.problems import BadRecord
+from megatron_apriel.data.raw.problems import BadRecord, way_out
 from megatron_apriel.data.raw.reading import plain_name
 from megatron_apriel.data.raw.reasoning import split_reasoning
 
 _VALUES = 100_000
 """Most of a JSON text that is looked into."""
+_ASKING = ("user", "system")
 _CALL_TAGS = ("<tool_call>", "<functioncall>", "[TOOL_CALLS]")
 
 
@@ -42,6 +44,46 @@ def check_other_turns(leftover: Leftover, said: Sequence[str]) -> None:
             )
 
 
+def check_turns_inside(leftover: Leftover, said: Sequence[str], ignored: frozenset[str]) -> None:
+    """Raise BadRecord for an object that holds the turns that were read with a system turn which those do not have.
+
+    So tools that make data keep what they asked, as distilabel in its metadata.
+
+    Args:
+        leftover: a field of a record that nobody took.
+        said: texts of the turns that were read.
+        ignored: paths of fields that are as if they were not there.
+    """
+    waiting: list[tuple[str, Any]] = [(leftover.path, leftover.value)] if isinstance(leftover.value, Mapping) else []
+    while waiting:
+        path, value = waiting.pop()
+        if path in ignored:
+            continue
+        if isinstance(value, Mapping):
+            waiting += [(f"{path}.{name}", one) for name, one in value.items()]
+            continue
+        turns = [_plain(one) for one in _as_list(value) if isinstance(one, Mapping)]
+        by_role = {kind: [text for one in turns if _speaks(one, kind) for text in _said(one)] for kind in _ASKING}
+        asked, told = (by_role[kind] for kind in _ASKING)
+        if asked and all(_is_held(text, said) for text in asked) and not all(_is_held(text, said) for text in told):
+            raise BadRecord(
+                f"field {path!r} holds a system turn before the same question, which no turn holds: the answer may "
+                f"follow it, and it would be left out{way_out(path)}"
+            )
+
+
+def _speaks(turn: Mapping[str, Any], kind: str) -> bool:
+    return any(isinstance(role := turn.get(name), str) and OURS.get(role.lower()) == kind for name in ROLE.names)
+
+
+def _said(turn: Mapping[str, Any]) -> list[str]:
+    return [value for name in CONTENT.names if isinstance(value := turn.get(name), str) and value.strip()]
+
+
+def _is_held(text: str, said: Sequence[str]) -> bool:
+    return any(text.strip() in turn for turn in said)
+
+
 def contents_of(value: Any) -> list[str]:
     """The texts of a value that is nothing but turns: a list of them, a list of such lists, or the JSON text of one."""
     return list(_contents(_as_list(value)))
@@ -63,7 +105,7 @@ def _contents(turns: list[Any]) -> Iterator[str]:
     if len(named) != len(turns) or not all(any(isinstance(one.get(role), str) for role in ROLE.names) for one in named):
         return
     for one in named:
-        yield from (value for name in CONTENT.names if isinstance(value := one.get(name), str) and value.strip())
+        yield from _said(one)
 
 
 def _plain(value: Mapping[Any, Any]) -> dict[str, Any]:

@@ -350,7 +350,10 @@ CONTEXT = (
     "initial_prompt prompt_prefix prefill output_format answer_format system_text system_role system_content sysprompt "
     "task_description bot_description char_description character_description character profile user_profile memory "
     "memories facts ocr ocr_text ocr_tokens source_text source_document reference_text snippets chunks web_results "
-    "retrieved retrieval constraints requirements"
+    "retrieved retrieval constraints requirements assistant_prefix response_prefix answer_prefix demos icl_examples "
+    "style_guide constitution persona_description persona_text background_story backstory lore scene previous_turns "
+    "prior_messages past_conversation conversation_summary dialogue_summary passage_text context_text document_text "
+    "table_text file_content file_contents docs"
 )
 """Fields beside turns that are counted where the turns hold their text, and refused where they do not."""
 CONTEXT_ENDINGS = (
@@ -358,6 +361,11 @@ CONTEXT_ENDINGS = (
     "memory memories demonstrations shots"
 )
 """Last words of names of further such fields."""
+CONTEXT_OF = (
+    ("system sys developer", "prompt prompts message messages msg instruction instructions text content"),
+    ("tool tools functions api apis", "prompt description descriptions desc text doc docs documentation spec"),
+)
+"""Words of names of further such fields: one of each pair."""
 NO_CONTEXT = (
     "original seed raw source old previous evolved generated grading grader judge judging evaluation eval scoring "
     "annotation annotator labeling review reward license input_persona"

@@ -45,6 +45,30 @@ LEFT_OUT = {
         chat(extra=json.dumps({"deep": {"system_prompt": "Be brief."}})),
         "'extra.deep.system_prompt'",
     ),
+    **{
+        f"words in {name}": (chat(**{name: "Answer in words only."}), f"'{name}' holds a text that no turn holds")
+        for name in (
+            "developer_prompt",
+            "custom_system_prompt",
+            "sys_message",
+            "system_prompts",
+            "tools_description",
+            "tool_prompt",
+            "api_docs",
+            "assistant_prefix",
+            "icl_examples",
+            "conversation_summary",
+        )
+    },
+    "a system turn before the same question": (
+        chat(
+            distilabel_metadata={
+                "raw_input_0": [{"role": "system", "content": "Be brief."}, ASKED],
+                "raw_output_0": "Red.",
+            }
+        ),
+        "'distilabel_metadata.raw_input_0' holds a system turn before the same question",
+    ),
     "a call of a list as words": (
         answer('[{"name": "tide", "arguments": {"place": "Hoek"}}]') | {"tools": [TIDE]},
         "a call of 'tide' as words",
@@ -93,6 +117,17 @@ HELD = {
     "objects without speakers": chat(sources=[{"value": "Blue."}]),
     "an answer that speaks about tags": chat(notes="Close `<think>` with `</think>` and go on."),
     "a template of prompts": {"prompt": "Which colour?", "question": "Which colour?", "completion": "Red."},
+    "the text of tools that are read": chat(tools=[TIDE], tools_text=json.dumps([TIDE])),
+    "names of what is obeyed": chat(system_prompt_name="short one", tool_text="", developer_message="Which colour?"),
+    "a system turn before another question": chat(
+        metadata={"judged": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it right?"}]}
+    ),
+    "the same turns in an object": chat(distilabel_metadata={"raw_input_0": [ASKED], "raw_output_0": "Red."}),
+    "a template that was filled in": {
+        "instruction": "Which colour?",
+        "output": "Red.",
+        "prompt": "Below is an instruction that describes a task.\n\n### Instruction:\nWhich colour?\n\n### Response:",
+    },
     "the name of a user": {"prompt": "Which?", "user": "ann", "completion": "Red."},
     "a JSON text of other things": chat(metadata=json.dumps({"tools": ["bash"], "system": "linux"})),
     "an example of code": answer("tide(place='Hoek')"),

@@ -6,7 +6,16 @@ from megatron_apriel.data.raw.envelopes import ROLES
 from megatron_apriel.data.raw.meanings import FIELDS, MAPPABLE
 from megatron_apriel.data.raw.pair_shape import ANSWERS_TO
 from megatron_apriel.data.raw.records import FORMATS
-from megatron_apriel.data.raw.refused_fields import CONTEXT, CONTEXT_ENDINGS, CUT, DISLIKED, NO_CONTEXT, REFUSED, THROWN
+from megatron_apriel.data.raw.refused_fields import (
+    CONTEXT,
+    CONTEXT_ENDINGS,
+    CONTEXT_OF,
+    CUT,
+    DISLIKED,
+    NO_CONTEXT,
+    REFUSED,
+    THROWN,
+)
 from megatron_apriel.data.raw.shapes import SHAPES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -58,7 +67,7 @@ def test_the_table_of_refusals():
 def test_context_and_roles():
     for words in (CUT, THROWN, DISLIKED):
         assert names(words) in " ".join(PAGE.split())
-    for words in (CONTEXT, CONTEXT_ENDINGS, NO_CONTEXT):
+    for words in (CONTEXT, CONTEXT_ENDINGS, NO_CONTEXT, *(words for pair in CONTEXT_OF for words in pair)):
         assert names(words) in " ".join(PAGE.split())
     for ours, theirs in ROLES.items():
         assert f"| `{ours}` | {names(theirs)} |\n" in PAGE
