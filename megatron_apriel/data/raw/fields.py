@@ -7,7 +7,7 @@ refused where it is known to change the lesson, and counted otherwise (``leftove
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +23,22 @@ _VALUES = 100_000
 
 def is_nothing(value: Any) -> bool:
     """Whether a value says nothing: null, an empty text, list or object, or NaN, as tables have them for "absent"."""
-    if isinstance(value, float):
-        return value != value
-    return value is None or (isinstance(value, str | bytes | list | tuple | Mapping) and not value)
+    return is_null(value) or (isinstance(value, str | bytes | list | tuple | Mapping) and not value)
 
 
-def is_hollow(value: Any) -> bool:
+def is_null(value: Any) -> bool:
+    """Whether a value is null, or NaN, which writers of tables put in its place."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def is_hollow(value: Any, says_nothing: Callable[[Any], bool] = is_nothing) -> bool:
     """Whether a value says nothing, or is an object or a list of such: what a row lacks of a table's united fields."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, Mapping | list):
             waiting += one.values() if isinstance(one, Mapping) else one
-        elif not is_nothing(one):
+        elif not says_nothing(one):
             return False
     return True
 
@@ -166,7 +169,7 @@ class Fields:
         """What nobody took, here and in the objects inside."""
         deep = [rest for ours, rest in self._deep.items() if rest in self._taken]
         for key, value in self._value.items():
-            if key in self._taken or value is None or value != value:
+            if key in self._taken or is_null(value):
                 continue
             path = self._path_of(str(key))
             if path in self.reading.ignored:

@@ -153,6 +153,8 @@ def _text_document(record: Fields, pieces: Pieces, masked: list[tuple[int, int]]
         for piece in pieces:
             check_first_marker(str(piece))
     parts, learned = _cut(_joined(pieces), masked or [])
+    if masked is not None and not any(wanted for part, wanted in zip(parts, learned, strict=True) if part is not None):
+        raise BadRecord("no word of the text is to be learned: its spans leave nothing")
     return TextDocument(
         parts,
         images,

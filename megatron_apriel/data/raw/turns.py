@@ -17,7 +17,7 @@ from megatron_apriel.data.raw.calls import (
     tools_of,
 )
 from megatron_apriel.data.raw.envelopes import CALLING, OURS, REASONED, is_turn, opened
-from megatron_apriel.data.raw.fields import Fields, is_hollow, is_nothing, kind_of, text_of
+from megatron_apriel.data.raw.fields import Fields, is_hollow, is_nothing, is_null, kind_of, text_of
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.marks import is_learned
 from megatron_apriel.data.raw.meanings import (
@@ -206,9 +206,9 @@ def read_turn(turn: Fields, where: str, most_values: int, role: str | None = Non
     if role in ("user", "tool_result"):
         result.pictures = _pictures(turn, most_values)
     for empty in (*TOOL_CALLS.names, *TURN_TOOLS.names, *TURN_IMAGES.names, *REASONING.names):
-        if is_hollow(turn.peek(empty)):
+        if _is_lacking(turn.peek(empty)):
             turn.take(empty)  # as a table has it
-    if (given is None or given != given) and not result.calls and (name == "value" or name not in turn.names()):
+    if is_null(given) and not result.calls and (name == "value" or name not in turn.names()):
         raise BadRecord(f"{where}: {name} is missing; the turn's fields: {names_shown(turn.names())}")
     if role == CALLING and isinstance(value, list | Mapping):
         result.calls += calls_of(value, turn, path, where, most_values)
@@ -252,7 +252,7 @@ def _add_more(turn: Fields, result: Turn, most_values: int) -> None:
         raise BadRecord(f"{result.where}: other calls in {path} than in the turn itself")
     result.calls = result.calls or calls
     for empty in (*TOOL_CALLS.names, *REASONING.names):
-        if is_hollow(more.peek(empty)):
+        if _is_lacking(more.peek(empty)):
             more.take(empty)
 
 
@@ -323,13 +323,18 @@ def _ours(turn: Fields, speaker: Any) -> str | None:
 
 
 def _calls(turn: Fields, where: str, most_values: int) -> list[Call]:
-    given = [name for name in TOOL_CALLS.names if not is_hollow(turn.peek(name))]
+    given = [name for name in TOOL_CALLS.names if not _is_lacking(turn.peek(name))]
     if len(given) > 1:
         raise BadRecord(f"{where}: {' and '.join(given)} in one turn")
     if not given:
         return []
     path = turn.path(given[0])
     return calls_of(turn.take(given[0]), turn, path, where, most_values)
+
+
+def _is_lacking(value: Any) -> bool:
+    """Whether a field says nothing, be it by nulls in the objects that a table gives to every turn."""
+    return is_nothing(value) or is_hollow(value, is_null)
 
 
 def _pictures(turn: Fields, most_values: int) -> Pictures:

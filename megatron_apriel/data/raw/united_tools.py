@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_apriel.data.raw.fields import is_hollow
+from megatron_apriel.data.raw.fields import is_hollow, is_null
 
 _SCHEMAS = ("parameters", "input_schema", "inputSchema")
 
@@ -37,7 +37,7 @@ def without_others(value: Any) -> Any:
 
 
 def _is_lacking(value: Any) -> bool:
-    return value is None or (isinstance(value, Mapping) and bool(value) and is_hollow(value))
+    return is_null(value) or (isinstance(value, Mapping) and bool(value) and is_hollow(value, is_null))
 
 
 def drop_arguments_of_others(function: dict[str, Any], tools: Sequence[Mapping[str, Any]]) -> None:

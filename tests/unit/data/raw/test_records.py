@@ -138,7 +138,7 @@ def call(**function):
             conversation({"from": "system", "value": "<image>"}, ANSWER, image="a"),
             "an image in a turn of the system",
         ),
-        (chat("x"), "turn 1 is not an object"),
+        (chat("x"), "turn 1 of field 'messages' is not an object"),
         (
             chat({"role": "wizard", "content": "x"}),
             "turn 1: unknown role 'wizard'; known: user, .*assistant.*--map role:THEIRS=OURS",

@@ -46,6 +46,7 @@ REFUSED = {
     "spans that are no pairs": ({"text": "abc", "spans": [[0, 1, 2]]}, "'spans' is not pairs"),
     "spans beyond the text": ({"text": "abc", "spans": [[0, 3]]}, "'spans' is not pairs"),
     "spans over each other": ({"text": "abcd", "spans": [[0, 2], [2, 3]]}, "spans over each other"),
+    "spans over everything": ({"text": "abc", "spans": [[0, 1], [2, 2]]}, "its spans leave nothing"),
     "spans of names": ({"text": "abc", "spans": [{"start": 0, "end": 1}]}, "'spans' is not pairs"),
     # the half of what is learned
     "half a pair": (
