@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
+from pathlib import PurePosixPath
+from typing import Any
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 """Of pictures that are read."""
@@ -26,6 +29,20 @@ _BRAND = b"ftyp"
 _DOCUMENTS = (b"%PDF-",)
 _SHORTEST = 24  # characters of base64 that are looked at; short words could be base64 as well
 _LOOKED_AT = 64
+
+
+_CONTAINER = re.compile(r"(?:[\w.-]+(?::\d{1,5})?/){1,8}[\w.-]+(?P<tag>:[\w.-]+)?(?P<digest>@sha256:[0-9a-f]+)?")
+_OF_CONTAINERS = re.compile(r"(?:^|[/._-])(?:docker|ghcr|quay|gcr|swe\w{0,20}|x86_64|amd64|arm64)(?=[/._-])")
+_LONGEST_REFERENCE = 300
+
+
+def names_container(value: Any) -> bool:
+    """Whether a text refers to an image of containers, as sets of agents' work have it, and not to a picture."""
+    if not isinstance(value, str) or len(value) > _LONGEST_REFERENCE or (found := _CONTAINER.fullmatch(value)) is None:
+        return False
+    if PurePosixPath(value).suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES):
+        return False
+    return bool(found["tag"] or found["digest"] or _OF_CONTAINERS.search(value))
 
 
 def kind_of_bytes(data: bytes) -> str:

@@ -19,6 +19,7 @@ from megatron_apriel.data.raw.file_kinds import (
     PAGE_SUFFIXES,
     kind_of_base64,
     kind_of_bytes,
+    names_container,
 )
 from megatron_apriel.data.raw.meanings import CAPTIONS, IMAGES, PICTURE_FILES, TEXT
 from megatron_apriel.data.raw.problems import BadRecord, shortened, way_out
@@ -119,7 +120,7 @@ def _text_of(record: Fields) -> str:
 
 def _check_naming(path: str, name: str, value: Any, answered: bool) -> None:
     """Refuse what says that there is a picture, in a record without any."""
-    if is_nothing(value) or value in (False, -1):
+    if is_nothing(value) or value in (False, -1) or names_container(value):
         return
     if isinstance(value, str) and _CONTAINER.fullmatch(value):
         return

@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_apriel.data.raw.documents import ImageValue
 from megatron_apriel.data.raw.fields import Fields, is_hollow, is_nothing, kind_of
-from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
+from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES, names_container
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.markers import (
     IMAGE_MARKER,
@@ -77,7 +77,7 @@ def pictures_of(record: Fields, most_values: int) -> Pictures:
     """The images that a record, or a turn, lists. Raises BadRecord."""
     for name in _FIELDS:
         value = record.peek(name)
-        if is_nothing(value) or (name in PICTURE_FILES.names and not _names_images(value)):
+        if is_nothing(value) or names_container(value) or (name in PICTURE_FILES.names and not _names_images(value)):
             continue
         listed, named = _listed(value, record.path(name), most_values)
         check_order(record.kept(list(listed.values()), record.path(name)), record.path(name))
@@ -102,7 +102,10 @@ def pictures_of(record: Fields, most_values: int) -> Pictures:
 def names_pictures(record: Fields) -> bool:
     """Whether a field of images says anything, be it wrong."""
     files = [name for name in PICTURE_FILES.names if _names_images(record.peek(name) or [0])]
-    return any(not is_hollow(record.peek(name)) for name in (*IMAGES.names, *files, *_numbered(record).values()))
+    return any(
+        not (is_hollow(one := record.peek(name)) or names_container(one))
+        for name in (*IMAGES.names, *files, *_numbered(record).values())
+    )
 
 
 def _numbered(record: Fields) -> dict[int, str]:

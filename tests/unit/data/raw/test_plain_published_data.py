@@ -32,6 +32,10 @@ READ = {
     "acts of speech": chat(speech_act="question"),
     "earnings of films": chat(box_office="12 million"),
     "PersonaHub": chat(input_persona=PERSONA),
+    # images of containers
+    "CoderForge": chat(image="docker.io/swerebench/sweb.eval.x86_64.a_1776_b-1:latest", reward=1.0),
+    "SWE-smith": chat(image_name="jyangballin/swesmith.x86_64.a_1776_b.c0ffee", docker_image="x/y:1"),
+    "a digest": chat(image="registry.org:5000/team/env@sha256:0a1b", metadata={"image_name": "team/env:v2"}),
     # values that say nothing
     "OpenMathInstruct": {"question": "1+1?", "generated_solution": "2", "error_message": "<not_executed>"},
     "no error": chat(error="None", errors=[], exception="n/a"),
@@ -40,6 +44,7 @@ READ = {
 REFUSED = {
     "a caption with an address": (PAGE, "'url' is the address of a picture"),
     "a caption with a size": ({**PAGE, "date": "2020", "width": 4, "height": 3}, "'url' is the address of a picture"),
+    "a picture without an ending": (chat(image_name="coco/000001"), "'image_name' names a picture"),
     "another chosen one": (chat(chosen_answer="Red."), "'chosen_answer' is preference data"),
     "boxes": (chat(image="a.png", door_bboxes=[[0, 0, 1, 1]]), "'door_bboxes' holds objects or boxes"),
     "a persona": (chat(persona=PERSONA), "'persona' holds a text that no turn holds"),
