@@ -368,7 +368,7 @@ CONTEXT_OF = (
 """Words of names of further such fields: one of each pair."""
 NO_CONTEXT = (
     "original seed raw source old previous evolved generated grading grader judge judging evaluation eval scoring "
-    "annotation annotator labeling review reward license input_persona"
+    "annotation annotator labeling review reward license benchmark similar neighbor input_persona"
 )
 """Words in such names, and a whole name (PersonaHub's), that say that the text is about the record, or that it was made
 of it."""

@@ -49,7 +49,7 @@ def drop_arguments_of_others(function: dict[str, Any], tools: Sequence[Mapping[s
         own = tool.get("function", tool)
         if not isinstance(own, Mapping) or own.get("name") != function["name"]:
             continue
-        schema = next((own[name] for name in _SCHEMAS if isinstance(own.get(name), Mapping)), {})
-        named = schema.get("properties")
+        schemas = (own.get(name) for name in _SCHEMAS)
+        named = next((one.get("properties") for one in schemas if isinstance(one, Mapping)), None)
         if isinstance(named, Mapping):
             function["arguments"] = {name: one for name, one in arguments.items() if one is not None or name in named}

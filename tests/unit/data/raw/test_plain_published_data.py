@@ -25,7 +25,9 @@ READ = {
     # a text, and the film that it was written down from
     "YouTube-Commons": {"text": "Hello everyone.", "video_id": "a1", "video_link": "https://youtube.com/watch?v=a1"},
     # names with words that mean something else in them
-    "KodCode": chat(trials={"trial_0": {"coverage": 1}}, chosen_trial="trial_0"),
+    "KodCode": chat(
+        trials={"trial_0": {"coverage": 1}}, chosen_trial="trial_0", benchmark_instruction="Write another function."
+    ),
     "DataComp": {"image": "a.png", "caption": "A door.", "face_bboxes": [[0.1, 0.1, 0.2, 0.2]]},
     "titles of films": {"text": "A long one.", "movie_title": "Heat", "movie_genre": "crime"},
     "games": chat(video_game="Pong", meta={"video_games": ["Pong"]}),
