@@ -23,6 +23,7 @@ from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
 from megatron_apriel.planning.changes import Resumption, resumption
+from megatron_apriel.planning.disk_room import check_room
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def beginning_of(config: StageConfig, ranks: int, change: bool) -> Beginning:
         # The weights must be those of the config before memory is taken for a model of its shapes.
         check_weights(config.init_from, architecture)
     layout = check_layout(config, architecture, ranks)
+    if not standing.ended(config):
+        check_room(config, architecture)
     return Beginning(**vars(standing), architecture=architecture, layout=layout)
 
 

@@ -41,6 +41,7 @@ from megatron_apriel.planning.beginning import (
 )
 from megatron_apriel.planning.changes import check_same_data
 from megatron_apriel.planning.choosing_moments import chosen_moments
+from megatron_apriel.planning.disk_room import lacking_room
 from megatron_apriel.planning.dry_run_tables import layout_table, memory_table, parameters_table, steps_table
 from megatron_apriel.planning.hardware import Hardware
 from megatron_apriel.planning.mixture_table import mixture_table, unfinished_table
@@ -150,6 +151,9 @@ def _notes(found: _Checked) -> list[str]:
         notes.append("precision.compute=auto is planned for GPUs, as bf16; on a CPU it is fp32.")
     if directory is not None and (lacking := missing_readers(directory, found.model.tower is not None)):
         notes.append(f"init_from {directory} has no {lacking}, and the result will have none. {copied(directory)}")
+    goes_on = found.standing.newest is None or not found.standing.ended(config)
+    if goes_on and (lacking := lacking_room(config, found.model)):
+        notes.append(lacking)
     if not Path(config.init_from).exists():
         notes.insert(0, f"init_from {config.init_from} does not exist yet.")
     return notes

@@ -41,6 +41,7 @@ from megatron_apriel.data.loading.loader import TrainingLoader
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.formats.run_directory import RunDirectory
+from megatron_apriel.planning.disk_room import least_checkpoint_bytes
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.layouts import LAYOUTS
 from megatron_apriel.testing.ranks import RankFailure, run_ranks
@@ -144,7 +145,11 @@ def test_killed_runs_continue_to_the_bit(root: Path, reference: list[float]) -> 
 def test_without_an_export_a_finished_run_names_its_checkpoint(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert run(root, "kept", "tokens=1024", "checkpoint.export=false") == [ExitCode.OK]
-    assert f"the result is in {root / 'kept' / 'checkpoints' / 'step_00000002'}" in capfd.readouterr().out
+    kept = root / "kept" / "checkpoints" / "step_00000002"
+    assert f"the result is in {kept}" in capfd.readouterr().out
+    # What a run is refused for, where the disk has less room, is no more than a checkpoint takes.
+    weights = sum(file.stat().st_size for file in kept.glob("*.distcp"))
+    assert weights / 2 < least_checkpoint_bytes(load_stage(stage_file(root, "kept")), ARCHITECTURE) <= weights
 
 
 def test_a_finished_run_says_so_and_does_nothing(root: Path, reference: list[float]) -> None:

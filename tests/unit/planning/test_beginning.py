@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from rich.console import Console
 from megatron_apriel.config.load import to_yaml
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.stage_data import StageData
-from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode
+from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode, OutputError
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.formats.json_files import write_json
 from megatron_apriel.formats.run_directory import SIDECAR_DIRECTORY, RunDirectory, checkpoint_path
 from megatron_apriel.formats.run_record import write_run_file
 from megatron_apriel.planning.beginning import check_early, with_tokens
+from megatron_apriel.planning.disk_room import least_checkpoint_bytes
 from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import VOCAB, write_corpus
@@ -180,6 +182,26 @@ def test_what_one_host_refuses_at_once(
 @pytest.mark.parametrize("environment", [{"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2"}])
 def test_several_hosts_look_when_they_have_met(environment: dict[str, str], root: Path, tmp_path: Path) -> None:
     check_early(stage(root, tmp_path / "run", init_from="no/model"), environment, False)
+
+
+def test_too_little_room_for_a_checkpoint(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is looked at where the output will be, though nothing of it is there yet."""
+    config, looked = stage(root, tmp_path / "not" / "there"), []
+    needed = least_checkpoint_bytes(config, MODEL)
+
+    def disk(free: int) -> None:
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr("shutil.disk_usage", lambda place: looked.append(Path(place)) or usage)
+
+    disk(needed - 1)
+    message = rf"at least {needed:,} bytes, and {tmp_path} has {needed - 1:,} bytes free"
+    with pytest.raises(OutputError, match=message):
+        check_early(config, {}, False)
+    assert re.search(message, plan(config).replace("\n", " ")), "a dry run notes it; the disk may be another machine's"
+    disk(needed)
+    check_early(config, {}, False)
+    assert "bytes free" not in plan(config)
+    assert set(looked) == {tmp_path}
 
 
 def test_weights_of_another_model(root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Whether a checkpoint of a run fits on the file system that it goes to: known at the start, not at the first save.
+
+Only what is sure: the least that a checkpoint takes, so that nothing is refused that could be saved. Whole checkpoints
+are written beside those that they replace, so what these take is no room for them.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from megatron_apriel.config.schema import StageConfig
+from megatron_apriel.config.training_sections import COMPONENTS
+from megatron_apriel.errors import OutputError
+from megatron_apriel.formats.architecture import Architecture
+
+_MOMENTS = {"float32": 8, "bfloat16": 4, "int8": 2, "auto": 2}
+"""Bytes of both moments of a number that trains."""
+_MASTER = {"float32": 2, "24bit": 1}
+"""Bytes of its master beyond those of a bf16 weight."""
+
+
+def least_checkpoint_bytes(config: StageConfig, architecture: Architecture) -> int:
+    """Bytes that a checkpoint of the run takes at least: all weights, and the states of those that train."""
+    weight = 4 if config.precision.compute == "fp32" else 2
+    state = _MOMENTS[config.optimizer.moments] + _MASTER[config.optimizer.master]
+    total = 0
+    for name in COMPONENTS:
+        if (part := getattr(architecture, name)) is not None:
+            total += part.parameters * (weight + (state if getattr(config.train, name) else 0))
+    return total
+
+
+def lacking_room(config: StageConfig, architecture: Architecture) -> str:
+    """A sentence where the file system of the output has too little room for a checkpoint; empty where it may fit."""
+    needed = least_checkpoint_bytes(config, architecture)
+    output = config.output.absolute()
+    place = next(path for path in (output, *output.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free >= needed:
+        return ""
+    return f"a checkpoint of this run takes at least {needed:,} bytes, and {place} has {free:,} bytes free."
+
+
+def check_room(config: StageConfig, architecture: Architecture) -> None:
+    """Raise OutputError where the file system of the output has too little room for a checkpoint."""
+    if lacking := lacking_room(config, architecture):
+        raise OutputError(
+            lacking,
+            "Training would end at its first save, and all steps before it would be lost.",
+            "Free some space, or give an output on another file system.",
+        )
