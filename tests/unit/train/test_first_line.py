@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from megatron_apriel.config.load import to_yaml
+from megatron_apriel.errors import ExitCode
 from megatron_apriel.testing.stages import small_stage
 
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = (
     "import sys; sys.modules.update(dict.fromkeys(('torch', 'megatron', 'transformers', 'numpy')));"
     " from megatron_apriel.errors import run_command; from megatron_apriel.train.command import main;"
@@ -43,3 +45,13 @@ def test_a_stage_that_is_wrong_is_refused_before_torch_is_loaded(tmp_path: Path)
     (tmp_path / "stage.yaml").write_text(to_yaml(small_stage()).replace("seed:", "sead:"))
     output, error = started(tmp_path / "stage.yaml")
     assert output == "" and "ConfigError" in error and "Did you mean seed?" in error
+
+
+def test_a_python_without_the_projects_packages_is_named() -> None:
+    """As where nobody has activated .venv: the project is found in the current directory, and nothing else is."""
+    command = [sys.executable, "-S", "-m", "megatron_apriel.train", "stage.yaml"]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr.startswith(f"ConfigError: {sys.executable} has no module pydantic.")
+    assert "source .venv/bin/activate" in done.stderr and "Traceback" not in done.stderr
