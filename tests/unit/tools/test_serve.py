@@ -269,3 +269,18 @@ def test_the_visible_gpus_are_those_of_the_driver(tmp_path: Path, monkeypatch: p
     assert gpu_memory() == []
     program.unlink()
     assert gpu_memory() == []
+
+
+def test_a_driver_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_apriel.generate.engines import gpus
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "PATIENCE_S", 0.1)
+    with pytest.raises(ServerError, match=r"nvidia-smi did not answer within 0\.1 s"):
+        gpus.gpu_memory()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus.gpu_memory() == []
