@@ -1,17 +1,20 @@
 """Whether a checkpoint of a run fits on the file system that it goes to: known at the start, not at the first save.
 
 Only what is sure: the least that a checkpoint takes, so that nothing is refused that could be saved. Whole checkpoints
-are written beside those that they replace, so what these take is no room for them.
+are written beside those that they replace, so what these take is no room for them. What a save that was cut off left
+is: the next one removes it first.
 """
 
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.config.training_sections import COMPONENTS
 from megatron_apriel.errors import OutputError
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.run_directory import RunDirectory, partials_in
 
 _MOMENTS = {"float32": 8, "bfloat16": 4, "int8": 2, "auto": 2}
 """Bytes of both moments of a number that trains."""
@@ -36,9 +39,14 @@ def lacking_room(config: StageConfig, architecture: Architecture) -> str:
     output = config.output.absolute()
     place = next(path for path in (output, *output.parents) if path.exists())
     free = shutil.disk_usage(place).free
-    if free >= needed:
+    if free >= needed or free + _of_broken_saves(output) >= needed:
         return ""
     return f"a checkpoint of this run takes at least {needed:,} bytes, and {place} has {free:,} bytes free."
+
+
+def _of_broken_saves(output: Path) -> int:
+    partials = partials_in(RunDirectory(output).checkpoints)
+    return sum(file.stat().st_size for each in partials for file in each.rglob("*") if file.is_file())
 
 
 def check_room(config: StageConfig, architecture: Architecture) -> None:

@@ -19,10 +19,10 @@ from megatron_apriel.data.loading.stage_data import StageData
 from megatron_apriel.errors import AprielError, CheckpointError, ConfigError, DataError, ExitCode, OutputError
 from megatron_apriel.formats.architecture import Architecture, DecoderArchitecture
 from megatron_apriel.formats.json_files import write_json
-from megatron_apriel.formats.run_directory import SIDECAR_DIRECTORY, RunDirectory, checkpoint_path
+from megatron_apriel.formats.run_directory import SIDECAR_DIRECTORY, RunDirectory, checkpoint_path, partial_of
 from megatron_apriel.formats.run_record import write_run_file
 from megatron_apriel.planning.beginning import check_early, with_tokens
-from megatron_apriel.planning.disk_room import least_checkpoint_bytes
+from megatron_apriel.planning.disk_room import check_room, least_checkpoint_bytes
 from megatron_apriel.planning.dry_run import print_plan
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import VOCAB, write_corpus
@@ -202,6 +202,18 @@ def test_too_little_room_for_a_checkpoint(root: Path, tmp_path: Path, monkeypatc
     check_early(config, {}, False)
     assert "bytes free" not in plan(config)
     assert set(looked) == {tmp_path}
+
+
+def test_what_a_broken_save_left_is_room(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = stage(root, tmp_path / "run")
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=0))
+    left = partial_of(checkpoint_path(RunDirectory(config.output).checkpoints, 2))
+    left.mkdir(parents=True)
+    (left / "__0_0.distcp").write_bytes(bytes(least_checkpoint_bytes(config, MODEL)))
+    check_room(config, MODEL)
+    (left / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(OutputError, match="0 bytes free"):
+        check_room(config, MODEL)
 
 
 def test_weights_of_another_model(root: Path, tmp_path: Path) -> None:
