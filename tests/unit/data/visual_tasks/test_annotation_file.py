@@ -26,7 +26,7 @@ def document(categories: int, images: int = 50) -> dict[str, Any]:
             {
                 "image_id": number % images,
                 "category_id": number % categories,
-                "bbox": [10.0 + number % 7, 20, 200, 150],
+                "bbox": [10.0 + number % 7 + 100 * (number // categories), 20, 200, 150],
                 "iscrowd": 0,
                 "segmentation": [[1.5, 2.5] * 8],
             }
