@@ -61,7 +61,7 @@ while sleep 20 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
     echo "  after $((SECONDS - started)) s: $doing"
 done &
 trap 'kill $! 2>/dev/null' EXIT
-.venv/bin/python -m pip install --quiet --log "$log" --constraint constraints.txt --editable ".[$EXTRAS]"
+.venv/bin/python -m pip install --quiet --progress-bar off --log "$log" --constraint constraints.txt --editable ".[$EXTRAS]"
 rm -f .venv/installed-*
 touch "$stamp"
 echo "installed in $((SECONDS - started)) s; what README.md runs with python needs: source .venv/bin/activate"
