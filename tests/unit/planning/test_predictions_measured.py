@@ -113,8 +113,8 @@ def test_the_whole_model_on_one_gpu(one: OneGpu) -> None:
     assert memory.host == pytest.approx(one.host_bytes, rel=0.03)
     work = Workload(one.document_tokens or config.sequence_length, one.image_tokens)
     time = step_time(config, model, Layout(), gpu, work)
-    if CASES[one.case].has_images and one.per_step_ms > 1.1 * one.update_ms:
-        # Timed twice, and once much longer: another GPU of that host was at it. What it took is in no micro-batch then.
+    if one.per_step_ms > one.update_ms + 300:
+        # Timed twice, and once much longer: something else was at the host's memory. What it took is in no micro-batch.
         three = 3 * time.compute / time.micro_batches + time.optimizer
         assert 1e3 * three == pytest.approx(3 * one.micro_batch_ms + one.per_step_ms, rel=0.05)
         return
