@@ -225,7 +225,7 @@ def test_command_lines_that_are_refused(
         ((tmp_path / "x", *both, "--weights", 1, "nan"), "every weight must be a positive number"),
         ((tmp_path / "x", *both, "--last", 2), "choose among a run's checkpoints"),
         ((tmp_path / "x", "--checkpoints", a, a), "more than once"),
-        ((tmp_path / "x", "--checkpoints", a, tmp_path / "absent"), "absent is not a directory"),
+        ((tmp_path / "x", "--checkpoints", a, tmp_path / "absent"), "absent does not exist"),
         (
             (tmp_path / "x", "--checkpoints", a, mistral),
             "mistral has no model.safetensors.\n  Give a directory in the Hug",

@@ -274,7 +274,7 @@ def test_command_lines_that_are_refused(
         ((source, tmp_path / "x", "--num-layers", "+3"), "can place 2: 6 layers at most"),
         ((source, tmp_path / "x", "--num-layers", 6, "--map", "0,1,2,3"), "lists 4 layers and --num-layers is 6"),
         ((source, tmp_path / "x", "--num-layers", 6, "--map", "middle"), "'middle' is no layer map"),
-        ((tmp_path / "absent", tmp_path / "x", "--num-layers", 6), "absent is not a directory"),
+        ((tmp_path / "absent", tmp_path / "x", "--num-layers", 6), "absent does not exist"),
         ((source, tmp_path / "result", "--num-layers", 6), "exists"),
         ((source, source, "--num-layers", 6, "--overwrite"), "is the input"),
         ((source, source / "inside", "--num-layers", 6), "lies inside the input"),
