@@ -59,7 +59,7 @@ def test_where_nothing_is_read_it_is_said_what_was_there(model: Path, tmp_path: 
         prepare(None, [file], model, PrepareOptions(max_bad=1.0))
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "metadata.json").write_text('{"file_name": "a.png", "objects": {"bbox": [[1, 2, 3, 4]]}}')
-    with pytest.raises(DataError, match=r"metadata\.json: none of its(?s:.*)Their fields: file_name, objects"):
+    with pytest.raises(DataError, match=r"metadata\.json: its only record(?s:.*)Their fields: file_name, objects"):
         prepare(None, [tmp_path / "in"], model, PrepareOptions())
 
 
