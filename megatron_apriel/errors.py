@@ -56,7 +56,11 @@ def printable(text: object) -> str:
     Names and values come out of files that somebody else wrote. For one line: line ends are escaped too. What came out
     of the environment through ``${NAME}`` is shown by that name (:mod:`megatron_apriel.concealed`).
     """
-    return "".join(_escaped(letter) if _steers(letter) else letter for letter in concealed(_words_of(text)))
+    return _without_steering(concealed(_words_of(text)))
+
+
+def _without_steering(text: str) -> str:
+    return text if text.isprintable() else "".join(_escaped(one) if _steers(one) else one for one in text)
 
 
 def printable_lines(text: object) -> str:
@@ -71,8 +75,10 @@ def words_of(error: BaseException) -> str:
 
 def brief(text: object, most: int = 80) -> str:
     """:func:`printable`, the middle cut out where it is long."""
-    line = printable(text)
-    return line if len(line) <= most else f"{line[: most - 23]}...{line[-20:]}"
+    words = concealed(_words_of(text))  # before it is cut: a part of a secret would not be known for one
+    begin, end = words[: most + 1], words[-20:]  # escapes make it longer: of the rest nothing would be left
+    line = _without_steering(begin)
+    return line if len(line) <= most else f"{line[: most - 23]}...{_without_steering(end)[-20:]}"
 
 
 def shown(value: object, most: int = 80) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_apriel.errors import AprielError
 
-SECONDS = 8.0
+SECONDS = 2.0
 """Of processor time, within which a refusal is expected."""
 MEBIBYTES = 512
 """Of memory, within which a refusal is expected."""

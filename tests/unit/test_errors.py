@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from megatron_apriel.errors import ConfigError, ExitCode, printable, printable_lines, run_command, shown
+from megatron_apriel.errors import ConfigError, ExitCode, brief, printable, printable_lines, run_command, shown
 
 
 def test_own_errors_have_three_parts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,3 +93,12 @@ def test_a_name_with_a_line_end_is_no_message_of_its_own() -> None:
 )
 def test_printable_keeps_letters_of_all_languages(text: str, expected: str | None) -> None:
     assert printable(text) == (text if expected is None else expected)
+
+
+@pytest.mark.parametrize("length", [0, 19, 56, 79, 80, 81, 200])
+@pytest.mark.parametrize("letters", ["a", "\x1b", "a\x1b", "\u202e\n-"])
+def test_a_long_text_is_cut_as_it_would_be_printed(letters: str, length: int) -> None:
+    """Only its two ends are looked at; what is seen is the middle cut out of the whole."""
+    text = (letters * length)[:length]
+    whole = printable(text)
+    assert brief(text) == (whole if len(whole) <= 80 else f"{whole[:57]}...{whole[-20:]}")
