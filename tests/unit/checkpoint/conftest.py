@@ -1,18 +1,22 @@
-"""A stand-in for a rank's model, and a checkpoint to be changed as a stranger would."""
+"""A stand-in for a rank's model, a checkpoint to be changed as a stranger would, and one in both published forms."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from converting import TINY, to_mistral
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from megatron_apriel.checkpoint.convert import convert, plan_conversion
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind
 from megatron_apriel.formats.megatron_parameters import parameters
+from megatron_apriel.formats.mistral_params import params_from_architecture
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 
 SPELLED_LOCALLY = {
@@ -88,3 +92,19 @@ def path(honest_checkpoint: Path, tmp_path: Path) -> Path:
         if file.is_file():
             target.write_bytes(file.read_bytes())
     return copy
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf_checkpoint(tmp_path_factory.mktemp("forms") / "hf", TINY, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def mistral(hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("forms") / "mistral"
+    directory.mkdir()
+    save_file(to_mistral(load_file(hf / "model.safetensors"), TINY), directory / "consolidated.safetensors")
+    # As Mistral writes it, with a key that this project does not know.
+    params = {**params_from_architecture(TINY), "model_type": "transformer"}
+    (directory / "params.json").write_text(json.dumps(params))
+    return directory

@@ -1,4 +1,4 @@
-"""What is said of bad records: each kind of them once, the commonest first, and how many more there are."""
+"""The report on bad records: an example and the count of each kind of error, the commonest first."""
 
 from __future__ import annotations
 
