@@ -161,12 +161,16 @@ def check_place(destination: str | Path, target: Path) -> None:
         )
 
 
+def free_space(destination: str | Path) -> tuple[Path, int]:
+    """The nearest directory to ``destination`` that exists, and the free bytes of its file system."""
+    path = Path(destination).resolve()
+    place = next(one for one in (path, *path.parents) if one.exists())
+    return place, shutil.disk_usage(place).free
+
+
 def check_space(destination: str | Path, needed: int) -> None:
     """Raise OutputError if the file system of ``destination`` has less than ``needed`` bytes free."""
-    place = Path(destination).resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    place, free = free_space(destination)
     if free < needed:
         raise OutputError(
             f"{destination} needs {needed:,} bytes, and {place} has {free:,} bytes free.",

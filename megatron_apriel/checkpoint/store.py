@@ -51,7 +51,7 @@ from megatron_apriel.formats.run_directory import (
 )
 from megatron_apriel.formats.run_record import newest_checkpoint, read_run_file, write_run_file
 from megatron_apriel.formats.sidecars import write_sidecars
-from megatron_apriel.outputs import exchange, flush, flush_directory
+from megatron_apriel.outputs import exchange, flush, flush_directory, free_space
 from megatron_apriel.parallel.agreement import UNCHANGED, alike, on_first_rank
 from megatron_apriel.terminal import note, say
 
@@ -245,8 +245,7 @@ class CheckpointStore:
         if dist.get_rank() == 0:
             shutil.rmtree(partial_of(path), ignore_errors=True)
         # What torch says of a full disk does not say that it is one.
-        there = next(path for path in (self.directory, *self.directory.absolute().parents) if path.exists())
-        free = shutil.disk_usage(there).free
+        _, free = free_space(self.directory)
         return CheckpointError(
             f"{path} could not be written: {first_failure(error)}.",
             UNCHANGED,

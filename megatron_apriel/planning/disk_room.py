@@ -7,7 +7,6 @@ is: the next one removes it first.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from megatron_apriel.config.schema import StageConfig
@@ -15,6 +14,7 @@ from megatron_apriel.config.training_sections import COMPONENTS
 from megatron_apriel.errors import OutputError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.run_directory import RunDirectory, partials_in
+from megatron_apriel.outputs import free_space
 
 _MOMENTS = {"float32": 8, "bfloat16": 4, "int8": 2, "auto": 2}
 """Bytes of both moments of a number that trains."""
@@ -36,10 +36,8 @@ def least_checkpoint_bytes(config: StageConfig, architecture: Architecture) -> i
 def lacking_room(config: StageConfig, architecture: Architecture) -> str:
     """A sentence where the file system of the output has too little room for a checkpoint; empty where it may fit."""
     needed = least_checkpoint_bytes(config, architecture)
-    output = config.output.absolute()
-    place = next(path for path in (output, *output.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free >= needed or free + _of_broken_saves(output) >= needed:
+    place, free = free_space(config.output)
+    if free >= needed or free + _of_broken_saves(config.output) >= needed:
         return ""
     return f"a checkpoint of this run takes at least {needed:,} bytes, and {place} has {free:,} bytes free."
 
