@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_apriel.errors import OutputError
-from megatron_apriel.outputs import check_place, flush, resolved, start_time, writer_name
+from megatron_apriel.outputs import check_place, flush, followed, resolved, start_time, writer_name
 
 PARTIAL = ".partial-"
 """How the name of a file begins that is being written, or was when its process was killed."""
@@ -47,7 +47,7 @@ def check_file(path: Path, overwrite: bool = False, inputs: Sequence[Path] = ())
             "Give another name, or --overwrite to replace it.",
         )  # fmt: skip
     for given in inputs:
-        place = given.resolve()
+        place = followed(given)
         if place == target:
             raise OutputError(f"{path} is the input {given}.", "An input is only read.", "Give another name.")
         if place in target.parents:
@@ -60,9 +60,10 @@ def check_file(path: Path, overwrite: bool = False, inputs: Sequence[Path] = ())
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a name to write to; what is there becomes ``path`` when the block ends well, and vanishes otherwise.
 
-    Its name ends as that of ``path`` does. Missing directories are made. Raises OSError.
+    Its name ends as that of ``path`` does. Missing directories are made, and a link that leads back to itself is
+    replaced. Raises OSError.
     """
-    target = path.resolve()
+    target = followed(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(target)
     partial = target.with_name(f"{PARTIAL}{writer_name()}-{target.name}")

@@ -78,7 +78,7 @@ def check_destination(
 
 def _check_apart(destination: str | Path, target: Path, given: Path) -> None:
     """Raise OutputError if writing ``target`` would touch the input ``given``."""
-    place = given.resolve()
+    place = followed(given)
     if target == place or target in place.parents or place in target.parents:
         relation = "is" if target == place else "contains" if target in place.parents else "lies inside"
         raise OutputError(
@@ -143,7 +143,7 @@ def _links_into(target: Path, given: Path) -> Iterator[Path]:
     if target.is_dir() and given.is_dir():
         with os.scandir(given) as entries:
             links = [Path(entry.path) for entry in entries if entry.is_symlink()]
-        yield from (link for link in links if target in link.resolve().parents)
+        yield from (link for link in links if target in followed(link).parents)
 
 
 def check_place(destination: str | Path, target: Path) -> None:
@@ -163,7 +163,7 @@ def check_place(destination: str | Path, target: Path) -> None:
 
 def free_space(destination: str | Path) -> tuple[Path, int]:
     """The nearest directory to ``destination`` that exists, and the free bytes of its file system."""
-    path = Path(destination).resolve()
+    path = followed(destination)
     place = next(one for one in (path, *path.parents) if one.exists())
     return place, shutil.disk_usage(place).free
 
@@ -254,6 +254,11 @@ def check_growing(directory: Path) -> None:
     if os.path.lexists(target) and not target.is_dir():
         raise OutputError(f"{directory} is no directory.", fix="Give the name of one, or of one that is to be made.")
     check_place(directory, target / "any")
+
+
+def followed(path: str | Path) -> Path:
+    """Absolute, links followed as far as they lead: one that leads back to itself stays, which ``Path`` refuses."""
+    return Path(os.path.realpath(path))
 
 
 def resolved(path: str | Path) -> Path:

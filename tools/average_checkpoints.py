@@ -15,7 +15,7 @@ from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.run_directory import is_checkpoint
 from megatron_apriel.formats.sidecars import CONFIG
-from megatron_apriel.outputs import check_destination
+from megatron_apriel.outputs import check_destination, followed
 from megatron_apriel.quantities import counted
 from megatron_apriel.surgery import run_steps
 from megatron_apriel.surgery.average import AveragePlan, Distances, average, plan_average
@@ -83,7 +83,7 @@ def _inputs(arguments: argparse.Namespace) -> list[AverageInput]:
             raise ConfigError(
                 "--equispaced, --last and --steps choose among a run's checkpoints.", fix="Give --run RUN."
             )
-        _refuse_repeats([str(Path(path).resolve()) for path in arguments.checkpoints], "--checkpoints")
+        _refuse_repeats([str(followed(path)) for path in arguments.checkpoints], "--checkpoints")
         return [_opened(Path(path)) for path in arguments.checkpoints]
     available = run_steps.available_steps(arguments.run)
     steps = list(available)

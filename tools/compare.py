@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from megatron_apriel.command_line import CommandLine
 from megatron_apriel.errors import ConfigError, ExitCode, run_command
 from megatron_apriel.output_files import check_file, replace_file
+from megatron_apriel.outputs import followed
 from megatron_apriel.terminal import say
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _check_files(arguments: argparse.Namespace, results: list[Result]) -> None:
     named = {f"--{name}": getattr(arguments, name) for name in ("plot", "json", "csv")}
     named = {option: path for option, path in named.items() if path is not None and str(path) != "-"}
     for option, path in named.items():
-        if twice := [one for one, other in named.items() if one < option and other.resolve() == path.resolve()]:
+        if twice := [one for one, other in named.items() if one < option and followed(other) == followed(path)]:
             raise ConfigError(f"{twice[0]} and {option} are both {path}.", fix="Give each a name of its own.")
         check_file(path, arguments.overwrite, [result.evaluation.folder for result in results])
 

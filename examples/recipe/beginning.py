@@ -12,6 +12,7 @@ from examples.recipe.chain import of_environment
 from examples.recipe.stage_file import places
 from megatron_apriel.errors import run_command
 from megatron_apriel.formats.run_directory import RunDirectory, checkpoints_in
+from megatron_apriel.outputs import followed
 from megatron_apriel.terminal import note
 
 
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     if checkpoints_in(RunDirectory(output).checkpoints):
         return 0  # it resumes from its own
     for before in (steps[before] for before in steps[name].before):
-        if before.product.resolve() == init_from.resolve() and not before.done:
+        if followed(before.product) == followed(init_from) and not before.done:
             note(
                 f"{before.product}, with which {name} begins, is not there. It is made by:",
                 f"  sbatch {shlex.join(before.command)}     (bash instead of sbatch where there is no Slurm)",

@@ -18,6 +18,7 @@ from megatron_apriel.errors import CheckpointError, printable
 from megatron_apriel.formats.json_files import read_json, write_json
 from megatron_apriel.formats.word_pattern import correct_directory
 from megatron_apriel.inputs import open_input, read_input
+from megatron_apriel.outputs import followed
 from megatron_apriel.terminal import note
 
 CONFIG, PARAMS = "config.json", "params.json"
@@ -197,9 +198,9 @@ def name_links(given: Path) -> None:
     inside = given.resolve()
     files = [*sidecar_files(given), *(given / name for name in (CONFIG, PARAMS))]
     files += sorted(given.glob("*.safetensors"))
-    outside = [file for file in files if not file.resolve().is_relative_to(inside)]
+    outside = [file for file in files if not followed(file).is_relative_to(inside)]
     if outside:
-        first = f"{outside[0].relative_to(given)} -> {outside[0].resolve()}"
+        first = f"{outside[0].relative_to(given)} -> {followed(outside[0])}"
         lead = "1 file is a link that leads" if len(outside) == 1 else f"{len(outside):,} files are links that lead"
         note(f"note: {lead} out of {given}, and the contents were copied: {first}{' and others' * (len(outside) > 1)}")
 

@@ -1,14 +1,16 @@
 """Runs a function as a test of hostile input has to: in a process of its own, its memory, time and waiting bounded.
 
 The process is a fork, so what the test has imported is there already and does not count; only what the function adds
-does: resident memory at its peak over what there was before, and processor time of all its threads. A busy machine
-stretches that a little: what takes too long is tried again, and the least counts. Far above what is asserted stand
-limits of the system, so that broken code takes down its own process and not the machine.
+does: resident memory at its peak over what there was before, and processor time of all its threads. Processors differ,
+and a busy machine stretches their time: what takes long is measured by work of a known length, done right after it in
+the same process, and what takes too long is tried again, and the least counts. Far above what is asserted stand limits
+of the system, so that broken code takes down its own process and not the machine.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import resource
@@ -22,10 +24,13 @@ from typing import Any
 from megatron_apriel.errors import AprielError
 
 SECONDS = 2.0
-"""Of processor time, within which a refusal is expected."""
+"""Of processor time, within which a refusal is expected: of a processor that does the known work in ``_KNOWN``."""
 MEBIBYTES = 512
 """Of memory, within which a refusal is expected."""
 
+_KNOWN = 0.1  # seconds of processor time that the known work takes, on a core of a server of 2022
+_LONG = 0.5  # seconds below which nothing is in doubt, and the known work is not done
+_TEXT = "[" + ",".join(['{"a":[1,2.5,"word"],"b":null}'] * 100_000) + "]"  # which is read, and that is the known work
 _TRIES = 3
 _WAIT = 120.0  # seconds until a function that says nothing counts as waiting for ever
 _ROOM = 8 * 2**30  # bytes of address space beyond what the process has: threads and allocators reserve generously
@@ -41,7 +46,7 @@ class Spent:
         message: of the error.
         refused: whether the error is one for a person to read.
         trace: the traceback of the error.
-        seconds: processor time.
+        seconds: processor time, less what a slower processor than that of ``SECONDS`` adds.
         mebibytes: growth of resident memory at its peak.
     """
 
@@ -124,15 +129,25 @@ def _child(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
         result = function(*arguments)
     except BaseException as error:
         failure = error
-    spent = Spent(seconds=time.process_time() - begin, mebibytes=(_status("VmHWM") - before) / 2**20)
+    seconds = time.process_time() - begin
+    spent = Spent(seconds=seconds, mebibytes=(_status("VmHWM") - before) / 2**20)
     if failure is None:
         spent = replace(spent, result=repr(result)[:1000])
     else:
         refused, trace = isinstance(failure, AprielError | OSError), "".join(traceback.format_exception(failure))
         spent = replace(spent, error=type(failure).__name__, message=str(failure), refused=refused, trace=trace[-4000:])
+    if seconds > _LONG:
+        spent = replace(spent, seconds=seconds / slowness())
     sender.send(spent)
     sender.close()
     os._exit(0)
+
+
+def slowness() -> float:
+    """How many times as long as it should this processor takes now for work of a known length; at least 1."""
+    begin = time.process_time()
+    json.loads(_TEXT)
+    return max(1.0, (time.process_time() - begin) / _KNOWN)
 
 
 def _status(name: str) -> int:

@@ -63,6 +63,12 @@ def test_what_cannot_be_removed_is_in_nobodys_way(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted([left.name, "table.csv"])
 
 
+def test_a_link_that_leads_back_to_itself_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    replace_file(tmp_path / "loop", "whole")
+    assert (tmp_path / "loop").read_text() == "whole" and names(tmp_path) == ["loop"]
+
+
 def test_what_may_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "report.json").touch()
@@ -79,7 +85,7 @@ def test_what_may_not_be_written_is_refused(tmp_path: Path) -> None:
         (tmp_path / "loop", True, "leads back to itself"),
     ):
         with pytest.raises(OutputError, match=words):
-            check_file(path, overwrite, [tmp_path / "result", tmp_path / "stage.yaml"])
+            check_file(path, overwrite, [tmp_path / "loop", tmp_path / "result", tmp_path / "stage.yaml"])
     check_file(report, True)
     check_file(tmp_path / "new" / "table.csv")
     assert names(tmp_path) == ["link", "loop", "result", "stage.yaml"]

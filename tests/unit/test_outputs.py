@@ -107,6 +107,7 @@ def test_what_a_source_links_to_is_not_replaced(tmp_path: Path) -> None:
     write(tmp_path / "x", "old")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "weights").symlink_to(tmp_path / "x" / "config.json")
+    (tmp_path / "source" / "loop").symlink_to("loop")  # which leads nowhere
     with pytest.raises(OutputError, match=r"x holds what .*source/weights of the input is a link to"):
         check_destination(tmp_path / "x", overwrite=True, inputs=[tmp_path / "source"])
     assert check_destination(tmp_path / "y", overwrite=True, inputs=[tmp_path / "source"])
@@ -130,6 +131,8 @@ def test_refused_destinations(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OutputError, match="loop is a link that leads back to itself"):
         check_destination(tmp_path / "loop")
+    assert check_destination(tmp_path / "y", inputs=[tmp_path / "loop"]) == tmp_path / "y"
+    check_space(tmp_path / "loop" / "x", 1)
     with pytest.raises(OutputError, match="bytes free"):
         check_space(tmp_path / "not" / "there", 10**18)
     assert check_destination(tmp_path / "y", inputs=[tmp_path / "x"]) == tmp_path / "y"

@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_apriel.data.raw.problems import Problem, ProblemTally
 from megatron_apriel.errors import DataError, OutputError
 from megatron_apriel.output_files import check_file, whole_file
-from megatron_apriel.outputs import resolved
+from megatron_apriel.outputs import followed, resolved
 
 
 def check_list(path: Path, overwrite: bool, inputs: Sequence[str | Path], corpora: Sequence[Path]) -> None:
@@ -24,8 +24,8 @@ def check_list(path: Path, overwrite: bool, inputs: Sequence[str | Path], corpor
     target = resolved(path)
     for kind, places in (("input", inputs), ("corpus", corpora)):
         for place in map(Path, places):
-            if place.resolve() in (target, *target.parents):
-                relation = "is" if place.resolve() == target else "lies in"
+            if followed(place) in (target, *target.parents):
+                relation = "is" if followed(place) == target else "lies in"
                 raise OutputError(
                     f"the list of bad records {path} {relation} the {kind} {place}.",
                     "An input is only read, and a corpus appears only if not too many of its records are bad.",

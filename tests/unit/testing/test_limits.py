@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron_apriel.errors import DataError
-from megatron_apriel.testing.limits import measured, refused_within
+from megatron_apriel.testing import limits
+from megatron_apriel.testing.limits import measured, refused_within, slowness
 
 
 def refuse() -> None:
@@ -44,6 +45,22 @@ def test_the_least_of_several_tries_counts(tmp_path: Path) -> None:
         refuse()
 
     assert refused_within(refuse_late_at_first, seconds=0.1) == "DataError: a.jsonl is bad."
+
+
+def refuse_later() -> None:
+    begin = time.process_time()
+    while time.process_time() - begin < 0.6:
+        pass
+    refuse()
+
+
+def test_a_slow_processor_is_not_held_against_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slowness() >= 1
+    monkeypatch.setattr(limits, "slowness", lambda: 3.0)
+    assert refused_within(refuse_later, seconds=0.3) == "DataError: a.jsonl is bad."
+    monkeypatch.setattr(limits, "slowness", lambda: 1.0)
+    with pytest.raises(AssertionError, match=r"it took 0\.[0-9] s of processor time; allowed are 0\.3"):
+        refused_within(refuse_later, seconds=0.3)
 
 
 @pytest.mark.parametrize(
