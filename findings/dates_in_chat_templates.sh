@@ -11,7 +11,7 @@
 #            argument of a call:           {"at": "<datetime>"}
 # Matters:   A model that is to read receipts learns to answer "<datetime>", for every receipt, and the loss falls
 #            nicely. Here JSON lines are read as they are written, and timestamps, dates and decimals of tables are
-#            refused in what is learned (megatron_apriel/data/raw/table_values.py, fields.py, docs/data.md).
+#            refused in what is learned (megatron_apriel/data/raw/files/table_values.py, docs/data.md).
 set -euo pipefail
 unset PYTHONPATH
 

@@ -15,7 +15,12 @@ A room may import only rooms above it in this list, and no file imports in a cir
       batch.py           the typed batch
       parallel/          rank arithmetic, layouts, groups, agreement between ranks, Megatron Core on CPU
       data/              from raw files to batches
-        raw/             files and records of every published form, their images, limits, what was wrong with them
+        raw/             records of every published form, limits of reading them, what was wrong with them
+          fields/        what becomes of each field: followed, refused, counted
+          pictures/      where a record's pictures stand, their bytes and pixels
+          turns/         speakers, parts, reasoning, tool calls
+          records/       shapes of records, put together into documents
+          files/         JSON, Parquet, tars, saved data sets, directories
         visual_tasks/    questions made of raw images, each with its check
         corpus/          tokens, chat format, preparing, the corpus on disk
         loading/         packing, mixture, images, batches

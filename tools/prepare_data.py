@@ -11,13 +11,13 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from megatron_apriel.command_line import CommandLine, above_zero, bytes_above_zero, count_above_zero, fraction
-from megatron_apriel.data.raw.envelopes import ROLES
+from megatron_apriel.data.raw.fields.envelopes import ROLES
+from megatron_apriel.data.raw.fields.meanings import MAPPABLE
 from megatron_apriel.data.raw.file_kinds import IMAGE_SUFFIXES
-from megatron_apriel.data.raw.meanings import MAPPABLE
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import parse_reading
-from megatron_apriel.data.raw.records import FORMATS
-from megatron_apriel.data.raw.shapes import SHAPES
+from megatron_apriel.data.raw.records.conversion import FORMATS
+from megatron_apriel.data.raw.records.shapes import SHAPES
 from megatron_apriel.errors import run_command
 from megatron_apriel.quantities import counted
 from megatron_apriel.terminal import note, quiet_libraries, say

@@ -10,10 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from megatron_apriel.data.raw.compressed import READ_ERRORS, decompressed
+from megatron_apriel.data.raw.files.compressed import READ_ERRORS, decompressed
+from megatron_apriel.data.raw.files.table_values import json_columns, row_as_json
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, LimitExceeded
-from megatron_apriel.data.raw.table_values import json_columns, row_as_json
 from megatron_apriel.errors import DataError, brief
 from megatron_apriel.inputs import TooLargeError, read_input
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_apriel.data.raw.chat_markers import RESPONSE_OPENING
+from megatron_apriel.data.raw.turns.chat_markers import RESPONSE_OPENING
 from megatron_apriel.generate.answer import Part, Piece
 from megatron_apriel.generate.parsing import AnswerParser
 

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from megatron_apriel.data.raw.chat_markers import (
+from megatron_apriel.data.raw.turns.chat_markers import (
     CALLS_CLOSING,
     CALLS_OPENING,
     REASONING_OPENING,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from megatron_apriel.data.raw.chat_markers import RESPONSE_OPENING
+from megatron_apriel.data.raw.turns.chat_markers import RESPONSE_OPENING
 from megatron_apriel.errors import ServerError, brief
 from megatron_apriel.generate.answer import Answer, FinishReason, Part, Piece, finished
 from megatron_apriel.generate.conversation import ToolCall

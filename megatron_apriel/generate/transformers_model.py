@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from megatron_apriel.data.raw.chat_markers import REASONING_OPENING
+from megatron_apriel.data.raw.turns.chat_markers import REASONING_OPENING
 from megatron_apriel.errors import CheckpointError, DataError, brief, listed, printable
 from megatron_apriel.formats.kinds import Kind, recognise
 from megatron_apriel.formats.other_tools import copied, refuse_leftovers

@@ -30,7 +30,7 @@ from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.tool_parsers.abstract_tool_parser import ToolParser, ToolParserManager
 
-from megatron_apriel.data.raw.chat_markers import ASSISTANT, REASONING_OPENING, RESPONSE_OPENING
+from megatron_apriel.data.raw.turns.chat_markers import ASSISTANT, REASONING_OPENING, RESPONSE_OPENING
 from megatron_apriel.generate.answer import Part
 from megatron_apriel.generate.answer_deltas import CallDelta, Delta, ReasoningStream, ResponseStream
 from megatron_apriel.generate.forced_calls import forced_calls

@@ -15,8 +15,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_apriel.data.raw.chat_markers import END_OF_TURN, REASONING_OPENING, RESPONSE_CLOSING, RESPONSE_OPENING
-from megatron_apriel.data.raw.reasoning import behind_reasoning
+from megatron_apriel.data.raw.turns.chat_markers import (
+    END_OF_TURN,
+    REASONING_OPENING,
+    RESPONSE_CLOSING,
+    RESPONSE_OPENING,
+)
+from megatron_apriel.data.raw.turns.reasoning import behind_reasoning
 from megatron_apriel.generate.answer import Answer, FinishReason, Part
 from megatron_apriel.generate.parsing import parse_answer
 from megatron_apriel.grading.verdict import Cause, Mark, Verdict

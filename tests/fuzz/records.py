@@ -16,7 +16,7 @@ from megatron_apriel.data.corpus.chat import exported_chat_template
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.prepare import PrepareOptions, PrepareSummary
 from megatron_apriel.data.corpus.tokens import TokenTable
-from megatron_apriel.data.raw.meanings import IMAGES
+from megatron_apriel.data.raw.fields.meanings import IMAGES
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.testing.tokenizers import write_processor
 

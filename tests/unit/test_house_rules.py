@@ -23,9 +23,9 @@ GROUND = (
     "output_files", "progress", "workers",
 )  # fmt: skip
 ORDER = (
-    GROUND, "config", "formats", "surgery", "batch", "parallel", "data.raw", "data.visual_tasks", "data.corpus",
-    "data.loading", "model", "generate", "grading", "evaluate", "curate", "checkpoint", "planning", "train",
-    "reinforce", "testing",
+    GROUND, "config", "formats", "surgery", "batch", "parallel", "data.raw", "data.raw.fields", "data.raw.pictures",
+    "data.raw.turns", "data.raw.records", "data.raw.files", "data.visual_tasks", "data.corpus", "data.loading",
+    "model", "generate", "grading", "evaluate", "curate", "checkpoint", "planning", "train", "reinforce", "testing",
 )  # fmt: skip
 """Rooms from top to bottom; each may import only what stands above it. One that has no file yet may be absent."""
 
@@ -64,11 +64,12 @@ MODULES = {module_of(file): file for file in FILES}
 
 
 def room_of(module: str) -> str:
-    """``data.raw`` of ``data.raw.files``, ``model`` of ``model.norm``, ``ground`` of ``errors``."""
+    """``data.raw`` of ``data.raw.problems``, ``model`` of ``model.norm``, ``ground`` of ``errors``."""
     parts = module.split(".")
     if parts[0] in GROUND:
         return "ground"
-    return ".".join(parts[:2]) if parts[0] == "data" else parts[0]
+    inner = ".".join(parts[:3])
+    return inner if inner in LEVELS else ".".join(parts[:2]) if parts[0] == "data" else parts[0]
 
 
 LEVELS = {"ground" if name is GROUND else str(name): level for level, name in enumerate(ORDER)}

@@ -15,7 +15,7 @@ import re
 from typing import Any
 
 from megatron_apriel.data.corpus.chat import exported_chat_template
-from megatron_apriel.data.raw.chat_markers import (
+from megatron_apriel.data.raw.turns.chat_markers import (
     ASSISTANT,
     CALLS_CLOSING,
     CALLS_OPENING,

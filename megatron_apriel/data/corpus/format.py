@@ -91,7 +91,7 @@ class Counts(_Record):
 
 
 class UsageRecord(_Record):
-    """What was used of the records: see :class:`~megatron_apriel.data.raw.usage.Usage`."""
+    """What was used of the records: see :class:`~megatron_apriel.data.raw.fields.usage.Usage`."""
 
     unused_fields: dict[str, Count] = {}
     reasoning: Count = 0

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
-from megatron_apriel.data.raw.image_files import jpeg_segments
+from megatron_apriel.data.raw.pictures.image_files import jpeg_segments
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _RGB_OF_8_BITS = b"\x08\x02\0\0\0"

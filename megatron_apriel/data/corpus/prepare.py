@@ -27,14 +27,14 @@ from megatron_apriel.data.corpus.record_encoder import BlockTask, PreparedDocume
 from megatron_apriel.data.corpus.shown_document import ShownDocument, shown_document
 from megatron_apriel.data.corpus.special_tokens import other_ends
 from megatron_apriel.data.corpus.tokens import TokenTable
-from megatron_apriel.data.raw.fields import described
-from megatron_apriel.data.raw.files import Inputs, find_inputs, refuse_twins
+from megatron_apriel.data.raw.fields.taken import described
+from megatron_apriel.data.raw.fields.usage import Usage
+from megatron_apriel.data.raw.files.finding import Inputs, find_inputs, refuse_twins
+from megatron_apriel.data.raw.files.readers import RawInput, SavedDataset
 from megatron_apriel.data.raw.problems import KEPT_PROBLEMS, Problem, ProblemTally, printable, shortened
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.readers import RawInput, SavedDataset
 from megatron_apriel.data.raw.reading import Reading
-from megatron_apriel.data.raw.records import FORMATS, recognise, why_unknown
-from megatron_apriel.data.raw.usage import Usage
+from megatron_apriel.data.raw.records.conversion import FORMATS, recognise, why_unknown
 from megatron_apriel.errors import DataError
 from megatron_apriel.formats.word_pattern import NOTHING_TO_CORRECT, WAY_OUT
 from megatron_apriel.outputs import whole_directory
@@ -149,7 +149,7 @@ def prepare(
     Args:
         destination: directory of the corpus, and the beginning of the held-out one's name; None reads and checks
             everything and writes nothing.
-        inputs: files and directories, see :func:`~megatron_apriel.data.raw.files.find_inputs`.
+        inputs: files and directories, see :func:`~megatron_apriel.data.raw.files.finding.find_inputs`.
         model: Hugging Face directory whose tokenizer and ``config.json`` the corpus is made for.
         options: see :class:`PrepareOptions`.
         overwrite: replace an existing corpus, and an existing list of bad records.

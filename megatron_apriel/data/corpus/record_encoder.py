@@ -13,13 +13,13 @@ from megatron_apriel.data.corpus.held_out import content_number
 from megatron_apriel.data.corpus.image_size import patch_grid
 from megatron_apriel.data.corpus.stored_images import EncodedImage, encode_for_corpus, picture_pixels
 from megatron_apriel.data.corpus.tokens import TokenTable
-from megatron_apriel.data.raw.blocks import NO_MEMORY, Block
 from megatron_apriel.data.raw.documents import ImageValue, Remarks, TextDocument
-from megatron_apriel.data.raw.image_references import ImageLoader
+from megatron_apriel.data.raw.files.blocks import NO_MEMORY, Block
+from megatron_apriel.data.raw.pictures.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord, Problem
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.raw.reading import Reading
-from megatron_apriel.data.raw.records import parse_record
+from megatron_apriel.data.raw.records.conversion import parse_record
 from megatron_apriel.quantities import counted
 
 _PICTURES = 10

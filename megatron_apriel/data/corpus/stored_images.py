@@ -2,10 +2,10 @@
 
 Raw data sets hold everything: photographs that a flag says to rotate, drawings with transparency, CMYK scans, 16-bit
 microscopy, palettes, animations. Decoders disagree on all of these (DALI drops alpha without blending, nvJPEG ignores
-the flag), so they are settled once, when a corpus is prepared: ``data/raw/image_pixels.py`` applies the orientation and
-blends transparency onto white, and the result is an RGB PNG, which loses nothing. A plain 8-bit JPEG or RGB PNG, the
-usual case, is kept byte for byte (``plain_images.py``). Every image is decoded completely, so that damage is found now
-and not in the middle of a run.
+the flag), so they are settled once, when a corpus is prepared: ``data/raw/pictures/image_pixels.py`` applies the
+orientation and blends transparency onto white, and the result is an RGB PNG, which loses nothing. A plain 8-bit JPEG or
+RGB PNG, the usual case, is kept byte for byte (``plain_images.py``). Every image is decoded completely, so that damage
+is found now and not in the middle of a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megatron_apriel.data.corpus.plain_images import is_plain_jpeg, is_plain_png
-from megatron_apriel.data.raw.image_files import (
+from megatron_apriel.data.raw.pictures.image_files import (
     DECODER_ERRORS,
     FORMATS,
     JPEG_FORMATS,
@@ -25,7 +25,7 @@ from megatron_apriel.data.raw.image_files import (
     check_scans,
     open_picture,
 )
-from megatron_apriel.data.raw.image_pixels import ORIENTATION, upright_rgb
+from megatron_apriel.data.raw.pictures.image_pixels import ORIENTATION, upright_rgb
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import words_of

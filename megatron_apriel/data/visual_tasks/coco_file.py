@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from megatron_apriel.data.raw.json_arrays import BrokenArray, is_array, object_members
+from megatron_apriel.data.raw.files.json_arrays import BrokenArray, is_array, object_members
 from megatron_apriel.data.raw.problems import printable as writable
 from megatron_apriel.data.raw.read_limits import LimitExceeded, ReadLimits
 from megatron_apriel.data.visual_tasks.coco_marks import (

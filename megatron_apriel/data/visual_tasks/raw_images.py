@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from megatron_apriel.data.raw.image_files import (
+from megatron_apriel.data.raw.pictures.image_files import (
     DECODER_ERRORS,
     FORMATS,
     JPEG_FORMATS,
@@ -27,7 +27,7 @@ from megatron_apriel.data.raw.image_files import (
     check_scans,
     open_picture,
 )
-from megatron_apriel.data.raw.image_pixels import ORIENTATION, upright_rgb
+from megatron_apriel.data.raw.pictures.image_pixels import ORIENTATION, upright_rgb
 from megatron_apriel.data.raw.problems import BadRecord, printable
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.data.visual_tasks.pixels import Picture

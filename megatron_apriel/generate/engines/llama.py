@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_apriel.data.corpus.processor_files import longest_side
-from megatron_apriel.data.raw.chat_markers import RESPONSE_CLOSING
+from megatron_apriel.data.raw.turns.chat_markers import RESPONSE_CLOSING
 from megatron_apriel.errors import ConfigError
 from megatron_apriel.formats.hf_directory import SAMPLING
 from megatron_apriel.formats.json_files import read_json

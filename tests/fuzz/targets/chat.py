@@ -9,9 +9,9 @@ from typing import Any
 
 from megatron_apriel.data.corpus.chat import encode_chat, encode_text
 from megatron_apriel.data.raw.documents import Conversation
-from megatron_apriel.data.raw.image_references import ImageLoader
+from megatron_apriel.data.raw.pictures.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 from ..case import Target, Wrong
 from ..json_changes import change_value, copied, write_json

@@ -18,7 +18,7 @@ from megatron_apriel.data.corpus.image_size import patch_grid
 from megatron_apriel.data.corpus.stored_images import EncodedImage, encode_for_corpus
 from megatron_apriel.data.loading.image_headers import ImageRequest
 from megatron_apriel.data.loading.images import ImageDecoder
-from megatron_apriel.data.raw.image_files import FORMATS
+from megatron_apriel.data.raw.pictures.image_files import FORMATS
 from megatron_apriel.errors import DataError
 
 from ..byte_changes import change_bytes, edge

@@ -10,10 +10,10 @@ from PIL import Image
 
 from megatron_apriel.data.corpus.record_encoder import RecordEncoder
 from megatron_apriel.data.corpus.stored_images import encode_for_corpus
-from megatron_apriel.data.raw.files import find_inputs
-from megatron_apriel.data.raw.image_references import ImageLoader
+from megatron_apriel.data.raw.files.finding import find_inputs
+from megatron_apriel.data.raw.pictures.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import recognise
+from megatron_apriel.data.raw.records.conversion import recognise
 from megatron_apriel.data.visual_tasks.raw_images import RawImages, read_header
 from megatron_apriel.testing.limits import check_cost, measured, refused_within
 

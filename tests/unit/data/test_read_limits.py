@@ -15,13 +15,13 @@ from image_files_in_memory import file_of
 from megatron_apriel.data.corpus import record_encoder
 from megatron_apriel.data.corpus.record_encoder import BlockTask, RecordEncoder
 from megatron_apriel.data.corpus.stored_images import encode_for_corpus
-from megatron_apriel.data.raw import blocks, json_arrays, readers
-from megatron_apriel.data.raw.blocks import RawRecord
-from megatron_apriel.data.raw.files import find_inputs
-from megatron_apriel.data.raw.image_references import ImageLoader
+from megatron_apriel.data.raw.files import blocks, json_arrays, readers
+from megatron_apriel.data.raw.files.blocks import RawRecord
+from megatron_apriel.data.raw.files.finding import find_inputs
+from megatron_apriel.data.raw.pictures.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord, Problem
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.records import recognise
+from megatron_apriel.data.raw.records.conversion import recognise
 from megatron_apriel.errors import DataError
 
 

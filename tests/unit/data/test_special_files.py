@@ -12,8 +12,8 @@ from PIL import Image
 from megatron_apriel.data.corpus.format import CorpusManifest
 from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
 from megatron_apriel.data.corpus.processor_files import longest_side
-from megatron_apriel.data.raw.files import find_inputs
-from megatron_apriel.data.raw.image_references import ImageLoader
+from megatron_apriel.data.raw.files.finding import find_inputs
+from megatron_apriel.data.raw.pictures.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.visual_tasks.raw_images import RawImages, image_files, read_header
 from megatron_apriel.data.visual_tasks.refusals import Unreadable

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_apriel.data.raw import chat_markers
-from megatron_apriel.data.raw.chat_markers import RESPONSE_CLOSING, RESPONSE_OPENING
+from megatron_apriel.data.raw.turns import chat_markers
+from megatron_apriel.data.raw.turns.chat_markers import RESPONSE_CLOSING, RESPONSE_OPENING
 from megatron_apriel.generate.answer_deltas import ReasoningStream, ResponseStream
 from megatron_apriel.generate.parsing import parse_answer
 

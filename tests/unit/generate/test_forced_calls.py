@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_apriel.data.raw.chat_markers import RESPONSE_OPENING
+from megatron_apriel.data.raw.turns.chat_markers import RESPONSE_OPENING
 from megatron_apriel.generate.conversation import ToolCall
 from megatron_apriel.generate.forced_calls import forced_calls
 from megatron_apriel.generate.parsing import parse_answer

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from megatron_apriel.data.corpus.chat import exported_chat_template, render_chat
-from megatron_apriel.data.raw import chat_markers
+from megatron_apriel.data.raw.turns import chat_markers
 from megatron_apriel.generate.answer import Answer, Part
 from megatron_apriel.generate.conversation import ToolCall
 from megatron_apriel.generate.parsing import AnswerParser, parse_answer

@@ -21,7 +21,7 @@ from megatron_apriel.data.corpus.chat import (
 )
 from megatron_apriel.data.corpus.image_size import patch_grid
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import parse_record
+from megatron_apriel.data.raw.records.conversion import parse_record
 
 TOOLS = [
     {

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from megatron_apriel.data.corpus.prepare import PrepareOptions
-from megatron_apriel.data.raw.envelopes import ROLES
-from megatron_apriel.data.raw.meanings import MAPPABLE
+from megatron_apriel.data.raw.fields.envelopes import ROLES
+from megatron_apriel.data.raw.fields.meanings import MAPPABLE
 from megatron_apriel.data.raw.reading import parse_reading
 from tests.unit.data.corpus.published_shapes import PUBLISHED, TABLES
 from tests.unit.data.corpus.written_documents import COLOURS, png, prepared

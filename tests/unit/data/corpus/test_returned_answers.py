@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from megatron_apriel.data.corpus.chat import ALIKE_TEMPLATES, exported_chat_template, renders_alike
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import parse_record
+from megatron_apriel.data.raw.records.conversion import parse_record
 
 END = "[END FINAL RESPONSE]"
 CALLS = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]

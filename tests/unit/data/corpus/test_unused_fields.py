@@ -9,10 +9,10 @@ import pytest
 from megatron_apriel.data.corpus import prepare as preparation
 from megatron_apriel.data.corpus.on_disk import Corpus
 from megatron_apriel.data.corpus.prepare import PrepareOptions, prepare
-from megatron_apriel.data.raw import usage as usage_of_fields
-from megatron_apriel.data.raw.meanings import MAPPABLE
+from megatron_apriel.data.raw.fields import usage as usage_of_fields
+from megatron_apriel.data.raw.fields.meanings import MAPPABLE
 from megatron_apriel.data.raw.reading import Reading
-from megatron_apriel.data.raw.shapes import SHAPES
+from megatron_apriel.data.raw.records.shapes import SHAPES
 from megatron_apriel.errors import DataError
 
 TURNS = [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "Ho."}]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 ASKED = {"role": "user", "content": "Which colour?"}
 ANSWERED = {"role": "assistant", "content": "Red."}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from small_chats import ASKED, answer, chat, check_refused
 
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 THOUGHT = "<think>\nIt is so.\n</think>\n\nRed."
 TIDE = {"name": "tide", "parameters": {"place": {"type": "string"}}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_apriel.data.raw.call_spellings import calls_within, in_one_spelling, unknown_spelling
+from megatron_apriel.data.raw.turns.call_spellings import calls_within, in_one_spelling, unknown_spelling
 
 CALL = '<tool_call>{"name": "f", "arguments": {"a": "}"}}</tool_call>'
 ARGUMENTS = '{"a": "}"}'

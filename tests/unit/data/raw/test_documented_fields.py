@@ -2,21 +2,14 @@
 
 from pathlib import Path
 
-from megatron_apriel.data.raw.envelopes import ROLES
-from megatron_apriel.data.raw.meanings import FIELDS, MAPPABLE
-from megatron_apriel.data.raw.pair_shape import ANSWERS_TO
-from megatron_apriel.data.raw.records import FORMATS
-from megatron_apriel.data.raw.refused_fields import (
-    CONTEXT,
-    CONTEXT_ENDINGS,
-    CONTEXT_OF,
-    CUT,
-    DISLIKED,
-    NO_CONTEXT,
-    REFUSED,
-    THROWN,
-)
-from megatron_apriel.data.raw.shapes import SHAPES
+from megatron_apriel.data.raw.fields.envelopes import ROLES
+from megatron_apriel.data.raw.fields.meanings import FIELDS, MAPPABLE
+from megatron_apriel.data.raw.fields.refused import REFUSED
+from megatron_apriel.data.raw.fields.value_kinds import ALONE, BESIDE_TURNS, CUT, DISLIKED, THROWN
+from megatron_apriel.data.raw.records.context import CONTEXT, CONTEXT_ENDINGS, CONTEXT_OF, NO_CONTEXT
+from megatron_apriel.data.raw.records.conversion import FORMATS
+from megatron_apriel.data.raw.records.pair_shape import ANSWERS_TO
+from megatron_apriel.data.raw.records.shapes import SHAPES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
 KINDS = {
@@ -34,6 +27,10 @@ KINDS = {
     "words": ", if it is a text of several words, beside turns",
     "no success": ", if it is none of 200 to 299",
 }  # fmt: skip
+
+
+def test_every_rule_is_of_a_kind_that_is_known() -> None:
+    assert {rule.values for rule in REFUSED} == {*ALONE, *BESIDE_TURNS} == set(KINDS)
 
 
 def names(text: str) -> str:

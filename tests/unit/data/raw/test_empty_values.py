@@ -9,7 +9,7 @@ from small_chats import ANSWERED, ASKED, answer, chat, check_refused
 
 from megatron_apriel.data.raw.documents import Conversation
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 NAN = float("nan")
 

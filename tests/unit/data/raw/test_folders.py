@@ -9,7 +9,7 @@ import datasets
 import pytest
 import zstandard
 
-from megatron_apriel.data.raw.files import find_inputs
+from megatron_apriel.data.raw.files.finding import find_inputs
 from megatron_apriel.errors import DataError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_apriel.data.raw.image_references import ImageLoader
+from megatron_apriel.data.raw.pictures.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
 
 DATA = b"\x89PNG\r\n\x1a\n" + bytes(range(256))

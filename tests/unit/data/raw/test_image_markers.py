@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from small_chats import ANSWERED, chat, check_refused
 
-from megatron_apriel.data.raw.records import parse_record
+from megatron_apriel.data.raw.records.conversion import parse_record
 
 SPELLED = (
     "<image>", "<image></image>", "<image>\n</image>", "<image>./</image>", "<img><image></img>", "<<image>>",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from small_chats import ANSWERED, ASKED, answer, asked, chat, check_refused
 
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 SCHEMA = {"type": "object", "properties": {"place": {"type": "string"}}}
 TOOL = {"name": "tide", "description": "Tides.", "parameters": SCHEMA}

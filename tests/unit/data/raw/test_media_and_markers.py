@@ -9,7 +9,7 @@ import pytest
 from small_chats import ANSWERED, ASKED, asked, chat, check_refused
 
 from megatron_apriel.data.raw.file_kinds import kind_of_base64, kind_of_bytes
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 JPEG, PNG = b"\xff\xd8\xff\xe0" + bytes(40), b"\x89PNG\r\n\x1a\n" + bytes(40)
 FLAC, MP4, PDF = b"fLaC" + bytes(40), bytes(4) + b"ftypisom" + bytes(40), b"%PDF-1.7" + bytes(40)

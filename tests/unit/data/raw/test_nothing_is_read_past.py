@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from megatron_apriel.data.raw.envelopes import ROLES
-from megatron_apriel.data.raw.meanings import FIELDS, MAPPABLE
+from megatron_apriel.data.raw.fields.envelopes import ROLES
+from megatron_apriel.data.raw.fields.meanings import FIELDS, MAPPABLE
+from megatron_apriel.data.raw.fields.refused import REFUSED
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading, parse_reading
-from megatron_apriel.data.raw.records import parse_record, recognise
-from megatron_apriel.data.raw.refused_fields import REFUSED
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 from tests.unit.data.corpus.published_shapes import PUBLISHED
 
 UNKNOWN = "zz_of_nobody"
@@ -86,6 +86,12 @@ def at(value: Any, path: tuple[Any, ...]) -> Any:
     return value
 
 
+def kind_of(value: dict[str, Any], path: tuple[Any, ...]) -> Any:
+    """Alike for objects that stand in the same place with the same fields and, of turns, the same speaker."""
+    texts = [one if isinstance(one, str) else "" for one in path]
+    return tuple(texts), tuple(value), str([value.get(name) for name in ("role", "from", "type", "speaker")])
+
+
 def cases(name: str) -> Iterator[tuple[dict[str, Any], str, Reading]]:
     case = PUBLISHED[name]
     reading = parse_reading(case.maps, (), MAPPABLE, tuple(ROLES))
@@ -111,9 +117,12 @@ def test_an_unknown_field_changes_the_summary(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_known_field_changes_the_document_or_is_counted(name: str) -> None:
     for record, shape, reading in cases(name):
-        before = outcome(record, shape, reading)
+        before, tried = outcome(record, shape, reading), set()
         for path in objects(read_part(record, name)):
             there = at(record, path)
+            if (kind := kind_of(there, path)) in tried:
+                continue
+            tried.add(kind)
             for field in (*KNOWN, *NAMED):
                 if field in there or field in IDENTITIES:
                     continue

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from small_chats import ANSWERED, ASKED, chat, check_refused
 
-from megatron_apriel.data.raw.records import parse_record
+from megatron_apriel.data.raw.records.conversion import parse_record
 
 NOON = datetime.datetime(2031, 5, 4, 12)
 

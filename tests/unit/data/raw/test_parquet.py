@@ -5,12 +5,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_apriel.data.raw.files import find_inputs
-from megatron_apriel.data.raw.parquet_footer import ColumnChunk, RowGroup, read_footer
-from megatron_apriel.data.raw.parquet_pages import reading_plan
+from megatron_apriel.data.raw.files.finding import find_inputs
+from megatron_apriel.data.raw.files.parquet_footer import ColumnChunk, RowGroup, read_footer
+from megatron_apriel.data.raw.files.parquet_pages import reading_plan
+from megatron_apriel.data.raw.files.table_rows import UnreadableColumn, row_blocks, row_costs
+from megatron_apriel.data.raw.files.thrift_structs import DamagedStruct
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.table_rows import UnreadableColumn, row_blocks, row_costs
-from megatron_apriel.data.raw.thrift_structs import DamagedStruct
 from megatron_apriel.errors import DataError
 from megatron_apriel.inputs import open_input
 

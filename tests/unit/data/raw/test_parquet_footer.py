@@ -7,10 +7,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_apriel.data.raw.files import find_inputs
-from megatron_apriel.data.raw.parquet_footer import ColumnChunk, RowGroup, read_footer
+from megatron_apriel.data.raw.files.finding import find_inputs
+from megatron_apriel.data.raw.files.parquet_footer import ColumnChunk, RowGroup, read_footer
+from megatron_apriel.data.raw.files.thrift_structs import DamagedStruct
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, LimitExceeded, ReadLimits
-from megatron_apriel.data.raw.thrift_structs import DamagedStruct
 from megatron_apriel.errors import DataError
 
 TABLE = pyarrow.table(
@@ -131,7 +131,7 @@ def test_what_is_no_footer(data, message):
 
 def test_a_footer_longer_than_a_record_and_one_of_columns_without_end(monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(LimitExceeded, match="longer than 20 bytes"):
-        patch.setattr("megatron_apriel.data.raw.parquet_footer.FREE_BYTES", 10)
+        patch.setattr("megatron_apriel.data.raw.files.parquet_footer.FREE_BYTES", 10)
         read(footer(group(column())), ReadLimits(record_bytes=20))
     entries = 100_000
     columns = field(1, 9, b"\xfc\xa0\x8d\x06" + bytes(entries)) + field(3, 6, number(20)) + b"\0"
@@ -163,7 +163,7 @@ def test_arrow_is_asked_for_no_row_group_or_column_chunk(tmp_path, monkeypatch):
 
 def test_a_column_that_is_missing_in_a_row_group(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet")
-    monkeypatch.setattr("megatron_apriel.data.raw.readers.read_footer", lambda *_: read(footer(group(column()))))
+    monkeypatch.setattr("megatron_apriel.data.raw.files.readers.read_footer", lambda *_: read(footer(group(column()))))
     (given,) = find_inputs([tmp_path / "a.parquet"]).readable
     with pytest.raises(DataError, match="row group 0 has 1 column, and the schema has 4"):
         list(given.blocks())
@@ -174,7 +174,7 @@ def test_rows_that_no_row_group_counts(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(TABLE, tmp_path / "a.parquet")
     for rows in (499, 501, 0):
         monkeypatch.setattr(
-            "megatron_apriel.data.raw.readers.read_footer",
+            "megatron_apriel.data.raw.files.readers.read_footer",
             lambda file, limits, rows=rows: [replace(found, rows=rows) for found in read_footer(file, limits)],
         )
         (given,) = find_inputs([tmp_path / "a.parquet"]).readable

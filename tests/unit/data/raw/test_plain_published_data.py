@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from small_chats import ASKED, answer, asked, chat, check_refused
 
-from megatron_apriel.data.raw.meanings import MAPPABLE
+from megatron_apriel.data.raw.fields.meanings import MAPPABLE
 from megatron_apriel.data.raw.reading import parse_reading
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 PAGE = {"url": "https://x.org/photo.jpg", "text": "The tide rises."}
 TOOL = {"name": "tide", "description": "Tides.", "parameters": {"type": "object", "properties": {}}}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from small_chats import ASKED, chat, check_refused
 
-from megatron_apriel.data.raw.python_calls import python_calls
-from megatron_apriel.data.raw.records import parse_record
+from megatron_apriel.data.raw.records.conversion import parse_record
+from megatron_apriel.data.raw.turns.python_calls import python_calls
 
 TOOLS = [{"type": "function", "function": {"name": "tide", "parameters": {"type": "object", "properties": {}}}}]
 EMS = {"name": "tide", "arguments": {"place": "Ems"}}

@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_apriel.data.raw import blocks, json_arrays, readers
-from megatron_apriel.data.raw.files import find_inputs
+from megatron_apriel.data.raw.files import blocks, json_arrays, readers
+from megatron_apriel.data.raw.files.finding import find_inputs
+from megatron_apriel.data.raw.files.table_rows import row_blocks, row_costs
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
-from megatron_apriel.data.raw.table_rows import row_blocks, row_costs
 from megatron_apriel.errors import DataError
 
 COLUMNS = ("text", "images")

@@ -4,10 +4,10 @@ import base64
 
 import pytest
 
-from megatron_apriel.data.raw.image_references import ImageLoader
+from megatron_apriel.data.raw.pictures.image_references import ImageLoader
 from megatron_apriel.data.raw.problems import BadRecord
 from megatron_apriel.data.raw.reading import Reading
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 QUESTION = {"from": "human", "value": "<image>\nWhat is it?"}
 ANSWER = {"from": "gpt", "value": "A cat."}

@@ -9,7 +9,7 @@ from small_chats import ANSWERED, ASKED, answer, asked, chat, check_refused
 
 from megatron_apriel.data.raw.json_text import parsed_json
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import parse_record, recognise, why_unknown
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise, why_unknown
 
 USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
 PAIR = {"prompt": "Which colour?", "response": "Red."}

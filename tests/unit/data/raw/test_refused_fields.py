@@ -9,7 +9,7 @@ import pytest
 from small_chats import ANSWERED, ASKED, answer, asked, chat, check_refused
 
 from megatron_apriel.data.raw.reading import Reading
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 
 def calling(*calls: dict[str, Any], results: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from megatron_apriel.data.raw.pictures import Pictures, Place
+from megatron_apriel.data.raw.pictures.places import Pictures, Place
+from megatron_apriel.data.raw.pictures.shown import place_shown
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.shown_pictures import place_shown
 
 SHOWN = {
     "![](a.png)": "a.png",

@@ -9,10 +9,10 @@ import pyarrow.parquet
 import pytest
 
 from megatron_apriel.data.corpus.prepare import prepare
-from megatron_apriel.data.raw.files import find_inputs
+from megatron_apriel.data.raw.files.finding import find_inputs
+from megatron_apriel.data.raw.files.table_rows import UnreadableColumn, row_costs
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import parse_record
-from megatron_apriel.data.raw.table_rows import UnreadableColumn, row_costs
+from megatron_apriel.data.raw.records.conversion import parse_record
 from megatron_apriel.errors import DataError
 
 

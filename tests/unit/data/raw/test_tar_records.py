@@ -7,10 +7,10 @@ import tarfile
 
 import pytest
 
-from megatron_apriel.data.raw.files import find_inputs
+from megatron_apriel.data.raw.files.finding import find_inputs
+from megatron_apriel.data.raw.files.tar_records import TarSample, sample_record
 from megatron_apriel.data.raw.problems import BadRecord
-from megatron_apriel.data.raw.records import parse_record, recognise
-from megatron_apriel.data.raw.tar_records import TarSample, sample_record
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 
 def read(path, members):

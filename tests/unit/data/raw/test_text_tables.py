@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_apriel.data.raw.files import find_inputs
+from megatron_apriel.data.raw.files.finding import find_inputs
 from megatron_apriel.data.raw.read_limits import DEFAULT_LIMITS, ReadLimits
 from megatron_apriel.errors import DataError
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from small_chats import chat, check_refused
 
-from megatron_apriel.data.raw.records import parse_record, recognise
+from megatron_apriel.data.raw.records.conversion import parse_record, recognise
 
 S1K = {
     "question": "Which colour?",
