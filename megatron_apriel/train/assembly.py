@@ -43,7 +43,7 @@ from megatron_apriel.terminal import say
 from megatron_apriel.train.loop import Stage
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.output_place import OutputPlace
-from megatron_apriel.train.same_everywhere import check_documents
+from megatron_apriel.train.same_everywhere import check_documents, check_output
 from megatron_apriel.train.samples import Sampler
 from megatron_apriel.train.state_placement import check_copy, placement_in_words
 from megatron_apriel.train.trainer import Trainer
@@ -64,6 +64,7 @@ def assembled(
     """This rank's :class:`Stage`, ready to train from where it stands; closes its loaders."""
     architecture, layout, newest = beginning.architecture, beginning.layout, beginning.newest
     state, resumed = beginning.state, beginning.resumed
+    check_output(config.output)
     with contextlib.ExitStack() as stack:
         # Before the weights, whose loading takes minutes: a corpus that does not fit should not wait for them.
         loader, validation = alike(lambda: _loaders(config, beginning, stack))

@@ -46,7 +46,7 @@ from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.optimizer import check_forms
 from megatron_apriel.train.output_place import OutputPlace
-from megatron_apriel.train.same_everywhere import check_checkpoints, check_settings
+from megatron_apriel.train.same_everywhere import check_checkpoints, check_settings, result_exists
 from megatron_apriel.train.signals import StopRequest, check_time_left
 from megatron_apriel.train.state_placement import with_settled_moments
 
@@ -75,7 +75,7 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
         beginning = alike(lambda: _checked_beginning(config, change))
         check_checkpoints(beginning.newest)
         config = with_settled_moments(config, beginning)
-        exported = final.exists() and not outdated.exists()
+        exported = result_exists(final, outdated)
         if beginning.ended(config) and (exported or not config.checkpoint.export):
             if dist.get_rank() == 0:
                 say(*ending(config, final if exported else None, beginning.newest))

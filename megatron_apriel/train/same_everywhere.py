@@ -6,14 +6,23 @@ and labels from another, there is a loss all the same. So what a run is made of 
 
 from __future__ import annotations
 
+import contextlib
+import secrets
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.sources import Source
-from megatron_apriel.errors import CheckpointError, ConfigError, DataError, listed, printable, shown
-from megatron_apriel.parallel.agreement import of_all_ranks
+from megatron_apriel.errors import CheckpointError, ConfigError, DataError, OutputError, listed, printable, shown
+from megatron_apriel.parallel.agreement import alike, of_all_ranks
+
+PATIENCE_S = 10.0
+"""For a file of another host's to be seen here, on file systems that show it late."""
+_LOOK_EVERY_S = 0.1
 
 
 def check_settings(config: StageConfig) -> None:
@@ -48,6 +57,65 @@ def check_checkpoints(newest: Path | None) -> None:
                 "Ranks that resume from different steps would train different models.",
                 "The output directory must lie on a file system that all hosts share.",
             )
+
+
+def check_output(output: Path) -> None:
+    """Raise OutputError, on all ranks, where a rank's output is not rank 0's directory; collective.
+
+    Each rank writes its part of a checkpoint. Where hosts have directories of their own, none of them gets a whole one,
+    and each save looks as if it had succeeded.
+    """
+    if dist.get_world_size() == 1:
+        return
+    is_first = dist.get_rank() == 0
+    mark = output / f".met-{of_all_ranks(secrets.token_hex(8))[0]}"
+    with contextlib.ExitStack() as behind:
+        if is_first:
+            behind.callback(_remove, mark)
+        alike(lambda: _make(mark) if is_first else None)
+        seen = of_all_ranks((printable(output), _appears(mark)))
+    (first, _), *others = seen
+    for rank, (path, is_there) in enumerate(others, start=1):
+        if not is_there:
+            raise OutputError(
+                f"{path} of rank {rank} is not the directory {first} of rank 0: a file that rank 0 made is not there.",
+                "Each rank writes its part of a checkpoint, and no host would get a whole one.",
+                "The output directory must lie on a file system that all hosts share.",
+            )
+
+
+def _make(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(exist_ok=False)
+    except OSError as error:
+        raise OutputError(
+            f"nothing can be written to {printable(file.parent)}: {error.strerror}.",
+            "A run keeps its checkpoints there.",
+            "Check its permissions and its room, or give another output.",
+        ) from None
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):  # an empty file more, for which no rank ends alone
+        file.unlink(missing_ok=True)
+
+
+def _appears(file: Path) -> bool:
+    end = time.monotonic() + PATIENCE_S
+    while not file.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(_LOOK_EVERY_S)
+    return True
+
+
+def result_exists(final: Path, outdated: Path) -> bool:
+    """Whether the run's result is there, and no earlier training's: as rank 0 sees it, which writes both; collective.
+
+    Another host may see a file late that was made a moment ago, and would train on alone.
+    """
+    return of_all_ranks(final.exists() and not outdated.exists())[0]
 
 
 def check_documents(sources: Sequence[Source]) -> None:

@@ -12,6 +12,7 @@ from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import AprielError
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.ranks import run_ranks
+from megatron_apriel.train import same_everywhere
 from megatron_apriel.train.run import run_stage
 
 
@@ -67,3 +68,23 @@ def test_other_checkpoints(root: Path, tmp_path: Path) -> None:
     assert run(root, "own") == [0]
     (said,) = refusals(root, "own", f"output={tmp_path}")
     assert said.startswith("CheckpointError: the newest checkpoint is step_00000006 for rank 0 and none for rank 1.")
+
+
+def test_outputs_that_are_not_shared(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of its own for each host, and nothing in it yet: no checkpoint would be whole."""
+    monkeypatch.setattr(same_everywhere, "PATIENCE_S", 0.0)
+    (said,) = refusals(root, "alone", f"output={tmp_path}")
+    assert said.startswith(f"OutputError: {tmp_path} of rank 1 is not the directory {root}/alone of rank 0")
+    assert not list((root / "alone").glob(".met-*")) and not (root / "alone" / "checkpoints").exists()
+
+
+def test_a_result_that_one_host_does_not_see_yet(root: Path, tmp_path: Path) -> None:
+    """Rank 0 knows that all is done: the other must not wait for it in steps of its own."""
+    assert run(root, "late", "tokens=1K", ranks=2) == [0, 0]
+    shutil.copytree(root / "late", tmp_path / "late", ignore=shutil.ignore_patterns("final"))
+    file = stage_file(root, "late")
+
+    def main(rank: int, size: int) -> int:
+        return int(run_stage(load_stage(file, ["tokens=1K", *[f"output={tmp_path / 'late'}"] * rank])))
+
+    assert run_ranks(2, main, timeout=100) == [0, 0]
