@@ -11,6 +11,7 @@
 #   RUN_ROOT DATA_ROOT MODEL_ROOT   where runs, corpora and the source model lie (runs, data, models); relative ones
 #                                   are relative to the project's directory
 #   NPROC_PER_NODE                  ranks on each node (Slurm: tasks a node; else: GPUs found, or 1)
+#   GPU_WAIT                        seconds that the driver may take to say how many GPUs there are (120)
 #   CONTAINER_IMAGE                 run inside it: a .sif file by Apptainer, anything else by Slurm's Pyxis
 #   CONTAINER_MOUNTS                further mounts, comma-separated, as in /scratch:/scratch
 #   PYTHON                          interpreter (the project's .venv if there is one, else python)
@@ -88,15 +89,29 @@ find_scheduler() { # sets SCHEDULER (slurm or local), NNODES, NPROC_PER_NODE, RA
             "Without it only this node would train. Start the script outside of the container, with CONTAINER_IMAGE."
     else
         NNODES=${NNODES:-1}
-        if [[ -z ${NPROC_PER_NODE:-} ]]; then
-            NPROC_PER_NODE=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
-            ((NPROC_PER_NODE > 0)) || NPROC_PER_NODE=1
-        fi
+        if [[ -z ${NPROC_PER_NODE:-} ]]; then count_gpus; fi
     fi
     [[ $NNODES =~ ^[1-9][0-9]*$ ]] || fail "NNODES=$NNODES is not a number of nodes."
     [[ $NPROC_PER_NODE =~ ^[1-9][0-9]*$ ]] || fail "NPROC_PER_NODE=$NPROC_PER_NODE is not a number of ranks." \
         "Set NPROC_PER_NODE to the number of GPUs of a node."
     RANKS=$((NNODES * NPROC_PER_NODE))
+}
+
+count_gpus() { # sets NPROC_PER_NODE to the GPUs that the driver lists, or to 1
+    local answer code=0
+    GPU_WAIT=${GPU_WAIT:-120} NPROC_PER_NODE=0
+    [[ $GPU_WAIT =~ ^[1-9][0-9]{0,5}$ ]] || fail "GPU_WAIT=$GPU_WAIT is not a number of seconds."
+    # Only the answer is waited for: who asks a driver whose GPU has failed may not be ended by any signal.
+    exec {answer}< <(exec nvidia-smi --list-gpus 2>/dev/null)
+    while read -r -t "$GPU_WAIT" -u "$answer" || { code=$? && false; }; do NPROC_PER_NODE=$((NPROC_PER_NODE + 1)); done
+    exec {answer}<&-
+    if ((code > 128)); then
+        kill "$!" 2>/dev/null || true
+        fail "nvidia-smi did not answer within $GPU_WAIT s." \
+            "A driver whose GPU has failed keeps whoever asks it waiting." \
+            "Take another machine, or set NPROC_PER_NODE to the number of GPUs that work."
+    fi
+    ((NPROC_PER_NODE > 0)) || NPROC_PER_NODE=1
 }
 
 find_container() { # sets SRUN_CONTAINER and IN_CONTAINER, the words that go before a command to run it inside

@@ -68,7 +68,8 @@ STAND_INS = {
         if [[ $count == "${FAKE_SBATCH_FULL:-}" ]]; then echo "QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi
         printf "${FAKE_SBATCH_SAYS:-%s}\n" "$((1000 + count))" """,
     "apptainer": 'while [[ $1 != fakepython ]]; do shift; done; exec "$@"',
-    "nvidia-smi": 'for ((i = 0; i < ${FAKE_GPUS:-0}; i++)); do echo "GPU $i"; done',
+    "nvidia-smi": """if [[ -n ${FAKE_HANG:-} ]]; then exec sleep "$FAKE_HANG"; fi
+        for ((i = 0; i < ${FAKE_GPUS:-0}; i++)); do echo "GPU $i"; done""",
 }
 
 

@@ -32,6 +32,16 @@ def test_all_gpus_of_a_machine(shell: Stage) -> None:
     assert shell.calls("fakepython")[-2][-3:] == ["--world-size", "4", "--check-data"]
 
 
+def test_a_driver_that_does_not_answer(shell: Stage) -> None:
+    """It would keep the script waiting; and one rank for all that there may be is not what was meant."""
+    said = shell.run("examples/sft.sh", code=2, FAKE_HANG="1000", GPU_WAIT="1").stderr
+    assert "nvidia-smi did not answer within 1 s." in said and "NPROC_PER_NODE" in said
+    assert not shell.calls("fakepython")
+    assert "GPU_WAIT=long is not" in shell.run("examples/sft.sh", code=2, GPU_WAIT="long").stderr
+    shell.run("examples/sft.sh", FAKE_HANG="1000", GPU_WAIT="1", NPROC_PER_NODE="4")
+    assert "--nproc-per-node=4" in shell.calls("fakepython")[-1]
+
+
 def test_several_machines_without_slurm(shell: Stage) -> None:
     place = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "2900", "NPROC_PER_NODE": "8"}
     shell.run("examples/sft.sh", **place)
