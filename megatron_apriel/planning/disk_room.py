@@ -10,27 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_apriel.config.schema import StageConfig
-from megatron_apriel.config.training_sections import COMPONENTS
 from megatron_apriel.errors import OutputError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.run_directory import RunDirectory, partials_in
 from megatron_apriel.outputs import free_space
-
-_MOMENTS = {"float32": 8, "bfloat16": 4, "int8": 2, "auto": 2}
-"""Bytes of both moments of a number that trains."""
-_MASTER = {"float32": 2, "24bit": 1}
-"""Bytes of its master beyond those of a bf16 weight."""
+from megatron_apriel.planning.choosing_moments import with_moments
+from megatron_apriel.planning.memory import bytes_to_save
 
 
 def least_checkpoint_bytes(config: StageConfig, architecture: Architecture) -> int:
-    """Bytes that a checkpoint of the run takes at least: all weights, and the states of those that train."""
-    weight = 4 if config.precision.compute == "fp32" else 2
-    state = _MOMENTS[config.optimizer.moments] + _MASTER[config.optimizer.master]
-    total = 0
-    for name in COMPONENTS:
-        if (part := getattr(architecture, name)) is not None:
-            total += part.parameters * (weight + (state if getattr(config.train, name) else 0))
-    return total
+    """Bytes that a checkpoint of the run takes at least: all weights, and the states of those that train.
+
+    Of moments in 8 bits some are saved in bfloat16, and no more is counted of the others.
+    """
+    if config.optimizer.moments != "float32":
+        config = with_moments(config, "bfloat16")
+    return int(bytes_to_save(config, architecture))
 
 
 def lacking_room(config: StageConfig, architecture: Architecture) -> str:

@@ -38,8 +38,8 @@ What is counted, in bytes a parameter or a token; ``T``, ``D`` are tensor- and d
   projector keeps its three widths; the features of all shares are gathered on every rank. P micro-batches are kept, 2P
   with interleaving.
 
-With ``checkpoint.background`` the host holds a copy of what a rank saves: its share of the weights, and of what is
-trained the masters, 4 bytes, and both moments, 8 or in bf16 4. torch rounds each piece of it up to a power of two.
+A rank saves its share of the weights, and of what is trained the masters, 4 bytes, and both moments, 8 or in bf16 4.
+With ``checkpoint.background`` the host holds a copy of that. torch rounds each piece of it up to a power of two.
 
 Not counted: CUDA's context, NCCL's buffers and the allocator's gaps, together commonly 3 to 6 GiB. What is counted is
 compared with measured peaks of text on one GPU by ``tests/unit/planning/test_predictions_measured.py``.
@@ -64,6 +64,8 @@ PIECES_ON_THE_WAY = 3
 INPUTS_ON_THE_WAY = 2
 """Of recomputed layers whose inputs lie on the host: forward, two that still leave; backward, one that comes and one
 in use."""
+
+_ONE_RANK = Layout()
 
 
 @dataclass(frozen=True)
@@ -190,18 +192,25 @@ def _whole(
         working=compute * max(loss, at_work),
         images=compute * _image_elements(config, architecture, layout) if is_first else 0,
         host_inputs=prod(inputs_on_host(config, architecture.decoder, layout, pipeline_rank)),
-        host_copy=_copy(config, compute * everything, trained, vocabulary) / layout.optimizer_shards,
+        host_copy=bytes_to_save(config, architecture, layout, pipeline_rank) if config.checkpoint.background else 0.0,
     )
     return memory, of_vocabulary if vocabulary else of_matrix
 
 
-def _copy(config: StageConfig, weights: float, trained: float, vocabulary: float) -> float:
-    """What ``checkpoint.background`` copies to the host of weights, and of masters and moments as they are saved."""
-    if not config.checkpoint.background:
-        return 0.0
-    matrices, section = trained - vocabulary, config.optimizer
-    of_moments = {"float32": (8, 8), "bfloat16": (4, 4), "int8": (8, 4)}[str(section.moments)]
-    return weights + 4 * trained + of_moments[0] * matrices + of_moments[1] * vocabulary
+def bytes_to_save(
+    config: StageConfig, architecture: Architecture, layout: Layout = _ONE_RANK, pipeline_rank: int = 0
+) -> float:
+    """Bytes of weights, masters and moments in a checkpoint, of what a pipeline stage's ranks hold; of all on one rank.
+
+    Divided over the ranks that hold the same, of which each saves its part. ``optimizer.moments`` is chosen.
+    """
+    held = _held(config, architecture, layout, pipeline_rank)
+    trained, section = _trained(config, held), config.optimizer
+    vocabulary = held.vocabulary if config.train.decoder else 0.0
+    of_matrix, of_vocabulary = {"float32": (8, 8), "bfloat16": (4, 4), "int8": (8, 4)}[str(section.moments)]
+    weights = config.precision.bytes_on(gpu=True) * (held.decoder + held.tower + held.projector)
+    states = 4 * trained + of_matrix * (trained - vocabulary) + of_vocabulary * vocabulary
+    return (weights + states) / layout.optimizer_shards
 
 
 def _buffers(config: StageConfig, layout: Layout, elements: float) -> float:
