@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from math import ceil
 from typing import Any
@@ -66,18 +67,16 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
     nearest = found.missing()[0]
     shares = sorted(_on_the_gpu(nearest).items(), key=lambda item: -item[1])
     largest = ", ".join(f"{name} {size(number)}" for name, number in shares[:3])
-    helps = ["more GPUs, over which more is split", "a GPU with more memory"]
     host = nearest.memory.on_host
-    if nearest.memory.total <= nearest.available:
+    lacks_host = nearest.memory.total <= nearest.available
+    helps = ["more GPUs, over which more is split"]
+    if lacks_host:
         helps.insert(0, _more_of_the_host(nearest, gpu))
-    if not nearest.memory.host and shares[0][0] == "optimizer":
-        helps.insert(0, "optimizer.host=auto, which puts as much of its states as need be into the host's memory")
-    if nearest.config.precision.fp8 != "none" and nearest.config.precision.fp8_weights == "kept":
-        helps.insert(0, "precision.fp8_weights=remade, which keeps 8-bit copies of one layer's weights at a time")
-    if nearest.config.precision.fp8 != "none":
-        helps.insert(0, "precision.fp8=none, which keeps no 8-bit copies of the weights")
-    if shares[0][0] in ("activations", "working", "images"):
-        helps.insert(0, "a shorter sequence_length")
+        if nearest.memory.host_copy:
+            helps.insert(0, "checkpoint.background=false, which needs no copy of what is saved")
+    # Where states lie on the host because the GPU is full, what spares the one spares the other as well.
+    if not lacks_host or nearest.memory.host:
+        helps = [*_less_of_the_gpu(nearest, shares[0][0]), *helps, "a GPU with more memory"]
     return ConfigError(
         f"no layout of this stage fits {gpus} {gpu.name}: the nearest, {nearest.label} with"
         f" recompute.mode={nearest.config.recompute.mode}, is over by {size(nearest.over)}"
@@ -86,6 +85,19 @@ def nothing_fits(found: Candidates, gpus: int, gpu: Hardware) -> ConfigError:
         + (f"; and {size(host)} of {size(nearest.host_available)} of the host." if host else "."),
         f"What helps: {'; '.join(helps)}.",
     )
+
+
+def _less_of_the_gpu(nearest: Candidate, largest: str) -> Iterator[str]:
+    """What spares a GPU's memory, of which ``largest`` takes most."""
+    if largest in ("activations", "working", "images"):
+        yield "a shorter sequence_length"
+    if nearest.config.precision.fp8 != "none":
+        yield "precision.fp8=none, which keeps no 8-bit copies of the weights"
+        if nearest.config.precision.fp8_weights == "kept":
+            yield "precision.fp8_weights=remade, which keeps 8-bit copies of one layer's weights at a time"
+    if not nearest.memory.host and largest == "optimizer":
+        beside = " and checkpoint.background=false" if nearest.memory.host_copy else ""
+        yield f"optimizer.host=auto{beside}, which puts as much of its states as need be into the host's memory"
 
 
 def _more_of_the_host(nearest: Candidate, gpu: Hardware) -> str:

@@ -12,7 +12,11 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.layout import Layout
 from megatron_apriel.planning.dry_run import print_plan
+from megatron_apriel.planning.hardware import KINDS
+from megatron_apriel.planning.layouts import Candidates, candidates
 from megatron_apriel.planning.memory import rank_memory
+from megatron_apriel.planning.plan_words import nothing_fits
+from megatron_apriel.planning.workload import Workload
 from megatron_apriel.testing.stages import small_stage
 
 APRIEL = Architecture.from_preset("apriel-15b")
@@ -47,3 +51,16 @@ def test_a_dry_run_shows_it(background: bool) -> None:
     output = io.StringIO()
     print_plan(stage(background), 1, architecture="apriel-15b", console=Console(file=output, width=160))
     assert ("on the host" in output.getvalue()) == background
+
+
+def test_a_plan_names_it_where_the_host_has_no_room() -> None:
+    host = KINDS["h200"].model_copy(update={"host_memory": 20.0})
+
+    def planned(background: bool) -> Candidates:
+        config = stage(background, recompute={"mode": "full"}, train={"projector": 1})
+        return candidates(config, APRIEL, 1, host, Workload(8192, 0))
+
+    assert not planned(True).fitting() and planned(False).fitting()
+    assert "What helps: checkpoint.background=false, " in str(nothing_fits(planned(True), 1, host))
+    alone = str(nothing_fits(candidates(stage(), APRIEL, 1, KINDS["h200"], Workload(8192, 0)), 1, KINDS["h200"]))
+    assert "optimizer.host=auto and checkpoint.background=false, " in alone
