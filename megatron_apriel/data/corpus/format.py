@@ -52,6 +52,14 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class _Version(BaseModel):
+    """What a manifest of any version says."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: int = FORMAT_VERSION
+
+
 class TokenizerRecord(_Record):
     """Which tokenizer made the tokens; corpora of one mixture must agree in ``sha256``."""
 
@@ -149,17 +157,18 @@ class CorpusManifest(_Record):
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file} cannot be read: {error}.", fix=PREPARE_AGAIN) from None
         try:
-            manifest = cls.model_validate_json(text)
+            version = _Version.model_validate_json(text).version
+            # Before anything else: what another version has otherwise is no damage.
+            if version != FORMAT_VERSION:
+                raise DataError(
+                    f"{file} has format version {version}; this program reads version {FORMAT_VERSION}.",
+                    fix="Prepare the corpus again with this version's tools/prepare_data.py.",
+                )
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
             raise DataError(f"{file} is damaged: {place}: {first['msg']}.", fix=PREPARE_AGAIN) from None
-        if manifest.version != FORMAT_VERSION:
-            raise DataError(
-                f"{file} has format version {manifest.version}; this program reads version {FORMAT_VERSION}.",
-                fix="Prepare the corpus again with this version's tools/prepare_data.py.",
-            )
-        return manifest
 
 
 @dataclass(frozen=True)

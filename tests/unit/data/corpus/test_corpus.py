@@ -130,6 +130,12 @@ def test_manifests(corpus, tmp_path):
     rewritten(corpus, version=99)
     with pytest.raises(DataError, match="has format version 99; this program reads version 1"):
         Corpus.open(corpus.path)
+    rewritten(corpus, version=99, audio={"rate": 16000}, images="elsewhere")
+    with pytest.raises(DataError, match="has format version 99; this program reads version 1"):
+        Corpus.open(corpus.path)
+    corpus_file = json.loads((corpus.path / "corpus.json").read_text())
+    del corpus_file["audio"]
+    (corpus.path / "corpus.json").write_text(json.dumps(corpus_file | {"images": None}))
     rewritten(corpus, version=1, tokenizer={})
     with pytest.raises(DataError, match=r"corpus\.json is damaged: tokenizer\.sha256: Field required"):
         Corpus.open(corpus.path)
