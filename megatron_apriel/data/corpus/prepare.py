@@ -190,9 +190,9 @@ def prepare(
                 with bad_records_in(options.bad_records, summary.problems):
                     _collect(results, summary, options, table, writers)
                 usage = UsageRecord(**summary.usage.record(), passed_over=summary.passed[:KEPT_PROBLEMS])
-                counted = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
+                totals = {"inputs": [vars(one) for one in summary.inputs], "usage": usage}
                 for writer, part in zip(writers, summary.held_out.parts(), strict=False):
-                    writer.manifest = writer.manifest.model_copy(update={**counted, "part": part})
+                    writer.manifest = writer.manifest.model_copy(update={**totals, "part": part})
                     writer.close(_problems(summary.problems))
     return summary
 
@@ -301,14 +301,14 @@ def _collect(
     problems = summary.problems
     with progress("preparing", total=options.limit or None, unit="record") as step:
         for number, documents in results:
-            counted = summary.inputs[number]
-            counted.records += len(documents)
+            of_input = summary.inputs[number]
+            of_input.records += len(documents)
             problems.records += len(documents)
             for document in documents:
                 if isinstance(document, Problem):
-                    problems.add(counted.path, document)
+                    problems.add(of_input.path, document)
                     continue
-                counted.documents += 1
+                of_input.documents += 1
                 summary.usage.add(document.remarks)
                 summary.lengths.append(len(document.encoded.tokens))
                 summary.response_tokens += int(document.encoded.responses.sum())
@@ -319,7 +319,7 @@ def _collect(
                 if writers:
                     writers[held_out].add(encoded.tokens, encoded.responses, document.images)
                 if len(summary.shown) < options.show:
-                    place = f"{counted.path}{', held out' if held_out else ''}"
+                    place = f"{of_input.path}{', held out' if held_out else ''}"
                     summary.shown.append(
                         shown_document(table, encoded.tokens, encoded.responses, document.images, place)
                     )
