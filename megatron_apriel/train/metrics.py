@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -131,17 +132,29 @@ class Console:
 
 
 class JsonLines:
-    """Every record, as one line of ``metrics.jsonl``; flushed at once so that a killed run loses nothing."""
+    """Every record, as one line of ``metrics.jsonl``; flushed at once so that a killed run loses nothing.
+
+    A figure that is not finite, as a held-out loss may be, is ``null``: JSON has no other word for it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"time": round(time.time(), 3), **record}) + "\n")
+        self._file.write(json.dumps({"time": round(time.time(), 3), **_finite(record)}, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _finite(figure: Any) -> Any:
+    """The same, with None for numbers that are not finite."""
+    if isinstance(figure, Mapping):
+        return {name: _finite(value) for name, value in figure.items()}
+    if isinstance(figure, list | tuple):
+        return [_finite(value) for value in figure]
+    return None if isinstance(figure, float) and not math.isfinite(figure) else figure
 
 
 def prompt_in_words(sample: Mapping[str, Any]) -> str:

@@ -125,3 +125,16 @@ def test_the_only_source_and_one_without_a_loss_are_named(shown: Any) -> None:
     line, _, scalars = shown(LABELS, STEPS[1:2])
     assert "(text 2.000, images -)" in line and "skipped |" not in line.splitlines()[0]
     assert "train/loss/text" in scalars and "train/loss/images" not in scalars
+
+
+def test_a_held_out_loss_that_is_not_finite_is_written_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = Metrics(small_stage(output=str(tmp_path), logging={"tensorboard": False}), rank=0)
+    losses = {"text": math.nan, "images": math.inf, "other": 1.5}
+    metrics.write("validation", 4, steps=8, loss=math.nan, loss_by_source=losses)
+    metrics.close()
+    written = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    record = json.loads(written, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert record["loss"] is None and record["loss_by_source"] == {"text": None, "images": None, "other": 1.5}
+    assert "held-out loss text nan, images inf, other 1.5000" in capsys.readouterr().out
