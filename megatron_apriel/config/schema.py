@@ -33,6 +33,8 @@ from megatron_apriel.errors import listed, printable
 
 MOST_EPOCHS = 10_000
 """Of a stage. Its sequences are laid out one by one before it starts."""
+MOST_SEQUENCES = 2**32
+"""Of a stage, which numbers them in 32 bits; each takes six bytes of every rank's memory."""
 
 
 class StageConfig(Section):
@@ -92,6 +94,8 @@ class StageConfig(Section):
     def _shared(cls, value: list[SourceSection]) -> list[SourceSection]:
         """A source of weight 0 is no part of the run: its corpus need not even be there. Others may share evenly."""
         used = [source for source in value if source.weight]
+        if not used:
+            raise ValueError("every source has weight 0, which leaves it out; give one of them another, or none to any")
         without = [source for source in used if "weight" not in source.model_fields_set]
         if len(without) == len(used):
             return [source.model_copy(update={"weight": 1 / len(used)}) for source in used]
@@ -174,6 +178,11 @@ class StageConfig(Section):
             problems.append(
                 f"batch_tokens={self.batch_tokens} is not a multiple of sequence_length={self.sequence_length}; "
                 f"nearest: {' or '.join(map(str, choices))}"
+            )
+        elif self.tokens is not None and (number := self.steps * self.sequences_per_step) > MOST_SEQUENCES:
+            problems.append(
+                f"tokens={self.tokens} are {number:,} sequences of {self.sequence_length}, and a stage has at most"
+                f" {MOST_SEQUENCES:,}; give at most {MOST_SEQUENCES * self.sequence_length} tokens, or longer sequences"
             )
         raise_all(problems)
         return self

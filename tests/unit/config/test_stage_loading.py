@@ -199,6 +199,10 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
         ("mixture=[]", "It must be at least 1 value."),
         ("mixture=data/a", "It must be a list."),
         ("mixture.1.corpus=other/a", "mixture: two sources are called 'a'; give each its own name."),
+        (
+            "tokens=1000000T",
+            "tokens=1000000000000000000 are 244,140,625,000,000 sequences of 4096, and a stage has at most",
+        ),
         ("mixture.1.weight=20%", "the mixture's weights sum to 90.0000%, not 100% (a 70.0000%, b 20.0000%)."),
         ("mixture.1.corpus=${TRIAL_NOT_SET}/b", "export TRIAL_NOT_SET=..., or write ${TRIAL_NOT_SET:-default}."),
         ("tokens=${TRIAL_NOT_SET}", "is not a number with a unit"),
@@ -250,7 +254,9 @@ def test_all_mistakes_in_one_message(stage: Path) -> None:
 def test_single_mistakes(stage: Path, override: str, message: str) -> None:
     text = refusal(stage, override)
     assert message in text
-    assert text.startswith(("stage.yaml, override", "stage.yaml: the mixture", "stage.yaml: batch_tokens"))
+    assert text.startswith(
+        ("stage.yaml, override", "stage.yaml: the mixture", "stage.yaml: batch_tokens", "stage.yaml: tokens")
+    )
 
 
 def test_a_weight_that_would_never_count(stage: Path) -> None:
@@ -258,7 +264,7 @@ def test_a_weight_that_would_never_count(stage: Path) -> None:
     assert "the weight of b, 3e-07, cannot be distinguished from 0; give at least 1e-06, or 0 to leave" in text
     left = load_stage(stage, ["mixture.0.weight=100%", "mixture.1.weight=0"])
     assert [source.label for source in left.mixture] == ["a"]
-    assert "the mixture's weights sum to 0.0000%" in refusal(stage, "mixture.0.weight=0", "mixture.1.weight=0")
+    assert "every source has weight 0" in refusal(stage, "mixture.0.weight=0", "mixture.1.weight=0")
 
 
 def test_a_mistake_inside_an_override_is_not_blamed_on_the_file(stage: Path) -> None:
