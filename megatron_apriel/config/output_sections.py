@@ -28,7 +28,7 @@ def _keep(value: Any) -> Any:
 
 
 class KeepPolicy(Section):
-    """Which checkpoints stay on disk, besides the newest: all, the last N, or N equally spaced over the run."""
+    """Which checkpoints stay on disk: all, the last N, or N equally spaced over the run and the newest."""
 
     policy: Kept
     """`all`, `last` or `equispaced`."""
@@ -57,7 +57,7 @@ class CheckpointSection(Section):
     every: Annotated[Whole, Field(ge=1)] = 500
     """Steps between two saves; the last step is always saved."""
     keep: Annotated[KeepPolicy, BeforeValidator(_keep)] = KeepPolicy(policy="last", number=2)
-    """Which checkpoints stay besides the newest: `all`, `last 3`, or `equispaced 6` over the whole run."""
+    """Which checkpoints stay: `all`, `last 3`, or `equispaced 6` over the whole run and the newest."""
     background: bool = False
     """Continue training while a checkpoint is written: wait only for its copy to host memory."""
     export: bool = True
@@ -70,7 +70,7 @@ class ValidationSection(Section):
     """Loss on held-out data, at the start, every so many steps, and at the end."""
 
     corpora: Annotated[list[SourceSection], Field(min_length=1)]
-    """Held-out corpora, each with the settings of a source of the mixture; weights are not used."""
+    """Held-out corpora, each with the settings of a source of the mixture; `weight` and `max_epochs` are not used."""
     every: Annotated[Whole, Field(ge=1)] = 500
     """Steps between two validations."""
     sequences: Annotated[Whole, Field(ge=1)] = 64

@@ -254,7 +254,7 @@ WORDS: tuple[Word, ...] = (
     # saving, looking
     _same("save_steps save_interval checkpoint.interval", "checkpoint.every"),
     _row("saves_per_epoch save_strategy", "checkpoint.every", "A number of steps."),
-    _row("save_total_limit checkpoint.keep_latest_k", "checkpoint.keep", "last N; the newest stays besides."),
+    _row("save_total_limit checkpoint.keep_latest_k", "checkpoint.keep", "last N, the newest among them."),
     _row("checkpoint.async_mode async_save", "checkpoint.background", "async: true. disabled: false."),
     _row(
         "resume_from_checkpoint auto_resume_from_checkpoints load overwrite_output_dir checkpoint.load_step",
