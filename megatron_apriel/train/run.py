@@ -20,7 +20,6 @@ import torch.distributed as dist
 
 from megatron_apriel.checkpoint.export import export_hf
 from megatron_apriel.checkpoint.store import CheckpointStore
-from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.machine_sections import PrecisionSection
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.corpus.answer_format import exported_chat_format
@@ -46,7 +45,7 @@ from megatron_apriel.train.loop import Stage, train
 from megatron_apriel.train.metrics import Metrics
 from megatron_apriel.train.optimizer import check_forms
 from megatron_apriel.train.output_place import OutputPlace
-from megatron_apriel.train.same_everywhere import check_checkpoints, check_settings, result_exists
+from megatron_apriel.train.same_everywhere import check_checkpoints, check_model, check_settings, result_exists
 from megatron_apriel.train.signals import StopRequest, check_time_left
 from megatron_apriel.train.state_placement import with_settled_moments
 
@@ -74,6 +73,8 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
         store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, config.steps, **besides)
         beginning = alike(lambda: _checked_beginning(config, change))
         check_checkpoints(beginning.newest)
+        if beginning.newest is None:
+            check_model(config.init_from, beginning.architecture)
         config = with_settled_moments(config, beginning)
         exported = result_exists(final, outdated)
         if beginning.ended(config) and (exported or not config.checkpoint.export):
@@ -114,13 +115,10 @@ def run_stage(config: StageConfig, change: bool = False) -> ExitCode:
 
 
 def _checked_beginning(config: StageConfig, change: bool) -> Beginning:
-    """Where the run stands, with what only torch can check: its options, and weights that can be read."""
+    """Where the run stands, with what only torch can check of its options."""
     check_options(ModelOptions.from_stage(config))
     check_forms(config)
-    beginning = beginning_of(config, ranks_of(os.environ), change)
-    if beginning.newest is None:
-        open_weights(config.init_from, beginning.architecture)
-    return beginning
+    return beginning_of(config, ranks_of(os.environ), change)
 
 
 def precision_in_words(precision: PrecisionSection, on_gpu: bool) -> str:

@@ -1,4 +1,4 @@
-"""Whether all ranks would train the same. Hosts may have stage files, corpora and checkpoints of their own.
+"""Whether all ranks would train the same. Hosts may have stage files, models, corpora and checkpoints of their own.
 
 Ranks that disagree wait for each other for ever, or, what is worse, do not: where tokens come from one copy of a corpus
 and labels from another, there is a loss all the same. So what a run is made of is compared once, before it begins.
@@ -7,6 +7,7 @@ and labels from another, there is a loss all the same. So what a run is made of 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megatron_apriel.checkpoint.tensor_bytes import as_bytes
+from megatron_apriel.checkpoint.weights import open_weights
 from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.sources import Source
 from megatron_apriel.errors import CheckpointError, ConfigError, DataError, OutputError, listed, printable, shown
+from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.parallel.agreement import alike, of_all_ranks
 
 PATIENCE_S = 10.0
@@ -57,6 +61,31 @@ def check_checkpoints(newest: Path | None) -> None:
                 "Ranks that resume from different steps would train different models.",
                 "The output directory must lie on a file system that all hosts share.",
             )
+
+
+def check_model(init_from: Path, architecture: Architecture) -> None:
+    """Raise CheckpointError, on all ranks, where the model that a rank begins from is another; collective.
+
+    Compared are shapes, settings and a row from the middle of each weight: training moves nearly all numbers.
+    """
+    said = alike(lambda: (printable(init_from), _digest(init_from, architecture)))
+    (path, first), *others = of_all_ranks(said)
+    for rank, (elsewhere, other) in enumerate(others, start=1):
+        if other != first:
+            raise CheckpointError(
+                f"{path} of rank 0 and {elsewhere} of rank {rank} are different models.",
+                "The model in training would be made of parts of both.",
+                "Give all hosts the same init_from, by a shared file system or a copy that is whole.",
+            )
+
+
+def _digest(init_from: Path, architecture: Architecture) -> str:
+    weights, digest = open_weights(init_from, architecture), hashlib.sha256(repr(architecture).encode())
+    if dist.get_world_size() > 1:
+        for name, weight in weights.table.items():
+            middle = weight.matrix[0] // 2
+            digest.update(as_bytes(weights.read(name, middle, middle + 1)))
+    return digest.hexdigest()
 
 
 def check_output(output: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
-from stage_runs import run, stage_file
+from stage_runs import ARCHITECTURE, run, stage_file
 
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import AprielError
+from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.ranks import run_ranks
 from megatron_apriel.train import same_everywhere
@@ -52,12 +54,29 @@ def test_other_documents(root: Path, tmp_path: Path, used: str) -> None:
     assert said.startswith("DataError: ") and "text" in said and "rank 1" in said
 
 
+@pytest.mark.parametrize("what", ["weights", "settings"])
+def test_other_models(root: Path, tmp_path: Path, what: str) -> None:
+    """An older copy on one host: the model would be made of both."""
+    shutil.copytree(root / "model", tmp_path / "model")
+    if what == "weights":
+        write_hf_checkpoint(tmp_path / "model", ARCHITECTURE, seed=5)
+    else:
+        config = tmp_path / "model" / "config.json"
+        config.write_text(re.sub(r'("rope_theta": )1000000\.0', r"\g<1>10000.0", config.read_text()))
+        assert config.read_text() != (root / "model" / "config.json").read_text()
+    (said,) = refusals(root, f"models_{what}", f"init_from={tmp_path / 'model'}")
+    models = f"{root}/model of rank 0 and {tmp_path}/model of rank 1"
+    assert said.startswith(f"CheckpointError: {models} are different models.")
+
+
 def test_copies_at_other_places_are_the_same(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "text", tmp_path / "copy")
+    shutil.copytree(root / "model", tmp_path / "model")
     file = stage_file(root, "copies")
 
     def main(rank: int, size: int) -> int:
         moved = [f"mixture.0.corpus={tmp_path / 'copy'}", "mixture.0.name=text"] if rank else ["mixture.0.name=text"]
+        moved += [f"init_from={tmp_path / 'model'}"] * rank
         return int(run_stage(load_stage(file, [*moved, "tokens=1K"])))
 
     assert run_ranks(2, main) == [0, 0]
