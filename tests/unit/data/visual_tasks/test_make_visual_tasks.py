@@ -19,6 +19,7 @@ from megatron_apriel.data.visual_tasks.difficulty import Range
 from megatron_apriel.data.visual_tasks.generate import generate, prepare_generator
 from megatron_apriel.data.visual_tasks.options import Options
 from megatron_apriel.data.visual_tasks.raw_images import image_files
+from megatron_apriel.data.visual_tasks.sample import LETTERS
 from megatron_apriel.data.visual_tasks.summary import Summary
 from megatron_apriel.errors import ConfigError, DataError, OutputError
 from megatron_apriel.formats.architecture import Architecture
@@ -118,9 +119,11 @@ def test_every_option_is_right_equally_often(folder):
     answers = {name: Counter() for name in LETTERED}
     for index in range(160):
         record = generator.make(index).record
-        answers[record["variant"]][record["answer"]] += 1
+        counts, how = answers[record["variant"]], record["construction"]
+        counts.update(dict.fromkeys(LETTERS[: how.get("candidates") or how["options"]], 0))  # those never right, too
+        counts[record["answer"]] += 1
     for counts in answers.values():
-        assert sum(counts.values()) > 25
+        assert sum(counts.values()) > 25 and all(counts.values()), counts
         assert chisquare(list(counts.values())).pvalue > 0.001, counts
 
 
