@@ -15,6 +15,7 @@ Nothing is written outside of these: where one rank writes for all, it alone cou
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import threading
 from collections.abc import Iterable
@@ -43,16 +44,28 @@ Data = Tensor | io.BytesIO
 
 
 class FileWriter(FileSystemWriter):
-    """torch's writer of a rank's file, with three differences.
+    """torch's writer of a rank's file, with four differences.
 
     It leaves the directory's path out of ``.metadata``: that may hold a secret, and changes. It has in memory what it
-    is writing at the moment; torch's keeps all that it has written until the file is whole. And beside ``.metadata``
-    it names the format, as Megatron does.
+    is writing at the moment; torch's keeps all that it has written until the file is whole. It looks whether all
+    ranks' files are there. And beside ``.metadata`` it names the format, as Megatron does.
     """
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        self._check_files(results)
         super().finish(metadata, results)
         save_config(CheckpointingConfig("torch_dist", 1), str(self.path))
+
+    def _check_files(self, results: list[list[WriteResult]]) -> None:
+        """Raise OSError where a rank has written elsewhere: to a directory of its host, if that lost the shared one."""
+        ends: dict[str, int] = {}
+        for result in itertools.chain(*results):
+            place = result.storage_data
+            ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
+        for name, end in ends.items():
+            file = Path(self.path) / name
+            if not file.is_file() or file.stat().st_size < end:
+                raise OSError(f"{name} is not there as rank 0 sees it; the host that wrote it has another directory")
 
     def storage_meta(self) -> StorageMeta | None:
         meta = super().storage_meta()

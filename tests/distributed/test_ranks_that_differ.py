@@ -14,7 +14,7 @@ from megatron_apriel.errors import AprielError
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.ranks import run_ranks
-from megatron_apriel.train import same_everywhere
+from megatron_apriel.train import assembly, same_everywhere
 from megatron_apriel.train.run import run_stage
 
 
@@ -95,6 +95,14 @@ def test_outputs_that_are_not_shared(root: Path, tmp_path: Path, monkeypatch: py
     (said,) = refusals(root, "alone", f"output={tmp_path}")
     assert said.startswith(f"OutputError: {tmp_path} of rank 1 is not the directory {root}/alone of rank 0")
     assert not list((root / "alone").glob(".met-*")) and not (root / "alone" / "checkpoints").exists()
+
+
+def test_an_output_that_one_host_loses_later(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it writes then goes to a directory of its own: a checkpoint without that is none."""
+    monkeypatch.setattr(assembly, "check_output", lambda output: None)
+    said = refusals(root, "lost", f"output={tmp_path}")
+    assert len(said) == 2 and all("__1_0.distcp is not there as rank 0 sees it" in each for each in said)
+    assert list((root / "lost" / "checkpoints").iterdir()) == []
 
 
 def test_a_result_that_one_host_does_not_see_yet(root: Path, tmp_path: Path) -> None:
