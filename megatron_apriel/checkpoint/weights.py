@@ -21,8 +21,8 @@ from megatron_apriel.errors import CheckpointError
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, recognise
 from megatron_apriel.formats.run_record import read_run_file
-from megatron_apriel.formats.tensor_accounts import check_complete, resolve
-from megatron_apriel.formats.tensor_files import TensorDirectory, TensorEntry
+from megatron_apriel.formats.tensor_accounts import open_accounted
+from megatron_apriel.formats.tensor_files import TensorEntry
 from megatron_apriel.formats.tensor_names import Form, Weight, halves_from_pairs, weights
 from megatron_apriel.quantities import counted
 
@@ -75,9 +75,7 @@ class SafetensorsWeights:
     """A Hugging Face directory, or Mistral's own form, through memory-mapped safetensors files."""
 
     def __init__(self, path: Path, architecture: Architecture, kind: Kind) -> None:
-        directory = TensorDirectory.open(path, "consolidated" if kind is Kind.MISTRAL else "model")
-        resolution = resolve(directory.entries, architecture, str(path))
-        check_complete(resolution, path)
+        directory, resolution = open_accounted(path, architecture, "consolidated" if kind is Kind.MISTRAL else "model")
         self._entries = {name: directory.entries[stored] for name, stored in resolution.stored.items()}
         self._permuted = resolution.form is Form.MISTRAL
         self._handles: dict[Path, Any] = {}
@@ -85,7 +83,7 @@ class SafetensorsWeights:
         self.table = weights(architecture)
         self.skipped = resolution.skipped + resolution.buffers
         self.bytes_read = 0
-        self.dtypes = {name: self._checked_dtype(weight) for name, weight in self.table.items()}
+        self.dtypes = {name: DTYPES[self._entries[name].dtype] for name in self.table}
 
     def read(self, name: str, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
         head = self.table[name].interleaved_head if self._permuted else 0
@@ -121,19 +119,3 @@ class SafetensorsWeights:
         part: Tensor = self._handles[entry.file].get_slice(entry.name)[start:stop, columns[0] : columns[1]]
         entry.check_unchanged()
         return part
-
-    def _checked_dtype(self, weight: Weight) -> torch.dtype:
-        entry = self._entries[weight.name]
-        if entry.shape != weight.shape:
-            raise CheckpointError(
-                f"{entry.file}: {entry.name} has shape {list(entry.shape)}, "
-                f"the architecture says {list(weight.shape)}.",
-                "Configuration and weights are not of the same model.",
-            )
-        if entry.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{entry.file}: {entry.name} is stored as {entry.dtype}.",
-                "Quantised weights cannot be trained further.",
-                f"Give a checkpoint in one of {', '.join(DTYPES)}.",
-            )
-        return DTYPES[entry.dtype]

@@ -108,6 +108,17 @@ class Architecture:
     projector: ProjectorArchitecture | None = None
     image_token_id: int = 10
 
+    def checked(self, origin: str) -> Architecture:
+        """The model itself. Raises CheckpointError where the token of a patch is beyond its vocabulary."""
+        if self.tower is not None and self.image_token_id >= self.decoder.vocab_size:
+            raise CheckpointError(
+                f"{origin}: the image token {self.image_token_id} is beyond the vocabulary of"
+                f" {self.decoder.vocab_size}.",
+                "It has a row in the embedding, like every token, which the image's features replace.",
+                "Set it to the tokenizer's id of [IMG]; Pixtral's is 10.",
+            )
+        return self
+
     @property
     def parameters(self) -> int:
         return sum(part.parameters for part in (self.decoder, self.tower, self.projector) if part is not None)
@@ -173,12 +184,8 @@ class Architecture:
             activation=settings.projector_hidden_act,
             bias=settings.multimodal_projector_bias,
         )
-        return cls(
-            decoder=decoder,
-            tower=tower,
-            projector=projector,
-            image_token_id=settings.resolved_image_token(origin),
-        )
+        token = settings.resolved_image_token(origin)
+        return cls(decoder=decoder, tower=tower, projector=projector, image_token_id=token).checked(origin)
 
     def to_hf_config(self, dtype: str = "bfloat16") -> dict[str, Any]:
         """A ``config.json`` that transformers loads; inverse of :meth:`from_hf_config`."""

@@ -19,6 +19,7 @@ Activation = Literal["silu", "gelu"]
 """Gate activations that both the Hugging Face reference and this model know; ``gelu`` is the exact (erf) form."""
 
 _ORIGIN = {"architectures", "dtype", "torch_dtype", "transformers_version", "name_or_path", "_name_or_path"}
+_ORIGIN |= {"keys_to_ignore_at_inference", "transformers.js_config"}
 _ORIGIN |= {"_commit_hash", "unsloth_version", "unsloth_fixed", "model_name", "is_composition"}
 _RUNNING = {"use_cache", "cache_implementation", "gradient_checkpointing", "chunk_size_feed_forward"}
 _RUNNING |= {"attn_implementation", "_attn_implementation", "_attn_implementation_autoset"}
@@ -27,7 +28,8 @@ _RUNNING |= {"_experts_implementation_internal", "_flash_attn_2_enabled"}
 _RUNNING |= {"output_attentions", "_output_attentions", "output_hidden_states", "return_dict", "use_return_dict"}
 _RUNNING |= {"torchscript", "use_bfloat16", "tf_legacy_loss"}
 _TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"}
-_TOKENS |= {"unk_token_id", "tokenizer_class", "prefix"}
+_TOKENS |= {"unk_token_id", "tokenizer_class", "prefix", "max_sequence_length", "model_max_length"}
+_TOKENS |= {"tokenizer_model_max_length", "tokenizer_padding_side"}
 _CLASSIFIER = {"id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"}
 _GENERATION = {"assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens"}
 _GENERATION |= {"diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size"}
@@ -91,13 +93,13 @@ class _RotarySection(_Section):
 
     attention_dropout: Zero | None = 0.0
     partial_rotary_factor: One | None = None
-    rope_theta: Positive = 1e4
+    rope_theta: Positive | None = 1e4
     rope_parameters: RopeSettings | None = None
     rope_scaling: RopeSettings | None = None
 
     def resolved_rope_theta(self, origin: str) -> float:
         """The base of the angles. Raises CheckpointError for another kind of positions, and for two bases."""
-        given = [("rope_theta", self.rope_theta)] if "rope_theta" in self.model_fields_set else []
+        given = [("rope_theta", self.rope_theta)] if "rope_theta" in self.model_fields_set and self.rope_theta else []
         for name, block in (("rope_parameters", self.rope_parameters), ("rope_scaling", self.rope_scaling)):
             if block is None:
                 continue
@@ -116,7 +118,15 @@ class _RotarySection(_Section):
                     "Versions of transformers and other readers take the one or the other.",
                     "Remove the one that the model was not trained with.",
                 )
-        return given[0][1] if given else self.rope_theta
+        if given:
+            return given[0][1]
+        if self.rope_theta is None:
+            raise CheckpointError(
+                f"{origin}: rope_theta=None, and rope_parameters do not give another.",
+                "The positions cannot be known without it.",
+                "Set rope_theta to the value that the model was trained with.",
+            )
+        return self.rope_theta
 
 
 class MistralSettings(_RotarySection):

@@ -95,7 +95,8 @@ def architecture_from_params(path: Path) -> Architecture:
         return Architecture(decoder=decoder)
     tower = _tower(params.vision_encoder, f"{origin}: vision_encoder")
     projector = ProjectorArchitecture(tower.hidden_size, decoder.hidden_size, bias=params.vision_encoder.adapter_bias)
-    return Architecture(decoder, tower, projector, image_token_id=params.vision_encoder.image_token_id)
+    token = params.vision_encoder.image_token_id
+    return Architecture(decoder, tower, projector, image_token_id=token).checked(origin)
 
 
 def read_params(path: Path) -> MistralParams:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_apriel.errors import CheckpointError, listed
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.tensor_files import FLOATS, Base, TensorDirectory, TensorEntry
 from megatron_apriel.formats.tensor_names import (
     IMAGE_PREFIXES,
     Component,
@@ -102,6 +103,39 @@ def resolve(names: Iterable[str], architecture: Architecture, origin: str) -> Re
     )
 
 
+def open_accounted(path: Path, architecture: Architecture, base: Base) -> tuple[TensorDirectory, Resolution]:
+    """The tensors of a checkpoint, all of which are weights of ``architecture``; headers are read and no numbers.
+
+    Args:
+        path: of the checkpoint.
+        architecture: of the model. Where it is text-only, tower and projector may be there too.
+        base: as of :meth:`~megatron_apriel.formats.tensor_files.TensorDirectory.open`.
+
+    Raises:
+        CheckpointError: missing, left over or misshapen tensors, or quantised ones, by name.
+    """
+    directory = TensorDirectory.open(path, base)
+    resolution = resolve(directory.entries, architecture, str(path))
+    check_complete(resolution, path)
+    for name, weight in weights(architecture).items():
+        _check_entry(directory.entries[resolution.stored[name]], weight.shape)
+    return directory, resolution
+
+
+def _check_entry(entry: TensorEntry, shape: tuple[int, ...]) -> None:
+    if entry.shape != shape:
+        raise CheckpointError(
+            f"{entry.file}: {entry.name} has shape {list(entry.shape)}, the architecture says {list(shape)}.",
+            "Configuration and weights are not of the same model.",
+        )
+    if entry.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{entry.file}: {entry.name} is stored as {entry.dtype}.",
+            "Quantised weights cannot be trained further.",
+            f"Give a checkpoint in one of {', '.join(FLOATS)}.",
+        )
+
+
 def check_complete(resolution: Resolution, path: Path) -> None:
     """Raise CheckpointError, by name, if a weight is missing or a tensor is left over."""
     problems = []
@@ -120,7 +154,9 @@ def check_complete(resolution: Resolution, path: Path) -> None:
 def _fix(resolution: Resolution) -> str:
     """What made the difference, where the names tell."""
     layers, surplus = decoder_layers(resolution.form), resolution.unexpected
-    if not resolution.missing and all(map(layers.split, surplus)):
+    known = [place[0] for name in resolution.stored.values() if (place := layers.split(name))]
+    places = [layers.split(name) for name in surplus]
+    if not resolution.missing and all(place is not None and place[0] > max(known, default=-1) for place in places):
         return (
             "These are further decoder layers. mergekit's passthrough leaves num_hidden_layers in text_config as it"
             " was: set it in config.json to the number that the files have."

@@ -17,8 +17,7 @@ from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, architecture_of, recognise, sidecar_directory
 from megatron_apriel.formats.run_directory import RunDirectory
 from megatron_apriel.formats.run_record import RunState, newest_checkpoint, read_run_file, run_state
-from megatron_apriel.formats.tensor_accounts import check_complete, resolve
-from megatron_apriel.formats.tensor_files import TensorDirectory
+from megatron_apriel.formats.tensor_accounts import open_accounted
 from megatron_apriel.outputs import check_destination
 from megatron_apriel.parallel.checks import check_layout
 from megatron_apriel.parallel.layout import Layout, started_ranks
@@ -97,8 +96,7 @@ def check_weights(directory: Path, architecture: Architecture) -> None:
     if kind is Kind.MEGATRON:
         read_run_file(directory)
         return
-    tensors = TensorDirectory.open(directory, "consolidated" if kind is Kind.MISTRAL else "model")
-    check_complete(resolve(tensors.entries, architecture, str(directory)), directory)
+    open_accounted(directory, architecture, "consolidated" if kind is Kind.MISTRAL else "model")
 
 
 def with_tokens(config: StageConfig) -> StageConfig:

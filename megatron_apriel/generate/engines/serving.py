@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_apriel.errors import CheckpointError, ConfigError, printable
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.kinds import Kind, architecture_of, recognise
+from megatron_apriel.formats.tensor_accounts import open_accounted
 from megatron_apriel.generate.engines.engine import Engine, Launch, Service
 from megatron_apriel.generate.engines.gpus import gpu_memory
 from megatron_apriel.generate.engines.memory import longest_context
@@ -36,13 +37,15 @@ def service_of(
         further: options for the program, as they are.
 
     Raises:
-        CheckpointError: there is no model, or it is not in Hugging Face's form.
+        CheckpointError: there is no model, its tensors are not those of its config, or it is not in Hugging Face's
+            form.
         ConfigError: it does not fit the GPUs or the context.
     """
     kind = recognise(model)
     directory = model.resolve()
     _check_form(directory, kind)
     architecture = architecture_of(directory)
+    open_accounted(directory, architecture, "model")  # an engine may load for minutes before it finds a fault
     memory = gpu_memory()
     gpus = gpus if gpus is not None else min(1, len(memory))
     dtype = dtype or ("bfloat16" if gpus else "float32")

@@ -178,6 +178,16 @@ def test_a_merge_that_made_layers_and_left_the_config(tmp_path: Path) -> None:
             read()
 
 
+def test_a_bias_of_a_layer_is_no_further_layer(tmp_path: Path) -> None:
+    given = write_hf_checkpoint(tmp_path / "given", rigged_architecture())
+    weights = load_file(given / "model.safetensors")
+    bias = next(name for name in weights if name.endswith("layers.0.self_attn.q_proj.weight")).replace("weight", "bias")
+    save_file(weights | {bias: torch.zeros(4)}, given / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 left over \(.*q_proj\.bias\)") as caught:
+        plan_conversion(given, Kind.MEGATRON)
+    assert "further decoder layers" not in str(caught.value)
+
+
 def with_adapters(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As PEFT's model inside is saved, before it is merged."""
     name = next(name for name in weights if name.endswith("layers.0.self_attn.q_proj.weight"))

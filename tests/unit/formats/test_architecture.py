@@ -147,7 +147,7 @@ def test_configs_go_there_and_back(name: str) -> None:
         ({"text_config__rope_parameters": [1]}, "rope_parameters=[1] is not an object"),
         ({"text_config__rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5' is not a positive number"),
         ({"text_config__sliding_window": "all"}, "sliding_window='all' is not a positive whole number"),
-        ({"vision_config__rope_theta": None}, "rope_theta=None is not a positive number"),
+        ({"vision_config__rope_theta": None}, "rope_theta=None, and rope_parameters do not give another"),
         ({"text_config__rms_norm_eps": float("inf")}, "rms_norm_eps=inf is not a positive number"),
         ({"text_config__rms_norm_eps": 10**400}, "000 is not a positive number"),
         ({"image_token_index": "ten"}, "image_token_index='ten' is not a positive whole number"),

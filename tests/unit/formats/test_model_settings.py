@@ -164,6 +164,35 @@ def test_the_image_token_is_the_one_that_transformers_takes(ids: dict[str, int])
     assert Architecture.from_hf_config(config).image_token_id == AutoConfig.for_model(**config).image_token_id == 10
 
 
+def test_a_patch_has_a_token_of_the_vocabulary(tmp_path: Path) -> None:
+    size = TINY.decoder.vocab_size
+    assert Architecture.from_hf_config(config_with("", image_token_index=size - 1)).image_token_id == size - 1
+    with pytest.raises(CheckpointError, match=rf"image token {size} is beyond the vocabulary of {size}"):
+        Architecture.from_hf_config(config_with("", image_token_index=size))
+    with pytest.raises(CheckpointError, match=rf"image token {size} is beyond the vocabulary of {size}"):
+        architecture_from_params(params_with(tmp_path, "vision_encoder", image_token_id=size))
+
+
+@pytest.mark.parametrize("section", ["text_config", "vision_config"])
+def test_a_base_that_is_null_is_said_elsewhere(section: str) -> None:
+    config = config_with(section, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 5.0})
+    theirs = getattr(AutoConfig.for_model(**json.loads(json.dumps(config))), section).rope_parameters
+    part = "decoder" if section == "text_config" else "tower"
+    assert getattr(Architecture.from_hf_config(config), part).rope_theta == theirs["rope_theta"] == 5.0
+    with pytest.raises(CheckpointError, match=rf"{section}: rope_theta=None, and rope_parameters do not give another"):
+        Architecture.from_hf_config(config_with(section, rope_theta=None, rope_parameters=None))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_what_other_programs_note_of_a_tokenizer_changes_nothing(section: str) -> None:
+    noted = {
+        "keys_to_ignore_at_inference": ["past_key_values"], "transformers.js_config": {"dtype": "q4"},
+        "model_max_length": 4096, "max_sequence_length": 4096, "tokenizer_model_max_length": 4096,
+        "tokenizer_padding_side": "right",
+    }  # fmt: skip
+    assert Architecture.from_hf_config(config_with(section, **noted)) == TINY
+
+
 @pytest.mark.parametrize(("index", "id_"), [(10, 17), (17, 10), (10, None), (None, 10)])
 def test_two_image_tokens_are_refused(index: int | None, id_: int | None) -> None:
     with pytest.raises(CheckpointError, match=rf"image_token_index={index} and image_token_id={id_} contradict"):

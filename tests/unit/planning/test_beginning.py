@@ -224,6 +224,31 @@ def test_weights_of_another_model(root: Path, tmp_path: Path) -> None:
         check_early(stage(root, tmp_path / "run", init_from=str(tmp_path / "model")), {}, False)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensors: {name: tensor[:-1] for name, tensor in tensors.items()},
+            r"shape \[4095, 32\].*says \[4096, 32\]",
+        ),
+        (lambda tensors: {name: tensor.char() for name, tensor in tensors.items()}, "is stored as I8"),
+    ],
+)
+def test_weights_of_other_shapes_and_dtypes(root: Path, tmp_path: Path, change: Any, message: str) -> None:
+    """What headers tell is known before a run starts, and by a dry run."""
+    from safetensors.torch import load_file, save_file
+
+    write_hf_checkpoint(tmp_path / "model", MODEL)
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | change({name: tensors[name] for name in tensors if "embed" in name or "lm_head" in name}), file)
+    config = stage(root, tmp_path / "run", init_from=str(tmp_path / "model"))
+    with pytest.raises(CheckpointError, match=message):
+        check_early(config, {}, False)
+    with pytest.raises(CheckpointError, match=message):
+        plan(config)
+
+
 def test_a_start_is_refused_before_torch_is_loaded(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "stage.yaml"
     file.write_text(to_yaml(stage(root, tmp_path / "run", mixture=[{"corpus": "no/corpus"}])), encoding="utf-8")

@@ -235,6 +235,10 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for more in ((), ("--dry-run",)):
         with pytest.raises(CheckpointError, match=r"in Mistral's form(?s:.*)convert_checkpoint.py .* --to hf"):
             run(tmp_path / "mistral", *more)
+    write_hf_checkpoint(tmp_path / "damaged", Architecture.from_preset("tiny"))
+    (tmp_path / "damaged" / "model.safetensors").rename(tmp_path / "damaged" / "model-00001-of-00001.safetensors")
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors\.index\.json"):
+        run(tmp_path / "damaged", "--dry-run")
     monkeypatch.setattr(serving, "gpu_memory", lambda: [80 << 30] * 4)
     with pytest.raises(ConfigError, match=r"--gpus 3 does not divide the decoder's \d key-value groups"):
         run(model, "--gpus", 3)
