@@ -35,7 +35,14 @@ from megatron_apriel.formats.mistral_params import architecture_from_params, par
 from megatron_apriel.formats.other_tools import copied
 from megatron_apriel.formats.run_directory import RUN_FILE, SIDECAR_DIRECTORY
 from megatron_apriel.formats.run_record import read_run_file, write_run_file
-from megatron_apriel.formats.sidecars import CONFIG, PARAMS, check_sidecars, missing_readers, write_sidecars
+from megatron_apriel.formats.sidecars import (
+    CONFIG,
+    MISTRAL_SENTENCEPIECE,
+    PARAMS,
+    check_sidecars,
+    missing_readers,
+    write_sidecars,
+)
 from megatron_apriel.formats.tensor_files import Base, TensorSpec
 from megatron_apriel.formats.tensor_names import Component, Form, Weight, component_of, pairs_from_halves
 from megatron_apriel.formats.word_pattern import name_word_fault
@@ -142,7 +149,7 @@ def plan_conversion(
         name_word_fault(sidecars)
     params = _params(sidecars, architecture) if to is Kind.MISTRAL else None
     conversion = Conversion(path, kind, to, architecture, weights, dtype, max_shard_size, params, correct_words, parts)
-    if to is Kind.MISTRAL and parts is None and not (sidecars / TEKKEN).is_file():
+    if to is Kind.MISTRAL and parts is None and not _has_mistral_tokenizer(sidecars):
         note(
             f"note: {sidecars} has no {TEKKEN}, so the result has no tokenizer that Mistral's tools and vLLM read."
             f" Copy the {TEKKEN} of the model that training began from into it; Pixtral's is in"
@@ -156,6 +163,10 @@ def plan_conversion(
             break_and_end_ids(sidecars, architecture)
     conversion.weights.verify()
     return conversion
+
+
+def _has_mistral_tokenizer(sidecars: Path) -> bool:
+    return any(next(sidecars.glob(pattern), None) for pattern in (TEKKEN, *MISTRAL_SENTENCEPIECE))
 
 
 def convert(conversion: Conversion, destination: str | Path, *, overwrite: bool = False, verify: bool = False) -> None:

@@ -40,13 +40,15 @@ SIDECARS = (
     "video_preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
-    "SYSTEM_PROMPT.txt",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
 )
-"""Copied where present, never demanded. Sentencepiece models (``tokenizer.model*``) and further templates come too."""
-
+"""Copied where present, never demanded."""
+FURTHER_TEMPLATES = "additional_chat_templates"
+"""Folder of chat templates with names: ``tool_use`` is taken where there are tools."""
+MISTRAL_SENTENCEPIECE = ("tokenizer.model.v*", "tokenizer.mm.model.v*")
+"""Patterns of sentencepiece models that Mistral's tools read, by the version in their name; transformers does not."""
+SENTENCEPIECE = ("tokenizer.model", *MISTRAL_SENTENCEPIECE)
+_TEXTS = ("*SYSTEM_PROMPT*.txt", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
+"""Patterns of texts that go with a model, in capitals or not."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that stands for one that Git LFS did not fetch."""
@@ -62,8 +64,10 @@ def sidecar_files(directory: Path) -> list[Path]:
             pipe or a device, or larger than any such file.
     """
     files = [directory / name for name in SIDECARS]
-    files += sorted(directory.glob("tokenizer.model*"))
-    files += sorted(directory.glob("additional_chat_templates/*.jinja"))
+    for pattern in (*SENTENCEPIECE, f"{FURTHER_TEMPLATES}/*.jinja"):
+        files += sorted(directory.glob(pattern))
+    for pattern in _TEXTS:
+        files += sorted(directory.glob(pattern, case_sensitive=False))
     found = []
     for file in files:
         if file.is_symlink() and not file.exists():
@@ -96,7 +100,7 @@ def sidecar_files(directory: Path) -> list[Path]:
 
 
 def missing_readers(directory: Path, tower: bool) -> str:
-    """``tokenizer``, ``processor`` or both, where a model cannot be asked without them; else an empty text.
+    """``tokenizer``, ``processor`` or both, where transformers cannot ask a model without them; else an empty text.
 
     Args:
         directory: of the model.
@@ -104,7 +108,7 @@ def missing_readers(directory: Path, tower: bool) -> str:
     """
     if (directory / "tekken.json").exists():
         return ""
-    tokenizer = (directory / "tokenizer.json").exists() or any(directory.glob("tokenizer.model*"))
+    tokenizer = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     processor = any((directory / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
     lacking = {"tokenizer": not tokenizer, "processor": tower and not processor}
     return " and ".join(name for name, missing in lacking.items() if missing)
@@ -116,6 +120,30 @@ def chat_template(directory: Path) -> Any:
     A text, or a list of named ones. Raises CheckpointError if a file that may hold it cannot be read.
     """
     return next((template for _, template in _templates(directory)), None)
+
+
+def chat_templates(directory: Path) -> dict[str, str]:
+    """All chat templates of a directory by name, without white space around them.
+
+    That of most conversations is ``default``; transformers takes ``tool_use`` where there are tools.
+
+    Raises:
+        CheckpointError: as :func:`chat_template`.
+    """
+    found = chat_template(directory)
+    if isinstance(found, list):
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    named = found if isinstance(found, dict) else {"default": found} if found is not None else {}
+    for file in sorted((directory / FURTHER_TEMPLATES).glob("*.jinja")):
+        named[file.stem] = _template_text(file)
+    return {name: text.strip() for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def _template_text(file: Path) -> str:
+    try:
+        return read_input(file).decode("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{printable(file)} cannot be read: {error}.") from None
 
 
 def _name_other_templates(directory: Path) -> None:
@@ -135,10 +163,7 @@ def _name_other_templates(directory: Path) -> None:
 def _templates(directory: Path) -> Iterator[tuple[str, Any]]:
     file = directory / "chat_template.jinja"
     if file.is_file():
-        try:
-            yield file.name, read_input(file).decode("utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{printable(file)} cannot be read: {error}.") from None
+        yield file.name, _template_text(file)
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if (directory / name).is_file():
             template = read_json(directory / name).get("chat_template")

@@ -207,3 +207,25 @@ def test_a_faulty_word_pattern_is_named_and_corrected_on_request(to, tmp_path, c
         (tmp_path / "kept" / "run.json").write_text(json.dumps(record))
         assert convert(tmp_path / "kept", tmp_path / "again", "--to", "hf", "--correct-word-pattern") == 1
         assert "is of a run, which trained on the words of its tokenizer" in capsys.readouterr().err
+
+
+TEXTS = ("LICENSE.md", "LICENCE", "License.txt", "NOTICE.txt", "USE_POLICY.md", "CHAT_SYSTEM_PROMPT.txt")
+
+
+@pytest.mark.parametrize("to", ["hf", "mistral"])
+def test_texts_that_go_with_a_model_are_kept(hf, tmp_path, to):
+    source = shutil.copytree(hf, tmp_path / "source")
+    for name in (*TEXTS, "tokenizer.mm.model.v2"):
+        (source / name).write_text(name)
+    assert convert(source, tmp_path / "out", "--to", to) == 0
+    assert all((tmp_path / "out" / name).read_text() == name for name in (*TEXTS, "tokenizer.mm.model.v2"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model.v3", "tokenizer.mm.model.v2"])
+def test_a_sentencepiece_model_is_a_tokenizer_of_the_form_that_reads_it(mistral, tmp_path, capsys, name):
+    source = shutil.copytree(mistral, tmp_path / "source")
+    (source / name).write_text("pieces")
+    assert convert(source, tmp_path / "mistral", "--to", "mistral") == 0
+    assert "no tokenizer that Mistral's tools" not in " ".join(capsys.readouterr().err.split())
+    assert convert(source, tmp_path / "hf", "--to", "hf") == 0
+    assert "has no tokenizer and processor" in " ".join(capsys.readouterr().err.split())

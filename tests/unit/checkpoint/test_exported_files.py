@@ -103,6 +103,25 @@ def test_tokenizers_are_named_as_transformers_4_knows_them(name: str, tmp_path: 
     assert tokenizers[0].all_special_tokens == tokenizers[1].all_special_tokens
 
 
+def test_a_template_for_tools_does_not_outlive_the_trained_format(tmp_path: Path) -> None:
+    """transformers would take it where there are tools, and render another format than the model learned."""
+    source = model("text", tmp_path, tekken=False)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("of another format")
+    tools = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+
+    from transformers import AutoTokenizer
+
+    def asked(directory: Path) -> str:
+        turns = [{"role": "user", "content": "Hello"}]
+        return AutoTokenizer.from_pretrained(directory).apply_chat_template(turns, tools=tools, tokenize=False)
+
+    assert asked(source) == "of another format"
+    out = exported("text", source, tmp_path / "out")
+    assert "Hello" in asked(out)
+    assert not (out / "additional_chat_templates").exists()
+
+
 def test_other_classes_stay(tmp_path: Path) -> None:
     source = model("text", tmp_path, tekken=False)
     (source / "tokenizer_config.json").write_text(json.dumps({**settings(source), "tokenizer_class": "LlamaTokenizer"}))

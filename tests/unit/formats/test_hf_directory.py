@@ -10,11 +10,14 @@ from megatron_apriel.formats.hf_directory import SAMPLING, write_hf_sidecars
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 11}
 
 
-def written(folder, given):
+CONFIG = {"text_config": {"bos_token_id": 1, "eos_token_id": 2}}
+
+
+def written(folder, given, config=CONFIG):
     (folder / "given").mkdir()
     if given is not None:
         (folder / "given" / "generation_config.json").write_text(json.dumps(given))
-    write_hf_sidecars(folder / "result", folder / "given", {"text_config": {"bos_token_id": 1, "eos_token_id": 2}})
+    write_hf_sidecars(folder / "result", folder / "given", config)
     return json.loads((folder / "result" / "generation_config.json").read_text())
 
 
@@ -44,6 +47,32 @@ def test_sampling_does_not_contradict_itself(tmp_path, given, capsys):
         assert found == {**IDS, **given, "do_sample": True}
     named = [name for name, value in given.items() if value not in (False, 1.0)] or [""]
     assert all(name in capsys.readouterr().err for name in named[:1])
+
+
+@pytest.mark.parametrize("given", [{"temperature": 0.0}, {"temperature": 0, "do_sample": True, "top_p": 0.9}], ids=str)
+def test_a_temperature_of_zero_is_the_most_likely_token(tmp_path, given, capsys):
+    """transformers ends at once when it is to sample with it."""
+    found = written(tmp_path, given)
+    assert found == {**IDS, "do_sample": False}
+    assert "temperature=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token_id": [2, 4], "pad_token_id": 5, "bos_token_id": 3},
+        {"eos_token_id": [2, 4], "pad_token_id": 5, "text_config": {"eos_token_id": 7, "bos_token_id": 3}},
+        {"eos_token_id": None, "pad_token_id": 5, "text_config": {"eos_token_id": [2, 4], "bos_token_id": 3}},
+        {"text_config": {"eos_token_id": [2, 4], "bos_token_id": 3, "pad_token_id": 5}},
+    ],
+    ids=str,
+)
+def test_ids_of_a_config_are_those_that_transformers_takes(tmp_path, config):
+    theirs = GenerationConfig.from_model_config(json.loads(json.dumps(config)))
+    for number, given in enumerate((None, {"do_sample": True}, {"do_sample": True, "eos_token_id": None})):
+        (tmp_path / str(number)).mkdir()
+        found = written(tmp_path / str(number), given, config)
+        assert {name: found[name] for name in IDS} == {name: getattr(theirs, name) for name in IDS}
 
 
 @pytest.mark.parametrize("place", ["text_config", ""])
