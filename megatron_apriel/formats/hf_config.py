@@ -229,3 +229,44 @@ class LlavaSettings(_Section):
                 "Remove the one that the tokenizer does not give to [IMG].",
             )
         return int(next(iter(given.values())))
+
+
+_KINDS: Mapping[str, type[_Section]] = {"llava": LlavaSettings, "mistral": MistralSettings, "pixtral": PixtralSettings}
+_SECTIONS = ("text_config", "vision_config")
+
+
+def is_known(section: Mapping[str, Any]) -> bool:
+    """Whether a section is of a kind whose settings, and what they are where absent, are known."""
+    return str(section.get("model_type")) in _KINDS
+
+
+def comparable(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section says of its model, in one spelling, so that two can be compared key by key.
+
+    Of a known kind, absent keys have their defaults. Left out are keys that change nothing, how far the positions of
+    training went, what is null, false or empty, and sections inside.
+
+    Args:
+        section: the whole config, its ``text_config`` or its ``vision_config``; of any kind of model.
+    """
+    kind = _KINDS.get(str(section.get("model_type")))
+    fields = kind.model_fields if kind is not None else {}
+    said = {name: field.default for name, field in fields.items() if not field.is_required()} | dict(section)
+    for name in ("rope_scaling", "rope_parameters"):
+        block = said.pop(name, None)
+        if isinstance(block, Mapping):
+            said |= {f"rope_{key.removeprefix('rope_')}": value for key, value in block.items() if value is not None}
+    said["rope_type"] = said.get("rope_type") if said.get("rope_type") != "default" else None
+    if said.get("image_token_index") is None:
+        said["image_token_index"] = said.pop("image_token_id", None)
+    if kind is MistralSettings:
+        said["num_key_value_heads"] = said["num_key_value_heads"] or said["num_attention_heads"]
+        sizes = said["hidden_size"], said["num_attention_heads"]
+        if not said["head_dim"] and all(type(size) is int and size > 0 for size in sizes):
+            said["head_dim"] = sizes[0] // sizes[1]
+    if isinstance(types := said.get("layer_types"), list) and set(map(str, types)) == {"full_attention"}:
+        del said["layer_types"]
+    left_out = {*(kind or _Section).harmless, *_SECTIONS, "max_position_embeddings"}
+    return {
+        name: value for name, value in said.items() if name not in left_out and value not in (None, False, "", [], {})
+    }

@@ -11,6 +11,7 @@ import numpy as np
 
 from megatron_apriel.errors import CheckpointError, listed, printable, shown
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.formats.hf_config import comparable, is_known
 from megatron_apriel.formats.json_files import read_json
 from megatron_apriel.formats.other_tools import refuse_quantised, refuse_without_config
 from megatron_apriel.formats.sidecar_contents import SidecarContents
@@ -19,22 +20,6 @@ from megatron_apriel.formats.tensor_files import FLOATS, TensorDirectory, Tensor
 from megatron_apriel.surgery.mean import STORAGE
 from megatron_apriel.surgery.reused_memory import ReusedMemory
 from megatron_apriel.terminal import note
-
-_SAME_IN_ALL = (
-    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
-    *(
-        "intermediate_size",
-        "vocab_size",
-        "hidden_act",
-        "rms_norm_eps",
-        "rope_theta",
-        "rope_parameters",
-        "sliding_window",
-    ),
-    *("patch_size", "image_size", "num_channels", "projector_hidden_act", "vision_feature_layer"),
-    *("vision_feature_select_strategy", "image_token_index", "tie_word_embeddings", "quantization_config"),
-)
-"""Config keys that decide what the weights mean."""
 
 
 class TensorReader(Protocol):
@@ -130,31 +115,52 @@ def _check_same_tensors(first: AverageInput, other: AverageInput) -> None:
             raise CheckpointError(
                 f"{name} is {here} in {first.label} and {there} in {other.label}.",
                 "Only checkpoints of one architecture and precision can be averaged.",
+                "If only the precision differs: tools/convert_checkpoint.py SRC DST --to hf --dtype bfloat16."
+                if spec.shape == theirs[name].shape
+                else "",
             )
 
 
 def _check_same_config(first: AverageInput, other: AverageInput) -> None:
-    for part in (None, "text_config", "vision_config"):
-        ours, theirs = (_section(given, part) if part else given.config for given in (first, other))
-        for key in _SAME_IN_ALL:
-            if key in ours and key in theirs and ours[key] != theirs[key]:
-                raise CheckpointError(
-                    f"{f'{part}.' if part else ''}{key} is {shown(ours[key])} in {first.label}'s config "
-                    f"and {shown(theirs[key])} in {other.label}'s.",
-                    "The same weights would mean different models.",
-                )
-    # The same said in another way, or left to a default, as versions of transformers do.
-    for part in ("decoder", "tower", "projector", "image_token_id"):
-        ours, theirs = (_meaning(given, part) for given in (first, other))
-        for key in ours.keys() & theirs.keys():
-            if ours[key] != theirs[key]:
-                raise CheckpointError(
-                    f"{part}'s {key} is {shown(ours[key])} by {first.label}'s config and {shown(theirs[key])} by"
-                    f" {other.label}'s.",
-                    "The same weights would mean different models.",
-                )
+    """Raise CheckpointError, naming a setting, if two configs describe different models; name what else differs.
+
+    Versions of transformers say the same in several ways, or leave it to a default; so what configs mean is compared,
+    and their keys only where one of them is of a model that is not known here.
+    """
+    ours, theirs = (_meaning(given) for given in (first, other))
+    if ours is None or theirs is None:
+        for part in (None, "text_config", "vision_config"):
+            _check_same_keys(first, other, part)
+    else:
+        for part in ours:
+            for key in ours[part].keys() | theirs[part].keys():
+                values = [meaning[part].get(key) for meaning in (ours, theirs)]
+                if values[0] != values[1]:
+                    raise CheckpointError(
+                        f"{part}'s {key} is {shown(values[0])} by {first.label}'s config and {shown(values[1])} by"
+                        f" {other.label}'s.",
+                        _OTHER_MODELS,
+                    )
     if different := _differing_keys(first.config, other.config):
         note(f"note: config.json differs in {listed(different, 8)}; the result has that of {first.label}")
+
+
+_OTHER_MODELS = "The same weights would mean different models."
+
+
+def _check_same_keys(first: AverageInput, other: AverageInput, part: str | None) -> None:
+    sections = [_section(given, part) if part else given.config for given in (first, other)]
+    ours, theirs = map(comparable, sections)
+    # What is absent means something known where the kind is; a version may have written out a default elsewhere.
+    names = ours.keys() | theirs.keys() if all(map(is_known, sections)) else ours.keys() & theirs.keys()
+    for key in sorted(names):
+        if ours.get(key) != theirs.get(key):
+            raise CheckpointError(
+                f"{f'{part}.' if part else ''}{key} is {shown(ours.get(key))} in {first.label}'s config "
+                f"and {shown(theirs.get(key))} in {other.label}'s.",
+                _OTHER_MODELS,
+                "Correct the config that is wrong, if only that differs.",
+            )
 
 
 def _differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> list[str]:
@@ -186,15 +192,16 @@ def _check_same_files(first: AverageInput, other: AverageInput) -> None:
         note(f"note: {found.name} {state}; the result has the files of {first.label}")
 
 
-def _meaning(given: AverageInput, part: str) -> dict[str, Any]:
-    """What the config says of a part of the model, defaults included; nothing where it is of a model unknown here."""
+def _meaning(given: AverageInput) -> dict[str, dict[str, Any]] | None:
+    """What the config says of each part of the model, defaults included; None where it is of a model unknown here."""
     try:
-        described = getattr(Architecture.from_hf_config(given.config, given.label), part)
+        model = Architecture.from_hf_config(given.config, given.label)
     except CheckpointError:
-        return {}
-    fields = {"value": described} if described is None or isinstance(described, int) else asdict(described)
-    fields.pop("max_positions", None)  # how far a model was trained, not what its weights mean
-    return fields
+        return None
+    parts = {"decoder": model.decoder, "tower": model.tower, "projector": model.projector}
+    meaning = {name: asdict(part) if part is not None else {} for name, part in parts.items()}
+    del meaning["decoder"]["max_positions"]  # how far a model was trained, not what its weights mean
+    return meaning | {"image": {"token": model.image_token_id}}
 
 
 def _section(given: AverageInput, part: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def compared(folder: Path, ours: dict[str, object], theirs: dict[str, object]) -
         write_model(folder / name, tensors, text_config(1))
         for file, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content)
+            (folder / name / file).parent.mkdir(exist_ok=True)
             (folder / name / file).write_text(text)
         inputs.append(AverageInput.from_directory(folder / name))
     check_agreement(inputs)
@@ -71,6 +72,98 @@ def test_other_files_are_refused(tmp_path, file, ours, theirs, kind):
 def test_what_versions_of_libraries_differ_in_is_no_difference(tmp_path, capsys, file, ours, theirs):
     compared(tmp_path, {file: ours}, {file: theirs})
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("other", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_another_end_is_refused_wherever_it_stands(tmp_path, file, other):
+    compared(tmp_path / "same", {file: {"eos_token": "</s>"}}, {other: {"eos_token": {"content": "</s>"}}})
+    with pytest.raises(
+        CheckpointError, match=r"the tokenizer of .*b is not that of .*a: (eos_token|special.*) differs"
+    ):
+        compared(tmp_path / "apart", {file: {"eos_token": "</s>"}}, {other: {"eos_token": "<|im_end|>"}})
+
+
+def pixtral(side: int, **changes: Any) -> dict[str, Any]:
+    """Settings of an image processor as transformers 4 writes them."""
+    return {
+        "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_processor_type": "PixtralImageProcessor",
+        "image_std": [0.26862954, 0.26130258, 0.27577711], "patch_size": {"height": 16, "width": 16}, "resample": 3,
+        "rescale_factor": 1 / 255, "size": {"longest_edge": side}, **changes,
+    }  # fmt: skip
+
+
+def in_one_file(side: int, **changes: Any) -> dict[str, object]:
+    """As transformers 5 writes them."""
+    own = pixtral(side, **{"image_processor_type": "PixtralImageProcessorFast", **changes})
+    return {"processor_config.json": {"image_token": "[IMG]", "patch_size": 16, "image_processor": own}}
+
+
+def in_two_files(side: int, **changes: Any) -> dict[str, object]:
+    """As transformers 4 does."""
+    own = {"patch_size": 16, "processor_class": "PixtralProcessor"}
+    return {"preprocessor_config.json": pixtral(side, **changes), "processor_config.json": own}
+
+
+SPELLED = [
+    {}, {"patch_size": 16}, {"patch_size": [16, 16]}, {"resample": "bicubic"}, {"do_convert_rgb": None},
+    {"do_pad": False}, {"size_divisor": None}, {"do_center_crop": False, "crop_size": 224},
+    {"image_mean": [0.481455, 0.457828, 0.408211]}, {"size": {"longest_edge": 96, "shortest_edge": None}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SPELLED, ids=str)
+@pytest.mark.parametrize("write", [in_one_file, in_two_files])
+def test_processors_are_compared_by_what_they_do_to_an_image(tmp_path, capsys, write, changes):
+    """Checked with transformers' own: the same pixels of an image."""
+    import numpy as np
+    from transformers import PixtralImageProcessor
+
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    own = {name: value for name, value in pixtral(96, **changes).items() if name != "image_processor_type"}
+    if own["patch_size"] != [16, 16] and own["resample"] != "bicubic":  # written so for other readers
+        given = [
+            PixtralImageProcessor(**one)(pixels, return_tensors="np")["pixel_values"] for one in (own, pixtral(96))
+        ]
+        np.testing.assert_allclose(*given, atol=1e-5)
+    compared(tmp_path, write(96, **changes), in_one_file(96))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": {"longest_edge": 64}}, {"resample": 2}, {"do_rescale": False}, {"rescale_factor": 1 / 256},
+        {"image_mean": [0.5, 0.5, 0.5]}, {"patch_size": 14}, {"do_split": True},
+        {"image_processor_type": "CLIPImageProcessor"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("write", [in_one_file, in_two_files])
+def test_other_processors_are_refused_in_whatever_files_they_stand(tmp_path, write, changes):
+    theirs = write(96, **changes)
+    with pytest.raises(
+        CheckpointError, match=r"the processor of .*b is not that of .*a: .*processor_config.json differ"
+    ):
+        compared(tmp_path, in_one_file(96), theirs)
+
+
+TOOLS = "additional_chat_templates/tool_use.jinja"
+
+
+def test_templates_with_names_are_compared(tmp_path, capsys):
+    listed = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]
+    inside = {"tokenizer_config.json": {"chat_template": listed}}
+    compared(tmp_path / "same", inside, {"chat_template.jinja": "one", TOOLS: "two\n"})
+    with pytest.raises(
+        CheckpointError, match=r"the chat template of .*b is not that of .*a: the template tool_use differs"
+    ):
+        compared(tmp_path / "apart", inside, {"chat_template.jinja": "one", TOOLS: "three"})
+    capsys.readouterr()
+    compared(tmp_path / "lost", {}, {"chat_template.jinja": "one", TOOLS: "two"})
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the template is only in" in said and "the template tool_use is only in" in said
 
 
 @pytest.mark.parametrize(
