@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_apriel.checkpoint.image_tokens import break_and_end_ids
-from megatron_apriel.checkpoint.tekken_processor import TEKKEN, settle_tekken
+from megatron_apriel.checkpoint.tekken_processor import TEKKEN, check_same_vocabulary, settle_tekken
 from megatron_apriel.checkpoint.tensor_bytes import SAFETENSORS_NAMES, as_bytes, cast
 from megatron_apriel.checkpoint.weights import Weights, open_weights
 from megatron_apriel.data.corpus.processor_files import longest_side, tekken_side
@@ -155,6 +155,8 @@ def plan_conversion(
             f" Copy the {TEKKEN} of the model that training began from into it; Pixtral's is in"
             " mistralai/Pixtral-12B-2409 on Hugging Face."
         )
+    if to is Kind.MISTRAL and parts is None:
+        check_same_vocabulary(sidecars)
     if to is not Kind.MISTRAL:
         _config(conversion)
         if lacking := missing_readers(sidecars, architecture.tower is not None):

@@ -9,13 +9,17 @@ format and the image processor's sizes. transformers does the conversion.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
 
 from megatron_apriel.data.corpus.processor_files import longest_side
-from megatron_apriel.errors import CheckpointError
+from megatron_apriel.errors import CheckpointError, printable, shown
 from megatron_apriel.formats.architecture import Architecture
 from megatron_apriel.formats.hf_directory import set_tokenizer_class
+from megatron_apriel.formats.json_files import parse_json
 from megatron_apriel.formats.word_pattern import TOKENIZER_FILE
+from megatron_apriel.inputs import read_input
+from megatron_apriel.quantities import counted
 
 TEKKEN = "tekken.json"
 
@@ -37,6 +41,45 @@ def settle_tekken(directory: Path, architecture: Architecture) -> None:
         set_tokenizer_class(directory)
     if architecture.tower is None:
         tekken.unlink()
+
+
+def check_same_vocabulary(directory: Path) -> None:
+    """Compare the tokens of ``tekken.json`` with those of ``tokenizer.json``, where a directory has both.
+
+    Mistral's tools read the one and transformers the other, by which the model was trained.
+
+    Raises:
+        CheckpointError: they give an id to different tokens, or one cannot be read.
+    """
+    tekken, table = directory / TEKKEN, directory / TOKENIZER_FILE
+    if not (tekken.is_file() and table.is_file()):
+        return
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = bytes_to_unicode()
+    try:
+        said, vocabulary = parse_json(read_input(tekken)), parse_json(read_input(table))["model"]["vocab"]
+        first, stop = (said["config"][name] for name in ("default_num_special_tokens", "default_vocab_size"))
+        ranks = said["vocab"][: stop - first]
+        theirs = {
+            first + rank["rank"]: "".join(letters[byte] for byte in b64decode(rank["token_bytes"])) for rank in ranks
+        }
+        ours = {id_: token for token, id_ in vocabulary.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{printable(tekken)} and {table.name} beside it cannot be compared: {error!r}.",
+            "One of them is damaged, or is no tokenizer of bytes.",
+            "Copy the files again, or remove the one that is not the model's.",
+        ) from None
+    different = [id_ for id_, token in theirs.items() if ours.get(id_) != token]
+    if different:
+        one = different[0]
+        raise CheckpointError(
+            f"{printable(tekken)}: token {one} is {shown(theirs[one])}, and {shown(ours.get(one))} by {table.name}"
+            f" beside it ({counted(len(different), 'such token')}).",
+            "Mistral's tools read the first, transformers the second: one of them is not the model's.",
+            f"Take the {TEKKEN} of the model that training began from, or remove the one here.",
+        )
 
 
 def write_processor(tekken: Path, architecture: Architecture, directory: Path) -> None:

@@ -237,7 +237,7 @@ def _spelled(name: str, value: Any) -> Any:
 
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 """Pillow's numbers of ways to resize."""
-_OFF = (False, "", [], {})
+_OFF: tuple[Any, ...] = (False, "", [], {})
 _PIXTRAL = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 3,
     "rescale_factor": 0.003922, "image_mean": [0.4815, 0.4578, 0.4082], "image_std": [0.2686, 0.2613, 0.2758],

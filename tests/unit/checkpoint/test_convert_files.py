@@ -229,3 +229,21 @@ def test_a_sentencepiece_model_is_a_tokenizer_of_the_form_that_reads_it(mistral,
     assert "no tokenizer that Mistral's tools" not in " ".join(capsys.readouterr().err.split())
     assert convert(source, tmp_path / "hf", "--to", "hf") == 0
     assert "has no tokenizer and processor" in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_tokenizers_that_contradict_each_other_are_not_passed_on(tmp_path, capsys):
+    """Mistral's tools would read another one than the model was trained with."""
+    source = write_hf_checkpoint(tmp_path / "source", LARGE, processor=True)
+    assert (source / "tokenizer.json").is_file()
+    write_small_tekken(source / "tekken.json", 1300)
+    assert convert(source, tmp_path / "same", "--to", "mistral") == 0
+    table = json.loads((source / "tekken.json").read_text())
+    for one, other in ((280, 281), (290, 291)):
+        names = ("token_bytes", "token_str")
+        both = [{name: table["vocab"][rank][name] for name in names} for rank in (one, other)]
+        table["vocab"][one] |= both[1]
+        table["vocab"][other] |= both[0]
+    (source / "tekken.json").write_text(json.dumps(table))
+    assert convert(source, tmp_path / "out", "--to", "mistral") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "tekken.json: token 1280 is" in said and "(4 such tokens)" in said and not (tmp_path / "out").exists()
