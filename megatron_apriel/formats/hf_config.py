@@ -7,6 +7,7 @@ class into each section: generation defaults, labels of classifiers, how attenti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -235,6 +236,10 @@ _KINDS: Mapping[str, type[_Section]] = {"llava": LlavaSettings, "mistral": Mistr
 _SECTIONS = ("text_config", "vision_config")
 
 
+_TRAINING_ALONE = re.compile(r"drop(out)?$|_loss_coef$|^output_router_logits$|^router_jitter_noise$")
+"""Of any kind of model: what was done in training, and not what its weights mean."""
+
+
 def is_known(section: Mapping[str, Any]) -> bool:
     """Whether a section is of a kind whose settings, and what they are where absent, are known."""
     return str(section.get("model_type")) in _KINDS
@@ -243,8 +248,8 @@ def is_known(section: Mapping[str, Any]) -> bool:
 def comparable(section: Mapping[str, Any]) -> dict[str, Any]:
     """What a section says of its model, in one spelling, so that two can be compared key by key.
 
-    Of a known kind, absent keys have their defaults. Left out are keys that change nothing, how far the positions of
-    training went, what is null, false or empty, and sections inside.
+    Of a known kind, absent keys have their defaults. Left out are keys that change nothing or only training, how far
+    positions went, what is null, false or empty, and sections inside.
 
     Args:
         section: the whole config, its ``text_config`` or its ``vision_config``; of any kind of model.
@@ -266,7 +271,12 @@ def comparable(section: Mapping[str, Any]) -> dict[str, Any]:
             said["head_dim"] = sizes[0] // sizes[1]
     if isinstance(types := said.get("layer_types"), list) and set(map(str, types)) == {"full_attention"}:
         del said["layer_types"]
-    left_out = {*(kind or _Section).harmless, *_SECTIONS, "max_position_embeddings"}
+    left_out = {
+        *(kind or _Section).harmless,
+        *_SECTIONS,
+        "max_position_embeddings",
+        *filter(_TRAINING_ALONE.search, said),
+    }
     return {
         name: value for name, value in said.items() if name not in left_out and value not in (None, False, "", [], {})
     }

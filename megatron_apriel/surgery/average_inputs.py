@@ -145,14 +145,17 @@ def _check_same_config(first: AverageInput, other: AverageInput) -> None:
         note(f"note: config.json differs in {listed(different, 8)}; the result has that of {first.label}")
 
 
+_POSITIONS = ("rope_type", "rope_factor")
 _OTHER_MODELS = "The same weights would mean different models."
 
 
 def _check_same_keys(first: AverageInput, other: AverageInput, part: str | None) -> None:
     sections = [_section(given, part) if part else given.config for given in (first, other)]
     ours, theirs = map(comparable, sections)
-    # What is absent means something known where the kind is; a version may have written out a default elsewhere.
-    names = ours.keys() | theirs.keys() if all(map(is_known, sections)) else ours.keys() & theirs.keys()
+    names = ours.keys() | theirs.keys()
+    if not all(map(is_known, sections)):
+        # What is absent may have been written out by another version, unless it scales positions.
+        names = {name for name in names if name in _POSITIONS or (name in ours and name in theirs)}
     for key in sorted(names):
         if ours.get(key) != theirs.get(key):
             raise CheckpointError(

@@ -26,10 +26,12 @@ SAME_MODEL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (NEMO, {"sliding_window": 131072}),
     (SEVEN_B, {"torch_dtype": "bfloat16", "use_cache": False, "pad_token_id": 3, "max_position_embeddings": 32768}),
     (SEVEN_B, {"layer_types": ["full_attention"]}),
+    *((plain, {"attention_dropout": 0.1}) for plain in (NEMO, SEVEN_B)),
+    ({**EXPERTS, "router_aux_loss_coef": 0.02}, {"router_aux_loss_coef": 0.001, "attention_dropout": 0.1}),
     (EXPERTS, {"output_router_logits": True, "head_dim": 4}),
 ]  # fmt: skip
 OTHER_MODEL: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    *((plain, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_") for plain in (NEMO, SEVEN_B)),
+    *((plain, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_") for plain in (NEMO, SEVEN_B, EXPERTS)),
     *((plain, {"attention_bias": True}, "attention_bias is ") for plain in (NEMO, SEVEN_B)),
     *((plain, {"final_logit_softcapping": 30.0}, "final_logit_softcapping is ") for plain in (NEMO, SEVEN_B)),
     *((plain, {"rope_theta": 1e4}, "rope_theta is ") for plain in (NEMO, SEVEN_B)),
