@@ -28,6 +28,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,8 @@ from megatron_apriel.terminal import note
 
 RUNS_OWN = ("checkpoints", "metrics.jsonl")
 """What a training run leaves in its output directory, and nothing else does."""
+SEEN_WITHIN_S = 10.0
+"""For which file systems, as NFS, may not show what another host did."""
 _MOUNTS = Path("/proc/self/mountinfo")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -267,6 +270,16 @@ def resolved(path: str | Path) -> Path:
         return Path(path).resolve()
     except RuntimeError:  # what Path makes of such a link
         raise OutputError(f"the destination {path} is a link that leads back to itself.") from None
+
+
+def appears(file: Path, size: int = 0) -> bool:
+    """Whether a file of another host is seen here, of ``size`` bytes or more, now or within ``SEEN_WITHIN_S``."""
+    end = time.monotonic() + SEEN_WITHIN_S
+    while not (file.is_file() and file.stat().st_size >= size):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def reserve(descriptor: int, size: int) -> None:

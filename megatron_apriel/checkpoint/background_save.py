@@ -39,6 +39,7 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 
 from megatron_apriel.checkpoint.optimizer_shards import Boxes
 from megatron_apriel.formats.run_record import SHARD_SUFFIX
+from megatron_apriel.outputs import appears
 
 Data = Tensor | io.BytesIO
 
@@ -63,8 +64,7 @@ class FileWriter(FileSystemWriter):
             place = result.storage_data
             ends[place.relative_path] = max(place.offset + place.length, ends.get(place.relative_path, 0))
         for name, end in ends.items():
-            file = Path(self.path) / name
-            if not file.is_file() or file.stat().st_size < end:
+            if not appears(Path(self.path) / name, end):
                 raise OSError(f"{name} is not there as rank 0 sees it; the host that wrote it has another directory")
 
     def storage_meta(self) -> StorageMeta | None:

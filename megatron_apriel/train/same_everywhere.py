@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,8 @@ from megatron_apriel.config.schema import StageConfig
 from megatron_apriel.data.loading.sources import Source
 from megatron_apriel.errors import CheckpointError, ConfigError, DataError, OutputError, listed, printable, shown
 from megatron_apriel.formats.architecture import Architecture
+from megatron_apriel.outputs import appears
 from megatron_apriel.parallel.agreement import alike, of_all_ranks
-
-PATIENCE_S = 10.0
-"""For a file of another host's to be seen here, on file systems that show it late."""
-_LOOK_EVERY_S = 0.1
 
 
 def check_settings(config: StageConfig) -> None:
@@ -102,7 +98,7 @@ def check_output(output: Path) -> None:
         if is_first:
             behind.callback(_remove, mark)
         alike(lambda: _make(mark) if is_first else None)
-        seen = of_all_ranks((printable(output), _appears(mark)))
+        seen = of_all_ranks((printable(output), appears(mark)))
     (first, _), *others = seen
     for rank, (path, is_there) in enumerate(others, start=1):
         if not is_there:
@@ -128,15 +124,6 @@ def _make(file: Path) -> None:
 def _remove(file: Path) -> None:
     with contextlib.suppress(OSError):  # an empty file more, for which no rank ends alone
         file.unlink(missing_ok=True)
-
-
-def _appears(file: Path) -> bool:
-    end = time.monotonic() + PATIENCE_S
-    while not file.exists():
-        if time.monotonic() > end:
-            return False
-        time.sleep(_LOOK_EVERY_S)
-    return True
 
 
 def result_exists(final: Path, outdated: Path) -> bool:

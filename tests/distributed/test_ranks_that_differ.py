@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from stage_runs import ARCHITECTURE, run, stage_file
 
+from megatron_apriel import outputs
 from megatron_apriel.config.load import load_stage
 from megatron_apriel.errors import AprielError
 from megatron_apriel.testing.checkpoints import write_hf_checkpoint
 from megatron_apriel.testing.corpora import write_corpus
 from megatron_apriel.testing.ranks import run_ranks
-from megatron_apriel.train import assembly, same_everywhere
+from megatron_apriel.train import assembly
 from megatron_apriel.train.run import run_stage
 
 
@@ -91,7 +92,7 @@ def test_other_checkpoints(root: Path, tmp_path: Path) -> None:
 
 def test_outputs_that_are_not_shared(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory of its own for each host, and nothing in it yet: no checkpoint would be whole."""
-    monkeypatch.setattr(same_everywhere, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(outputs, "SEEN_WITHIN_S", 0.0)
     (said,) = refusals(root, "alone", f"output={tmp_path}")
     assert said.startswith(f"OutputError: {tmp_path} of rank 1 is not the directory {root}/alone of rank 0")
     assert not list((root / "alone").glob(".met-*")) and not (root / "alone" / "checkpoints").exists()
@@ -100,6 +101,7 @@ def test_outputs_that_are_not_shared(root: Path, tmp_path: Path, monkeypatch: py
 def test_an_output_that_one_host_loses_later(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it writes then goes to a directory of its own: a checkpoint without that is none."""
     monkeypatch.setattr(assembly, "check_output", lambda output: None)
+    monkeypatch.setattr(outputs, "SEEN_WITHIN_S", 0.0)
     said = refusals(root, "lost", f"output={tmp_path}")
     assert len(said) == 2 and all("__1_0.distcp is not there as rank 0 sees it" in each for each in said)
     assert list((root / "lost" / "checkpoints").iterdir()) == []

@@ -138,6 +138,18 @@ def test_refused_destinations(tmp_path: Path) -> None:
     assert check_destination(tmp_path / "y", inputs=[tmp_path / "x"]) == tmp_path / "y"
 
 
+def test_a_file_that_is_seen_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, where another host wrote it; until it is whole it is not there."""
+    file = tmp_path / "shard"
+    monkeypatch.setattr(outputs, "SEEN_WITHIN_S", 0.0)
+    assert not outputs.appears(file)
+    file.write_bytes(b"half")
+    assert outputs.appears(file, 4) and not outputs.appears(file, 5)
+    monkeypatch.setattr(outputs, "SEEN_WITHIN_S", 60.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: file.write_bytes(b"whole"))
+    assert outputs.appears(file, 5)
+
+
 def test_refused_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(OutputError, match=f"cannot be made: nothing may be written in {tmp_path}"):
