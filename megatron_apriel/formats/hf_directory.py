@@ -98,7 +98,7 @@ def _agreeing(chosen: dict[str, object]) -> dict[str, object]:
     """How answers are chosen, without contradictions, which transformers refuses to save; they are named.
 
     Where answers are not sampled, what says how to sample them means nothing; where nothing says whether they are, it
-    says that they are. A temperature of 0 is how servers are told to take the most likely token.
+    says that they are. A temperature of 0 means greedy decoding, as it does to servers.
     """
     said = [name for name in _SAMPLED if chosen.get(name) not in (None, _ANSWERS[name])]
     if chosen.get("do_sample") is False:
